@@ -1,0 +1,258 @@
+//! The contract between a host and the init inside its guests: framed messages over one byte
+//! channel (a virtio-serial port under QEMU). The page is `docs/design/guest-contract.md`.
+//!
+//! ```text
+//!   frame   = length (u32, little endian, 1 ..= MAX_FRAME) payload
+//!   payload = one JSON value: a ToGuest (host → guest) or a FromGuest (guest → host)
+//! ```
+//!
+//! Both sides treat the other as hostile: a frame that is too long, or not the expected JSON, ends
+//! the conversation with an error that says which.
+
+use std::io::{self, Read, Write};
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+/// Version of this contract; both sides refuse any other.
+pub const VERSION: u32 = 1;
+
+/// Longest payload in bytes.
+pub const MAX_FRAME: u32 = 1 << 20;
+
+/// Longest line of function output in one message, in bytes; longer ones are cut into several.
+pub const MAX_LINE: usize = 8 << 10;
+
+/// What the host says to the guest's init.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
+pub enum ToGuest {
+    /// Answer to [`FromGuest::Hello`]: what to run. Comes exactly once.
+    Start(Box<GuestConfig>),
+    /// Stop the function by its stop signal, kill it after the grace period, power off.
+    Stop {
+        /// Milliseconds between the stop signal and SIGKILL.
+        grace_ms: u64,
+    },
+}
+
+/// What the guest's init says to the host. `at_ns` is the guest's CLOCK_MONOTONIC in nanoseconds,
+/// which starts near zero when its kernel does.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
+pub enum FromGuest {
+    /// The kernel is up and init runs: the first message.
+    Hello {
+        /// [`VERSION`] of the guest's side.
+        version: u32,
+        /// Guest time.
+        at_ns: u64,
+    },
+    /// The root file system is in place.
+    Mounted {
+        /// Guest time.
+        at_ns: u64,
+        /// Time from writing `Hello` to having read `Start`, which bounds the error with which
+        /// guest times can be placed on the host's clock.
+        handshake_ns: u64,
+    },
+    /// The function's process has been started.
+    Started {
+        /// Guest time.
+        at_ns: u64,
+        /// Its process id in the guest.
+        pid: u32,
+    },
+    /// Something listens on the function's port.
+    Listening {
+        /// Guest time.
+        at_ns: u64,
+    },
+    /// One line (or a cut of a long one) that the function wrote.
+    Output {
+        /// Guest time.
+        at_ns: u64,
+        /// Which stream.
+        stream: Stream,
+        /// The text without its newline; bytes that are no UTF-8 are replaced.
+        line: String,
+    },
+    /// The function ended; init powers the guest off after this.
+    Exited {
+        /// Guest time.
+        at_ns: u64,
+        /// Exit code, or 128 + signal number.
+        code: i32,
+    },
+    /// Init could not do a step; it powers the guest off after this.
+    Failed {
+        /// Guest time.
+        at_ns: u64,
+        /// What it was about to do, e.g. `mount root`.
+        step: String,
+        /// Why that failed.
+        reason: String,
+    },
+}
+
+/// Where a line came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Stream {
+    /// The function's standard output.
+    Stdout,
+    /// The function's standard error.
+    Stderr,
+    /// The guest kernel's console, or the runtime's own messages.
+    Console,
+}
+
+/// Everything init needs to start the function.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GuestConfig {
+    /// What to run.
+    pub process: Process,
+    /// Host name inside the guest.
+    pub hostname: String,
+    /// TCP port whose listening is reported.
+    pub port: u16,
+    /// Interface configuration; none = loopback only.
+    pub network: Option<GuestNetwork>,
+    /// Wall clock in nanoseconds after the Unix epoch, at the time of writing.
+    pub now_unix_ns: u64,
+    /// Fresh random bytes for the guest's entropy pool, hexadecimal.
+    pub entropy: String,
+}
+
+/// The process to run: the image's configuration with the revision's changes applied.
+///
+/// # Source
+/// OCI image-spec, `config.md`; Knative runtime contract.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Process {
+    /// Program and arguments; never empty.
+    pub args: Vec<String>,
+    /// `NAME=value`, in order.
+    pub env: Vec<String>,
+    /// `user`, `uid`, `user:group` or `uid:gid`; empty = root. Names are looked up in the image.
+    pub user: String,
+    /// Working directory; empty = `/`.
+    pub cwd: String,
+    /// `SIGTERM`, `TERM` or a number; empty = SIGTERM.
+    pub stop_signal: String,
+}
+
+/// Addresses of the guest's one interface.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GuestNetwork {
+    /// The guest's address.
+    pub address: std::net::Ipv4Addr,
+    /// Length of the network prefix in bits.
+    pub prefix: u8,
+    /// Where everything else goes.
+    pub gateway: std::net::Ipv4Addr,
+    /// Name servers for `resolv.conf`; may be empty.
+    pub dns: Vec<std::net::Ipv4Addr>,
+}
+
+/// Why a frame could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum FrameError {
+    /// The channel failed or ended in the middle of a frame.
+    #[error("channel broke")]
+    Channel(#[from] io::Error),
+    /// A length of zero or above [`MAX_FRAME`].
+    #[error("frame of {0} bytes; 1 to {MAX_FRAME} are allowed")]
+    Length(u64),
+    /// Not the JSON that this side expects.
+    #[error("frame is not a known message")]
+    Message(#[from] serde_json::Error),
+}
+
+/// Writes one message as one frame in one `write_all`.
+///
+/// # Errors
+/// [`FrameError`]; after it the channel's state is unknown and it should be closed.
+pub fn write_frame<T: Serialize>(to: &mut impl Write, message: &T) -> Result<(), FrameError> {
+    let mut frame = vec![0; 4];
+    serde_json::to_writer(&mut frame, message)?;
+    let length = frame.len() - 4;
+    let checked = u32::try_from(length).ok().filter(|n| *n <= MAX_FRAME);
+    let Some(checked) = checked else {
+        return Err(FrameError::Length(length as u64));
+    };
+    frame[..4].copy_from_slice(&checked.to_le_bytes());
+    to.write_all(&frame)?;
+    to.flush()?;
+    Ok(())
+}
+
+/// Reads one message. `None` when the channel ended between two frames.
+///
+/// # Errors
+/// [`FrameError`]; after it the channel's state is unknown and it should be closed.
+///
+/// ```
+/// use vhive_api::guest::{ToGuest, read_frame, write_frame};
+/// let mut wire = Vec::new();
+/// write_frame(&mut wire, &ToGuest::Stop { grace_ms: 10 }).unwrap();
+/// let mut wire = wire.as_slice();
+/// assert_eq!(read_frame(&mut wire).unwrap(), Some(ToGuest::Stop { grace_ms: 10 }));
+/// assert_eq!(read_frame::<ToGuest>(&mut wire).unwrap(), None);
+/// ```
+pub fn read_frame<T: DeserializeOwned>(from: &mut impl Read) -> Result<Option<T>, FrameError> {
+    let mut length = [0; 4];
+    let mut have = 0;
+    while have < length.len() {
+        match from.read(&mut length[have..]) {
+            Ok(0) if have == 0 => return Ok(None),
+            Ok(0) => return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
+            Ok(n) => have += n,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+    let length = u32::from_le_bytes(length);
+    if length == 0 || length > MAX_FRAME {
+        return Err(FrameError::Length(length.into()));
+    }
+    let mut payload = Vec::new();
+    let got = from.take(length.into()).read_to_end(&mut payload)?;
+    if got as u64 != u64::from(length) {
+        return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+    }
+    Ok(Some(serde_json::from_slice(&payload)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hostile_lengths_are_refused_without_allocating() {
+        for length in [0, MAX_FRAME + 1, u32::MAX] {
+            let wire = length.to_le_bytes();
+            let read = read_frame::<FromGuest>(&mut wire.as_slice());
+            assert!(matches!(read, Err(FrameError::Length(_))), "{length}");
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_bytes_are_an_error_or_a_message(bytes: Vec<u8>) {
+            let _ = read_frame::<FromGuest>(&mut bytes.as_slice());
+            let _ = read_frame::<ToGuest>(&mut bytes.as_slice());
+        }
+
+        #[test]
+        fn output_round_trips(line: String, at_ns: u64) {
+            let sent = FromGuest::Output { at_ns, stream: Stream::Stderr, line };
+            let mut wire = Vec::new();
+            write_frame(&mut wire, &sent).unwrap();
+            assert_eq!(read_frame(&mut wire.as_slice()).unwrap(), Some(sent));
+        }
+    }
+}

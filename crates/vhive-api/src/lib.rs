@@ -1,0 +1,24 @@
+//! The words that cross a process boundary: what a function *is*, how its sandbox reports back,
+//! and the one row written per invocation.
+//!
+//! ```text
+//!   YAML ──► Service ──► Revision ──► (node) ──► Sandbox ──► guest::Message
+//!                                        │
+//!                                        └────► InvocationRecord ── JSON Lines
+//! ```
+//!
+//! What this crate does not do: I/O, policy, or anything that needs a clock or a host.
+#![warn(missing_docs)]
+
+pub mod guest;
+pub mod ids;
+pub mod record;
+pub mod revision;
+pub mod runtime;
+pub mod units;
+
+pub use ids::{Digest, InvocationId, ParseDigestError, RevisionDigest, RevisionKey, SandboxId};
+pub use record::{InvocationRecord, Outcome, Phase, PhaseSpan, StartKind};
+pub use revision::{HttpProbe, Protocol, Readiness, Revision, Scale};
+pub use runtime::{ParseRuntimeError, RuntimeName};
+pub use units::{Bytes, Span, UnitError};

@@ -1,0 +1,139 @@
+//! The immutable description of one version of a function.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{Digest, RevisionDigest, RevisionKey};
+use crate::runtime::RuntimeName;
+use crate::units::Bytes;
+
+/// One immutable version of a function, with every default filled in.
+///
+/// # Source
+/// Knative Serving, `Revision`; field meanings and defaults as there unless said otherwise.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Revision {
+    /// Namespace and name, e.g. `default/hello-00001`.
+    pub key: RevisionKey,
+    /// Name of the service that it belongs to, in the same namespace.
+    pub service: String,
+    /// Image reference as the user wrote it.
+    pub image: String,
+    /// The manifest that the reference meant when the revision was made.
+    pub image_digest: Digest,
+    /// Which runtime isolates it.
+    pub runtime: RuntimeName,
+    /// Replaces the image's entrypoint if not empty.
+    pub command: Vec<String>,
+    /// Replaces the image's arguments if not empty.
+    pub args: Vec<String>,
+    /// Variables added to (and overriding) the image's, in order, without the injected ones
+    /// (`PORT`, `K_SERVICE`, `K_CONFIGURATION`, `K_REVISION`).
+    pub env: Vec<(String, String)>,
+    /// Replaces the image's working directory.
+    pub working_dir: Option<String>,
+    /// TCP port on which the function listens.
+    pub port: u16,
+    /// What is spoken on that port.
+    pub protocol: Protocol,
+    /// How readiness is confirmed once the port accepts.
+    pub readiness: Readiness,
+    /// CPU limit in thousandths of a CPU; microVMs round it up to whole vCPUs.
+    pub cpu_millis: u32,
+    /// Memory limit; for microVMs the size of guest memory.
+    pub memory: Bytes,
+    /// Requests that one instance may hold at a time; 0 = no limit.
+    pub container_concurrency: u32,
+    /// How long a request may take until the reply is complete.
+    pub timeout: Duration,
+    /// How many instances there may be.
+    pub scale: Scale,
+}
+
+/// Bounds on the number of instances, and how long idle ones are kept.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Scale {
+    /// Kept running even without requests (`autoscaling.knative.dev/min-scale`).
+    pub min: u32,
+    /// Never exceeded; 0 = no limit (`autoscaling.knative.dev/max-scale`).
+    pub max: u32,
+    /// Requests in flight per instance that the autoscaler aims at
+    /// (`autoscaling.knative.dev/target`, before utilisation).
+    pub target: f64,
+    /// Over which time the demand is averaged (`autoscaling.knative.dev/window`).
+    pub window: Duration,
+    /// How long the last instance outlives the last request beyond the window
+    /// (`autoscaling.knative.dev/scale-to-zero-pod-retention-period`).
+    pub retention: Duration,
+}
+
+impl Default for Scale {
+    fn default() -> Self {
+        Self {
+            min: 0,
+            max: 0,
+            target: 100.0,
+            window: Duration::from_secs(60),
+            retention: Duration::ZERO,
+        }
+    }
+}
+
+/// What a function speaks on its port.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// HTTP/1.1 (port name `http1`, and the default).
+    #[default]
+    Http1,
+    /// HTTP/2 without TLS by prior knowledge (port name `h2c`); gRPC needs it.
+    H2c,
+}
+
+/// How a started function is confirmed to be ready.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Readiness {
+    /// A TCP connection is accepted.
+    #[default]
+    Tcp,
+    /// A GET is answered with a status from 200 to 399.
+    Http(HttpProbe),
+}
+
+/// The request of an HTTP readiness probe.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HttpProbe {
+    /// Path and query, beginning with a slash.
+    pub path: String,
+    /// Extra headers.
+    #[serde(default)]
+    pub headers: Vec<(String, String)>,
+}
+
+impl Revision {
+    /// Digest of everything that decides what the function's memory will hold once it is ready.
+    ///
+    /// The names enter because the function sees them (`K_SERVICE`, `K_REVISION`); scaling bounds,
+    /// timeouts, concurrency and the namespace do not.
+    #[must_use]
+    pub fn digest(&self) -> RevisionDigest {
+        let parts = (
+            (&self.image_digest, self.runtime, &self.command, &self.args, &self.env),
+            (&self.working_dir, self.port, self.protocol, &self.readiness),
+            (self.cpu_millis, self.memory, &self.key.name, &self.service),
+        );
+        let text = serde_json::to_vec(&parts).expect("plain strings and numbers serialise");
+        Digest::of(&text)
+    }
+
+    /// Whole vCPUs for a microVM: the CPU limit rounded up, at least one.
+    #[must_use]
+    pub fn vcpus(&self) -> u32 {
+        self.cpu_millis.div_ceil(1000).max(1)
+    }
+}

@@ -1,0 +1,66 @@
+//! The names of the ways to isolate a function.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// A way to isolate a function, as in Kubernetes' `runtimeClassName`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RuntimeName {
+    /// QEMU's `microvm` machine, under KVM where it is fit, else emulated.
+    Qemu,
+    /// Firecracker; needs a usable `/dev/kvm`.
+    Firecracker,
+    /// gVisor; `gvisor` is an alias.
+    Runsc,
+    /// A plain container by runc.
+    Runc,
+    /// A plain container by crun.
+    Crun,
+    /// Isolates nothing: answers after stated times. For tests and dry runs.
+    Sim,
+}
+
+impl RuntimeName {
+    /// Every name, in the order in which `vhive doctor` prints them.
+    pub const ALL: [Self; 6] =
+        [Self::Qemu, Self::Firecracker, Self::Runsc, Self::Runc, Self::Crun, Self::Sim];
+
+    /// The name as written in manifests, records and metrics.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Qemu => "qemu",
+            Self::Firecracker => "firecracker",
+            Self::Runsc => "runsc",
+            Self::Runc => "runc",
+            Self::Crun => "crun",
+            Self::Sim => "sim",
+        }
+    }
+}
+
+impl fmt::Display for RuntimeName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// The text names no runtime.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("unknown runtime {0:?}; known: qemu, firecracker, runsc (gvisor), runc, crun, sim")]
+pub struct ParseRuntimeError(pub String);
+
+impl FromStr for RuntimeName {
+    type Err = ParseRuntimeError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text == "gvisor" {
+            return Ok(Self::Runsc);
+        }
+        let found = Self::ALL.into_iter().find(|name| name.as_str() == text);
+        found.ok_or_else(|| ParseRuntimeError(text.to_owned()))
+    }
+}

@@ -1,0 +1,27 @@
+//! The hands: spec → running sandbox with an address, and back.
+//!
+//! ```text
+//!   SandboxSpec ──► Runtime::boot ──► Box<dyn Sandbox> ── endpoint() ──► host:port of the function
+//!        │                                   │
+//!        └── Journal ◄── milestones, output, exit (pushed by the guest's init)
+//!                                            Drop = stop and release everything
+//! ```
+//!
+//! Everything here is synchronous: a start is a plain function on a blocking thread, and every
+//! host resource is a value whose `Drop` releases it.
+//!
+//! What this crate does not do: queue, retry a request, decide how to start, know images or
+//! registries, or be async.
+#![warn(missing_docs)]
+
+pub mod deadline;
+pub mod journal;
+pub mod network;
+pub mod run_dir;
+pub mod runtime;
+
+pub use deadline::Deadline;
+pub use journal::{End, Journal, Line, Milestone, WaitError};
+pub use network::NetworkSlot;
+pub use run_dir::{RunRoot, SandboxDir};
+pub use runtime::{BootError, HostLacks, Runtime, Sandbox, SandboxSpec};
