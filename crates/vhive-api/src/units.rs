@@ -138,11 +138,11 @@ impl fmt::Display for Span {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let micros = self.0.as_micros();
         for (each, unit) in [(3_600_000_000, "h"), (60_000_000, "m"), (1_000_000, "s")] {
-            if micros != 0 && micros % each == 0 {
+            if micros != 0 && micros.is_multiple_of(each) {
                 return write!(f, "{}{unit}", micros / each);
             }
         }
-        if micros % 1000 == 0 {
+        if micros.is_multiple_of(1000) {
             return write!(f, "{}ms", micros / 1000);
         }
         write!(f, "{micros}us")

@@ -1,0 +1,129 @@
+//! The functions under `functions/`: their images, manifests and requests.
+
+use std::fs;
+use std::io::{BufRead as _, BufReader};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, bail};
+use serde::Deserialize;
+
+use super::node::vhive;
+use super::step::Step;
+use crate::shell;
+
+/// The order in which the demo shows them: small first.
+const ORDER: [&str; 7] =
+    ["hello", "sleep", "big-memory", "pyaes", "json_serdes", "chameleon", "image_rotate"];
+
+/// A demo function.
+#[derive(Debug)]
+pub(crate) struct Function {
+    pub(crate) name: String,
+    dir: PathBuf,
+    pub(crate) request: Request,
+}
+
+/// One request of `requests.toml`.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Request {
+    name: String,
+    pub(crate) method: String,
+    pub(crate) path: String,
+    pub(crate) body: Option<String>,
+    expected: String,
+    compare: String,
+}
+
+#[derive(Debug, Deserialize)]
+struct Requests {
+    request: Vec<Request>,
+}
+
+/// Every demo function, in the order of the demo.
+pub(crate) fn all() -> anyhow::Result<Vec<Function>> {
+    ORDER.into_iter().map(load).collect()
+}
+
+fn load(name: &str) -> anyhow::Result<Function> {
+    let dir = shell::root().join("functions").join(name);
+    let path = dir.join("requests.toml");
+    let text =
+        fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let requests: Requests = toml::from_str(&text)?;
+    let request = requests.request.into_iter().find(|request| request.name == "record");
+    let request = request.with_context(|| format!("{} has no request `record`", path.display()))?;
+    Ok(Function { name: name.to_owned(), dir, request })
+}
+
+impl Function {
+    /// A file of the function, as text for a command line.
+    pub(crate) fn file(&self, name: &str) -> String {
+        self.dir.join(name).to_string_lossy().into_owned()
+    }
+
+    pub(crate) fn service_yaml(&self) -> String {
+        self.file("service.yaml")
+    }
+
+    /// Builds the image; takes what is there when nothing changed.
+    pub(crate) fn build_image(&self, step: &Step) -> anyhow::Result<()> {
+        let dir = self.dir.to_string_lossy().into_owned();
+        follow(&mut vhive(&["image", "build", &dir]), step)
+    }
+
+    /// Compares a reply with the expected one.
+    pub(crate) fn check(&self, body: &str) -> anyhow::Result<()> {
+        let expected = fs::read_to_string(self.dir.join(&self.request.expected))?;
+        let good = match self.request.compare.as_str() {
+            "exact" => body.trim_end() == expected.trim_end(),
+            "json-subset" => {
+                contains(&serde_json::from_str(body)?, &serde_json::from_str(&expected)?)
+            }
+            other => bail!("requests.toml: unknown comparison {other:?}"),
+        };
+        if !good {
+            bail!("unexpected reply: {body:.200} (expected {expected:.200})");
+        }
+        Ok(())
+    }
+}
+
+/// Whether every key of `part` is in `whole` with an equal value.
+fn contains(whole: &serde_json::Value, part: &serde_json::Value) -> bool {
+    match (whole, part) {
+        (serde_json::Value::Object(whole), serde_json::Value::Object(part)) => {
+            part.iter().all(|(key, value)| whole.get(key).is_some_and(|w| contains(w, value)))
+        }
+        _ => whole == part,
+    }
+}
+
+/// Installs the guest kernel unless one is there.
+pub(crate) fn install_kernel(step: &Step) -> anyhow::Result<()> {
+    if let Ok(shown) = shell::output(&mut vhive(&["kernel", "show"])) {
+        step.say(shown.lines().next().unwrap_or_default());
+        return Ok(());
+    }
+    follow(&mut vhive(&["kernel", "install"]), step)
+}
+
+/// Runs a command; its standard error is progress, shown line by line, and the error if it fails.
+fn follow(command: &mut Command, step: &Step) -> anyhow::Result<()> {
+    let shown = shell::shown(command);
+    let mut child =
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
+    let stderr = child.stderr.take().context("the command's errors were piped")?;
+    let mut said = Vec::new();
+    for line in BufReader::new(stderr).lines() {
+        let line = line?;
+        step.say(line.trim());
+        said.push(line);
+    }
+    let status = child.wait()?;
+    if !status.success() {
+        let skip = said.len().saturating_sub(20);
+        bail!("`{shown}` failed ({status}):\n{}", said[skip..].join("\n"));
+    }
+    Ok(())
+}

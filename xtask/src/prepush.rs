@@ -1,0 +1,35 @@
+//! `cargo xtask prepush`: CI without its slow part.
+
+use crate::shell::cargo;
+use crate::{check_docs, shell};
+
+pub(crate) fn run_all(steps: &[&[&str]]) -> anyhow::Result<()> {
+    for args in steps {
+        println!("prepush: cargo {}", args.join(" "));
+        shell::run(&mut cargo(args))?;
+    }
+    Ok(())
+}
+
+pub(crate) fn run() -> anyhow::Result<()> {
+    run_all(&[
+        &["fmt", "--all", "--check"],
+        &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"],
+    ])?;
+    let init = shell::root().join("guest/vhive-init/Cargo.toml");
+    let functions = shell::root().join("functions/Cargo.toml");
+    for manifest in [init, functions] {
+        let manifest = manifest.to_string_lossy().into_owned();
+        let common = ["--manifest-path", &manifest];
+        shell::run(cargo(&["fmt", "--check"]).args(common))?;
+        shell::run(
+            cargo(&["clippy", "--all-targets"]).args(common).args(["--", "-D", "warnings"]),
+        )?;
+    }
+    println!("prepush: cargo doc");
+    shell::run(
+        cargo(&["doc", "--workspace", "--no-deps", "--quiet"]).env("RUSTDOCFLAGS", "-D warnings"),
+    )?;
+    check_docs::run()?;
+    run_all(&[&["test", "--workspace", "--lib", "--bins", "--quiet"]])
+}
