@@ -6,12 +6,14 @@
 //! | `test` | runs every test and counts what was skipped and why |
 //! | `bench [SUBSTRING]` | runs benchmarks, prints a table, writes `target/bench/summary.json` |
 //! | `check-docs` | proves that what the documents name exists |
+//! | `check-shape` | proves that the crates depend on each other as drawn |
 //! | `prepush` | formatting, lints, documents, unit tests: CI without its slow part |
 //! | `clean` | removes what the project made on this host |
 #![expect(clippy::print_stdout, reason = "chores talk to a person")]
 
 mod bench;
 mod check_docs;
+mod check_shape;
 mod clean;
 mod demo;
 mod prepush;
@@ -42,6 +44,8 @@ enum Chore {
     },
     /// Proves that what the documents name exists.
     CheckDocs,
+    /// Proves that the crates depend on each other as drawn.
+    CheckShape,
     /// CI without its slow part.
     Prepush,
     /// Removes what the project made on this host.
@@ -54,6 +58,7 @@ fn main() -> ExitCode {
         Chore::Test => test::run(),
         Chore::Bench { substring } => bench::run(substring.as_deref().unwrap_or_default()),
         Chore::CheckDocs => check_docs::run(),
+        Chore::CheckShape => check_shape::run(),
         Chore::Prepush => prepush::run(),
         Chore::Clean => clean::run(),
     };

@@ -1,9 +1,9 @@
 //! `cargo xtask prepush`: CI without its slow part.
 
 use crate::shell::cargo;
-use crate::{check_docs, shell};
+use crate::{check_docs, check_shape, shell};
 
-pub(crate) fn run_all(steps: &[&[&str]]) -> anyhow::Result<()> {
+fn run_all(steps: &[&[&str]]) -> anyhow::Result<()> {
     for args in steps {
         println!("prepush: cargo {}", args.join(" "));
         shell::run(&mut cargo(args))?;
@@ -31,5 +31,6 @@ pub(crate) fn run() -> anyhow::Result<()> {
         cargo(&["doc", "--workspace", "--no-deps", "--quiet"]).env("RUSTDOCFLAGS", "-D warnings"),
     )?;
     check_docs::run()?;
+    check_shape::run()?;
     run_all(&[&["test", "--workspace", "--lib", "--bins", "--quiet"]])
 }

@@ -11,6 +11,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context as _, bail};
 
 use crate::shell::{self, cargo};
+use crate::{check_docs, check_shape};
 
 pub(crate) fn run() -> anyhow::Result<()> {
     let dir = shell::root().join("target/test");
@@ -18,6 +19,8 @@ pub(crate) fn run() -> anyhow::Result<()> {
     let log_path = dir.join("log.txt");
     let mut log = File::create(&log_path)?;
 
+    check_docs::run()?;
+    check_shape::run()?;
     println!("test: building the binary that end-to-end tests drive");
     shell::run(&mut cargo(&["build", "--package", "vhive"]))?;
     let have_nextest = cargo(&["nextest", "--version"])
