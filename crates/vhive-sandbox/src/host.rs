@@ -1,0 +1,220 @@
+//! What this host can and cannot do, for `vhive doctor`.
+//!
+//! Each fact is read from the kernel, never guessed from a distribution's name. What a runtime
+//! needs is that runtime's own check; here are the facts that several of them, or their users,
+//! stumble over.
+
+use std::fs;
+use std::path::Path;
+
+use vhive_api::Bytes;
+
+/// How a fact concerns the user.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// As it should be.
+    Good,
+    /// It works, with a consequence that one should know.
+    Limited,
+    /// Something does not work because of it.
+    Missing,
+}
+
+/// One thing about the host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fact {
+    /// What it is about, e.g. `cgroups`.
+    pub name: &'static str,
+    /// How it concerns the user.
+    pub verdict: Verdict,
+    /// What was found.
+    pub found: String,
+    /// What follows from it, or what to do; empty when nothing.
+    pub follows: String,
+}
+
+impl Fact {
+    fn new(
+        name: &'static str,
+        verdict: Verdict,
+        found: impl Into<String>,
+        follows: impl Into<String>,
+    ) -> Self {
+        Self { name, verdict, found: found.into(), follows: follows.into() }
+    }
+}
+
+/// Looks at the host. `state_dir` need not exist yet.
+#[must_use]
+pub fn facts(state_dir: &Path) -> Vec<Fact> {
+    vec![
+        user(),
+        capabilities(&read("/proc/self/status")),
+        cgroups(&read("/proc/self/mountinfo")),
+        device("tun", "/dev/net/tun", "network slots need it: `modprobe tun`"),
+        device("userfaultfd", "/dev/userfaultfd", "REAP will need it: Linux 6.1 or newer has it"),
+        kvm(Path::new("/dev/kvm").exists()),
+        clock(&read("/proc/cpuinfo")),
+        memory(),
+        disk(state_dir),
+        kubectl(std::env::var_os("PATH").unwrap_or_default().as_os_str()),
+    ]
+}
+
+fn read(path: &str) -> String {
+    fs::read_to_string(path).unwrap_or_default()
+}
+
+fn user() -> Fact {
+    if rustix::process::geteuid().is_root() {
+        return Fact::new("user", Verdict::Good, "root", "");
+    }
+    let follows =
+        "namespaces, taps and cgroups need root: run `sudo vhive …`; rootless is not supported";
+    Fact::new("user", Verdict::Missing, "not root", follows)
+}
+
+/// Bit of CAP_SYS_RESOURCE in the effective set.
+///
+/// # Source
+/// `include/uapi/linux/capability.h`.
+const CAP_SYS_RESOURCE: u32 = 24;
+
+fn capabilities(status: &str) -> Fact {
+    let hex = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let set = hex.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok());
+    match set {
+        None => Fact::new("capabilities", Verdict::Limited, "cannot be read", ""),
+        Some(set) if set & (1 << CAP_SYS_RESOURCE) == 0 => Fact::new(
+            "capabilities",
+            Verdict::Limited,
+            "no CAP_SYS_RESOURCE",
+            "oom_score_adj cannot be lowered, nor hard limits raised; vHive does neither, but \
+             containerd needs `restrict_oom_score_adj = true` here",
+        ),
+        Some(_) => Fact::new("capabilities", Verdict::Good, "CAP_SYS_RESOURCE is there", ""),
+    }
+}
+
+fn cgroups(mountinfo: &str) -> Fact {
+    // `… - <type> <source> <options>` after the optional fields.
+    let kinds = mountinfo.lines().filter_map(|line| line.split_once(" - ")).map(|(_, rest)| rest);
+    let (mut v1, mut v2) = (false, false);
+    for kind in kinds {
+        v1 |= kind.starts_with("cgroup ");
+        v2 |= kind.starts_with("cgroup2 ");
+    }
+    match (v1, v2) {
+        (false, true) => Fact::new("cgroups", Verdict::Good, "v2", ""),
+        (true, false) => Fact::new("cgroups", Verdict::Good, "v1", ""),
+        (true, true) => Fact::new(
+            "cgroups",
+            Verdict::Limited,
+            "hybrid (v1 controllers beside a v2 hierarchy)",
+            "works for vHive and runc; crun refuses it",
+        ),
+        (false, false) => Fact::new(
+            "cgroups",
+            Verdict::Missing,
+            "none mounted",
+            "memory and process limits of sandboxes need them: mount cgroup2 on /sys/fs/cgroup",
+        ),
+    }
+}
+
+fn device(name: &'static str, path: &str, fix: &str) -> Fact {
+    match fs::metadata(path) {
+        Ok(_) => Fact::new(name, Verdict::Good, path, ""),
+        Err(error) => Fact::new(name, Verdict::Missing, format!("{path}: {error}"), fix),
+    }
+}
+
+fn kvm(there: bool) -> Fact {
+    if there {
+        let follows = "whether it runs a Linux guest is tried by booting one: see qemu above";
+        return Fact::new("kvm", Verdict::Good, "/dev/kvm is there", follows);
+    }
+    let follows = "guests run on an emulated CPU, 10 to 30 times slower; use a bare-metal host or \
+                   one with nested virtualisation for KVM";
+    Fact::new("kvm", Verdict::Limited, "no /dev/kvm", follows)
+}
+
+fn clock(cpuinfo: &str) -> Fact {
+    let flags = cpuinfo.lines().find(|line| line.starts_with("flags")).unwrap_or_default();
+    let has = |flag: &str| flags.split_whitespace().any(|word| word == flag);
+    if has("constant_tsc") && has("nonstop_tsc") {
+        return Fact::new("clock", Verdict::Good, "TSC is constant and does not stop", "");
+    }
+    let follows = "emulated guests are told the TSC's rate; if it changes, their clocks drift";
+    Fact::new("clock", Verdict::Limited, "TSC is not constant", follows)
+}
+
+fn memory() -> Fact {
+    let info = rustix::system::sysinfo();
+    let total = Bytes(info.totalram.saturating_mul(u64::from(info.mem_unit)));
+    let found = format!("{} MiB", total.mib_ceil());
+    if total < Bytes::mib(2048) {
+        let follows = "a microVM takes 128 to 512 MiB: expect room for few";
+        return Fact::new("memory", Verdict::Limited, found, follows);
+    }
+    Fact::new("memory", Verdict::Good, found, "")
+}
+
+fn disk(state_dir: &Path) -> Fact {
+    let there = state_dir.ancestors().find(|dir| dir.exists()).unwrap_or(Path::new("/"));
+    let Ok(stat) = rustix::fs::statvfs(there) else {
+        return Fact::new("disk", Verdict::Limited, "cannot be measured", "");
+    };
+    let free = Bytes(stat.f_bavail.saturating_mul(stat.f_frsize));
+    let found = format!("{} MiB free for {}", free.0 >> 20, state_dir.display());
+    if free < Bytes::mib(2048) {
+        let follows =
+            "the demo's kernel and images take about 1 GiB: free some, or give --state-dir";
+        return Fact::new("disk", Verdict::Limited, found, follows);
+    }
+    Fact::new("disk", Verdict::Good, found, "")
+}
+
+fn kubectl(path: &std::ffi::OsStr) -> Fact {
+    let found = std::env::split_paths(path).map(|dir| dir.join("kubectl")).find(|f| f.is_file());
+    match found {
+        Some(file) => Fact::new(
+            "kubectl",
+            Verdict::Good,
+            file.display().to_string(),
+            "Debian's package kubernetes-client would clash with one that no package owns",
+        ),
+        None => Fact::new("kubectl", Verdict::Good, "not installed", "not needed: `vhive` does it"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_missing_capability_is_named() {
+        let fact = capabilities("Name:\tx\nCapEff:\t000001fffeffffff\n");
+        assert_eq!((fact.verdict, fact.found.as_str()), (Verdict::Limited, "no CAP_SYS_RESOURCE"));
+        assert_eq!(capabilities("CapEff:\t000001ffffffffff").verdict, Verdict::Good);
+        assert_eq!(capabilities("CapEff:\tzz").verdict, Verdict::Limited);
+    }
+
+    #[test]
+    fn cgroup_modes_are_told_apart() {
+        let v1 = "30 23 0:26 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu";
+        let v2 = "31 23 0:27 / /sys/fs/cgroup rw shared:4 - cgroup2 cgroup2 rw";
+        assert_eq!(cgroups(v1).found, "v1");
+        assert_eq!(cgroups(v2).found, "v2");
+        assert_eq!(cgroups(&format!("{v1}\n{v2}")).verdict, Verdict::Limited);
+        assert_eq!(cgroups("").verdict, Verdict::Missing);
+    }
+
+    #[test]
+    fn every_problem_says_what_follows() {
+        for fact in facts(Path::new("/nonexistent/state")) {
+            assert!(fact.verdict == Verdict::Good || !fact.follows.is_empty(), "{fact:?}");
+            assert!(!fact.found.is_empty(), "{fact:?}");
+        }
+    }
+}
