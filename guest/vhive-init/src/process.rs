@@ -1,0 +1,175 @@
+//! Starts the function's process as the image's configuration says.
+//!
+//! # Source
+//! OCI image-spec `config.md`, runtime-spec `config.md` (process); the defaults for `PATH` and
+//! `HOME` are those of common container engines.
+
+use std::io;
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+
+use nix::sys::signal::Signal;
+use rustix::process::{Gid, Resource, Rlimit, Uid, setrlimit};
+use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
+use vhive_api::guest::Process;
+
+use crate::failure::{Failure, Step as _};
+use crate::user::{self, User};
+
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Open files: the soft limit that old programs expect, and room for those that ask for more.
+const OPEN_FILES: Rlimit = Rlimit { current: Some(1024), maximum: Some(1 << 19) };
+
+/// Starts the process with its output on pipes and nothing to read.
+pub(crate) fn start(process: &Process) -> Result<Child, Failure> {
+    let name = process.args.first().map_or("", String::as_str);
+    let step = || format!("start {name}");
+    let user = user::look_up(&process.user).step(step())?;
+    let env = environment(&process.env, &user.home);
+    let cwd = if process.cwd.is_empty() { "/" } else { &process.cwd };
+    std::fs::create_dir_all(cwd).step(format!("make working directory {cwd}"))?;
+    let path = env.iter().rev().find(|(name, _)| name == "PATH").map_or("", |(_, path)| path);
+    let program = find_program(name, path, Path::new(cwd)).step(step())?;
+    let mut command = Command::new(&program);
+    command.arg0(name).args(process.args.iter().skip(1)).current_dir(cwd);
+    command.env_clear().envs(env);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.process_group(0);
+    spawn_as(command, &user).map_err(|error| explain(&error, &program)).step(step())
+}
+
+/// Spawns from a thread that has the user's credentials, so that the child is born with them.
+/// (The standard library would drop the supplementary groups, or need an unsafe hook.)
+fn spawn_as(mut command: Command, user: &User) -> io::Result<Child> {
+    let user = user.clone();
+    let spawner = thread::spawn(move || {
+        setrlimit(Resource::Nofile, OPEN_FILES)?;
+        let groups: Vec<Gid> = user.groups.iter().map(|gid| Gid::from_raw(*gid)).collect();
+        let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
+        set_thread_groups(&groups)?;
+        set_thread_res_gid(gid, gid, gid)?;
+        set_thread_res_uid(uid, uid, uid)?;
+        command.spawn()
+    });
+    spawner.join().unwrap_or_else(|_| Err(io::Error::other("init's spawning thread panicked")))
+}
+
+fn explain(error: &io::Error, program: &Path) -> String {
+    let program = program.display();
+    match error.kind() {
+        io::ErrorKind::NotFound => {
+            format!("{program} is there, but its interpreter or dynamic loader is not in the image")
+        }
+        io::ErrorKind::PermissionDenied => {
+            format!("{program} (or the working directory) may not be used by this user")
+        }
+        _ => format!("{program}: {error}"),
+    }
+}
+
+/// The image's variables, plus `PATH` and `HOME` if it has none. What is no `NAME=value` is left
+/// out.
+fn environment(image: &[String], home: &str) -> Vec<(String, String)> {
+    let valid = |pair: &String| {
+        let (name, value) = pair.split_once('=')?;
+        let plain = !name.is_empty() && !pair.contains('\0');
+        plain.then(|| (name.to_owned(), value.to_owned()))
+    };
+    let mut env: Vec<_> = image.iter().filter_map(valid).collect();
+    for (name, value) in [("PATH", DEFAULT_PATH), ("HOME", home)] {
+        if env.iter().all(|(existing, _)| existing != name) {
+            env.push((name.to_owned(), value.to_owned()));
+        }
+    }
+    env
+}
+
+/// The program's file: as given if its name has a slash (then below the working directory unless
+/// absolute), else the first executable of that name in `PATH`.
+fn find_program(name: &str, path: &str, cwd: &Path) -> Result<PathBuf, String> {
+    if name.is_empty() {
+        return Err("the image names no program (no entrypoint and no command)".to_owned());
+    }
+    if name.contains('/') {
+        let file = cwd.join(name);
+        return match file.metadata() {
+            Ok(_) => Ok(file),
+            Err(error) => Err(format!("{} is not in the image ({error})", file.display())),
+        };
+    }
+    let executable = |file: &PathBuf| {
+        file.metadata().is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0)
+    };
+    let found = path.split(':').map(|dir| cwd.join(dir).join(name)).find(executable);
+    found.ok_or_else(|| format!("{name} is in no directory of PATH ({path})"))
+}
+
+/// The image's stop signal: a name with or without `SIG`, or a number.
+pub(crate) fn stop_signal(text: &str) -> Result<Signal, Failure> {
+    let text = text.trim();
+    let signal = if text.is_empty() {
+        Some(Signal::SIGTERM)
+    } else if let Ok(number) = text.parse::<i32>() {
+        Signal::try_from(number).ok()
+    } else {
+        let name = text.to_ascii_uppercase();
+        let name = name.strip_prefix("SIG").unwrap_or(&name);
+        format!("SIG{name}").parse().ok()
+    };
+    signal.ok_or_else(|| format!("unknown signal {text:?}")).step("read the stop signal")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    #[test]
+    fn path_and_home_are_added_when_missing() {
+        let image = ["A=1=2", "=x", "none", "B=a\0b", "PATH=/x"].map(str::to_owned);
+        let env = environment(&image, "/home/app");
+        let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        assert_eq!(env, [pair("A", "1=2"), pair("PATH", "/x"), pair("HOME", "/home/app")]);
+        assert_eq!(environment(&[], "/")[0], pair("PATH", DEFAULT_PATH));
+    }
+
+    #[test]
+    fn programs_are_looked_up_as_a_shell_does() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path();
+        for (file, mode) in [("bin/tool", 0o755), ("first/tool", 0o644), ("app/run", 0o755)] {
+            let file = root.join(file);
+            fs::create_dir_all(file.parent().unwrap()).unwrap();
+            fs::write(&file, "").unwrap();
+            fs::set_permissions(&file, fs::Permissions::from_mode(mode)).unwrap();
+        }
+        let path = format!("{0}/none:{0}/first:{0}/bin", root.display());
+        assert_eq!(find_program("tool", &path, root), Ok(root.join("bin/tool")));
+        assert_eq!(find_program("app/run", &path, root), Ok(root.join("app/run")));
+        let absolute = root.join("app/run");
+        let found = find_program(absolute.to_str().unwrap(), "", Path::new("/"));
+        assert_eq!(found, Ok(absolute));
+        for missing in ["run", "./run", "/no/such/program", ""] {
+            assert!(find_program(missing, &path, root).is_err(), "{missing:?}");
+        }
+    }
+
+    #[test]
+    fn signals_by_name_and_number() {
+        for (text, signal) in [
+            ("", Signal::SIGTERM),
+            ("SIGQUIT", Signal::SIGQUIT),
+            ("int", Signal::SIGINT),
+            ("9", Signal::SIGKILL),
+        ] {
+            assert_eq!(stop_signal(text), Ok(signal), "{text:?}");
+        }
+        for text in ["SIGNONE", "0", "-9", "999"] {
+            assert!(stop_signal(text).is_err(), "{text:?}");
+        }
+    }
+}

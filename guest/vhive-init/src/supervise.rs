@@ -1,0 +1,216 @@
+//! Init's life while the function runs: one thread, one `poll`, no sleeping.
+//!
+//! ```text
+//!   host ──Stop──►┐                      ┌──► stop signal, later SIGKILL
+//!   SIGCHLD ─────►├─ poll ─ supervise ───┼──► Exited, then power off
+//!   stdout/err ──►│                      ├──► Output lines (back-pressure: pipes wait while the
+//!   port listens ►┘                      └──► Listening      host does not take what is queued)
+//! ```
+
+use std::io::{self, Read};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::process::Child;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{SigSet, Signal, kill};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::unistd::Pid;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{WaitOptions, WaitStatus, wait};
+use vhive_api::guest::{FromGuest, Stream, ToGuest};
+
+use crate::channel::Channel;
+use crate::clock;
+use crate::failure::{Failure, Step as _};
+use crate::lines::Lines;
+use crate::listen::Watch;
+
+/// Bytes queued for the host above which the function's output has to wait in its pipes.
+const BACKLOG: usize = 64 << 10;
+
+/// How long the host may take to accept the last messages.
+const LAST_WORDS: Duration = Duration::from_secs(3);
+
+/// The function's process and all that is watched.
+#[derive(Debug)]
+pub(crate) struct Supervisor<'a> {
+    channel: &'a mut Channel,
+    children: SignalFd,
+    function: Pid,
+    stop_signal: Signal,
+    kill_at: Option<Instant>,
+    watch: Option<Watch>,
+    outputs: Vec<Output>,
+}
+
+/// One output stream of the function until it is closed.
+struct Output {
+    stream: Stream,
+    pipe: Box<dyn Pipe>,
+    lines: Lines,
+}
+
+trait Pipe: Read + AsFd {}
+impl<T: Read + AsFd> Pipe for T {}
+
+impl std::fmt::Debug for Output {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Output").field("stream", &self.stream).finish_non_exhaustive()
+    }
+}
+
+/// Makes the death of children readable; to be called before the first one is started.
+pub(crate) fn watch_children() -> Result<SignalFd, Failure> {
+    let step = "watch for exiting processes";
+    let mut signals = SigSet::empty();
+    signals.add(Signal::SIGCHLD);
+    signals.thread_block().step(step)?;
+    SignalFd::with_flags(&signals, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC).step(step)
+}
+
+impl<'a> Supervisor<'a> {
+    pub(crate) fn new(
+        channel: &'a mut Channel,
+        children: SignalFd,
+        child: Child,
+        stop_signal: Signal,
+        port: u16,
+    ) -> Self {
+        let function = Pid::from_raw(child.id().cast_signed());
+        let mut outputs = Vec::new();
+        let mut add = |stream, pipe: Option<Box<dyn Pipe>>| {
+            outputs.extend(pipe.map(|pipe| Output { stream, pipe, lines: Lines::default() }));
+        };
+        add(Stream::Stdout, child.stdout.map(|pipe| Box::new(pipe) as Box<dyn Pipe>));
+        add(Stream::Stderr, child.stderr.map(|pipe| Box::new(pipe) as Box<dyn Pipe>));
+        let watch = Some(Watch::new(port));
+        Self { channel, children, function, stop_signal, kill_at: None, watch, outputs }
+    }
+
+    /// Runs until the function has ended and the host knows.
+    pub(crate) fn run(mut self) -> Result<(), Failure> {
+        let code = loop {
+            let wake = [self.kill_at, self.watch.as_ref().map(Watch::due)];
+            self.turn(wake.into_iter().flatten().min())?;
+            if let Some(code) = self.reap()? {
+                break code;
+            }
+            for message in self.channel.receive()? {
+                self.obey(&message)?;
+            }
+            if self.kill_at.is_some_and(|at| at <= Instant::now()) {
+                self.kill_at = None;
+                signal(self.function, Signal::SIGKILL);
+            }
+            if self.watch.as_mut().is_some_and(Watch::look) {
+                self.watch = None;
+                self.channel.queue(&FromGuest::Listening { at_ns: clock::now_ns() });
+            }
+        };
+        // Whatever the function left behind ends with it, which also closes the pipes.
+        signal(Pid::from_raw(-1), Signal::SIGKILL);
+        self.last_words(code)
+    }
+
+    /// Waits for something to happen, forwards output, sends what is queued.
+    fn turn(&mut self, wake: Option<Instant>) -> Result<(), Failure> {
+        let left = wake.map(|at| at.saturating_duration_since(Instant::now()));
+        let timeout = left.and_then(|left| Timespec::try_from(left).ok());
+        let taking = self.channel.backlog() < BACKLOG;
+        let host =
+            if self.channel.backlog() > 0 { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
+        let mut sources =
+            vec![PollFd::new(&*self.channel, host), PollFd::new(&self.children, PollFlags::IN)];
+        if taking {
+            let pipes = self.outputs.iter().map(|o| PollFd::new(o, PollFlags::IN));
+            sources.extend(pipes);
+        }
+        match poll(&mut sources, timeout.as_ref()) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error).step("wait for events"),
+        }
+        let ready: Vec<bool> = sources[2..].iter().map(|fd| !fd.revents().is_empty()).collect();
+        self.forward(&ready);
+        self.channel.flush()
+    }
+
+    /// Reads once from each ready stream; a closed one is dropped.
+    fn forward(&mut self, ready: &[bool]) {
+        let mut ready = ready.iter().copied().chain(std::iter::repeat(false));
+        let channel = &mut *self.channel;
+        self.outputs.retain_mut(|output| {
+            if !ready.next().unwrap_or(false) {
+                return true;
+            }
+            let stream = output.stream;
+            let mut send = |line| {
+                channel.queue(&FromGuest::Output { at_ns: clock::now_ns(), stream, line });
+            };
+            let mut bytes = [0; 16 << 10];
+            match output.pipe.read(&mut bytes) {
+                Ok(got) if got > 0 => output.lines.push(&bytes[..got], send),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Ok(_) | Err(_) => {
+                    output.lines.finish().into_iter().for_each(&mut send);
+                    return false;
+                }
+            }
+            true
+        });
+    }
+
+    fn obey(&mut self, message: &ToGuest) -> Result<(), Failure> {
+        match message {
+            ToGuest::Stop { grace_ms } => {
+                let at = Instant::now().checked_add(Duration::from_millis(*grace_ms));
+                self.kill_at = [self.kill_at, at].into_iter().flatten().min();
+                signal(self.function, self.stop_signal);
+                Ok(())
+            }
+            ToGuest::Start(_) => Err("it said start twice").step("obey the host"),
+        }
+    }
+
+    /// Collects every dead process; says how the function ended if it is among them.
+    fn reap(&self) -> Result<Option<i32>, Failure> {
+        while let Ok(Some(_)) = self.children.read_signal() {}
+        let mut code = None;
+        loop {
+            match wait(WaitOptions::NOHANG) {
+                Ok(Some((pid, status))) if pid.as_raw_pid() == self.function.as_raw() => {
+                    code = Some(exit_code(status));
+                }
+                Ok(Some(_)) => {}
+                Ok(None) | Err(rustix::io::Errno::CHILD) => return Ok(code),
+                Err(error) => return Err(error).step("wait for processes"),
+            }
+        }
+    }
+
+    /// Forwards what is left in the pipes, says how it ended, and waits until the host has it.
+    fn last_words(mut self, code: i32) -> Result<(), Failure> {
+        let until = Instant::now() + LAST_WORDS;
+        while !self.outputs.is_empty() && Instant::now() < until {
+            self.turn(Some(until))?;
+        }
+        self.channel.queue(&FromGuest::Exited { at_ns: clock::now_ns(), code });
+        self.channel.finish(until)
+    }
+}
+
+/// Exit code as a shell gives it.
+fn exit_code(status: WaitStatus) -> i32 {
+    let signalled = || status.terminating_signal().map(|signal| 128 + signal);
+    status.exit_status().or_else(signalled).unwrap_or(1)
+}
+
+/// A process that has just died cannot be signalled, and need not be.
+fn signal(pid: Pid, signal: Signal) {
+    let _ = kill(pid, signal);
+}
+
+impl AsFd for Output {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.pipe.as_fd()
+    }
+}
