@@ -1,1 +1,55 @@
-//! Not there yet.
+//! The brain: which instance serves, how a cold one starts, what is swept.
+//!
+//! ```text
+//!   acquire ──► Pool ── free slot ─────────────────────────────────► Lease (back on drop)
+//!                │                                                     ▲
+//!                ├── nothing there or under way ──► start ──► ready ───┤
+//!                └── else wait, first come first served ───────────────┘
+//!   resize ───► Pool ── start what is missing, stop what idles beyond
+//! ```
+//!
+//! ```no_run
+//! # async fn run(images: vhive_node::ImageStore, revision: vhive_api::Revision)
+//! # -> Result<(), Box<dyn std::error::Error>> {
+//! use std::sync::Arc;
+//! use vhive_node::{Config, Node, Runtimes};
+//! use vhive_sandbox::sim::{Sim, SimConfig};
+//!
+//! let runtimes = Runtimes::new().with(Sim::new(SimConfig::default()));
+//! let node = Node::open(Config::default(), runtimes, images, None).await?;
+//! let key = revision.key.clone();
+//! node.register(Arc::new(revision));
+//! let lease = node.acquire(&key).await?;
+//! println!("send the request to {}", lease.endpoint());
+//! # Ok(()) }
+//! ```
+//!
+//! What this crate does not do: parse HTTP, CRI or manifests, or decide how many instances there
+//! should be.
+#![warn(missing_docs)]
+
+pub mod config;
+mod drain;
+mod limits;
+mod logs;
+mod metrics;
+mod node;
+mod pending;
+mod pool;
+pub mod probe;
+pub mod process;
+mod records;
+mod start;
+mod status;
+pub mod sweep;
+
+pub use config::{Config, ConfigError, RecordsConfig};
+pub use drain::ShutdownError;
+pub use limits::Full;
+pub use logs::{InstanceLog, LogFollower};
+pub use node::{Node, OpenError, ResolveError, Runtimes, purge};
+pub use pending::{FindError, ImageStore, NetworkPool, PullError, RootFsError};
+pub use pool::{AcquireError, InstanceState, Lease};
+pub use records::Records;
+pub use start::{StartError, StartFailure, StartPhase, StartReport};
+pub use status::{InstanceStatus, RevisionCounts, RevisionStatus};

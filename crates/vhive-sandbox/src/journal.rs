@@ -101,6 +101,7 @@ pub struct Journal {
 struct State {
     milestones: Vec<(Milestone, Instant)>,
     clock_error: Option<Duration>,
+    retries: u32,
     lines: VecDeque<Line>,
     next_line: u64,
     end: Option<End>,
@@ -121,6 +122,22 @@ impl Journal {
         }
         drop(state);
         self.announce();
+    }
+
+    /// Begins another attempt at the same start: forgets the milestones, the clock error and the
+    /// end of the one before, keeps its lines.
+    pub fn retry(&self) {
+        let mut state = self.state();
+        state.milestones.clear();
+        state.clock_error = None;
+        state.end = None;
+        state.retries += 1;
+    }
+
+    /// How many attempts the start has taken so far, at least 1.
+    #[must_use]
+    pub fn attempts(&self) -> u32 {
+        self.state().retries + 1
     }
 
     /// Notes by how much guest times may be off against the host's clock.

@@ -1,0 +1,170 @@
+//! What the node counts and measures, for Prometheus. The names stand in
+//! `docs/design/records-and-metrics.md`.
+
+use std::sync::{Arc, Weak};
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric as _};
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::{Registry, Unit};
+use vhive_api::{Phase, RuntimeName};
+
+use crate::node::Shared;
+use crate::pool::{InstanceState, PoolView};
+use crate::start::StartReport;
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StartLabels {
+    runtime: &'static str,
+    kind: &'static str,
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PhaseLabels {
+    runtime: &'static str,
+    phase: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct InstanceLabels {
+    namespace: String,
+    revision: String,
+    state: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RevisionLabels {
+    namespace: String,
+    revision: String,
+}
+
+/// Half a millisecond to a little above a minute.
+fn phase_histogram() -> Histogram {
+    Histogram::new(exponential_buckets(0.0005, 2.0, 18))
+}
+
+type NewHistogram = fn() -> Histogram;
+
+/// The node's own counters; gauges are read off when asked for.
+#[derive(Debug)]
+pub(crate) struct Metrics {
+    starts: Family<StartLabels, Counter>,
+    phases: Family<PhaseLabels, Histogram, NewHistogram>,
+}
+
+impl Metrics {
+    pub(crate) fn new() -> Self {
+        let new: NewHistogram = phase_histogram;
+        Self { starts: Family::default(), phases: Family::new_with_constructor(new) }
+    }
+
+    pub(crate) fn started(&self, runtime: RuntimeName, report: &StartReport) {
+        let (runtime, kind) = (runtime.as_str(), report.kind.as_str());
+        self.starts.get_or_create(&StartLabels { runtime, kind, outcome: "ready" }).inc();
+        let observe = |phase: Phase, seconds: f64| {
+            let labels = PhaseLabels { runtime, phase: phase.as_str() };
+            self.phases.get_or_create(&labels).observe(seconds);
+        };
+        observe(Phase::Start, report.length.as_secs_f64());
+        for part in &report.phases {
+            observe(part.phase, part.length.as_secs_f64());
+        }
+    }
+
+    pub(crate) fn start_failed(&self, runtime: RuntimeName) {
+        let runtime = runtime.as_str();
+        let labels = StartLabels { runtime, kind: "boot", outcome: "failed" };
+        self.starts.get_or_create(&labels).inc();
+    }
+
+    pub(crate) fn register(&self, shared: &Arc<Shared>, registry: &mut Registry) {
+        let help = "Cold starts by runtime, kind and outcome";
+        registry.register("vhive_starts", help, self.starts.clone());
+        let help = "Length of cold starts and of their phases";
+        let phases = self.phases.clone();
+        registry.register_with_unit("vhive_start_phase", help, Unit::Seconds, phases);
+        registry.register_collector(Box::new(Gauges(Arc::downgrade(shared))));
+    }
+}
+
+/// Reads the present state when a scrape asks.
+#[derive(Debug)]
+struct Gauges(Weak<Shared>);
+
+impl Collector for Gauges {
+    fn encode(&self, mut to: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let Some(shared) = self.0.upgrade() else { return Ok(()) };
+        let views: Vec<PoolView> = shared.pools().iter().map(|pool| pool.view()).collect();
+        instances(&views, &mut to)?;
+        queues(&views, &mut to)?;
+        let (instances, memory) = shared.budget.usage();
+        let (max_instances, max_memory) = shared.budget.bounds();
+        let gauges = [
+            ("vhive_node_instances", "Instances that the node holds", u64::from(instances), None),
+            ("vhive_node_instances_limit", "Most of them", u64::from(max_instances), None),
+            ("vhive_node_memory", "Memory reserved", memory.0, Some(Unit::Bytes)),
+            ("vhive_node_memory_limit", "Most of it", max_memory.0, Some(Unit::Bytes)),
+        ];
+        for (name, help, value, unit) in gauges {
+            let gauge = ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
+            gauge.encode(to.encode_descriptor(
+                name,
+                help,
+                unit.as_ref(),
+                gauge.metric_type(),
+            )?)?;
+        }
+        let counters = [
+            ("vhive_records", "Invocation records taken", shared.records.pushed()),
+            ("vhive_records_dropped", "Records that reached no file", shared.records.dropped()),
+        ];
+        for (name, help, value) in counters {
+            let counter = ConstCounter::new(value);
+            counter.encode(to.encode_descriptor(name, help, None, counter.metric_type())?)?;
+        }
+        Ok(())
+    }
+}
+
+fn instances(views: &[PoolView], to: &mut DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+    let mut family = to.encode_descriptor("vhive_instances", "Instances by state", None, GAUGE)?;
+    let states = [
+        InstanceState::Starting,
+        InstanceState::Ready,
+        InstanceState::Leaving,
+        InstanceState::Broken,
+    ];
+    for view in views {
+        for state in states {
+            let count = view.instances.iter().filter(|i| i.state == state).count();
+            let labels = InstanceLabels {
+                namespace: view.revision.key.namespace.clone(),
+                revision: view.revision.key.name.clone(),
+                state: state.as_str(),
+            };
+            let gauge = ConstGauge::new(i64::try_from(count).unwrap_or(i64::MAX));
+            gauge.encode(family.encode_family(&labels)?)?;
+        }
+    }
+    Ok(())
+}
+
+fn queues(views: &[PoolView], to: &mut DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+    let mut family =
+        to.encode_descriptor("vhive_queued_requests", "Requests waiting for a slot", None, GAUGE)?;
+    for view in views {
+        let labels = RevisionLabels {
+            namespace: view.revision.key.namespace.clone(),
+            revision: view.revision.key.name.clone(),
+        };
+        let gauge = ConstGauge::new(i64::from(view.counts.queued));
+        gauge.encode(family.encode_family(&labels)?)?;
+    }
+    Ok(())
+}
+
+const GAUGE: prometheus_client::metrics::MetricType = prometheus_client::metrics::MetricType::Gauge;

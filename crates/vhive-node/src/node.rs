@@ -1,0 +1,365 @@
+//! The brain: everything that a node knows, behind one cheap handle.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::io;
+use std::path::Path;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use crate::pending::NetworkPool;
+use crate::pending::{FindError, ImageStore, PullError, PullOptions};
+use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
+use vhive_api::{Digest, Revision, RevisionKey, RuntimeName};
+use vhive_sandbox::{Deadline, RunRoot, Runtime};
+
+use crate::config::{Config, ConfigError};
+use crate::drain::{self, ShutdownError};
+use crate::limits::Budget;
+use crate::logs::{self, InstanceLog, LogFollower};
+use crate::metrics::Metrics;
+use crate::pool::{AcquireError, Lease, Pool};
+use crate::records::Records;
+use crate::status::{RevisionCounts, RevisionStatus};
+use crate::sweep::{self, LockError, StateLock, SweepError};
+
+/// The ways to isolate functions that a node offers.
+#[derive(Clone, Debug, Default)]
+pub struct Runtimes(BTreeMap<RuntimeName, Arc<dyn Runtime>>);
+
+impl Runtimes {
+    /// None yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Offers a runtime under its own name, in place of an earlier one of that name.
+    #[must_use]
+    pub fn with(mut self, runtime: impl Runtime + 'static) -> Self {
+        self.0.insert(runtime.name(), Arc::new(runtime));
+        self
+    }
+
+    /// The runtime of this name.
+    #[must_use]
+    pub fn get(&self, name: RuntimeName) -> Option<&Arc<dyn Runtime>> {
+        self.0.get(&name)
+    }
+
+    /// The names, in their usual order.
+    pub fn names(&self) -> impl Iterator<Item = RuntimeName> {
+        self.0.keys().copied()
+    }
+}
+
+/// Why a node could not be opened. Nothing of it is left behind but directories.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The configuration is unfit.
+    #[error("unfit configuration")]
+    Config(#[from] ConfigError),
+    /// The state directory is in use or cannot be used.
+    #[error("no state directory")]
+    Lock(#[from] LockError),
+    /// What an earlier node left behind could not be removed.
+    #[error("leftovers of an earlier node remain")]
+    Sweep(#[from] SweepError),
+    /// Invocation records cannot be written.
+    #[error("cannot write invocation records below {dir}")]
+    Records {
+        /// The state directory.
+        dir: String,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Why an image reference could not be turned into a manifest.
+#[derive(Debug, thiserror::Error)]
+pub enum ResolveError {
+    /// It is not in the local store, and names no registry.
+    #[error("image not found")]
+    Find(#[source] FindError),
+    /// It is not in the local store and could not be pulled.
+    #[error("image not pulled")]
+    Pull(#[source] PullError),
+}
+
+/// What every part of a node shares.
+pub(crate) struct Shared {
+    pub(crate) config: Config,
+    pub(crate) runtimes: Runtimes,
+    pub(crate) images: ImageStore,
+    pub(crate) network: Option<NetworkPool>,
+    pub(crate) run_root: RunRoot,
+    pub(crate) budget: Arc<Budget>,
+    /// One permit per start under way.
+    pub(crate) turns: Arc<Semaphore>,
+    pub(crate) metrics: Metrics,
+    pub(crate) records: Records,
+    pub(crate) handle: Handle,
+    pools: RwLock<HashMap<RevisionKey, Arc<Pool>>>,
+    _lock: StateLock,
+}
+
+impl Shared {
+    /// Every pool.
+    pub(crate) fn pools(&self) -> Vec<Arc<Pool>> {
+        self.pools.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+}
+
+/// One node. Clones are handles of the same node.
+///
+/// Dropping the last handle stops everything without grace; [`Node::shutdown`] does it well.
+#[derive(Clone)]
+pub struct Node(Arc<Inner>);
+
+struct Inner {
+    shared: Arc<Shared>,
+}
+
+impl Node {
+    /// Opens a node: takes the state directory, removes what an earlier node left behind, and is
+    /// ready to register revisions. Call it within the async runtime that shall carry it.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub async fn open(
+        config: Config,
+        runtimes: Runtimes,
+        images: ImageStore,
+        network: Option<NetworkPool>,
+    ) -> Result<Self, OpenError> {
+        config.validate()?;
+        let handle = Handle::current();
+        let prepare = move || -> Result<_, OpenError> {
+            let lock = StateLock::take(&config.state_dir)?;
+            let run_root = RunRoot::below(&config.run_dir, lock.dir());
+            let swept = sweep::sweep(&lock, &run_root)?;
+            if swept > 0 {
+                tracing::warn!(sandboxes = swept, "leftovers of an earlier node removed");
+            }
+            let records = Records::open(lock.dir(), &config.records);
+            let dir = lock.dir().display().to_string();
+            let records = records.map_err(|source| OpenError::Records { dir, source })?;
+            Ok((config, lock, run_root, records))
+        };
+        let prepared = handle.spawn_blocking(prepare).await;
+        let (config, lock, run_root, records) =
+            prepared.expect("opening does not panic and the runtime runs")?;
+        let shared = Shared {
+            budget: Budget::new(config.max_instances, config.max_memory()),
+            turns: Arc::new(Semaphore::new(config.start_threads())),
+            metrics: Metrics::new(),
+            config,
+            runtimes,
+            images,
+            network,
+            run_root,
+            records,
+            handle,
+            pools: RwLock::default(),
+            _lock: lock,
+        };
+        Ok(Self(Arc::new(Inner { shared: Arc::new(shared) })))
+    }
+
+    /// The node's configuration.
+    #[must_use]
+    pub fn config(&self) -> &Config {
+        &self.0.shared.config
+    }
+
+    /// The runtimes that it offers.
+    #[must_use]
+    pub fn runtimes(&self) -> &Runtimes {
+        &self.0.shared.runtimes
+    }
+
+    /// The images that it can run.
+    #[must_use]
+    pub fn images(&self) -> &ImageStore {
+        &self.0.shared.images
+    }
+
+    /// The run directory, and the tag in every name that the node makes on the host.
+    #[must_use]
+    pub fn run_root(&self) -> &RunRoot {
+        &self.0.shared.run_root
+    }
+
+    /// Makes a revision known; starts nothing. A revision known by the same key keeps its
+    /// instances, and the new description holds from the next start on.
+    pub fn register(&self, revision: Arc<Revision>) {
+        let shared = &self.0.shared;
+        let mut pools = shared.pools.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(pool) = pools.get(&revision.key) {
+            let pool = Arc::clone(pool);
+            drop(pools);
+            pool.update(revision);
+            return;
+        }
+        let pool = Pool::new(Arc::clone(shared), Arc::clone(&revision));
+        pools.insert(revision.key.clone(), pool);
+    }
+
+    /// Forgets a revision: refuses further requests, fails those that wait in vain, lets those in
+    /// flight finish, stops every instance. Resolves when nothing of it exists any more; dropping
+    /// the future does not stop that.
+    pub async fn forget(&self, key: &RevisionKey) {
+        let removed = {
+            let pools = &self.0.shared.pools;
+            pools.write().unwrap_or_else(PoisonError::into_inner).remove(key)
+        };
+        if let Some(pool) = removed {
+            pool.close();
+            pool.emptied().await;
+        }
+    }
+
+    /// Lends a slot of an instance of the revision, starting one if none is there or under way
+    /// for this request. Slots are lent in the order of asking. Dropping the future gives up the
+    /// place in the queue; a start that it caused goes on.
+    ///
+    /// # Errors
+    /// [`AcquireError`].
+    pub async fn acquire(&self, key: &RevisionKey) -> Result<Lease, AcquireError> {
+        let pool = self.pool(key).ok_or_else(|| AcquireError::Unknown(key.clone()))?;
+        pool.acquire().await
+    }
+
+    /// There should be `want` instances, within the revision's and the node's bounds. What is
+    /// missing is started; what idles beyond is stopped; what is busy beyond is stopped once it is
+    /// idle. Unknown revisions are ignored.
+    pub fn resize(&self, key: &RevisionKey, want: u32) {
+        if let Some(pool) = self.pool(key) {
+            pool.resize(want);
+        }
+    }
+
+    /// A revision's instances, queue, last start and last failure. Reads `/proc` per instance.
+    #[must_use]
+    pub fn status(&self, key: &RevisionKey) -> Option<RevisionStatus> {
+        self.pool(key).map(|pool| RevisionStatus::of(pool.view()))
+    }
+
+    /// A revision's figures alone.
+    #[must_use]
+    pub fn counts(&self, key: &RevisionKey) -> Option<RevisionCounts> {
+        let counts = self.pool(key)?.counts();
+        Some(RevisionCounts {
+            ready: counts.ready,
+            starting: counts.starting,
+            busy: counts.busy,
+            queued: counts.queued,
+            in_flight: counts.leases,
+        })
+    }
+
+    /// Every registered revision, by key.
+    #[must_use]
+    pub fn revisions(&self) -> Vec<RevisionKey> {
+        let pools = self.0.shared.pools.read().unwrap_or_else(PoisonError::into_inner);
+        let mut keys: Vec<RevisionKey> = pools.keys().cloned().collect();
+        keys.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
+        keys
+    }
+
+    /// The kept output of a revision's instances and of the one that ended last, oldest first.
+    #[must_use]
+    pub fn logs(&self, key: &RevisionKey) -> Option<Vec<InstanceLog>> {
+        self.pool(key).map(|pool| logs::snapshot(&pool))
+    }
+
+    /// The output of a revision's instances as it comes; with `replay`, what is kept first.
+    #[must_use]
+    pub fn follow_logs(&self, key: &RevisionKey, replay: bool) -> Option<LogFollower> {
+        self.pool(key).map(|pool| LogFollower::new(pool, replay))
+    }
+
+    /// The manifest that an image reference means: from the local store, or else pulled.
+    ///
+    /// # Errors
+    /// [`ResolveError`].
+    pub async fn resolve_image(&self, reference: &str) -> Result<Digest, ResolveError> {
+        let images = &self.0.shared.images;
+        match images.find(reference) {
+            Ok(image) => Ok(image.digest),
+            Err(error) if error.may_pull() => {
+                let pulled = images.pull(reference, &PullOptions::default()).await;
+                pulled.map(|image| image.digest).map_err(ResolveError::Pull)
+            }
+            Err(error) => Err(ResolveError::Find(error)),
+        }
+    }
+
+    /// Where invocation records go.
+    #[must_use]
+    pub fn records(&self) -> &Records {
+        &self.0.shared.records
+    }
+
+    /// Adds the node's metrics to a registry.
+    pub fn register_metrics(&self, registry: &mut prometheus_client::registry::Registry) {
+        self.0.shared.metrics.register(&self.0.shared, registry);
+    }
+
+    /// The node's metrics in Prometheus' text format.
+    #[must_use]
+    pub fn metrics(&self) -> String {
+        let mut registry = prometheus_client::registry::Registry::default();
+        self.register_metrics(&mut registry);
+        let mut text = String::new();
+        let encoded = prometheus_client::encoding::text::encode(&mut text, &registry);
+        encoded.expect("writing to a string does not fail");
+        text
+    }
+
+    /// Shuts down: starts nothing more, lets requests in flight finish, stops every instance by
+    /// its stop signal, writes out the records. Whatever is left at the deadline is stopped
+    /// without regard to what it holds.
+    ///
+    /// # Errors
+    /// [`ShutdownError`] if sandboxes still exist at the deadline; the next node's sweep removes
+    /// what the end of this process leaves.
+    pub async fn shutdown(&self, deadline: Deadline) -> Result<(), ShutdownError> {
+        drain::shutdown(&self.0.shared, deadline).await
+    }
+
+    fn pool(&self, key: &RevisionKey) -> Option<Arc<Pool>> {
+        self.0.shared.pools.read().unwrap_or_else(PoisonError::into_inner).get(key).cloned()
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        let mut pools = self.shared.pools.write().unwrap_or_else(PoisonError::into_inner);
+        let pools = std::mem::take(&mut *pools);
+        for pool in pools.into_values() {
+            pool.abandon();
+        }
+    }
+}
+
+/// Removes everything that nodes with this configuration made on the host; see [`sweep::purge`].
+///
+/// # Errors
+/// [`sweep::PurgeError`].
+pub fn purge(state_dir: &Path, run_dir: &Path) -> Result<sweep::Purged, sweep::PurgeError> {
+    sweep::purge(state_dir, run_dir)
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Node {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Node").field("state_dir", &self.config().state_dir).finish_non_exhaustive()
+    }
+}

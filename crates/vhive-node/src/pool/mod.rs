@@ -1,0 +1,569 @@
+//! The instances of one revision and the requests that wait for them.
+//!
+//! [`core::Core`] decides; this file carries its decisions out: it owns the sandboxes, wakes the
+//! waiting, spawns starts and stops. Nothing blocks under the lock, and whatever may take another
+//! lock (a stop, a wake-up, a lease that comes back) happens after it is released.
+
+mod back_off;
+mod core;
+mod lease;
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Instant;
+
+use jiff::Timestamp;
+use rustix::process::Pid;
+use tokio::sync::{oneshot, watch};
+use vhive_api::{Bytes, Revision, RevisionKey, RuntimeName, SandboxId};
+use vhive_sandbox::{Journal, Sandbox};
+
+use self::back_off::BackOff;
+use self::core::{Action, Answer, Bounds, Core, Counts, InstanceNo, Refusal, WaiterNo};
+pub use self::lease::Lease;
+use crate::limits::{Full, NoRoom, Reservation};
+use crate::node::Shared;
+use crate::start::{self, StartFailure, StartReport};
+
+/// What an instance is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum InstanceState {
+    /// Being started.
+    Starting,
+    /// Serves, or could.
+    Ready,
+    /// Serves what it holds and then stops, because fewer instances are wanted.
+    Leaving,
+    /// Serves what it holds and then stops, because a request found it broken.
+    Broken,
+}
+
+impl InstanceState {
+    /// The state as written in status and metrics.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Ready => "ready",
+            Self::Leaving => "leaving",
+            Self::Broken => "broken",
+        }
+    }
+}
+
+/// Why a request got no instance.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum AcquireError {
+    /// No such revision is registered.
+    #[error("revision {0} is not known to this node; apply its service again")]
+    Unknown(RevisionKey),
+    /// The start that this request waited for failed.
+    #[error("no instance could be started")]
+    StartFailed(#[source] Arc<StartFailure>),
+    /// An earlier start failed and the next is not due yet.
+    #[error("no instance, and the next start is not tried before {} s", retry_after.as_secs() + 1)]
+    BackingOff {
+        /// The earlier failure.
+        #[source]
+        failure: Arc<StartFailure>,
+        /// Time until a request would be met by another start.
+        retry_after: std::time::Duration,
+    },
+    /// The node has no room for another instance.
+    #[error("no room for another instance")]
+    Full(#[source] Full),
+    /// The node or the revision is being shut down.
+    #[error("revision {0} is being shut down")]
+    Closing(RevisionKey),
+}
+
+/// One running instance, as its leases see it.
+#[derive(Debug)]
+struct Instance {
+    id: SandboxId,
+    endpoint: std::net::SocketAddr,
+    journal: Arc<Journal>,
+    report: Arc<StartReport>,
+    ready_at: Instant,
+}
+
+/// What must be released when an instance goes: the sandbox first, then its room.
+#[derive(Debug)]
+pub(crate) struct Running {
+    pub(crate) sandbox: Box<dyn Sandbox>,
+    pub(crate) room: Reservation,
+}
+
+/// A start that the pool has asked for.
+#[derive(Debug)]
+pub(crate) struct StartJob {
+    pub(crate) no: InstanceNo,
+    pub(crate) id: SandboxId,
+    pub(crate) revision: Arc<Revision>,
+    pub(crate) journal: Arc<Journal>,
+    pub(crate) room: Reservation,
+    pub(crate) began: Instant,
+}
+
+#[derive(Debug)]
+struct Slot {
+    id: SandboxId,
+    since: Timestamp,
+    journal: Arc<Journal>,
+    processes: Vec<Pid>,
+    running: Option<(Arc<Instance>, Running)>,
+}
+
+#[derive(Debug)]
+struct Waiter {
+    tell: oneshot::Sender<Result<Lease, AcquireError>>,
+    since: Instant,
+}
+
+#[derive(Debug)]
+struct State {
+    core: Core,
+    revision: Arc<Revision>,
+    slots: HashMap<InstanceNo, Slot>,
+    waiters: HashMap<WaiterNo, Waiter>,
+    last_start: Option<Arc<StartReport>>,
+    last_failure: Option<Arc<StartFailure>>,
+    last_full: Option<Full>,
+    last_ended: Option<(SandboxId, Arc<Journal>)>,
+    timer: Option<Instant>,
+}
+
+/// One instance at the time of asking.
+#[derive(Clone, Debug)]
+pub(crate) struct InstanceView {
+    pub(crate) id: SandboxId,
+    pub(crate) state: InstanceState,
+    pub(crate) leases: u32,
+    pub(crate) since: Timestamp,
+    pub(crate) endpoint: Option<std::net::SocketAddr>,
+    pub(crate) processes: Vec<Pid>,
+}
+
+/// A pool at the time of asking.
+#[derive(Clone, Debug)]
+pub(crate) struct PoolView {
+    pub(crate) revision: Arc<Revision>,
+    pub(crate) counts: Counts,
+    pub(crate) last_start: Option<Arc<StartReport>>,
+    pub(crate) last_failure: Option<Arc<StartFailure>>,
+    pub(crate) instances: Vec<InstanceView>,
+}
+
+/// The pool of one revision.
+pub(crate) struct Pool {
+    key: RevisionKey,
+    shared: Arc<Shared>,
+    state: Mutex<State>,
+    /// Counts changes of any journal of this pool.
+    told: watch::Sender<u64>,
+    /// Sandboxes that exist: starting, ready, or being stopped.
+    alive: watch::Sender<u32>,
+}
+
+/// What to do once the pool's lock is released.
+#[derive(Default)]
+struct Effects {
+    answers: Vec<(Waiter, Result<Lease, AcquireError>)>,
+    starts: Vec<StartJob>,
+    stops: Vec<(Running, Arc<Journal>)>,
+    timer: Option<Instant>,
+}
+
+impl Pool {
+    pub(crate) fn new(shared: Arc<Shared>, revision: Arc<Revision>) -> Arc<Self> {
+        let config = &shared.config;
+        let back_off = BackOff::new(config.back_off_first.0, config.back_off_most.0);
+        let state = State {
+            core: Core::new(bounds(&revision), back_off),
+            revision: Arc::clone(&revision),
+            slots: HashMap::new(),
+            waiters: HashMap::new(),
+            last_start: None,
+            last_failure: None,
+            last_full: None,
+            last_ended: None,
+            timer: None,
+        };
+        Arc::new(Self {
+            key: revision.key.clone(),
+            shared,
+            state: Mutex::new(state),
+            told: watch::Sender::new(0),
+            alive: watch::Sender::new(0),
+        })
+    }
+
+    /// Lends a slot: at once, or after waiting for one. Dropping the future gives up the place in
+    /// the queue (or the slot); a start that it caused goes on.
+    pub(crate) async fn acquire(self: &Arc<Self>) -> Result<Lease, AcquireError> {
+        let (tell, told) = oneshot::channel();
+        let now = Instant::now();
+        let waiter = {
+            let mut entered = None;
+            self.run(|state, out| {
+                let answer = state.core.acquire(now, out);
+                entered = Some(match answer {
+                    Ok(Answer::Granted(no)) => Ok(Err(state.lend(self, no, now))),
+                    Ok(Answer::Waits(waiter)) => {
+                        state.waiters.insert(waiter, Waiter { tell, since: now });
+                        Ok(Ok(waiter))
+                    }
+                    Err(why) => Err(state.explain(&self.key, why, now)),
+                });
+            });
+            match entered.expect("run calls its closure once")? {
+                Ok(waiter) => waiter,
+                Err(lease) => return lease.ok_or_else(|| AcquireError::Closing(self.key.clone())),
+            }
+        };
+        let _place = Place { pool: self, waiter };
+        told.await.unwrap_or_else(|_| Err(AcquireError::Closing(self.key.clone())))
+    }
+
+    pub(crate) fn resize(self: &Arc<Self>, want: u32) {
+        self.run(|state, out| state.core.resize(want, Instant::now(), out));
+    }
+
+    /// Looks again: a back-off may have ended, or room come.
+    pub(crate) fn poke(self: &Arc<Self>) {
+        self.run(|state, out| state.core.poke(Instant::now(), out));
+    }
+
+    /// Uses this description from the next start on.
+    pub(crate) fn update(self: &Arc<Self>, revision: Arc<Revision>) {
+        self.run(|state, out| {
+            state.core.set_bounds(bounds(&revision));
+            state.revision = revision;
+            state.core.poke(Instant::now(), out);
+        });
+    }
+
+    /// Takes no more requests; see [`Core::close`].
+    pub(crate) fn close(self: &Arc<Self>) {
+        self.run(|state, out| state.core.close(out));
+    }
+
+    /// Closes and stops everything at once, whatever is lent.
+    pub(crate) fn abandon(self: &Arc<Self>) {
+        self.run(|state, out| state.core.abandon(out));
+    }
+
+    /// Resolves when no sandbox of this pool exists any more.
+    pub(crate) async fn emptied(&self) {
+        let mut alive = self.alive.subscribe();
+        // The sender lives in self, so this cannot fail.
+        let _ = alive.wait_for(|n| *n == 0).await;
+    }
+
+    /// Sandboxes that exist, in whatever state.
+    pub(crate) fn alive(&self) -> u32 {
+        *self.alive.borrow()
+    }
+
+    pub(crate) fn counts(&self) -> Counts {
+        self.state().core.counts()
+    }
+
+    pub(crate) fn runtime(&self) -> RuntimeName {
+        self.state().revision.runtime
+    }
+
+    pub(crate) fn view(&self) -> PoolView {
+        let state = self.state();
+        let mut numbers: Vec<InstanceNo> = state.slots.keys().copied().collect();
+        numbers.sort_unstable();
+        let instances = numbers
+            .into_iter()
+            .filter_map(|no| {
+                let slot = state.slots.get(&no)?;
+                let (what, leases) = state.core.instance(no)?;
+                Some(InstanceView {
+                    id: slot.id.clone(),
+                    state: what,
+                    leases,
+                    since: slot.since,
+                    endpoint: slot.running.as_ref().map(|(instance, _)| instance.endpoint),
+                    processes: slot.processes.clone(),
+                })
+            })
+            .collect();
+        PoolView {
+            revision: Arc::clone(&state.revision),
+            counts: state.core.counts(),
+            last_start: state.last_start.clone(),
+            last_failure: state.last_failure.clone(),
+            instances,
+        }
+    }
+
+    /// Journals of all instances, and of the last one that ended; by age.
+    pub(crate) fn journals(&self) -> Vec<(SandboxId, Arc<Journal>)> {
+        let state = self.state();
+        let mut numbers: Vec<InstanceNo> = state.slots.keys().copied().collect();
+        numbers.sort_unstable();
+        let live = numbers.iter().filter_map(|no| state.slots.get(no));
+        let live = live.map(|slot| (slot.id.clone(), Arc::clone(&slot.journal)));
+        state.last_ended.clone().into_iter().chain(live).collect()
+    }
+
+    /// Changes whenever a journal of this pool does.
+    pub(crate) fn told(&self) -> watch::Receiver<u64> {
+        self.told.subscribe()
+    }
+
+    // === a start's way back ===
+
+    /// A start succeeded.
+    pub(crate) fn started(
+        self: &Arc<Self>,
+        no: InstanceNo,
+        running: Running,
+        report: Arc<StartReport>,
+    ) {
+        let journal = {
+            let mut state = self.state();
+            let Some(slot) = state.slots.get_mut(&no) else { return };
+            slot.processes = running.sandbox.processes().to_vec();
+            let instance = Instance {
+                id: slot.id.clone(),
+                endpoint: running.sandbox.endpoint(),
+                journal: Arc::clone(&slot.journal),
+                report: Arc::clone(&report),
+                ready_at: Instant::now(),
+            };
+            slot.running = Some((Arc::new(instance), running));
+            let journal = Arc::clone(&slot.journal);
+            state.last_start = Some(report);
+            journal
+        };
+        self.run(|state, out| state.core.started(no, Instant::now(), out));
+        if journal.ended().is_some() {
+            // It ended between being confirmed ready and being entered here.
+            self.died(no);
+        }
+    }
+
+    /// A start failed. Nothing of it exists any more but its room, which the caller drops next.
+    pub(crate) fn start_failed(self: &Arc<Self>, no: InstanceNo, failure: Arc<StartFailure>) {
+        self.run(|state, out| {
+            if let Some(slot) = state.slots.remove(&no) {
+                state.last_ended = Some((slot.id, slot.journal));
+            }
+            state.last_failure = Some(failure);
+            state.core.start_failed(no, Instant::now(), out);
+        });
+        self.alive.send_modify(|n| *n -= 1);
+    }
+
+    fn died(self: &Arc<Self>, no: InstanceNo) {
+        self.run(|state, out| state.core.died(no, Instant::now(), out));
+    }
+
+    fn release(self: &Arc<Self>, no: InstanceNo, broken: bool) {
+        self.run(|state, out| {
+            let now = Instant::now();
+            if broken {
+                state.core.broken(no, now, out);
+            }
+            state.core.release(no, now, out);
+        });
+    }
+
+    // === carrying out ===
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // The core does not panic; should it ever, the pool goes on with what it has.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Feeds one event to the core and does what it asks for.
+    fn run(self: &Arc<Self>, event: impl FnOnce(&mut State, &mut Vec<Action>)) {
+        let mut effects = Effects::default();
+        {
+            let mut state = self.state();
+            let mut actions = Vec::new();
+            event(&mut state, &mut actions);
+            if !actions.is_empty() {
+                self.apply(&mut state, actions, &mut effects);
+            }
+            let due = state.core.poke_at(Instant::now());
+            if due.is_some() && due != state.timer {
+                effects.timer = due;
+            }
+            state.timer = due;
+        }
+        self.perform(effects);
+    }
+
+    fn apply(self: &Arc<Self>, state: &mut State, actions: Vec<Action>, effects: &mut Effects) {
+        let now = Instant::now();
+        let mut actions = std::collections::VecDeque::from(actions);
+        while let Some(action) = actions.pop_front() {
+            match action {
+                Action::Start(no) => match self.shared.budget.reserve(self.cost(state), self) {
+                    Ok(room) => effects.starts.push(self.job(state, no, room, now)),
+                    Err(NoRoom { full, may_come }) => {
+                        let mut more = Vec::new();
+                        state.last_full = Some(full);
+                        state.core.no_room(no, may_come, &mut more);
+                        actions.extend(more);
+                    }
+                },
+                Action::Grant(waiter, no) => {
+                    let Some(waiter) = state.waiters.remove(&waiter) else { continue };
+                    let lease = state.lend(self, no, waiter.since);
+                    let lease = lease.ok_or_else(|| AcquireError::Closing(self.key.clone()));
+                    effects.answers.push((waiter, lease));
+                }
+                Action::Fail(waiter, why) => {
+                    let Some(waiter) = state.waiters.remove(&waiter) else { continue };
+                    let error = state.explain(&self.key, why, now);
+                    effects.answers.push((waiter, Err(error)));
+                }
+                Action::Stop(no) => {
+                    let Some(slot) = state.slots.remove(&no) else { continue };
+                    if let Some((_, mut running)) = slot.running {
+                        running.room.leave();
+                        effects.stops.push((running, Arc::clone(&slot.journal)));
+                    }
+                    state.last_ended = Some((slot.id, slot.journal));
+                }
+            }
+        }
+    }
+
+    /// Memory that one more instance reserves.
+    fn cost(&self, state: &State) -> Bytes {
+        match state.revision.runtime {
+            RuntimeName::Sim => state.revision.memory,
+            _ => {
+                let overhead = self.shared.config.instance_overhead.0;
+                Bytes(state.revision.memory.0.saturating_add(overhead))
+            }
+        }
+    }
+
+    fn job(
+        &self,
+        state: &mut State,
+        no: InstanceNo,
+        room: Reservation,
+        began: Instant,
+    ) -> StartJob {
+        let id = SandboxId::random();
+        let journal = Journal::new();
+        let slot = Slot {
+            id: id.clone(),
+            since: Timestamp::now(),
+            journal: Arc::clone(&journal),
+            processes: Vec::new(),
+            running: None,
+        };
+        state.slots.insert(no, slot);
+        self.alive.send_modify(|n| *n += 1);
+        StartJob { no, id, revision: Arc::clone(&state.revision), journal, room, began }
+    }
+
+    fn perform(self: &Arc<Self>, effects: Effects) {
+        for (waiter, answer) in effects.answers {
+            // The receiver may be gone; then the lease comes back and is dropped here.
+            drop(waiter.tell.send(answer));
+        }
+        for job in effects.starts {
+            self.watch(job.no, &job.journal);
+            start::spawn(Arc::clone(&self.shared), Arc::clone(self), job);
+        }
+        for (running, journal) in effects.stops {
+            start::spawn_stop(&self.shared, Gone(Arc::clone(self)), running, journal);
+        }
+        if let Some(at) = effects.timer {
+            let weak = Arc::downgrade(self);
+            self.shared.handle.spawn(async move {
+                tokio::time::sleep_until(at.into()).await;
+                if let Some(pool) = weak.upgrade() {
+                    pool.poke();
+                }
+            });
+        }
+    }
+
+    /// Lets the journal tell of news and of its sandbox's end.
+    fn watch(self: &Arc<Self>, no: InstanceNo, journal: &Arc<Journal>) {
+        let pool: Weak<Self> = Arc::downgrade(self);
+        let seen: Weak<Journal> = Arc::downgrade(journal);
+        journal.watch(move || {
+            let (Some(pool), Some(journal)) = (pool.upgrade(), seen.upgrade()) else { return };
+            pool.told.send_modify(|n| *n += 1);
+            if journal.ended().is_some() {
+                pool.died(no);
+            }
+        });
+    }
+}
+
+impl State {
+    fn lend(&self, pool: &Arc<Pool>, no: InstanceNo, since: Instant) -> Option<Lease> {
+        let (instance, _) = self.slots.get(&no)?.running.as_ref()?;
+        Some(Lease::new(Arc::clone(pool), no, Arc::clone(instance), since))
+    }
+
+    fn explain(&self, key: &RevisionKey, why: Refusal, now: Instant) -> AcquireError {
+        let closing = || AcquireError::Closing(key.clone());
+        match why {
+            Refusal::Closing => closing(),
+            Refusal::Full => self.last_full.map_or_else(closing, AcquireError::Full),
+            Refusal::StartFailed => {
+                self.last_failure.clone().map_or_else(closing, AcquireError::StartFailed)
+            }
+            Refusal::BackingOff(until) => {
+                let retry_after = until.saturating_duration_since(now);
+                let failure = self.last_failure.clone();
+                failure.map_or_else(closing, |failure| AcquireError::BackingOff {
+                    failure,
+                    retry_after,
+                })
+            }
+        }
+    }
+}
+
+fn bounds(revision: &Revision) -> Bounds {
+    Bounds { concurrency: revision.container_concurrency, max: revision.scale.max }
+}
+
+/// A place in the queue, given up on drop.
+struct Place<'a> {
+    pool: &'a Arc<Pool>,
+    waiter: WaiterNo,
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        let mut state = self.pool.state();
+        let waiter = state.waiters.remove(&self.waiter);
+        state.core.cancel(self.waiter);
+        drop(state);
+        drop(waiter);
+    }
+}
+
+/// Counts a sandbox as gone when dropped.
+pub(crate) struct Gone(Arc<Pool>);
+
+impl Drop for Gone {
+    fn drop(&mut self) {
+        self.0.alive.send_modify(|n| *n -= 1);
+    }
+}
+
+impl fmt::Debug for Pool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pool").field("key", &self.key).finish_non_exhaustive()
+    }
+}

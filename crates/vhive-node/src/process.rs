@@ -1,0 +1,126 @@
+//! Which process to run: the image's configuration with the revision's changes applied.
+//!
+//! # Source
+//! OCI image-spec, `config.md`; Kubernetes, "Define a Command and Arguments for a Container" and
+//! "Define Dependent Environment Variables"; Knative runtime contract (`PORT`, `K_*`).
+
+use crate::pending::ImageConfig;
+use vhive_api::Revision;
+use vhive_api::guest::Process;
+
+/// What a search path is if nobody states one.
+const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Why there is no process to run.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ProcessError {
+    /// Neither the image nor the revision names a program.
+    #[error("image {0} names no entrypoint or command; state `command` in the service")]
+    NoCommand(String),
+    /// A text that is handed to the system as a C string holds a zero byte.
+    #[error("{0} contains a zero byte")]
+    ZeroByte(String),
+}
+
+/// Puts the process together.
+///
+/// `command` replaces the image's entrypoint and arguments, `args` replaces its arguments; the
+/// revision's variables override the image's, and the injected ones override both. `$(NAME)` in
+/// the revision's command, arguments and values is replaced by variables that the *revision* (or
+/// the platform) sets, in a value only by earlier ones; `$$` is a literal dollar sign, and what is
+/// not known stays as it is.
+///
+/// # Errors
+/// [`ProcessError`].
+pub fn process(image: &ImageConfig, revision: &Revision) -> Result<Process, ProcessError> {
+    let vars = variables(revision);
+    let expanded = |texts: &[String]| texts.iter().map(|text| expand(text, &vars)).collect();
+    let mut args: Vec<String> = match (revision.command.is_empty(), revision.args.is_empty()) {
+        (false, _) => expanded(&revision.command),
+        (true, _) => image.entrypoint.clone(),
+    };
+    match (revision.command.is_empty(), revision.args.is_empty()) {
+        (_, false) => args.extend::<Vec<String>>(expanded(&revision.args)),
+        (true, true) => args.extend(image.cmd.iter().cloned()),
+        (false, true) => {}
+    }
+    if args.first().is_none_or(String::is_empty) {
+        return Err(ProcessError::NoCommand(revision.image.clone()));
+    }
+    let process = Process {
+        args,
+        env: environment(&image.env, &vars),
+        user: image.user.clone(),
+        cwd: revision.working_dir.clone().unwrap_or_else(|| image.working_dir.clone()),
+        stop_signal: image.stop_signal.clone(),
+    };
+    let texts = process.args.iter().chain(&process.env).chain([&process.user, &process.cwd]);
+    if let Some(bad) = texts.into_iter().find(|text| text.contains('\0')) {
+        return Err(ProcessError::ZeroByte(format!("{bad:?}")));
+    }
+    Ok(process)
+}
+
+/// The revision's variables, expanded, then the injected ones; the last of a name counts.
+fn variables(revision: &Revision) -> Vec<(String, String)> {
+    let mut vars: Vec<(String, String)> = Vec::new();
+    for (name, value) in &revision.env {
+        let value = expand(value, &vars);
+        set(&mut vars, name, value);
+    }
+    let injected = [
+        ("PORT", revision.port.to_string()),
+        ("K_SERVICE", revision.service.clone()),
+        ("K_CONFIGURATION", revision.service.clone()),
+        ("K_REVISION", revision.key.name.clone()),
+    ];
+    for (name, value) in injected {
+        set(&mut vars, name, value);
+    }
+    vars
+}
+
+fn set(vars: &mut Vec<(String, String)>, name: &str, value: String) {
+    match vars.iter_mut().find(|(known, _)| known == name) {
+        Some((_, known)) => *known = value,
+        None => vars.push((name.to_owned(), value)),
+    }
+}
+
+fn environment(image: &[String], vars: &[(String, String)]) -> Vec<String> {
+    let name_of = |entry: &str| entry.split_once('=').map_or(entry, |(name, _)| name).to_owned();
+    let overridden = |entry: &String| vars.iter().any(|(name, _)| *name == name_of(entry));
+    let mut env: Vec<String> = image.iter().filter(|entry| !overridden(entry)).cloned().collect();
+    env.extend(vars.iter().map(|(name, value)| format!("{name}={value}")));
+    if !env.iter().any(|entry| name_of(entry) == "PATH") {
+        env.insert(0, DEFAULT_PATH.to_owned());
+    }
+    env
+}
+
+/// Replaces `$(NAME)`, and `$$` by a dollar sign.
+fn expand(text: &str, vars: &[(String, String)]) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.find('$') {
+        out.push_str(&rest[..at]);
+        let after = &rest[at + 1..];
+        if let Some(after) = after.strip_prefix('$') {
+            out.push('$');
+            rest = after;
+        } else if let Some((name, after)) =
+            after.strip_prefix('(').and_then(|inner| inner.split_once(')'))
+        {
+            match vars.iter().find(|(known, _)| known == name) {
+                Some((_, value)) => out.push_str(value),
+                None => out.extend(["$(", name, ")"]),
+            }
+            rest = after;
+        } else {
+            out.push('$');
+            rest = after;
+        }
+    }
+    out.push_str(rest);
+    out
+}

@@ -1,0 +1,230 @@
+//! Invocation records: kept in memory for the API, written as JSON Lines by a thread of their own.
+//! A push never blocks; what the writer cannot keep up with is dropped and counted.
+
+use std::collections::VecDeque;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufWriter, Read as _, Seek as _, SeekFrom, Write as _};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvError, SyncSender, TryRecvError, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::broadcast;
+use vhive_api::InvocationRecord;
+
+use crate::config::RecordsConfig;
+
+/// Records that a follower may lag behind before it loses some.
+const FOLLOW_BUFFER: usize = 1024;
+
+/// Where invocation records go.
+#[derive(Debug)]
+pub struct Records {
+    recent: Mutex<VecDeque<Arc<InvocationRecord>>>,
+    keep: usize,
+    followers: broadcast::Sender<Arc<InvocationRecord>>,
+    writer: Mutex<Option<SyncSender<Arc<InvocationRecord>>>>,
+    thread: Mutex<Option<std::thread::JoinHandle<()>>>,
+    counts: Arc<Counts>,
+}
+
+#[derive(Debug, Default)]
+struct Counts {
+    pushed: AtomicU64,
+    dropped: AtomicU64,
+}
+
+impl Records {
+    /// Opens `records/invocations.jsonl` below `state_dir`, unless told not to write.
+    ///
+    /// # Errors
+    /// Any I/O error of making the directory, the file or the thread.
+    pub(crate) fn open(state_dir: &Path, config: &RecordsConfig) -> io::Result<Self> {
+        let counts = Arc::new(Counts::default());
+        let (mut writer, mut thread) = (None, None);
+        if config.write {
+            let dir = state_dir.join("records");
+            fs::create_dir_all(&dir)?;
+            let file = LogFile::open(&dir, config.file_size.0, config.files)?;
+            let (send, receive) = sync_channel(config.buffer as usize);
+            let counts = Arc::clone(&counts);
+            let name = std::thread::Builder::new().name("vhive-records".to_owned());
+            thread = Some(name.spawn(move || write(file, &receive, &counts))?);
+            writer = Some(send);
+        }
+        Ok(Self {
+            recent: Mutex::new(VecDeque::new()),
+            keep: config.recent as usize,
+            followers: broadcast::Sender::new(FOLLOW_BUFFER),
+            writer: Mutex::new(writer),
+            thread: Mutex::new(thread),
+            counts,
+        })
+    }
+
+    /// Takes a record. Never blocks for I/O.
+    pub fn push(&self, record: InvocationRecord) {
+        let record = Arc::new(record);
+        self.counts.pushed.fetch_add(1, Ordering::Relaxed);
+        if self.keep > 0 {
+            let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+            if recent.len() == self.keep {
+                recent.pop_front();
+            }
+            recent.push_back(Arc::clone(&record));
+        }
+        if self.followers.receiver_count() > 0 {
+            // An error means that the last follower has just gone.
+            drop(self.followers.send(Arc::clone(&record)));
+        }
+        let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        if writer.as_ref().is_some_and(|writer| writer.try_send(record).is_err()) {
+            self.counts.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// The last `most` records that are kept in memory, oldest first.
+    #[must_use]
+    pub fn recent(&self, most: usize) -> Vec<Arc<InvocationRecord>> {
+        let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        recent.iter().skip(recent.len().saturating_sub(most)).cloned().collect()
+    }
+
+    /// Every record pushed from now on; one who lags too far behind is told how many it lost.
+    #[must_use]
+    pub fn follow(&self) -> broadcast::Receiver<Arc<InvocationRecord>> {
+        self.followers.subscribe()
+    }
+
+    /// Records taken so far.
+    #[must_use]
+    pub fn pushed(&self) -> u64 {
+        self.counts.pushed.load(Ordering::Relaxed)
+    }
+
+    /// Records that never reached the file: the buffer was full, or writing failed.
+    #[must_use]
+    pub fn dropped(&self) -> u64 {
+        self.counts.dropped.load(Ordering::Relaxed)
+    }
+
+    /// Writes out what is buffered and closes the file; later records only stay in memory. May
+    /// block for I/O.
+    pub(crate) fn close(&self) {
+        drop(self.writer.lock().unwrap_or_else(PoisonError::into_inner).take());
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if thread.is_some_and(|thread| thread.join().is_err()) {
+            tracing::error!("the thread that writes records panicked");
+        }
+    }
+}
+
+impl Drop for Records {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+/// Writes until the other side closes; flushes whenever there is nothing more to do at once.
+fn write(mut file: LogFile, records: &Receiver<Arc<InvocationRecord>>, counts: &Counts) {
+    let mut failing = false;
+    let mut note = |outcome: io::Result<()>, lost: u64| match outcome {
+        Ok(()) => failing = false,
+        Err(error) => {
+            counts.dropped.fetch_add(lost, Ordering::Relaxed);
+            if !failing {
+                tracing::error!(%error, "invocation records cannot be written");
+            }
+            failing = true;
+        }
+    };
+    let mut line = Vec::new();
+    loop {
+        let record = match records.try_recv() {
+            Ok(record) => record,
+            Err(TryRecvError::Empty) => {
+                let unflushed = file.unflushed;
+                note(file.flush(), unflushed);
+                match records.recv() {
+                    Ok(record) => record,
+                    Err(RecvError) => break,
+                }
+            }
+            Err(TryRecvError::Disconnected) => break,
+        };
+        line.clear();
+        let written = serde_json::to_writer(&mut line, &*record).map_err(io::Error::from);
+        line.push(b'\n');
+        note(written.and_then(|()| file.line(&line)), 1);
+    }
+    let unflushed = file.unflushed;
+    note(file.flush(), unflushed);
+}
+
+/// `invocations.jsonl`, and the closed ones before it: `invocations.1.jsonl` is the youngest.
+#[derive(Debug)]
+struct LogFile {
+    dir: PathBuf,
+    file: BufWriter<File>,
+    size: u64,
+    most: u64,
+    files: u32,
+    unflushed: u64,
+}
+
+impl LogFile {
+    fn open(dir: &Path, most: u64, files: u32) -> io::Result<Self> {
+        let (file, size) = Self::append_to(&dir.join("invocations.jsonl"))?;
+        Ok(Self { dir: dir.to_owned(), file, size, most, files, unflushed: 0 })
+    }
+
+    /// Opens a file for appending whole lines: one that was cut off by a crash is ended first.
+    fn append_to(path: &Path) -> io::Result<(BufWriter<File>, u64)> {
+        let mut file = OpenOptions::new().read(true).append(true).create(true).open(path)?;
+        let mut size = file.metadata()?.len();
+        if size > 0 {
+            let mut last = [0];
+            file.seek(SeekFrom::End(-1))?;
+            file.read_exact(&mut last)?;
+            if last != *b"\n" {
+                file.write_all(b"\n")?;
+                size += 1;
+            }
+        }
+        Ok((BufWriter::with_capacity(64 << 10, file), size))
+    }
+
+    fn line(&mut self, line: &[u8]) -> io::Result<()> {
+        let length = line.len() as u64;
+        if self.most > 0 && self.size > 0 && self.size + length > self.most {
+            self.rotate()?;
+        }
+        self.unflushed += 1;
+        self.size += length;
+        self.file.write_all(line)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.unflushed = 0;
+        self.file.flush()
+    }
+
+    fn rotate(&mut self) -> io::Result<()> {
+        self.flush()?;
+        let path = |n: u32| match n {
+            0 => self.dir.join("invocations.jsonl"),
+            n => self.dir.join(format!("invocations.{n}.jsonl")),
+        };
+        for n in (0..self.files.saturating_sub(1)).rev() {
+            match fs::rename(path(n), path(n + 1)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        if self.files == 1 {
+            fs::remove_file(path(0))?;
+        }
+        (self.file, self.size) = Self::append_to(&path(0))?;
+        Ok(())
+    }
+}

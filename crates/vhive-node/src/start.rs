@@ -1,0 +1,427 @@
+//! A cold start: root file system, turn, network slot, boot, probe; and its opposite, a stop.
+//!
+//! A start is a plain function on a blocking thread. How many run at a time is limited; that limit
+//! is the admission control of cold starts.
+
+use std::any::Any;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::pending::TakeError;
+use crate::pending::{ImageConfig, RootFsError};
+use jiff::Timestamp;
+use tokio::sync::OwnedSemaphorePermit;
+use vhive_api::{
+    Digest, Phase, PhaseSpan, Revision, RevisionKey, RuntimeName, SandboxId, StartKind,
+};
+use vhive_sandbox::{BootError, Deadline, Journal, Milestone, NetworkSlot, Sandbox, SandboxSpec};
+
+use crate::limits::Reservation;
+use crate::node::Shared;
+use crate::pool::{Gone, Pool, Running, StartJob};
+use crate::probe::{self, Probe, ProbeError};
+use crate::process::{self, ProcessError};
+
+/// Lines of console that a failure keeps.
+const TAIL: usize = 50;
+
+/// One phase of a start on the host's monotonic clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StartPhase {
+    /// Which.
+    pub phase: Phase,
+    /// When it began.
+    pub begin: Instant,
+    /// How long it took.
+    pub length: Duration,
+}
+
+/// How an instance came to be running.
+#[derive(Clone, Debug)]
+pub struct StartReport {
+    /// By which means.
+    pub kind: StartKind,
+    /// The sandbox.
+    pub sandbox: SandboxId,
+    /// When the start was decided.
+    pub began: Instant,
+    /// Likewise by the wall clock.
+    pub at: Timestamp,
+    /// From the decision to ready.
+    pub length: Duration,
+    /// Time in it spent waiting for a turn among the node's starts.
+    pub waited: Duration,
+    /// The parts, in order; `Start` itself is not among them.
+    pub phases: Vec<StartPhase>,
+    /// By how much times taken in the guest may be off; absent without an init of ours.
+    pub guest_clock_error: Option<Duration>,
+    /// Attempts that the runtime needed, at least 1.
+    pub attempts: u32,
+}
+
+impl StartReport {
+    /// `Start` and its parts relative to `origin` (usually when the request came), as an
+    /// invocation record has them.
+    #[must_use]
+    pub fn spans(&self, origin: Instant) -> Vec<PhaseSpan> {
+        let whole = StartPhase { phase: Phase::Start, begin: self.began, length: self.length };
+        let parts = self.phases.iter().copied();
+        std::iter::once(whole).chain(parts).map(|part| part.span(origin)).collect()
+    }
+}
+
+impl StartPhase {
+    fn span(self, origin: Instant) -> PhaseSpan {
+        let micros = |span: Duration| u64::try_from(span.as_micros()).unwrap_or(u64::MAX);
+        let signed = |span: Duration| i64::try_from(span.as_micros()).unwrap_or(i64::MAX);
+        let begin_us = match self.begin.checked_duration_since(origin) {
+            Some(after) => signed(after),
+            None => -signed(origin.duration_since(self.begin)),
+        };
+        PhaseSpan { phase: self.phase, begin_us, length_us: micros(self.length) }
+    }
+}
+
+/// Why a start failed, by step.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// This node was not given the runtime.
+    #[error("runtime {0} is not offered by this node; `vhive doctor` says why")]
+    NoRuntime(RuntimeName),
+    /// The root file system image could not be made.
+    #[error("no root file system for {image} ({digest})")]
+    Image {
+        /// The reference as the user wrote it.
+        image: String,
+        /// The manifest.
+        digest: Digest,
+        /// Why not.
+        #[source]
+        source: RootFsError,
+    },
+    /// Likewise in time.
+    #[error("root file system for {image} not made within {limit:?}; raise image_deadline")]
+    ImageDeadline {
+        /// The reference as the user wrote it.
+        image: String,
+        /// The configured limit.
+        limit: Duration,
+    },
+    /// There is nothing to run.
+    #[error("no process to run")]
+    Process(#[source] ProcessError),
+    /// This node has no network pool, and the runtime needs one.
+    #[error("runtime {0} needs a network slot and this node was opened without a network pool")]
+    NoNetwork(RuntimeName),
+    /// No network slot.
+    #[error("no network slot")]
+    Network(#[source] TakeError),
+    /// The sandbox could not be booted.
+    #[error("sandbox not booted")]
+    Boot(#[source] BootError),
+    /// The function did not become ready.
+    #[error("function not ready")]
+    Probe(#[source] ProbeError),
+    /// The code that should have started it panicked: a defect.
+    #[error("the start panicked: {0}; please report this as a defect")]
+    Panicked(String),
+    /// The node went away first.
+    #[error("the node is shutting down")]
+    ShutDown,
+}
+
+/// A failed start with all that is known of it.
+#[derive(Debug, thiserror::Error)]
+#[error("start of {revision} in sandbox {sandbox} failed")]
+pub struct StartFailure {
+    /// Which revision.
+    pub revision: RevisionKey,
+    /// The sandbox that it would have been.
+    pub sandbox: SandboxId,
+    /// When it failed.
+    pub at: Timestamp,
+    /// From the decision to the failure.
+    pub length: Duration,
+    /// Why.
+    #[source]
+    pub error: StartError,
+    /// The last lines of console and output.
+    pub console: Vec<String>,
+}
+
+impl StartFailure {
+    /// The failure, its causes and the console's tail, for people; several lines.
+    #[must_use]
+    pub fn report(&self) -> String {
+        let mut text = self.to_string();
+        let mut cause: Option<&dyn std::error::Error> = Some(&self.error);
+        while let Some(error) = cause {
+            text.push_str(": ");
+            text.push_str(&error.to_string());
+            cause = error.source();
+        }
+        if !self.console.is_empty() {
+            text.push_str("\nlast lines of its console:");
+            for line in &self.console {
+                text.push_str("\n  ");
+                text.push_str(line);
+            }
+        }
+        text
+    }
+}
+
+/// Starts an instance in the background; the pool hears of the outcome in any case.
+pub(crate) fn spawn(shared: Arc<Shared>, pool: Arc<Pool>, job: StartJob) {
+    let StartJob { no, id, revision, journal, room, began } = job;
+    let order = Order { shared, pool, no, id, revision, journal, began, room: Some(room) };
+    let handle = order.shared.handle.clone();
+    handle.spawn(cold(order));
+}
+
+/// What a start needs. If it is dropped without an outcome, the start counts as failed.
+struct Order {
+    shared: Arc<Shared>,
+    pool: Arc<Pool>,
+    no: u64,
+    id: SandboxId,
+    revision: Arc<Revision>,
+    journal: Arc<Journal>,
+    began: Instant,
+    room: Option<Reservation>,
+}
+
+/// A part of a start that is over.
+#[derive(Clone, Copy)]
+struct Took {
+    begin: Instant,
+    end: Instant,
+}
+
+async fn cold(mut order: Order) {
+    let image = match image(&order).await {
+        Ok(image) => image,
+        Err(error) => return order.fail(error),
+    };
+    let asked = Instant::now();
+    let turn = Arc::clone(&order.shared.turns).acquire_owned().await;
+    let Ok(turn) = turn else { return order.fail(StartError::ShutDown) };
+    let waited = asked.elapsed();
+    let work = Work {
+        shared: Arc::clone(&order.shared),
+        id: order.id.clone(),
+        revision: Arc::clone(&order.revision),
+        journal: Arc::clone(&order.journal),
+        rootfs: image.rootfs,
+        config: image.config,
+        turn,
+    };
+    let outcome = order.shared.handle.spawn_blocking(move || work.run()).await;
+    let (sandbox, mut done) = match outcome {
+        Ok(Ok(done)) => done,
+        Ok(Err(error)) => return order.fail(error),
+        Err(join) if join.is_panic() => {
+            return order.fail(StartError::Panicked(panic_text(&*join.into_panic())));
+        }
+        Err(_) => return order.fail(StartError::ShutDown),
+    };
+    done.image = image.took;
+    let report = order.report(&done, waited);
+    order.succeed(sandbox, report);
+}
+
+struct ImageReady {
+    rootfs: PathBuf,
+    config: ImageConfig,
+    took: Option<Took>,
+}
+
+/// The root file system; `sim` needs none.
+async fn image(order: &Order) -> Result<ImageReady, StartError> {
+    let revision = &order.revision;
+    if revision.runtime == RuntimeName::Sim {
+        let config = ImageConfig { cmd: vec!["sim".to_owned()], ..ImageConfig::default() };
+        return Ok(ImageReady { rootfs: PathBuf::new(), config, took: None });
+    }
+    let begin = Instant::now();
+    let limit = order.shared.config.image_deadline.0;
+    let rootfs = order.shared.images.rootfs(&revision.image_digest);
+    let rootfs = match tokio::time::timeout(limit, rootfs).await {
+        Ok(Ok(rootfs)) => rootfs,
+        Ok(Err(source)) => {
+            let (image, digest) = (revision.image.clone(), revision.image_digest);
+            return Err(StartError::Image { image, digest, source });
+        }
+        Err(_) => return Err(StartError::ImageDeadline { image: revision.image.clone(), limit }),
+    };
+    let took = Some(Took { begin, end: Instant::now() });
+    Ok(ImageReady { rootfs: rootfs.path, config: rootfs.config, took })
+}
+
+/// The part of a start that runs on a blocking thread.
+struct Work {
+    shared: Arc<Shared>,
+    id: SandboxId,
+    revision: Arc<Revision>,
+    journal: Arc<Journal>,
+    rootfs: PathBuf,
+    config: ImageConfig,
+    turn: OwnedSemaphorePermit,
+}
+
+/// Times of a successful start that are not in the journal.
+struct Done {
+    image: Option<Took>,
+    network: Option<Took>,
+    boot: Instant,
+    ready: Instant,
+}
+
+impl Work {
+    fn run(self) -> Result<(Box<dyn Sandbox>, Done), StartError> {
+        let revision = &self.revision;
+        let name = revision.runtime;
+        let runtime = self.shared.runtimes.get(name).ok_or(StartError::NoRuntime(name))?;
+        let process = process::process(&self.config, revision).map_err(StartError::Process)?;
+        let deadline = Deadline::after(self.shared.config.start_deadline.0);
+        let (network, network_took) = match name {
+            RuntimeName::Sim => (None, None),
+            _ => {
+                let begin = Instant::now();
+                let slot = self.network(deadline)?;
+                (Some(Arc::new(slot)), Some(Took { begin, end: Instant::now() }))
+            }
+        };
+        let spec = SandboxSpec {
+            id: self.id,
+            rootfs: self.rootfs,
+            process,
+            port: revision.port,
+            cpu_millis: revision.cpu_millis,
+            memory: revision.memory,
+            network,
+            run_root: self.shared.run_root.clone(),
+            journal: Arc::clone(&self.journal),
+        };
+        let boot = Instant::now();
+        let sandbox = runtime.boot(&spec, deadline).map_err(StartError::Boot)?;
+        drop(spec);
+        let endpoint = sandbox.endpoint();
+        let probe = Probe { endpoint, port: revision.port, readiness: &revision.readiness };
+        let ready = probe::wait(probe, &self.journal, deadline).map_err(StartError::Probe)?;
+        drop(self.turn);
+        Ok((sandbox, Done { image: None, network: network_took, boot, ready }))
+    }
+
+    fn network(&self, deadline: Deadline) -> Result<NetworkSlot, StartError> {
+        let pool = self.shared.network.as_ref();
+        let pool = pool.ok_or(StartError::NoNetwork(self.revision.runtime))?;
+        pool.take(deadline).map_err(StartError::Network)
+    }
+}
+
+impl Order {
+    fn report(&self, done: &Done, waited: Duration) -> StartReport {
+        let mut phases = Vec::with_capacity(6);
+        let mut add = |phase, begin: Instant, end: Instant| {
+            phases.push(StartPhase { phase, begin, length: end.saturating_duration_since(begin) });
+        };
+        if let Some(Took { begin, end }) = done.image {
+            add(Phase::Image, begin, end);
+        }
+        if let Some(Took { begin, end }) = done.network {
+            add(Phase::NetworkSlot, begin, end);
+        }
+        // What a runtime does not tell has no phase of its own; the next one begins earlier.
+        let mut from = done.boot;
+        let milestones = self.journal.milestones();
+        let reached = |wanted| milestones.iter().find(|(m, _)| *m == wanted).map(|(_, at)| *at);
+        let parts = [
+            (Phase::VmmSpawn, reached(Milestone::Spawned)),
+            (Phase::KernelBoot, reached(Milestone::KernelUp)),
+            (Phase::Init, reached(Milestone::Started)),
+            (Phase::FunctionReady, Some(done.ready)),
+        ];
+        for (phase, at) in parts {
+            if let Some(at) = at {
+                // Guest times are placed with an error; phases never overlap for it.
+                let at = at.clamp(from, done.ready.max(from));
+                add(phase, from, at);
+                from = at;
+            }
+        }
+        let length = done.ready.saturating_duration_since(self.began);
+        let now = Timestamp::now();
+        let at = jiff::SignedDuration::try_from(self.began.elapsed())
+            .ok()
+            .and_then(|ago| now.checked_sub(ago).ok());
+        StartReport {
+            kind: StartKind::Boot,
+            sandbox: self.id.clone(),
+            began: self.began,
+            at: at.unwrap_or(now),
+            length,
+            waited,
+            phases,
+            guest_clock_error: self.journal.clock_error(),
+            attempts: self.journal.attempts(),
+        }
+    }
+
+    fn succeed(&mut self, sandbox: Box<dyn Sandbox>, report: StartReport) {
+        let Some(room) = self.room.take() else { return };
+        let (id, revision) = (&self.id, &self.revision.key);
+        tracing::debug!(sandbox = %id, %revision, took = ?report.length, "instance ready");
+        self.shared.metrics.started(self.revision.runtime, &report);
+        self.pool.started(self.no, Running { sandbox, room }, Arc::new(report));
+    }
+
+    fn fail(&mut self, error: StartError) {
+        let Some(room) = self.room.take() else { return };
+        let failure = StartFailure {
+            revision: self.revision.key.clone(),
+            sandbox: self.id.clone(),
+            at: Timestamp::now(),
+            length: self.began.elapsed(),
+            error,
+            console: self.journal.tail(TAIL),
+        };
+        self.shared.metrics.start_failed(self.revision.runtime);
+        let report = failure.report();
+        tracing::warn!(revision = %self.revision.key, sandbox = %self.id, report, "start failed");
+        self.pool.start_failed(self.no, Arc::new(failure));
+        drop(room);
+    }
+}
+
+impl Drop for Order {
+    fn drop(&mut self) {
+        self.fail(StartError::ShutDown);
+    }
+}
+
+/// Stops a sandbox on a blocking thread: by its stop signal if it still runs, then by dropping it.
+pub(crate) fn spawn_stop(shared: &Shared, gone: Gone, running: Running, journal: Arc<Journal>) {
+    let grace = shared.config.stop_grace.0;
+    let stop = move || {
+        // In this order on return and on a panic alike: sandbox, room, count.
+        let gone = gone;
+        let Running { mut sandbox, room } = running;
+        let room = room;
+        if journal.ended().is_none() {
+            sandbox.stop(Deadline::after(grace));
+        }
+        drop(sandbox);
+        drop(room);
+        drop(gone);
+    };
+    // Should the runtime be gone already, the closure is dropped, and the sandbox with it.
+    drop(shared.handle.spawn_blocking(stop));
+}
+
+fn panic_text(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "without a text".to_owned())
+}

@@ -1,0 +1,105 @@
+//! What a node tells about a revision.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use rustix::process::Pid;
+use vhive_api::{Bytes, Revision, SandboxId};
+
+use crate::pool::{InstanceState, PoolView};
+use crate::start::{StartFailure, StartReport};
+
+/// A revision's instances and queue at the time of asking.
+#[derive(Clone, Debug)]
+pub struct RevisionStatus {
+    /// What is run.
+    pub revision: Arc<Revision>,
+    /// Instances that serve or could.
+    pub ready: u32,
+    /// Instances being started.
+    pub starting: u32,
+    /// Ready instances that hold at least one request.
+    pub busy: u32,
+    /// Requests that wait for a slot.
+    pub queued: u32,
+    /// Requests that hold a slot.
+    pub in_flight: u32,
+    /// The last successful start.
+    pub last_start: Option<Arc<StartReport>>,
+    /// The last failed start, with its console's tail.
+    pub last_failure: Option<Arc<StartFailure>>,
+    /// Every instance, oldest first.
+    pub instances: Vec<InstanceStatus>,
+}
+
+/// The figures of [`RevisionStatus`] alone: cheap enough for every tick of an autoscaler.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RevisionCounts {
+    /// Instances that serve or could.
+    pub ready: u32,
+    /// Instances being started.
+    pub starting: u32,
+    /// Ready instances that hold at least one request.
+    pub busy: u32,
+    /// Requests that wait for a slot.
+    pub queued: u32,
+    /// Requests that hold a slot.
+    pub in_flight: u32,
+}
+
+/// One instance.
+#[derive(Clone, Debug)]
+pub struct InstanceStatus {
+    /// Its sandbox.
+    pub id: SandboxId,
+    /// What it is doing.
+    pub state: InstanceState,
+    /// Requests that it holds.
+    pub leases: u32,
+    /// Since when it exists, its start included.
+    pub since: Timestamp,
+    /// Where its function listens, once known.
+    pub endpoint: Option<SocketAddr>,
+    /// Resident memory of its processes on the host, if it has any.
+    pub memory: Option<Bytes>,
+}
+
+impl RevisionStatus {
+    pub(crate) fn of(view: PoolView) -> Self {
+        let instances = view.instances.into_iter().map(|instance| InstanceStatus {
+            id: instance.id,
+            state: instance.state,
+            leases: instance.leases,
+            since: instance.since,
+            endpoint: instance.endpoint,
+            memory: resident(&instance.processes),
+        });
+        Self {
+            revision: view.revision,
+            ready: view.counts.ready,
+            starting: view.counts.starting,
+            busy: view.counts.busy,
+            queued: view.counts.queued,
+            in_flight: view.counts.leases,
+            last_start: view.last_start,
+            last_failure: view.last_failure,
+            instances: instances.collect(),
+        }
+    }
+}
+
+/// Resident memory of these processes together; none if none of them can be read.
+///
+/// # Source
+/// `Documentation/filesystems/proc.rst`, `statm`: the second field, in pages.
+fn resident(processes: &[Pid]) -> Option<Bytes> {
+    let pages = |pid: &Pid| -> Option<u64> {
+        let path = format!("/proc/{}/statm", pid.as_raw_nonzero());
+        let text = std::fs::read_to_string(path).ok()?;
+        text.split(' ').nth(1)?.parse().ok()
+    };
+    let read: Vec<u64> = processes.iter().filter_map(pages).collect();
+    let page = u64::try_from(rustix::param::page_size()).unwrap_or(u64::MAX);
+    (!read.is_empty()).then(|| Bytes(read.iter().sum::<u64>().saturating_mul(page)))
+}

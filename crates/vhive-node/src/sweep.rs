@@ -1,0 +1,226 @@
+//! Whose state directory it is, what an earlier node left behind, and how to remove everything.
+//!
+//! One lock file covers a state directory and, since every name on the host derives from it, all
+//! that its node makes outside. Who holds the lock may remove what carries the node's tag; nothing
+//! else is ever touched.
+
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::io::{self, Read as _, Seek as _, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use vhive_sandbox::RunRoot;
+
+/// The lock's name in the state directory.
+const LOCK: &str = "node.lock";
+
+/// What this project keeps in a state directory; a purge removes these and nothing else.
+pub const STATE_ENTRIES: &[&str] = &[
+    LOCK,
+    "state.redb",
+    "images",
+    "kernels",
+    "snapshots",
+    "records",
+    "cache",
+    "api.sock",
+    "token",
+    "node.json",
+    "qemu",
+];
+
+/// Why a state directory could not be taken.
+#[derive(Debug, thiserror::Error)]
+pub enum LockError {
+    /// It could not be made or read.
+    #[error("cannot use state directory {}", path.display())]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// Another node holds it.
+    #[error(
+        "state directory {} is held by another node (process {holder}); stop that one, or use \
+         another directory", path.display()
+    )]
+    Held {
+        /// The directory.
+        path: PathBuf,
+        /// Its process id as far as known, else `unknown`.
+        holder: String,
+    },
+}
+
+/// A state directory that is ours as long as this lives.
+#[derive(Debug)]
+pub struct StateLock {
+    dir: PathBuf,
+    _file: File,
+}
+
+impl StateLock {
+    /// Makes the directory if needed (mode 0700) and takes its lock.
+    ///
+    /// # Errors
+    /// [`LockError`].
+    pub fn take(state_dir: &Path) -> Result<Self, LockError> {
+        let failed = |source| LockError::Directory { path: state_dir.to_owned(), source };
+        DirBuilder::new().recursive(true).mode(0o700).create(state_dir).map_err(failed)?;
+        let dir = fs::canonicalize(state_dir).map_err(failed)?;
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false).mode(0o600);
+        let mut file = options.open(dir.join(LOCK)).map_err(failed)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let mut holder = String::new();
+                let read = (&file).take(20).read_to_string(&mut holder);
+                let known = read.is_ok() && holder.trim().parse::<u32>().is_ok();
+                let holder = if known { holder.trim().to_owned() } else { "unknown".to_owned() };
+                return Err(LockError::Held { path: dir, holder });
+            }
+            Err(TryLockError::Error(source)) => return Err(failed(source)),
+        }
+        let note = |file: &mut File| {
+            file.set_len(0)?;
+            file.rewind()?;
+            writeln!(file, "{}", std::process::id())
+        };
+        note(&mut file).map_err(failed)?;
+        Ok(Self { dir, _file: file })
+    }
+
+    /// The directory's canonical path, from which every name on the host derives.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+}
+
+/// Why leftovers could not be removed; what could be removed was.
+#[derive(Debug, thiserror::Error)]
+pub enum SweepError {
+    /// A directory could not be read or removed.
+    #[error("cannot remove leftovers in {}", path.display())]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// Processes or control groups of sandboxes could not be removed.
+    #[error("cannot remove control groups of an earlier node")]
+    Cgroups(#[source] io::Error),
+    /// Network namespaces, interfaces or firewall rules could not be removed.
+    #[error("cannot remove networks of an earlier node")]
+    Networks(#[source] io::Error),
+}
+
+/// Removes what an earlier node with this run root left behind: processes, control groups,
+/// networks, then sandbox directories. Returns how many sandboxes there were.
+///
+/// # Errors
+/// [`SweepError`].
+pub(crate) fn sweep(_lock: &StateLock, root: &RunRoot) -> Result<usize, SweepError> {
+    let dir = root.sandboxes();
+    let failed = |source| SweepError::Directory { path: dir.clone(), source };
+    let entries = match fs::read_dir(&dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+        Err(error) => return Err(failed(error)),
+    };
+    let mut swept = 0;
+    for entry in entries {
+        let path = entry.map_err(failed)?.path();
+        fs::remove_dir_all(&path).map_err(failed)?;
+        swept += 1;
+    }
+    Ok(swept)
+}
+
+/// Why a purge stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum PurgeError {
+    /// The state directory is in use or cannot be used.
+    #[error("nothing was removed")]
+    Lock(#[from] LockError),
+    /// Leftovers could not be removed.
+    #[error("not everything was removed")]
+    Sweep(#[from] SweepError),
+    /// A part of the state could not be removed.
+    #[error("cannot remove {}", path.display())]
+    Remove {
+        /// The path.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// What a purge did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Purged {
+    /// What was removed.
+    pub removed: Vec<PathBuf>,
+    /// What lies in the state directory and is not ours; it was left, and the directory with it.
+    pub left: Vec<PathBuf>,
+}
+
+/// Removes everything that nodes with this state directory made on the host, the directory
+/// included. What is not ours in it is left and named.
+///
+/// # Errors
+/// [`PurgeError`]; a purge may be repeated.
+pub fn purge(state_dir: &Path, run_dir: &Path) -> Result<Purged, PurgeError> {
+    let mut purged = Purged::default();
+    if !state_dir.exists() {
+        return Ok(purged);
+    }
+    let lock = StateLock::take(state_dir)?;
+    let root = RunRoot::below(run_dir, lock.dir());
+    sweep(&lock, &root)?;
+    let mut remove = |path: PathBuf| match remove_any(&path) {
+        Ok(true) => {
+            purged.removed.push(path);
+            Ok(())
+        }
+        Ok(false) => Ok(()),
+        Err(source) => Err(PurgeError::Remove { path, source }),
+    };
+    remove(root.dir().to_owned())?;
+    for name in STATE_ENTRIES.iter().filter(|name| **name != LOCK) {
+        remove(lock.dir().join(name))?;
+    }
+    remove(lock.dir().join(LOCK))?;
+    let failed = |source| PurgeError::Remove { path: state_dir.to_owned(), source };
+    for entry in fs::read_dir(lock.dir()).map_err(failed)? {
+        purged.left.push(entry.map_err(failed)?.path());
+    }
+    purged.left.sort();
+    if purged.left.is_empty() {
+        fs::remove_dir(lock.dir()).map_err(failed)?;
+        purged.removed.push(lock.dir().to_owned());
+    }
+    // The base of all run directories goes with the last of them.
+    let _still_used = fs::remove_dir(run_dir);
+    Ok(purged)
+}
+
+fn remove_any(path: &Path) -> io::Result<bool> {
+    let meta = match fs::symlink_metadata(path) {
+        Ok(meta) => meta,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(error),
+    };
+    if meta.is_dir() {
+        fs::remove_dir_all(path)?
+    } else {
+        fs::remove_file(path)?
+    }
+    Ok(true)
+}
