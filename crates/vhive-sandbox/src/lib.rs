@@ -14,9 +14,12 @@
 //! registries, or be async.
 #![warn(missing_docs)]
 
+pub mod cgroup;
 pub mod deadline;
+pub mod host;
 pub mod journal;
 pub mod network;
+pub mod process;
 pub mod run_dir;
 pub mod runtime;
 

@@ -1,0 +1,201 @@
+//! Where this host has its control groups, and how each version spells a limit.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::Limits;
+
+/// Length of the period over which CPU time is limited, in microseconds: the kernel's default.
+const PERIOD_US: u64 = 100_000;
+
+/// A controller that we set limits with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Controller {
+    /// CPU time.
+    Cpu,
+    /// Memory.
+    Memory,
+    /// Number of tasks.
+    Pids,
+}
+
+impl Controller {
+    const ALL: [Self; 3] = [Self::Cpu, Self::Memory, Self::Pids];
+
+    /// The kernel's name of it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Cpu => "cpu",
+            Self::Memory => "memory",
+            Self::Pids => "pids",
+        }
+    }
+
+    fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|c| c.as_str() == name)
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Version {
+    V1,
+    V2,
+}
+
+/// One mounted tree of control groups.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Hierarchy {
+    pub(super) mount: PathBuf,
+    pub(super) version: Version,
+    /// Those of ours that it can limit.
+    pub(super) controllers: Vec<Controller>,
+}
+
+/// Every hierarchy that holds a controller of ours, and the v2 one in any case.
+pub(super) fn mounted() -> io::Result<Vec<Hierarchy>> {
+    let mut all = parse(&fs::read_to_string("/proc/self/mountinfo")?);
+    for hierarchy in all.iter_mut().filter(|h| h.version == Version::V2) {
+        let offered = fs::read_to_string(hierarchy.mount.join("cgroup.controllers"));
+        let offered = offered.unwrap_or_default();
+        hierarchy.controllers = offered.split_whitespace().filter_map(Controller::named).collect();
+    }
+    Ok(all)
+}
+
+/// Reads the text of `/proc/<pid>/mountinfo`. The first mount of a hierarchy counts.
+///
+/// # Source
+/// proc_pid_mountinfo(5)
+fn parse(mountinfo: &str) -> Vec<Hierarchy> {
+    let mut all: Vec<Hierarchy> = Vec::new();
+    for line in mountinfo.lines() {
+        let Some((before, after)) = line.split_once(" - ") else { continue };
+        let Some(mount) = before.split(' ').nth(4) else { continue };
+        let mut after = after.split(' ');
+        let (kind, options) = (after.next(), after.nth(1).unwrap_or_default());
+        let (version, controllers) = match kind {
+            Some("cgroup2") => (Version::V2, Vec::new()),
+            Some("cgroup") => {
+                (Version::V1, options.split(',').filter_map(Controller::named).collect())
+            }
+            _ => continue,
+        };
+        let known = |h: &Hierarchy| h.version == version && h.controllers == controllers;
+        if all.iter().any(known) || version == Version::V1 && controllers.is_empty() {
+            continue;
+        }
+        all.push(Hierarchy { mount: mount.into(), version, controllers });
+    }
+    all
+}
+
+impl Hierarchy {
+    /// Lets children of `group` be limited (v2 only). What cannot be delegated, e.g. because the
+    /// group holds processes, is a limit that will be missing from the children's files.
+    pub(super) fn delegate(&self, group: &Path) {
+        if self.version == Version::V1 {
+            return;
+        }
+        for dir in [self.mount.as_path(), group] {
+            let file = dir.join("cgroup.subtree_control");
+            let enabled = fs::read_to_string(&file).unwrap_or_default();
+            for controller in &self.controllers {
+                let name = controller.as_str();
+                if enabled.split_whitespace().any(|e| e == name) {
+                    continue;
+                }
+                if let Err(error) = fs::write(&file, format!("+{name}")) {
+                    tracing::debug!(path = %file.display(), name, %error, "controller not enabled");
+                }
+            }
+        }
+    }
+
+    /// The files to write for these limits, and what to write.
+    ///
+    /// # Source
+    /// Kernel documentation: `admin-guide/cgroup-v1/{memory,pids}.rst`, `scheduler/sched-bwc.rst`,
+    /// `admin-guide/cgroup-v2.rst`.
+    pub(super) fn settings(&self, limits: &Limits) -> Vec<(&'static str, String)> {
+        let mut files = Vec::new();
+        let has = |controller| self.controllers.contains(&controller);
+        if let Some(memory) = limits.memory.filter(|_| has(Controller::Memory)) {
+            match self.version {
+                Version::V1 => files.push(("memory.limit_in_bytes", memory.0.to_string())),
+                Version::V2 => files.push(("memory.max", memory.0.to_string())),
+            }
+        }
+        if let Some(tasks) = limits.tasks.filter(|_| has(Controller::Pids)) {
+            files.push(("pids.max", tasks.to_string()));
+        }
+        if let Some(millis) = limits.cpu_millis.filter(|_| has(Controller::Cpu)) {
+            let quota = u64::from(millis) * PERIOD_US / 1000;
+            match self.version {
+                Version::V1 => {
+                    files.push(("cpu.cfs_period_us", PERIOD_US.to_string()));
+                    files.push(("cpu.cfs_quota_us", quota.to_string()));
+                }
+                Version::V2 => files.push(("cpu.max", format!("{quota} {PERIOD_US}"))),
+            }
+        }
+        files
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use vhive_api::Bytes;
+
+    use super::*;
+
+    const SEPARATE_V1_AND_UNIFIED: &str = "\
+25 20 0:22 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755
+26 25 0:23 / /sys/fs/cgroup/cpu rw,relatime - cgroup cgroup rw,cpu
+27 25 0:24 / /sys/fs/cgroup/cpuset rw,relatime - cgroup cgroup rw,cpuset
+28 25 0:25 / /sys/fs/cgroup/memory rw,relatime shared:9 - cgroup cgroup rw,memory
+29 25 0:26 / /sys/fs/cgroup/systemd rw,relatime - cgroup cgroup rw,name=systemd
+30 25 0:27 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw
+31 25 0:24 / /mnt/again rw,relatime - cgroup cgroup rw,memory
+";
+
+    #[test]
+    fn a_hybrid_host_is_understood() {
+        let all = parse(SEPARATE_V1_AND_UNIFIED);
+        let mounts: Vec<_> = all.iter().map(|h| h.mount.to_str().unwrap()).collect();
+        let expected = ["/sys/fs/cgroup/cpu", "/sys/fs/cgroup/memory", "/sys/fs/cgroup/unified"];
+        assert_eq!(mounts, expected);
+        assert_eq!(all[0].controllers, [Controller::Cpu]);
+    }
+
+    #[test]
+    fn joint_v1_controllers_are_one_hierarchy() {
+        let all = parse("1 1 0:1 / /cg rw - cgroup cgroup rw,cpu,cpuacct,memory\n");
+        assert_eq!(all[0].controllers, [Controller::Cpu, Controller::Memory]);
+        let limits = Limits { memory: Some(Bytes(4096)), tasks: Some(9), cpu_millis: Some(1500) };
+        let expected = [
+            ("memory.limit_in_bytes", "4096".to_owned()),
+            ("cpu.cfs_period_us", "100000".to_owned()),
+            ("cpu.cfs_quota_us", "150000".to_owned()),
+        ];
+        assert_eq!(all[0].settings(&limits), expected);
+    }
+
+    #[test]
+    fn version_two_spells_its_limits_otherwise() {
+        let controllers = Controller::ALL.to_vec();
+        let two = Hierarchy { mount: "/cg".into(), version: Version::V2, controllers };
+        let limits = Limits { memory: Some(Bytes(1)), tasks: Some(2), cpu_millis: Some(500) };
+        let settings = two.settings(&limits);
+        assert!(settings.contains(&("cpu.max", "50000 100000".to_owned())));
+        assert!(settings.contains(&("memory.max", "1".to_owned())));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_text_is_survived(text: String) {
+            parse(&text);
+        }
+    }
+}

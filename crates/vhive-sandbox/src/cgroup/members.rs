@@ -1,0 +1,73 @@
+//! Ending the processes of a group and removing it.
+
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags};
+
+use crate::deadline::Deadline;
+use crate::process;
+
+/// How often a group may turn out to have new members before we give up on it.
+const ROUNDS: usize = 50;
+
+/// Kills every process in a group and in the groups below it, waits until they have ended, and
+/// removes the groups. One that is not there is fine.
+pub(super) fn remove(dir: &Path, deadline: Deadline) -> io::Result<()> {
+    let entries = match fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    for entry in entries {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            remove(&entry.path(), deadline)?;
+        }
+    }
+    for _ in 0..ROUNDS {
+        end_members(dir, deadline)?;
+        match fs::remove_dir(dir) {
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            done => return done,
+        }
+    }
+    Err(io::Error::new(io::ErrorKind::ResourceBusy, "new processes keep appearing in it"))
+}
+
+fn end_members(dir: &Path, deadline: Deadline) -> io::Result<()> {
+    let mut dying = Vec::new();
+    for pid in members(dir)? {
+        let Ok(pidfd) = rustix::process::pidfd_open(pid, PidfdFlags::empty()) else { continue };
+        // The number may have been given to somebody else since it was read; the descriptor
+        // cannot be, so look again before using it.
+        if members(dir)?.contains(&pid) {
+            process::kill(std::os::fd::AsFd::as_fd(&pidfd));
+            dying.push(pidfd);
+        }
+    }
+    dying.iter().try_for_each(|pidfd| wait_ended(pidfd, deadline))
+}
+
+fn members(dir: &Path) -> io::Result<Vec<Pid>> {
+    let text = fs::read_to_string(dir.join("cgroup.procs"))?;
+    Ok(text.lines().filter_map(|line| Pid::from_raw(line.parse().ok()?)).collect())
+}
+
+fn wait_ended(pidfd: &OwnedFd, deadline: Deadline) -> io::Result<()> {
+    loop {
+        let timeout = Timespec::try_from(deadline.left()).map_err(io::Error::other)?;
+        match poll(&mut [PollFd::new(pidfd, PollFlags::IN)], Some(&timeout)) {
+            Ok(0) => {
+                return Err(io::Error::new(io::ErrorKind::TimedOut, "a process survives SIGKILL"));
+            }
+            Ok(_) => return Ok(()),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! Resource limits of one sandbox, and the list of its processes that a sweep can trust.
+//!
+//! ```text
+//!   v1    /sys/fs/cgroup/memory/vhive-<tag>/<sandbox id>   and likewise pids, cpu
+//!   v2    /sys/fs/cgroup/vhive-<tag>/<sandbox id>          (or …/unified/… on a hybrid host)
+//! ```
+//!
+//! All hosts are served the same way: a directory in every hierarchy that is there. A controller
+//! that the host does not offer means a limit that is not applied; [`controllers`] tells.
+
+mod hierarchy;
+mod members;
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use rustix::process::Pid;
+use vhive_api::{Bytes, SandboxId};
+
+use crate::deadline::Deadline;
+use crate::run_dir::RunRoot;
+use hierarchy::Hierarchy;
+
+pub use hierarchy::Controller;
+
+/// How long killing and removing one group may take; a process that survives SIGKILL for so long
+/// hangs in the kernel, and is reported.
+const REMOVAL: std::time::Duration = std::time::Duration::from_secs(5);
+
+/// What a sandbox's processes may use together; `None` = no limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// Memory including page cache, in bytes.
+    pub memory: Option<Bytes>,
+    /// Processes and threads.
+    pub tasks: Option<u32>,
+    /// CPU time in thousandths of a CPU.
+    pub cpu_millis: Option<u32>,
+}
+
+/// The control groups of one sandbox. Dropping it kills what still runs in them and removes them.
+#[derive(Debug)]
+pub struct Cgroup {
+    /// One per hierarchy.
+    dirs: Vec<(Hierarchy, PathBuf)>,
+}
+
+/// The controllers that this host offers to us, of those that [`Limits`] need.
+///
+/// # Errors
+/// Any error of reading `/proc/self/mountinfo`.
+pub fn controllers() -> io::Result<Vec<Controller>> {
+    let mut all: Vec<_> = hierarchy::mounted()?.into_iter().flat_map(|h| h.controllers).collect();
+    all.sort_unstable();
+    all.dedup();
+    Ok(all)
+}
+
+impl Cgroup {
+    /// Makes the groups and sets the limits.
+    ///
+    /// # Errors
+    /// Any I/O error, e.g. `PermissionDenied` without root, `AlreadyExists` if the identifier is
+    /// in use; nothing is left behind.
+    pub fn create(root: &RunRoot, id: &SandboxId, limits: &Limits) -> io::Result<Self> {
+        let mut group = Self { dirs: Vec::new() };
+        for hierarchy in hierarchy::mounted()? {
+            let parent = parent_of(root, &hierarchy);
+            let dir = parent.join(id.as_str());
+            make_both(&hierarchy, &parent, &dir).map_err(|e| naming(&dir, &e))?;
+            group.dirs.push((hierarchy, dir));
+        }
+        if group.dirs.is_empty() {
+            return Err(io::Error::new(
+                io::ErrorKind::Unsupported,
+                "no cgroup file system is mounted",
+            ));
+        }
+        for (hierarchy, dir) in &group.dirs {
+            for (file, value) in hierarchy.settings(limits) {
+                let path = dir.join(file);
+                fs::write(&path, value).map_err(|e| naming(&path, &e))?;
+            }
+        }
+        Ok(group)
+    }
+
+    /// Moves a process into the groups; its later children are born there.
+    ///
+    /// # Errors
+    /// Any I/O error, e.g. `NotFound` for a process that has ended.
+    pub fn add(&self, pid: Pid) -> io::Result<()> {
+        for (_, dir) in &self.dirs {
+            let path = dir.join("cgroup.procs");
+            fs::write(&path, pid.as_raw_nonzero().to_string()).map_err(|e| naming(&path, &e))?;
+        }
+        Ok(())
+    }
+
+    /// The directories, one per hierarchy.
+    pub fn dirs(&self) -> impl Iterator<Item = &Path> {
+        self.dirs.iter().map(|(_, dir)| dir.as_path())
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        let deadline = Deadline::after(REMOVAL);
+        for (_, dir) in &self.dirs {
+            if let Err(error) = members::remove(dir, deadline) {
+                tracing::warn!(path = %dir.display(), %error, "cgroup not removed");
+            }
+            // The last one of a node takes the node's own group along; others are simply still there.
+            if let Some(parent) = dir.parent() {
+                let _ = fs::remove_dir(parent);
+            }
+        }
+    }
+}
+
+/// Kills everything in the groups of a node with this run root, and removes them. Only for a node
+/// that holds the lock on its state directory, before it starts anything.
+///
+/// Returns the sandboxes whose groups were found.
+///
+/// # Errors
+/// The first error; the other groups have been dealt with nevertheless.
+pub fn sweep(root: &RunRoot) -> io::Result<Vec<String>> {
+    let mut found = Vec::new();
+    let mut first_error = None;
+    for hierarchy in hierarchy::mounted()? {
+        let parent = parent_of(root, &hierarchy);
+        let entries = match fs::read_dir(&parent) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(naming(&parent, &error)),
+        };
+        for entry in entries.filter_map(Result::ok) {
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                found.push(entry.file_name().to_string_lossy().into_owned());
+            }
+        }
+        if let Err(error) = members::remove(&parent, Deadline::after(REMOVAL)) {
+            first_error.get_or_insert(naming(&parent, &error));
+        }
+    }
+    found.sort_unstable();
+    found.dedup();
+    first_error.map_or(Ok(found), Err)
+}
+
+fn parent_of(root: &RunRoot, hierarchy: &Hierarchy) -> PathBuf {
+    hierarchy.mount.join(format!("vhive-{}", root.tag()))
+}
+
+/// Makes a node's group if it is not there, and a sandbox's group in it.
+fn make_both(hierarchy: &Hierarchy, parent: &Path, dir: &Path) -> io::Result<()> {
+    // Another sandbox's end may remove the node's empty group between the two steps.
+    for _ in 0..100 {
+        match fs::create_dir(parent) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
+        hierarchy.delegate(parent);
+        match fs::create_dir(dir) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            made => return made,
+        }
+    }
+    Err(io::Error::new(io::ErrorKind::NotFound, "its parent keeps vanishing"))
+}
+
+fn naming(path: &Path, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+}
+
+#[cfg(test)]
+mod tests;
