@@ -67,6 +67,11 @@ impl Reply {
         Self::error(StatusCode::BAD_REQUEST, reason)
     }
 
+    /// Status 500 with the reason as `{"error": …}`.
+    pub fn internal(reason: &dyn std::fmt::Display) -> Self {
+        Self::error(StatusCode::INTERNAL_SERVER_ERROR, reason)
+    }
+
     /// Any status with the reason as `{"error": …}`.
     pub fn error(status: StatusCode, reason: &dyn std::fmt::Display) -> Self {
         Self::with_json(status, &serde_json::json!({ "error": reason.to_string() }))

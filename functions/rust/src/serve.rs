@@ -59,9 +59,9 @@ async fn listen() -> io::Result<TcpListener> {
     let host = std::env::var("HOST").unwrap_or_else(|_| "0.0.0.0".to_owned());
     let port = std::env::var("PORT").unwrap_or_else(|_| "8080".to_owned());
     let address = format!("{host}:{port}");
-    TcpListener::bind(&address)
-        .await
-        .map_err(|error| io::Error::new(error.kind(), format!("cannot listen on {address}: {error}")))
+    TcpListener::bind(&address).await.map_err(|error| {
+        io::Error::new(error.kind(), format!("cannot listen on {address}: {error}"))
+    })
 }
 
 fn connect<F: Function>(
@@ -114,8 +114,6 @@ async fn answer<F: Function>(function: &F, request: HttpRequest<Incoming>) -> Re
 fn plain(reply: Reply) -> Response<Body> {
     let mut response = Response::new(BoxBody::new(Full::new(reply.body)));
     *response.status_mut() = reply.status;
-    response
-        .headers_mut()
-        .insert("content-type", HeaderValue::from_static(reply.content_type));
+    response.headers_mut().insert("content-type", HeaderValue::from_static(reply.content_type));
     response
 }

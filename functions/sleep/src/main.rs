@@ -1,1 +1,100 @@
-fn main() {}
+//! `sleep`: uses a stated amount of CPU time and memory, then says what it really used.
+//!
+//! The load generator's probe: an invocation from a trace has a duration and a memory size, and
+//! this function has them.
+//!
+//! # Source
+//! invitro's `Executor.Execute`, which spins for a time but leaves memory alone; here both are real.
+
+mod work;
+
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+use vhive_function::{Function, Reply, Request};
+
+/// Longest CPU and idle time of one request.
+const MAX_MS: u64 = 600_000;
+
+struct Sleep;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Input {
+    /// CPU time to use up.
+    #[serde(default)]
+    cpu_ms: u64,
+    /// Memory to touch and to hold until the reply.
+    #[serde(default)]
+    memory_mib: u64,
+    /// Time to wait without using the CPU.
+    #[serde(default)]
+    idle_ms: u64,
+}
+
+#[derive(Serialize)]
+struct Output {
+    /// As asked for.
+    cpu_ms: u64,
+    /// As asked for.
+    memory_mib: u64,
+    /// As asked for.
+    idle_ms: u64,
+    /// CPU time that the request's thread has used, in ms: never less than asked for.
+    measured_cpu_ms: f64,
+    /// From the start of the work to its end, in ms.
+    measured_wall_ms: f64,
+    /// Bytes of the pages that were written to.
+    touched_bytes: u64,
+}
+
+impl Function for Sleep {
+    const NAME: &'static str = "sleep";
+    const HELP: &'static str = r#"POST / with {"cpu_ms":50,"memory_mib":16,"idle_ms":0}, or GET /?cpu_ms=50&memory_mib=16, uses that much and replies with what it measured"#;
+
+    async fn call(&self, request: Request) -> Reply {
+        let input: Input = match request.numbers() {
+            Ok(input) => input,
+            Err(reply) => return reply,
+        };
+        if input.cpu_ms > MAX_MS || input.idle_ms > MAX_MS {
+            return Reply::bad_request(&format!("cpu_ms and idle_ms must be at most {MAX_MS}"));
+        }
+        match work::free_memory_mib() {
+            Ok(free) if input.memory_mib <= free => use_up(input).await,
+            Ok(free) => Reply::bad_request(&format!("memory_mib must be at most {free} here")),
+            Err(error) => Reply::internal(&format!("cannot read /proc/meminfo: {error}")),
+        }
+    }
+}
+
+async fn use_up(input: Input) -> Reply {
+    let begun = Instant::now();
+    // A thread per request: two requests at a time share the CPU as two processes would, and the
+    // clock of the thread counts one request only.
+    let cpu = Duration::from_millis(input.cpu_ms);
+    let memory = input.memory_mib << 20;
+    let (done, used) = match tokio::task::spawn_blocking(move || work::spend(cpu, memory)).await {
+        Ok(Ok(done)) => done,
+        Ok(Err(error)) => return Reply::bad_request(&error),
+        Err(error) => return Reply::internal(&error),
+    };
+    if input.idle_ms > 0 {
+        tokio::time::sleep(Duration::from_millis(input.idle_ms)).await;
+    }
+    let touched_bytes = done.touched_bytes();
+    drop(done);
+    Reply::json(&Output {
+        cpu_ms: input.cpu_ms,
+        memory_mib: input.memory_mib,
+        idle_ms: input.idle_ms,
+        measured_cpu_ms: used.as_secs_f64() * 1e3,
+        measured_wall_ms: begun.elapsed().as_secs_f64() * 1e3,
+        touched_bytes,
+    })
+}
+
+fn main() -> ExitCode {
+    vhive_function::run(Sleep)
+}
