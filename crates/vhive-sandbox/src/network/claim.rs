@@ -1,0 +1,125 @@
+//! Who uses which addresses on this host: one locked file per node.
+//!
+//! ```text
+//!   /run/vhive/network/lock          held while any of the files below is chosen or changed
+//!   /run/vhive/network/<tag>.json    a Record; locked by its node as long as that lives
+//! ```
+//!
+//! The directory is the same for all nodes of a host, wherever their run directories are, since
+//! they share the host's network.
+
+use std::fs::{self, File, TryLockError};
+use std::io::{self, Read as _, Seek as _, Write as _};
+use std::path::{Path, PathBuf};
+
+use ipnet::Ipv4Net;
+use serde::{Deserialize, Serialize};
+
+/// Where claims are.
+pub(super) const DIRECTORY: &str = "/run/vhive/network";
+
+/// What a node says about itself to the others and to a later sweep.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Record {
+    /// The node's addresses.
+    pub(super) range: Ipv4Net,
+    /// Interfaces through which its guests leave.
+    pub(super) uplinks: Vec<String>,
+    /// Those of them whose forwarding was off before, so that the last user turns it off again.
+    pub(super) opened: Vec<String>,
+}
+
+/// A node's claim. Dropping it only unlocks the file, as a killed node would; [`Claim::release`]
+/// is the proper end.
+#[derive(Debug)]
+pub(super) struct Claim {
+    path: PathBuf,
+    file: File,
+}
+
+/// The lock under which claims change.
+#[derive(Debug)]
+pub(super) struct Registry {
+    directory: PathBuf,
+    _lock: File,
+}
+
+/// Another node's claim, as [`Registry::others`] finds it.
+#[derive(Debug)]
+pub(super) struct Other {
+    pub(super) tag: String,
+    /// Whether its node lives.
+    pub(super) alive: bool,
+    pub(super) claim: Claim,
+    /// `None` if it has not been written (completely).
+    pub(super) record: Option<Record>,
+}
+
+impl Registry {
+    /// Waits for the lock. Holders do a few reads and writes, so it is never held for long.
+    pub(super) fn lock(directory: &Path) -> io::Result<Self> {
+        fs::create_dir_all(directory)?;
+        let lock = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(directory.join("lock"))?;
+        lock.lock()?;
+        Ok(Self { directory: directory.to_owned(), _lock: lock })
+    }
+
+    /// Takes the claim of a tag; `None` if a living node has it.
+    pub(super) fn claim(&self, tag: &str) -> io::Result<Option<Claim>> {
+        let path = self.directory.join(format!("{tag}.json"));
+        let file =
+            File::options().create(true).truncate(false).read(true).write(true).open(&path)?;
+        match file.try_lock() {
+            Ok(()) => Ok(Some(Claim { path, file })),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(error)) => Err(error),
+        }
+    }
+
+    /// All claims but that of `tag`.
+    pub(super) fn others(&self, tag: &str) -> io::Result<Vec<Other>> {
+        let mut others = Vec::new();
+        for entry in fs::read_dir(&self.directory)? {
+            let path = entry?.path();
+            let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
+            if path.extension().is_none_or(|end| end != "json") || stem == tag {
+                continue;
+            }
+            let other = stem.to_owned();
+            let file = File::options().read(true).write(true).open(&path)?;
+            let alive = matches!(file.try_lock(), Err(TryLockError::WouldBlock));
+            let mut claim = Claim { path, file };
+            let record = claim.read()?;
+            others.push(Other { tag: other, alive, claim, record });
+        }
+        Ok(others)
+    }
+}
+
+impl Claim {
+    /// What is written in it; `None` if nothing sensible is.
+    pub(super) fn read(&mut self) -> io::Result<Option<Record>> {
+        let mut text = Vec::new();
+        self.file.rewind()?;
+        (&self.file).take(1 << 16).read_to_end(&mut text)?;
+        Ok(serde_json::from_slice(&text).ok())
+    }
+
+    /// Replaces what is written in it. Call it with the registry locked.
+    pub(super) fn write(&mut self, record: &Record) -> io::Result<()> {
+        let text = serde_json::to_vec(record)?;
+        self.file.rewind()?;
+        self.file.write_all(&text)?;
+        self.file.set_len(text.len() as u64)
+    }
+
+    /// Ends the claim. Call it with the registry locked.
+    pub(super) fn remove(self) -> io::Result<()> {
+        fs::remove_file(&self.path)
+    }
+}

@@ -1,0 +1,462 @@
+//! The pool of slots: workers build and clean them, requests only take them.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::io;
+use std::net::Ipv4Addr;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use vhive_api::guest::GuestNetwork;
+
+use super::addresses::{GATEWAY, GUEST, GUEST_MAC, GUEST_PREFIX, Mac};
+use super::slot::{BuildError, Devices, Site, Tools};
+use super::{NetworkConfig, OpenError, TakeError, host, site};
+use crate::deadline::Deadline;
+use crate::run_dir::RunRoot;
+
+/// Threads that build and clean. The kernel makes network devices one at a time, so more of them
+/// only wait for each other.
+const WORKERS: usize = 2;
+
+/// Pauses between attempts to refill a pool that nobody waits for, after failures.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+/// A pool of network slots. Clones are the same pool; dropping the last one closes it.
+#[derive(Clone, Debug)]
+pub struct NetworkPool {
+    handle: Arc<Handle>,
+}
+
+/// One ready-made network for one sandbox. Dropping it gives it back to its pool, which cleans it
+/// for the next; the VMM must have closed the tap device by then, or the slot is rebuilt.
+#[derive(Debug)]
+pub struct NetworkSlot {
+    devices: Option<Devices>,
+    tap: Mutex<Option<OwnedFd>>,
+    home: Arc<Home>,
+}
+
+#[derive(Debug)]
+struct Handle {
+    home: Arc<Home>,
+    workers: Mutex<Vec<JoinHandle<()>>>,
+}
+
+/// What a pool, its workers and its slots share. Dropping it removes the node's place.
+struct Home {
+    site: Site,
+    guest: GuestNetwork,
+    ready: usize,
+    max: usize,
+    state: Mutex<State>,
+    /// For workers: there is something to do.
+    work: Condvar,
+    /// For takers: something has been done.
+    done: Condvar,
+    /// Dropped last: removes what the host has of us.
+    _place: site::Place,
+}
+
+#[derive(Default)]
+struct State {
+    ready: VecDeque<Devices>,
+    returned: VecDeque<Devices>,
+    /// Slots being built, cleaned or removed.
+    busy: usize,
+    taken: usize,
+    waiting: usize,
+    /// Numbers that were used and are free again, longest free first.
+    free: VecDeque<u32>,
+    /// The first number never used.
+    fresh: u32,
+    failures: u32,
+    attempts: u64,
+    failure: Option<Arc<BuildError>>,
+    closed: bool,
+}
+
+enum Work {
+    Clean(Devices),
+    Build(u32),
+    End,
+}
+
+impl State {
+    fn total(&self) -> usize {
+        self.ready.len() + self.returned.len() + self.busy + self.taken
+    }
+
+    fn number(&mut self) -> u32 {
+        self.free.pop_front().unwrap_or_else(|| {
+            self.fresh += 1;
+            self.fresh - 1
+        })
+    }
+}
+
+impl NetworkPool {
+    /// Claims addresses, sets up the host and starts to build slots; does not wait for them.
+    /// What a killed node with this run directory left is removed first.
+    ///
+    /// # Errors
+    /// [`OpenError`]; the host is as before.
+    pub fn open(config: &NetworkConfig, root: &RunRoot) -> Result<Self, OpenError> {
+        let dns = config.dns.clone().unwrap_or_else(host::name_servers);
+        let (place, site) = site::open(config, root, &dns)?;
+        let capacity = site.range.capacity();
+        if config.max > capacity {
+            let net = site.range.net();
+            return Err(OpenError::TooMany { max: config.max, capacity, net });
+        }
+        let guest = GuestNetwork { address: GUEST, prefix: GUEST_PREFIX, gateway: GATEWAY, dns };
+        let home = Arc::new(Home {
+            site,
+            guest,
+            ready: config.ready as usize,
+            max: config.max as usize,
+            state: Mutex::default(),
+            work: Condvar::new(),
+            done: Condvar::new(),
+            _place: place,
+        });
+        let handle = Handle { home: Arc::clone(&home), workers: Mutex::default() };
+        for n in 0..WORKERS {
+            let mut tools = Tools::new().map_err(|e| OpenError::step("open netlink", e))?;
+            let home = Arc::clone(&home);
+            let worker = std::thread::Builder::new()
+                .name(format!("vhive-net-{n}"))
+                .spawn(move || home.run(&mut tools))
+                .map_err(|e| OpenError::step("start a thread", e))?;
+            lock(&handle.workers).push(worker);
+        }
+        Ok(Self { handle: Arc::new(handle) })
+    }
+
+    /// Takes a slot: a ready one at once, else the next one that gets ready.
+    ///
+    /// # Errors
+    /// [`TakeError`]; at once when all slots are in use.
+    pub fn take(&self, deadline: Deadline) -> Result<NetworkSlot, TakeError> {
+        let home = &self.handle.home;
+        let mut state = home.lock();
+        let devices = match state.ready.pop_front() {
+            Some(devices) => devices,
+            None => {
+                state.waiting += 1;
+                let (back, result) = home.wait_ready(state, deadline);
+                state = back;
+                state.waiting -= 1;
+                result?
+            }
+        };
+        state.taken += 1;
+        drop(state);
+        home.work.notify_one();
+        Ok(home.lend(devices))
+    }
+
+    /// Waits until as many slots are ready as are to be kept.
+    ///
+    /// # Errors
+    /// [`TakeError::Build`] when building fails meanwhile, [`TakeError::Deadline`],
+    /// [`TakeError::Closed`].
+    pub fn warm(&self, deadline: Deadline) -> Result<(), TakeError> {
+        let home = &self.handle.home;
+        let mut state = home.lock();
+        let attempts = state.attempts;
+        loop {
+            let target = home.ready.min(home.max.saturating_sub(state.taken));
+            if state.ready.len() >= target {
+                return Ok(());
+            }
+            state = home.wait(state, attempts, deadline)?;
+        }
+    }
+
+    /// Stops the workers and removes all slots that are not in use. Those that are go when they
+    /// are dropped, and with the last of them the firewall table and the claim on addresses.
+    pub fn close(&self) {
+        self.handle.close();
+    }
+}
+
+impl Handle {
+    fn close(&self) {
+        self.home.lock().closed = true;
+        self.home.work.notify_all();
+        self.home.done.notify_all();
+        for worker in lock(&self.workers).drain(..) {
+            // A worker that panicked has said so; its slot goes with the place.
+            let _ = worker.join();
+        }
+        self.home.remove_idle();
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+impl Home {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+
+    fn lend(self: &Arc<Self>, mut devices: Devices) -> NetworkSlot {
+        let tap = Mutex::new(devices.tap.take());
+        NetworkSlot { devices: Some(devices), tap, home: Arc::clone(self) }
+    }
+
+    fn wait_ready<'a>(
+        &self,
+        mut state: MutexGuard<'a, State>,
+        deadline: Deadline,
+    ) -> (MutexGuard<'a, State>, Result<Devices, TakeError>) {
+        let attempts = state.attempts;
+        self.work.notify_one();
+        loop {
+            if let Some(devices) = state.ready.pop_front() {
+                return (state, Ok(devices));
+            }
+            if state.taken >= self.max {
+                return (state, Err(TakeError::Exhausted { max: self.max_number() }));
+            }
+            match self.wait_inner(state, attempts, deadline) {
+                (back, Ok(())) => state = back,
+                (back, Err(error)) => return (back, Err(error)),
+            }
+        }
+    }
+
+    fn max_number(&self) -> u32 {
+        u32::try_from(self.max).unwrap_or(u32::MAX)
+    }
+
+    fn wait<'a>(
+        &'a self,
+        state: MutexGuard<'a, State>,
+        attempts: u64,
+        deadline: Deadline,
+    ) -> Result<MutexGuard<'a, State>, TakeError> {
+        let (state, result) = self.wait_inner(state, attempts, deadline);
+        result.map(|()| state)
+    }
+
+    fn wait_inner<'a>(
+        &self,
+        state: MutexGuard<'a, State>,
+        attempts: u64,
+        deadline: Deadline,
+    ) -> (MutexGuard<'a, State>, Result<(), TakeError>) {
+        if state.closed {
+            return (state, Err(TakeError::Closed));
+        }
+        // An attempt that failed since the caller came is its answer; an older one is not.
+        if let Some(failure) = state.failure.clone().filter(|_| state.attempts > attempts) {
+            return (state, Err(TakeError::Build(failure)));
+        }
+        let left = deadline.left();
+        if left.is_zero() {
+            return (state, Err(TakeError::Deadline));
+        }
+        let state = self
+            .done
+            .wait_timeout(state, left)
+            .map_or_else(|poisoned| poisoned.into_inner().0, |(state, _)| state);
+        (state, Ok(()))
+    }
+
+    /// A worker's life.
+    fn run(&self, tools: &mut Tools) {
+        loop {
+            match self.next_work() {
+                Work::End => return,
+                Work::Build(number) => self.build(tools, number),
+                Work::Clean(devices) => self.clean(tools, devices),
+            }
+            self.done.notify_all();
+        }
+    }
+
+    fn next_work(&self) -> Work {
+        let mut state = self.lock();
+        let mut pause = None;
+        loop {
+            if state.closed {
+                return Work::End;
+            }
+            if let Some(devices) = state.returned.pop_front() {
+                state.busy += 1;
+                return Work::Clean(devices);
+            }
+            let coming = state.ready.len() + state.busy;
+            let short = coming < self.ready || coming < state.waiting;
+            if short && state.total() < self.max {
+                // After failures, unless somebody waits, let some time pass first.
+                let due = state.failures == 0 || state.waiting > 0;
+                let end = *pause.get_or_insert_with(|| Deadline::after(backoff(state.failures)));
+                if due || end.passed() {
+                    state.busy += 1;
+                    return Work::Build(state.number());
+                }
+                state = self
+                    .work
+                    .wait_timeout(state, end.left())
+                    .map_or_else(|poisoned| poisoned.into_inner().0, |(state, _)| state);
+                continue;
+            }
+            state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn build(&self, tools: &mut Tools, number: u32) {
+        let built = self.site.build(tools, number);
+        let mut state = self.lock();
+        state.busy -= 1;
+        match built {
+            Ok(devices) => {
+                state.ready.push_back(devices);
+                state.failures = 0;
+                state.failure = None;
+            }
+            Err(error) => {
+                tracing::warn!(slot = number, %error, reason = %error.source, "network slot not built");
+                state.free.push_back(number);
+                state.failures = state.failures.saturating_add(1);
+                state.attempts += 1;
+                state.failure = Some(Arc::new(error));
+            }
+        }
+    }
+
+    fn clean(&self, tools: &mut Tools, mut devices: Devices) {
+        let number = devices.number;
+        let cleaned = self.site.clean(tools, &mut devices);
+        if let Err(error) = &cleaned {
+            tracing::warn!(slot = number, %error, "used network slot not clean, rebuilding it");
+            drop(devices);
+            self.site.remove(tools, number);
+            let mut state = self.lock();
+            state.busy -= 1;
+            state.free.push_back(number);
+            return;
+        }
+        let mut state = self.lock();
+        state.busy -= 1;
+        state.ready.push_back(devices);
+    }
+
+    fn give_back(&self, devices: Devices) {
+        let mut state = self.lock();
+        state.taken -= 1;
+        state.returned.push_back(devices);
+        let closed = state.closed;
+        drop(state);
+        if closed {
+            self.remove_idle();
+        } else {
+            self.work.notify_one();
+            self.done.notify_all();
+        }
+    }
+
+    /// Removes what is not in use; for a closed pool.
+    fn remove_idle(&self) {
+        let mut state = self.lock();
+        let idle: Vec<Devices> = std::mem::take(&mut state.ready).into();
+        let returned = std::mem::take(&mut state.returned);
+        let in_use = state.taken > 0;
+        drop(state);
+        // With nothing in use, all go together when the place is dropped, which is quicker.
+        if !in_use {
+            return;
+        }
+        let Ok(mut tools) = Tools::new() else { return };
+        for devices in idle.into_iter().chain(returned) {
+            let number = devices.number;
+            drop(devices);
+            self.site.remove(&mut tools, number);
+        }
+    }
+}
+
+impl NetworkSlot {
+    /// The address at which the host reaches the guest, at any port.
+    #[must_use]
+    pub fn address(&self) -> Ipv4Addr {
+        self.devices().address
+    }
+
+    /// The addresses inside, the same for every guest so that snapshots fit any slot.
+    #[must_use]
+    pub fn guest(&self) -> &GuestNetwork {
+        &self.home.guest
+    }
+
+    /// The hardware address that the guest's interface must have, the same for every guest.
+    #[must_use]
+    pub fn mac(&self) -> Mac {
+        GUEST_MAC
+    }
+
+    /// Where the slot's network namespace is pinned, for runtimes that enter it.
+    #[must_use]
+    pub fn netns(&self) -> &Path {
+        &self.devices().pin
+    }
+
+    /// Opens the slot's tap device, for a VMM to inherit. The first call costs next to nothing;
+    /// later ones open it anew, once the earlier descriptor is closed everywhere. Frames carry a
+    /// virtio-net header (`IFF_VNET_HDR`); close-on-exec is set.
+    ///
+    /// # Errors
+    /// `ResourceBusy` while an earlier descriptor is open; any error of the tun driver.
+    pub fn open_tap(&self) -> io::Result<OwnedFd> {
+        match lock(&self.tap).take() {
+            Some(tap) => Ok(tap),
+            None => self.devices().open_tap(),
+        }
+    }
+
+    fn devices(&self) -> &Devices {
+        self.devices.as_ref().expect("only Drop takes them")
+    }
+}
+
+impl Drop for NetworkSlot {
+    fn drop(&mut self) {
+        if let Some(mut devices) = self.devices.take() {
+            // Closing the tap device takes milliseconds; the worker that cleans does it.
+            devices.tap = lock(&self.tap).take();
+            self.home.give_back(devices);
+        }
+    }
+}
+
+impl fmt::Debug for Home {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = self.lock();
+        f.debug_struct("Home")
+            .field("range", &self.site.range)
+            .field("ready", &state.ready.len())
+            .field("taken", &state.taken)
+            .field("max", &self.max)
+            .finish_non_exhaustive()
+    }
+}
+
+fn backoff(failures: u32) -> Duration {
+    FIRST_PAUSE.saturating_mul(1 << failures.min(10)).min(LONGEST_PAUSE)
+}
+
+/// No method panics while it holds one of these locks, so a poisoned state is still whole.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
