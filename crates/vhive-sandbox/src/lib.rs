@@ -22,6 +22,7 @@ pub mod network;
 pub mod process;
 pub mod run_dir;
 pub mod runtime;
+pub mod sim;
 
 pub use deadline::Deadline;
 pub use journal::{End, Journal, Line, Milestone, WaitError};
