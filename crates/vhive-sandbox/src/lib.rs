@@ -18,6 +18,7 @@ pub mod cgroup;
 pub mod deadline;
 pub mod host;
 pub mod journal;
+pub mod kernel;
 pub mod network;
 pub mod process;
 pub mod run_dir;
