@@ -36,9 +36,14 @@ pub(crate) async fn shutdown(
         let _ = tokio::time::timeout_at(deadline.instant().into(), emptied(&pools)).await;
     }
     let writer = Arc::clone(shared);
-    let closed = shared.handle.spawn_blocking(move || writer.records.close()).await;
-    if let Err(error) = closed {
-        tracing::error!(%error, "invocation records not closed");
+    let close = move || {
+        writer.records.close();
+        if let Some(network) = &writer.tools.network {
+            network.close();
+        }
+    };
+    if let Err(error) = shared.handle.spawn_blocking(close).await {
+        tracing::error!(%error, "records and networks not closed");
     }
     match pools.iter().map(|pool| pool.alive()).sum() {
         0 => Ok(()),

@@ -3,10 +3,10 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::io;
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
 
-use crate::pending::NetworkPool;
+use vhive_sandbox::network::NetworkPool;
 use crate::pending::{FindError, ImageStore, PullError, PullOptions};
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
@@ -21,7 +21,7 @@ use crate::metrics::Metrics;
 use crate::pool::{AcquireError, Lease, Pool};
 use crate::records::Records;
 use crate::status::{RevisionCounts, RevisionStatus};
-use crate::sweep::{self, LockError, StateLock, SweepError};
+use crate::sweep::{Ground, GroundError};
 
 /// The ways to isolate functions that a node offers.
 #[derive(Clone, Debug, Default)]
@@ -53,18 +53,34 @@ impl Runtimes {
     }
 }
 
+/// What a node works with.
+#[derive(Debug)]
+pub struct Tools {
+    /// The ways to isolate functions.
+    pub runtimes: Runtimes,
+    /// The images that can be run.
+    pub images: ImageStore,
+    /// Networks for sandboxes; only `sim` does without.
+    pub network: Option<NetworkPool>,
+}
+
 /// Why a node could not be opened. Nothing of it is left behind but directories.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// The configuration is unfit.
     #[error("unfit configuration")]
     Config(#[from] ConfigError),
-    /// The state directory is in use or cannot be used.
-    #[error("no state directory")]
-    Lock(#[from] LockError),
-    /// What an earlier node left behind could not be removed.
-    #[error("leftovers of an earlier node remain")]
-    Sweep(#[from] SweepError),
+    /// The state directory is in use, or leftovers of an earlier node cannot be removed.
+    #[error("cannot open a node")]
+    Ground(#[from] GroundError),
+    /// The ground is another state directory's than the configuration's.
+    #[error("state directory {} is held, but {} is configured", held.display(), configured.display())]
+    OtherGround {
+        /// What is held.
+        held: PathBuf,
+        /// What is configured.
+        configured: PathBuf,
+    },
     /// Invocation records cannot be written.
     #[error("cannot write invocation records below {dir}")]
     Records {
@@ -90,10 +106,8 @@ pub enum ResolveError {
 /// What every part of a node shares.
 pub(crate) struct Shared {
     pub(crate) config: Config,
-    pub(crate) runtimes: Runtimes,
-    pub(crate) images: ImageStore,
-    pub(crate) network: Option<NetworkPool>,
-    pub(crate) run_root: RunRoot,
+    pub(crate) tools: Tools,
+    pub(crate) ground: Ground,
     pub(crate) budget: Arc<Budget>,
     /// One permit per start under way.
     pub(crate) turns: Arc<Semaphore>,
@@ -101,7 +115,6 @@ pub(crate) struct Shared {
     pub(crate) records: Records,
     pub(crate) handle: Handle,
     pools: RwLock<HashMap<RevisionKey, Arc<Pool>>>,
-    _lock: StateLock,
 }
 
 impl Shared {
@@ -125,6 +138,8 @@ impl Node {
     /// Opens a node: takes the state directory, removes what an earlier node left behind, and is
     /// ready to register revisions. Call it within the async runtime that shall carry it.
     ///
+    /// A node with a network pool needs its [`Ground`] before that pool; see [`Node::open_on`].
+    ///
     /// # Errors
     /// [`OpenError`].
     pub async fn open(
@@ -134,35 +149,40 @@ impl Node {
         network: Option<NetworkPool>,
     ) -> Result<Self, OpenError> {
         config.validate()?;
-        let handle = Handle::current();
-        let prepare = move || -> Result<_, OpenError> {
-            let lock = StateLock::take(&config.state_dir)?;
-            let run_root = RunRoot::below(&config.run_dir, lock.dir());
-            let swept = sweep::sweep(&lock, &run_root)?;
-            if swept > 0 {
-                tracing::warn!(sandboxes = swept, "leftovers of an earlier node removed");
-            }
-            let records = Records::open(lock.dir(), &config.records);
-            let dir = lock.dir().display().to_string();
-            let records = records.map_err(|source| OpenError::Records { dir, source })?;
-            Ok((config, lock, run_root, records))
+        let take = {
+            let (state_dir, run_dir) = (config.state_dir.clone(), config.run_dir.clone());
+            move || Ground::take(&state_dir, &run_dir)
         };
-        let prepared = handle.spawn_blocking(prepare).await;
-        let (config, lock, run_root, records) =
-            prepared.expect("opening does not panic and the runtime runs")?;
+        let ground = Handle::current().spawn_blocking(take).await;
+        let ground = ground.expect("taking the ground does not panic and the runtime runs")?;
+        Self::open_on(ground, config, Tools { runtimes, images, network })
+    }
+
+    /// Opens a node on ground that has been taken before, so that tools that need the node's run
+    /// directory (the network pool) could be made in between. Call it within the async runtime
+    /// that shall carry it.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub fn open_on(ground: Ground, config: Config, tools: Tools) -> Result<Self, OpenError> {
+        config.validate()?;
+        if !config.state_dir.canonicalize().is_ok_and(|dir| dir == ground.state_dir()) {
+            let held = ground.state_dir().to_owned();
+            return Err(OpenError::OtherGround { held, configured: config.state_dir });
+        }
+        let records = Records::open(ground.state_dir(), &config.records);
+        let dir = ground.state_dir().display().to_string();
+        let records = records.map_err(|source| OpenError::Records { dir, source })?;
         let shared = Shared {
             budget: Budget::new(config.max_instances, config.max_memory()),
             turns: Arc::new(Semaphore::new(config.start_threads())),
             metrics: Metrics::new(),
             config,
-            runtimes,
-            images,
-            network,
-            run_root,
+            tools,
+            ground,
             records,
-            handle,
+            handle: Handle::current(),
             pools: RwLock::default(),
-            _lock: lock,
         };
         Ok(Self(Arc::new(Inner { shared: Arc::new(shared) })))
     }
@@ -176,19 +196,19 @@ impl Node {
     /// The runtimes that it offers.
     #[must_use]
     pub fn runtimes(&self) -> &Runtimes {
-        &self.0.shared.runtimes
+        &self.0.shared.tools.runtimes
     }
 
     /// The images that it can run.
     #[must_use]
     pub fn images(&self) -> &ImageStore {
-        &self.0.shared.images
+        &self.0.shared.tools.images
     }
 
     /// The run directory, and the tag in every name that the node makes on the host.
     #[must_use]
     pub fn run_root(&self) -> &RunRoot {
-        &self.0.shared.run_root
+        self.0.shared.ground.run_root()
     }
 
     /// Makes a revision known; starts nothing. A revision known by the same key keeps its
@@ -285,7 +305,7 @@ impl Node {
     /// # Errors
     /// [`ResolveError`].
     pub async fn resolve_image(&self, reference: &str) -> Result<Digest, ResolveError> {
-        let images = &self.0.shared.images;
+        let images = &self.0.shared.tools.images;
         match images.find(reference) {
             Ok(image) => Ok(image.digest),
             Err(error) if error.may_pull() => {
@@ -342,14 +362,6 @@ impl Drop for Inner {
             pool.abandon();
         }
     }
-}
-
-/// Removes everything that nodes with this configuration made on the host; see [`sweep::purge`].
-///
-/// # Errors
-/// [`sweep::PurgeError`].
-pub fn purge(state_dir: &Path, run_dir: &Path) -> Result<sweep::Purged, sweep::PurgeError> {
-    sweep::purge(state_dir, run_dir)
 }
 
 impl fmt::Debug for Shared {

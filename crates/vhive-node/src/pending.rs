@@ -4,16 +4,15 @@
 use std::path::PathBuf;
 
 use vhive_api::Digest;
-use vhive_sandbox::{Deadline, NetworkSlot};
 
 #[derive(Clone, Debug, Default)]
 pub struct ImageConfig {
     pub entrypoint: Vec<String>,
     pub cmd: Vec<String>,
-    pub env: Vec<String>,
+    pub env: Vec<(String, String)>,
     pub user: String,
     pub working_dir: String,
-    pub stop_signal: String,
+    pub stop_signal: Option<String>,
 }
 
 #[derive(Clone, Debug)]
@@ -32,7 +31,6 @@ pub struct Image {
 pub struct RootFsError;
 pub use RootFsError as FindError;
 pub use RootFsError as PullError;
-pub use RootFsError as TakeError;
 
 impl RootFsError {
     pub fn may_pull(&self) -> bool {
@@ -47,22 +45,13 @@ pub struct PullOptions;
 pub struct ImageStore;
 
 impl ImageStore {
-    pub async fn rootfs(&self, _: &Digest) -> Result<RootFs, RootFsError> {
-        Err(RootFsError)
+    pub async fn rootfs(&self, _: &Digest) -> Result<RootFs, std::sync::Arc<RootFsError>> {
+        Err(std::sync::Arc::new(RootFsError))
     }
     pub fn find(&self, _: &str) -> Result<Image, RootFsError> {
         Err(RootFsError)
     }
     pub async fn pull(&self, _: &str, _: &PullOptions) -> Result<Image, RootFsError> {
-        Err(RootFsError)
-    }
-}
-
-#[derive(Clone, Debug)]
-pub struct NetworkPool;
-
-impl NetworkPool {
-    pub fn take(&self, _: Deadline) -> Result<NetworkSlot, RootFsError> {
         Err(RootFsError)
     }
 }

@@ -9,7 +9,7 @@ use vhive_api::Revision;
 use vhive_api::guest::Process;
 
 /// What a search path is if nobody states one.
-const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Why there is no process to run.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -49,10 +49,10 @@ pub fn process(image: &ImageConfig, revision: &Revision) -> Result<Process, Proc
     }
     let process = Process {
         args,
-        env: environment(&image.env, &vars),
+        env: environment(image, &vars),
         user: image.user.clone(),
         cwd: revision.working_dir.clone().unwrap_or_else(|| image.working_dir.clone()),
-        stop_signal: image.stop_signal.clone(),
+        stop_signal: image.stop_signal.clone().unwrap_or_default(),
     };
     let texts = process.args.iter().chain(&process.env).chain([&process.user, &process.cwd]);
     if let Some(bad) = texts.into_iter().find(|text| text.contains('\0')) {
@@ -87,15 +87,15 @@ fn set(vars: &mut Vec<(String, String)>, name: &str, value: String) {
     }
 }
 
-fn environment(image: &[String], vars: &[(String, String)]) -> Vec<String> {
-    let name_of = |entry: &str| entry.split_once('=').map_or(entry, |(name, _)| name).to_owned();
-    let overridden = |entry: &String| vars.iter().any(|(name, _)| *name == name_of(entry));
-    let mut env: Vec<String> = image.iter().filter(|entry| !overridden(entry)).cloned().collect();
-    env.extend(vars.iter().map(|(name, value)| format!("{name}={value}")));
-    if !env.iter().any(|entry| name_of(entry) == "PATH") {
-        env.insert(0, DEFAULT_PATH.to_owned());
+fn environment(image: &ImageConfig, vars: &[(String, String)]) -> Vec<String> {
+    let mut env: Vec<(String, String)> = Vec::new();
+    for (name, value) in image.env.iter().chain(vars) {
+        set(&mut env, name, value.clone());
     }
-    env
+    if !env.iter().any(|(name, _)| name == "PATH") {
+        env.insert(0, ("PATH".to_owned(), DEFAULT_PATH.to_owned()));
+    }
+    env.into_iter().map(|(name, value)| format!("{name}={value}")).collect()
 }
 
 /// Replaces `$(NAME)`, and `$$` by a dollar sign.

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::pending::TakeError;
+use vhive_sandbox::network::TakeError;
 use crate::pending::{ImageConfig, RootFsError};
 use jiff::Timestamp;
 use tokio::sync::OwnedSemaphorePermit;
@@ -98,7 +98,7 @@ pub enum StartError {
         digest: Digest,
         /// Why not.
         #[source]
-        source: RootFsError,
+        source: Arc<RootFsError>,
     },
     /// Likewise in time.
     #[error("root file system for {image} not made within {limit:?}; raise image_deadline")]
@@ -246,7 +246,7 @@ async fn image(order: &Order) -> Result<ImageReady, StartError> {
     }
     let begin = Instant::now();
     let limit = order.shared.config.image_deadline.0;
-    let rootfs = order.shared.images.rootfs(&revision.image_digest);
+    let rootfs = order.shared.tools.images.rootfs(&revision.image_digest);
     let rootfs = match tokio::time::timeout(limit, rootfs).await {
         Ok(Ok(rootfs)) => rootfs,
         Ok(Err(source)) => {
@@ -282,7 +282,7 @@ impl Work {
     fn run(self) -> Result<(Box<dyn Sandbox>, Done), StartError> {
         let revision = &self.revision;
         let name = revision.runtime;
-        let runtime = self.shared.runtimes.get(name).ok_or(StartError::NoRuntime(name))?;
+        let runtime = self.shared.tools.runtimes.get(name).ok_or(StartError::NoRuntime(name))?;
         let process = process::process(&self.config, revision).map_err(StartError::Process)?;
         let deadline = Deadline::after(self.shared.config.start_deadline.0);
         let (network, network_took) = match name {
@@ -301,7 +301,7 @@ impl Work {
             cpu_millis: revision.cpu_millis,
             memory: revision.memory,
             network,
-            run_root: self.shared.run_root.clone(),
+            run_root: self.shared.ground.run_root().clone(),
             journal: Arc::clone(&self.journal),
         };
         let boot = Instant::now();
@@ -315,7 +315,7 @@ impl Work {
     }
 
     fn network(&self, deadline: Deadline) -> Result<NetworkSlot, StartError> {
-        let pool = self.shared.network.as_ref();
+        let pool = self.shared.tools.network.as_ref();
         let pool = pool.ok_or(StartError::NoNetwork(self.revision.runtime))?;
         pool.take(deadline).map_err(StartError::Network)
     }

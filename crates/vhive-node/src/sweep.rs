@@ -4,12 +4,13 @@
 //! that its node makes outside. Who holds the lock may remove what carries the node's tag; nothing
 //! else is ever touched.
 
+use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Read as _, Seek as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
-use vhive_sandbox::RunRoot;
+use vhive_sandbox::{RunRoot, cgroup, network};
 
 /// The lock's name in the state directory.
 const LOCK: &str = "node.lock";
@@ -113,33 +114,86 @@ pub enum SweepError {
         source: io::Error,
     },
     /// Processes or control groups of sandboxes could not be removed.
-    #[error("cannot remove control groups of an earlier node")]
+    #[error("cannot remove processes and control groups of an earlier node")]
     Cgroups(#[source] io::Error),
     /// Network namespaces, interfaces or firewall rules could not be removed.
     #[error("cannot remove networks of an earlier node")]
-    Networks(#[source] io::Error),
+    Networks(#[source] network::SweepError),
 }
 
-/// Removes what an earlier node with this run root left behind: processes, control groups,
-/// networks, then sandbox directories. Returns how many sandboxes there were.
-///
-/// # Errors
-/// [`SweepError`].
-pub(crate) fn sweep(_lock: &StateLock, root: &RunRoot) -> Result<usize, SweepError> {
+/// Why a node has no ground to stand on.
+#[derive(Debug, thiserror::Error)]
+pub enum GroundError {
+    /// The state directory is in use or cannot be used.
+    #[error("no state directory")]
+    Lock(#[from] LockError),
+    /// What an earlier node left behind could not be removed.
+    #[error("leftovers of an earlier node remain")]
+    Sweep(#[from] SweepError),
+}
+
+/// What a node needs before anything else of it exists: its state directory, locked, and a host
+/// without leftovers of the node that had it before.
+#[derive(Debug)]
+pub struct Ground {
+    lock: StateLock,
+    run_root: RunRoot,
+    swept: usize,
+}
+
+impl Ground {
+    /// Takes the state directory, then removes what an earlier node with it left on the host:
+    /// processes and control groups, networks, sandbox directories. Blocks for that.
+    ///
+    /// # Errors
+    /// [`GroundError`]; the lock is free again.
+    pub fn take(state_dir: &Path, run_dir: &Path) -> Result<Self, GroundError> {
+        let lock = StateLock::take(state_dir)?;
+        let run_root = RunRoot::below(run_dir, lock.dir());
+        let swept = sweep(&run_root)?;
+        if swept > 0 {
+            tracing::warn!(sandboxes = swept, "leftovers of an earlier node removed");
+        }
+        Ok(Self { lock, run_root, swept })
+    }
+
+    /// The run directory, and the tag in every name that the node makes on the host.
+    #[must_use]
+    pub fn run_root(&self) -> &RunRoot {
+        &self.run_root
+    }
+
+    /// The canonical state directory.
+    #[must_use]
+    pub fn state_dir(&self) -> &Path {
+        self.lock.dir()
+    }
+
+    /// Sandboxes of which something was left.
+    #[must_use]
+    pub fn swept(&self) -> usize {
+        self.swept
+    }
+}
+
+/// Processes go first, so that nothing is in use when the rest goes.
+fn sweep(root: &RunRoot) -> Result<usize, SweepError> {
+    let mut swept: BTreeSet<String> =
+        cgroup::sweep(root).map_err(SweepError::Cgroups)?.into_iter().collect();
+    network::sweep(root).map_err(SweepError::Networks)?;
     let dir = root.sandboxes();
     let failed = |source| SweepError::Directory { path: dir.clone(), source };
     let entries = match fs::read_dir(&dir) {
         Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(swept.len()),
         Err(error) => return Err(failed(error)),
     };
-    let mut swept = 0;
     for entry in entries {
-        let path = entry.map_err(failed)?.path();
-        fs::remove_dir_all(&path).map_err(failed)?;
-        swept += 1;
+        let entry = entry.map_err(failed)?;
+        swept.insert(entry.file_name().to_string_lossy().into_owned());
+        remove_any(&entry.path()).map_err(failed)?;
     }
-    Ok(swept)
+    Ok(swept.len())
 }
 
 /// Why a purge stopped.
@@ -148,7 +202,7 @@ pub enum PurgeError {
     /// The state directory is in use or cannot be used.
     #[error("nothing was removed")]
     Lock(#[from] LockError),
-    /// Leftovers could not be removed.
+    /// What is on the host could not be removed; the state is still there.
     #[error("not everything was removed")]
     Sweep(#[from] SweepError),
     /// A part of the state could not be removed.
@@ -183,7 +237,7 @@ pub fn purge(state_dir: &Path, run_dir: &Path) -> Result<Purged, PurgeError> {
     }
     let lock = StateLock::take(state_dir)?;
     let root = RunRoot::below(run_dir, lock.dir());
-    sweep(&lock, &root)?;
+    sweep(&root)?;
     let mut remove = |path: PathBuf| match remove_any(&path) {
         Ok(true) => {
             purged.removed.push(path);

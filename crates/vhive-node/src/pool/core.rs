@@ -352,11 +352,6 @@ impl Core {
         Some((state, instance.leases))
     }
 
-    /// Whether no instance is left, not even one being started.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.instances.is_empty()
-    }
-
     // === decisions ===
 
     /// Starts what demand and `want` call for, as far as bounds and back-offs allow.
@@ -532,3 +527,6 @@ impl Core {
         self.total() - self.starting - self.broken - leaving
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -270,10 +270,6 @@ impl Pool {
         self.state().core.counts()
     }
 
-    pub(crate) fn runtime(&self) -> RuntimeName {
-        self.state().revision.runtime
-    }
-
     pub(crate) fn view(&self) -> PoolView {
         let state = self.state();
         let mut numbers: Vec<InstanceNo> = state.slots.keys().copied().collect();

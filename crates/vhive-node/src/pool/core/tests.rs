@@ -1,0 +1,362 @@
+//! Scenes by name, then any sequence of events against a model.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use proptest::prelude::*;
+
+use super::*;
+
+const FIRST: Duration = Duration::from_secs(1);
+
+fn core(concurrency: u32, max: u32) -> Core {
+    let back_off = BackOff::new(FIRST, Duration::from_secs(60));
+    Core::new(Bounds { concurrency, max }, back_off)
+}
+
+/// What one event made the core ask for.
+fn ask(event: impl FnOnce(&mut Vec<Action>)) -> Vec<Action> {
+    let mut out = Vec::new();
+    event(&mut out);
+    out
+}
+
+#[test]
+fn one_start_per_wanted_instance_however_many_wait() {
+    for (concurrency, max, waiting, starts) in
+        [(1, 0, 5, 5), (10, 0, 5, 1), (10, 0, 21, 3), (0, 0, 500, 1), (1, 3, 200, 3)]
+    {
+        let (mut core, now) = (core(concurrency, max), Instant::now());
+        let out = ask(|out| {
+            for _ in 0..waiting {
+                assert!(matches!(core.acquire(now, out), Ok(Answer::Waits(_))));
+            }
+        });
+        assert_eq!(out.len(), starts, "{concurrency} {max} {waiting}");
+        assert!(out.iter().all(|action| matches!(action, Action::Start(_))));
+    }
+}
+
+#[test]
+fn slots_are_lent_by_load_then_age() {
+    let (mut core, now) = (core(2, 0), Instant::now());
+    ask(|out| core.resize(2, now, out));
+    ask(|out| core.started(0, now, out));
+    ask(|out| core.started(1, now, out));
+    let mut out = Vec::new();
+    let order: Vec<_> = (0..4).map(|_| core.acquire(now, &mut out)).collect();
+    assert_eq!(order, [0, 1, 0, 1].map(|no| Ok(Answer::Granted(no))));
+    assert_eq!(core.acquire(now, &mut out), Ok(Answer::Waits(0)));
+    assert_eq!(ask(|out| core.release(1, now, out)), [Action::Grant(0, 1)]);
+}
+
+#[test]
+fn a_failed_start_fails_the_waiting_only_if_nothing_else_can_serve_them() {
+    let (mut core, now) = (core(1, 0), Instant::now());
+    let mut out = Vec::new();
+    for _ in 0..3 {
+        assert!(core.acquire(now, &mut out).is_ok());
+    }
+    assert_eq!(ask(|out| core.start_failed(0, now, out)), []);
+    assert_eq!(ask(|out| core.start_failed(2, now, out)), []);
+    let up = ask(|out| core.started(1, now, out));
+    assert_eq!(up, [Action::Grant(0, 1), Action::Start(3), Action::Start(4)]);
+    assert_eq!(ask(|out| core.start_failed(3, now, out)), []);
+    assert_eq!(ask(|out| core.start_failed(4, now, out)), []);
+    assert_eq!(ask(|out| core.release(1, now, out)), [Action::Grant(1, 1)]);
+    // Gone, and the next start is not due: the last one waits in vain.
+    let out = ask(|out| core.died(1, now, out));
+    let until = now + FIRST;
+    assert_eq!(out, [Action::Stop(1), Action::Fail(2, Refusal::BackingOff(until))]);
+    assert_eq!(core.acquire(now, &mut Vec::new()), Err(Refusal::BackingOff(until)));
+    assert_eq!(ask(|out| _ = core.acquire(until, out)), [Action::Start(5)]);
+}
+
+#[test]
+fn after_a_failure_starts_are_tried_one_at_a_time() {
+    let (mut core, now) = (core(1, 0), Instant::now());
+    ask(|out| _ = core.acquire(now, out));
+    let failed = ask(|out| core.start_failed(0, now, out));
+    assert_eq!(failed, [Action::Fail(0, Refusal::StartFailed)]);
+    let later = now + FIRST;
+    let out = ask(|out| (0..10).for_each(|_| _ = core.acquire(later, out)));
+    assert_eq!(out, [Action::Start(1)]);
+    // One success, and the rest follow at once.
+    let out = ask(|out| core.started(1, later, out));
+    assert_eq!(out.iter().filter(|action| matches!(action, Action::Start(_))).count(), 9);
+}
+
+#[test]
+fn scaling_down_stops_the_idle_and_marks_the_busy() {
+    let (mut core, now) = (core(1, 0), Instant::now());
+    ask(|out| core.resize(3, now, out));
+    (0..3).for_each(|no| _ = ask(|out| core.started(no, now, out)));
+    assert_eq!(core.acquire(now, &mut Vec::new()), Ok(Answer::Granted(0)));
+    assert_eq!(ask(|out| core.resize(0, now, out)), [Action::Stop(2), Action::Stop(1)]);
+    // A new request takes the marked one back rather than starting another.
+    assert_eq!(ask(|out| core.release(0, now, out)), [Action::Stop(0)]);
+    ask(|out| core.resize(1, now, out));
+    ask(|out| core.started(3, now, out));
+    assert_eq!(core.acquire(now, &mut Vec::new()), Ok(Answer::Granted(3)));
+    ask(|out| core.resize(0, now, out));
+    let out = ask(|out| assert_eq!(core.acquire(now, out), Ok(Answer::Waits(0))));
+    assert_eq!(out, [Action::Start(4)]);
+    assert_eq!(ask(|out| core.release(3, now, out)), [Action::Grant(0, 3)]);
+    assert_eq!(core.instance(3), Some((crate::pool::InstanceState::Ready, 1)));
+}
+
+#[test]
+fn a_broken_instance_serves_what_it_holds_and_is_replaced() {
+    let (mut core, now) = (core(2, 1), Instant::now());
+    let mut out = Vec::new();
+    for _ in 0..3 {
+        assert!(core.acquire(now, &mut out).is_ok());
+    }
+    ask(|out| core.started(0, now, out));
+    assert_eq!(ask(|out| core.broken(0, now, out)), [Action::Start(1)]);
+    assert_eq!(ask(|out| core.release(0, now, out)), []);
+    assert_eq!(ask(|out| core.release(0, now, out)), [Action::Stop(0)]);
+    assert_eq!(ask(|out| core.started(1, now, out)), [Action::Grant(2, 1)]);
+}
+
+#[test]
+fn a_crashing_instance_that_nobody_asked_for_comes_back_ever_more_slowly() {
+    let (mut core, mut now) = (core(1, 0), Instant::now());
+    assert_eq!(ask(|out| core.resize(1, now, out)), [Action::Start(0)]);
+    for (no, secs) in [(0, 1), (1, 2), (2, 4)] {
+        ask(|out| core.started(no, now, out));
+        assert_eq!(ask(|out| core.died(no, now, out)), [Action::Stop(no)]);
+        now += Duration::from_secs(secs);
+        assert_eq!(core.poke_at(now - Duration::from_millis(1)), Some(now));
+        assert_eq!(ask(|out| core.poke(now, out)), [Action::Start(no + 1)]);
+    }
+    // Once it has served, the count begins anew.
+    ask(|out| core.started(3, now, out));
+    assert_eq!(core.acquire(now, &mut Vec::new()), Ok(Answer::Granted(3)));
+    ask(|out| core.release(3, now, out));
+    ask(|out| core.died(3, now, out));
+    assert_eq!(core.poke_at(now), Some(now + FIRST));
+}
+
+#[test]
+fn without_room_the_waiting_are_told_unless_room_is_coming() {
+    let (mut core, now) = (core(1, 0), Instant::now());
+    ask(|out| _ = core.acquire(now, out));
+    assert_eq!(ask(|out| core.no_room(0, true, out)), []);
+    assert_eq!(ask(|out| core.poke(now, out)), [Action::Start(1)]);
+    assert_eq!(ask(|out| core.no_room(1, false, out)), [Action::Fail(0, Refusal::Full)]);
+}
+
+#[test]
+fn closing_lets_the_lent_finish_and_refuses_the_rest() {
+    let (mut core, now) = (core(1, 1), Instant::now());
+    ask(|out| _ = core.acquire(now, out));
+    ask(|out| core.started(0, now, out));
+    assert_eq!(core.acquire(now, &mut Vec::new()), Ok(Answer::Waits(1)));
+    assert_eq!(ask(|out| core.close(out)), []);
+    assert_eq!(core.acquire(now, &mut Vec::new()), Err(Refusal::Closing));
+    assert_eq!(ask(|out| core.release(0, now, out)), [Action::Grant(1, 0)]);
+    assert_eq!(ask(|out| core.release(0, now, out)), [Action::Stop(0)]);
+    assert_eq!(core.counts(), Counts::default());
+}
+
+/// An event that the outside may cause; indices are taken modulo what there is.
+#[derive(Clone, Debug)]
+enum Event {
+    Acquire,
+    Cancel(usize),
+    Started(usize),
+    StartFailed(usize),
+    NoRoom(usize, bool),
+    Release(usize),
+    Broken(usize),
+    Died(usize),
+    Resize(u32),
+    Pass(u64),
+}
+
+fn events() -> impl Strategy<Value = Vec<Event>> {
+    let event = prop_oneof![
+        6 => Just(Event::Acquire),
+        1 => any::<usize>().prop_map(Event::Cancel),
+        4 => any::<usize>().prop_map(Event::Started),
+        1 => any::<usize>().prop_map(Event::StartFailed),
+        1 => any::<(usize, bool)>().prop_map(|(n, may)| Event::NoRoom(n, may)),
+        5 => any::<usize>().prop_map(Event::Release),
+        1 => any::<usize>().prop_map(Event::Broken),
+        1 => any::<usize>().prop_map(Event::Died),
+        2 => (0_u32..6).prop_map(Event::Resize),
+        1 => (0_u64..3000).prop_map(Event::Pass),
+    ];
+    proptest::collection::vec(event, 0..120)
+}
+
+/// What an observer of the actions knows.
+#[derive(Debug)]
+struct Model {
+    core: Core,
+    bounds: Bounds,
+    now: Instant,
+    starting: BTreeSet<InstanceNo>,
+    up: BTreeMap<InstanceNo, u32>,
+    broken: BTreeSet<InstanceNo>,
+    waiting: BTreeSet<WaiterNo>,
+    last_granted: Option<WaiterNo>,
+    /// Room is being made; until `poke`, the waiting may have nothing to wait for.
+    room_pending: bool,
+    want: u32,
+}
+
+fn nth<T: Copy>(mut of: impl ExactSizeIterator<Item = T>, n: usize) -> Option<T> {
+    if of.len() == 0 { None } else { of.nth(n % of.len()) }
+}
+
+impl Model {
+    fn feed(&mut self, event: &Event) {
+        let (mut out, now) = (Vec::new(), self.now);
+        let mut lost = None;
+        match *event {
+            Event::Acquire => match self.core.acquire(now, &mut out) {
+                Ok(Answer::Granted(no)) => {
+                    assert!(self.waiting.is_empty(), "overtook the waiting");
+                    self.lend(no);
+                }
+                Ok(Answer::Waits(waiter)) => assert!(self.waiting.insert(waiter)),
+                Err(why) => assert!(matches!(why, Refusal::BackingOff(until) if until > now)),
+            },
+            Event::Cancel(n) => {
+                let Some(waiter) = nth(self.waiting.iter().copied(), n) else { return };
+                self.waiting.remove(&waiter);
+                self.core.cancel(waiter);
+            }
+            Event::Started(n) => {
+                let Some(no) = nth(self.starting.iter().copied(), n) else { return };
+                self.starting.remove(&no);
+                self.up.insert(no, 0);
+                self.core.started(no, now, &mut out);
+            }
+            Event::StartFailed(n) => {
+                let Some(no) = nth(self.starting.iter().copied(), n) else { return };
+                self.starting.remove(&no);
+                self.core.start_failed(no, now, &mut out);
+            }
+            Event::NoRoom(n, may_come) => {
+                let Some(no) = nth(self.starting.iter().copied(), n) else { return };
+                self.starting.remove(&no);
+                self.room_pending |= may_come;
+                self.core.no_room(no, may_come, &mut out);
+            }
+            Event::Release(n) | Event::Broken(n) => {
+                let lent = self.up.iter().filter(|(_, leases)| **leases > 0);
+                let lent: Vec<InstanceNo> = lent.map(|(no, _)| *no).collect();
+                let Some(no) = nth(lent.into_iter(), n) else { return };
+                if matches!(event, Event::Broken(_)) {
+                    self.broken.insert(no);
+                    self.core.broken(no, now, &mut out);
+                }
+                *self.up.get_mut(&no).unwrap() -= 1;
+                self.core.release(no, now, &mut out);
+            }
+            Event::Died(n) => {
+                let Some(no) = nth(self.up.keys().copied(), n) else { return };
+                lost = Some(no);
+                self.core.died(no, now, &mut out);
+            }
+            Event::Resize(want) => {
+                self.want = want;
+                self.core.resize(want, now, &mut out);
+            }
+            Event::Pass(millis) => {
+                self.now += Duration::from_millis(millis);
+                self.room_pending = false;
+                self.core.poke(self.now, &mut out);
+            }
+        }
+        self.take(&out, lost);
+        self.check();
+    }
+
+    fn take(&mut self, out: &[Action], lost: Option<InstanceNo>) {
+        for action in out {
+            match *action {
+                Action::Start(no) => assert!(self.starting.insert(no), "number used twice"),
+                Action::Grant(waiter, no) => {
+                    assert!(self.waiting.remove(&waiter), "granted to one who does not wait");
+                    assert!(self.last_granted < Some(waiter), "out of order");
+                    self.last_granted = Some(waiter);
+                    self.lend(no);
+                }
+                Action::Fail(waiter, _) => {
+                    assert!(self.waiting.remove(&waiter), "failed one who does not wait");
+                }
+                Action::Stop(no) => {
+                    let leases = self.up.remove(&no).expect("only what is up is stopped");
+                    assert!(leases == 0 || lost == Some(no), "stopped while it serves");
+                    self.broken.remove(&no);
+                }
+            }
+        }
+    }
+
+    fn lend(&mut self, no: InstanceNo) {
+        assert!(!self.broken.contains(&no), "lent a broken instance");
+        let leases = self.up.get_mut(&no).expect("only what is up is lent");
+        *leases += 1;
+        assert!(self.bounds.concurrency == 0 || *leases <= self.bounds.concurrency);
+    }
+
+    fn check(&self) {
+        let counts = self.core.counts();
+        assert_eq!(counts.queued as usize, self.waiting.len());
+        assert_eq!(counts.starting as usize, self.starting.len());
+        assert_eq!(counts.ready as usize, self.up.len() - self.broken.len());
+        assert_eq!(counts.leases, self.up.values().sum::<u32>());
+        let live = self.up.len() - self.broken.len() + self.starting.len();
+        assert!(self.bounds.max == 0 || live <= self.bounds.max as usize, "above max");
+        if !self.waiting.is_empty() {
+            assert!(live > 0 || self.room_pending, "waits for nothing");
+            let sound = self.up.iter().filter(|(no, _)| !self.broken.contains(no));
+            for (no, leases) in sound {
+                let full = self.bounds.concurrency > 0 && *leases >= self.bounds.concurrency;
+                assert!(full, "waits although {no} has a free slot");
+            }
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn any_sequence_of_events_keeps_the_promises(
+        concurrency in 0_u32..4,
+        max in 0_u32..4,
+        events in events(),
+    ) {
+        let mut model = Model {
+            core: core(concurrency, max),
+            bounds: Bounds { concurrency, max },
+            now: Instant::now(),
+            starting: BTreeSet::new(),
+            up: BTreeMap::new(),
+            broken: BTreeSet::new(),
+            waiting: BTreeSet::new(),
+            last_granted: None,
+            room_pending: false,
+            want: 0,
+        };
+        for event in &events {
+            model.feed(event);
+        }
+        // Whatever came before: if starts succeed and requests end, nobody waits for ever, what is
+        // wanted is there, and nothing is left of what is not wanted.
+        for _ in 0..1000 {
+            model.feed(&Event::Pass(61_000));
+            model.feed(&Event::Started(0));
+            model.feed(&Event::Release(0));
+        }
+        prop_assert!(model.waiting.is_empty());
+        let wanted = if max == 0 { model.want } else { model.want.min(max) };
+        prop_assert!(model.up.len() >= wanted as usize);
+        model.feed(&Event::Resize(0));
+        prop_assert!(model.up.is_empty() && model.starting.is_empty(), "{:?}", model);
+    }
+}
