@@ -1,22 +1,26 @@
 //! Who uses which addresses on this host: one locked file per node.
 //!
 //! ```text
-//!   /run/vhive/network/lock          held while any of the files below is chosen or changed
-//!   /run/vhive/network/<tag>.json    a Record; locked by its node as long as that lives
+//!   /run/vhive/network/<namespace>/lock         held while any file beside it is made or changed
+//!   /run/vhive/network/<namespace>/<tag>.json   a Record; locked by its node while that lives
 //! ```
 //!
-//! The directory is the same for all nodes of a host, wherever their run directories are, since
-//! they share the host's network.
+//! The directory is the same for all nodes in a network namespace (named by its inode), wherever
+//! their run directories are, since they share its addresses. It goes with its last claim.
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Read as _, Seek as _, Write as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
-/// Where claims are.
-pub(super) const DIRECTORY: &str = "/run/vhive/network";
+/// Where the claims of the calling thread's network namespace are.
+pub(super) fn directory() -> io::Result<PathBuf> {
+    let namespace = fs::metadata("/proc/thread-self/ns/net")?.ino();
+    Ok(Path::new("/run/vhive/network").join(namespace.to_string()))
+}
 
 /// What a node says about itself to the others and to a later sweep.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,10 +28,14 @@ pub(super) const DIRECTORY: &str = "/run/vhive/network";
 pub(super) struct Record {
     /// The node's addresses.
     pub(super) range: Ipv4Net,
-    /// Interfaces through which its guests leave.
-    pub(super) uplinks: Vec<String>,
+    /// Interface through which its guests leave for anywhere.
+    pub(super) uplink: Option<String>,
+    /// All interfaces through which its guests leave.
+    pub(super) ways: Vec<String>,
     /// Those of them whose forwarding was off before, so that the last user turns it off again.
     pub(super) opened: Vec<String>,
+    /// Whether the host forwarded by default. If it does so later, somebody else wants it to.
+    pub(super) forwarding: bool,
 }
 
 /// A node's claim. Dropping it only unlocks the file, as a killed node would; [`Claim::release`]
@@ -42,7 +50,7 @@ pub(super) struct Claim {
 #[derive(Debug)]
 pub(super) struct Registry {
     directory: PathBuf,
-    _lock: File,
+    lock: File,
 }
 
 /// Another node's claim, as [`Registry::others`] finds it.
@@ -59,14 +67,36 @@ pub(super) struct Other {
 impl Registry {
     /// Waits for the lock. Holders do a few reads and writes, so it is never held for long.
     pub(super) fn lock(directory: &Path) -> io::Result<Self> {
-        fs::create_dir_all(directory)?;
-        let lock = File::options()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(directory.join("lock"))?;
-        lock.lock()?;
-        Ok(Self { directory: directory.to_owned(), _lock: lock })
+        let path = directory.join("lock");
+        loop {
+            fs::create_dir_all(directory)?;
+            let options = File::options().create(true).truncate(false).write(true).clone();
+            let lock = match options.open(&path) {
+                // Its last holder has just removed the directory.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                result => result?,
+            };
+            lock.lock()?;
+            let same =
+                |there: fs::Metadata| Ok::<_, io::Error>(there.ino() == lock.metadata()?.ino());
+            if fs::metadata(&path).is_ok_and(|there| same(there).unwrap_or(false)) {
+                return Ok(Self { directory: directory.to_owned(), lock });
+            }
+        }
+    }
+
+    /// Removes the directory if no claim is left in it.
+    pub(super) fn tidy(self) -> io::Result<()> {
+        let claims = fs::read_dir(&self.directory)?
+            .filter_map(Result::ok)
+            .filter(|entry| entry.file_name() != "lock");
+        if claims.count() == 0 {
+            // Whoever waits for the lock meanwhile finds it gone and makes a new one.
+            fs::remove_file(self.directory.join("lock"))?;
+            fs::remove_dir(&self.directory)?;
+        }
+        drop(self.lock);
+        Ok(())
     }
 
     /// Takes the claim of a tag; `None` if a living node has it.

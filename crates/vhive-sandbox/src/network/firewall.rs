@@ -6,7 +6,7 @@
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
 use std::net::Ipv4Addr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use ipnet::Ipv4Net;
@@ -78,9 +78,9 @@ pub(super) struct HostRules<'a> {
     /// How the slots' interfaces begin.
     pub(super) links: &'a str,
     pub(super) range: Range,
-    /// Interfaces through which guests may leave.
-    pub(super) uplinks: &'a [String],
-    /// Those of them that forward packets only because we said so.
+    /// Interface through which guests may leave for anywhere.
+    pub(super) uplink: Option<&'a str>,
+    /// Interfaces that forward packets only because we said so.
     pub(super) opened: &'a [String],
     pub(super) allow: &'a [Ipv4Net],
     pub(super) dns: &'a [Ipv4Addr],
@@ -94,10 +94,10 @@ impl HostRules<'_> {
         let slots = format!("\"{links}*\"");
         let allow = match_list("ip daddr", self.allow, "accept");
         let dns = match_list("ip daddr", self.dns, "meta l4proto { tcp, udp } th dport 53 accept");
-        let uplinks = match_list("oifname", &quoted(self.uplinks), "accept");
+        let uplink = match_list("oifname", &quoted(self.uplink), "accept");
         let guard = match_list(
             "iifname",
-            &quoted(self.opened),
+            &quoted(self.opened.iter().map(String::as_str)),
             "ct state new ct status and dnat == 0 drop",
         );
         format!(
@@ -137,13 +137,15 @@ table inet {table} {{
   chain pass_out {{
     oifname {slots} drop
     ct state invalid drop
+    tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu
     ct state established,related accept
     {dns}
     {allow}
-    {uplinks}
+    {uplink}
     drop
   }}
   chain pass_in {{
+    tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu
     ct state established,related accept
     drop
   }}
@@ -172,8 +174,8 @@ fn match_list<T: std::fmt::Display>(matcher: &str, items: &[T], verdict: &str) -
     if list.is_empty() { String::new() } else { format!("{matcher} {{ {list} }} {verdict}") }
 }
 
-fn quoted(names: &[String]) -> Vec<String> {
-    names.iter().map(|name| format!("\"{name}\"")).collect()
+fn quoted<'a>(names: impl IntoIterator<Item = &'a str>) -> Vec<String> {
+    names.into_iter().map(|name| format!("\"{name}\"")).collect()
 }
 
 /// The script for a slot's own namespace: its clone address stands for the guest, only the node
@@ -208,11 +210,4 @@ pub(super) fn slot_script(node: Ipv4Addr, clone: Ipv4Addr) -> String {
 }}
 "
     )
-}
-
-/// Whether a path names an `nft` that could be run: for messages.
-impl AsRef<Path> for Nft {
-    fn as_ref(&self) -> &Path {
-        &self.program
-    }
 }

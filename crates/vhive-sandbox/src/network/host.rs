@@ -137,6 +137,11 @@ pub(super) fn has_ipv6() -> bool {
     Path::new("/proc/sys/net/ipv6").exists()
 }
 
+/// Whether the host forwards packets by default.
+pub(super) fn forwards_by_default() -> io::Result<bool> {
+    Ok(fs::read_to_string("/proc/sys/net/ipv4/ip_forward")?.trim() != "0")
+}
+
 /// Whether packets that come in on an interface are forwarded.
 pub(super) fn forwards(link: &str) -> io::Result<bool> {
     Ok(fs::read_to_string(forwarding_path(link))?.trim() != "0")

@@ -97,12 +97,12 @@ pub(super) fn up(index: u32) -> Request {
     (0, Message::SetLink(link))
 }
 
-/// Gives an interface an address.
+/// Gives an interface an address that is of use on its own link only.
 pub(super) fn add_address(index: u32, address: Ipv4Addr, prefix: u8) -> Request {
     let mut message = AddressMessage::default();
     message.header.family = AddressFamily::Inet;
     message.header.prefix_len = prefix;
-    message.header.scope = AddressScope::Universe;
+    message.header.scope = AddressScope::Link;
     message.header.index = index;
     message.attributes = vec![
         AddressAttribute::Local(IpAddr::V4(address)),
@@ -215,7 +215,7 @@ pub(super) fn list(netlink: &mut Netlink) -> io::Result<Vec<Link>> {
 pub(super) struct Route {
     /// Where to.
     pub(super) to: Ipv4Net,
-    /// Out of which interface, if it is a single one.
+    /// Out of which interface (the first of several).
     pub(super) link: Option<u32>,
     /// The smaller, the better.
     pub(super) metric: u32,
@@ -250,6 +250,7 @@ fn parse_route(answer: Message) -> Option<Route> {
         match attribute {
             RouteAttribute::Destination(RouteAddress::Inet(address)) => to = address,
             RouteAttribute::Oif(index) => link = Some(index),
+            RouteAttribute::MultiPath(hops) => link = hops.first().map(|hop| hop.interface_index),
             RouteAttribute::Priority(priority) => metric = priority,
             RouteAttribute::Table(number) => table = number,
             _ => {}

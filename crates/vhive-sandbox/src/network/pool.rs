@@ -14,7 +14,7 @@ use vhive_api::guest::GuestNetwork;
 
 use super::addresses::{GATEWAY, GUEST, GUEST_MAC, GUEST_PREFIX, Mac};
 use super::slot::{BuildError, Devices, Site, Tools};
-use super::{NetworkConfig, OpenError, TakeError, host, site};
+use super::{NetworkConfig, OpenError, TakeError, host, namespace, site};
 use crate::deadline::Deadline;
 use crate::run_dir::RunRoot;
 
@@ -378,7 +378,7 @@ impl Home {
         if !in_use {
             return;
         }
-        let Ok(mut tools) = Tools::new() else { return };
+        let Ok(mut tools) = namespace::inside(&self.site.host, Tools::new) else { return };
         for devices in idle.into_iter().chain(returned) {
             let number = devices.number;
             drop(devices);

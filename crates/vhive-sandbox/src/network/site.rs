@@ -3,12 +3,14 @@
 
 use std::fs;
 use std::io;
+use std::net::Ipv4Addr;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use ipnet::Ipv4Net;
 
 use super::addresses::{Range, candidates};
-use super::claim::{Claim, DIRECTORY, Record, Registry};
+use super::claim::{self, Claim, Record, Registry};
 use super::firewall::{self, HostRules, Nft};
 use super::host::{self, Surroundings};
 use super::netlink::Netlink;
@@ -44,11 +46,14 @@ impl Names {
     }
 }
 
-/// A node's place, open.
+/// A node's place, open. Dropping it removes everything of the node from the host.
 #[derive(Debug)]
 pub(super) struct Place {
-    pub(super) names: Names,
+    names: Names,
     nft: Nft,
+    /// The namespace that it is in; dropping it may happen elsewhere.
+    host: OwnedFd,
+    claims: PathBuf,
     claim: Option<Claim>,
 }
 
@@ -57,47 +62,35 @@ pub(super) struct Place {
 pub(super) fn open(
     config: &NetworkConfig,
     root: &RunRoot,
-    dns: &[std::net::Ipv4Addr],
+    dns: &[Ipv4Addr],
 ) -> Result<(Place, Site), OpenError> {
     host::check_host().map_err(OpenError::Host)?;
     let names = Names::of(root);
-    let Some(nft) = Nft::find() else { return Err(OpenError::step("find nft", missing())) };
     let step = OpenError::step;
-    let registry = Registry::lock(Path::new(DIRECTORY)).map_err(|e| step("lock claims", e))?;
+    let nft = Nft::find().ok_or_else(|| step("find nft", missing()))?;
+    let home = namespace::current().map_err(|e| step("find the own namespace", e))?;
+    let ours = home.try_clone().map_err(|e| step("find the own namespace", e))?;
+    let claims = claim::directory().map_err(|e| step("find claims", e))?;
+    let registry = Registry::lock(&claims).map_err(|e| step("lock claims", e))?;
     let claim = registry.claim(&names.tag).map_err(|e| step("claim addresses", e))?;
-    let Some(mut claim) = claim else { return Err(OpenError::InUse { tag: names.tag }) };
-    let mut netlink = Netlink::route().map_err(|e| step("open netlink", e))?;
-
-    if let Some(old) = claim.read().map_err(|e| step("read the old claim", e))? {
-        give_back(&registry, &names, &old).map_err(|e| step("restore forwarding", e))?;
-    }
-    remove_devices(&names, &mut netlink)
-        .map_err(|e| step("remove an earlier node's devices", e))?;
-    let around = Surroundings::look(&mut netlink).map_err(|e| step("list routes", e))?;
-    let range = choose(config, &registry, &names, &around)?;
-    let uplinks = uplinks(config, &mut netlink, &around)
-        .map_err(|e| step("find the way out for guests", e))?;
-    let mut record = Record { range: range.net(), uplinks, opened: Vec::new() };
-    for link in &record.uplinks {
-        if !host::forwards(link).map_err(|e| step("read forwarding", e))? {
-            record.opened.push(link.clone());
-        }
-    }
-    // Written before anything is changed, so that a sweep finds it.
-    claim.write(&record).map_err(|e| step("write the claim", e))?;
-    let place = Place { names, nft: nft.clone(), claim: Some(claim) };
+    let Some(claim) = claim else { return Err(OpenError::InUse { tag: names.tag }) };
+    // From here on, whatever fails, dropping the place undoes it.
+    let mut place = Place { names, nft, host: ours, claims, claim: None };
+    let settled = settle(&place.names, place.claim.insert(claim), config, &registry);
     drop(registry);
+    let record = settled?;
 
+    let range = Range::new(record.range).ok_or(OpenError::BadRange { net: record.range })?;
     let rules = HostRules {
         table: &place.names.table,
         links: &place.names.prefix,
         range,
-        uplinks: &record.uplinks,
+        uplink: record.uplink.as_deref(),
         opened: &record.opened,
         allow: &config.allow,
         dns,
     };
-    nft.run(&rules.script()).map_err(|e| step("load the firewall table", e))?;
+    place.nft.run(&rules.script()).map_err(|e| step("load the firewall table", e))?;
     for link in &record.opened {
         host::set_forwards(link, true).map_err(|e| step("turn forwarding on", e))?;
     }
@@ -107,10 +100,45 @@ pub(super) fn open(
         group: place.names.number,
         pins: place.names.pins.clone(),
         range,
-        nft,
+        nft: place.nft.clone(),
+        host: home,
         ipv6: host::has_ipv6(),
     };
     Ok((place, site))
+}
+
+/// Removes what an earlier node left, chooses what to use, and writes that down before
+/// anything is changed, so that a sweep finds it.
+fn settle(
+    names: &Names,
+    claim: &mut Claim,
+    config: &NetworkConfig,
+    registry: &Registry,
+) -> Result<Record, OpenError> {
+    let step = OpenError::step;
+    let mut netlink = Netlink::route().map_err(|e| step("open netlink", e))?;
+    if let Some(old) = claim.read().map_err(|e| step("read the old claim", e))? {
+        give_back(registry, &names.tag, &old).map_err(|e| step("restore forwarding", e))?;
+    }
+    remove_devices(names, &mut netlink).map_err(|e| step("remove an earlier node's devices", e))?;
+    let around = Surroundings::look(&mut netlink).map_err(|e| step("list routes", e))?;
+    let range = choose(config, registry, names, &around)?;
+    let uplink = config.uplink.as_deref().or_else(|| around.default_uplink());
+    if uplink.is_none() {
+        tracing::warn!("no default route: guests reach nothing but allowed networks");
+    }
+    let ways = ways_out(config, uplink, &mut netlink, &around);
+    let mut opened = Vec::new();
+    for link in &ways {
+        if !host::forwards(link).map_err(|e| step("read forwarding", e))? {
+            opened.push(link.clone());
+        }
+    }
+    let forwarding = host::forwards_by_default().map_err(|e| step("read forwarding", e))?;
+    let uplink = uplink.map(str::to_owned);
+    let record = Record { range: range.net(), uplink, ways, opened, forwarding };
+    claim.write(&record).map_err(|e| step("write the claim", e))?;
+    Ok(record)
 }
 
 fn missing() -> io::Error {
@@ -130,8 +158,8 @@ fn choose(
         let leftovers = around.has_links(&format!("vh{}-", other.tag));
         if !other.alive && !leftovers {
             if let Some(record) = &other.record {
-                let theirs = Names { tag: other.tag.clone(), ..names.clone() };
-                give_back(registry, &theirs, record).map_err(|e| step("restore forwarding", e))?;
+                give_back(registry, &other.tag, record)
+                    .map_err(|e| step("restore forwarding", e))?;
             }
             other.claim.remove().map_err(|e| step("remove a stale claim", e))?;
         } else if let Some(record) = other.record {
@@ -151,42 +179,44 @@ fn choose(
     }
 }
 
-/// The interfaces through which guests leave: that of the default route (or the configured one),
-/// and those towards the allowed networks.
-fn uplinks(
+/// The interfaces that guests' packets leave by and answers come in by: the uplink, and those
+/// towards the allowed networks.
+fn ways_out(
     config: &NetworkConfig,
+    uplink: Option<&str>,
     netlink: &mut Netlink,
     around: &Surroundings,
-) -> io::Result<Vec<String>> {
-    let mut found: Vec<String> = Vec::new();
-    match config.uplink.as_deref().or_else(|| around.default_uplink()) {
-        Some(link) => found.push(link.to_owned()),
-        None => tracing::warn!("no default route: guests reach nothing but allowed networks"),
-    }
+) -> Vec<String> {
+    let mut found: Vec<String> = uplink.map(str::to_owned).into_iter().collect();
     for net in &config.allow {
-        let Ok(Some(index)) = links::link_towards(netlink, net.addr()) else { continue };
+        let host = net.hosts().next().unwrap_or(net.addr());
+        let Ok(Some(index)) = links::link_towards(netlink, host) else { continue };
         let Some(name) = around.link_name(index) else { continue };
         if name != "lo" && !found.iter().any(|known| known == name) {
             found.push(name.to_owned());
         }
     }
-    Ok(found)
+    found
 }
 
 /// Turns forwarding off again where a node had turned it on, or leaves that to a node which needs
 /// it still.
-fn give_back(registry: &Registry, names: &Names, record: &Record) -> io::Result<()> {
-    let mut others = registry.others(&names.tag)?;
+fn give_back(registry: &Registry, tag: &str, record: &Record) -> io::Result<()> {
+    let mut others = registry.others(tag)?;
+    let wanted_by_others = host::forwards_by_default()? && !record.forwarding;
     for link in &record.opened {
         let heir = others.iter_mut().filter(|other| other.alive).find_map(|other| {
             let theirs = other.record.as_mut()?;
-            theirs.uplinks.contains(link).then_some((&mut other.claim, theirs))
+            theirs.ways.contains(link).then_some((&mut other.claim, theirs))
         });
         if let Some((claim, theirs)) = heir {
             if !theirs.opened.contains(link) {
                 theirs.opened.push(link.clone());
                 claim.write(theirs)?;
             }
+            continue;
+        }
+        if wanted_by_others {
             continue;
         }
         match host::set_forwards(link, false) {
@@ -238,23 +268,27 @@ fn remove_devices(names: &Names, netlink: &mut Netlink) -> io::Result<()> {
 impl Drop for Place {
     fn drop(&mut self) {
         let Some(claim) = self.claim.take() else { return };
-        if let Err(error) = clear(&self.names, &self.nft, claim) {
+        let cleared = namespace::inside(&self.host, || {
+            clear(&self.names, &self.nft, &self.claims, claim).map_err(io::Error::other)
+        });
+        if let Err(error) = cleared {
             tracing::warn!(%error, "network not removed completely; the next start sweeps it");
         }
     }
 }
 
-/// Removes everything of a node from the host, the claim last.
-fn clear(names: &Names, nft: &Nft, mut claim: Claim) -> Result<(), SweepError> {
+/// Removes everything of a node from the calling thread's namespace, the claim last.
+fn clear(names: &Names, nft: &Nft, claims: &Path, mut claim: Claim) -> Result<(), SweepError> {
     let step = SweepError::step;
     let mut netlink = Netlink::route().map_err(|e| step("open netlink", e))?;
     remove_devices(names, &mut netlink).map_err(|e| step("remove interfaces", e))?;
     nft.run(&firewall::removal(&names.table)).map_err(|e| step("remove the firewall table", e))?;
-    let registry = Registry::lock(Path::new(DIRECTORY)).map_err(|e| step("lock claims", e))?;
+    let registry = Registry::lock(claims).map_err(|e| step("lock claims", e))?;
     if let Some(record) = claim.read().map_err(|e| step("read the claim", e))? {
-        give_back(&registry, names, &record).map_err(|e| step("restore forwarding", e))?;
+        give_back(&registry, &names.tag, &record).map_err(|e| step("restore forwarding", e))?;
     }
-    claim.remove().map_err(|e| step("remove the claim", e))
+    claim.remove().map_err(|e| step("remove the claim", e))?;
+    registry.tidy().map_err(|e| step("remove the last claim's directory", e))
 }
 
 /// Removes what a killed node with this run directory left in the host's network, and nothing
@@ -267,15 +301,16 @@ pub fn sweep(root: &RunRoot) -> Result<(), SweepError> {
     let step = SweepError::step;
     let mut netlink = Netlink::route().map_err(|e| step("open netlink", e))?;
     let links = links::list(&mut netlink).map_err(|e| step("list interfaces", e))?;
-    let claimed = Path::new(DIRECTORY).join(format!("{}.json", names.tag)).exists();
+    let claims = claim::directory().map_err(|e| step("find claims", e))?;
+    let claimed = claims.join(format!("{}.json", names.tag)).exists();
     if !claimed && !names.pins.exists() && !links.iter().any(|l| l.name.starts_with(&names.prefix))
     {
         return Ok(());
     }
-    let registry = Registry::lock(Path::new(DIRECTORY)).map_err(|e| step("lock claims", e))?;
+    let registry = Registry::lock(&claims).map_err(|e| step("lock claims", e))?;
     let claim = registry.claim(&names.tag).map_err(|e| step("claim addresses", e))?;
     let Some(claim) = claim else { return Err(SweepError::InUse { tag: names.tag }) };
     drop(registry);
     let nft = Nft::find().ok_or_else(|| step("find nft", missing()))?;
-    clear(&names, &nft, claim)
+    clear(&names, &nft, &claims, claim)
 }

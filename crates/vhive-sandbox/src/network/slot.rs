@@ -33,6 +33,8 @@ pub(super) struct Site {
     pub(super) pins: PathBuf,
     pub(super) range: Range,
     pub(super) nft: Nft,
+    /// The network namespace of the node.
+    pub(super) host: OwnedFd,
     /// Whether the host's kernel has IPv6.
     pub(super) ipv6: bool,
 }
@@ -61,19 +63,17 @@ pub(super) struct Devices {
     pub(super) tap: Option<OwnedFd>,
 }
 
-/// A thread's tools for working on slots; made in the host's namespace, where the thread comes
-/// back to after every piece of work.
+/// A thread's tools for working on slots: conversations in the host's namespace.
 #[derive(Debug)]
 pub(super) struct Tools {
-    host: OwnedFd,
     netlink: Netlink,
     conntrack: Netlink,
 }
 
 impl Tools {
+    /// Call it in the host's namespace.
     pub(super) fn new() -> io::Result<Self> {
-        let host = namespace::current()?;
-        Ok(Self { host, netlink: Netlink::route()?, conntrack: Netlink::netfilter()? })
+        Ok(Self { netlink: Netlink::route()?, conntrack: Netlink::netfilter()? })
     }
 }
 
@@ -86,10 +86,10 @@ impl Site {
         self.pins.join(format!("{number:x}"))
     }
 
-    /// Builds a slot.
+    /// Builds a slot; the calling thread is in the host's namespace afterwards.
     pub(super) fn build(&self, tools: &mut Tools, number: u32) -> Result<Devices, BuildError> {
         let built = self.assemble(tools, number);
-        let back = namespace::enter(&tools.host);
+        let back = namespace::enter(&self.host);
         let failure = match (built, back) {
             (Ok(devices), Ok(())) => return Ok(devices),
             (Ok(_), Err(source)) => ("return to the host's namespace", source),
@@ -115,7 +115,7 @@ impl Site {
         let name = self.link(number);
         let here = links::End { name: UPLINK, mac: UPLINK_MAC };
         let there = links::End { name: &name, mac: HOST_MAC };
-        let pair = links::new_veth(here, there, tools.host.as_fd(), self.group);
+        let pair = links::new_veth(here, there, self.host.as_fd(), self.group);
         inner.apply(vec![pair]).map_err(|(_, e)| ("make a veth pair", e))?;
 
         let find = |netlink: &mut Netlink, name: &str| {
@@ -163,7 +163,7 @@ impl Site {
             devices.tap = Some(tap);
             conntrack::flush_own()
         });
-        namespace::enter(&tools.host)?;
+        namespace::enter(&self.host)?;
         cleaned?;
         conntrack::forget(&mut tools.conntrack, devices.address)
     }
