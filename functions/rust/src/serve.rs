@@ -14,16 +14,22 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{Semaphore, watch};
 
 use crate::{Function, Reply, Request, grpc};
 
 /// The body of every reply.
 pub(crate) type Body = BoxBody<Bytes, Infallible>;
 
-/// How long running requests may take to end once the function is told to stop.
+/// Connections at a time; further clients wait to be accepted.
+const MAX_CONNECTIONS: usize = 256;
+
+/// How long running requests may take to end once the function is told to stop, and how long
+/// clients may then take to read the replies.
 const GRACE: Duration = Duration::from_secs(10);
+const FLUSH: Duration = Duration::from_millis(500);
 
 pub(crate) fn serve<F: Function>(function: F) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -39,20 +45,63 @@ async fn accept<F: Function>(function: Arc<F>) -> io::Result<()> {
     writeln!(io::stdout(), "{} listening on {}", F::NAME, listener.local_addr()?)?;
     let server = auto::Builder::new(TokioExecutor::new());
     let graceful = GracefulShutdown::new();
+    let running = Arc::new(watch::Sender::new(0));
+    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
+        let next = async {
+            let place = Arc::clone(&places).acquire_owned().await;
+            (listener.accept().await, place)
+        };
         tokio::select! {
-            accepted = listener.accept() => {
-                // Errors here concern one connection, or a lack of descriptors that ends with others.
+            (accepted, place) = next => {
+                // An error concerns one connection: descriptors are left, as there is a place.
                 let Ok((stream, _)) = accepted else { continue };
-                connect(&server, &graceful, stream, Arc::clone(&function));
+                let function = Arc::clone(&function);
+                let running = Arc::clone(&running);
+                let service = service_fn(move |request| {
+                    let (function, running) = (Arc::clone(&function), Arc::clone(&running));
+                    async move { Ok::<_, Infallible>(answer(&*function, request, &running).await) }
+                });
+                let _ = stream.set_nodelay(true);
+                let connection = server.serve_connection(TokioIo::new(stream), service);
+                let connection = graceful.watch(connection.into_owned());
+                tokio::spawn(async move {
+                    let _place = place;
+                    connection.await
+                });
             }
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
         }
     }
     drop(listener);
-    let _ = tokio::time::timeout(GRACE, graceful.shutdown()).await;
+    let last_call = async {
+        let _ =
+            tokio::time::timeout(GRACE, running.subscribe().wait_for(|calls| *calls == 0)).await;
+        // What is still open now is idle, or its client does not go on.
+        tokio::time::sleep(FLUSH).await;
+    };
+    tokio::select! {
+        () = graceful.shutdown() => {}
+        () = last_call => {}
+    }
     Ok(())
+}
+
+/// One running call; counted until it is dropped.
+struct Call(Arc<watch::Sender<usize>>);
+
+impl Call {
+    fn new(running: &Arc<watch::Sender<usize>>) -> Self {
+        running.send_modify(|calls| *calls += 1);
+        Self(Arc::clone(running))
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        self.0.send_modify(|calls| *calls -= 1);
+    }
 }
 
 async fn listen() -> io::Result<TcpListener> {
@@ -64,22 +113,11 @@ async fn listen() -> io::Result<TcpListener> {
     })
 }
 
-fn connect<F: Function>(
-    server: &auto::Builder<TokioExecutor>,
-    graceful: &GracefulShutdown,
-    stream: TcpStream,
-    function: Arc<F>,
-) {
-    let _ = stream.set_nodelay(true);
-    let service = service_fn(move |request| {
-        let function = Arc::clone(&function);
-        async move { Ok::<_, Infallible>(answer(&*function, request).await) }
-    });
-    let connection = server.serve_connection(TokioIo::new(stream), service).into_owned();
-    tokio::spawn(graceful.watch(connection));
-}
-
-async fn answer<F: Function>(function: &F, request: HttpRequest<Incoming>) -> Response<Body> {
+async fn answer<F: Function>(
+    function: &F,
+    request: HttpRequest<Incoming>,
+    running: &Arc<watch::Sender<usize>>,
+) -> Response<Body> {
     let (head, body) = request.into_parts();
     let is_call = grpc::is_call(&head.headers);
     let too_long = format!("the body is longer than {} bytes", F::MAX_BODY);
@@ -94,6 +132,7 @@ async fn answer<F: Function>(function: &F, request: HttpRequest<Incoming>) -> Re
             false => plain(Reply::error(StatusCode::PAYLOAD_TOO_LARGE, &too_long)),
         };
     };
+    let _call = Call::new(running);
     let body = body.to_bytes();
     let path = head.uri.path();
     if is_call {
