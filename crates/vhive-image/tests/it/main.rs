@@ -1,0 +1,5 @@
+//! The image store from outside.
+
+mod build;
+mod oracle;
+mod support;
