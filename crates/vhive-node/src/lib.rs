@@ -9,7 +9,7 @@
 //! ```
 //!
 //! ```no_run
-//! # async fn run(images: vhive_node::ImageStore, revision: vhive_api::Revision)
+//! # async fn run(images: vhive_image::ImageStore, revision: vhive_api::Revision)
 //! # -> Result<(), Box<dyn std::error::Error>> {
 //! use std::sync::Arc;
 //! use vhive_node::{Config, Node, Runtimes};
@@ -34,7 +34,6 @@ mod limits;
 mod logs;
 mod metrics;
 mod node;
-mod pending;
 mod pool;
 pub mod probe;
 pub mod process;
@@ -48,7 +47,6 @@ pub use drain::ShutdownError;
 pub use limits::Full;
 pub use logs::{InstanceLog, LogFollower};
 pub use node::{Node, OpenError, ResolveError, Runtimes, Tools};
-pub use pending::{FindError, ImageStore, PullError, RootFsError};
 pub use pool::{AcquireError, InstanceState, Lease};
 pub use records::Records;
 pub use start::{StartError, StartFailure, StartPhase, StartReport};

@@ -6,11 +6,11 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
 
-use vhive_sandbox::network::NetworkPool;
-use crate::pending::{FindError, ImageStore, PullError, PullOptions};
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use vhive_api::{Digest, Revision, RevisionKey, RuntimeName};
+use vhive_image::{FindError, ImageStore};
+use vhive_sandbox::network::NetworkPool;
 use vhive_sandbox::{Deadline, RunRoot, Runtime};
 
 use crate::config::{Config, ConfigError};
@@ -98,9 +98,6 @@ pub enum ResolveError {
     /// It is not in the local store, and names no registry.
     #[error("image not found")]
     Find(#[source] FindError),
-    /// It is not in the local store and could not be pulled.
-    #[error("image not pulled")]
-    Pull(#[source] PullError),
 }
 
 /// What every part of a node shares.
@@ -305,15 +302,12 @@ impl Node {
     /// # Errors
     /// [`ResolveError`].
     pub async fn resolve_image(&self, reference: &str) -> Result<Digest, ResolveError> {
-        let images = &self.0.shared.tools.images;
-        match images.find(reference) {
-            Ok(image) => Ok(image.digest),
-            Err(error) if error.may_pull() => {
-                let pulled = images.pull(reference, &PullOptions::default()).await;
-                pulled.map(|image| image.digest).map_err(ResolveError::Pull)
-            }
-            Err(error) => Err(ResolveError::Find(error)),
-        }
+        let images = self.0.shared.tools.images.clone();
+        let reference = reference.to_owned();
+        let find = move || images.find(&reference);
+        let found = self.0.shared.handle.spawn_blocking(find).await;
+        let image = found.expect("finding does not panic and the runtime runs");
+        image.map(|image| image.digest).map_err(ResolveError::Find)
     }
 
     /// Where invocation records go.

@@ -4,9 +4,9 @@
 //! OCI image-spec, `config.md`; Kubernetes, "Define a Command and Arguments for a Container" and
 //! "Define Dependent Environment Variables"; Knative runtime contract (`PORT`, `K_*`).
 
-use crate::pending::ImageConfig;
 use vhive_api::Revision;
 use vhive_api::guest::Process;
+use vhive_image::ImageConfig;
 
 /// What a search path is if nobody states one.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";

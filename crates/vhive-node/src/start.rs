@@ -8,13 +8,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use vhive_sandbox::network::TakeError;
-use crate::pending::{ImageConfig, RootFsError};
 use jiff::Timestamp;
 use tokio::sync::OwnedSemaphorePermit;
 use vhive_api::{
     Digest, Phase, PhaseSpan, Revision, RevisionKey, RuntimeName, SandboxId, StartKind,
 };
+use vhive_image::{ImageConfig, RootFsError};
+use vhive_sandbox::network::TakeError;
 use vhive_sandbox::{BootError, Deadline, Journal, Milestone, NetworkSlot, Sandbox, SandboxSpec};
 
 use crate::limits::Reservation;
