@@ -21,6 +21,7 @@ pub mod journal;
 pub mod kernel;
 pub mod network;
 pub mod process;
+pub mod qemu;
 pub mod run_dir;
 pub mod runtime;
 pub mod sim;

@@ -1,0 +1,187 @@
+//! Which accelerator is fit for guests: found out by booting one, and remembered.
+//!
+//! `/dev/kvm` may open and run tiny guests, and yet hang on Linux (nested or paravirtual KVM); so
+//! only a guest kernel that reaches its init proves anything.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use vhive_api::{Bytes, Digest, SandboxId};
+
+use super::command::Accelerator;
+use super::config::QemuConfig;
+use super::vm::{Guest, Vm, Wanted};
+use crate::deadline::Deadline;
+use crate::journal::{Journal, Milestone};
+
+/// How long a guest may take under KVM from QEMU's start to its init; a fit one takes a tenth.
+const PROBE: Duration = Duration::from_secs(5);
+
+/// An accelerator, and why it is that one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AcceleratorChoice {
+    /// Which one.
+    pub accelerator: Accelerator,
+    /// Why, for `vhive doctor`.
+    pub reason: String,
+}
+
+/// What an answer depends on; if any of it changes, it is found out anew.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Question {
+    pub(super) host_kernel: String,
+    pub(super) qemu: String,
+    pub(super) guest: Digest,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Answer {
+    question: Question,
+    choice: AcceleratorChoice,
+}
+
+/// Looks the answer up in `file`, or finds it out and writes it there.
+pub(super) fn choose(
+    config: &QemuConfig,
+    guest: &Guest,
+    question: Question,
+    file: &Path,
+) -> AcceleratorChoice {
+    if let Some(accelerator) = config.forced() {
+        let reason = "the configuration says so (qemu.accelerator)".to_owned();
+        return AcceleratorChoice { accelerator, reason };
+    }
+    // Cheap to ask, and what a user changes between two tries; so it is not remembered.
+    if let Err(reason) = device(Path::new("/dev/kvm")) {
+        return AcceleratorChoice { accelerator: Accelerator::Tcg, reason };
+    }
+    if let Some(choice) = remembered(&question, file) {
+        return choice;
+    }
+    let choice = match probe(config, guest) {
+        Ok(took) => AcceleratorChoice {
+            accelerator: Accelerator::Kvm,
+            reason: format!("a guest under KVM reached its init in {} ms", took.as_millis()),
+        },
+        Err(reason) => AcceleratorChoice { accelerator: Accelerator::Tcg, reason },
+    };
+    tracing::info!(accelerator = choice.accelerator.as_str(), reason = %choice.reason, "accelerator chosen");
+    let answer = Answer { question, choice };
+    if let Err(error) = remember(&answer, file) {
+        tracing::warn!(path = %file.display(), %error, "choice of accelerator not kept");
+    }
+    answer.choice
+}
+
+/// Whether an unprivileged QEMU may open the device.
+fn device(path: &Path) -> Result<(), String> {
+    let device = match fs::metadata(path) {
+        Ok(device) => device,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Err("this host has no /dev/kvm".to_owned());
+        }
+        Err(error) => return Err(format!("/dev/kvm: {error}")),
+    };
+    let group = device.mode() & 0o060 == 0o060 && device.gid() != 0;
+    let everybody = device.mode() & 0o006 == 0o006;
+    if group || everybody {
+        return Ok(());
+    }
+    Err(format!(
+        "/dev/kvm (mode {:o}, group {}) does not admit QEMU's unprivileged user; to try it: \
+         `chgrp kvm /dev/kvm && chmod 660 /dev/kvm` with any group but root's",
+        device.mode() & 0o777,
+        device.gid()
+    ))
+}
+
+/// Boots the guest kernel under KVM and says how long it took to reach its init.
+fn probe(config: &QemuConfig, guest: &Guest) -> Result<Duration, String> {
+    let (id, journal) = (SandboxId::random(), Journal::new());
+    let begin = std::time::Instant::now();
+    let deadline = Deadline::at(begin + PROBE);
+    let wanted = Wanted {
+        id: &id,
+        run_root: None,
+        journal: &journal,
+        binary: &config.binary,
+        accelerator: Accelerator::Kvm,
+        uid: config.uid_of(&id),
+        guest,
+        vcpus: 1,
+        memory: Bytes::mib(256),
+        overhead: config.overhead,
+        rootfs: None,
+        network: None,
+        config: None,
+    };
+    let failed = |error: &dyn std::error::Error| format!("KVM is not fit: {error}");
+    let vm = Vm::start(wanted, deadline).map_err(|error| failed(&error))?;
+    match journal.wait(Milestone::KernelUp, deadline) {
+        Ok(at) => Ok(at.saturating_duration_since(begin)),
+        Err(error) => {
+            vm.supervised.abandon();
+            Err(format!("{} within {} s", failed(&error), PROBE.as_secs()))
+        }
+    }
+}
+
+fn remembered(question: &Question, file: &Path) -> Option<AcceleratorChoice> {
+    // Unreadable, or from another version: as good as never asked.
+    let answer: Answer = serde_json::from_slice(&fs::read(file).ok()?).ok()?;
+    (answer.question == *question).then_some(answer.choice)
+}
+
+fn remember(answer: &Answer, file: &Path) -> io::Result<()> {
+    if let Some(dir) = file.parent() {
+        fs::create_dir_all(dir)?;
+    }
+    let draft = file.with_extension(format!("draft-{}", std::process::id()));
+    fs::write(&draft, serde_json::to_vec_pretty(answer)?)?;
+    fs::rename(&draft, file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_is_kept_until_the_question_changes() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let file = dir.path().join("qemu/accelerator.json");
+        let question = Question {
+            host_kernel: "6.1".to_owned(),
+            qemu: "7.2".to_owned(),
+            guest: Digest::of(b"guest"),
+        };
+        assert_eq!(remembered(&question, &file), None);
+        let choice =
+            AcceleratorChoice { accelerator: Accelerator::Tcg, reason: "it hung".to_owned() };
+        remember(&Answer { question: question.clone(), choice: choice.clone() }, &file)
+            .expect("kept");
+        assert_eq!(remembered(&question, &file), Some(choice));
+        let other = Question { host_kernel: "6.2".to_owned(), ..question.clone() };
+        assert_eq!(remembered(&other, &file), None);
+        fs::write(&file, "{").expect("written");
+        assert_eq!(remembered(&question, &file), None);
+    }
+
+    #[test]
+    fn a_device_that_only_root_may_open_is_no_good() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        let mode = |mode| fs::set_permissions(file.path(), fs::Permissions::from_mode(mode));
+        mode(0o600).expect("set");
+        assert!(device(file.path()).is_err());
+        mode(0o666).expect("set");
+        assert_eq!(device(file.path()), Ok(()));
+        assert!(device(Path::new("/nonexistent")).is_err());
+    }
+}

@@ -1,0 +1,173 @@
+//! QEMU's command line for one microVM: a pure function of what is wanted.
+//!
+//! Everything that QEMU needs is handed over as an open descriptor, because it runs as a user who
+//! may open next to nothing. The descriptors keep their numbers across the exec.
+
+use std::ffi::OsString;
+use std::os::fd::RawFd;
+
+use vhive_api::Bytes;
+
+/// How the guest's instructions are run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Accelerator {
+    /// By the processor, through `/dev/kvm`.
+    Kvm,
+    /// By translation: slow, and works everywhere.
+    Tcg,
+}
+
+impl Accelerator {
+    /// QEMU's name of it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Kvm => "kvm",
+            Self::Tcg => "tcg",
+        }
+    }
+}
+
+/// One microVM. Numbers of descriptors that QEMU inherits end in `_fd`.
+#[derive(Clone, Debug)]
+pub(super) struct Machine<'a> {
+    /// Shows in process lists.
+    pub(super) name: &'a str,
+    pub(super) accelerator: Accelerator,
+    pub(super) vcpus: u32,
+    pub(super) memory: Bytes,
+    /// A file of `memory` bytes that becomes guest memory.
+    pub(super) memory_fd: RawFd,
+    pub(super) kernel_fd: RawFd,
+    pub(super) initramfs_fd: RawFd,
+    pub(super) command_line: &'a str,
+    /// Connected stream socket: the guest's `vhive.0` port.
+    pub(super) channel_fd: RawFd,
+    /// Connected stream socket: QMP.
+    pub(super) qmp_fd: RawFd,
+    /// Read-only disk; `vda` in the guest.
+    pub(super) rootfs_fd: Option<RawFd>,
+    pub(super) interface: Option<Interface>,
+}
+
+/// The guest's network interface.
+#[derive(Clone, Debug)]
+pub(super) struct Interface {
+    pub(super) tap_fd: RawFd,
+    pub(super) mac: String,
+}
+
+/// Upper bound for translated code, in MiB. TCG's own default is an eighth of the host's memory,
+/// which no memory limit could allow for.
+pub(super) const TRANSLATION_MIB: u64 = 128;
+
+/// The arguments, without the program's name. The console is QEMU's standard output.
+pub(super) fn arguments(machine: &Machine<'_>) -> Vec<OsString> {
+    let Machine { accelerator, vcpus, memory, .. } = machine;
+    let opened = |fd: RawFd| format!("/proc/self/fd/{fd}");
+    let memory_file = opened(machine.memory_fd);
+    let mut words: Vec<String> = Vec::new();
+    let mut option = |name: &str, value: String| words.extend([name.to_owned(), value]);
+
+    option("-name", format!("{},process={}", machine.name, machine.name));
+    option("-machine", "microvm,memory-backend=ram0,dump-guest-core=off".to_owned());
+    match accelerator {
+        Accelerator::Kvm => {
+            option("-accel", "kvm".to_owned());
+            option("-cpu", "host".to_owned());
+        }
+        Accelerator::Tcg => {
+            option("-accel", format!("tcg,tb-size={TRANSLATION_MIB}"));
+            option("-cpu", "max".to_owned());
+        }
+    }
+    option("-smp", vcpus.to_string());
+    option("-m", format!("size={}k", memory.0 / 1024));
+    // Shared: what the guest writes is in the file, which is half of a snapshot.
+    let backend = "memory-backend-file,id=ram0,share=on";
+    option("-object", format!("{backend},size={},mem-path={memory_file}", memory.0));
+    option("-kernel", opened(machine.kernel_fd));
+    option("-initrd", opened(machine.initramfs_fd));
+    option("-append", machine.command_line.to_owned());
+
+    option("-sandbox", SANDBOX.to_owned());
+    option("-global", "virtio-mmio.force-legacy=false".to_owned());
+    option("-chardev", "stdio,id=console,signal=off".to_owned());
+    option("-serial", "chardev:console".to_owned());
+    option("-chardev", format!("socket,id=qmp,fd={}", machine.qmp_fd));
+    option("-mon", "chardev=qmp,mode=control".to_owned());
+    option("-chardev", format!("socket,id=channel,fd={}", machine.channel_fd));
+    option("-device", "virtio-serial-device".to_owned());
+    option("-device", "virtserialport,chardev=channel,name=vhive.0".to_owned());
+    if let Some(fd) = machine.rootfs_fd {
+        option("-add-fd", format!("fd={fd},set=1"));
+        let file = "driver=file,node-name=rootfs,filename=/dev/fdset/1";
+        option("-blockdev", format!("{file},read-only=on,auto-read-only=off,locking=off"));
+        option("-device", "virtio-blk-device,drive=rootfs".to_owned());
+    }
+    if let Some(Interface { tap_fd, mac }) = &machine.interface {
+        option("-netdev", format!("tap,id=net0,fd={tap_fd}"));
+        option("-device", format!("virtio-net-device,netdev=net0,mac={mac}"));
+    }
+    words.extend(["-nodefaults", "-no-user-config", "-no-reboot"].map(str::to_owned));
+    words.extend(["-display", "none"].map(str::to_owned));
+    words.into_iter().map(OsString::from).collect()
+}
+
+/// QEMU's own system call filter, at its strictest.
+const SANDBOX: &str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn machine() -> Machine<'static> {
+        Machine {
+            name: "vhive-1",
+            accelerator: Accelerator::Tcg,
+            vcpus: 2,
+            memory: Bytes::mib(128),
+            memory_fd: 10,
+            kernel_fd: 11,
+            initramfs_fd: 12,
+            command_line: "console=ttyS0, quiet",
+            channel_fd: 13,
+            qmp_fd: 14,
+            rootfs_fd: Some(15),
+            interface: Some(Interface { tap_fd: 16, mac: "02:00:00:00:00:01".to_owned() }),
+        }
+    }
+
+    fn value_of<'a>(words: &'a [OsString], option: &str) -> Vec<&'a str> {
+        let pairs = words.windows(2).filter(|pair| pair[0] == option);
+        pairs.filter_map(|pair| pair[1].to_str()).collect()
+    }
+
+    #[test]
+    fn everything_is_passed_by_descriptor() {
+        let words = arguments(&machine());
+        let memory =
+            "memory-backend-file,id=ram0,share=on,size=134217728,mem-path=/proc/self/fd/10";
+        assert_eq!(value_of(&words, "-object"), [memory]);
+        assert_eq!(value_of(&words, "-kernel"), ["/proc/self/fd/11"]);
+        assert_eq!(value_of(&words, "-m"), ["size=131072k"]);
+        assert_eq!(value_of(&words, "-netdev"), ["tap,id=net0,fd=16"]);
+        assert_eq!(value_of(&words, "-sandbox"), [SANDBOX]);
+        // A word of its own needs no escaping of commas.
+        assert_eq!(value_of(&words, "-append"), ["console=ttyS0, quiet"]);
+    }
+
+    #[test]
+    fn a_probe_has_neither_disk_nor_network() {
+        let probe = Machine {
+            rootfs_fd: None,
+            interface: None,
+            accelerator: Accelerator::Kvm,
+            ..machine()
+        };
+        let words = arguments(&probe);
+        assert!(value_of(&words, "-blockdev").is_empty() && value_of(&words, "-netdev").is_empty());
+        assert_eq!(value_of(&words, "-accel"), ["kvm"]);
+    }
+}

@@ -1,0 +1,215 @@
+//! The host's side of the guest channel: what a message means for the journal, and what to answer.
+//!
+//! Guest times are placed on the host's clock by the moment at which `Hello` arrived. The guest is
+//! hostile: whatever it claims, a milestone lies between that moment and the moment at which it
+//! was reported, in order, and the journal stays bounded.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use vhive_api::guest::{FromGuest, GuestConfig, MAX_LINE, ToGuest, VERSION};
+
+use crate::journal::{End, Journal, Milestone};
+
+/// Longest text of a failure that is kept, in bytes.
+const LONGEST_REASON: usize = 4 << 10;
+
+/// What the guest did that no init of ours does.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Misbehaviour {
+    /// The image of init and the host disagree.
+    #[error("guest speaks version {0} of the guest contract, this host {VERSION}")]
+    Version(u32),
+    /// A message that is not expected at this point.
+    #[error("guest sent {0} out of turn")]
+    OutOfTurn(&'static str),
+}
+
+/// What follows from a message.
+#[derive(Debug, PartialEq)]
+pub(super) enum Next {
+    /// Go on listening.
+    Listen,
+    /// Send this.
+    Send(Box<ToGuest>),
+    /// Nothing of interest follows: the virtual machine can be ended.
+    Over,
+}
+
+/// One guest's conversation.
+#[derive(Debug)]
+pub(super) struct Conversation {
+    journal: Arc<Journal>,
+    /// Sent in answer to `Hello`; without one the conversation is over then.
+    config: Option<Box<GuestConfig>>,
+    hello: Option<Hello>,
+    started: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Hello {
+    received: Instant,
+    at_ns: u64,
+}
+
+impl Conversation {
+    pub(super) fn new(journal: Arc<Journal>, config: Option<GuestConfig>) -> Self {
+        Self { journal, config: config.map(Box::new), hello: None, started: false }
+    }
+
+    /// Takes a message that arrived at `now`.
+    pub(super) fn receive(
+        &mut self,
+        message: FromGuest,
+        now: Instant,
+    ) -> Result<Next, Misbehaviour> {
+        let Some(hello) = self.hello else {
+            let FromGuest::Hello { version, at_ns } = message else {
+                return Err(Misbehaviour::OutOfTurn("a message before hello"));
+            };
+            return self.greet(version, Hello { received: now, at_ns });
+        };
+        let at = |at_ns: u64| {
+            let since = Duration::from_nanos(at_ns.saturating_sub(hello.at_ns));
+            hello.received.checked_add(since).map_or(now, |at| at.min(now))
+        };
+        let journal = &self.journal;
+        match message {
+            FromGuest::Hello { .. } => return Err(Misbehaviour::OutOfTurn("a second hello")),
+            FromGuest::Mounted { at_ns, handshake_ns } => {
+                // It cannot have taken longer than we saw it take.
+                let seen = now.duration_since(hello.received);
+                journal.set_clock_error(Duration::from_nanos(handshake_ns).min(seen));
+                journal.reach(Milestone::Mounted, at(at_ns));
+            }
+            FromGuest::Started { at_ns, .. } => {
+                self.started = true;
+                journal.reach(Milestone::Started, at(at_ns));
+            }
+            FromGuest::Listening { .. } if !self.started => {
+                return Err(Misbehaviour::OutOfTurn("listening before started"));
+            }
+            FromGuest::Listening { at_ns } => journal.reach(Milestone::Listening, at(at_ns)),
+            FromGuest::Output { stream, line, .. } => journal.line(stream, cut(line, MAX_LINE)),
+            FromGuest::Exited { code, .. } => {
+                journal.end(End::Exited(code));
+                return Ok(Next::Over);
+            }
+            FromGuest::Failed { step, reason, .. } => {
+                let (step, reason) = (cut(step, LONGEST_REASON), cut(reason, LONGEST_REASON));
+                journal.end(End::Failed { step, reason });
+                return Ok(Next::Over);
+            }
+        }
+        Ok(Next::Listen)
+    }
+
+    fn greet(&mut self, version: u32, hello: Hello) -> Result<Next, Misbehaviour> {
+        if version != VERSION {
+            return Err(Misbehaviour::Version(version));
+        }
+        self.hello = Some(hello);
+        let answer = self.config.take().map(|mut config| {
+            config.now_unix_ns = unix_now_ns();
+            ToGuest::Start(config)
+        });
+        self.journal.reach(Milestone::KernelUp, hello.received);
+        Ok(answer.map_or(Next::Over, |start| Next::Send(Box::new(start))))
+    }
+}
+
+fn unix_now_ns() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    // 64 bits of nanoseconds last until the year 2554.
+    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// Shortens a text to at most so many bytes, at a character's boundary.
+pub(super) fn cut(mut text: String, most: usize) -> String {
+    text.truncate(text.floor_char_boundary(most));
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use vhive_api::guest::{Process, Stream};
+
+    use super::*;
+    use crate::journal::KEPT_LINES;
+
+    fn config() -> GuestConfig {
+        GuestConfig {
+            process: Process::default(),
+            hostname: "h".to_owned(),
+            port: 8080,
+            network: None,
+            now_unix_ns: 0,
+            entropy: String::new(),
+        }
+    }
+
+    fn greeted(journal: &Arc<Journal>, now: Instant) -> Conversation {
+        let mut talk = Conversation::new(Arc::clone(journal), Some(config()));
+        let hello = FromGuest::Hello { version: VERSION, at_ns: 1_000_000 };
+        let Ok(Next::Send(start)) = talk.receive(hello, now) else { panic!("no start") };
+        let ToGuest::Start(start) = *start else { panic!("no start") };
+        assert!(start.now_unix_ns > 1_700_000_000_000_000_000);
+        talk
+    }
+
+    #[test]
+    fn guest_times_are_placed_on_the_hosts_clock() {
+        let (journal, t0) = (Journal::new(), Instant::now());
+        let mut talk = greeted(&journal, t0);
+        let ms = Duration::from_millis;
+        let mounted = FromGuest::Mounted { at_ns: 6_000_000, handshake_ns: 500_000 };
+        assert_eq!(talk.receive(mounted, t0 + ms(9)), Ok(Next::Listen));
+        assert_eq!(journal.reached(Milestone::KernelUp), Some(t0));
+        assert_eq!(journal.reached(Milestone::Mounted), Some(t0 + ms(5)));
+        assert_eq!(journal.clock_error(), Some(Duration::from_micros(500)));
+        let exited = FromGuest::Exited { at_ns: 0, code: 3 };
+        assert_eq!(talk.receive(exited, t0 + ms(9)), Ok(Next::Over));
+        assert_eq!(journal.ended(), Some(End::Exited(3)));
+    }
+
+    #[test]
+    fn another_version_or_order_is_refused() {
+        let (journal, now) = (Journal::new(), Instant::now());
+        let mut talk = Conversation::new(Arc::clone(&journal), Some(config()));
+        let strange = FromGuest::Hello { version: VERSION + 1, at_ns: 0 };
+        assert_eq!(talk.receive(strange, now), Err(Misbehaviour::Version(VERSION + 1)));
+        let early = FromGuest::Started { at_ns: 0, pid: 2 };
+        assert!(matches!(talk.receive(early, now), Err(Misbehaviour::OutOfTurn(_))));
+        let mut talk = greeted(&journal, now);
+        let again = FromGuest::Hello { version: VERSION, at_ns: 0 };
+        assert!(matches!(talk.receive(again, now), Err(Misbehaviour::OutOfTurn(_))));
+        let early = FromGuest::Listening { at_ns: 0 };
+        assert!(matches!(talk.receive(early, now), Err(Misbehaviour::OutOfTurn(_))));
+    }
+
+    #[test]
+    fn a_flood_of_long_lines_stays_bounded() {
+        let (journal, now) = (Journal::new(), Instant::now());
+        let mut talk = greeted(&journal, now);
+        for _ in 0..KEPT_LINES + 1 {
+            let line = "ä".repeat(MAX_LINE);
+            let output = FromGuest::Output { at_ns: 0, stream: Stream::Stdout, line };
+            assert_eq!(talk.receive(output, now), Ok(Next::Listen));
+        }
+        assert_eq!(journal.lines_from(0).len(), KEPT_LINES);
+        assert!(journal.lines_from(0).iter().all(|line| line.text.len() <= MAX_LINE));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_claimed_time_leaves_the_observed_span(at_ns: u64, handshake_ns: u64) {
+            let (journal, t0) = (Journal::new(), Instant::now());
+            let mut talk = greeted(&journal, t0);
+            let now = t0 + Duration::from_millis(7);
+            talk.receive(FromGuest::Mounted { at_ns, handshake_ns }, now).unwrap();
+            let at = journal.reached(Milestone::Mounted).unwrap();
+            assert!(t0 <= at && at <= now);
+            assert!(journal.clock_error().unwrap() <= Duration::from_millis(7));
+        }
+    }
+}

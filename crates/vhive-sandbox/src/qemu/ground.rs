@@ -1,0 +1,116 @@
+//! What all boots on this host have in common: program, kernel, clock, accelerator.
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use super::accelerator::{self, AcceleratorChoice, Question};
+use super::config::QemuConfig;
+use super::vm::Guest;
+use crate::kernel::{self, KernelStore, StoreError};
+use crate::runtime::HostLacks;
+
+/// The ground on which guests are booted.
+#[derive(Debug)]
+pub(super) struct Ground {
+    pub(super) guest: Guest,
+    pub(super) choice: AcceleratorChoice,
+}
+
+impl Ground {
+    /// Looks for everything; the accelerator, if it has not been found out before, takes seconds.
+    pub(super) fn find(
+        config: &QemuConfig,
+        kernels: &KernelStore,
+        cache: &Path,
+    ) -> Result<Self, HostLacks> {
+        if !rustix::process::geteuid().is_root() {
+            return Err(lacks("not run as root", "run vhive as root, e.g. with sudo"));
+        }
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        find(&config.binary, &path).ok_or_else(|| {
+            let what = format!("no {}", config.binary.display());
+            lacks(&what, "install the Debian package qemu-system-x86")
+        })?;
+        find(Path::new("setpriv"), &path)
+            .ok_or_else(|| lacks("no setpriv", "install the Debian package util-linux"))?;
+        let kernel = kernels.current().map_err(|error| match &error {
+            StoreError::None(_) => lacks("no guest kernel", "run `vhive kernel install`"),
+            _ => lacks(&super::chain(&error), "run `vhive kernel install`"),
+        })?;
+        let tsc_khz = kernel::tsc_khz().map_err(|error| {
+            lacks(&error.to_string(), "use a host whose time stamp counter is constant")
+        })?;
+        let guest = Guest {
+            digest: kernel.digest,
+            vmlinux: kernel.vmlinux,
+            initramfs: kernel.initramfs,
+            command_line: kernel::command_line(tsc_khz),
+        };
+        let question = Question {
+            host_kernel: host_kernel(),
+            qemu: version(&config.binary)?,
+            guest: guest.digest,
+        };
+        let file = cache.join("accelerator.json");
+        let choice = accelerator::choose(config, &guest, question, &file);
+        Ok(Self { guest, choice })
+    }
+}
+
+fn lacks(what: &str, fix: &str) -> HostLacks {
+    HostLacks { what: what.to_owned(), fix: fix.to_owned() }
+}
+
+/// The program as `exec` would find it.
+fn find(program: &Path, path: &OsStr) -> Option<PathBuf> {
+    if program.components().count() > 1 {
+        return program.is_file().then(|| program.to_owned());
+    }
+    std::env::split_paths(path).map(|dir| dir.join(program)).find(|file| file.is_file())
+}
+
+fn host_kernel() -> String {
+    rustix::system::uname().release().to_string_lossy().into_owned()
+}
+
+/// The first line of what QEMU says about itself.
+fn version(binary: &Path) -> Result<String, HostLacks> {
+    let fix = "reinstall the Debian package qemu-system-x86";
+    let said = Command::new(binary).arg("--version").output();
+    let said = said.map_err(|e| lacks(&format!("{}: {e}", binary.display()), fix))?;
+    if !said.status.success() {
+        return Err(lacks(&format!("{} {}", binary.display(), said.status), fix));
+    }
+    let text = String::from_utf8_lossy(&said.stdout);
+    Ok(text.lines().next().unwrap_or_default().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_is_found_as_exec_finds_it() {
+        let path = OsStr::new("/nonexistent:/usr/bin:/bin");
+        assert!(find(Path::new("sh"), path).is_some());
+        assert_eq!(find(Path::new("no-such-program"), path), None);
+        assert_eq!(find(Path::new("/no/such/program"), path), None);
+    }
+
+    #[test]
+    fn a_missing_qemu_names_the_package() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let kernels = KernelStore::open(dir.path()).expect("a store");
+        let config = QemuConfig { binary: "no-such-qemu".into(), ..QemuConfig::default() };
+        let lacks = Ground::find(&config, &kernels, dir.path()).expect_err("missing");
+        if lacks.what == "not run as root" {
+            eprintln!("SKIP a_missing_qemu_names_the_package: root");
+            return;
+        }
+        assert_eq!(
+            lacks.to_string(),
+            "no no-such-qemu; install the Debian package qemu-system-x86"
+        );
+    }
+}

@@ -1,0 +1,216 @@
+//! The runtime `qemu`: a microVM with its own kernel, under KVM where that is fit, else emulated.
+//!
+//! ```text
+//!   Qemu::boot ─► Vm::start ──► memfd · cgroup · sockets · tap ─► supervisor ─► QEMU (own user)
+//!                    │                                               │
+//!                    └── QMP greeting = Spawned                      └── vhive.0 ⇄ vhive-init
+//!                                                  Hello = KernelUp, Mounted, Started, …
+//! ```
+//!
+//! Why it is set up like this: `docs/decisions/0005-qemu-microvm.md` and
+//! `0006-unprivileged-qemu.md`.
+
+mod accelerator;
+mod command;
+mod config;
+mod conversation;
+mod ground;
+mod qmp;
+mod sandbox;
+mod streams;
+mod supervisor;
+mod vm;
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use vhive_api::guest::GuestConfig;
+use vhive_api::{Bytes, RuntimeName};
+
+pub use accelerator::AcceleratorChoice;
+pub use command::Accelerator;
+pub use config::{Choose, QemuConfig};
+
+use crate::deadline::Deadline;
+use crate::journal::{End, Milestone, WaitError};
+use crate::kernel::KernelStore;
+use crate::run_dir::{SandboxDir, SandboxRecord};
+use crate::runtime::{BootError, HostLacks, Runtime, Sandbox, SandboxSpec};
+use ground::Ground;
+use sandbox::QemuSandbox;
+use vhive_api::guest::Stream;
+use vm::{Vm, Wanted};
+
+/// How often a boot is tried whose guest does not reach its init.
+const ATTEMPTS: u32 = 2;
+
+/// The runtime.
+#[derive(Debug)]
+pub struct Qemu {
+    config: QemuConfig,
+    kernels: KernelStore,
+    /// Directory of what has been found out about the host.
+    cache: PathBuf,
+    /// What all boots have in common; kept once it has been found.
+    ground: Mutex<Option<Arc<Ground>>>,
+}
+
+impl Qemu {
+    /// A runtime that boots the current kernel of `kernels`, and keeps what it finds out about
+    /// the host in the directory `cache`. Nothing is looked at before the first use.
+    #[must_use]
+    pub fn new(config: QemuConfig, kernels: KernelStore, cache: impl Into<PathBuf>) -> Self {
+        Self { config, kernels, cache: cache.into(), ground: Mutex::default() }
+    }
+
+    /// Which accelerator guests run under, and why. May take seconds the first time.
+    ///
+    /// # Errors
+    /// [`HostLacks`] if there can be no guests at all.
+    pub fn accelerator(&self) -> Result<AcceleratorChoice, HostLacks> {
+        Ok(self.ground()?.choice.clone())
+    }
+
+    fn ground(&self) -> Result<Arc<Ground>, HostLacks> {
+        let mut known = self.ground.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(ground) = &*known {
+            return Ok(Arc::clone(ground));
+        }
+        let found = Ground::find(&self.config, &self.kernels, &self.cache)?;
+        Ok(Arc::clone(known.insert(Arc::new(found))))
+    }
+}
+
+impl Runtime for Qemu {
+    fn name(&self) -> RuntimeName {
+        RuntimeName::Qemu
+    }
+
+    fn check_host(&self) -> Result<(), HostLacks> {
+        self.ground().map(drop)
+    }
+
+    fn boot(&self, spec: &SandboxSpec, deadline: Deadline) -> Result<Box<dyn Sandbox>, BootError> {
+        let host = |lacks| BootError::Host { runtime: RuntimeName::Qemu, lacks };
+        let ground = self.ground().map_err(host)?;
+        let Some(network) = spec.network.clone() else {
+            let what = "a microVM without a network slot cannot be reached".to_owned();
+            let fix = "open the node with a network pool".to_owned();
+            return Err(host(HostLacks { what, fix }));
+        };
+        let record = SandboxRecord { id: spec.id.clone(), runtime: RuntimeName::Qemu };
+        let dir = SandboxDir::create(&spec.run_root, &record).map_err(|source| {
+            let step = format!("create the directory of sandbox {}", spec.id);
+            BootError::Resource { step, source }
+        })?;
+        let booted = self.boot_guest(spec, &network, &ground, deadline);
+        let vm = booted.inspect_err(|error| {
+            let (step, reason) = ("boot".to_owned(), chain(error));
+            spec.journal.end(End::Failed { step, reason });
+        })?;
+        Ok(Box::new(QemuSandbox {
+            pids: [vm.supervised.pid()],
+            vm,
+            id: spec.id.clone(),
+            port: spec.port,
+            journal: Arc::clone(&spec.journal),
+            _dir: dir,
+            network,
+        }))
+    }
+}
+
+impl Qemu {
+    /// Boots until the function has been started, once more if the guest's kernel hangs.
+    fn boot_guest(
+        &self,
+        spec: &SandboxSpec,
+        network: &crate::network::NetworkSlot,
+        ground: &Ground,
+        deadline: Deadline,
+    ) -> Result<Vm, BootError> {
+        let mut attempts = 0;
+        loop {
+            attempts += 1;
+            let failed = |wanted, error: &WaitError| BootError::Guest {
+                wanted,
+                attempts,
+                reason: error.to_string(),
+            };
+            let vm = Vm::start(self.wanted(spec, network, ground), deadline)?;
+            let hello = deadline.or_after(self.config.hello_deadline.into());
+            match spec.journal.wait(Milestone::KernelUp, hello) {
+                Ok(_) => {}
+                Err(WaitError::Deadline { .. }) if attempts < ATTEMPTS && !deadline.passed() => {
+                    vm.supervised.abandon();
+                    tracing::warn!(sandbox = %spec.id, "guest kernel hangs and is booted once more");
+                    let waited = self.config.hello_deadline.to_string();
+                    let line = format!("vhive: no init within {waited}; booting once more");
+                    spec.journal.line(Stream::Console, line);
+                    continue;
+                }
+                Err(error) => {
+                    vm.supervised.abandon();
+                    return Err(failed(Milestone::KernelUp, &error));
+                }
+            }
+            return match spec.journal.wait(Milestone::Started, deadline) {
+                Ok(_) => Ok(vm),
+                Err(error) => {
+                    vm.supervised.abandon();
+                    Err(failed(Milestone::Started, &error))
+                }
+            };
+        }
+    }
+
+    fn wanted<'a>(
+        &'a self,
+        spec: &'a SandboxSpec,
+        network: &'a crate::network::NetworkSlot,
+        ground: &'a Ground,
+    ) -> Wanted<'a> {
+        Wanted {
+            id: &spec.id,
+            run_root: Some(&spec.run_root),
+            journal: &spec.journal,
+            binary: &self.config.binary,
+            accelerator: ground.choice.accelerator,
+            uid: self.config.uid_of(&spec.id),
+            guest: &ground.guest,
+            vcpus: spec.cpu_millis.div_ceil(1000).max(1),
+            memory: Bytes::mib(spec.memory.mib_ceil()),
+            overhead: self.config.overhead,
+            rootfs: Some(&spec.rootfs),
+            network: Some(network),
+            config: Some(GuestConfig {
+                process: spec.process.clone(),
+                hostname: spec.id.to_string(),
+                port: spec.port,
+                network: Some(network.guest().clone()),
+                now_unix_ns: 0,
+                entropy: entropy(),
+            }),
+        }
+    }
+}
+
+/// Random bytes for a guest's pool, hexadecimal.
+fn entropy() -> String {
+    let mut bytes = [0; 64];
+    // The host's pool is ready long before any of this runs; a short answer is only less.
+    let _ = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
+    hex::encode(bytes)
+}
+
+/// An error with its causes in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}

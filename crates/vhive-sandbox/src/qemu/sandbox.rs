@@ -1,0 +1,60 @@
+//! A running microVM as the node sees it.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::process::Pid;
+use vhive_api::SandboxId;
+use vhive_api::guest::ToGuest;
+
+use super::vm::Vm;
+use crate::deadline::Deadline;
+use crate::journal::{End, Journal};
+use crate::network::NetworkSlot;
+use crate::run_dir::SandboxDir;
+use crate::runtime::Sandbox;
+
+/// Of the time for stopping, what is kept for killing the function and reporting.
+const RESERVE: Duration = Duration::from_millis(500);
+
+/// The fields are dropped in this order: process, directory, network slot.
+#[derive(Debug)]
+pub(super) struct QemuSandbox {
+    pub(super) vm: Vm,
+    pub(super) pids: [Pid; 1],
+    pub(super) id: SandboxId,
+    pub(super) port: u16,
+    pub(super) journal: Arc<Journal>,
+    pub(super) _dir: SandboxDir,
+    pub(super) network: Arc<NetworkSlot>,
+}
+
+impl Sandbox for QemuSandbox {
+    fn id(&self) -> &SandboxId {
+        &self.id
+    }
+
+    fn endpoint(&self) -> SocketAddr {
+        SocketAddr::new(IpAddr::V4(self.network.address()), self.port)
+    }
+
+    fn processes(&self) -> &[Pid] {
+        &self.pids
+    }
+
+    fn stop(&mut self, deadline: Deadline) {
+        let left = deadline.left();
+        let grace = left.saturating_sub(RESERVE.min(left / 2));
+        let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
+        self.vm.supervised.send(ToGuest::Stop { grace_ms });
+        self.journal.wait_end(deadline);
+    }
+}
+
+impl Drop for QemuSandbox {
+    fn drop(&mut self) {
+        // What follows is our doing, whatever QEMU's exit looks like.
+        self.journal.end(End::Vanished("the sandbox was removed".to_owned()));
+    }
+}

@@ -1,0 +1,184 @@
+//! From "what is wanted" to a running QEMU with everything that belongs to it.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustix::fs::MemfdFlags;
+use vhive_api::guest::GuestConfig;
+use vhive_api::{Bytes, Digest, SandboxId};
+
+use super::command::{self, Accelerator, Interface, Machine};
+use super::conversation::Conversation;
+use super::qmp::Qmp;
+use super::supervisor::{self, Outputs, Program, Supervised};
+use crate::cgroup::{Cgroup, Limits};
+use crate::deadline::Deadline;
+use crate::journal::{Journal, Milestone};
+use crate::network::NetworkSlot;
+use crate::process::Confinement;
+use crate::run_dir::RunRoot;
+use crate::runtime::BootError;
+
+/// Threads that one QEMU may have besides its virtual CPUs: main loop, call-RCU, and the block
+/// layer's workers.
+const THREADS: u32 = 80;
+
+/// The kernel to boot, and how.
+#[derive(Clone, Debug)]
+pub(super) struct Guest {
+    pub(super) digest: Digest,
+    pub(super) vmlinux: PathBuf,
+    pub(super) initramfs: PathBuf,
+    pub(super) command_line: String,
+}
+
+/// One microVM to be started.
+#[derive(Debug)]
+pub(super) struct Wanted<'a> {
+    pub(super) id: &'a SandboxId,
+    /// Under which name its cgroup goes; without one there are no limits.
+    pub(super) run_root: Option<&'a RunRoot>,
+    pub(super) journal: &'a Arc<Journal>,
+    pub(super) binary: &'a Path,
+    pub(super) accelerator: Accelerator,
+    pub(super) uid: u32,
+    pub(super) guest: &'a Guest,
+    pub(super) vcpus: u32,
+    pub(super) memory: Bytes,
+    /// Memory that QEMU may use besides the guest's.
+    pub(super) overhead: Bytes,
+    pub(super) rootfs: Option<&'a Path>,
+    pub(super) network: Option<&'a NetworkSlot>,
+    /// Sent when the guest says hello; without it the microVM ends then.
+    pub(super) config: Option<GuestConfig>,
+}
+
+/// A running microVM. The fields are dropped in this order: first the process, then what it used.
+#[derive(Debug)]
+pub(super) struct Vm {
+    pub(super) supervised: Supervised,
+    /// Kept open: the way to everything that can be asked of a running QEMU.
+    _qmp: Qmp,
+    _cgroup: Option<Cgroup>,
+    /// The guest's memory.
+    _memory: OwnedFd,
+}
+
+impl Vm {
+    /// Starts QEMU and waits until it has built the machine; the guest's kernel runs from then on.
+    ///
+    /// # Errors
+    /// [`BootError`]; nothing is left behind.
+    pub(super) fn start(wanted: Wanted<'_>, deadline: Deadline) -> Result<Self, BootError> {
+        let memory = resource("allocate guest memory", || guest_memory(wanted.memory))?;
+        let limits = Limits {
+            memory: Some(Bytes(wanted.memory.0.saturating_add(wanted.overhead.0))),
+            tasks: Some(wanted.vcpus.saturating_add(THREADS)),
+            // One more than the guest has, for QEMU's own threads.
+            cpu_millis: Some(wanted.vcpus.saturating_add(1).saturating_mul(1000)),
+        };
+        let cgroup = wanted.run_root.map(|root| {
+            let make = || Cgroup::create(root, wanted.id, &limits);
+            resource("create the sandbox's cgroup", make)
+        });
+        let cgroup = cgroup.transpose()?;
+        let (channel, their_channel) = resource("make the guest channel", UnixStream::pair)?;
+        let (control, their_control) = resource("make the control socket", UnixStream::pair)?;
+        let (console, stdout) = resource("make the console's pipe", io::pipe)?;
+        let (errors, stderr) = resource("make the error pipe", io::pipe)?;
+        let kernel = open(&wanted.guest.vmlinux)?;
+        let initramfs = open(&wanted.guest.initramfs)?;
+        let rootfs = wanted.rootfs.map(open).transpose()?;
+        let tap = wanted.network.map(|slot| resource("open the tap device", || slot.open_tap()));
+        let tap = tap.transpose()?;
+        let name = format!("vhive-{}", wanted.id);
+        let machine = Machine {
+            name: &name,
+            accelerator: wanted.accelerator,
+            vcpus: wanted.vcpus,
+            memory: wanted.memory,
+            memory_fd: memory.as_raw_fd(),
+            kernel_fd: kernel.as_raw_fd(),
+            initramfs_fd: initramfs.as_raw_fd(),
+            command_line: &wanted.guest.command_line,
+            channel_fd: their_channel.as_raw_fd(),
+            qmp_fd: their_control.as_raw_fd(),
+            rootfs_fd: rootfs.as_ref().map(|file| file.as_raw_fd()),
+            interface: tap.as_ref().zip(wanted.network).map(|(tap, slot)| Interface {
+                tap_fd: tap.as_raw_fd(),
+                mac: slot.mac().to_string(),
+            }),
+        };
+        let arguments = command::arguments(&machine);
+        let memory_copy = resource("share guest memory", || memory.try_clone())?;
+        let mut inherit: Vec<OwnedFd> = vec![
+            their_channel.into(),
+            their_control.into(),
+            kernel.into(),
+            initramfs.into(),
+            memory,
+        ];
+        inherit.extend(rootfs.map(OwnedFd::from));
+        inherit.extend(tap);
+        let program = Program {
+            path: wanted.binary.to_owned(),
+            arguments,
+            inherit,
+            stdout: stdout.into(),
+            stderr: stderr.into(),
+            confinement: Confinement {
+                uid: wanted.uid,
+                extra_group: (wanted.accelerator == Accelerator::Kvm).then(kvm_group).flatten(),
+            },
+            netns: wanted.network.map(|slot| slot.netns().to_owned()),
+        };
+        let outputs = Outputs { console, errors, channel };
+        let journal = Arc::clone(wanted.journal);
+        let conversation = Conversation::new(Arc::clone(&journal), wanted.config);
+        let start = || supervisor::start(program, outputs, conversation, journal);
+        let supervised = resource("start QEMU", start)?;
+        if let Some(cgroup) = &cgroup {
+            resource("move QEMU into its cgroup", || cgroup.add(supervised.pid()))?;
+        }
+        let qmp = match Qmp::greet(control, deadline) {
+            Ok(qmp) => qmp,
+            Err(error) => {
+                // If it has ended, its own words say more.
+                let end = wanted.journal.wait_end(deadline.or_after(Duration::from_secs(1)));
+                let reason = end.map_or_else(|| super::chain(&error), |end| end.to_string());
+                supervised.abandon();
+                let program = wanted.binary.display().to_string();
+                return Err(BootError::Spawn { program, reason });
+            }
+        };
+        wanted.journal.reach(Milestone::Spawned, Instant::now());
+        Ok(Self { supervised, _qmp: qmp, _cgroup: cgroup, _memory: memory_copy })
+    }
+}
+
+/// A file in memory of that size. QEMU maps it; for us it is the guest's memory as a file.
+fn guest_memory(size: Bytes) -> io::Result<OwnedFd> {
+    let file = rustix::fs::memfd_create("vhive-guest", MemfdFlags::CLOEXEC)?;
+    rustix::fs::ftruncate(&file, size.0)?;
+    Ok(file)
+}
+
+/// The group that may open `/dev/kvm`, if there is one.
+fn kvm_group() -> Option<u32> {
+    let device = std::fs::metadata("/dev/kvm").ok()?;
+    (device.mode() & 0o060 == 0o060 && device.gid() != 0).then_some(device.gid())
+}
+
+fn open(path: &Path) -> Result<File, BootError> {
+    resource(&format!("open {}", path.display()), || File::open(path))
+}
+
+fn resource<T>(step: &str, make: impl FnOnce() -> io::Result<T>) -> Result<T, BootError> {
+    make().map_err(|source| BootError::Resource { step: step.to_owned(), source })
+}

@@ -1,0 +1,206 @@
+//! Where a promise is checked: a runtime, a network, a root file system, all of this test's own.
+
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+
+use vhive_api::guest::{Process, Stream};
+use vhive_api::{Bytes, SandboxId};
+use vhive_sandbox::kernel::{KernelStore, StoreError};
+use vhive_sandbox::network::{NetworkConfig, NetworkPool};
+use vhive_sandbox::qemu::{Qemu, QemuConfig};
+use vhive_sandbox::sim::{Sim, SimConfig};
+use vhive_sandbox::{
+    BootError, Deadline, Journal, Milestone, NetworkSlot, RunRoot, Runtime, Sandbox, SandboxSpec,
+};
+
+use crate::traces::Traces;
+
+/// A row of the table of runtimes.
+pub(crate) struct Kind {
+    pub(crate) name: &'static str,
+    /// Runs the function's own program, in its own root file system.
+    pub(crate) real: bool,
+    make: fn() -> Result<Box<dyn Runtime>, String>,
+}
+
+pub(crate) const RUNTIMES: &[Kind] = &[
+    Kind { name: "sim", real: false, make: || Ok(Box::new(Sim::new(SimConfig::default()))) },
+    Kind { name: "qemu", real: true, make: qemu },
+];
+
+fn qemu() -> Result<Box<dyn Runtime>, String> {
+    let kernels = kernels()?;
+    let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("qemu");
+    let qemu = Qemu::new(QemuConfig::default(), kernels, cache);
+    qemu.check_host().map_err(|lacks| lacks.to_string())?;
+    Ok(Box::new(qemu))
+}
+
+/// The guest kernel, installed once for all tests.
+fn kernels() -> Result<KernelStore, String> {
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("kernels");
+    let store = KernelStore::open(dir).map_err(|error| error.to_string())?;
+    match store.current() {
+        Ok(_) => Ok(store),
+        Err(StoreError::None(_)) => match store.install_from_apt(&mut |_| {}) {
+            Ok(_) => Ok(store),
+            Err(error) => Err(format!("a guest kernel ({error})")),
+        },
+        Err(error) => panic!("{error}"),
+    }
+}
+
+/// Where a promise is checked. Dropping it removes all that it made.
+pub(crate) struct Site {
+    pub(crate) runtime: Box<dyn Runtime>,
+    pub(crate) root: RunRoot,
+    rootfs: PathBuf,
+    before: Traces,
+    pool: Option<NetworkPool>,
+    _dir: tempfile::TempDir,
+}
+
+/// What has been booted, and what it told.
+pub(crate) struct Booted {
+    pub(crate) sandbox: Box<dyn Sandbox>,
+    pub(crate) journal: Arc<Journal>,
+}
+
+impl Site {
+    /// Makes it, or says what the host lacks.
+    pub(crate) fn open(kind: &Kind) -> Result<Self, String> {
+        let runtime = (kind.make)()?;
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let root = RunRoot::below(&dir.path().join("run"), dir.path());
+        let rootfs = if kind.real { rootfs(dir.path())? } else { PathBuf::new() };
+        let pool = kind.real.then(|| pool(&root)).transpose()?;
+        let before = Traces::of(&root);
+        Ok(Self { runtime, root, rootfs, before, pool, _dir: dir })
+    }
+
+    /// A spec for busybox' shell running `script`.
+    pub(crate) fn spec(&self, script: &str) -> SandboxSpec {
+        self.spec_of(Process {
+            args: ["sh", "-c", script].map(str::to_owned).to_vec(),
+            env: vec!["PATH=/bin".to_owned()],
+            ..Process::default()
+        })
+    }
+
+    pub(crate) fn spec_of(&self, process: Process) -> SandboxSpec {
+        SandboxSpec {
+            id: SandboxId::random(),
+            rootfs: self.rootfs.clone(),
+            process,
+            port: 8080,
+            cpu_millis: 1000,
+            memory: Bytes::mib(128),
+            network: self.slot().map(Arc::new),
+            run_root: self.root.clone(),
+            journal: Journal::new(),
+        }
+    }
+
+    fn slot(&self) -> Option<NetworkSlot> {
+        self.pool.as_ref().map(|pool| pool.take(soon()).expect("a network slot"))
+    }
+
+    pub(crate) fn try_boot(&self, spec: &SandboxSpec) -> Result<Booted, BootError> {
+        let sandbox = self.runtime.boot(spec, soon())?;
+        Ok(Booted { sandbox, journal: Arc::clone(&spec.journal) })
+    }
+
+    pub(crate) fn boot(&self, spec: &SandboxSpec) -> Booted {
+        self.try_boot(spec).unwrap_or_else(|error| {
+            panic!("{error}; console:\n{}", spec.journal.tail(50).join("\n"))
+        })
+    }
+
+    /// Nothing is on the host that was not there before.
+    pub(crate) fn expect_no_traces(&self) {
+        if let Some(pool) = &self.pool {
+            pool.close();
+        }
+        let after = Traces::of(&self.root);
+        assert_eq!(after, self.before);
+    }
+}
+
+impl Booted {
+    pub(crate) fn endpoint(&self) -> SocketAddr {
+        self.sandbox.endpoint()
+    }
+
+    pub(crate) fn listening(&self) {
+        self.journal.wait(Milestone::Listening, soon()).unwrap_or_else(|error| {
+            panic!("{error}; console:\n{}", self.journal.tail(50).join("\n"))
+        });
+    }
+
+    /// The lines that the function wrote to `stream` so far.
+    pub(crate) fn lines(&self, stream: Stream) -> Vec<String> {
+        let lines = self.journal.lines_from(0).into_iter();
+        lines.filter(|line| line.stream == stream).map(|line| line.text).collect()
+    }
+}
+
+/// The body of the reply to `GET path`.
+pub(crate) fn get(endpoint: SocketAddr, path: &str) -> String {
+    let mut stream =
+        TcpStream::connect_timeout(&endpoint, Duration::from_secs(10)).expect("connected");
+    stream.set_read_timeout(Some(Duration::from_secs(20))).expect("set");
+    write!(stream, "GET {path} HTTP/1.0\r\nHost: test\r\n\r\n").expect("sent");
+    let mut reply = Vec::new();
+    stream.read_to_end(&mut reply).expect("a reply");
+    let reply = String::from_utf8_lossy(&reply);
+    let (head, body) = reply.split_once("\r\n\r\n").unwrap_or_else(|| panic!("{reply:?}"));
+    assert!(head.contains(" 200 "), "{head}");
+    body.to_owned()
+}
+
+/// Enough time for anything on a busy machine.
+pub(crate) fn soon() -> Deadline {
+    Deadline::after(Duration::from_secs(60))
+}
+
+fn pool(root: &RunRoot) -> Result<NetworkPool, String> {
+    let config = NetworkConfig { ready: 1, max: 4, ..NetworkConfig::default() };
+    NetworkPool::open(&config, root).map_err(|error| error.to_string())
+}
+
+/// A root file system with busybox, a user, and a page for its web server.
+fn rootfs(dir: &Path) -> Result<PathBuf, String> {
+    let busybox = Path::new("/bin/busybox");
+    if !busybox.exists() {
+        return Err("no /bin/busybox (Debian package busybox-static)".to_owned());
+    }
+    let tree = dir.join("tree");
+    for name in ["bin", "dev", "etc", "proc", "sys", "tmp", "srv/cgi-bin", "home/alice"] {
+        fs::create_dir_all(tree.join(name)).expect("made");
+    }
+    fs::copy(busybox, tree.join("bin/busybox")).expect("copied");
+    for applet in
+        ["sh", "httpd", "cat", "id", "date", "hostname", "sleep", "echo", "wget", "grep", "seq"]
+    {
+        std::os::unix::fs::symlink("busybox", tree.join("bin").join(applet)).expect("linked");
+    }
+    let passwd = "root:x:0:0::/:/bin/sh\nalice:x:1234:2345::/home/alice:/bin/sh\n";
+    fs::write(tree.join("etc/passwd"), passwd).expect("written");
+    fs::write(tree.join("etc/group"), "root:x:0:\nstaff:x:2345:\n").expect("written");
+    fs::write(tree.join("srv/index.html"), "hello from inside\n").expect("written");
+    let script = "#!/bin/sh\nprintf 'Content-Type: text/plain\\r\\n\\r\\n'\nwget -q -T 3 -O - \"http://$QUERY_STRING\" || echo unreachable\n";
+    let cgi = tree.join("srv/cgi-bin/fetch");
+    fs::write(&cgi, script).expect("written");
+    fs::set_permissions(&cgi, fs::Permissions::from_mode(0o755)).expect("set");
+    let image = dir.join("rootfs.erofs");
+    let made = Command::new("mkfs.erofs").arg(&image).arg(&tree).output();
+    let made = made.map_err(|_| "no mkfs.erofs (Debian package erofs-utils)".to_owned())?;
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    Ok(image)
+}
