@@ -4,6 +4,7 @@
 #![expect(clippy::panic, reason = "the helpers of a test fail by panicking")]
 
 mod client;
+mod images;
 mod inputs;
 mod process;
 
@@ -322,6 +323,23 @@ async fn image_rotate_rotates() {
     }
     assert_eq!(client.post("/?degrees=91", "image/jpeg", &picture).await.status, 400);
     function.stop().await;
+}
+
+/// Not `sleep`, which asks the kernel for the free memory and finds no /proc here.
+#[tokio::test]
+async fn functions_run_in_their_images() {
+    for name in ["hello", "big-memory", "json_serdes", "pyaes", "chameleon", "image_rotate"] {
+        match images::start_in_image(name).await {
+            Ok(function) => {
+                expect_known_replies(&function).await;
+                function.stop().await;
+            }
+            Err(missing) => {
+                eprintln!("SKIP functions_run_in_their_images: {missing}");
+                return;
+            }
+        }
+    }
 }
 
 /// An image holds the binary and nothing else, so the binary must not ask for a loader.

@@ -11,15 +11,17 @@ use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::Child;
 use tokio::time::timeout;
 
+use crate::images::{Mounted, start_in_image};
+
 /// The functions written in Rust.
 pub(crate) const RUST: [&str; 3] = ["hello", "sleep", "big-memory"];
 
-/// What each function in Python imports, and where Debian has it.
-const PYTHON: [(&str, &[(&str, &str)]); 4] = [
-    ("pyaes", &[("pyaes", "python3-pyaes"), ("h2", "python3-h2")]),
-    ("json_serdes", &[]),
-    ("chameleon", &[("chameleon", "python3-chameleon")]),
-    ("image_rotate", &[("PIL", "python3-pil")]),
+/// What each function in Python imports that may not be there.
+const PYTHON: [(&str, &str); 4] = [
+    ("pyaes", "import pyaes, h2"),
+    ("json_serdes", "import json"),
+    ("chameleon", "import chameleon"),
+    ("image_rotate", "import PIL"),
 ];
 
 /// How long a function may take to listen, and to end.
@@ -37,6 +39,8 @@ pub(crate) struct Running {
     pub(crate) dir: PathBuf,
     pub(crate) address: SocketAddr,
     child: Child,
+    /// Its root directory, if that is not the host's; unmounted after the process is killed.
+    pub(crate) root: Option<Mounted>,
 }
 
 impl Running {
@@ -51,14 +55,25 @@ impl Running {
     }
 }
 
-/// Starts a function on a free port of the loopback interface; `None`, with the reason printed,
-/// if this host cannot run it.
+/// Starts a function: as a process of this host if it has what the function imports, else in the
+/// function's image; `None`, with the reason printed, if that cannot be either.
 pub(crate) async fn start(name: &str) -> Option<Running> {
+    if RUST.contains(&name) {
+        return Some(run(name, Command::new(rust_binary(name)).into()).await);
+    }
+    if let Some(command) = python(name) {
+        return Some(run(name, command.into()).await);
+    }
+    start_in_image(name)
+        .await
+        .inspect_err(|missing| eprintln!("SKIP functions::{name}: {missing}"))
+        .ok()
+}
+
+/// Runs the command that is the function `name` on a free port of the loopback interface, and
+/// returns once it listens.
+pub(crate) async fn run(name: &str, mut command: tokio::process::Command) -> Running {
     let dir = functions().join(name);
-    let mut command = match RUST.contains(&name) {
-        true => tokio::process::Command::new(rust_binary(name)),
-        false => python(name)?.into(),
-    };
     command.env("HOST", "127.0.0.1").env("PORT", "0").kill_on_drop(true);
     command.stdin(Stdio::null()).stdout(Stdio::piped());
     let mut child = command.spawn().expect("it is there and can be executed");
@@ -69,7 +84,7 @@ pub(crate) async fn start(name: &str) -> Option<Running> {
     let address = line.trim_end().strip_prefix(&format!("{name} listening on "));
     let address = address.unwrap_or_else(|| panic!("{name} says {line:?}"));
     let address = address.parse().expect("it is an address");
-    Some(Running { name: name.to_owned(), dir, address, child })
+    Running { name: name.to_owned(), dir, address, child, root: None }
 }
 
 /// Builds the functions written in Rust, once per process, and returns one.
@@ -88,21 +103,12 @@ pub(crate) fn rust_binary(name: &str) -> PathBuf {
     functions().join("target/x86_64-unknown-linux-gnu/release").join(name)
 }
 
+/// The function with an interpreter of this host that has what it imports. Debian's own comes
+/// first: the packages belong to it.
 fn python(name: &str) -> Option<Command> {
-    let (_, modules) = PYTHON.iter().find(|row| row.0 == name).expect("it is in the table");
-    // Debian's own interpreter first: the packages belong to it.
-    let interpreters = ["/usr/bin/python3", "python3"];
-    let usable = |python: &&str| imports(python, "json");
-    let Some(python) = interpreters.into_iter().find(usable) else {
-        eprintln!("SKIP functions::{name}: python3 (Debian package python3)");
-        return None;
-    };
-    for (module, package) in *modules {
-        if !imports(python, module) {
-            eprintln!("SKIP functions::{name}: Python module {module} (Debian package {package})");
-            return None;
-        }
-    }
+    let (_, imports) = PYTHON.iter().find(|row| row.0 == name).expect("it is in the table");
+    let python =
+        ["/usr/bin/python3", "python3"].into_iter().find(|python| runs(python, imports))?;
     let mut command = Command::new(python);
     command.arg("-B").arg(functions().join(name).join("server.py"));
     // Modules elsewhere than in the system's directories are found as usual.
@@ -115,8 +121,8 @@ fn python(name: &str) -> Option<Command> {
     Some(command)
 }
 
-fn imports(python: &str, module: &str) -> bool {
+fn runs(python: &str, code: &str) -> bool {
     let mut command = Command::new(python);
-    command.args(["-B", "-c", &format!("import {module}")]).stderr(Stdio::null());
+    command.args(["-B", "-c", code]).stderr(Stdio::null());
     command.status().is_ok_and(|status| status.success())
 }
