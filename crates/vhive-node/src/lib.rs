@@ -41,6 +41,8 @@ mod records;
 mod start;
 mod status;
 pub mod sweep;
+#[cfg(test)]
+mod testing;
 
 pub use config::{Config, ConfigError, RecordsConfig};
 pub use drain::ShutdownError;

@@ -219,8 +219,8 @@ impl Node {
             pool.update(revision);
             return;
         }
-        let pool = Pool::new(Arc::clone(shared), Arc::clone(&revision));
-        pools.insert(revision.key.clone(), pool);
+        let key = revision.key.clone();
+        pools.insert(key, Pool::new(Arc::clone(shared), revision));
     }
 
     /// Forgets a revision: refuses further requests, fails those that wait in vain, lets those in

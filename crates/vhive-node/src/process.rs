@@ -124,3 +124,105 @@ fn expand(text: &str, vars: &[(String, String)]) -> String {
     out.push_str(rest);
     out
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::revision;
+
+    fn texts(texts: &[&str]) -> Vec<String> {
+        texts.iter().map(|text| (*text).to_owned()).collect()
+    }
+
+    fn image() -> ImageConfig {
+        ImageConfig {
+            entrypoint: texts(&["/entry", "-e"]),
+            cmd: texts(&["$(PORT)", "cmd"]),
+            env: vec![("A".to_owned(), "image".to_owned()), ("B".to_owned(), "image".to_owned())],
+            user: "nobody".to_owned(),
+            working_dir: "/app".to_owned(),
+            stop_signal: Some("SIGINT".to_owned()),
+            exposed_ports: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn command_replaces_both_and_args_replaces_the_arguments() {
+        // Source: the table in Kubernetes' page on commands and arguments.
+        let table: [(&[&str], &[&str], &[&str]); 4] = [
+            (&[], &[], &["/entry", "-e", "$(PORT)", "cmd"]),
+            (&["/c"], &[], &["/c"]),
+            (&[], &["a", "$(PORT)"], &["/entry", "-e", "a", "8080"]),
+            (&["/c", "$(K_REVISION)"], &["a"], &["/c", "one", "a"]),
+        ];
+        for (command, args, wanted) in table {
+            let mut revision = revision("one");
+            (revision.command, revision.args) = (texts(command), texts(args));
+            let process = process(&image(), &revision).expect("a process");
+            assert_eq!(process.args, texts(wanted));
+            assert_eq!((process.user.as_str(), process.cwd.as_str()), ("nobody", "/app"));
+            assert_eq!(process.stop_signal, "SIGINT");
+        }
+    }
+
+    #[test]
+    fn variables_are_merged_in_order_and_the_platforms_win() {
+        let mut revision = revision("one");
+        let env = [("B", "mine"), ("C", "$(B)-$(A)-$(D)"), ("D", "late"), ("PORT", "1")];
+        revision.env = env.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
+        revision.working_dir = Some("/else".to_owned());
+        let process = process(&image(), &revision).expect("a process");
+        let wanted = [
+            "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            "A=image",
+            "B=mine",
+            "C=mine-$(A)-$(D)",
+            "D=late",
+            "PORT=8080",
+            "K_SERVICE=test",
+            "K_CONFIGURATION=test",
+            "K_REVISION=one",
+        ];
+        assert_eq!(process.env, texts(&wanted));
+        assert_eq!(process.cwd, "/else");
+    }
+
+    #[test]
+    fn references_are_expanded_as_kubernetes_does() {
+        let vars = [("A".to_owned(), "1".to_owned()), ("B".to_owned(), "$(A)".to_owned())];
+        let table = [
+            ("$(A)$(A)", "11"),
+            ("$(B)", "$(A)"),
+            ("$$(A)", "$(A)"),
+            ("$$$(A)", "$1"),
+            ("$(X)", "$(X)"),
+            ("$(A", "$(A"),
+            ("$A ${A} $", "$A ${A} $"),
+            ("$()", "$()"),
+            ("é$(A)é", "é1é"),
+        ];
+        for (text, wanted) in table {
+            assert_eq!(expand(text, &vars), wanted, "{text}");
+        }
+    }
+
+    #[test]
+    fn nothing_to_run_and_zero_bytes_are_refused() {
+        let empty = ImageConfig::default();
+        let error = process(&empty, &revision("one")).expect_err("no command");
+        assert_eq!(error, ProcessError::NoCommand("dev.local/one:latest".to_owned()));
+        let mut bad = revision("one");
+        bad.args = texts(&["a\0b"]);
+        assert!(matches!(process(&image(), &bad), Err(ProcessError::ZeroByte(_))));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn expanding_never_panics_and_keeps_what_has_no_dollar(text in "[a-c$() é]{0,30}") {
+            let expanded = expand(&text, &[("a".to_owned(), "x".to_owned())]);
+            if !text.contains('$') {
+                assert_eq!(expanded, text);
+            }
+        }
+    }
+}

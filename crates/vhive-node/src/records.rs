@@ -228,3 +228,91 @@ impl LogFile {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::record;
+    use vhive_api::Bytes;
+
+    fn lines(path: &Path) -> Vec<u16> {
+        let text = fs::read_to_string(path).unwrap_or_default();
+        let parse = |line: &str| serde_json::from_str::<InvocationRecord>(line).ok();
+        text.lines().map(|line| parse(line).map_or(0, |record| record.status)).collect()
+    }
+
+    #[test]
+    fn every_record_is_one_line_and_the_last_ones_stay_in_memory() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = RecordsConfig { recent: 3, ..RecordsConfig::default() };
+        let records = Records::open(dir.path(), &config).unwrap();
+        let mut follower = records.follow();
+        (1..=100).for_each(|status| records.push(record(status)));
+        let recent = |most| records.recent(most).iter().map(|r| r.status).collect::<Vec<_>>();
+        assert_eq!((recent(10), recent(2)), (vec![98, 99, 100], vec![99, 100]));
+        assert_eq!(follower.try_recv().unwrap().status, 1);
+        records.close();
+        records.push(record(101));
+        let path = dir.path().join("records/invocations.jsonl");
+        assert_eq!(lines(&path), (1..=100).collect::<Vec<u16>>());
+        assert_eq!((records.pushed(), records.dropped()), (101, 0));
+    }
+
+    #[test]
+    fn files_rotate_by_size_and_only_so_many_are_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let length = serde_json::to_vec(&record(100)).unwrap().len() as u64 + 1;
+        let config =
+            RecordsConfig { file_size: Bytes(2 * length), files: 3, ..RecordsConfig::default() };
+        let records = Records::open(dir.path(), &config).unwrap();
+        (100..109).for_each(|status| records.push(record(status)));
+        records.close();
+        let file = |name: &str| lines(&dir.path().join("records").join(name));
+        assert_eq!(file("invocations.jsonl"), [108]);
+        assert_eq!(file("invocations.1.jsonl"), [106, 107]);
+        assert_eq!(file("invocations.2.jsonl"), [104, 105]);
+        assert_eq!(fs::read_dir(dir.path().join("records")).unwrap().count(), 3);
+    }
+
+    #[test]
+    fn a_line_cut_off_by_a_crash_spoils_no_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("records/invocations.jsonl");
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        let whole = serde_json::to_string(&record(1)).unwrap();
+        fs::write(&path, format!("{whole}\n{}", &whole[..20])).unwrap();
+        let records = Records::open(dir.path(), &RecordsConfig::default()).unwrap();
+        records.push(record(2));
+        records.close();
+        assert_eq!(lines(&path), [1, 0, 2]);
+    }
+
+    #[test]
+    fn what_the_writer_cannot_take_is_dropped_and_counted() {
+        // A channel that nobody empties stands for a writer that is held up by its disk.
+        let (send, _receive) = sync_channel(2);
+        let records = Records {
+            recent: Mutex::default(),
+            keep: 1,
+            followers: broadcast::Sender::new(1),
+            writer: Mutex::new(Some(send)),
+            thread: Mutex::new(None),
+            counts: Arc::default(),
+        };
+        (1..=5).for_each(|status| records.push(record(status)));
+        assert_eq!((records.pushed(), records.dropped()), (5, 3));
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_written_loses_records_but_no_request() {
+        let dir = tempfile::tempdir().unwrap();
+        let records = dir.path().join("records");
+        fs::create_dir(&records).unwrap();
+        // Every write to this device says that the disk is full.
+        std::os::unix::fs::symlink("/dev/full", records.join("invocations.jsonl")).unwrap();
+        let records = Records::open(dir.path(), &RecordsConfig::default()).unwrap();
+        (1..=3).for_each(|status| records.push(record(status)));
+        records.close();
+        assert_eq!((records.pushed(), records.dropped()), (3, 3));
+    }
+}

@@ -390,8 +390,9 @@ impl Order {
         self.shared.metrics.start_failed(self.revision.runtime);
         let report = failure.report();
         tracing::warn!(revision = %self.revision.key, sandbox = %self.id, report, "start failed");
-        self.pool.start_failed(self.no, Arc::new(failure));
+        let gone = self.pool.start_failed(self.no, Arc::new(failure));
         drop(room);
+        drop(gone);
     }
 }
 

@@ -179,9 +179,10 @@ impl Pool {
     pub(crate) fn new(shared: Arc<Shared>, revision: Arc<Revision>) -> Arc<Self> {
         let config = &shared.config;
         let back_off = BackOff::new(config.back_off_first.0, config.back_off_most.0);
+        let key = revision.key.clone();
         let state = State {
             core: Core::new(bounds(&revision), back_off),
-            revision: Arc::clone(&revision),
+            revision,
             slots: HashMap::new(),
             waiters: HashMap::new(),
             last_start: None,
@@ -191,7 +192,7 @@ impl Pool {
             timer: None,
         };
         Arc::new(Self {
-            key: revision.key.clone(),
+            key,
             shared,
             state: Mutex::new(state),
             told: watch::Sender::new(0),
@@ -345,8 +346,13 @@ impl Pool {
         }
     }
 
-    /// A start failed. Nothing of it exists any more but its room, which the caller drops next.
-    pub(crate) fn start_failed(self: &Arc<Self>, no: InstanceNo, failure: Arc<StartFailure>) {
+    /// A start failed. Nothing of it exists any more but its room, which the caller drops before
+    /// what it gets here.
+    pub(crate) fn start_failed(
+        self: &Arc<Self>,
+        no: InstanceNo,
+        failure: Arc<StartFailure>,
+    ) -> Gone {
         self.run(|state, out| {
             if let Some(slot) = state.slots.remove(&no) {
                 state.last_ended = Some((slot.id, slot.journal));
@@ -354,7 +360,7 @@ impl Pool {
             state.last_failure = Some(failure);
             state.core.start_failed(no, Instant::now(), out);
         });
-        self.alive.send_modify(|n| *n -= 1);
+        Gone(Arc::clone(self))
     }
 
     fn died(self: &Arc<Self>, no: InstanceNo) {

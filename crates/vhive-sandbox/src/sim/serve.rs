@@ -80,10 +80,20 @@ struct Conn {
     head: Head,
     /// A reply is due; nothing more is read off the input before it is out.
     replying: bool,
-    /// The socket may hold more to read.
-    readable: bool,
-    ended: bool,
+    source: Source,
+    /// Ends once the output is out.
     closing: bool,
+}
+
+/// What a socket may still give.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Source {
+    /// Perhaps something at once.
+    More,
+    /// Nothing before the next event.
+    Drained,
+    /// Nothing ever again.
+    Ended,
 }
 
 /// Something to tell a journal once the lock is released.
@@ -179,10 +189,8 @@ impl Inner {
     fn run(&self) {
         let mut events: Vec<epoll::Event> = Vec::with_capacity(256);
         loop {
-            let timeout = match self.state().timers.peek() {
-                Some(Reverse((at, ..))) => Some(at.saturating_duration_since(Instant::now())),
-                None => None,
-            };
+            let next = self.state().timers.peek().map(|Reverse((at, ..))| *at);
+            let timeout = next.map(|at| at.saturating_duration_since(Instant::now()));
             let timeout = timeout.and_then(|span| Timespec::try_from(span).ok());
             events.clear();
             match epoll::wait(&self.epoll, spare_capacity(&mut events), timeout.as_ref()) {
@@ -213,7 +221,9 @@ impl Inner {
         } else if state.units.contains_key(&token) {
             self.accept(state, token, notes);
         } else if let Some(conn) = state.conns.get_mut(&token) {
-            conn.readable = true;
+            if conn.source == Source::Drained {
+                conn.source = Source::More;
+            }
             self.advance(state, token, notes);
         }
     }
@@ -298,7 +308,7 @@ impl Inner {
                     if !conn.fill() {
                         return state.drop_conn(no);
                     }
-                    if !conn.readable {
+                    if conn.source == Source::Drained {
                         return;
                     }
                 }
@@ -408,22 +418,21 @@ impl Conn {
             reader: Reader::default(),
             head: Head { expects_continue: false, closes: false, head_only: false },
             replying: false,
-            readable: true,
-            ended: false,
+            source: Source::More,
             closing: false,
         }
     }
 
     /// Reads what there is, up to a bound; false when nothing more will come.
     fn fill(&mut self) -> bool {
-        if self.ended {
+        if self.source == Source::Ended {
             return false;
         }
         let mut chunk = [0; 8 << 10];
         while self.input.len() < READ_AHEAD {
             match self.stream.read(&mut chunk) {
                 Ok(0) => {
-                    self.ended = true;
+                    self.source = Source::Ended;
                     // What was read before the end may still hold a request.
                     return !self.input.is_empty();
                 }
@@ -434,7 +443,7 @@ impl Conn {
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.readable = false;
+                    self.source = Source::Drained;
                     return true;
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

@@ -1,0 +1,159 @@
+//! What the node's tests share: a node in a temporary directory, and revisions for it.
+#![expect(dead_code, reason = "each test file uses a part")]
+
+use std::fmt;
+use std::future::Future;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+use vhive_api::{Bytes, Digest, Protocol, Readiness, Revision, RevisionKey, RuntimeName, Scale};
+use vhive_image::ImageStore;
+use vhive_node::{Config, Node, Runtimes};
+use vhive_sandbox::sim::{Sim, SimConfig};
+use vhive_sandbox::{BootError, Deadline, HostLacks, Runtime, Sandbox, SandboxSpec};
+
+/// Longer than anything here takes.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A directory for one node, gone with its value.
+pub(crate) struct Scene {
+    dir: TempDir,
+    pub(crate) config: Config,
+    pub(crate) sim: SimConfig,
+}
+
+impl Scene {
+    pub(crate) fn new() -> Self {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let config = Config::below(dir.path());
+        Self { dir, config, sim: SimConfig { run_dir: true, ..SimConfig::default() } }
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    pub(crate) fn images(&self) -> ImageStore {
+        ImageStore::open(self.dir.path().join("images")).expect("an image store")
+    }
+
+    pub(crate) async fn node(&self) -> Node {
+        self.node_with(Runtimes::new().with(Sim::new(self.sim.clone()))).await
+    }
+
+    pub(crate) async fn node_with(&self, runtimes: Runtimes) -> Node {
+        let node = Node::open(self.config.clone(), runtimes, self.images(), None).await;
+        node.expect("the node opens")
+    }
+}
+
+/// A revision for `sim`: one request at a time, next to no memory.
+pub(crate) fn revision(name: &str) -> Revision {
+    Revision {
+        key: RevisionKey::new("default", name),
+        service: "test".to_owned(),
+        image: format!("dev.local/{name}:latest"),
+        image_digest: Digest::of(name.as_bytes()),
+        runtime: RuntimeName::Sim,
+        command: Vec::new(),
+        args: Vec::new(),
+        env: Vec::new(),
+        working_dir: None,
+        port: 8080,
+        protocol: Protocol::Http1,
+        readiness: Readiness::Tcp,
+        cpu_millis: 1000,
+        memory: Bytes::mib(1),
+        container_concurrency: 1,
+        timeout: Duration::from_secs(60),
+        scale: Scale::default(),
+    }
+}
+
+/// Registers a revision after changing it, and returns its key.
+pub(crate) fn register(node: &Node, name: &str, change: impl FnOnce(&mut Revision)) -> RevisionKey {
+    let mut revision = revision(name);
+    change(&mut revision);
+    let key = revision.key.clone();
+    node.register(Arc::new(revision));
+    key
+}
+
+pub(crate) fn env(revision: &mut Revision, name: &str, value: &str) {
+    revision.env.push((name.to_owned(), value.to_owned()));
+}
+
+/// Fails the test if the future takes too long.
+pub(crate) async fn soon<F: Future>(future: F) -> F::Output {
+    tokio::time::timeout(PATIENCE, future).await.expect("it ends within the test's patience")
+}
+
+/// Looks until `good`, and fails with what it saw last.
+pub(crate) async fn wait_for<T: fmt::Debug>(look: impl Fn() -> T, good: impl Fn(&T) -> bool) -> T {
+    let began = Instant::now();
+    loop {
+        let seen = look();
+        if good(&seen) {
+            return seen;
+        }
+        assert!(began.elapsed() < PATIENCE, "still {seen:?}");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+/// `sim`, counting boots and the most of them at a time; under another name if one is given.
+#[derive(Debug)]
+pub(crate) struct Counting {
+    sim: Sim,
+    name: RuntimeName,
+    counts: Arc<BootCounts>,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct BootCounts {
+    pub(crate) all: AtomicUsize,
+    now: AtomicUsize,
+    pub(crate) most: AtomicUsize,
+}
+
+impl Counting {
+    pub(crate) fn new(sim: &SimConfig, name: RuntimeName) -> (Self, Arc<BootCounts>) {
+        let counts = Arc::new(BootCounts::default());
+        (Self { sim: Sim::new(sim.clone()), name, counts: Arc::clone(&counts) }, counts)
+    }
+}
+
+impl Runtime for Counting {
+    fn name(&self) -> RuntimeName {
+        self.name
+    }
+
+    fn check_host(&self) -> Result<(), HostLacks> {
+        Ok(())
+    }
+
+    fn boot(&self, spec: &SandboxSpec, deadline: Deadline) -> Result<Box<dyn Sandbox>, BootError> {
+        self.counts.all.fetch_add(1, Ordering::SeqCst);
+        let now = self.counts.now.fetch_add(1, Ordering::SeqCst) + 1;
+        self.counts.most.fetch_max(now, Ordering::SeqCst);
+        let booted = self.sim.boot(spec, deadline);
+        self.counts.now.fetch_sub(1, Ordering::SeqCst);
+        booted
+    }
+}
+
+/// Directories of sandboxes that exist below the scene.
+pub(crate) fn sandbox_dirs(node: &Node) -> usize {
+    std::fs::read_dir(node.run_root().sandboxes()).map_or(0, Iterator::count)
+}
+
+/// The value of a metric without labels.
+pub(crate) fn metric(node: &Node, name: &str) -> u64 {
+    let text = node.metrics();
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    assert!(line.is_some(), "no {name} in\n{text}");
+    line.and_then(|value| value.parse().ok()).expect("a number")
+}
