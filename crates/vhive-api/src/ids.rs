@@ -42,6 +42,16 @@ impl InvocationId {
         Self(random_hex())
     }
 
+    /// The identifier with these bits: for one who makes many and sees to it that they differ.
+    ///
+    /// ```
+    /// assert_eq!(vhive_api::InvocationId::from_bits(0xBEEF).as_str(), "000000000000beef");
+    /// ```
+    #[must_use]
+    pub fn from_bits(bits: u64) -> Self {
+        Self(hex::encode(bits.to_be_bytes()))
+    }
+
     /// The identifier as text.
     #[must_use]
     pub fn as_str(&self) -> &str {

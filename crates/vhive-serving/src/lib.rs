@@ -1,1 +1,33 @@
-//! Not there yet.
+//! Door 1: Knative's serving semantics on one node.
+//!
+//! ```text
+//!   YAML ──► api ──► admission ──► store ──► catalog ──► node.register
+//!                                              │
+//!   request ──► gateway ──► throttle ──► node.acquire ──► instance
+//!                              │
+//!                              └─samples─► autoscale::decide ──► node.resize
+//! ```
+//!
+//! [`Serving::run`] opens all of it; [`Serving::shutdown`] drains it.
+//!
+//! What this crate does not do: touch a sandbox. Everything about instances is the node's.
+#![warn(missing_docs)]
+
+pub mod admission;
+mod api;
+pub mod autoscale;
+mod catalog;
+pub mod config;
+mod gateway;
+mod metrics;
+mod scaler;
+mod services;
+mod serving;
+mod status;
+mod store;
+mod throttle;
+
+pub use api::TokenError;
+pub use config::{ApiConfig, AutoscaleConfig, Config, ConfigError, Defaults, GatewayConfig};
+pub use serving::{Addresses, Drained, RunError, Serving};
+pub use store::StoreError;

@@ -1,0 +1,147 @@
+//! Knative YAML or JSON in, a checked template of a revision out.
+//!
+//! Unknown fields are refused by path, fields that Knative knows and vHive does not honour are
+//! refused by path with why, and every problem of a document is reported at once.
+
+mod annotations;
+mod cursor;
+mod documents;
+mod quantity;
+mod service;
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde_json::Value;
+use vhive_api::{Bytes, Digest, Protocol, Readiness, Revision, RevisionKey, RuntimeName, Scale};
+
+use crate::autoscale::Rules;
+use crate::config::Config;
+
+pub use cursor::{Problem, ProblemKind};
+pub use documents::{DocumentError, documents};
+pub use service::is_label;
+
+/// Prefix of vHive's own annotations.
+pub const PREFIX: &str = "vhive.dev/";
+
+/// A document that passed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Admitted {
+    /// Namespace; `default` if the document named none.
+    pub namespace: String,
+    /// Name of the service.
+    pub name: String,
+    /// Labels of the service.
+    pub labels: BTreeMap<String, String>,
+    /// Annotations of the service.
+    pub annotations: BTreeMap<String, String>,
+    /// The version of the object that the client believes to replace.
+    pub resource_version: Option<String>,
+    /// The `spec` as it was written: two equal ones make one revision.
+    pub spec: Value,
+    /// What it means.
+    pub template: Template,
+}
+
+/// A revision without its name and without the image's digest.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Template {
+    /// Image reference.
+    pub image: String,
+    /// Runtime.
+    pub runtime: RuntimeName,
+    /// Replaces the entrypoint.
+    pub command: Vec<String>,
+    /// Replaces the arguments.
+    pub args: Vec<String>,
+    /// Additional variables.
+    pub env: Vec<(String, String)>,
+    /// Working directory.
+    pub working_dir: Option<String>,
+    /// Port of the function.
+    pub port: u16,
+    /// What it speaks there.
+    pub protocol: Protocol,
+    /// Readiness probe.
+    pub readiness: Readiness,
+    /// CPU limit.
+    pub cpu_millis: u32,
+    /// Memory limit.
+    pub memory: Bytes,
+    /// Requests per instance at a time; 0 = no limit.
+    pub container_concurrency: u32,
+    /// Time for a request.
+    pub timeout: std::time::Duration,
+    /// Requests that may wait.
+    pub queue_depth: u32,
+    /// Target before utilisation, as the user gave it or by default.
+    pub target: f64,
+    /// Scaling rules.
+    pub rules: Rules,
+}
+
+impl Template {
+    /// The revision that this template becomes.
+    #[must_use]
+    pub fn revision(&self, key: RevisionKey, service: &str, image_digest: Digest) -> Revision {
+        Revision {
+            key,
+            service: service.to_owned(),
+            image: self.image.clone(),
+            image_digest,
+            runtime: self.runtime,
+            command: self.command.clone(),
+            args: self.args.clone(),
+            env: self.env.clone(),
+            working_dir: self.working_dir.clone(),
+            port: self.port,
+            protocol: self.protocol,
+            readiness: self.readiness.clone(),
+            cpu_millis: self.cpu_millis,
+            memory: self.memory,
+            container_concurrency: self.container_concurrency,
+            timeout: self.timeout,
+            scale: Scale {
+                min: self.rules.min,
+                max: self.rules.max,
+                target: self.target,
+                window: self.rules.window.0,
+                retention: self.rules.retention.0,
+            },
+        }
+    }
+}
+
+/// Everything that is wrong with a document; never empty.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Invalid {
+    /// `namespace/name` as far as known, for messages.
+    pub name: String,
+    /// The problems, in the order of the document.
+    pub problems: Vec<Problem>,
+}
+
+impl fmt::Display for Invalid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "service {:?} is not accepted: ", self.name)?;
+        for (at, problem) in self.problems.iter().enumerate() {
+            let separator = if at == 0 { "" } else { "; " };
+            write!(f, "{separator}{problem}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Invalid {}
+
+/// Checks one document and fills in every default.
+///
+/// # Errors
+/// [`Invalid`] with every problem found.
+pub fn admit(document: &Value, config: &Config) -> Result<Admitted, Invalid> {
+    service::admit(document, config)
+}
+
+#[cfg(test)]
+mod tests;

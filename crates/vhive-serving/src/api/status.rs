@@ -1,0 +1,147 @@
+//! Errors of the API as Kubernetes tells them: `kind: Status` with reason, code and details.
+//!
+//! # Source
+//! Kubernetes API conventions, "Response Status Kind".
+
+use axum::Json;
+use axum::extract::rejection::{BytesRejection, QueryRejection};
+use axum::response::{IntoResponse, Response};
+use http::{StatusCode, Uri, header};
+use serde_json::{Value, json};
+
+use crate::admission::{DocumentError, Invalid};
+use crate::services::ChangeError;
+use crate::status::chain;
+use crate::store::StoreError;
+
+/// An error on its way to the client.
+#[derive(Debug)]
+pub(super) struct Problem {
+    status: StatusCode,
+    reason: &'static str,
+    message: String,
+    details: Value,
+}
+
+impl Problem {
+    fn new(status: StatusCode, reason: &'static str, message: impl Into<String>) -> Self {
+        Self { status, reason, message: message.into(), details: Value::Null }
+    }
+
+    /// No or a wrong token.
+    pub(super) fn unauthorized() -> Self {
+        let message = "missing or wrong bearer token; it is in `api.token` of the node's state \
+                       directory";
+        Self::new(StatusCode::UNAUTHORIZED, "Unauthorized", message)
+    }
+
+    /// There is no such service.
+    pub(super) fn not_found(name: &str) -> Self {
+        ChangeError::NotFound(name.to_owned()).into()
+    }
+
+    /// The request makes no sense.
+    pub(super) fn bad_request(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "BadRequest", message)
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let body = json!({
+            "kind": "Status",
+            "apiVersion": "v1",
+            "metadata": {},
+            "status": "Failure",
+            "message": self.message,
+            "reason": self.reason,
+            "details": self.details,
+            "code": self.status.as_u16(),
+        });
+        let mut response = (self.status, Json(body)).into_response();
+        if self.status == StatusCode::UNAUTHORIZED {
+            let bearer = http::HeaderValue::from_static("Bearer");
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, bearer);
+        }
+        response
+    }
+}
+
+impl From<ChangeError> for Problem {
+    fn from(error: ChangeError) -> Self {
+        let message = chain(&error);
+        let (status, reason, name) = match &error {
+            ChangeError::Invalid(invalid) => return Self::from(invalid.clone()),
+            ChangeError::Exists(name) => (StatusCode::CONFLICT, "AlreadyExists", Some(name)),
+            ChangeError::NotFound(name) => (StatusCode::NOT_FOUND, "NotFound", Some(name)),
+            ChangeError::Conflict { name, .. } => (StatusCode::CONFLICT, "Conflict", Some(name)),
+            ChangeError::Image { .. } => (StatusCode::UNPROCESSABLE_ENTITY, "Invalid", None),
+            ChangeError::Store(
+                StoreError::InUse(_)
+                | StoreError::Damaged { .. }
+                | StoreError::Format { .. }
+                | StoreError::Io { .. },
+            ) => (StatusCode::INTERNAL_SERVER_ERROR, "InternalError", None),
+            ChangeError::ShutDown => (StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailable", None),
+        };
+        let details = json!({
+            "group": "serving.knative.dev", "kind": "services", "name": name,
+        });
+        Self { details, ..Self::new(status, reason, message) }
+    }
+}
+
+impl From<Invalid> for Problem {
+    fn from(invalid: Invalid) -> Self {
+        let causes = invalid.problems.iter().map(|problem| {
+            json!({
+                "reason": problem.kind.as_str(),
+                "message": problem.reason,
+                "field": problem.path,
+            })
+        });
+        let details = json!({
+            "group": "serving.knative.dev",
+            "kind": "Service",
+            "name": invalid.name,
+            "causes": causes.collect::<Vec<_>>(),
+        });
+        let status = StatusCode::UNPROCESSABLE_ENTITY;
+        Self { details, ..Self::new(status, "Invalid", invalid.to_string()) }
+    }
+}
+
+impl From<DocumentError> for Problem {
+    fn from(error: DocumentError) -> Self {
+        Self::bad_request(chain(&error))
+    }
+}
+
+impl From<BytesRejection> for Problem {
+    fn from(error: BytesRejection) -> Self {
+        let status = error.status();
+        if status == StatusCode::PAYLOAD_TOO_LARGE {
+            let message = "the request's body is too long (serving.api.max_body)";
+            return Self::new(status, "RequestEntityTooLarge", message);
+        }
+        Self::bad_request(error.body_text())
+    }
+}
+
+impl From<QueryRejection> for Problem {
+    fn from(error: QueryRejection) -> Self {
+        Self::bad_request(error.body_text())
+    }
+}
+
+/// Any other path.
+pub(super) async fn no_such_path(uri: Uri) -> Problem {
+    let message = format!("the server could not find the requested resource: {}", uri.path());
+    Problem::new(StatusCode::NOT_FOUND, "NotFound", message)
+}
+
+/// Another method on a known path.
+pub(super) async fn no_such_method(method: http::Method, uri: Uri) -> Problem {
+    let message = format!("{method} is not supported on {}", uri.path());
+    Problem::new(StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowed", message)
+}

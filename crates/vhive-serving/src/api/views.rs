@@ -1,0 +1,219 @@
+//! vHive's own views: one service in detail, logs, records, the node, metrics, health.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Path, Query};
+use axum::response::{IntoResponse as _, Response};
+use bytes::Bytes;
+use http::header;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use vhive_api::{InvocationRecord, SandboxId};
+use vhive_node::{LogFollower, StartFailure, StartReport};
+use vhive_sandbox::Line;
+
+use super::State;
+use super::objects;
+use super::status::Problem;
+use crate::status::chain;
+
+/// `GET …/describe`: everything that is known of a service.
+pub(super) async fn describe(
+    shared: State,
+    Path((namespace, name)): Path<(String, String)>,
+) -> Result<Json<Value>, Problem> {
+    let services = &shared.services;
+    let entry = services.catalog.get(&namespace, &name);
+    let entry = entry.ok_or_else(|| Problem::not_found(&name))?;
+    let (stored, throttle) = (&entry.stored, &entry.route.throttle);
+    let key = stored.revision.key.clone();
+    let node = services.node.clone();
+    // Reads /proc for each instance.
+    let status = tokio::task::spawn_blocking(move || node.status(&key)).await.ok().flatten();
+    let instances = status.iter().flat_map(|status| &status.instances).map(|instance| {
+        json!({
+            "sandbox": instance.id,
+            "state": instance.state.as_str(),
+            "leases": instance.leases,
+            "since": instance.since,
+            "endpoint": instance.endpoint,
+            "memory_bytes": instance.memory.map(|bytes| bytes.0),
+        })
+    });
+    let instances: Vec<Value> = instances.collect();
+    let last_start = status.as_ref().and_then(|status| status.last_start.as_deref());
+    let last_failure = status.as_ref().and_then(|status| status.last_failure.as_deref());
+    Ok(Json(json!({
+        "service": objects::service(services, &entry),
+        "revision": stored.revision,
+        "scaling": stored.rules,
+        "ready": status.as_ref().map_or(0, |status| status.ready),
+        "starting": status.as_ref().map_or(0, |status| status.starting),
+        "in_flight": throttle.in_flight(),
+        "queued": throttle.queued(),
+        "queue_depth": throttle.depth(),
+        "instances": instances,
+        "last_start": last_start.map(start),
+        "last_failure": last_failure.map(failure),
+    })))
+}
+
+fn start(report: &StartReport) -> Value {
+    json!({
+        "kind": report.kind,
+        "sandbox": report.sandbox,
+        "at": report.at,
+        "length_us": micros(report.length),
+        "waited_us": micros(report.waited),
+        "attempts": report.attempts,
+        "phases": report.spans(report.began),
+        "guest_clock_error_us": report.guest_clock_error.map(micros),
+    })
+}
+
+fn failure(failure: &StartFailure) -> Value {
+    json!({
+        "sandbox": failure.sandbox,
+        "at": failure.at,
+        "length_us": micros(failure.length),
+        "error": chain(failure),
+        "console": failure.console,
+    })
+}
+
+fn micros(span: std::time::Duration) -> u64 {
+    u64::try_from(span.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// What may follow `…/logs?`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct LogQuery {
+    follow: bool,
+}
+
+/// `GET …/logs`: JSON Lines; with `follow=true`, without end.
+pub(super) async fn logs(
+    shared: State,
+    Path((namespace, name)): Path<(String, String)>,
+    query: Result<Query<LogQuery>, QueryRejection>,
+) -> Result<Response, Problem> {
+    let entry = shared.services.catalog.get(&namespace, &name);
+    let entry = entry.ok_or_else(|| Problem::not_found(&name))?;
+    let (key, node) = (&entry.stored.revision.key, &shared.services.node);
+    let gone = || Problem::not_found(&name);
+    let body = if query?.follow {
+        let follower = node.follow_logs(key, true).ok_or_else(gone)?;
+        Body::from_stream(follow(follower, shared.end.clone()))
+    } else {
+        let mut text = Vec::new();
+        for log in node.logs(key).ok_or_else(gone)? {
+            for line in &log.lines {
+                write_line(&mut text, &log.sandbox, line);
+            }
+        }
+        Body::from(text)
+    };
+    Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], body).into_response())
+}
+
+type Lines = Result<Bytes, Infallible>;
+
+fn follow(
+    follower: LogFollower,
+    end: tokio_util::sync::CancellationToken,
+) -> impl futures_util::Stream<Item = Lines> + Send {
+    futures_util::stream::unfold((follower, end), |(mut follower, end)| async move {
+        let lines = tokio::select! {
+            lines = follower.next() => lines,
+            () = end.cancelled() => return None,
+        };
+        let mut text = Vec::new();
+        for (sandbox, line) in &lines {
+            write_line(&mut text, sandbox, line);
+        }
+        Some((Ok(Bytes::from(text)), (follower, end)))
+    })
+}
+
+fn write_line(text: &mut Vec<u8>, sandbox: &SandboxId, line: &Line) {
+    let at = jiff::Timestamp::try_from(line.at).unwrap_or(jiff::Timestamp::UNIX_EPOCH);
+    let value = json!({
+        "sandbox": sandbox,
+        "number": line.number,
+        "at": at,
+        "stream": line.stream,
+        "text": line.text,
+    });
+    text.extend_from_slice(value.to_string().as_bytes());
+    text.push(b'\n');
+}
+
+/// What may follow `/vhive/v1/records?`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RecordQuery {
+    namespace: Option<String>,
+    service: Option<String>,
+    limit: Option<usize>,
+}
+
+/// `GET /vhive/v1/records`: the newest records that are kept, oldest first.
+pub(super) async fn records(
+    shared: State,
+    query: Result<Query<RecordQuery>, QueryRejection>,
+) -> Result<Json<Vec<Arc<InvocationRecord>>>, Problem> {
+    let Query(query) = query?;
+    let wanted = |record: &&Arc<InvocationRecord>| {
+        query.namespace.as_ref().is_none_or(|namespace| *namespace == record.namespace)
+            && query.service.as_ref().is_none_or(|service| *service == record.service)
+    };
+    let all = shared.services.node.records().recent(usize::MAX);
+    let limit = query.limit.unwrap_or(100);
+    let mut found: Vec<_> = all.iter().rev().filter(wanted).take(limit).cloned().collect();
+    found.reverse();
+    Ok(Json(found))
+}
+
+/// `GET /vhive/v1/node`.
+pub(super) async fn node(shared: State) -> Json<Value> {
+    let (services, node) = (&shared.services, &shared.services.node);
+    let runtimes: Vec<&str> = node.runtimes().names().map(vhive_api::RuntimeName::as_str).collect();
+    let config = node.config();
+    Json(json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "gateway": shared.gateway.to_string(),
+        "domain": services.config.gateway.domain,
+        "runtimes": runtimes,
+        "default_runtime": services.config.defaults.runtime,
+        "max_instances": config.max_instances,
+        "max_memory_bytes": config.max_memory().0,
+        "start_threads": config.start_threads(),
+        "state_dir": config.state_dir,
+        "run_dir": node.run_root().dir(),
+        "revisions": node.revisions().iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "records": {"written": node.records().pushed(), "dropped": node.records().dropped()},
+        "process": std::process::id(),
+    }))
+}
+
+/// `GET /metrics`, in OpenMetrics text.
+pub(super) async fn metrics(shared: State) -> Result<Response, Problem> {
+    let mut registry = prometheus_client::registry::Registry::default();
+    shared.services.node.register_metrics(&mut registry);
+    crate::metrics::register(Arc::clone(&shared.services.catalog), &mut registry);
+    let mut text = String::new();
+    let encoded = prometheus_client::encoding::text::encode(&mut text, &registry);
+    encoded.map_err(|_| Problem::bad_request("metrics cannot be encoded"))?;
+    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    Ok(([(header::CONTENT_TYPE, kind)], text).into_response())
+}
+
+/// `GET /healthz`.
+pub(super) async fn healthz() -> &'static str {
+    "ok\n"
+}

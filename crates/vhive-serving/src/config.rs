@@ -1,0 +1,245 @@
+//! What can be configured, with the defaults.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use vhive_api::{Bytes, RuntimeName, Span};
+
+/// The `[serving]` section.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Where requests to functions arrive.
+    pub gateway: GatewayConfig,
+    /// Where services are managed.
+    pub api: ApiConfig,
+    /// What a service gets that does not say.
+    pub defaults: Defaults,
+    /// How the number of instances follows the demand.
+    pub autoscale: AutoscaleConfig,
+}
+
+/// Where and how requests to functions are taken.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct GatewayConfig {
+    /// Address and port; port 0 = any free one. HTTP/1.1 and HTTP/2 by prior knowledge.
+    pub listen: SocketAddr,
+    /// Functions answer to `<name>.<namespace>.<domain>`.
+    pub domain: String,
+    /// Longest request head (HTTP/1) or header list (HTTP/2) in bytes, from 8 KiB on; a longer one
+    /// is answered with 431.
+    pub max_head: Bytes,
+    /// Longest request body in bytes, 413 beyond it; absent = no limit.
+    pub max_body: Option<Bytes>,
+    /// How long a client may take to send a request's head, and how long its idle connection is
+    /// kept.
+    pub head_timeout: Span,
+    /// How long a connection to an instance may take to be made.
+    pub connect_timeout: Span,
+    /// Idle connections kept to one instance.
+    pub idle_connections: usize,
+    /// Most client connections at a time; further ones wait to be accepted.
+    pub max_connections: usize,
+}
+
+impl Default for GatewayConfig {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)),
+            domain: "example.com".to_owned(),
+            max_head: Bytes(64 << 10),
+            max_body: None,
+            head_timeout: Span(Duration::from_secs(60)),
+            connect_timeout: Span(Duration::from_secs(5)),
+            idle_connections: 256,
+            max_connections: 10_000,
+        }
+    }
+}
+
+/// Where services are managed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ApiConfig {
+    /// Unix socket (mode 0660); absent = `<state directory>/api.sock`.
+    pub socket: Option<PathBuf>,
+    /// Loopback address with bearer token; port 0 = any free one.
+    pub listen: SocketAddr,
+    /// Longest request body.
+    pub max_body: Bytes,
+}
+
+impl Default for ApiConfig {
+    fn default() -> Self {
+        Self {
+            socket: None,
+            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 8081)),
+            max_body: Bytes::mib(3),
+        }
+    }
+}
+
+/// What a service gets that does not say.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Defaults {
+    /// Runtime without `runtimeClassName`.
+    pub runtime: RuntimeName,
+    /// CPU limit in thousandths of a CPU.
+    pub cpu_millis: u32,
+    /// Memory limit.
+    pub memory: Bytes,
+    /// `timeoutSeconds`.
+    pub timeout: Span,
+    /// Most that `timeoutSeconds` may be.
+    pub max_timeout: Span,
+    /// `containerConcurrency`; 0 = no limit.
+    pub container_concurrency: u32,
+    /// Requests that may wait for an instance of one revision.
+    pub queue_depth: u32,
+}
+
+impl Default for Defaults {
+    fn default() -> Self {
+        Self {
+            runtime: RuntimeName::Qemu,
+            cpu_millis: 1000,
+            memory: Bytes::mib(256),
+            timeout: Span(Duration::from_secs(300)),
+            max_timeout: Span(Duration::from_secs(600)),
+            container_concurrency: 0,
+            queue_depth: 10_000,
+        }
+    }
+}
+
+/// How the number of instances follows the demand. Names and defaults as in Knative's
+/// `config-autoscaler`, but for those that say otherwise.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AutoscaleConfig {
+    /// How often it decides while anything runs; a queue that forms makes it decide at once.
+    pub tick: Span,
+    /// Stable window.
+    pub stable_window: Span,
+    /// Panic window in per cent of the stable one.
+    pub panic_window_percent: f64,
+    /// Load at which it panics, in per cent of the target.
+    pub panic_threshold_percent: f64,
+    /// Target concurrency of revisions without `containerConcurrency`.
+    pub target_concurrency: f64,
+    /// Which part of the target or of `containerConcurrency` to aim at, in per cent.
+    pub target_percent: f64,
+    /// Most instances wanted per ready one in one decision.
+    pub max_scale_up_rate: f64,
+    /// Most ready instances per wanted one in one decision.
+    pub max_scale_down_rate: f64,
+    /// How long the last instance outlives the last request beyond the window, at least. Zero
+    /// where Knative has 30 s: the gateway is always in the path, so nothing needs to be waited
+    /// for.
+    pub scale_to_zero_grace: Span,
+    /// Likewise, for revisions that do not say.
+    pub scale_to_zero_retention: Span,
+    /// Instances started when a revision is made. Zero where Knative has 1: the first request
+    /// starts the first instance.
+    pub initial_scale: u32,
+    /// How long a decision to have fewer instances is held back.
+    pub scale_down_delay: Span,
+}
+
+impl Default for AutoscaleConfig {
+    fn default() -> Self {
+        Self {
+            tick: Span(Duration::from_secs(1)),
+            stable_window: Span(Duration::from_secs(60)),
+            panic_window_percent: 10.0,
+            panic_threshold_percent: 200.0,
+            target_concurrency: 100.0,
+            target_percent: 70.0,
+            max_scale_up_rate: 1000.0,
+            max_scale_down_rate: 2.0,
+            scale_to_zero_grace: Span(Duration::ZERO),
+            scale_to_zero_retention: Span(Duration::ZERO),
+            initial_scale: 0,
+            scale_down_delay: Span(Duration::ZERO),
+        }
+    }
+}
+
+/// Why a configuration cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("serving.{key}: {reason}")]
+pub struct ConfigError {
+    /// The key below `[serving]`.
+    pub key: &'static str,
+    /// What is wrong with its value, and what would be right.
+    pub reason: String,
+}
+
+impl Config {
+    /// Checks everything that types cannot say, before anything is opened.
+    ///
+    /// # Errors
+    /// [`ConfigError`] for the first value that is out of range.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let wrong = |key, reason: &str| Err(ConfigError { key, reason: reason.to_owned() });
+        let (gateway, scale) = (&self.gateway, &self.autoscale);
+        let domain = &gateway.domain;
+        if domain.is_empty() || domain.bytes().any(|b| !is_domain_byte(b)) {
+            return wrong("gateway.domain", "must be a lower-case domain like `example.com`");
+        }
+        if !(8 << 10..=1 << 20).contains(&gateway.max_head.0) {
+            return wrong("gateway.max_head", "must be from 8KiB to 1MiB");
+        }
+        if gateway.max_connections == 0 {
+            return wrong("gateway.max_connections", "must be at least 1");
+        }
+        if !self.api.listen.ip().is_loopback() {
+            let reason = "must be a loopback address, because the token would travel unencrypted";
+            return wrong("api.listen", reason);
+        }
+        if scale.tick.0 < Duration::from_millis(10) {
+            return wrong("autoscale.tick", "must be at least 10ms");
+        }
+        if scale.stable_window.0 < scale.tick.0 {
+            return wrong("autoscale.stable_window", "must be at least one tick");
+        }
+        for (key, value, range) in [
+            ("autoscale.panic_window_percent", scale.panic_window_percent, 1.0..=100.0),
+            ("autoscale.panic_threshold_percent", scale.panic_threshold_percent, 110.0..=1000.0),
+            ("autoscale.target_concurrency", scale.target_concurrency, 0.01..=1e6),
+            ("autoscale.target_percent", scale.target_percent, 1.0..=100.0),
+            ("autoscale.max_scale_up_rate", scale.max_scale_up_rate, 1.01..=1e6),
+            ("autoscale.max_scale_down_rate", scale.max_scale_down_rate, 1.01..=1e6),
+        ] {
+            if !range.contains(&value) {
+                let reason = format!("must be from {} to {}", range.start(), range.end());
+                return Err(ConfigError { key, reason });
+            }
+        }
+        Ok(())
+    }
+}
+
+fn is_domain_byte(byte: u8) -> bool {
+    byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'.')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_hold_and_bad_values_are_named() {
+        assert_eq!(Config::default().validate(), Ok(()));
+        let mut config = Config::default();
+        config.api.listen = SocketAddr::from(([0, 0, 0, 0], 0));
+        assert_eq!(config.validate().expect_err("not loopback").key, "api.listen");
+        let mut config = Config::default();
+        config.autoscale.target_percent = f64::NAN;
+        assert_eq!(config.validate().expect_err("not a number").key, "autoscale.target_percent");
+    }
+}

@@ -1,0 +1,388 @@
+//! One request from the client's head to the reply: the hop between client and instance.
+//!
+//! ```text
+//!   client ──hyper──► handle ──► Catalog::route ──► Throttle::admit ──► Node::acquire ──► Lease
+//!                       │                                                                  │
+//!   client ◄──hyper── ReplyBody ◄── upstream (our own HTTP/1.1 half, or hyper for h2c) ◄───┘
+//! ```
+//!
+//! Nothing is buffered beyond one read, in either direction; a slow side slows the other down.
+
+mod chunks;
+mod flight;
+mod h2c;
+mod head;
+mod listen;
+mod pool;
+mod reply;
+mod upload;
+mod upstream;
+
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::Poll;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{self, HeaderName, HeaderValue};
+use http::request::Parts;
+use http::{Method, Request, Response, StatusCode, Version};
+use http_body::Body as _;
+use hyper::body::Incoming;
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+use vhive_api::Protocol;
+use vhive_node::{AcquireError, Lease, Node};
+
+use self::flight::{Client, Flight};
+use self::head::{Length, Origin};
+pub(crate) use self::listen::{Listening, listen};
+pub(crate) use self::pool::Upstreams;
+use self::reply::ReplyBody;
+use self::upload::{RequestBody, UploadError};
+use self::upstream::{Connection, Download, Exchange, ExchangeError};
+use crate::catalog::{Catalog, Route};
+use crate::config::GatewayConfig;
+use crate::status::GatewayError;
+
+/// Where a reply of the gateway's own says what went wrong, for programs.
+const ERROR: HeaderName = HeaderName::from_static("x-vhive-error");
+
+/// Instances tried when they do not even accept a connection.
+const TRIES: usize = 3;
+
+/// How long a doubtful instance may take to accept a connection.
+const SUSPICION: Duration = Duration::from_secs(2);
+
+/// What all connections share.
+#[derive(Debug)]
+pub(crate) struct Gateway {
+    pub(crate) node: Node,
+    pub(crate) catalog: Arc<Catalog>,
+    pub(crate) config: GatewayConfig,
+    ids: AtomicU64,
+}
+
+impl Gateway {
+    pub(crate) fn new(node: Node, catalog: Arc<Catalog>, config: GatewayConfig) -> Arc<Self> {
+        let seed = getrandom::u64().expect("the kernel's random source answers after boot");
+        Arc::new(Self { node, catalog, config, ids: AtomicU64::new(seed) })
+    }
+
+    /// A fresh number that looks random: a counter through the finaliser of `SplitMix64`, which is a
+    /// bijection, so that no two are equal.
+    fn next_id(&self) -> u64 {
+        let step = 0x9E37_79B9_7F4A_7C15;
+        let mut z = self.ids.fetch_add(step, Ordering::Relaxed);
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ (z >> 31)
+    }
+
+    /// Serves one request.
+    async fn handle(client: &Arc<Client>, request: Request<Incoming>) -> Response<ReplyBody> {
+        let began = Instant::now();
+        let (parts, body) = request.into_parts();
+        let gateway = &client.gateway;
+        let route = match gateway.route(&parts) {
+            Ok(route) => route,
+            Err(error) => return refusal(&error),
+        };
+        let limit = gateway.config.max_body.map_or(u64::MAX, |bytes| bytes.0);
+        if body.size_hint().lower() > limit {
+            return refusal(&gateway.too_large());
+        }
+        let mut flight = Flight::begin(client, route, began);
+        let tell_id = (!parts.headers.contains_key(&head::REQUEST_ID)).then(|| flight.id());
+        let body = RequestBody::new(body, limit);
+        flight.uploaded = body.uploaded();
+
+        let mut timer = flight.take_timer();
+        let mut doing = "waiting for an instance";
+        let served = {
+            let mut work = pin!(forward(&mut flight, &mut doing, parts, body));
+            poll_fn(|cx| {
+                if let Poll::Ready(served) = work.as_mut().poll(cx) {
+                    return Poll::Ready(Some(served));
+                }
+                let late = timer.as_mut().is_some_and(|timer| timer.poll(cx).is_ready());
+                if late { Poll::Ready(None) } else { Poll::Pending }
+            })
+            .await
+        };
+        flight.put_timer(timer);
+        let mut response = match served {
+            Some(Ok(Served::Http1(head, download))) => {
+                flight.set_status(head.status);
+                let mut response = Response::new(ReplyBody::http1(download, flight));
+                *response.status_mut() = head.status;
+                *response.headers_mut() = head.headers;
+                response
+            }
+            Some(Ok(Served::Http2(response))) => {
+                flight.set_status(response.status());
+                let (mut parts, body) = response.into_parts();
+                parts.version = Version::HTTP_11;
+                parts.extensions = http::Extensions::default();
+                head::strip_hop_fields(&mut parts.headers);
+                Response::from_parts(parts, ReplyBody::http2(body, flight))
+            }
+            Some(Err(error)) => fail(flight, &error),
+            None => {
+                let limit = flight.route.revision.timeout;
+                fail(flight, &GatewayError::TimedOut { limit, doing })
+            }
+        };
+        if let Some(id) = tell_id {
+            head::tell_id(response.headers_mut(), &id);
+        }
+        response
+    }
+
+    /// Finds the revision that answers to the request's host.
+    fn route(&self, parts: &Parts) -> Result<Arc<Route>, GatewayError> {
+        let bad = |why| Err(GatewayError::BadRequest(why));
+        if parts.method == Method::CONNECT {
+            return bad("CONNECT is not for functions");
+        }
+        let Some(host) = host_of(parts)? else { return bad("there is no Host") };
+        if parts.headers.contains_key(header::TRANSFER_ENCODING)
+            && parts.headers.contains_key(header::CONTENT_LENGTH)
+        {
+            return bad("it has both Content-Length and Transfer-Encoding");
+        }
+        let unknown = || GatewayError::UnknownHost(host.chars().take(255).collect());
+        self.catalog.route(without_port(host)).ok_or_else(unknown)
+    }
+
+    /// The revision that has taken the place of another one.
+    fn successor(&self, route: &Arc<Route>) -> Option<Arc<Route>> {
+        let revision = &route.revision;
+        let entry = self.catalog.get(&revision.key.namespace, &revision.service)?;
+        (!Arc::ptr_eq(&entry.route, route)).then_some(entry.route)
+    }
+
+    fn too_large(&self) -> GatewayError {
+        GatewayError::BodyTooLarge(self.config.max_body.unwrap_or_default())
+    }
+}
+
+/// The host that a request is for: the target's authority, or else the one `Host` field.
+///
+/// # Source
+/// RFC 9112 §3.2 and §3.2.2.
+fn host_of(parts: &Parts) -> Result<Option<&str>, GatewayError> {
+    let mut hosts = parts.headers.get_all(header::HOST).iter();
+    let host = hosts.next();
+    if hosts.next().is_some() {
+        return Err(GatewayError::BadRequest("there is more than one Host"));
+    }
+    if let Some(authority) = parts.uri.authority() {
+        let text = authority.as_str();
+        return Ok(Some(text.rsplit_once('@').map_or(text, |(_, host)| host)));
+    }
+    match host.map(HeaderValue::to_str) {
+        Some(Ok(host)) => Ok(Some(host)),
+        Some(Err(_)) => Err(GatewayError::BadRequest("its Host is not a host")),
+        None => Ok(None),
+    }
+}
+
+fn without_port(host: &str) -> &str {
+    match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
+        _ => host,
+    }
+}
+
+/// A reply whose head has come.
+enum Served {
+    Http1(head::ReplyHead, Box<Download>),
+    Http2(Response<Incoming>),
+}
+
+/// Gets an instance, sends it the request and waits for the reply's head.
+async fn forward(
+    flight: &mut Flight,
+    doing: &mut &'static str,
+    parts: Parts,
+    body: RequestBody,
+) -> Result<Served, GatewayError> {
+    let client = Arc::clone(flight.client());
+    let mut tries = 0;
+    let connection = loop {
+        tries += 1;
+        let route = Arc::clone(&flight.route);
+        let acquire = client.gateway.node.acquire(&route.revision.key);
+        let (lease, waited) =
+            route.throttle.admit(acquire).await.map_err(GatewayError::QueueFull)?;
+        match lease {
+            Ok(lease) => flight.hold(lease, waited),
+            Err(error @ (AcquireError::Unknown(_) | AcquireError::Closing(_))) => {
+                match client.gateway.successor(&route) {
+                    Some(successor) if tries < TRIES => {
+                        flight.reroute(successor);
+                        continue;
+                    }
+                    _ => return Err(error.into()),
+                }
+            }
+            Err(error) => return Err(error.into()),
+        }
+        *doing = "being sent to an instance";
+        let Some(lease) = &flight.lease else { unreachable!("hold keeps the lease") };
+        if route.revision.protocol == Protocol::H2c {
+            break None;
+        }
+        let idle = route.upstreams.take(lease.sandbox());
+        match idle {
+            Some(connection) => break Some(connection),
+            None => match connect(flight).await {
+                Ok(connection) => break Some(connection),
+                Err(error) if tries == TRIES => return Err(error),
+                Err(_) => *doing = "waiting for an instance",
+            },
+        }
+    };
+    flight.forward();
+    *doing = "being served";
+    match connection {
+        Some(connection) => exchange(flight, connection, parts, body).await,
+        None => h2c::exchange(flight, parts, body).await.map(Served::Http2),
+    }
+}
+
+/// Connects to the leased instance. One that does not accept is given up as broken.
+async fn connect(flight: &mut Flight) -> Result<Connection, GatewayError> {
+    let Some(lease) = &flight.lease else { unreachable!("a connection is made under a lease") };
+    let limit = flight.client().gateway.config.connect_timeout.0;
+    let opened = tokio::time::timeout(limit, Connection::open(lease.endpoint())).await;
+    let reason = match opened {
+        Ok(Ok(connection)) => return Ok(connection),
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => format!("not within {} ms", limit.as_millis()),
+    };
+    let reason = lease.ended().map_or(reason, |end| end.to_string());
+    let error = GatewayError::Unreachable { sandbox: lease.sandbox().clone(), reason };
+    if let Some(lease) = flight.lease.take() {
+        lease.failed();
+    }
+    Err(error)
+}
+
+/// Sends the request over HTTP/1.1 and waits for the reply's head.
+async fn exchange(
+    flight: &mut Flight,
+    connection: Connection,
+    parts: Parts,
+    body: RequestBody,
+) -> Result<Served, GatewayError> {
+    let id = flight.id();
+    let length = length_of(&parts, &body);
+    let client = Arc::clone(flight.client());
+    let mut exchange = Exchange::new(connection, body, length, |out| {
+        let host = host_of(&parts).ok().flatten().unwrap_or_default();
+        let origin = Origin { client: &client.address, host, id: id.as_str() };
+        head::write_request(out, &parts, length, &origin);
+    });
+    loop {
+        match poll_fn(|cx| exchange.poll_head(cx, &parts.method)).await {
+            Ok(head) => {
+                let download = Box::new(exchange.into_download(&head));
+                return Ok(Served::Http1(head, download));
+            }
+            Err(ExchangeError::NothingSent(_)) if exchange.is_on_used_connection() => {
+                exchange.switch_to(connect(flight).await?);
+            }
+            Err(ExchangeError::NothingSent(error) | ExchangeError::Broke(error)) => {
+                drop(exchange);
+                return Err(broke(flight, error.to_string()));
+            }
+            Err(ExchangeError::Bad(bad)) => {
+                drop(exchange);
+                return Err(broke(flight, bad.to_string()));
+            }
+            Err(ExchangeError::Upload(UploadError::TooLarge)) => {
+                return Err(client.gateway.too_large());
+            }
+            Err(ExchangeError::Upload(UploadError::ClientGone)) => {
+                return Err(GatewayError::ClientGone);
+            }
+        }
+    }
+}
+
+/// What is said about the length of a request's body.
+fn length_of(parts: &Parts, body: &RequestBody) -> Length {
+    if body.is_end_stream() {
+        let says_so = parts.headers.contains_key(header::CONTENT_LENGTH)
+            || matches!(parts.method, Method::POST | Method::PUT | Method::PATCH);
+        return if says_so { Length::Exact(0) } else { Length::None };
+    }
+    body.size_hint().exact().map_or(Length::Chunked, Length::Exact)
+}
+
+/// The instance broke before it replied: says how, and has it looked at.
+fn broke(flight: &mut Flight, reason: String) -> GatewayError {
+    let Some(lease) = flight.lease.take() else { unreachable!("an exchange runs under a lease") };
+    let sandbox = lease.sandbox().clone();
+    let reason = lease.ended().map_or(reason, |end| end.to_string());
+    suspect(lease);
+    GatewayError::Broke { sandbox, reason }
+}
+
+/// An instance broke a request. If it has ended or does not accept connections, it is given up;
+/// if only that one request went wrong, it stays. The slot is held until that is known.
+fn suspect(lease: Lease) {
+    if lease.ended().is_some() {
+        lease.failed();
+        return;
+    }
+    tokio::spawn(async move {
+        let accepted = tokio::time::timeout(SUSPICION, TcpStream::connect(lease.endpoint())).await;
+        if !matches!(accepted, Ok(Ok(_))) || lease.ended().is_some() {
+            lease.failed();
+        }
+    });
+}
+
+/// Ends a request with an error of the gateway's.
+fn fail(mut flight: Box<Flight>, error: &GatewayError) -> Response<ReplyBody> {
+    let told = error.told();
+    flight.set_status(told.status);
+    flight.conclude(told.outcome, Some(crate::status::chain(error)));
+    drop(flight);
+    refusal(error)
+}
+
+/// The reply that tells an error.
+fn refusal(error: &GatewayError) -> Response<ReplyBody> {
+    let told = error.told();
+    let mut response = Response::new(ReplyBody::Text(Bytes::from(error.text())));
+    *response.status_mut() = told.status;
+    let headers = response.headers_mut();
+    let plain = HeaderValue::from_static("text/plain; charset=utf-8");
+    headers.insert(header::CONTENT_TYPE, plain);
+    headers.insert(ERROR, HeaderValue::from_static(told.code));
+    if let Some(seconds) = told.retry_after {
+        headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    if told.status == StatusCode::PAYLOAD_TOO_LARGE || told.status == StatusCode::BAD_REQUEST {
+        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
+}
+
+/// What went wrong with the client's body, if that is why hyper failed.
+fn upload_error(error: &hyper::Error) -> Option<UploadError> {
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        if let Some(upload) = error.downcast_ref::<UploadError>() {
+            return Some(*upload);
+        }
+        cause = error.source();
+    }
+    None
+}

@@ -1,0 +1,393 @@
+//! What the gateway keeps about a client's connection and about each request on it.
+
+use std::future::Future as _;
+use std::pin::Pin;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::time::{Instant, Sleep, sleep_until};
+use vhive_api::{InvocationId, InvocationRecord, Outcome, Phase, PhaseSpan, StartKind};
+use vhive_node::Lease;
+
+use super::Gateway;
+use super::upload::Uploaded;
+use crate::catalog::Route;
+
+/// One client connection.
+#[derive(Debug)]
+pub(super) struct Client {
+    pub(super) gateway: Arc<Gateway>,
+    /// The client's address without port.
+    pub(super) address: Box<str>,
+    state: Mutex<ClientState>,
+}
+
+#[derive(Debug)]
+struct ClientState {
+    /// Requests being served, with their deadlines.
+    flights: Vec<(u64, Instant)>,
+    idle_since: Instant,
+    /// Requests whose reply is complete, until it has been handed to the kernel.
+    #[expect(clippy::vec_box, reason = "a flight is moved around as a pointer")]
+    done: Vec<Box<Flight>>,
+    timers: Vec<Timer>,
+    closed: bool,
+}
+
+impl Client {
+    pub(super) fn new(gateway: Arc<Gateway>, address: Box<str>) -> Arc<Self> {
+        let state = ClientState {
+            flights: Vec::new(),
+            idle_since: Instant::now(),
+            done: Vec::new(),
+            timers: Vec::new(),
+            closed: false,
+        };
+        Arc::new(Self { gateway, address, state: Mutex::new(state) })
+    }
+
+    /// Writes the records of complete requests; called when their replies have been written.
+    pub(super) fn settle(&self) {
+        let mut state = self.state();
+        if state.done.is_empty() {
+            return;
+        }
+        let mut done = std::mem::take(&mut state.done);
+        drop(state);
+        let now = Instant::now();
+        for mut flight in done.drain(..) {
+            flight.ended = Some(now);
+            drop(flight);
+        }
+        // Keep the allocation for the next request.
+        let mut state = self.state();
+        if state.done.is_empty() {
+            state.done = done;
+        }
+    }
+
+    /// The connection is gone: nothing will be settled any more.
+    pub(super) fn close(&self) {
+        self.state().closed = true;
+        self.settle();
+    }
+
+    /// When the connection should be looked at again if nothing happens, and whether it should be
+    /// given up now: idle for too long, or a request is overdue although its reply is waiting to be
+    /// written, so that the client does not read.
+    pub(super) fn check(&self, now: Instant, idle: Duration) -> Check {
+        let state = self.state();
+        match state.flights.iter().map(|(_, deadline)| *deadline).min() {
+            None if state.idle_since + idle <= now => Check::Idle,
+            None => Check::Again(state.idle_since + idle),
+            Some(deadline) if deadline + OVERDUE <= now => Check::Overdue,
+            Some(deadline) => Check::Again(deadline + OVERDUE),
+        }
+    }
+
+    /// A timer for a request with this deadline.
+    fn begin(&self, id: u64, deadline: Instant) -> Timer {
+        let mut state = self.state();
+        state.flights.push((id, deadline));
+        let timer = state.timers.pop();
+        drop(state);
+        match timer {
+            Some(mut timer) => {
+                timer.set(deadline);
+                timer
+            }
+            None => Timer::new(deadline),
+        }
+    }
+
+    fn end(&self, id: u64, timer: Option<Timer>, now: Instant) {
+        let mut state = self.state();
+        state.flights.retain(|(other, _)| *other != id);
+        if state.flights.is_empty() {
+            state.idle_since = now;
+        }
+        if let Some(timer) = timer
+            && state.timers.len() < KEPT_TIMERS
+        {
+            state.timers.push(timer);
+        }
+    }
+
+    fn park(&self, flight: Box<Flight>) {
+        let mut state = self.state();
+        if state.closed {
+            drop(state);
+            drop(flight);
+        } else {
+            state.done.push(flight);
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, ClientState> {
+        // Nothing panics while it holds the lock, so a poisoned state is still whole.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Timers kept for later requests of a connection.
+const KEPT_TIMERS: usize = 8;
+
+/// How long after its deadline a request is still given to notice that by itself.
+const OVERDUE: Duration = Duration::from_secs(1);
+
+/// What [`Client::check`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Check {
+    Again(Instant),
+    Idle,
+    Overdue,
+}
+
+/// A deadline that is cheap to move into the future: the runtime's timer is only moved when it
+/// fires too early.
+#[derive(Debug)]
+pub(super) struct Timer {
+    sleep: Pin<Box<Sleep>>,
+    deadline: Instant,
+}
+
+impl Timer {
+    pub(super) fn new(deadline: Instant) -> Self {
+        Self { sleep: Box::pin(sleep_until(deadline)), deadline }
+    }
+
+    pub(super) fn set(&mut self, deadline: Instant) {
+        self.deadline = deadline;
+        if deadline < self.sleep.deadline() {
+            self.sleep.as_mut().reset(deadline);
+        }
+    }
+
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        while self.sleep.as_mut().poll(cx).is_ready() {
+            if Instant::now() >= self.deadline {
+                return Poll::Ready(());
+            }
+            self.sleep.as_mut().reset(self.deadline);
+        }
+        Poll::Pending
+    }
+
+    /// Whether it may have fired since it was last polled; costs one load.
+    pub(super) fn may_have_fired(&self) -> bool {
+        self.sleep.is_elapsed()
+    }
+}
+
+/// One request from its head to the last byte of its reply. Dropping it writes its record.
+#[derive(Debug)]
+pub(super) struct Flight {
+    client: Arc<Client>,
+    pub(super) route: Arc<Route>,
+    id: u64,
+    began: Instant,
+    timer: Option<Timer>,
+    pub(super) lease: Option<Lease>,
+    served_by: Option<Served>,
+    /// When it got its lease, if it had to wait.
+    leased: Option<Instant>,
+    forwarded: Option<Instant>,
+    pub(super) uploaded: Option<Uploaded>,
+    pub(super) downloaded: u64,
+    status: u16,
+    outcome: Option<Outcome>,
+    error: Option<String>,
+    ended: Option<Instant>,
+}
+
+/// The instance that served, as the record tells it.
+#[derive(Debug)]
+struct Served {
+    sandbox: vhive_api::SandboxId,
+    start: Option<(StartKind, Vec<PhaseSpan>, Option<Duration>)>,
+}
+
+impl Flight {
+    /// Counts a request in.
+    pub(super) fn begin(client: &Arc<Client>, route: Arc<Route>, began: Instant) -> Box<Self> {
+        let id = client.gateway.next_id();
+        let deadline = began + route.revision.timeout;
+        let timer = client.begin(id, deadline);
+        route.throttle.enter(began);
+        Box::new(Self {
+            client: Arc::clone(client),
+            route,
+            id,
+            began,
+            timer: Some(timer),
+            lease: None,
+            served_by: None,
+            leased: None,
+            forwarded: None,
+            uploaded: None,
+            downloaded: 0,
+            status: 0,
+            outcome: None,
+            error: None,
+            ended: None,
+        })
+    }
+
+    pub(super) fn id(&self) -> InvocationId {
+        InvocationId::from_bits(self.id)
+    }
+
+    /// The client's address and the gateway.
+    pub(super) fn client(&self) -> &Arc<Client> {
+        &self.client
+    }
+
+    /// Goes on with another revision of the service, because this one has been replaced.
+    pub(super) fn reroute(&mut self, route: Arc<Route>) {
+        let now = Instant::now();
+        self.route.throttle.leave(now);
+        route.throttle.enter(now);
+        self.route = route;
+    }
+
+    /// Keeps the lease until the reply has been read.
+    pub(super) fn hold(&mut self, lease: Lease, waited: bool) {
+        if waited {
+            self.leased = Some(Instant::now());
+        }
+        let start = lease.start().map(|report| {
+            (report.kind, report.spans(self.began.into_std()), report.guest_clock_error)
+        });
+        self.served_by = Some(Served { sandbox: lease.sandbox().clone(), start });
+        self.lease = Some(lease);
+    }
+
+    /// The request leaves for the instance.
+    pub(super) fn forward(&mut self) {
+        self.forwarded = Some(self.leased.unwrap_or(self.began));
+    }
+
+    /// Takes the timer out, to be put back with [`Flight::put_timer`].
+    pub(super) fn take_timer(&mut self) -> Option<Timer> {
+        self.timer.take()
+    }
+
+    pub(super) fn put_timer(&mut self, timer: Option<Timer>) {
+        self.timer = timer;
+    }
+
+    /// Ready once the deadline has passed.
+    pub(super) fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.timer.as_mut().map_or(Poll::Pending, |timer| timer.poll(cx))
+    }
+
+    pub(super) fn set_status(&mut self, status: http::StatusCode) {
+        self.status = status.as_u16();
+    }
+
+    /// How it ends; only the first word counts.
+    pub(super) fn conclude(&mut self, outcome: Outcome, error: Option<String>) {
+        if self.outcome.is_none() {
+            self.outcome = Some(outcome);
+            self.error = error;
+        }
+    }
+
+    /// The function's reply has been read to its end: the slot goes back at once, the record is
+    /// written when the client has the reply.
+    pub(super) fn complete(mut self: Box<Self>) {
+        self.conclude(Outcome::Replied, None);
+        self.lease = None;
+        let client = Arc::clone(&self.client);
+        client.park(self);
+    }
+
+    fn record(&mut self, ended: Instant) -> InvocationRecord {
+        let micros = |span: Duration| u64::try_from(span.as_micros()).unwrap_or(u64::MAX);
+        let at = |instant: Instant| {
+            i64::try_from((instant - self.began).as_micros()).unwrap_or(i64::MAX)
+        };
+        let span = |phase, from: Instant, to: Instant| PhaseSpan {
+            phase,
+            begin_us: at(from),
+            length_us: micros(to.saturating_duration_since(from)),
+        };
+        let mut phases = Vec::with_capacity(4);
+        phases.push(span(Phase::Total, self.began, ended));
+        let (sandbox, start) = match self.served_by.take() {
+            Some(Served { sandbox, start }) => (Some(sandbox), start),
+            None => (None, None),
+        };
+        let waited = self.leased.or(if sandbox.is_none() { Some(ended) } else { None });
+        let start_us = start.as_ref().and_then(|(_, spans, _)| spans.first());
+        if let Some(until) = waited {
+            let total = micros(until.saturating_duration_since(self.began));
+            let in_start = start_us.map_or(0, |start| overlap(start, total));
+            let length_us = total.saturating_sub(in_start);
+            phases.push(PhaseSpan { phase: Phase::Queue, begin_us: 0, length_us });
+        }
+        let mut guest_clock_error_us = None;
+        let kind = match start {
+            Some((kind, spans, clock_error)) => {
+                phases.extend(spans);
+                guest_clock_error_us = clock_error.map(micros);
+                Some(kind)
+            }
+            None => sandbox.as_ref().map(|_| StartKind::Warm),
+        };
+        if let Some(forwarded) = self.forwarded {
+            phases.push(span(Phase::Request, forwarded, ended));
+        }
+        let revision = &self.route.revision;
+        InvocationRecord {
+            version: 1,
+            id: self.id(),
+            at: wall_clock(self.began),
+            namespace: revision.key.namespace.clone(),
+            service: revision.service.clone(),
+            revision: revision.key.name.clone(),
+            runtime: revision.runtime,
+            sandbox,
+            start: kind,
+            outcome: self.outcome.take().unwrap_or(Outcome::ClientGone),
+            status: self.status,
+            request_bytes: self.uploaded.as_ref().map_or(0, |n| n.load(Ordering::Relaxed)),
+            response_bytes: self.downloaded,
+            phases,
+            guest_clock_error_us,
+            error: self.error.take(),
+        }
+    }
+}
+
+/// The wall clock at an instant that has just passed.
+fn wall_clock(at: Instant) -> jiff::Timestamp {
+    let ago = jiff::SignedDuration::try_from(at.elapsed()).unwrap_or_default();
+    let now = jiff::Timestamp::now();
+    now.checked_sub(ago).unwrap_or(now)
+}
+
+/// How much of a start lies within the first `total` microseconds of an invocation.
+fn overlap(start: &PhaseSpan, total: u64) -> u64 {
+    let length = i64::try_from(start.length_us).unwrap_or(i64::MAX);
+    let end =
+        start.begin_us.saturating_add(length).clamp(0, i64::try_from(total).unwrap_or(i64::MAX));
+    u64::try_from(end - start.begin_us.clamp(0, end)).unwrap_or(0)
+}
+
+impl Drop for Flight {
+    fn drop(&mut self) {
+        self.lease = None;
+        let now = self.ended.unwrap_or_else(Instant::now);
+        if self.outcome.is_none() {
+            self.error = Some("the client went away before the reply was complete".to_owned());
+        }
+        self.route.throttle.leave(now);
+        self.client.end(self.id, self.timer.take(), now);
+        let record = self.record(now);
+        self.route.metrics.count(&record);
+        self.client.gateway.node.records().push(record);
+    }
+}

@@ -1,0 +1,115 @@
+//! The exchange with an instance that speaks HTTP/2: one connection per instance, a stream per
+//! request, trailers in both directions.
+
+use std::time::Duration;
+
+use http::request::Parts;
+use http::uri::{Authority, PathAndQuery, Scheme, Uri};
+use http::{Request, Response, Version};
+use hyper::body::Incoming;
+use hyper::client::conn::http2::{self, SendRequest};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::net::TcpStream;
+
+use super::flight::Flight;
+use super::head::{self, Origin};
+use super::upload::RequestBody;
+use crate::status::{GatewayError, chain};
+
+/// How much of a reply may be on its way, per stream and per connection, in bytes.
+const STREAM_WINDOW: u32 = 1 << 20;
+const CONNECTION_WINDOW: u32 = 8 << 20;
+
+/// Sends the request over HTTP/2 and waits for the reply's head.
+pub(super) async fn exchange(
+    flight: &mut Flight,
+    mut parts: Parts,
+    body: RequestBody,
+) -> Result<Response<Incoming>, GatewayError> {
+    let host = super::host_of(&parts)?.unwrap_or_default().to_owned();
+    let id = flight.id();
+    let origin = Origin { client: &flight.client().address, host: &host, id: id.as_str() };
+    head::adapt_for_h2(&mut parts.headers, &origin);
+    parts.uri = absolute(&parts.uri, &host)?;
+    parts.version = Version::HTTP_2;
+    parts.extensions = http::Extensions::default();
+    let mut request = Request::from_parts(parts, body);
+
+    let mut retried = false;
+    loop {
+        let (mut sender, reused) = sender(flight).await?;
+        match sender.try_send_request(request).await {
+            Ok(response) => return Ok(response),
+            Err(mut error) => match error.take_message() {
+                // The connection had been closed: this request never left.
+                Some(unsent) if reused && !retried => {
+                    retried = true;
+                    request = unsent;
+                }
+                _ => return Err(failed(flight, error.error())),
+            },
+        }
+    }
+}
+
+fn failed(flight: &mut Flight, error: &hyper::Error) -> GatewayError {
+    if error.is_user() {
+        return match super::upload_error(error) {
+            Some(super::UploadError::TooLarge) => flight.client().gateway.too_large(),
+            _ => GatewayError::ClientGone,
+        };
+    }
+    super::broke(flight, chain(error))
+}
+
+/// The instance's connection; the boolean says that it is not new.
+async fn sender(flight: &mut Flight) -> Result<(SendRequest<RequestBody>, bool), GatewayError> {
+    let Some(lease) = &flight.lease else { unreachable!("an exchange runs under a lease") };
+    if let Some(sender) = flight.route.upstreams.shared(lease.sandbox()) {
+        return Ok((sender, true));
+    }
+    let limit = flight.client().gateway.config.connect_timeout.0;
+    let reason = match tokio::time::timeout(limit, open(lease.endpoint())).await {
+        Ok(Ok(sender)) => {
+            flight.route.upstreams.share(lease.sandbox(), sender.clone());
+            return Ok((sender, false));
+        }
+        Ok(Err(reason)) => reason,
+        Err(_) => format!("not within {} ms", limit.as_millis()),
+    };
+    let reason = lease.ended().map_or(reason, |end| end.to_string());
+    let error = GatewayError::Unreachable { sandbox: lease.sandbox().clone(), reason };
+    if let Some(lease) = flight.lease.take() {
+        lease.failed();
+    }
+    Err(error)
+}
+
+async fn open(endpoint: std::net::SocketAddr) -> Result<SendRequest<RequestBody>, String> {
+    let io = TcpStream::connect(endpoint).await.map_err(|error| error.to_string())?;
+    io.set_nodelay(true).map_err(|error| error.to_string())?;
+    let handshake = http2::Builder::new(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .keep_alive_interval(Some(Duration::from_secs(30)))
+        .handshake(TokioIo::new(io));
+    let (sender, connection) = handshake.await.map_err(|error| chain(&error))?;
+    tokio::spawn(async move {
+        if let Err(error) = connection.await {
+            tracing::debug!(%error, "connection to an instance ended");
+        }
+    });
+    Ok(sender)
+}
+
+fn absolute(uri: &Uri, host: &str) -> Result<Uri, GatewayError> {
+    let bad = GatewayError::BadRequest("its Host is not a host");
+    let Ok(authority) = Authority::try_from(host) else { return Err(bad) };
+    let mut parts = http::uri::Parts::default();
+    parts.scheme = Some(Scheme::HTTP);
+    parts.authority = Some(authority);
+    let root = || PathAndQuery::from_static("/");
+    parts.path_and_query = Some(uri.path_and_query().cloned().unwrap_or_else(root));
+    Uri::from_parts(parts).map_err(|_| bad)
+}

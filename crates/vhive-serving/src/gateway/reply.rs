@@ -1,0 +1,182 @@
+//! The body of a reply on its way to the client.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use vhive_api::Outcome;
+
+use super::flight::Flight;
+use super::upload::UploadError;
+use super::upstream::{BrokenReply, Download, ReplyPiece};
+
+/// What a client gets.
+#[derive(Debug)]
+pub(super) enum ReplyBody {
+    /// A text of the gateway's own.
+    Text(Bytes),
+    /// From an instance that speaks HTTP/1.1.
+    Http1 { download: Option<Box<Download>>, flight: Option<Box<Flight>> },
+    /// From an instance that speaks HTTP/2.
+    Http2 { body: Incoming, flight: Option<Box<Flight>> },
+}
+
+/// Why a reply is cut off: the client sees its connection (or stream) aborted.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum CutOff {
+    #[error("the instance broke in the middle of its reply: {0}")]
+    Instance(String),
+    #[error("the revision's timeout passed in the middle of the reply")]
+    TimedOut,
+    #[error("the request's body broke off")]
+    Upload,
+}
+
+impl ReplyBody {
+    /// The reply of an HTTP/1.1 instance. One without content ends here.
+    pub(super) fn http1(download: Box<Download>, flight: Box<Flight>) -> Self {
+        let mut body = Self::Http1 { download: Some(download), flight: Some(flight) };
+        body.end_if_done();
+        body
+    }
+
+    /// The reply of an HTTP/2 instance.
+    pub(super) fn http2(body: Incoming, mut flight: Box<Flight>) -> Self {
+        if body.is_end_stream() {
+            flight.lease = None;
+            flight.complete();
+            return Self::Text(Bytes::new());
+        }
+        Self::Http2 { body, flight: Some(flight) }
+    }
+
+    /// Returns connection and slot as soon as the last byte has been read.
+    fn end_if_done(&mut self) {
+        let Self::Http1 { download, flight } = self else { return };
+        if !download.as_ref().is_some_and(|download| download.is_done()) {
+            return;
+        }
+        let Some(flight) = flight.take() else { return };
+        if let Some(connection) = download.take().and_then(|download| download.into_connection())
+            && let Some(lease) = &flight.lease
+        {
+            flight.route.upstreams.put(lease.sandbox(), connection);
+        }
+        flight.complete();
+    }
+}
+
+fn cut(flight: &mut Option<Box<Flight>>, cut_off: &CutOff) {
+    if let Some(mut flight) = flight.take() {
+        let outcome = match cut_off {
+            CutOff::Instance(_) => Outcome::InstanceFailed,
+            CutOff::TimedOut => Outcome::TimedOut,
+            CutOff::Upload => Outcome::ClientGone,
+        };
+        flight.conclude(outcome, Some(cut_off.to_string()));
+        if matches!(cut_off, CutOff::Instance(_))
+            && let Some(lease) = flight.lease.take()
+        {
+            super::suspect(lease);
+        }
+    }
+}
+
+impl Body for ReplyBody {
+    type Data = Bytes;
+    type Error = CutOff;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, CutOff>>> {
+        let this = &mut *self;
+        let (polled, flight) = match this {
+            Self::Text(text) => {
+                let text = std::mem::take(text);
+                let frame = (!text.is_empty()).then(|| Ok(Frame::data(text)));
+                return Poll::Ready(frame);
+            }
+            Self::Http1 { download: None, .. } => return Poll::Ready(None),
+            Self::Http1 { download: Some(download), flight } => {
+                let polled = download.poll_piece(cx).map(|piece| match piece {
+                    Ok(ReplyPiece::Data(data)) => Ok(Some(Frame::data(data))),
+                    Ok(ReplyPiece::End(trailers)) => Ok(trailers.map(Frame::trailers)),
+                    Err(BrokenReply::Upload(UploadError::ClientGone | UploadError::TooLarge)) => {
+                        Err(CutOff::Upload)
+                    }
+                    Err(error) => Err(CutOff::Instance(error.to_string())),
+                });
+                (polled, flight)
+            }
+            Self::Http2 { body, flight } => {
+                let polled = Pin::new(&mut *body).poll_frame(cx).map(|frame| match frame {
+                    Some(Ok(frame)) => Ok(Some(frame)),
+                    Some(Err(error)) => Err(CutOff::Instance(crate::status::chain(&error))),
+                    None => Ok(None),
+                });
+                if let Poll::Ready(Ok(frame)) = &polled
+                    && (frame.is_none() || body.is_end_stream())
+                    && let Some(mut flight) = flight.take()
+                {
+                    if let Some(data) = frame.as_ref().and_then(Frame::data_ref) {
+                        flight.downloaded += data.len() as u64;
+                    }
+                    flight.complete();
+                }
+                (polled, flight)
+            }
+        };
+        match polled {
+            Poll::Ready(Ok(frame)) => {
+                if let Some(data) = frame.as_ref().and_then(Frame::data_ref)
+                    && let Some(flight) = flight
+                {
+                    flight.downloaded += data.len() as u64;
+                }
+                this.end_if_done();
+                Poll::Ready(frame.map(Ok))
+            }
+            Poll::Ready(Err(cut_off)) => {
+                cut(flight, &cut_off);
+                if let Self::Http1 { download, .. } = this {
+                    *download = None;
+                }
+                Poll::Ready(Some(Err(cut_off)))
+            }
+            Poll::Pending => {
+                let late =
+                    flight.as_mut().is_some_and(|flight| flight.poll_deadline(cx).is_ready());
+                if !late {
+                    return Poll::Pending;
+                }
+                cut(flight, &CutOff::TimedOut);
+                if let Self::Http1 { download, .. } = this {
+                    *download = None;
+                }
+                Poll::Ready(Some(Err(CutOff::TimedOut)))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Text(text) => text.is_empty(),
+            Self::Http1 { download, .. } => download.is_none(),
+            Self::Http2 { body, flight } => flight.is_none() || body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Text(text) => SizeHint::with_exact(text.len() as u64),
+            Self::Http1 { download: None, .. } => SizeHint::with_exact(0),
+            Self::Http1 { download: Some(download), .. } => {
+                download.left().map_or_else(SizeHint::default, SizeHint::with_exact)
+            }
+            Self::Http2 { body, .. } => body.size_hint(),
+        }
+    }
+}

@@ -1,0 +1,391 @@
+//! One HTTP/1.1 exchange with an instance, driven by the task of the client's connection: no task
+//! and no channel of its own, so that a request costs two wake-ups in all.
+//!
+//! ```text
+//!   Connection ──► Exchange (request goes out) ──head──► Download (reply comes in) ──► Connection
+//! ```
+//!
+//! # Source
+//! RFC 9112; why this half is not hyper's is in `docs/decisions/0012-gateway.md`.
+
+use std::io::{self, IoSlice};
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf as _, Bytes, BytesMut};
+use http::Method;
+use http::header::HeaderMap;
+use http_body::Body as _;
+use tokio::io::AsyncWrite as _;
+use tokio::net::TcpStream;
+use tokio_util::io::poll_read_buf;
+
+use super::chunks::{Chunks, Piece};
+use super::head::{BadReply, Length, MAX_REPLY_HEAD, ReplyHead, read_reply};
+use super::upload::{RequestBody, UploadError};
+
+/// Bytes asked for in the first read, and in later ones when replies turn out to be long.
+const FIRST_READ: usize = 8 << 10;
+const LONG_READ: usize = 64 << 10;
+
+/// An idle connection to an instance.
+#[derive(Debug)]
+pub(super) struct Connection {
+    io: TcpStream,
+    input: BytesMut,
+    output: BytesMut,
+    used: bool,
+}
+
+impl Connection {
+    /// Connects to an instance.
+    pub(super) async fn open(endpoint: SocketAddr) -> io::Result<Self> {
+        let io = TcpStream::connect(endpoint).await?;
+        io.set_nodelay(true)?;
+        Ok(Self { io, input: BytesMut::new(), output: BytesMut::new(), used: false })
+    }
+
+    /// Whether the other side has closed it, or said something that nobody asked for. Costs a
+    /// system call only if something has arrived.
+    pub(super) fn is_stale(&self) -> bool {
+        let mut byte = [0];
+        let read = self.io.try_read(&mut byte);
+        !matches!(read, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+    }
+}
+
+/// Why an exchange ended before the reply's head.
+#[derive(Debug)]
+pub(super) enum ExchangeError {
+    /// The connection was dead; not one byte of the request has left.
+    NothingSent(io::Error),
+    /// The connection ended or failed.
+    Broke(io::Error),
+    /// What came is no reply.
+    Bad(BadReply),
+    /// The client's body ended early or is too long.
+    Upload(UploadError),
+}
+
+/// A request that is being sent, and whose reply has not begun.
+#[derive(Debug)]
+pub(super) struct Exchange {
+    connection: Connection,
+    /// Written after `connection.output`.
+    data: Bytes,
+    /// Written after `data`.
+    tail: &'static [u8],
+    upload: Upload,
+    sent: bool,
+}
+
+#[derive(Debug)]
+enum Upload {
+    Body {
+        body: RequestBody,
+        chunked: bool,
+    },
+    /// All is in the buffers.
+    Last,
+    Done,
+    /// The instance takes no more; it may still reply.
+    Refused,
+}
+
+impl Exchange {
+    /// Prepares to send a request; `write_head` appends its head.
+    pub(super) fn new(
+        mut connection: Connection,
+        body: RequestBody,
+        length: Length,
+        write_head: impl FnOnce(&mut BytesMut),
+    ) -> Self {
+        connection.output.clear();
+        write_head(&mut connection.output);
+        let upload = match length {
+            Length::None | Length::Exact(0) => Upload::Last,
+            Length::Exact(_) | Length::ToEnd => Upload::Body { body, chunked: false },
+            Length::Chunked => Upload::Body { body, chunked: true },
+        };
+        Self { connection, data: Bytes::new(), tail: b"", upload, sent: false }
+    }
+
+    /// Whether the connection had carried a request before.
+    pub(super) fn is_on_used_connection(&self) -> bool {
+        self.connection.used
+    }
+
+    /// Goes on with another connection, when nothing had been sent.
+    pub(super) fn switch_to(&mut self, fresh: Connection) {
+        self.connection.io = fresh.io;
+        self.connection.input.clear();
+        self.connection.used = false;
+    }
+
+    /// Sends what can be sent and looks for the reply's head.
+    pub(super) fn poll_head(
+        &mut self,
+        cx: &mut Context<'_>,
+        method: &Method,
+    ) -> Poll<Result<ReplyHead, ExchangeError>> {
+        match self.poll_upload(cx) {
+            Poll::Ready(Ok(())) | Poll::Pending => {}
+            Poll::Ready(Err(SendError::Upload(error))) => {
+                return Poll::Ready(Err(ExchangeError::Upload(error)));
+            }
+            Poll::Ready(Err(SendError::Io(error))) if !self.sent => {
+                return Poll::Ready(Err(ExchangeError::NothingSent(error)));
+            }
+            // It may have replied before it closed.
+            Poll::Ready(Err(SendError::Io(_))) => self.upload = Upload::Refused,
+        }
+        if !self.sent {
+            return Poll::Pending;
+        }
+        loop {
+            match read_reply(&mut self.connection.input, method) {
+                Ok(Some(head)) => return Poll::Ready(Ok(head)),
+                Ok(None) => {}
+                Err(bad) => return Poll::Ready(Err(ExchangeError::Bad(bad))),
+            }
+            if self.connection.input.len() >= MAX_REPLY_HEAD {
+                return Poll::Ready(Err(ExchangeError::Bad(BadReply::TooLarge)));
+            }
+            match ready!(self.connection.poll_fill(cx, FIRST_READ)) {
+                Ok(0) => {
+                    let end = io::Error::new(
+                        io::ErrorKind::UnexpectedEof,
+                        "it closed the connection without a reply",
+                    );
+                    return Poll::Ready(Err(ExchangeError::Broke(end)));
+                }
+                Ok(_) => {}
+                Err(error) => return Poll::Ready(Err(ExchangeError::Broke(error))),
+            }
+        }
+    }
+
+    /// Turns to reading the reply's body.
+    pub(super) fn into_download(self, head: &ReplyHead) -> Download {
+        let decode = match head.length {
+            Length::None | Length::Exact(0) => Decode::Done,
+            Length::Exact(left) => Decode::Exact(left),
+            Length::Chunked => Decode::Chunked(Chunks::default()),
+            Length::ToEnd => Decode::ToEnd,
+        };
+        Download { exchange: self, decode, keep_alive: head.keep_alive, long: false }
+    }
+
+    fn poll_upload(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SendError>> {
+        loop {
+            if matches!(self.upload, Upload::Done | Upload::Refused) {
+                return Poll::Ready(Ok(()));
+            }
+            // Content that is there already leaves together with the head.
+            if self.data.is_empty() && self.tail.is_empty() {
+                match self.poll_more(cx) {
+                    Poll::Ready(Ok(())) => {}
+                    Poll::Ready(Err(error)) => return Poll::Ready(Err(SendError::Upload(error))),
+                    Poll::Pending => {
+                        ready!(self.poll_write(cx)).map_err(SendError::Io)?;
+                        return Poll::Pending;
+                    }
+                }
+            }
+            ready!(self.poll_write(cx)).map_err(SendError::Io)?;
+            if matches!(self.upload, Upload::Last) {
+                self.upload = Upload::Done;
+            }
+        }
+    }
+
+    /// Takes the next piece of the client's body into the buffers.
+    fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), UploadError>> {
+        let Upload::Body { body, chunked } = &mut self.upload else {
+            return Poll::Ready(Ok(()));
+        };
+        let chunked = *chunked;
+        match ready!(Pin::new(body).poll_frame(cx)) {
+            Some(Ok(frame)) => {
+                let Ok(data) = frame.into_data() else {
+                    // Trailers of a request: HTTP/1.1 functions do not get them.
+                    return Poll::Ready(Ok(()));
+                };
+                if chunked && !data.is_empty() {
+                    let size = format!("{:x}\r\n", data.len());
+                    self.connection.output.extend_from_slice(size.as_bytes());
+                    self.tail = b"\r\n";
+                }
+                self.data = data;
+            }
+            Some(Err(error)) => return Poll::Ready(Err(error)),
+            None => {
+                self.upload = Upload::Last;
+                if chunked {
+                    self.tail = b"0\r\n\r\n";
+                }
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        loop {
+            let output = &mut self.connection.output;
+            let io = Pin::new(&mut self.connection.io);
+            let written = if self.data.is_empty() && self.tail.is_empty() {
+                if output.is_empty() {
+                    return Poll::Ready(Ok(()));
+                }
+                ready!(io.poll_write(cx, output))?
+            } else {
+                let parts =
+                    [IoSlice::new(output), IoSlice::new(&self.data), IoSlice::new(self.tail)];
+                ready!(io.poll_write_vectored(cx, &parts))?
+            };
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.sent = true;
+            let from_output = written.min(output.len());
+            output.advance(from_output);
+            let from_data = (written - from_output).min(self.data.len());
+            self.data.advance(from_data);
+            self.tail = &self.tail[written - from_output - from_data..];
+        }
+    }
+}
+
+enum SendError {
+    Io(io::Error),
+    Upload(UploadError),
+}
+
+impl Connection {
+    fn poll_fill(&mut self, cx: &mut Context<'_>, at_once: usize) -> Poll<io::Result<usize>> {
+        if self.input.capacity() - self.input.len() < at_once / 2 {
+            self.input.reserve(at_once);
+        }
+        poll_read_buf(Pin::new(&mut self.io), cx, &mut self.input)
+    }
+}
+
+/// A reply whose head has come.
+#[derive(Debug)]
+pub(super) struct Download {
+    exchange: Exchange,
+    decode: Decode,
+    keep_alive: bool,
+    long: bool,
+}
+
+#[derive(Debug)]
+enum Decode {
+    Exact(u64),
+    Chunked(Chunks),
+    ToEnd,
+    Done,
+}
+
+/// A piece of a reply's body.
+pub(super) enum ReplyPiece {
+    Data(Bytes),
+    End(Option<HeaderMap>),
+}
+
+/// Why a reply broke off.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum BrokenReply {
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    #[error("{0}")]
+    Bad(#[from] BadReply),
+    #[error("{0}")]
+    Upload(UploadError),
+}
+
+impl Download {
+    /// Whether the reply has been read to its end.
+    pub(super) fn is_done(&self) -> bool {
+        matches!(self.decode, Decode::Done)
+    }
+
+    /// The length that is still to come, if known.
+    pub(super) fn left(&self) -> Option<u64> {
+        match self.decode {
+            Decode::Done => Some(0),
+            Decode::Exact(left) => Some(left),
+            Decode::Chunked(_) | Decode::ToEnd => None,
+        }
+    }
+
+    /// The next piece. The rest of the request goes on being sent meanwhile.
+    pub(super) fn poll_piece(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<ReplyPiece, BrokenReply>> {
+        match self.exchange.poll_upload(cx) {
+            Poll::Ready(Ok(())) | Poll::Pending => {}
+            Poll::Ready(Err(SendError::Upload(error))) => {
+                return Poll::Ready(Err(BrokenReply::Upload(error)));
+            }
+            Poll::Ready(Err(SendError::Io(_))) => self.exchange.upload = Upload::Refused,
+        }
+        loop {
+            if let Some(piece) = self.next_piece()? {
+                return Poll::Ready(Ok(piece));
+            }
+            let at_once = if self.long { LONG_READ } else { FIRST_READ };
+            let connection = &mut self.exchange.connection;
+            let got = ready!(connection.poll_fill(cx, at_once))?;
+            if got == 0 {
+                if matches!(self.decode, Decode::ToEnd) {
+                    self.decode = Decode::Done;
+                    continue;
+                }
+                let reason = "it closed the connection in the middle of its reply";
+                let end = io::Error::new(io::ErrorKind::UnexpectedEof, reason);
+                return Poll::Ready(Err(end.into()));
+            }
+            self.long |= got >= FIRST_READ;
+        }
+    }
+
+    fn next_piece(&mut self) -> Result<Option<ReplyPiece>, BadReply> {
+        let input = &mut self.exchange.connection.input;
+        match &mut self.decode {
+            Decode::Done => Ok(Some(ReplyPiece::End(None))),
+            _ if input.is_empty() => Ok(None),
+            Decode::ToEnd => Ok(Some(ReplyPiece::Data(input.split().freeze()))),
+            Decode::Exact(left) => {
+                let take = usize::try_from(*left).unwrap_or(usize::MAX).min(input.len());
+                let data = input.split_to(take).freeze();
+                *left -= take as u64;
+                if *left == 0 {
+                    self.decode = Decode::Done;
+                }
+                Ok(Some(ReplyPiece::Data(data)))
+            }
+            Decode::Chunked(chunks) => match chunks.next(input)? {
+                Piece::Data(data) => Ok(Some(ReplyPiece::Data(data))),
+                Piece::More => Ok(None),
+                Piece::End(trailers) => {
+                    self.decode = Decode::Done;
+                    Ok(Some(ReplyPiece::End(trailers)))
+                }
+            },
+        }
+    }
+
+    /// The connection, if it may carry another request.
+    pub(super) fn into_connection(self) -> Option<Connection> {
+        let Exchange { mut connection, upload, .. } = self.exchange;
+        let reusable = self.keep_alive
+            && matches!(self.decode, Decode::Done)
+            && matches!(upload, Upload::Done)
+            && connection.input.is_empty();
+        connection.used = true;
+        reusable.then_some(connection)
+    }
+}

@@ -1,0 +1,193 @@
+//! What the gateway counts, for Prometheus. The names stand in
+//! `docs/design/records-and-metrics.md`.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric as _};
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::{Registry, Unit};
+use vhive_api::{InvocationRecord, Outcome, Phase, StartKind};
+
+use crate::catalog::Catalog;
+
+/// The outcomes, in the order in which they are counted.
+const OUTCOMES: [&str; 6] =
+    ["replied", "client-gone", "timed-out", "refused", "start-failed", "instance-failed"];
+
+/// Figures of one revision; made once, so that counting a request looks nothing up.
+#[derive(Debug)]
+pub(crate) struct RouteMetrics {
+    /// By outcome and by the first digit of the status (0 = none).
+    requests: [[AtomicU64; 6]; 6],
+    request_bytes: AtomicU64,
+    response_bytes: AtomicU64,
+    warm: Histogram,
+    cold: Histogram,
+}
+
+impl Default for RouteMetrics {
+    fn default() -> Self {
+        // A tenth of a millisecond to almost two minutes.
+        let new = || Histogram::new(exponential_buckets(0.0001, 2.0, 20));
+        Self {
+            requests: Default::default(),
+            request_bytes: AtomicU64::new(0),
+            response_bytes: AtomicU64::new(0),
+            warm: new(),
+            cold: new(),
+        }
+    }
+}
+
+impl RouteMetrics {
+    /// Counts a finished request.
+    pub(crate) fn count(&self, record: &InvocationRecord) {
+        let outcome = match record.outcome {
+            Outcome::Replied => 0,
+            Outcome::ClientGone => 1,
+            Outcome::TimedOut => 2,
+            Outcome::Refused => 3,
+            Outcome::StartFailed => 4,
+            Outcome::InstanceFailed => 5,
+        };
+        let class = usize::from(record.status / 100).min(5);
+        self.requests[outcome][class].fetch_add(1, Ordering::Relaxed);
+        self.request_bytes.fetch_add(record.request_bytes, Ordering::Relaxed);
+        self.response_bytes.fetch_add(record.response_bytes, Ordering::Relaxed);
+        let Some(total) = record.phases.iter().find(|span| span.phase == Phase::Total) else {
+            return;
+        };
+        let seconds = std::time::Duration::from_micros(total.length_us).as_secs_f64();
+        match record.start {
+            Some(StartKind::Warm) => self.warm.observe(seconds),
+            Some(_) => self.cold.observe(seconds),
+            None => {}
+        }
+    }
+}
+
+#[derive(Clone, Debug, EncodeLabelSet)]
+struct RevisionLabels {
+    namespace: String,
+    service: String,
+    revision: String,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet)]
+struct RequestLabels {
+    namespace: String,
+    service: String,
+    revision: String,
+    outcome: &'static str,
+    status: &'static str,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet)]
+struct StartLabels {
+    namespace: String,
+    service: String,
+    revision: String,
+    start: &'static str,
+}
+
+/// Reads the figures off the catalog when asked.
+#[derive(Debug)]
+struct Gateway(Arc<Catalog>);
+
+/// Adds the gateway's metrics to a registry.
+pub(crate) fn register(catalog: Arc<Catalog>, registry: &mut Registry) {
+    registry.register_collector(Box::new(Gateway(catalog)));
+}
+
+impl Collector for Gateway {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let entries = self.0.list(None);
+        let labels = |entry: &crate::catalog::Entry| {
+            let revision = &entry.route.revision;
+            (revision.key.namespace.clone(), revision.service.clone(), revision.key.name.clone())
+        };
+
+        let zero = ConstCounter::new(0_u64);
+        let about = "Requests by how they ended and by class of status";
+        let mut requests =
+            encoder.encode_descriptor("vhive_gateway_requests", about, None, zero.metric_type())?;
+        for entry in &entries {
+            let (namespace, service, revision) = labels(entry);
+            for (outcome, classes) in OUTCOMES.iter().zip(&entry.route.metrics.requests) {
+                for (status, n) in ["none", "1xx", "2xx", "3xx", "4xx", "5xx"].iter().zip(classes) {
+                    let n = n.load(Ordering::Relaxed);
+                    if n == 0 {
+                        continue;
+                    }
+                    let labels = RequestLabels {
+                        namespace: namespace.clone(),
+                        service: service.clone(),
+                        revision: revision.clone(),
+                        outcome,
+                        status,
+                    };
+                    ConstCounter::new(n).encode(requests.encode_family(&labels)?)?;
+                }
+            }
+        }
+
+        let gauge = ConstGauge::new(0_i64);
+        for (name, about, read) in GAUGES {
+            let mut family = encoder.encode_descriptor(name, about, None, gauge.metric_type())?;
+            for entry in &entries {
+                let (namespace, service, revision) = labels(entry);
+                let labels = RevisionLabels { namespace, service, revision };
+                let value = ConstGauge::new(i64::from(read(&entry.route.throttle)));
+                value.encode(family.encode_family(&labels)?)?;
+            }
+        }
+
+        for (name, about, read) in BYTES {
+            let unit = Some(&Unit::Bytes);
+            let mut family = encoder.encode_descriptor(name, about, unit, zero.metric_type())?;
+            for entry in &entries {
+                let (namespace, service, revision) = labels(entry);
+                let labels = RevisionLabels { namespace, service, revision };
+                let value = ConstCounter::new(read(&entry.route.metrics));
+                value.encode(family.encode_family(&labels)?)?;
+            }
+        }
+
+        let about = "Time from a request's head to the last byte of its reply";
+        let kind = prometheus_client::metrics::MetricType::Histogram;
+        let name = "vhive_gateway_request_duration";
+        let mut family = encoder.encode_descriptor(name, about, Some(&Unit::Seconds), kind)?;
+        for entry in &entries {
+            let metrics = &entry.route.metrics;
+            for (start, histogram) in [("warm", &metrics.warm), ("cold", &metrics.cold)] {
+                let (namespace, service, revision) = labels(entry);
+                let labels = StartLabels { namespace, service, revision, start };
+                histogram.encode(family.encode_family(&labels)?)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+type Throttle = crate::throttle::Throttle;
+type Gauge = (&'static str, &'static str, fn(&Throttle) -> u32);
+
+const GAUGES: [Gauge; 2] = [
+    ("vhive_gateway_requests_in_flight", "Requests being served or waiting", Throttle::in_flight),
+    ("vhive_gateway_requests_queued", "Requests waiting for an instance", Throttle::queued),
+];
+
+type Byte = (&'static str, &'static str, fn(&RouteMetrics) -> u64);
+
+const BYTES: [Byte; 2] = [
+    ("vhive_gateway_request_size", "Request bodies forwarded", |metrics| {
+        metrics.request_bytes.load(Ordering::Relaxed)
+    }),
+    ("vhive_gateway_response_size", "Reply bodies forwarded", |metrics| {
+        metrics.response_bytes.load(Ordering::Relaxed)
+    }),
+];

@@ -1,0 +1,143 @@
+//! The whole door: opened in one step, drained in one step.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::task::JoinHandle;
+use vhive_node::Node;
+use vhive_sandbox::Deadline;
+
+use crate::api::{self, TokenError};
+use crate::catalog::Catalog;
+use crate::config::{Config, ConfigError};
+use crate::gateway::{self, Gateway, Listening};
+use crate::scaler;
+use crate::services::Services;
+use crate::store::StoreError;
+
+/// Why the door could not be opened; nothing of it is left open.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The configuration is unfit.
+    #[error("unfit configuration")]
+    Config(#[from] ConfigError),
+    /// The services cannot be read.
+    #[error("no services")]
+    Store(#[from] StoreError),
+    /// The API's token cannot be read or made.
+    #[error("no API token")]
+    Token(#[from] TokenError),
+    /// A port or socket cannot be opened.
+    #[error("{what} cannot listen on {at}; choose another with {key}")]
+    Listen {
+        /// Which part.
+        what: &'static str,
+        /// Where.
+        at: String,
+        /// The configuration's key.
+        key: &'static str,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Where everything listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Addresses {
+    /// The gateway.
+    pub gateway: SocketAddr,
+    /// The API on loopback, for those who have the token.
+    pub api: SocketAddr,
+    /// The API's unix socket.
+    pub socket: PathBuf,
+    /// The file with the token.
+    pub token: PathBuf,
+}
+
+/// What a drain left.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Drained {
+    /// Client connections that were cut off at the deadline.
+    pub cut: usize,
+}
+
+/// The open door. Dropping it closes everything at once.
+#[derive(Debug)]
+pub struct Serving {
+    addresses: Addresses,
+    listening: Listening,
+    api: api::Running,
+    scaler: AbortOnDrop,
+}
+
+#[derive(Debug)]
+struct AbortOnDrop(JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl Serving {
+    /// Reads the services from the node's state directory, serves them, and opens gateway and API.
+    /// Call it within the async runtime that shall carry it.
+    ///
+    /// # Errors
+    /// [`RunError`].
+    pub async fn run(config: Config, node: Node) -> Result<Self, RunError> {
+        config.validate()?;
+        let state_dir = node.config().state_dir.clone();
+        let limits = &config.gateway;
+        let catalog = Arc::new(Catalog::new(&limits.domain, limits.idle_connections));
+        let store = state_dir.join("state.redb");
+        let services =
+            Services::open(node.clone(), Arc::clone(&catalog), config.clone(), &store).await?;
+
+        let gateway = Gateway::new(node.clone(), Arc::clone(&catalog), config.gateway.clone());
+        let listening = gateway::listen(gateway).await.map_err(|source| RunError::Listen {
+            what: "the gateway",
+            at: config.gateway.listen.to_string(),
+            key: "serving.gateway.listen",
+            source,
+        })?;
+        let services = Arc::new(services);
+        let api = api::run(Arc::clone(&services), &state_dir, listening.address).await?;
+        let tick = config.autoscale.tick.0;
+        let scaler = AbortOnDrop(tokio::spawn(scaler::run(node, catalog, tick)));
+        let addresses = Addresses {
+            gateway: listening.address,
+            api: api.address,
+            socket: api.socket.clone(),
+            token: api.token.clone(),
+        };
+        tracing::info!(
+            gateway = %addresses.gateway,
+            api = %addresses.api,
+            socket = %addresses.socket.display(),
+            "serving"
+        );
+        Ok(Self { addresses, listening, api, scaler })
+    }
+
+    /// Where everything listens.
+    #[must_use]
+    pub fn addresses(&self) -> &Addresses {
+        &self.addresses
+    }
+
+    /// Takes no more requests, lets those under way finish, and cuts off what is left at the
+    /// deadline. Shut the node down afterwards.
+    pub async fn shutdown(self, deadline: Deadline) -> Drained {
+        let Self { listening, api, scaler, .. } = self;
+        let cut = listening.close(deadline.left()).await;
+        drop(scaler);
+        api.close(deadline.left().min(Duration::from_secs(2))).await;
+        tracing::info!(cut, "gateway drained");
+        Drained { cut }
+    }
+}
