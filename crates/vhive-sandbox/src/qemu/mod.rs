@@ -147,6 +147,7 @@ impl Qemu {
                     let waited = self.config.hello_deadline.to_string();
                     let line = format!("vhive: no init within {waited}; booting once more");
                     spec.journal.line(Stream::Console, line);
+                    spec.journal.retry();
                     continue;
                 }
                 Err(error) => {
