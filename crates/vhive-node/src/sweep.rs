@@ -23,11 +23,10 @@ pub const STATE_ENTRIES: &[&str] = &[
     "kernels",
     "snapshots",
     "records",
-    "cache",
+    "host",
     "api.sock",
-    "token",
-    "node.json",
-    "qemu",
+    "api.token",
+    "api.token.draft",
 ];
 
 /// Why a state directory could not be taken.
