@@ -259,23 +259,6 @@ impl Tree {
         Ok(self.children(parent).get(&name).map(|child| child.node))
     }
 
-    /// Removes a path and all below it, if there is one.
-    pub(crate) fn remove(&mut self, path: &[u8]) -> Result<(), PathError> {
-        let mut parts = components(path)?;
-        let Some(name) = parts.pop() else { return Err(PathError::Root) };
-        if let Some(parent) = self.walk(parts, None)? {
-            self.unlink(parent, &name);
-        }
-        Ok(())
-    }
-
-    /// Sets all times to `seconds`.
-    pub(crate) fn set_times(&mut self, seconds: i64) {
-        for node in &mut self.nodes {
-            (node.meta.mtime, node.meta.mtime_nsec) = (seconds, 0);
-        }
-    }
-
     fn directory(&mut self, path: &[u8]) -> Result<Option<NodeId>, PathError> {
         let parts = components(path)?;
         match self.walk(parts, None) {
