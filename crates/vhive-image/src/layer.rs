@@ -99,6 +99,9 @@ impl<'a> Applier<'a> {
             LayerError::Refused { path, source }
         };
         let (directory, name) = split_last(&path);
+        if directory.split(|byte| *byte == b'/').any(|part| part.starts_with(WHITEOUT_META)) {
+            return Ok(());
+        }
         if let Some(hidden) = name.strip_prefix(WHITEOUT) {
             return match hidden {
                 _ if name == OPAQUE => self.tree.opaque(directory, self.layer),

@@ -391,3 +391,40 @@ fn is_loopback(host: &str) -> bool {
     let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
     name == "localhost" || name.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_loopback_is_spoken_to_without_encryption() {
+        let plain =
+            |text: &str, options: &PullOptions| Client::new(&text.parse().unwrap(), options).plain;
+        let usual = PullOptions::default();
+        for text in ["127.0.0.1:5000/x", "127.8.9.1/x", "localhost:5000/x"] {
+            assert!(plain(text, &usual), "{text}");
+        }
+        for text in ["10.0.0.1:5000/x", "localhost.example/x", "127.example.com/x", "busybox"] {
+            assert!(!plain(text, &usual), "{text}");
+        }
+        assert!(plain("10.0.0.1/x", &PullOptions { plain_http: true, ..usual }));
+    }
+
+    #[test]
+    fn nobody_sends_us_to_an_unencrypted_place() {
+        let base: Uri = "https://r.example/v2/x/blobs/y".parse().unwrap();
+        let secure = Client::new(&"r.example/x".parse().unwrap(), &PullOptions::default());
+        let to = |to: &str| secure.resolve(&base, to).map(|uri| uri.to_string());
+        assert_eq!(to("https://cdn.example/b?s=1").unwrap(), "https://cdn.example/b?s=1");
+        assert_eq!(to("/elsewhere").unwrap(), "https://r.example/elsewhere");
+        for bad in ["http://cdn.example/b", "ftp://cdn.example/b", "", "not an address"] {
+            assert!(matches!(to(bad), Err(RequestError::Redirect { .. })), "{bad}");
+        }
+    }
+
+    #[test]
+    fn token_requests_are_encoded() {
+        let query = token_query(Some("a b&c"), "repository:x/y:pull");
+        assert_eq!(query, "service=a%20b%26c&scope=repository%3Ax%2Fy%3Apull");
+    }
+}

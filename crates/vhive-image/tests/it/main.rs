@@ -1,5 +1,7 @@
 //! The image store from outside.
 
 mod build;
+mod layers;
 mod oracle;
+mod registry;
 mod support;
