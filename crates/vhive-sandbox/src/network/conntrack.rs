@@ -3,6 +3,7 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 
+use netlink_packet_core::{NLA_TYPE_MASK, Nla as _};
 use netlink_packet_netfilter::conntrack::{ConntrackAttribute, ConntrackMessage, IPTuple, Tuple};
 use netlink_packet_netfilter::{
     NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily,
@@ -10,21 +11,18 @@ use netlink_packet_netfilter::{
 
 use super::netlink::Netlink;
 
+/// Number of the attribute with a connection's zone, which belongs to its key.
+const CTA_ZONE: u16 = 18;
+
 fn message(inner: ConntrackMessage) -> NetfilterMessage {
     NetfilterMessage::new(NetfilterHeader::new(NetfilterProtoFamily::IPv4, 0, 0), inner)
 }
 
-/// Forgets all connections of the calling thread's network namespace: call it inside a slot only.
-pub(super) fn flush_own() -> io::Result<()> {
-    let all = message(ConntrackMessage::Delete(Vec::new()));
-    Netlink::netfilter()?.apply(vec![(0, all)]).map_err(|(_, error)| error)
-}
-
-/// Forgets the connections that an address takes part in, in the socket's namespace, and no
-/// others: each is deleted by its own tuple.
-pub(super) fn forget(netlink: &mut Netlink, address: Ipv4Addr) -> io::Result<()> {
+/// Forgets the connections that these addresses take part in, in the socket's namespace, and no
+/// others: each is deleted by its own key.
+pub(super) fn forget(netlink: &mut Netlink, addresses: &[Ipv4Addr]) -> io::Result<()> {
     let known: Vec<NetfilterMessage> = netlink.dump(message(ConntrackMessage::Get(Vec::new())))?;
-    let doomed: Vec<_> = known.into_iter().filter_map(|entry| originals(entry, address)).collect();
+    let doomed: Vec<_> = known.into_iter().filter_map(|entry| key(entry, addresses)).collect();
     if doomed.is_empty() {
         return Ok(());
     }
@@ -36,21 +34,28 @@ pub(super) fn forget(netlink: &mut Netlink, address: Ipv4Addr) -> io::Result<()>
     }
 }
 
-/// The key of a connection in which the address is the one who began or was first called.
-fn originals(entry: NetfilterMessage, address: Ipv4Addr) -> Option<Vec<ConntrackAttribute>> {
+/// The key of a connection in which one of the addresses is who began or who was called.
+fn key(entry: NetfilterMessage, addresses: &[Ipv4Addr]) -> Option<Vec<ConntrackAttribute>> {
     let NetfilterMessageInner::Conntrack(ConntrackMessage::New(attributes)) = entry.inner else {
         return None;
     };
-    let key = attributes
-        .into_iter()
-        .find(|attribute| matches!(attribute, ConntrackAttribute::CtaTupleOrig(_)))?;
-    let ConntrackAttribute::CtaTupleOrig(tuple) = &key else { return None };
-    let wanted = IpAddr::V4(address);
-    let involved = tuple.iter().any(|part| {
-        let Tuple::Ip(ends) = part else { return false };
-        ends.iter().any(|end| {
-            matches!(end, IPTuple::SourceAddress(ip) | IPTuple::DestinationAddress(ip) if *ip == wanted)
-        })
+    let ours = attributes.iter().any(|attribute| {
+        let ConntrackAttribute::CtaTupleOrig(tuple) = attribute else { return false };
+        tuple.iter().any(|part| matches!(part, Tuple::Ip(ends) if involve(ends, addresses)))
     });
-    involved.then(|| vec![key])
+    let identifies = |attribute: &ConntrackAttribute| match attribute {
+        ConntrackAttribute::CtaTupleOrig(_) => true,
+        ConntrackAttribute::Other(other) => other.kind() & NLA_TYPE_MASK == CTA_ZONE,
+        _ => false,
+    };
+    ours.then(|| attributes.into_iter().filter(identifies).collect())
+}
+
+fn involve(ends: &[IPTuple], addresses: &[Ipv4Addr]) -> bool {
+    ends.iter().any(|end| match end {
+        IPTuple::SourceAddress(IpAddr::V4(ip)) | IPTuple::DestinationAddress(IpAddr::V4(ip)) => {
+            addresses.contains(ip)
+        }
+        _ => false,
+    })
 }

@@ -1,6 +1,6 @@
-//! The pool of slots: workers build and clean them, requests only take them.
+//! The pool of slots: workers build and retire them, requests only take them.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::fmt;
 use std::io;
 use std::net::Ipv4Addr;
@@ -18,7 +18,7 @@ use super::{NetworkConfig, OpenError, TakeError, host, namespace, site};
 use crate::deadline::Deadline;
 use crate::run_dir::RunRoot;
 
-/// Threads that build and clean. The kernel makes network devices one at a time, so more of them
+/// Threads that build and retire. The kernel makes network devices one at a time, so more of them
 /// only wait for each other.
 const WORKERS: usize = 2;
 
@@ -32,8 +32,8 @@ pub struct NetworkPool {
     handle: Arc<Handle>,
 }
 
-/// One ready-made network for one sandbox. Dropping it gives it back to its pool, which cleans it
-/// for the next; the VMM must have closed the tap device by then, or the slot is rebuilt.
+/// One ready-made network for one sandbox. Dropping it gives it back to its pool, which retires it
+/// off the caller's path: no slot serves two guests, so nothing of one is left for the next.
 #[derive(Debug)]
 pub struct NetworkSlot {
     devices: Option<Devices>,
@@ -65,37 +65,36 @@ struct Home {
 #[derive(Default)]
 struct State {
     ready: VecDeque<Devices>,
-    returned: VecDeque<Devices>,
-    /// Slots being built, cleaned or removed.
-    busy: usize,
+    returned: Vec<Devices>,
+    building: usize,
     taken: usize,
     waiting: usize,
-    /// Numbers that were used and are free again, longest free first.
-    free: VecDeque<u32>,
-    /// The first number never used.
-    fresh: u32,
+    /// Numbers of all slots that exist, also those being built or retired.
+    numbers: BTreeSet<u32>,
+    /// Where to look for the next free number, so that they come again as late as possible.
+    next: u32,
+    /// Failures to build in a row.
     failures: u32,
+    /// Failures ever, so that who waits sees a new one.
     attempts: u64,
     failure: Option<Arc<BuildError>>,
     closed: bool,
 }
 
 enum Work {
-    Clean(Devices),
     Build(u32),
+    Retire(Vec<Devices>),
     End,
 }
 
 impl State {
-    fn total(&self) -> usize {
-        self.ready.len() + self.returned.len() + self.busy + self.taken
-    }
-
-    fn number(&mut self) -> u32 {
-        self.free.pop_front().unwrap_or_else(|| {
-            self.fresh += 1;
-            self.fresh - 1
-        })
+    /// A number that no slot has, below `capacity`.
+    fn number(&mut self, capacity: u32) -> Option<u32> {
+        let next = self.next;
+        let number = (next..capacity).chain(0..next).find(|n| !self.numbers.contains(n))?;
+        self.numbers.insert(number);
+        self.next = (number + 1) % capacity;
+        Some(number)
     }
 }
 
@@ -279,7 +278,7 @@ impl Home {
             match self.next_work() {
                 Work::End => return,
                 Work::Build(number) => self.build(tools, number),
-                Work::Clean(devices) => self.clean(tools, devices),
+                Work::Retire(slots) => self.retire(tools, slots),
             }
             self.done.notify_all();
         }
@@ -292,34 +291,39 @@ impl Home {
             if state.closed {
                 return Work::End;
             }
-            if let Some(devices) = state.returned.pop_front() {
-                state.busy += 1;
-                return Work::Clean(devices);
+            let coming = state.ready.len() + state.building;
+            let room = coming + state.taken < self.max;
+            // After failures, unless somebody waits, let some time pass first.
+            let pause = *pause.get_or_insert_with(|| Deadline::after(backoff(state.failures)));
+            let due = state.failures == 0 || pause.passed();
+            let wanted = coming < state.waiting || (due && coming < self.ready);
+            // Who waits comes before what is only to be tidied up, unless that is a lot.
+            let urgent = coming < state.waiting && state.returned.len() < self.max;
+            if room
+                && wanted
+                && (urgent || state.returned.is_empty())
+                && let Some(number) = state.number(self.site.range.capacity())
+            {
+                state.building += 1;
+                return Work::Build(number);
             }
-            let coming = state.ready.len() + state.busy;
-            let short = coming < self.ready || coming < state.waiting;
-            if short && state.total() < self.max {
-                // After failures, unless somebody waits, let some time pass first.
-                let due = state.failures == 0 || state.waiting > 0;
-                let end = *pause.get_or_insert_with(|| Deadline::after(backoff(state.failures)));
-                if due || end.passed() {
-                    state.busy += 1;
-                    return Work::Build(state.number());
-                }
-                state = self
-                    .work
-                    .wait_timeout(state, end.left())
-                    .map_or_else(|poisoned| poisoned.into_inner().0, |(state, _)| state);
-                continue;
+            if !state.returned.is_empty() {
+                return Work::Retire(std::mem::take(&mut state.returned));
             }
-            state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = if room && coming < self.ready && !due {
+                self.work
+                    .wait_timeout(state, pause.left())
+                    .map_or_else(|poisoned| poisoned.into_inner().0, |(state, _)| state)
+            } else {
+                self.work.wait(state).unwrap_or_else(PoisonError::into_inner)
+            };
         }
     }
 
     fn build(&self, tools: &mut Tools, number: u32) {
         let built = self.site.build(tools, number);
         let mut state = self.lock();
-        state.busy -= 1;
+        state.building -= 1;
         match built {
             Ok(devices) => {
                 state.ready.push_back(devices);
@@ -327,8 +331,9 @@ impl Home {
                 state.failure = None;
             }
             Err(error) => {
-                tracing::warn!(slot = number, %error, reason = %error.source, "network slot not built");
-                state.free.push_back(number);
+                let reason = &error.source;
+                tracing::warn!(slot = number, %error, %reason, "network slot not built");
+                state.numbers.remove(&number);
                 state.failures = state.failures.saturating_add(1);
                 state.attempts += 1;
                 state.failure = Some(Arc::new(error));
@@ -336,27 +341,22 @@ impl Home {
         }
     }
 
-    fn clean(&self, tools: &mut Tools, mut devices: Devices) {
-        let number = devices.number;
-        let cleaned = self.site.clean(tools, &mut devices);
-        if let Err(error) = &cleaned {
-            tracing::warn!(slot = number, %error, "used network slot not clean, rebuilding it");
-            drop(devices);
-            self.site.remove(tools, number);
-            let mut state = self.lock();
-            state.busy -= 1;
-            state.free.push_back(number);
-            return;
-        }
+    fn retire(&self, tools: &mut Tools, slots: Vec<Devices>) {
+        let numbers: Vec<u32> = slots.iter().map(|slot| slot.number).collect();
+        self.site.retire(tools, slots);
         let mut state = self.lock();
-        state.busy -= 1;
-        state.ready.push_back(devices);
+        for number in &numbers {
+            state.numbers.remove(number);
+        }
+        drop(state);
+        // The other worker may have found all numbers in use.
+        self.work.notify_one();
     }
 
     fn give_back(&self, devices: Devices) {
         let mut state = self.lock();
         state.taken -= 1;
-        state.returned.push_back(devices);
+        state.returned.push(devices);
         let closed = state.closed;
         drop(state);
         if closed {
@@ -370,19 +370,13 @@ impl Home {
     /// Removes what is not in use; for a closed pool.
     fn remove_idle(&self) {
         let mut state = self.lock();
-        let idle: Vec<Devices> = std::mem::take(&mut state.ready).into();
-        let returned = std::mem::take(&mut state.returned);
+        let mut idle = std::mem::take(&mut state.returned);
+        idle.extend(std::mem::take(&mut state.ready));
         let in_use = state.taken > 0;
         drop(state);
-        // With nothing in use, all go together when the place is dropped, which is quicker.
-        if !in_use {
-            return;
-        }
-        let Ok(mut tools) = namespace::inside(&self.site.host, Tools::new) else { return };
-        for devices in idle.into_iter().chain(returned) {
-            let number = devices.number;
-            drop(devices);
-            self.site.remove(&mut tools, number);
+        // With nothing in use, all go together when the place is dropped.
+        if in_use && let Ok(mut tools) = namespace::inside(&self.site.host, Tools::new) {
+            self.site.retire(&mut tools, idle);
         }
     }
 }
@@ -412,12 +406,13 @@ impl NetworkSlot {
         &self.devices().pin
     }
 
-    /// Opens the slot's tap device, for a VMM to inherit. The first call costs next to nothing;
-    /// later ones open it anew, once the earlier descriptor is closed everywhere. Frames carry a
-    /// virtio-net header (`IFF_VNET_HDR`); close-on-exec is set.
+    /// Opens the slot's tap device, for a VMM to inherit. The first call costs next to nothing.
+    /// Later ones, for another attempt at a start, open it anew; whoever still has an earlier
+    /// descriptor is cut off. Frames carry a virtio-net header (`IFF_VNET_HDR`); close-on-exec is
+    /// set.
     ///
     /// # Errors
-    /// `ResourceBusy` while an earlier descriptor is open; any error of the tun driver.
+    /// Any of the tun driver or of configuring the device.
     pub fn open_tap(&self) -> io::Result<OwnedFd> {
         match lock(&self.tap).take() {
             Some(tap) => Ok(tap),
@@ -433,7 +428,7 @@ impl NetworkSlot {
 impl Drop for NetworkSlot {
     fn drop(&mut self) {
         if let Some(mut devices) = self.devices.take() {
-            // Closing the tap device takes milliseconds; the worker that cleans does it.
+            // Closing the tap device takes milliseconds; the worker that retires the slot does it.
             devices.tap = lock(&self.tap).take();
             self.home.give_back(devices);
         }

@@ -1,4 +1,4 @@
-//! Building, cleaning and removing the devices of one slot.
+//! Building and retiring the devices of slots.
 //!
 //! ```text
 //!   host                        │ the slot's namespace              │ guest
@@ -59,7 +59,7 @@ pub(super) struct Devices {
     pub(super) address: Ipv4Addr,
     pub(super) pin: PathBuf,
     namespace: OwnedFd,
-    /// Opened beforehand for the next guest.
+    /// Opened beforehand for the guest.
     pub(super) tap: Option<OwnedFd>,
 }
 
@@ -95,7 +95,7 @@ impl Site {
             (Ok(_), Err(source)) => ("return to the host's namespace", source),
             (Err(failure), _) => failure,
         };
-        self.remove(tools, number);
+        self.undo(tools, number);
         let (step, source) = failure;
         Err(BuildError { step, slot: number, source })
     }
@@ -109,8 +109,8 @@ impl Site {
         let pin = self.pin(number);
         let namespace = namespace::create(&pin).map_err(|e| ("make a network namespace", e))?;
         settle().map_err(|e| ("set kernel parameters", e))?;
-        let tap = tap::open().map_err(|e| ("make a tap device", e))?;
         let mut inner = Netlink::route().map_err(|e| ("open netlink", e))?;
+        let tap = new_tap(&mut inner).map_err(|e| ("make a tap device", e))?;
 
         let name = self.link(number);
         let here = links::End { name: UPLINK, mac: UPLINK_MAC };
@@ -121,18 +121,14 @@ impl Site {
         let find = |netlink: &mut Netlink, name: &str| {
             links::index_of(netlink, name).map_err(|e| ("find an interface", e))
         };
-        let (guest_side, up) = (find(&mut inner, tap::NAME)?, find(&mut inner, UPLINK)?);
+        let up = find(&mut inner, UPLINK)?;
         let inside = vec![
-            links::set_mac(guest_side, GATEWAY_MAC),
-            links::up(guest_side),
-            links::add_address(guest_side, GATEWAY, GUEST_PREFIX),
-            links::add_neighbour(guest_side, GUEST, GUEST_MAC),
             links::up(up),
             links::add_address(up, address, 32),
             links::add_neighbour(up, node, HOST_MAC),
             links::add_default_route(up, node),
         ];
-        inner.apply(inside).map_err(|(n, e)| (INSIDE[n.min(INSIDE.len() - 1)], e))?;
+        inner.apply(inside).map_err(|(_, e)| ("configure the slot's uplink", e))?;
 
         let host_side = find(&mut tools.netlink, &name)?;
         let mut outside = vec![
@@ -152,54 +148,72 @@ impl Site {
         Ok(Devices { number, address, pin, namespace, tap: Some(tap) })
     }
 
-    /// Removes what the last guest left: frames on their way, connections, translations.
-    ///
-    /// # Errors
-    /// Any; the slot must then be removed.
-    pub(super) fn clean(&self, tools: &mut Tools, devices: &mut Devices) -> io::Result<()> {
-        devices.tap = None;
-        namespace::enter(&devices.namespace)?;
-        let cleaned = tap::open().and_then(|tap| {
-            devices.tap = Some(tap);
-            conntrack::flush_own()
-        });
-        namespace::enter(&self.host)?;
-        cleaned?;
-        conntrack::forget(&mut tools.conntrack, devices.address)
+    /// Removes slots whose guests are gone, all at once, and makes the host forget their
+    /// connections.
+    pub(super) fn retire(&self, tools: &mut Tools, slots: Vec<Devices>) {
+        let addresses: Vec<Ipv4Addr> = slots.iter().map(|slot| slot.address).collect();
+        let numbers: Vec<u32> = slots.iter().map(|slot| slot.number).collect();
+        drop(slots);
+        for number in &numbers {
+            if let Err(error) = namespace::unpin(&self.pin(*number)) {
+                tracing::warn!(slot = number, %error, "network namespace not removed");
+            }
+        }
+        // The kernel removes a namespace's interfaces only when nobody holds it any more, say a
+        // VMM that is slow to die. Deleting this end now cuts such a one off.
+        let doomed: Vec<u32> = numbers
+            .iter()
+            .filter_map(|number| links::index_of(&mut tools.netlink, &self.link(*number)).ok())
+            .collect();
+        if let Err((_, error)) = tools.netlink.apply(links::delete_all(&doomed, self.group)) {
+            tracing::debug!(?numbers, %error, "interfaces not deleted, or gone in the meantime");
+        }
+        if let Err(error) = conntrack::forget(&mut tools.conntrack, &addresses) {
+            tracing::warn!(?addresses, %error, "connections of past guests not forgotten");
+        }
     }
 
-    /// Removes a slot, complete or not.
-    pub(super) fn remove(&self, tools: &mut Tools, number: u32) {
+    /// Removes what was built of a slot.
+    fn undo(&self, tools: &mut Tools, number: u32) {
         if let Err(error) = namespace::unpin(&self.pin(number)) {
             tracing::warn!(slot = number, %error, "network namespace not removed");
         }
-        // Deleting the interface cuts the slot off even if something holds its namespace.
-        let Ok(index) = links::index_of(&mut tools.netlink, &self.link(number)) else { return };
-        if let Err((_, error)) = tools.netlink.apply(vec![links::delete(index)]) {
-            // Gone with its namespace in the meantime is as good.
-            tracing::debug!(slot = number, %error, "interface not deleted");
+        if let Ok(index) = links::index_of(&mut tools.netlink, &self.link(number)) {
+            // It may go with its namespace in the meantime.
+            let _ = tools.netlink.apply(vec![links::delete(index)]);
         }
     }
 }
 
 impl Devices {
-    /// Opens the tap device on a thread of its own.
+    /// Opens the tap device once more, on a thread of its own. If it is still open somewhere, it
+    /// is replaced by a new one.
     pub(super) fn open_tap(&self) -> io::Result<OwnedFd> {
-        namespace::inside(&self.namespace, tap::open)
+        namespace::inside(&self.namespace, || match tap::open() {
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
+                let mut netlink = Netlink::route()?;
+                let index = links::index_of(&mut netlink, tap::NAME)?;
+                netlink.apply(vec![links::delete(index)]).map_err(|(_, error)| error)?;
+                new_tap(&mut netlink)
+            }
+            result => result,
+        })
     }
 }
 
-/// What [`Site::assemble`] asks for inside the namespace, in its order.
-const INSIDE: [&str; 8] = [
-    "set the tap device's address",
-    "bring the tap device up",
-    "address the tap device",
-    "name the guest a neighbour",
-    "bring the uplink up",
-    "address the uplink",
-    "name the host a neighbour",
-    "route to the host",
-];
+/// Makes the tap device of the calling thread's namespace and configures it.
+fn new_tap(netlink: &mut Netlink) -> io::Result<OwnedFd> {
+    let tap = tap::open()?;
+    let index = links::index_of(netlink, tap::NAME)?;
+    let requests = vec![
+        links::set_mac(index, GATEWAY_MAC),
+        links::up(index),
+        links::add_address(index, GATEWAY, GUEST_PREFIX),
+        links::add_neighbour(index, GUEST, GUEST_MAC),
+    ];
+    netlink.apply(requests).map_err(|(_, error)| error)?;
+    Ok(tap)
+}
 
 /// Kernel parameters of the calling thread's new namespace: forward IPv4, no IPv6 at all.
 fn settle() -> io::Result<()> {
