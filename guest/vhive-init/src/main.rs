@@ -78,10 +78,11 @@ fn run(open: &mut Option<Channel>) -> Result<(), Failure> {
     channel.flush()?;
     let stop_signal = process::stop_signal(&config.process.stop_signal)?;
     let children = supervise::watch_children()?;
+    let listening = listen::watch(config.port)?;
     let child = process::start(&config.process)?;
     channel.queue(&FromGuest::Started { at_ns: clock::now_ns(), pid: child.id() });
     channel.flush()?;
-    Supervisor::new(channel, children, child, stop_signal, config.port).run()
+    Supervisor::new(channel, children, child, stop_signal, listening).run()
 }
 
 /// Prints to the guest's console, which the host keeps.

@@ -10,6 +10,7 @@ use std::path::Path;
 
 use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
 use rustix::mount::{MountFlags, mount, mount_move};
+use rustix::process::umask;
 
 use crate::failure::{Failure, Step as _};
 use crate::uevent::Uevents;
@@ -52,7 +53,7 @@ fn mount_inside() -> Result<(), Failure> {
     let hard = NOSUID.union(NOEXEC).union(NODEV);
     attach("proc", "/proc", "proc", hard, "")?;
     attach("sysfs", "/sys", "sysfs", hard.union(MountFlags::RDONLY), "")?;
-    attach("tmpfs", "/dev", "tmpfs", NOSUID, "mode=0755,size=64k")?;
+    attach("tmpfs", "/dev", "tmpfs", NOSUID, "mode=0755,size=65536k")?;
     make_devices()?;
     let terminals = "newinstance,ptmxmode=0666,mode=0620,gid=5";
     attach("devpts", "/dev/pts", "devpts", NOSUID.union(NOEXEC), terminals)?;
@@ -77,10 +78,12 @@ fn make_devices() -> Result<(), Failure> {
         ("/dev/tty", 5, 0),
     ];
     let mode = Mode::from_raw_mode(0o666);
+    let usual = umask(Mode::empty());
     for (path, major, minor) in devices {
         mknodat(CWD, path, FileType::CharacterDevice, mode, makedev(major, minor))
             .step(format!("make {path}"))?;
     }
+    umask(usual);
     for (target, path) in [
         ("/proc/self/fd", "/dev/fd"),
         ("/proc/self/fd/0", "/dev/stdin"),

@@ -8,7 +8,7 @@
 //! ```
 
 use std::io::{self, Read};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::Child;
 use std::time::{Duration, Instant};
 
@@ -23,7 +23,6 @@ use crate::channel::Channel;
 use crate::clock;
 use crate::failure::{Failure, Step as _};
 use crate::lines::Lines;
-use crate::listen::Watch;
 
 /// Bytes queued for the host above which the function's output has to wait in its pipes.
 const BACKLOG: usize = 64 << 10;
@@ -39,7 +38,8 @@ pub(crate) struct Supervisor<'a> {
     function: Pid,
     stop_signal: Signal,
     kill_at: Option<Instant>,
-    watch: Option<Watch>,
+    /// Readable when the function listens; none once that has been told.
+    listening: Option<OwnedFd>,
     outputs: Vec<Output>,
 }
 
@@ -74,7 +74,7 @@ impl<'a> Supervisor<'a> {
         children: SignalFd,
         child: Child,
         stop_signal: Signal,
-        port: u16,
+        listening: OwnedFd,
     ) -> Self {
         let function = Pid::from_raw(child.id().cast_signed());
         let mut outputs = Vec::new();
@@ -83,15 +83,14 @@ impl<'a> Supervisor<'a> {
         };
         add(Stream::Stdout, child.stdout.map(|pipe| Box::new(pipe) as Box<dyn Pipe>));
         add(Stream::Stderr, child.stderr.map(|pipe| Box::new(pipe) as Box<dyn Pipe>));
-        let watch = Some(Watch::new(port));
-        Self { channel, children, function, stop_signal, kill_at: None, watch, outputs }
+        let listening = Some(listening);
+        Self { channel, children, function, stop_signal, kill_at: None, listening, outputs }
     }
 
     /// Runs until the function has ended and the host knows.
     pub(crate) fn run(mut self) -> Result<(), Failure> {
         let code = loop {
-            let wake = [self.kill_at, self.watch.as_ref().map(Watch::due)];
-            self.turn(wake.into_iter().flatten().min())?;
+            self.turn(self.kill_at)?;
             if let Some(code) = self.reap()? {
                 break code;
             }
@@ -101,10 +100,6 @@ impl<'a> Supervisor<'a> {
             if self.kill_at.is_some_and(|at| at <= Instant::now()) {
                 self.kill_at = None;
                 signal(self.function, Signal::SIGKILL);
-            }
-            if self.watch.as_mut().is_some_and(Watch::look) {
-                self.watch = None;
-                self.channel.queue(&FromGuest::Listening { at_ns: clock::now_ns() });
             }
         };
         // Whatever the function left behind ends with it, which also closes the pipes.
@@ -119,8 +114,14 @@ impl<'a> Supervisor<'a> {
         let taking = self.channel.backlog() < BACKLOG;
         let host =
             if self.channel.backlog() > 0 { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
-        let mut sources =
-            vec![PollFd::new(&*self.channel, host), PollFd::new(&self.children, PollFlags::IN)];
+        let children = self.children.as_fd();
+        // Once listening has been told, its place is taken by something that is watched anyway.
+        let listening = self.listening.as_ref().map_or(children, AsFd::as_fd);
+        let mut sources = vec![
+            PollFd::new(&*self.channel, host),
+            PollFd::from_borrowed_fd(children, PollFlags::IN),
+            PollFd::from_borrowed_fd(listening, PollFlags::IN),
+        ];
         if taking {
             let pipes = self.outputs.iter().map(|o| PollFd::new(o, PollFlags::IN));
             sources.extend(pipes);
@@ -129,8 +130,14 @@ impl<'a> Supervisor<'a> {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error).step("wait for events"),
         }
-        let ready: Vec<bool> = sources[2..].iter().map(|fd| !fd.revents().is_empty()).collect();
-        self.forward(&ready);
+        let ready = |fd: &PollFd<'_>| !fd.revents().is_empty();
+        let listens = self.listening.is_some() && ready(&sources[2]);
+        let pipes: Vec<bool> = sources[3..].iter().map(ready).collect();
+        if listens {
+            self.listening = None;
+            self.channel.queue(&FromGuest::Listening { at_ns: clock::now_ns() });
+        }
+        self.forward(&pipes);
         self.channel.flush()
     }
 
@@ -192,6 +199,8 @@ impl<'a> Supervisor<'a> {
         let until = Instant::now() + LAST_WORDS;
         while !self.outputs.is_empty() && Instant::now() < until {
             self.turn(Some(until))?;
+            self.reap()?;
+            self.channel.receive()?;
         }
         self.channel.queue(&FromGuest::Exited { at_ns: clock::now_ns(), code });
         self.channel.finish(until)

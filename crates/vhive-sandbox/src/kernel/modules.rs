@@ -9,7 +9,7 @@ use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
 use super::decompress::{DecompressError, decompress};
-use super::modinfo::{ModInfo, canonical, parse};
+use super::modinfo::{ModInfo, canonical, parse, without_signature};
 
 /// When init needs a module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -179,7 +179,7 @@ fn read_module(path: &Path) -> Result<(Vec<u8>, ModInfo), ModulesError> {
         let reason = error.to_string();
         ModulesError::Format { path: path.to_owned(), reason }
     })?;
-    Ok((image, info))
+    Ok((without_signature(&image).to_vec(), info))
 }
 
 /// Every module file below a directory by the module's name. Symbolic links are not followed.
