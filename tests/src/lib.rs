@@ -4,3 +4,4 @@
 //! that `make bench` collects into `target/bench/summary.json`.
 
 pub mod bench;
+pub mod node;

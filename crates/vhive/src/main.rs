@@ -1,1 +1,26 @@
-fn main() {}
+//! The one binary: wires the crates together and gives them a command line.
+//!
+//! What this crate does not do: anything worth a unit test of its own beyond parsing and printing.
+
+mod cli;
+mod client;
+mod cmd;
+mod config;
+mod exit;
+mod output;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+fn main() -> ExitCode {
+    let cli = cli::Cli::parse();
+    output::init_logs(cli.global.log.as_deref());
+    match cmd::run(cli) {
+        Ok(code) => code,
+        Err(error) => {
+            output::print_error(&error);
+            exit::code_of(&error)
+        }
+    }
+}

@@ -1,0 +1,80 @@
+//! The grammar of the command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::cmd;
+
+/// Runs functions in microVMs, and says where each millisecond went.
+#[derive(Debug, Parser)]
+#[command(name = "vhive", version, about, after_help = crate::exit::HELP)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// What every sub-command understands.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Global {
+    /// Where the node keeps services, images, kernels and records.
+    #[arg(long, global = true, env = "VHIVE_STATE_DIR", value_name = "DIR")]
+    pub(crate) state_dir: Option<PathBuf>,
+    /// Configuration file; `vhive node --print-config` shows the default one.
+    #[arg(long, global = true, env = "VHIVE_CONFIG", value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// How to print results.
+    #[arg(long, short, global = true, value_enum, default_value_t = Format::Table)]
+    pub(crate) output: Format,
+    /// Namespace of services.
+    #[arg(long, short, global = true, default_value = "default")]
+    pub(crate) namespace: String,
+    /// Log filter, e.g. `debug` or `vhive_node=debug`.
+    #[arg(long, global = true, env = "VHIVE_LOG", value_name = "FILTER")]
+    pub(crate) log: Option<String>,
+}
+
+/// How results are printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// For people.
+    Table,
+    /// For programs.
+    Json,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Checks the host: each runtime yes or no, why, and the fix.
+    Doctor(cmd::doctor::Args),
+    /// Installs or shows the kernel that microVM guests run.
+    Kernel(cmd::kernel::Args),
+    /// Pulls, imports, builds, lists and removes images.
+    Image(cmd::image::Args),
+    /// Runs a node: API, gateway, autoscaler and sandboxes, until a signal.
+    Node(cmd::node::Args),
+    #[command(flatten)]
+    Client(ClientCommand),
+    /// Prints shell completions.
+    Completions(cmd::completions::Args),
+}
+
+/// What to ask of a running node.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ClientCommand {
+    /// Creates or updates the services in YAML files.
+    Apply(cmd::apply::Args),
+    /// Lists services, instances or invocation records.
+    Get(cmd::get::Args),
+    /// Shows one service with its last start's phases and console.
+    Describe(cmd::describe::Args),
+    /// Deletes services.
+    Delete(cmd::delete::Args),
+    /// Sends one request to a service and shows the reply.
+    Invoke(cmd::invoke::Args),
+    /// Prints what a service's instances wrote.
+    Logs(cmd::logs::Args),
+}

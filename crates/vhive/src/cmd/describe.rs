@@ -1,0 +1,123 @@
+//! `vhive describe`: one service with its instances, its last start and its console.
+
+use std::process::ExitCode;
+
+use serde::Deserialize;
+use serde_json::Value;
+use vhive_api::PhaseSpan;
+
+use super::{Context, get};
+use crate::cli::Format;
+use crate::output;
+
+/// Arguments of `vhive describe`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Name of the service.
+    name: String,
+}
+
+/// The part of the node's answer that is shown to people; `-o json` shows all of it.
+#[derive(Debug, Deserialize)]
+struct Described {
+    service: Value,
+    revision: Value,
+    ready: u32,
+    starting: u32,
+    in_flight: u64,
+    queued: u64,
+    instances: Vec<Value>,
+    last_start: Option<Start>,
+    last_failure: Option<Failure>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Start {
+    kind: String,
+    at: String,
+    length_us: u64,
+    attempts: u32,
+    phases: Vec<PhaseSpan>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Failure {
+    at: String,
+    error: String,
+    console: Vec<String>,
+}
+
+/// Shows it.
+///
+/// # Errors
+/// [`crate::exit::Exit::NotFound`], or when the node does not answer.
+pub(crate) async fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
+    let namespace = &context.global.namespace;
+    let path = format!("/vhive/v1/namespaces/{namespace}/services/{}/describe", args.name);
+    let answer: Value = context.client.get(&path).await?;
+    if context.global.output == Format::Json {
+        output::json(&answer)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let described: Described = serde_json::from_value(answer)?;
+    print(&described);
+    Ok(ExitCode::SUCCESS)
+}
+
+fn print(described: &Described) {
+    let text = |value: &Value, at: &str| {
+        value.pointer(at).map_or_else(
+            || "-".to_owned(),
+            |found| found.as_str().map_or_else(|| found.to_string(), str::to_owned),
+        )
+    };
+    let (service, revision) = (&described.service, &described.revision);
+    for (label, value) in [
+        ("name", text(service, "/metadata/name")),
+        ("url", text(service, "/status/url")),
+        ("revision", text(revision, "/key/name")),
+        ("image", text(revision, "/image")),
+        ("runtime", text(revision, "/runtime")),
+        ("ready", described.ready.to_string()),
+        ("starting", described.starting.to_string()),
+        ("in flight", described.in_flight.to_string()),
+        ("queued", described.queued.to_string()),
+    ] {
+        output::line(format!("{label:14}{value}"));
+    }
+    if !described.instances.is_empty() {
+        let rows: Vec<Vec<String>> = described
+            .instances
+            .iter()
+            .map(|instance| {
+                let memory = instance["memory_bytes"].as_u64();
+                let memory = memory.map_or_else(|| "-".to_owned(), |m| format!("{} MiB", m >> 20));
+                vec![
+                    text(instance, "/sandbox"),
+                    text(instance, "/state"),
+                    text(instance, "/leases"),
+                    text(instance, "/endpoint"),
+                    memory,
+                    text(instance, "/since"),
+                ]
+            })
+            .collect();
+        let headings = ["INSTANCE", "STATE", "REQUESTS", "ENDPOINT", "MEMORY", "SINCE"];
+        output::line(format!("\n{}", output::table(&headings, &rows)));
+    }
+    if let Some(start) = &described.last_start {
+        let length = output::micros(start.length_us);
+        output::line(format!("\nlast start: by {} in {length}, at {}", start.kind, start.at));
+        if start.attempts > 1 {
+            output::line(format!("  (in {} attempts)", start.attempts));
+        }
+        output::line(get::phases(&start.phases));
+    }
+    if let Some(failure) = &described.last_failure {
+        output::line(format!("\nlast failure at {}: {}", failure.at, failure.error));
+        output::line("  console:");
+        for line in &failure.console {
+            output::line(format!("  | {line}"));
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! `vhive doctor`: what this host can run, why not the rest, and the fix.
+
+use std::process::ExitCode;
+
+use serde::Serialize;
+use serde_json::json;
+use vhive_api::RuntimeName;
+use vhive_sandbox::host::{Fact, Verdict, facts};
+use vhive_sandbox::kernel::KernelStore;
+use vhive_sandbox::network::{check_forwarding, check_host};
+use vhive_sandbox::qemu::Qemu;
+use vhive_sandbox::{HostLacks, Runtime as _};
+
+use crate::cli::{Format, Global};
+use crate::config::Config;
+use crate::{exit, output};
+
+/// Arguments of `vhive doctor`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {}
+
+/// One line of the answer.
+#[derive(Debug, Serialize)]
+struct Line {
+    name: String,
+    answer: &'static str,
+    found: String,
+    follows: String,
+}
+
+/// Prints every runtime with yes or no and why, then the host's facts. Exit code 5 when no runtime
+/// that isolates works.
+///
+/// # Errors
+/// When the kernel store cannot be opened.
+pub(crate) fn run(global: &Global, config: &Config, _: &Args) -> anyhow::Result<ExitCode> {
+    if global.output == Format::Table {
+        output::note("looking at the host; the first time a guest is booted to try KVM …");
+    }
+    let qemu = qemu(config)?;
+    let any = qemu.answer == "yes";
+    let runtimes = [qemu, later(RuntimeName::Firecracker), later(RuntimeName::Runsc)]
+        .into_iter()
+        .chain([later(RuntimeName::Runc), later(RuntimeName::Crun), sim()]);
+    let runtimes: Vec<Line> = runtimes.collect();
+    let host: Vec<Line> = facts(&config.node.state_dir).into_iter().map(of_fact).collect();
+    match global.output {
+        Format::Json => output::json(&json!({ "runtimes": runtimes, "host": host }))?,
+        Format::Table => {
+            print("RUNTIME", &runtimes);
+            output::line("");
+            print("HOST", &host);
+        }
+    }
+    Ok(if any { ExitCode::SUCCESS } else { ExitCode::from(exit::HOST_UNFIT) })
+}
+
+fn qemu(config: &Config) -> anyhow::Result<Line> {
+    let name = RuntimeName::Qemu.to_string();
+    let checks = [check_host(), check_forwarding()];
+    if let Some(lacks) = checks.into_iter().find_map(Result::err) {
+        return Ok(no(name, lacks));
+    }
+    let kernels = KernelStore::open(config.kernels_dir())?;
+    let qemu = Qemu::new(config.qemu.clone(), kernels, config.node.state_dir.join("host"));
+    Ok(match qemu.check_host().and_then(|()| qemu.accelerator()) {
+        Err(lacks) => no(name, lacks),
+        Ok(choice) => Line {
+            name,
+            answer: "yes",
+            found: format!("accelerator {}", choice.accelerator.as_str()),
+            follows: choice.reason,
+        },
+    })
+}
+
+fn no(name: String, lacks: HostLacks) -> Line {
+    Line { name, answer: "no", found: lacks.what, follows: lacks.fix }
+}
+
+fn later(runtime: RuntimeName) -> Line {
+    Line {
+        name: runtime.to_string(),
+        answer: "no",
+        found: "not in this version of vHive".to_owned(),
+        follows: "use runtimeClassName: qemu".to_owned(),
+    }
+}
+
+fn sim() -> Line {
+    Line {
+        name: RuntimeName::Sim.to_string(),
+        answer: "yes",
+        found: "isolates nothing; for tests and dry runs".to_owned(),
+        follows: String::new(),
+    }
+}
+
+fn of_fact(fact: Fact) -> Line {
+    let answer = match fact.verdict {
+        Verdict::Good => "good",
+        Verdict::Limited => "limited",
+        Verdict::Missing => "missing",
+    };
+    Line { name: fact.name.to_owned(), answer, found: fact.found, follows: fact.follows }
+}
+
+fn print(heading: &str, lines: &[Line]) {
+    let rows: Vec<Vec<String>> = lines
+        .iter()
+        .map(|line| {
+            let follows = if line.follows.is_empty() { "" } else { "; " };
+            let text = format!("{}{follows}{}", line.found, line.follows);
+            vec![line.name.clone(), line.answer.to_owned(), text]
+        })
+        .collect();
+    output::line(output::table(&[heading, "", "WHAT AND WHY"], &rows));
+}
