@@ -6,9 +6,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use vhive_api::{
-    Bytes, Digest, Protocol, Readiness, Revision, RevisionKey, RuntimeName, Scale,
-};
+use vhive_api::{Bytes, Digest, Protocol, Readiness, Revision, RevisionKey, RuntimeName, Scale};
 use vhive_image::ImageStore;
 use vhive_node::{Config, Node, Runtimes};
 use vhive_sandbox::sim::{Sim, SimConfig};

@@ -9,7 +9,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use vhive_api::{Digest, Revision, RevisionKey, RuntimeName};
-use vhive_image::{FindError, ImageStore};
+use vhive_image::{FindError, ImageStore, PullError, PullOptions};
 use vhive_sandbox::network::NetworkPool;
 use vhive_sandbox::{Deadline, RunRoot, Runtime};
 
@@ -95,9 +95,12 @@ pub enum OpenError {
 /// Why an image reference could not be turned into a manifest.
 #[derive(Debug, thiserror::Error)]
 pub enum ResolveError {
-    /// It is not in the local store, and names no registry.
+    /// The reference is none, or the local store cannot be read.
     #[error("image not found")]
     Find(#[source] FindError),
+    /// It is not in the local store and could not be pulled.
+    #[error("image not in the store and not pulled")]
+    Pull(#[source] PullError),
 }
 
 /// What every part of a node shares.
@@ -303,11 +306,19 @@ impl Node {
     /// [`ResolveError`].
     pub async fn resolve_image(&self, reference: &str) -> Result<Digest, ResolveError> {
         let images = self.0.shared.tools.images.clone();
-        let reference = reference.to_owned();
-        let find = move || images.find(&reference);
+        let find = {
+            let (images, reference) = (images.clone(), reference.to_owned());
+            move || images.find(&reference)
+        };
         let found = self.0.shared.handle.spawn_blocking(find).await;
-        let image = found.expect("finding does not panic and the runtime runs");
-        image.map(|image| image.digest).map_err(ResolveError::Find)
+        match found.expect("finding does not panic and the runtime runs") {
+            Ok(image) => Ok(image.digest),
+            Err(FindError::Unknown(_)) => {
+                let pulled = images.pull(reference, &PullOptions::default()).await;
+                pulled.map(|image| image.digest).map_err(ResolveError::Pull)
+            }
+            Err(error) => Err(ResolveError::Find(error)),
+        }
     }
 
     /// Where invocation records go.
