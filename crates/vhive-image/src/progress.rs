@@ -48,9 +48,11 @@ impl fmt::Display for Step {
     }
 }
 
+type Listener = dyn Fn(&Step) + Send + Sync;
+
 /// Who is told. Called on the thread that works; it must not block. The default tells nobody.
 #[derive(Clone, Default)]
-pub struct Progress(Option<Arc<dyn Fn(&Step) + Send + Sync>>);
+pub struct Progress(Option<Arc<Listener>>);
 
 impl Progress {
     /// Tells `listener`.

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write as _};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
 
 use serde::{Deserialize, Serialize};
@@ -190,7 +190,7 @@ impl Inner {
         let mut applier = Applier::new(&mut image, &self.limits);
         let mut left = self.limits.unpacked;
         for (layer, stated) in layers.iter().zip(diff_ids) {
-            left -= self.apply(layer, *stated, &mut applier, left, draft.path())?;
+            left -= self.apply(layer, *stated, &mut applier, left)?;
         }
         let tree = applier.tree;
         let (file, bytes) = image.finish(&tree, uuid(digest)).map_err(write)?;
@@ -209,12 +209,11 @@ impl Inner {
         stated: Digest,
         applier: &mut Applier<'_>,
         most: u64,
-        output: &Path,
     ) -> Result<u64, RootFsError> {
         let digest = layer.digest;
         let blob = self.open_blob(digest)?;
         let refused = |source| match source {
-            LayerError::Write(error) => RootFsError::Store(StoreError::io(output)(error)),
+            LayerError::Write(error) => RootFsError::Store(StoreError::io(&self.drafts())(error)),
             source => RootFsError::Layer { digest, source },
         };
         let unreadable = |error| refused(LayerError::Archive(crate::tar::TarError::Read(error)));
