@@ -3,6 +3,12 @@
 //! A test is named `<runtime>::<promise>`. To add a runtime, add a row to `RUNTIMES`; to add a
 //! promise, a row to `promises::ALL`.
 
+#![expect(
+    clippy::panic,
+    clippy::print_stderr,
+    reason = "tests fail by panicking, and tell why they skip"
+)]
+
 #[path = "conformance/promises.rs"]
 mod promises;
 #[path = "conformance/site.rs"]

@@ -1,11 +1,12 @@
 //! The promises.
 
-use std::time::Duration;
+use std::fs;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use vhive_api::guest::{Process, Stream};
 use vhive_sandbox::{BootError, Deadline, End, Milestone};
 
-use crate::site::{Site, get, soon};
+use crate::site::{Booted, Site, get, soon};
 
 /// One thing that a runtime promises.
 pub(crate) struct Promise {
@@ -15,23 +16,260 @@ pub(crate) struct Promise {
     pub(crate) body: fn(&Site),
 }
 
-pub(crate) const ALL: &[Promise] =
-    &[Promise { name: "boots_and_answers", real: false, body: boots_and_answers }];
+/// The table of promises.
+pub(crate) const ALL: &[Promise] = &[
+    Promise { name: "boots_and_answers", real: false, body: boots_and_answers },
+    Promise { name: "stops_when_asked", real: false, body: stops_when_asked },
+    Promise { name: "ten_starts_leave_nothing", real: false, body: ten_starts_leave_nothing },
+    Promise { name: "process_is_as_configured", real: true, body: process_is_as_configured },
+    Promise { name: "exit_and_output_are_told", real: true, body: exit_and_output_are_told },
+    Promise { name: "unfit_processes_are_named", real: true, body: unfit_processes_are_named },
+    Promise { name: "stop_has_a_grace_period", real: true, body: stop_has_a_grace_period },
+    Promise { name: "a_killed_sandbox_is_noticed", real: true, body: a_killed_sandbox_is_noticed },
+    Promise { name: "a_boot_ends_at_its_deadline", real: true, body: a_boot_ends_at_its_deadline },
+    Promise { name: "neighbours_are_out_of_reach", real: true, body: neighbours_are_out_of_reach },
+    Promise { name: "the_vmm_is_nobody", real: true, body: the_vmm_is_nobody },
+];
 
 const HTTPD: &str = "exec httpd -f -p 8080 -h /srv";
 
+/// A function is started, listens, and answers at the endpoint; each step is told, in order.
 fn boots_and_answers(site: &Site) {
     let spec = site.spec(HTTPD);
-    let begin = std::time::Instant::now();
     let booted = site.boot(&spec);
     booted.listening();
     let reply = get(booted.endpoint(), "/index.html");
-    eprintln!("{:?} after {:?}: {reply:?}", booted.endpoint(), begin.elapsed());
-    for (milestone, at) in booted.journal.milestones() {
-        eprintln!("{milestone:?} {:?}", at - begin);
+    let told = booted.journal.milestones();
+    assert!(told.is_sorted_by_key(|(_, at)| *at), "{told:?}");
+    let steps: Vec<_> = told.iter().map(|(milestone, _)| *milestone).collect();
+    let all = [
+        Milestone::Spawned,
+        Milestone::KernelUp,
+        Milestone::Mounted,
+        Milestone::Started,
+        Milestone::Listening,
+    ];
+    assert_eq!(steps, all);
+    assert!(booted.journal.clock_error().is_some_and(|error| error < Duration::from_secs(1)));
+    assert_eq!(booted.journal.ended(), None);
+    if !spec.rootfs.as_os_str().is_empty() {
+        assert_eq!(reply, "hello from inside\n");
+        assert_eq!(booted.endpoint().port(), 8080);
+        assert_eq!(booted.sandbox.processes().len(), 1);
     }
-    for l in booted.journal.lines_from(0) {
-        eprintln!("{l:?}");
+}
+
+/// A function that is asked to stop has ended when `stop` returns, well before the deadline.
+fn stops_when_asked(site: &Site) {
+    let mut booted = site.boot(&site.spec(HTTPD));
+    booted.listening();
+    let deadline = soon();
+    booted.sandbox.stop(deadline);
+    assert!(booted.journal.ended().is_some());
+    assert!(deadline.left() > Duration::from_secs(30));
+}
+
+/// The sites check for traces after every promise; this one gives them more to find.
+fn ten_starts_leave_nothing(site: &Site) {
+    for _ in 0..5 {
+        let pair = [site.boot_soon(&site.spec(HTTPD)), site.boot_soon(&site.spec(HTTPD))];
+        let pair = pair.map(|thread| thread.join().expect("booted"));
+        site.expect_traces();
+        drop(pair);
     }
-    eprintln!("{:?}", booted.journal.clock_error());
+}
+
+/// What the function sees is what was asked for.
+fn process_is_as_configured(site: &Site) {
+    let script = r#"
+        for a in "$0" "$@"; do echo "arg:$a"; done
+        tr '\0' '\n' < /proc/$$/environ | sed 's/^/env:/'
+        echo "cwd:$(pwd)"; echo "id:$(id -u):$(id -g)"; echo "host:$(hostname)"
+        sed 's/^/dns:/' /etc/resolv.conf; echo "hosts:$(grep -c localhost /etc/hosts)"
+        grep MemTotal /proc/meminfo; echo "time:$(date +%s)"; echo "cpus:$(grep -c ^processor /proc/cpuinfo)"
+        touch /tmp/x && echo "writable"; echo "end"
+        exec httpd -f -p 8080 -h /srv"#;
+    let text = |text: &str| text.to_owned();
+    let mut spec = site.spec_of(Process {
+        args: ["/bin/sh", "-c", script, "zero", "two words", "", "ünï"].map(text).to_vec(),
+        env: ["PATH=/bin", "B=2", "A=1 and more", "EMPTY="].map(text).to_vec(),
+        user: text("alice"),
+        cwd: text("/home/alice"),
+        stop_signal: String::new(),
+    });
+    spec.cpu_millis = 1500;
+    let booted = site.boot(&spec);
+    booted.listening();
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs();
+    let lines = booted.lines(Stream::Stdout);
+    let tagged = |tag: &str| -> Vec<String> {
+        lines.iter().filter_map(|line| line.strip_prefix(tag).map(text)).collect()
+    };
+    assert_eq!(tagged("arg:"), ["zero", "two words", "", "ünï"]);
+    let mut variables = tagged("env:");
+    variables.sort();
+    // Like every container runtime, init adds HOME from the image's passwd.
+    let expected = ["A=1 and more", "B=2", "EMPTY=", "HOME=/home/alice", "PATH=/bin"];
+    assert_eq!(variables, expected);
+    assert_eq!(tagged("cwd:"), ["/home/alice"]);
+    assert_eq!(tagged("id:"), ["1234:2345"]);
+    assert_eq!(tagged("host:"), [spec.id.as_str()]);
+    assert_eq!(tagged("cpus:"), ["2"]);
+    assert_ne!(tagged("hosts:"), ["0"]);
+    let network = spec.network.as_ref().expect("real runtimes have one");
+    let servers = network.guest().dns.iter().map(|server| format!("nameserver {server}"));
+    assert_eq!(tagged("dns:"), servers.collect::<Vec<_>>());
+    assert!(lines.contains(&text("writable")), "{lines:?}");
+    let kib: u64 = tagged("MemTotal:")[0].trim().trim_end_matches(" kB").parse().expect("a number");
+    let asked = spec.memory.0 / 1024;
+    assert!((asked * 6 / 10..=asked).contains(&kib), "{kib} of {asked} KiB");
+    let inside: u64 = tagged("time:")[0].parse().expect("a number");
+    assert!(inside.abs_diff(now) <= 2, "{inside} inside, {now} outside");
+}
+
+/// Every line of both streams arrives, tagged, before the exit code; ending at once is no
+/// failure to start.
+fn exit_and_output_are_told(site: &Site) {
+    let script = "echo out; echo err >&2; seq 1 3000; printf 'no newline'; exit 7";
+    let booted = site.boot(&site.spec(script));
+    assert_eq!(booted.journal.wait_end(soon()), Some(End::Exited(7)));
+    let out = booted.lines(Stream::Stdout);
+    assert_eq!(out.len(), 3002, "{:?}", &out[out.len().saturating_sub(3)..]);
+    assert_eq!(
+        (out[0].as_str(), out[3000].as_str(), out[3001].as_str()),
+        ("out", "3000", "no newline")
+    );
+    assert_eq!(booted.lines(Stream::Stderr), ["err"]);
+    let killed = site.boot(&site.spec("kill -9 $$"));
+    assert_eq!(killed.journal.wait_end(soon()), Some(End::Exited(137)));
+}
+
+/// What cannot be started is said by name, by `boot` itself.
+fn unfit_processes_are_named(site: &Site) {
+    let process = |program: &str, user: &str, cwd: &str| Process {
+        args: vec![program.to_owned()],
+        env: vec!["PATH=/bin".to_owned()],
+        user: user.to_owned(),
+        cwd: cwd.to_owned(),
+        stop_signal: String::new(),
+    };
+    let cases = [
+        (process("/no/such/program", "", ""), "/no/such/program"),
+        (process("/etc/passwd", "", ""), "/etc/passwd"),
+        (process("sh", "mallory", ""), "mallory"),
+    ];
+    for (process, name) in cases {
+        let spec = site.spec_of(process);
+        let error = site.try_boot(&spec).expect_err(name);
+        let BootError::Guest { wanted: Milestone::Started, attempts: 1, reason } = &error else {
+            panic!("{error:?}");
+        };
+        assert!(reason.contains(name), "{reason}");
+        assert!(spec.journal.ended().is_some());
+    }
+}
+
+/// The stop signal is the one asked for; who ignores it is killed after the grace period.
+fn stop_has_a_grace_period(site: &Site) {
+    let script =
+        "trap 'echo got usr1; exit 3' USR1; trap '' TERM; echo ready; while :; do sleep 1; done";
+    let boot = |signal: &str| {
+        let mut spec = site.spec(script);
+        spec.process.stop_signal = signal.to_owned();
+        let booted = site.boot(&spec);
+        wait_for_line(&booted, "ready");
+        booted
+    };
+    let mut polite = boot("SIGUSR1");
+    polite.sandbox.stop(soon());
+    assert_eq!(polite.journal.ended(), Some(End::Exited(3)));
+    assert_eq!(polite.lines(Stream::Stdout), ["ready", "got usr1"]);
+    drop(polite);
+    let mut stubborn = boot("");
+    let deadline = Deadline::after(Duration::from_secs(4));
+    stubborn.sandbox.stop(deadline);
+    assert_eq!(stubborn.journal.ended(), Some(End::Exited(137)));
+    assert!(deadline.left() < Duration::from_secs(1), "not given its time");
+}
+
+/// A VMM that dies takes nobody by surprise: the journal says so at once.
+fn a_killed_sandbox_is_noticed(site: &Site) {
+    let booted = site.boot(&site.spec(HTTPD));
+    let pid = booted.sandbox.processes()[0];
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("killed");
+    let end = booted.journal.wait_end(soon());
+    assert!(matches!(&end, Some(End::Vanished(how)) if how.contains("signal 9")), "{end:?}");
+}
+
+/// A boot that takes too long ends in time, with the reason, wherever it is.
+fn a_boot_ends_at_its_deadline(site: &Site) {
+    for millis in [0, 5, 60, 600] {
+        let spec = site.spec(HTTPD);
+        let deadline = Deadline::after(Duration::from_millis(millis));
+        let error = site.runtime.boot(&spec, deadline).expect_err("too early");
+        assert!(!matches!(error, BootError::Host { .. }), "{error:?}");
+        let over = deadline.instant().elapsed();
+        assert!(over < Duration::from_secs(2), "{over:?} too late");
+        assert!(spec.journal.ended().is_some());
+    }
+}
+
+/// A guest reaches neither another guest nor the host.
+fn neighbours_are_out_of_reach(site: &Site) {
+    let pair = [site.boot_soon(&site.spec(HTTPD)), site.boot_soon(&site.spec(HTTPD))];
+    let [one, other] = pair.map(|thread| thread.join().expect("booted"));
+    one.listening();
+    other.listening();
+    assert_ne!(one.endpoint(), other.endpoint());
+    let host = std::net::TcpListener::bind("0.0.0.0:0").expect("a listener");
+    let port = host.local_addr().expect("bound").port();
+    let fetch = |address: &dyn std::fmt::Display, port| {
+        get(one.endpoint(), &format!("/cgi-bin/fetch?{address}+{port}"))
+    };
+    let unreachable = |reply: String| {
+        assert!(reply.ends_with("unreachable\n") && !reply.contains("hello"), "{reply}");
+    };
+    unreachable(fetch(&other.endpoint().ip(), 8080));
+    unreachable(fetch(&vhive_sandbox::network::GATEWAY, port));
+    // The same request to itself shows that the check would notice.
+    let reply = fetch(&"127.0.0.1", 8080);
+    assert!(reply.ends_with("hello from inside\n"), "{reply}");
+}
+
+/// The process that faces a hostile guest has no privileges, and limits.
+fn the_vmm_is_nobody(site: &Site) {
+    let spec = site.spec(HTTPD);
+    let booted = site.boot(&spec);
+    let pid = booted.sandbox.processes()[0].as_raw_nonzero();
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("readable");
+    let field = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name));
+        line.unwrap_or_else(|| panic!("no {name}")).trim().to_owned()
+    };
+    for set in ["CapInh:", "CapPrm:", "CapEff:", "CapBnd:", "CapAmb:"] {
+        assert_eq!(field(set), "0000000000000000", "{set}");
+    }
+    assert_eq!(field("NoNewPrivs:"), "1");
+    assert_eq!(field("Seccomp:"), "2");
+    let uid: u32 =
+        field("Uid:").split('\t').next().expect("four numbers").parse().expect("a number");
+    assert!(uid > 65_536, "{uid}");
+    assert!(!field("Groups:").contains('0'), "{}", field("Groups:"));
+    let namespace = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/net")).expect("readable");
+    assert_ne!(namespace(&pid.to_string()), namespace("self"));
+    let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).expect("readable");
+    assert!(groups.contains(&format!("vhive-{}/{}", site.root.tag(), spec.id)), "{groups}");
+}
+
+fn wait_for_line(booted: &Booted, text: &str) {
+    let (tell, told) = std::sync::mpsc::channel();
+    let tell = std::sync::Mutex::new(tell);
+    // Once this function has returned nobody listens any more.
+    booted.journal.watch(move || tell.lock().expect("no panic").send(()).unwrap_or_default());
+    let deadline = soon();
+    while !booted.lines(Stream::Stdout).iter().any(|line| line == text) {
+        if let Err(error) = told.recv_timeout(deadline.left()) {
+            panic!("{error}; {:?}", booted.journal.tail(20));
+        }
+    }
 }

@@ -7,6 +7,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use vhive_api::guest::{Process, Stream};
@@ -26,20 +27,20 @@ pub(crate) struct Kind {
     pub(crate) name: &'static str,
     /// Runs the function's own program, in its own root file system.
     pub(crate) real: bool,
-    make: fn() -> Result<Box<dyn Runtime>, String>,
+    make: fn() -> Result<Arc<dyn Runtime>, String>,
 }
 
 pub(crate) const RUNTIMES: &[Kind] = &[
-    Kind { name: "sim", real: false, make: || Ok(Box::new(Sim::new(SimConfig::default()))) },
+    Kind { name: "sim", real: false, make: || Ok(Arc::new(Sim::new(SimConfig::default()))) },
     Kind { name: "qemu", real: true, make: qemu },
 ];
 
-fn qemu() -> Result<Box<dyn Runtime>, String> {
+fn qemu() -> Result<Arc<dyn Runtime>, String> {
     let kernels = kernels()?;
     let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("qemu");
     let qemu = Qemu::new(QemuConfig::default(), kernels, cache);
     qemu.check_host().map_err(|lacks| lacks.to_string())?;
-    Ok(Box::new(qemu))
+    Ok(Arc::new(qemu))
 }
 
 /// The guest kernel, installed once for all tests.
@@ -58,7 +59,7 @@ fn kernels() -> Result<KernelStore, String> {
 
 /// Where a promise is checked. Dropping it removes all that it made.
 pub(crate) struct Site {
-    pub(crate) runtime: Box<dyn Runtime>,
+    pub(crate) runtime: Arc<dyn Runtime>,
     pub(crate) root: RunRoot,
     rootfs: PathBuf,
     before: Traces,
@@ -67,6 +68,7 @@ pub(crate) struct Site {
 }
 
 /// What has been booted, and what it told.
+#[derive(Debug)]
 pub(crate) struct Booted {
     pub(crate) sandbox: Box<dyn Sandbox>,
     pub(crate) journal: Arc<Journal>,
@@ -120,6 +122,28 @@ impl Site {
         self.try_boot(spec).unwrap_or_else(|error| {
             panic!("{error}; console:\n{}", spec.journal.tail(50).join("\n"))
         })
+    }
+
+    /// Boots on another thread, until the function listens.
+    pub(crate) fn boot_soon(&self, spec: &SandboxSpec) -> JoinHandle<Booted> {
+        let (runtime, spec) = (Arc::clone(&self.runtime), spec.clone());
+        std::thread::spawn(move || {
+            let sandbox = runtime.boot(&spec, soon());
+            let sandbox = sandbox.unwrap_or_else(|error| {
+                panic!("{error}; console:\n{}", spec.journal.tail(50).join("\n"))
+            });
+            let booted = Booted { sandbox, journal: spec.journal };
+            booted.listening();
+            booted
+        })
+    }
+
+    /// Running sandboxes are seen by the check for traces, or it would be worth nothing.
+    pub(crate) fn expect_traces(&self) {
+        if self.pool.is_some() {
+            let now = Traces::of(&self.root);
+            assert!(now.is_more_than(&self.before), "{now:?}");
+        }
     }
 
     /// Nothing is on the host that was not there before.
@@ -184,17 +208,20 @@ fn rootfs(dir: &Path) -> Result<PathBuf, String> {
     for name in ["bin", "dev", "etc", "proc", "sys", "tmp", "srv/cgi-bin", "home/alice"] {
         fs::create_dir_all(tree.join(name)).expect("made");
     }
+    fs::set_permissions(tree.join("tmp"), fs::Permissions::from_mode(0o1777)).expect("set");
     fs::copy(busybox, tree.join("bin/busybox")).expect("copied");
-    for applet in
-        ["sh", "httpd", "cat", "id", "date", "hostname", "sleep", "echo", "wget", "grep", "seq"]
-    {
+    let applets = "sh httpd cat id date hostname sleep nc grep seq sed tr touch";
+    for applet in applets.split(' ') {
         std::os::unix::fs::symlink("busybox", tree.join("bin").join(applet)).expect("linked");
     }
     let passwd = "root:x:0:0::/:/bin/sh\nalice:x:1234:2345::/home/alice:/bin/sh\n";
     fs::write(tree.join("etc/passwd"), passwd).expect("written");
     fs::write(tree.join("etc/group"), "root:x:0:\nstaff:x:2345:\n").expect("written");
     fs::write(tree.join("srv/index.html"), "hello from inside\n").expect("written");
-    let script = "#!/bin/sh\nprintf 'Content-Type: text/plain\\r\\n\\r\\n'\nwget -q -T 3 -O - \"http://$QUERY_STRING\" || echo unreachable\n";
+    // Asked with `?<address>+<port>`; Debian's static busybox has no wget that works.
+    let script = "#!/bin/sh\nprintf 'Content-Type: text/plain\\r\\n\\r\\n'\n\
+        printf 'GET /index.html HTTP/1.0\\r\\n\\r\\n' | nc -w 3 ${QUERY_STRING%+*} ${QUERY_STRING#*+} \
+        || echo unreachable\n";
     let cgi = tree.join("srv/cgi-bin/fetch");
     fs::write(&cgi, script).expect("written");
     fs::set_permissions(&cgi, fs::Permissions::from_mode(0o755)).expect("set");

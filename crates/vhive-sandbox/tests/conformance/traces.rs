@@ -12,10 +12,17 @@ pub(crate) struct Traces {
     cgroups: BTreeSet<String>,
     mounts: BTreeSet<String>,
     files: BTreeSet<String>,
-    descriptors: usize,
 }
 
 impl Traces {
+    /// Whether each kind has grown that a running sandbox must show in.
+    pub(crate) fn is_more_than(&self, before: &Self) -> bool {
+        let grown = |now: &BTreeSet<String>, then: &BTreeSet<String>| now.len() > then.len();
+        grown(&self.children, &before.children)
+            && grown(&self.cgroups, &before.cgroups)
+            && grown(&self.files, &before.files)
+    }
+
     pub(crate) fn of(root: &RunRoot) -> Self {
         let mountinfo = fs::read_to_string("/proc/self/mountinfo").expect("readable");
         let tagged = |line: &&str| line.contains(root.tag());
@@ -33,7 +40,6 @@ impl Traces {
                 .map(str::to_owned)
                 .collect(),
             files: sandboxes.map(|e| e.expect("readable").path().display().to_string()).collect(),
-            descriptors: 0,
         }
     }
 }
