@@ -22,6 +22,7 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage as Message};
 
 use super::addresses::Mac;
 use super::netlink::Netlink;
+use crate::deadline::Deadline;
 
 /// A request with its extra flags.
 pub(super) type Request = (u16, Message);
@@ -199,6 +200,24 @@ pub(super) fn index_of(netlink: &mut Netlink, name: &str) -> io::Result<u32> {
         Message::NewLink(link) => Ok(link.header.index),
         _ => Err(io::ErrorKind::InvalidData.into()),
     }
+}
+
+/// Waits until the kernel lets packets out of an interface that came up, which it does a moment
+/// after the other end is up; what is sent before is lost.
+pub(super) fn wait_running(
+    changes: &mut Netlink,
+    index: u32,
+    deadline: Deadline,
+) -> io::Result<()> {
+    while !deadline.passed() {
+        for change in changes.hear(deadline)? {
+            let Message::NewLink(link) = change else { continue };
+            if link.header.index == index && link.header.flags.contains(LinkFlags::Running) {
+                return Ok(());
+            }
+        }
+    }
+    Err(io::ErrorKind::TimedOut.into())
 }
 
 /// An interface as [`list`] shows it.

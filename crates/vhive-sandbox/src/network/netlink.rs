@@ -8,6 +8,10 @@ use netlink_packet_core::{
 };
 use netlink_sys::constants::{NETLINK_NETFILTER, NETLINK_ROUTE};
 use netlink_sys::{Socket, SocketAddr};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::retry_on_intr;
+
+use crate::deadline::Deadline;
 
 /// One socket; it belongs for ever to the network namespace in which it was opened, whatever
 /// namespace the thread that uses it is in.
@@ -26,6 +30,31 @@ impl Netlink {
     /// Firewall and connection tracking.
     pub(super) fn netfilter() -> io::Result<Self> {
         Self::open(NETLINK_NETFILTER)
+    }
+
+    /// Hears of every change of a link.
+    pub(super) fn link_changes() -> io::Result<Self> {
+        const RTNLGRP_LINK: u32 = 1;
+        let listener = Self::open(NETLINK_ROUTE)?;
+        listener.socket.add_membership(RTNLGRP_LINK)?;
+        Ok(listener)
+    }
+
+    /// The next messages that nobody asked for; none once the deadline has passed.
+    pub(super) fn hear<M>(&mut self, deadline: Deadline) -> io::Result<Vec<M>>
+    where
+        M: NetlinkDeserializable,
+    {
+        let left = Timespec::try_from(deadline.left()).map_err(io::Error::other)?;
+        let mut fds = [PollFd::new(&self.socket, PollFlags::IN)];
+        if retry_on_intr(|| poll(&mut fds, Some(&left)))? == 0 {
+            return Ok(Vec::new());
+        }
+        let inner = |message: NetlinkMessage<M>| match message.payload {
+            NetlinkPayload::InnerMessage(message) => Some(message),
+            _ => None,
+        };
+        Ok(self.receive()?.into_iter().filter_map(inner).collect())
     }
 
     fn open(protocol: isize) -> io::Result<Self> {

@@ -11,6 +11,7 @@ use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use super::addresses::{
     GATEWAY, GATEWAY_MAC, GUEST, GUEST_MAC, GUEST_PREFIX, HOST_MAC, Range, UPLINK_MAC,
@@ -18,9 +19,13 @@ use super::addresses::{
 use super::firewall::{self, Nft};
 use super::netlink::Netlink;
 use super::{conntrack, links, namespace, tap};
+use crate::deadline::Deadline;
 
 /// The slot's way to the host, inside its namespace.
 pub(super) const UPLINK: &str = "up0";
+
+/// The kernel's work queue has its own pace; a busy machine needs milliseconds.
+const UP_WITHIN: Duration = Duration::from_secs(10);
 
 /// What all slots of a pool have in common.
 #[derive(Debug)]
@@ -130,6 +135,7 @@ impl Site {
         ];
         inner.apply(inside).map_err(|(_, e)| ("configure the slot's uplink", e))?;
 
+        let mut changes = Netlink::link_changes().map_err(|e| ("open netlink", e))?;
         let host_side = find(&mut tools.netlink, &name)?;
         let mut outside = vec![
             links::set_forwarding(host_side),
@@ -145,6 +151,8 @@ impl Site {
 
         let script = firewall::slot_script(node, address);
         self.nft.run(&script).map_err(|e| ("load the slot's firewall", e))?;
+        links::wait_running(&mut changes, up, Deadline::after(UP_WITHIN))
+            .map_err(|e| ("wait for the uplink", e))?;
         Ok(Devices { number, address, pin, namespace, tap: Some(tap) })
     }
 

@@ -72,6 +72,8 @@ impl Lab {
             for link in ["lo", "wan0p", "lan0p"] {
                 ip(&format!("link set {link} up"));
             }
+            // Nothing but the host's rules shall keep outsiders from slots.
+            ip("route add 198.18.0.0/15 via 203.0.113.2");
         });
         ip("route add 169.254.169.254 via 203.0.113.1");
         Some(lab)
