@@ -100,7 +100,8 @@ impl KernelStore {
             None => Vec::new(),
         };
         progress("storing kernel and initramfs");
-        Ok(self.publish(Parts { release, source, vmlinux: &vmlinux, modules })?)
+        let parts = Parts { release, source, vmlinux: &vmlinux, stored_vmlinux: None, modules };
+        Ok(self.publish(parts)?)
     }
 }
 

@@ -76,6 +76,8 @@ pub(super) struct Parts<'a> {
     pub(super) release: String,
     pub(super) source: String,
     pub(super) vmlinux: &'a [u8],
+    /// A file of the store with the same bytes, to be shared instead of written again.
+    pub(super) stored_vmlinux: Option<PathBuf>,
     pub(super) modules: Vec<Module>,
 }
 
@@ -137,13 +139,14 @@ impl KernelStore {
         let vmlinux = fs::read(&kernel.vmlinux).map_err(io("read", &kernel.vmlinux))?;
         let modules = self.read_modules(&self.entry(digest), &manifest)?;
         let Manifest { release, source, .. } = manifest;
-        self.publish(Parts { release, source, vmlinux: &vmlinux, modules })
+        let stored_vmlinux = Some(kernel.vmlinux);
+        self.publish(Parts { release, source, vmlinux: &vmlinux, stored_vmlinux, modules })
     }
 
     /// Stores a kernel and makes it the one in use.
     pub(super) fn publish(&self, parts: Parts<'_>) -> Result<GuestKernel, StoreError> {
         let init = super::init_binary();
-        let Parts { release, source, vmlinux, modules } = parts;
+        let Parts { release, source, vmlinux, stored_vmlinux, modules } = parts;
         let initramfs = initramfs::build(init, &modules);
         let stored = |module: &Module| StoredModule {
             name: module.name.clone(),
@@ -166,7 +169,11 @@ impl KernelStore {
             let draft = self.dir.join(format!("draft-{}", digest.hex()));
             let modules_dir = draft.join("modules");
             fs::create_dir_all(&modules_dir).map_err(io("create", &modules_dir))?;
-            write(&draft.join("vmlinux"), vmlinux)?;
+            let path = draft.join("vmlinux");
+            // Where links are not possible, a copy serves as well.
+            if stored_vmlinux.is_none_or(|stored| fs::hard_link(stored, &path).is_err()) {
+                write(&path, vmlinux)?;
+            }
             write(&draft.join("initramfs.cpio"), &initramfs)?;
             for module in &modules {
                 write(&modules_dir.join(format!("{}.ko", module.name)), &module.image)?;

@@ -86,6 +86,8 @@ fn another_init_is_replaced_by_ours_without_the_package() {
     fs::write(host.dir.path().join("s/current"), manifest.identity().to_string()).unwrap();
     assert_eq!(store.current().unwrap(), kernel);
     assert!(old.exists(), "a guest may still be booting from it");
+    let inode = |path: &Path| std::os::unix::fs::MetadataExt::ino(&fs::metadata(path).unwrap());
+    assert_eq!(inode(&kernel.vmlinux), inode(&old.join("vmlinux")), "one copy on disk");
 }
 
 #[test]
