@@ -21,8 +21,12 @@ pub struct Config {
     /// What each instance costs beside its revision's memory (VMM, kernel structures); `sim`
     /// costs nothing.
     pub instance_overhead: Bytes,
-    /// Starts under way at a time: the admission control of cold starts. 0 = two per CPU.
+    /// Starts under way at a time: the admission control of cold starts. 0 = one per CPU, at
+    /// least 2.
     pub start_threads: u32,
+    /// How long a function that has been started may count as under way while it gets ready;
+    /// then the next start has its turn.
+    pub start_turn: Span,
     /// How long a start may take from its turn to being ready.
     pub start_deadline: Span,
     /// How long a root file system image may take to be made.
@@ -62,6 +66,7 @@ impl Default for Config {
             max_memory: None,
             instance_overhead: Bytes::mib(64),
             start_threads: 0,
+            start_turn: Span(Duration::from_secs(10)),
             start_deadline: Span(Duration::from_secs(60)),
             image_deadline: Span(Duration::from_secs(300)),
             stop_grace: Span(Duration::from_secs(10)),
@@ -155,7 +160,7 @@ impl Config {
     #[must_use]
     pub fn start_threads(&self) -> usize {
         match self.start_threads {
-            0 => 2 * std::thread::available_parallelism().map_or(1, usize::from),
+            0 => std::thread::available_parallelism().map_or(1, usize::from).max(2),
             n => n as usize,
         }
     }

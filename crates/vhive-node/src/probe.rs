@@ -74,16 +74,25 @@ pub struct Probe<'a> {
     pub readiness: &'a Readiness,
 }
 
-/// Waits until the function is ready and says when that was.
+impl ProbeError {
+    /// Whether waiting longer could help.
+    #[must_use]
+    pub const fn may_pass(&self) -> bool {
+        !matches!(self, Self::Ended(_))
+    }
+}
+
+/// Waits until the function, whose process was started at `began`, is ready, and says when that
+/// was. After a deadline it may be called again with a later one.
 ///
 /// # Errors
 /// [`ProbeError`], at the deadline or when the sandbox ended.
 pub fn wait(
     probe: Probe<'_>,
     journal: &Journal,
+    began: Instant,
     deadline: Deadline,
 ) -> Result<Instant, ProbeError> {
-    let began = Instant::now();
     let mut listening = false;
     if journal.reached(Milestone::KernelUp).is_some() {
         // Only an init of ours tells this; so it will tell the rest as well.
@@ -182,5 +191,114 @@ fn get(
             }
             Ok(_) => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+    use std::sync::Arc;
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(10);
+
+    /// A listener that answers its connections in turn with these bytes, then closes.
+    fn answering(answers: Vec<&'static [u8]>) -> (SocketAddr, std::thread::JoinHandle<()>) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let endpoint = listener.local_addr().unwrap();
+        let thread = std::thread::spawn(move || {
+            for answer in answers {
+                let (mut stream, _) = listener.accept().unwrap();
+                let mut request = [0; 1024];
+                let n = stream.read(&mut request).unwrap();
+                assert!(request[..n].starts_with(b"GET /ready?x=1 HTTP/1.1\r\n"));
+                assert!(String::from_utf8_lossy(&request[..n]).contains("\r\nX-A: b\r\n"));
+                // The prober may hang up on nonsense before it has all of it.
+                let _sent = stream.write_all(answer);
+            }
+        });
+        (endpoint, thread)
+    }
+
+    fn http() -> Readiness {
+        let headers = vec![("X-A".to_owned(), "b".to_owned())];
+        Readiness::Http(HttpProbe { path: "/ready?x=1".to_owned(), headers })
+    }
+
+    fn run(endpoint: SocketAddr, journal: &Journal, span: Duration) -> Result<Instant, ProbeError> {
+        let probe = Probe { endpoint, port: 8080, readiness: &http() };
+        wait(probe, journal, Instant::now(), Deadline::after(span))
+    }
+
+    #[test]
+    fn a_get_is_repeated_until_it_is_answered_well() {
+        let (endpoint, thread) = answering(vec![
+            b"HTTP/1.1 503 no\r\n\r\n",
+            b"SSH-2.0-nonsense\r\n",
+            b"",
+            b"HTTP/1.1 404 no\r\n\r\n",
+            b"HTTP/1.1 100 Continue\r\n\r\n",
+            b"HTTP/1.1 302 elsewhere\r\n\r\n",
+        ]);
+        run(endpoint, &Journal::new(), PATIENCE).expect("ready in the end");
+        thread.join().expect("every answer was asked for");
+    }
+
+    #[test]
+    fn the_last_bad_answer_is_told() {
+        let answers = vec![b"HTTP/1.1 500 no\r\n\r\n".as_slice(); 1000];
+        let listener = answering(answers).0;
+        let error = run(listener, &Journal::new(), Duration::from_millis(100));
+        match error {
+            Err(ProbeError::NotReady { path, answer, .. }) => {
+                assert_eq!((path.as_str(), answer.as_str()), ("/ready?x=1", "status 500"));
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn an_endless_head_ends() {
+        let endless: &[u8] = Box::leak(vec![b'x'; 1 << 20].into_boxed_slice());
+        let head = b"HTTP/1.1 200 OK\r\nX: ";
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let endpoint = listener.local_addr().unwrap();
+        let thread = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let _sent = stream.write_all(head).and_then(|()| stream.write_all(endless));
+        });
+        let limit = Deadline::after(PATIENCE);
+        let stream = TcpStream::connect(endpoint).unwrap();
+        let Readiness::Http(probe) = http() else { unreachable!("it is one") };
+        // The status is known before the head is too long; nothing beyond the bound is read.
+        let status = get(&stream, &probe, endpoint, limit);
+        assert!(matches!(status, Ok(200)), "{status:?}");
+        drop(stream);
+        thread.join().expect("it does not panic");
+    }
+
+    #[test]
+    fn the_sandboxs_end_ends_the_wait_at_once() {
+        let journal = Journal::new();
+        let ends = Arc::clone(&journal);
+        // Bound, so that nobody else answers there, and never listening.
+        let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let endpoint = socket.local_addr().unwrap();
+        let thread = std::thread::spawn(move || ends.end(End::Exited(3)));
+        let error = run(endpoint, &journal, PATIENCE).expect_err("ended");
+        assert!(matches!(error, ProbeError::Ended(End::Exited(3))) && !error.may_pass());
+        thread.join().expect("it does not panic");
+    }
+
+    #[test]
+    fn a_guest_that_tells_is_not_disturbed_before_it_listens() {
+        let journal = Journal::new();
+        journal.reach(Milestone::KernelUp, Instant::now());
+        let (endpoint, _thread) = answering(vec![b"HTTP/1.1 200 OK\r\n\r\n"]);
+        let error = run(endpoint, &journal, Duration::from_millis(50)).expect_err("not told");
+        assert!(matches!(error, ProbeError::NotListening { port: 8080, .. }), "{error}");
+        journal.reach(Milestone::Listening, Instant::now());
+        run(endpoint, &journal, PATIENCE).expect("the one answer was not used up");
     }
 }

@@ -309,8 +309,15 @@ impl Work {
         drop(spec);
         let endpoint = sandbox.endpoint();
         let probe = Probe { endpoint, port: revision.port, readiness: &revision.readiness };
-        let ready = probe::wait(probe, &self.journal, deadline).map_err(StartError::Probe)?;
+        let began = Instant::now();
+        let turn_ends = deadline.or_after(self.shared.config.start_turn.0);
+        let mut ready = probe::wait(probe, &self.journal, began, turn_ends);
+        // A function that takes its time to get ready, or never does, must not hold up the others.
         drop(self.turn);
+        if ready.as_ref().is_err_and(ProbeError::may_pass) && !deadline.passed() {
+            ready = probe::wait(probe, &self.journal, began, deadline);
+        }
+        let ready = ready.map_err(StartError::Probe)?;
         Ok((sandbox, Done { image: None, network: network_took, boot, ready }))
     }
 
@@ -405,20 +412,36 @@ impl Drop for Order {
 /// Stops a sandbox on a blocking thread: by its stop signal if it still runs, then by dropping it.
 pub(crate) fn spawn_stop(shared: &Shared, gone: Gone, running: Running, journal: Arc<Journal>) {
     let grace = shared.config.stop_grace.0;
+    let mut stop = Stop { parts: Some((running, gone)) };
     let stop = move || {
-        // In this order on return and on a panic alike: sandbox, room, count.
-        let gone = gone;
-        let Running { mut sandbox, room } = running;
-        let room = room;
+        let Some((running, gone)) = stop.parts.take() else { return };
+        // Dropped in this order on return and on a panic alike: sandbox, room, count.
+        let (_gone, _room, mut sandbox) = (gone, running.room, running.sandbox);
         if journal.ended().is_none() {
             sandbox.stop(Deadline::after(grace));
         }
-        drop(sandbox);
-        drop(room);
-        drop(gone);
     };
-    // Should the runtime be gone already, the closure is dropped, and the sandbox with it.
     drop(shared.handle.spawn_blocking(stop));
+}
+
+/// A stop that is still to run. If the async runtime is gone and will never run it, dropping this
+/// does the rest on a thread of its own: whoever drops it may hold locks of the very sandbox.
+struct Stop {
+    parts: Option<(Running, Gone)>,
+}
+
+impl Drop for Stop {
+    fn drop(&mut self) {
+        let Some((running, gone)) = self.parts.take() else { return };
+        let release = move || {
+            drop(running);
+            drop(gone);
+        };
+        let thread = std::thread::Builder::new().name("vhive-stop".to_owned());
+        if let Err(error) = thread.spawn(release) {
+            tracing::error!(%error, "no thread to stop a sandbox on; it was dropped in place");
+        }
+    }
 }
 
 fn panic_text(panic: &(dyn Any + Send)) -> String {

@@ -23,7 +23,8 @@ async fn the_registry_equals_the_table_of_the_page() {
         .filter_map(|line| line.split_once(' '))
         .map(|(name, kind)| if kind == "counter" { format!("{name}_total") } else { name.into() })
         .collect();
-    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/design/records-and-metrics.md");
+    let page =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/design/records-and-metrics.md");
     let page = std::fs::read_to_string(page).expect("the page");
     let section = page.split("\n## Metrics of the node").nth(1).expect("the section");
     let section = section.split("\n## ").next().expect("its text");
