@@ -68,7 +68,7 @@ fn run(open: &mut Option<Channel>) -> Result<(), Failure> {
     let channel = open.insert(Channel::open(&uevents)?);
     let Started { config, handshake_ns } = channel.hello()?;
     modules.load(Stage::Root)?;
-    modules::forget_files();
+    let spent = modules.into_files();
     clock::set_wall(config.now_unix_ns)?;
     clock::add_entropy(&config.entropy)?;
     network::configure(config.network.as_ref(), &uevents)?;
@@ -78,10 +78,11 @@ fn run(open: &mut Option<Channel>) -> Result<(), Failure> {
     channel.flush()?;
     let stop_signal = process::stop_signal(&config.process.stop_signal)?;
     let children = supervise::watch_children()?;
-    let listening = listen::watch(config.port)?;
     let child = process::start(&config.process)?;
     channel.queue(&FromGuest::Started { at_ns: clock::now_ns(), pid: child.id() });
     channel.flush()?;
+    let listening = listen::watch(config.port)?;
+    spent.remove();
     Supervisor::new(channel, children, child, stop_signal, listening).run()
 }
 

@@ -5,8 +5,10 @@
 
 use std::ffi::CStr;
 use std::fs::{self, File};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, openat, unlinkat};
 use rustix::io::Errno;
 
 use crate::failure::{Failure, Step as _};
@@ -34,6 +36,13 @@ impl Modules {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Self::default()),
             Err(e) => Err(e).step("read /modules/list"),
         }
+    }
+
+    /// What is no longer needed once everything has been loaded.
+    pub(crate) fn into_files(self) -> Files {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let dir = openat(CWD, DIRECTORY, flags, Mode::empty()).ok();
+        Files { dir, names: self.0.into_iter().map(|(_, file)| file).collect() }
     }
 
     fn parse(text: &str) -> Result<Self, String> {
@@ -66,10 +75,22 @@ impl Modules {
     }
 }
 
-/// Gives the modules' files back to the guest: they are memory.
-pub(crate) fn forget_files() {
-    // Only memory is at stake, so a failure is not worth a word.
-    let _ = fs::remove_dir_all(DIRECTORY);
+/// The files of the initramfs' modules, to be removed when there is time: they are memory. Can be
+/// used after the root has been switched.
+#[derive(Debug)]
+pub(crate) struct Files {
+    dir: Option<OwnedFd>,
+    names: Vec<String>,
+}
+
+impl Files {
+    /// Removes them. Only memory is at stake, so a failure is not worth a word.
+    pub(crate) fn remove(self) {
+        let Some(dir) = self.dir else { return };
+        for name in self.names {
+            let _ = unlinkat(&dir, name, AtFlags::empty());
+        }
+    }
 }
 
 const fn no_parameters() -> &'static CStr {
