@@ -12,8 +12,8 @@ so in one line on stdout, and exits with 0 on SIGTERM. One thread does everythin
 time, but an idle connection keeps nobody waiting. `GET /` replies with the help.
 
 Imports are few on purpose, and go to the interpreter's C modules where the standard library only
-dresses them up: under an emulated CPU, `socket`, `signal` and `json` with all they import take
-longer than the start of the interpreter, and http.server twice as long again.
+dresses them up: in a microVM under emulation, importing `socket`, `signal` and `json` takes longer
+than the start of the interpreter, and http.server three times as long again.
 """
 
 import _signal

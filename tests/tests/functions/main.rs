@@ -14,6 +14,9 @@ use client::{Client, Raw};
 use inputs::Compare;
 use process::{Running, start};
 use serde_json::Value;
+use vhive_api::Protocol;
+use vhive_serving::Config;
+use vhive_serving::admission::{admit, documents};
 
 /// Requests that no function accepts: what is sent, and the statuses that may come back.
 ///
@@ -354,4 +357,29 @@ fn rust_functions_are_static() {
         let interpreters = (0..count).filter(|i| word(table + i * size, 4) == 3).count();
         assert_eq!((&elf[..4], interpreters), (&b"\x7fELF"[..], 0), "{name}");
     }
+}
+
+/// Every service of the functions is admitted, and names the image that is built beside it.
+#[test]
+fn services_are_admitted() {
+    let mut seen = 0;
+    for entry in fs::read_dir(process::functions()).expect("it is there") {
+        let dir = entry.expect("readable").path();
+        for (file, protocol) in
+            [("service.yaml", Protocol::Http1), ("service-grpc.yaml", Protocol::H2c)]
+        {
+            let Ok(text) = fs::read_to_string(dir.join(file)) else { continue };
+            let recipe = fs::read_to_string(dir.join("image.toml")).expect("there is a recipe");
+            let recipe: toml::Value = toml::from_str(&recipe).expect("recipes are TOML");
+            for document in documents(&text).expect("services are YAML") {
+                let service = admit(&document, &Config::default());
+                let service = service.unwrap_or_else(|error| panic!("{}: {error}", dir.display()));
+                assert_eq!(recipe["name"].as_str(), Some(service.template.image.as_str()));
+                let port = (service.template.port, service.template.protocol);
+                assert_eq!(port, (8080, protocol), "{}", dir.display());
+                seen += 1;
+            }
+        }
+    }
+    assert_eq!(seen, 9, "seven functions, two of which also speak gRPC");
 }
