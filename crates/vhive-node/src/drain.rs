@@ -1,6 +1,7 @@
 //! The end of a node: first what is in flight, then the instances, then the records.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use vhive_sandbox::Deadline;
 
@@ -19,7 +20,8 @@ pub(crate) async fn shutdown(
     shared: &Arc<Shared>,
     deadline: Deadline,
 ) -> Result<(), ShutdownError> {
-    let pools = shared.pools();
+    shared.closing.store(true, Ordering::SeqCst);
+    let pools = shared.all_pools();
     for pool in &pools {
         pool.close();
     }
@@ -46,7 +48,10 @@ pub(crate) async fn shutdown(
         tracing::error!(%error, "records and networks not closed");
     }
     match pools.iter().map(|pool| pool.alive()).sum() {
-        0 => Ok(()),
+        0 => {
+            shared.ground.release();
+            Ok(())
+        }
         left => Err(ShutdownError { left }),
     }
 }

@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
@@ -114,11 +115,26 @@ pub(crate) struct Shared {
     pub(crate) metrics: Metrics,
     pub(crate) records: Records,
     pub(crate) handle: Handle,
+    /// Set when the node is being shut down.
+    pub(crate) closing: AtomicBool,
     pools: RwLock<HashMap<RevisionKey, Arc<Pool>>>,
+    /// Pools of forgotten revisions that may still have instances.
+    forgotten: Mutex<Vec<Arc<Pool>>>,
 }
 
 impl Shared {
-    /// Every pool.
+    /// Every pool, those of forgotten revisions included.
+    pub(crate) fn all_pools(&self) -> Vec<Arc<Pool>> {
+        let registered = self.pools.read().unwrap_or_else(PoisonError::into_inner);
+        let forgotten = self.forgotten();
+        registered.values().chain(forgotten.iter()).cloned().collect()
+    }
+
+    fn forgotten(&self) -> MutexGuard<'_, Vec<Arc<Pool>>> {
+        self.forgotten.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Every registered revision's pool.
     pub(crate) fn pools(&self) -> Vec<Arc<Pool>> {
         self.pools.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
@@ -182,7 +198,9 @@ impl Node {
             ground,
             records,
             handle: Handle::current(),
+            closing: AtomicBool::new(false),
             pools: RwLock::default(),
+            forgotten: Mutex::default(),
         };
         Ok(Self(Arc::new(Inner { shared: Arc::new(shared) })))
     }
@@ -223,21 +241,30 @@ impl Node {
             return;
         }
         let key = revision.key.clone();
-        pools.insert(key, Pool::new(Arc::clone(shared), revision));
+        let pool = Pool::new(Arc::clone(shared), revision);
+        if shared.closing.load(Ordering::SeqCst) {
+            pool.close();
+        }
+        pools.insert(key, pool);
     }
 
     /// Forgets a revision: refuses further requests, fails those that wait in vain, lets those in
     /// flight finish, stops every instance. Resolves when nothing of it exists any more; dropping
     /// the future does not stop that.
     pub async fn forget(&self, key: &RevisionKey) {
+        let shared = &self.0.shared;
         let removed = {
-            let pools = &self.0.shared.pools;
-            pools.write().unwrap_or_else(PoisonError::into_inner).remove(key)
+            let mut pools = shared.pools.write().unwrap_or_else(PoisonError::into_inner);
+            let removed = pools.remove(key);
+            // Under the same lock, so that a shutdown misses it in neither place.
+            shared.forgotten().extend(removed.clone());
+            removed
         };
         if let Some(pool) = removed {
             pool.close();
             pool.emptied().await;
         }
+        shared.forgotten().retain(|pool| pool.alive() > 0);
     }
 
     /// Lends a slot of an instance of the revision, starting one if none is there or under way
@@ -344,7 +371,7 @@ impl Node {
     }
 
     /// Shuts down: starts nothing more, lets requests in flight finish, stops every instance by
-    /// its stop signal, writes out the records. Whatever is left at the deadline is stopped
+    /// its stop signal, writes out the records, gives up the state directory. Whatever is left at the deadline is stopped
     /// without regard to what it holds.
     ///
     /// # Errors
@@ -361,9 +388,10 @@ impl Node {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        let mut pools = self.shared.pools.write().unwrap_or_else(PoisonError::into_inner);
-        let pools = std::mem::take(&mut *pools);
-        for pool in pools.into_values() {
+        let pools = self.shared.all_pools();
+        self.shared.pools.write().unwrap_or_else(PoisonError::into_inner).clear();
+        self.shared.forgotten().clear();
+        for pool in pools {
             pool.abandon();
         }
     }

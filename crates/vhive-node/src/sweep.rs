@@ -9,6 +9,7 @@ use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Read as _, Seek as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use vhive_sandbox::{RunRoot, cgroup, network};
 
@@ -54,11 +55,11 @@ pub enum LockError {
     },
 }
 
-/// A state directory that is ours as long as this lives.
+/// A state directory that is ours as long as this lives, or until it is released.
 #[derive(Debug)]
 pub struct StateLock {
     dir: PathBuf,
-    _file: File,
+    file: Mutex<Option<File>>,
 }
 
 impl StateLock {
@@ -90,7 +91,12 @@ impl StateLock {
             writeln!(file, "{}", std::process::id())
         };
         note(&mut file).map_err(failed)?;
-        Ok(Self { dir, _file: file })
+        Ok(Self { dir, file: Mutex::new(Some(file)) })
+    }
+
+    /// Lets others have the directory.
+    pub fn release(&self) {
+        drop(self.file.lock().unwrap_or_else(PoisonError::into_inner).take());
     }
 
     /// The directory's canonical path, from which every name on the host derives.
@@ -166,6 +172,11 @@ impl Ground {
     #[must_use]
     pub fn state_dir(&self) -> &Path {
         self.lock.dir()
+    }
+
+    /// Lets the next node have the directory, once nothing of this one is left.
+    pub(crate) fn release(&self) {
+        self.lock.release();
     }
 
     /// Sandboxes of which something was left.

@@ -26,8 +26,10 @@ async fn a_second_node_on_a_state_directory_is_refused_and_told_who_holds_it() {
     let key = register(&node, "one", |_| ());
     drop(soon(node.acquire(&key)).await.expect("a slot"));
     soon(node.shutdown(Deadline::after(PATIENCE))).await.expect("clean");
-    drop(node);
     scene.node().await;
+    // Of the first one nothing starts any more.
+    let late = register(&node, "late", |_| ());
+    assert!(matches!(node.acquire(&late).await, Err(AcquireError::Closing(_))));
 }
 
 #[tokio::test]
@@ -96,6 +98,26 @@ async fn shutdown_keeps_its_deadline() {
     soon(node.shutdown(deadline)).await.expect("what is stuck is stopped all the same");
     assert!(began.elapsed() < PATIENCE / 2);
     assert!(lease.ended().is_some());
+    assert_eq!(sandbox_dirs(&node), 0);
+}
+
+#[tokio::test]
+async fn shutdown_also_waits_for_what_a_forgotten_revision_still_holds() {
+    let scene = Scene::new();
+    let node = scene.node().await;
+    let key = register(&node, "gone", |_| ());
+    let lease = soon(node.acquire(&key)).await.expect("a slot");
+    let forgetting = tokio::time::timeout(Duration::from_millis(10), node.forget(&key)).await;
+    assert!(forgetting.is_err() && lease.ended().is_none(), "its request is still in flight");
+    assert!(matches!(node.acquire(&key).await, Err(AcquireError::Unknown(_))));
+    let done = tokio::spawn({
+        let node = node.clone();
+        async move { node.shutdown(Deadline::after(PATIENCE)).await }
+    });
+    tokio::task::yield_now().await;
+    assert!(!done.is_finished() && lease.ended().is_none());
+    drop(lease);
+    soon(done).await.expect("no panic").expect("clean");
     assert_eq!(sandbox_dirs(&node), 0);
 }
 
@@ -173,7 +195,6 @@ async fn purge_removes_what_is_ours_and_names_what_is_not() {
     let busy = purge(&state, &run);
     assert!(matches!(busy, Err(PurgeError::Lock(LockError::Held { .. }))), "{busy:?}");
     soon(node.shutdown(Deadline::after(PATIENCE))).await.expect("clean");
-    drop(node);
     let mine = state.join("notes.txt");
     std::fs::write(&mine, "mine").expect("written");
     let purged = purge(&state, &run).expect("purged");
