@@ -143,6 +143,8 @@ impl Qemu {
                 Ok(_) => {}
                 Err(WaitError::Deadline { .. }) if attempts < ATTEMPTS && !deadline.passed() => {
                     vm.supervised.abandon();
+                    // Before anything is forgotten: until it has gone it may still speak.
+                    drop(vm);
                     tracing::warn!(sandbox = %spec.id, "guest kernel hangs and is booted once more");
                     let waited = self.config.hello_deadline.to_string();
                     let line = format!("vhive: no init within {waited}; booting once more");

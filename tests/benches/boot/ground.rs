@@ -1,0 +1,157 @@
+//! What is booted: the demo's `hello`, in a microVM of ours and as a bare QEMU.
+
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use vhive_api::guest::{FromGuest, Process, read_frame};
+use vhive_api::{Bytes, SandboxId};
+use vhive_image::{ImageStore, Progress};
+use vhive_sandbox::kernel::{self, GuestKernel, KernelStore, StoreError};
+use vhive_sandbox::network::{NetworkConfig, NetworkPool};
+use vhive_sandbox::qemu::{Choose, Qemu, QemuConfig};
+use vhive_sandbox::{Deadline, Journal, Milestone, RunRoot, Runtime as _, SandboxSpec};
+
+const MEMORY_MIB: u64 = 128;
+const PORT: u16 = 8080;
+/// Far beyond any boot that works.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Everything that a boot needs. The network is removed with it.
+pub(crate) struct Ground {
+    qemu: Qemu,
+    kernel: GuestKernel,
+    command_line: String,
+    pool: NetworkPool,
+    root: RunRoot,
+    rootfs: PathBuf,
+    process: Process,
+    dir: tempfile::TempDir,
+}
+
+/// What one boot took.
+pub(crate) struct Booted {
+    /// From the call to init's first message.
+    pub(crate) kernel_up: Duration,
+    /// From the call to the first reply's last byte.
+    pub(crate) reply: Duration,
+    pub(crate) attempts: u32,
+}
+
+impl Ground {
+    /// Makes it, or says what is missing.
+    pub(crate) fn find() -> Result<Self> {
+        let dir = tempfile::tempdir()?;
+        let kept = Path::new(env!("CARGO_TARGET_TMPDIR"));
+        let kernels = KernelStore::open(kept.join("kernels"))?;
+        let kernel = match kernels.current() {
+            Err(StoreError::None(_)) => {
+                kernels.install_from_apt(&mut |_| {}).context("a guest kernel")?
+            }
+            current => current?,
+        };
+        // Under KVM the ratio would be of something else.
+        let config = QemuConfig { accelerator: Choose::Tcg, ..QemuConfig::default() };
+        let qemu = Qemu::new(config, kernels, dir.path());
+        qemu.check_host()?;
+        let command_line = kernel::command_line(kernel::tsc_khz()?);
+        let (rootfs, process) = hello(&kept.join("images"))?;
+        let root = RunRoot::below(&dir.path().join("run"), dir.path());
+        let network = NetworkConfig { ready: 2, max: 4, ..NetworkConfig::default() };
+        let pool = NetworkPool::open(&network, &root).context("a network for guests")?;
+        Ok(Self { qemu, kernel, command_line, pool, root, rootfs, process, dir })
+    }
+
+    /// Boots `hello` as a node does, and asks it once.
+    pub(crate) fn boot_to_reply(&self) -> Result<Booted> {
+        let deadline = Deadline::after(PATIENCE);
+        self.pool.warm(deadline)?;
+        let begin = Instant::now();
+        let journal = Journal::new();
+        let spec = SandboxSpec {
+            id: SandboxId::random(),
+            rootfs: self.rootfs.clone(),
+            process: self.process.clone(),
+            port: PORT,
+            cpu_millis: 1000,
+            memory: Bytes::mib(MEMORY_MIB),
+            network: Some(Arc::new(self.pool.take(deadline)?)),
+            run_root: self.root.clone(),
+            journal: Arc::clone(&journal),
+        };
+        let sandbox = self
+            .qemu
+            .boot(&spec, deadline)
+            .with_context(|| format!("boot (console: {})", journal.tail(5).join(" | ")))?;
+        journal.wait(Milestone::Listening, deadline)?;
+        ask(sandbox.endpoint())?;
+        let reply = begin.elapsed();
+        let up = journal.reached(Milestone::KernelUp).context("init said hello")?;
+        Ok(Booted { kernel_up: up - begin, reply, attempts: journal.attempts() })
+    }
+
+    /// Boots kernel and initramfs with as little as init needs to say hello.
+    pub(crate) fn bare_boot(&self) -> Result<Duration> {
+        let socket = self.dir.path().join("bare.sock");
+        let listener = UnixListener::bind(&socket)?;
+        let begin = Instant::now();
+        let mut qemu = Command::new("qemu-system-x86_64");
+        qemu.args(["-machine", "microvm", "-accel", "tcg", "-cpu", "max,erms=off", "-smp", "1"]);
+        qemu.args(["-m", &format!("{MEMORY_MIB}M")]);
+        qemu.arg("-kernel").arg(&self.kernel.vmlinux).arg("-initrd").arg(&self.kernel.initramfs);
+        qemu.args(["-append", &self.command_line, "-nodefaults", "-no-user-config", "-no-reboot"]);
+        qemu.args(["-display", "none", "-serial", "null", "-device", "virtio-serial-device"]);
+        qemu.args(["-global", "virtio-mmio.force-legacy=false"]);
+        qemu.arg("-chardev").arg(format!("socket,id=channel,path={}", socket.display()));
+        qemu.args(["-device", "virtserialport,chardev=channel,name=vhive.0"]);
+        let mut qemu = qemu.stdin(Stdio::null()).spawn()?;
+        let hello = listener.accept().map_err(anyhow::Error::from).and_then(|(mut channel, _)| {
+            channel.set_read_timeout(Some(PATIENCE))?;
+            Ok(read_frame::<FromGuest>(&mut channel)?)
+        });
+        let took = begin.elapsed();
+        qemu.kill()?;
+        qemu.wait()?;
+        std::fs::remove_file(&socket)?;
+        ensure!(matches!(hello?, Some(FromGuest::Hello { .. })), "init said something else");
+        Ok(took)
+    }
+}
+
+/// The demo's image, as the store makes it.
+fn hello(store: &Path) -> Result<(PathBuf, Process)> {
+    let recipe = Path::new(env!("CARGO_MANIFEST_DIR")).join("../functions/hello");
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build()?;
+    let (image, rootfs) = runtime.block_on(async {
+        let store = ImageStore::open(store)?;
+        let image = store.build(&recipe, None, Progress::default()).await?;
+        let rootfs = store.rootfs(&image.digest).await?;
+        anyhow::Ok((image, rootfs))
+    })?;
+    let config = image.config;
+    let mut env: Vec<String> = config.env.iter().map(|(n, v)| format!("{n}={v}")).collect();
+    env.push(format!("PORT={PORT}"));
+    let process = Process {
+        args: [config.entrypoint, config.cmd].concat(),
+        env,
+        user: config.user,
+        cwd: config.working_dir,
+        stop_signal: config.stop_signal.unwrap_or_default(),
+    };
+    Ok((rootfs.path, process))
+}
+
+fn ask(endpoint: SocketAddr) -> Result<()> {
+    let mut stream = TcpStream::connect_timeout(&endpoint, PATIENCE)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    write!(stream, "GET / HTTP/1.1\r\nHost: hello\r\nConnection: close\r\n\r\n")?;
+    let mut reply = Vec::new();
+    stream.read_to_end(&mut reply)?;
+    ensure!(reply.starts_with(b"HTTP/1.1 "), "no HTTP: {}", String::from_utf8_lossy(&reply));
+    Ok(())
+}
