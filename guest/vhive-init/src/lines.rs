@@ -79,6 +79,7 @@ mod tests {
     }
 
     proptest::proptest! {
+        #![proptest_config(proptest::prelude::ProptestConfig::with_cases(16))]
         #[test]
         fn nothing_is_lost_and_nothing_too_long(text in "[a-z\n]{0,20000}", at: proptest::sample::Index) {
             let (a, b) = text.as_bytes().split_at(at.index(text.len() + 1));
