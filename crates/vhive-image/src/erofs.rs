@@ -452,3 +452,6 @@ fn zero(file: &File, offset: u64, bytes: u64) -> io::Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -452,3 +452,6 @@ impl<'a> PaxRecords<'a> {
         Some((&text[..equals], &text[equals + 1..]))
     }
 }
+
+#[cfg(test)]
+mod tests;

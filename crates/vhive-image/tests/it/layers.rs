@@ -307,7 +307,7 @@ async fn bombs_are_stopped_by_the_limits() {
     };
     let usual = Limits::default();
     let zeros = Tar::new().file("zeros", &vec![0; 3 << 20]).end();
-    let text = refused(&[zeros.clone()], Limits { unpacked: 1 << 20, ..usual }).await;
+    let text = refused(std::slice::from_ref(&zeros), Limits { unpacked: 1 << 20, ..usual }).await;
     assert!(text.contains("more than the 1048576 bytes"), "{text}");
     // The limit is for all layers together.
     let text = refused(&[zeros.clone(), zeros], Limits { unpacked: 5 << 20, ..usual }).await;

@@ -22,13 +22,15 @@ use crate::support::{Pack, Tar, config_of, pack};
 
 type Body = BoxBody<Bytes, std::io::Error>;
 type Hook = Arc<dyn Fn(&Request<Incoming>) -> Option<Response<Body>> + Send + Sync>;
+/// Path and `Authorization` of each request.
+type Log = Arc<Mutex<Vec<(String, Option<String>)>>>;
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 const MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
 
 /// What a registry holds, by path, and what it was asked.
 struct Registry {
     address: SocketAddr,
-    asked: Arc<Mutex<Vec<(String, Option<String>)>>>,
+    asked: Log,
     server: tokio::task::JoinHandle<()>,
 }
 
@@ -48,7 +50,7 @@ impl Registry {
     async fn start(files: HashMap<String, (&'static str, Vec<u8>)>, hook: Hook) -> Self {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let asked: Arc<Mutex<Vec<(String, Option<String>)>>> = Arc::default();
+        let asked: Log = Arc::default();
         let (log, files) = (Arc::clone(&asked), Arc::new(files));
         let server = tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {

@@ -132,7 +132,9 @@ async fn wrong_layouts_are_refused_by_name() {
         change(&mut layout);
         layout
     };
-    let no_name = broken(0, &|layout| drop(layout.finish("latest")));
+    let no_name = broken(0, &|layout| {
+        layout.finish("latest");
+    });
     assert!(matches!(store.import(&no_name.dir, None).await, Err(ImportError::NameNeeded)));
     store.import(&no_name.dir, Some("dev.local/named")).await.unwrap();
     // Out of the store again, so that its blobs cannot stand in for what comes.
@@ -235,7 +237,7 @@ async fn a_damaged_cache_is_noticed_and_made_again() {
     let sound = fs::read(&rootfs.path).unwrap();
     let damages: [fn(&Path); 5] = [
         |path| fs::OpenOptions::new().write(true).open(path).unwrap().set_len(4096).unwrap(),
-        |path| fs::write(path, vec![0; fs::metadata(path).unwrap().len() as usize]).unwrap(),
+        |path| fs::write(path, vec![0; fs::read(path).unwrap().len()]).unwrap(),
         |path| fs::remove_file(path).unwrap(),
         |path| fs::write(path.with_extension("json"), "{").unwrap(),
         |path| fs::remove_file(path.with_extension("json")).unwrap(),
