@@ -284,6 +284,38 @@ mod tests {
     }
 
     #[test]
+    fn a_confined_child_dies_with_its_thread() {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("SKIP a_confined_child_dies_with_its_thread: root");
+            return;
+        }
+        let thread = std::thread::spawn(|| {
+            let (mut reader, writer) = io::pipe().expect("a pipe");
+            let script = "id -u; grep CapBnd /proc/self/status; exec sleep 1000";
+            let args = ["-c", script].map(OsString::from);
+            let launch = Launch {
+                program: Path::new("sh"),
+                args: &args,
+                inherit: &[],
+                stdout: writer.as_fd(),
+                stderr: writer.as_fd(),
+                confinement: Some(Confinement { uid: 1_900_000_007, extra_group: None }),
+            };
+            let child = spawn(&launch).expect("spawned");
+            drop(writer);
+            let mut told = [0; 64];
+            let mut have = 0;
+            while told[..have].iter().filter(|b| **b == b'\n').count() < 2 {
+                have += reader.read(&mut told[have..]).expect("read");
+            }
+            assert_eq!(&told[..have], b"1900000007\nCapBnd:\t0000000000000000\n");
+            child
+        });
+        let mut child = thread.join().expect("no panic");
+        assert_eq!(child.wait(), Exit::Signal(9));
+    }
+
+    #[test]
     fn confinement_names_no_capability_and_no_privilege() {
         let words = Confinement { uid: 1_900_000_001, extra_group: Some(106) }.prefix();
         let words: Vec<&str> = words.iter().filter_map(|w| w.to_str()).collect();

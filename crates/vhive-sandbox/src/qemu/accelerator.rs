@@ -65,7 +65,7 @@ pub(super) fn choose(
     if let Some(choice) = remembered(&question, file) {
         return choice;
     }
-    let choice = match probe(config, guest) {
+    let choice = match probe(config, guest, PROBE) {
         Ok(took) => AcceleratorChoice {
             accelerator: Accelerator::Kvm,
             reason: format!("a guest under KVM reached its init in {} ms", took.as_millis()),
@@ -103,10 +103,10 @@ fn device(path: &Path) -> Result<(), String> {
 }
 
 /// Boots the guest kernel under KVM and says how long it took to reach its init.
-fn probe(config: &QemuConfig, guest: &Guest) -> Result<Duration, String> {
+fn probe(config: &QemuConfig, guest: &Guest, most: Duration) -> Result<Duration, String> {
     let (id, journal) = (SandboxId::random(), Journal::new());
     let begin = std::time::Instant::now();
-    let deadline = Deadline::at(begin + PROBE);
+    let deadline = Deadline::at(begin + most);
     let wanted = Wanted {
         id: &id,
         run_root: None,
@@ -122,13 +122,13 @@ fn probe(config: &QemuConfig, guest: &Guest) -> Result<Duration, String> {
         network: None,
         config: None,
     };
-    let failed = |error: &dyn std::error::Error| format!("KVM is not fit: {error}");
+    let failed = |error: &dyn std::error::Error| format!("KVM is not fit: {}", super::chain(error));
     let vm = Vm::start(wanted, deadline).map_err(|error| failed(&error))?;
     match journal.wait(Milestone::KernelUp, deadline) {
         Ok(at) => Ok(at.saturating_duration_since(begin)),
         Err(error) => {
             vm.supervised.abandon();
-            Err(format!("{} within {} s", failed(&error), PROBE.as_secs()))
+            Err(format!("{} within {} s", failed(&error), most.as_secs_f32()))
         }
     }
 }
@@ -171,6 +171,34 @@ mod tests {
         assert_eq!(remembered(&other, &file), None);
         fs::write(&file, "{").expect("written");
         assert_eq!(remembered(&question, &file), None);
+    }
+
+    #[test]
+    fn a_qemu_that_hangs_is_ended_in_time() {
+        use std::os::unix::fs::PermissionsExt as _;
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("SKIP a_qemu_that_hangs_is_ended_in_time: root");
+            return;
+        }
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).expect("set");
+        let binary = dir.path().join("qemu");
+        fs::write(&binary, "#!/bin/sh\necho it hangs >&2\nexec sleep 1000\n").expect("written");
+        fs::set_permissions(&binary, fs::Permissions::from_mode(0o755)).expect("set");
+        let config = QemuConfig { binary: binary.clone(), ..QemuConfig::default() };
+        let guest = Guest {
+            digest: Digest::of(b"guest"),
+            vmlinux: binary.clone(),
+            initramfs: binary,
+            command_line: String::new(),
+        };
+        let begin = std::time::Instant::now();
+        let reason = probe(&config, &guest, Duration::from_millis(300)).expect_err("it hangs");
+        assert!(reason.contains("no answer from QEMU"), "{reason}");
+        assert!(begin.elapsed() < Duration::from_secs(5));
+        let me = std::process::id();
+        let children = fs::read_to_string(format!("/proc/{me}/task/{me}/children"));
+        assert_eq!(children.expect("readable"), "");
     }
 
     #[test]

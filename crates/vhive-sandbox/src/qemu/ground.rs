@@ -1,6 +1,9 @@
 //! What all boots on this host have in common: program, kernel, clock, accelerator.
 
 use std::ffi::OsStr;
+use std::fs;
+use std::io;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -38,6 +41,12 @@ impl Ground {
             StoreError::None(_) => lacks("no guest kernel", "run `vhive kernel install`"),
             _ => lacks(&super::chain(&error), "run `vhive kernel install`"),
         })?;
+        for file in [&kernel.vmlinux, &kernel.initramfs] {
+            readable(file).map_err(|error| {
+                let what = format!("{} is closed to QEMU's user ({error})", file.display());
+                lacks(&what, "make it readable for everybody: chmod a+r")
+            })?;
+        }
         let tsc_khz = kernel::tsc_khz().map_err(|error| {
             lacks(&error.to_string(), "use a host whose time stamp counter is constant")
         })?;
@@ -56,6 +65,15 @@ impl Ground {
         let choice = accelerator::choose(config, &guest, question, &file);
         Ok(Self { guest, choice })
     }
+}
+
+/// Lets everybody read a file, whatever umask it was made under: QEMU opens it once more by itself.
+fn readable(path: &Path) -> io::Result<()> {
+    let mode = fs::metadata(path)?.mode();
+    if mode & 0o004 == 0 {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode | 0o444))?;
+    }
+    Ok(())
 }
 
 fn lacks(what: &str, fix: &str) -> HostLacks {

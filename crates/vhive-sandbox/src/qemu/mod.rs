@@ -21,10 +21,11 @@ mod streams;
 mod supervisor;
 mod vm;
 
+use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use vhive_api::guest::GuestConfig;
+use vhive_api::guest::{GuestConfig, Stream};
 use vhive_api::{Bytes, RuntimeName};
 
 pub use accelerator::AcceleratorChoice;
@@ -38,8 +39,10 @@ use crate::run_dir::{SandboxDir, SandboxRecord};
 use crate::runtime::{BootError, HostLacks, Runtime, Sandbox, SandboxSpec};
 use ground::Ground;
 use sandbox::QemuSandbox;
-use vhive_api::guest::Stream;
 use vm::{Vm, Wanted};
+
+/// Least memory of a guest: with 64 MiB the kernel does not reach its init.
+pub const LEAST_MEMORY: Bytes = Bytes::mib(96);
 
 /// How often a boot is tried whose guest does not reach its init.
 const ATTEMPTS: u32 = 2;
@@ -98,6 +101,14 @@ impl Runtime for Qemu {
             let fix = "open the node with a network pool".to_owned();
             return Err(host(HostLacks { what, fix }));
         };
+        if spec.memory < LEAST_MEMORY {
+            let source = io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("a guest needs at least {LEAST_MEMORY}"),
+            );
+            let step = format!("boot a guest with {} of memory", spec.memory);
+            return Err(BootError::Resource { step, source });
+        }
         let record = SandboxRecord { id: spec.id.clone(), runtime: RuntimeName::Qemu };
         let dir = SandboxDir::create(&spec.run_root, &record).map_err(|source| {
             let step = format!("create the directory of sandbox {}", spec.id);

@@ -36,9 +36,13 @@ pub(crate) const RUNTIMES: &[Kind] = &[
 ];
 
 fn qemu() -> Result<Arc<dyn Runtime>, String> {
+    qemu_with(QemuConfig::default())
+}
+
+pub(crate) fn qemu_with(config: QemuConfig) -> Result<Arc<dyn Runtime>, String> {
     let kernels = kernels()?;
     let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("qemu");
-    let qemu = Qemu::new(QemuConfig::default(), kernels, cache);
+    let qemu = Qemu::new(config, kernels, cache);
     qemu.check_host().map_err(|lacks| lacks.to_string())?;
     Ok(Arc::new(qemu))
 }
@@ -77,11 +81,15 @@ pub(crate) struct Booted {
 impl Site {
     /// Makes it, or says what the host lacks.
     pub(crate) fn open(kind: &Kind) -> Result<Self, String> {
-        let runtime = (kind.make)()?;
+        Self::of((kind.make)()?, kind.real)
+    }
+
+    /// Likewise for a given runtime.
+    pub(crate) fn of(runtime: Arc<dyn Runtime>, real: bool) -> Result<Self, String> {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let root = RunRoot::below(&dir.path().join("run"), dir.path());
-        let rootfs = if kind.real { rootfs(dir.path())? } else { PathBuf::new() };
-        let pool = kind.real.then(|| pool(&root)).transpose()?;
+        let rootfs = if real { rootfs(dir.path())? } else { PathBuf::new() };
+        let pool = real.then(|| pool(&root)).transpose()?;
         let before = Traces::of(&root);
         Ok(Self { runtime, root, rootfs, before, pool, _dir: dir })
     }
