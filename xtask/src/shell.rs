@@ -27,14 +27,14 @@ pub(crate) fn run(command: &mut Command) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Runs a command and returns its standard output; its standard error goes into the error.
+/// Runs a command and returns its standard output; all it wrote goes into the error.
 pub(crate) fn output(command: &mut Command) -> anyhow::Result<String> {
     let shown = shown(command);
     let done = command.stdin(Stdio::null()).output();
     let done = done.with_context(|| format!("cannot run {shown}"))?;
     if !done.status.success() {
-        let said = String::from_utf8_lossy(&done.stderr);
-        bail!("`{shown}` failed ({}): {}", done.status, said.trim());
+        let said = [done.stderr, done.stdout].concat();
+        bail!("`{shown}` failed ({}): {}", done.status, String::from_utf8_lossy(&said).trim());
     }
     Ok(String::from_utf8_lossy(&done.stdout).into_owned())
 }

@@ -20,6 +20,8 @@ const ORDER: [&str; 7] =
 #[derive(Debug)]
 pub(crate) struct Function {
     pub(crate) name: String,
+    /// Name of its service: Kubernetes allows no underscores.
+    pub(crate) service: String,
     dir: PathBuf,
     pub(crate) request: Request,
 }
@@ -53,7 +55,7 @@ fn load(name: &str) -> anyhow::Result<Function> {
     let requests: Requests = toml::from_str(&text)?;
     let request = requests.request.into_iter().find(|request| request.name == "record");
     let request = request.with_context(|| format!("{} has no request `record`", path.display()))?;
-    Ok(Function { name: name.to_owned(), dir, request })
+    Ok(Function { name: name.to_owned(), service: name.replace('_', "-"), dir, request })
 }
 
 impl Function {

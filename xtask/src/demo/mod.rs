@@ -90,7 +90,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
 /// Sends the function's first request, checks the reply and the way it was started.
 fn invoke(node: &Node, function: &Function, expected: StartKind) -> anyhow::Result<Row> {
     let request = &function.request;
-    let mut args = vec!["-o", "json", "invoke", &function.name, "-X", &request.method];
+    let mut args = vec!["-o", "json", "invoke", &function.service, "-X", &request.method];
     args.extend(["--path", &request.path]);
     let data;
     if let Some(body) = &request.body {
@@ -108,6 +108,6 @@ fn invoke(node: &Node, function: &Function, expected: StartKind) -> anyhow::Resu
     if record.start != Some(expected) {
         bail!("expected a {} start, the record says {:?}", expected.as_str(), record.start);
     }
-    let memory = node.memory(&function.name)?;
+    let memory = node.memory(&function.service)?;
     Ok(Row { record, memory })
 }

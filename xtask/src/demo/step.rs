@@ -89,11 +89,14 @@ fn clear() -> &'static str {
     if std::io::stdout().is_terminal() { "\r\x1b[K" } else { "" }
 }
 
+/// Without a terminal, how often a step that says nothing new shows that it goes on.
+const SIGN_OF_LIFE: u64 = 15;
+
 /// Shows the label once it takes over a second, then every word; returns the last word.
 fn paint(label: &str, begun: Instant, words: &Receiver<String>) -> String {
     let terminal = std::io::stdout().is_terminal();
     let mut last = String::new();
-    let mut shown = String::new();
+    let mut shown = None;
     loop {
         match words.recv_timeout(Duration::from_secs(1)) {
             Ok(word) => last = word,
@@ -103,9 +106,9 @@ fn paint(label: &str, begun: Instant, words: &Receiver<String>) -> String {
                 if terminal {
                     print!("\r\x1b[K..    {label:<34} {seconds:>4} s    {last}");
                     let _ = std::io::stdout().flush();
-                } else if shown != last || shown.is_empty() {
+                } else if shown.as_ref() != Some(&last) || seconds.is_multiple_of(SIGN_OF_LIFE) {
                     println!("..    {label:<34} {seconds:>4} s    {last}");
-                    shown = if last.is_empty() { label.to_owned() } else { last.clone() };
+                    shown = Some(last.clone());
                 }
             }
         }
