@@ -2,13 +2,15 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 /// Names one sandbox for as long as its node keeps it: 16 lower-case hexadecimal digits, random.
+/// Cheap to clone.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct SandboxId(String);
+pub struct SandboxId(Arc<str>);
 
 impl SandboxId {
     /// Makes a fresh random identifier.
@@ -20,7 +22,7 @@ impl SandboxId {
     /// ```
     #[must_use]
     pub fn random() -> Self {
-        Self(random_hex())
+        Self(InvocationId::random().as_str().into())
     }
 
     /// The identifier as text, safe in file, cgroup and host names.
@@ -31,15 +33,14 @@ impl SandboxId {
 }
 
 /// Names one invocation in records, logs and traces: 16 lower-case hexadecimal digits, random.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct InvocationId(String);
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct InvocationId([u8; 16]);
 
 impl InvocationId {
     /// Makes a fresh random identifier.
     #[must_use]
     pub fn random() -> Self {
-        Self(random_hex())
+        Self::from_bits(getrandom::u64().expect("the kernel's random source answers after boot"))
     }
 
     /// The identifier with these bits: for one who makes many and sees to it that they differ.
@@ -49,19 +50,58 @@ impl InvocationId {
     /// ```
     #[must_use]
     pub fn from_bits(bits: u64) -> Self {
-        Self(hex::encode(bits.to_be_bytes()))
+        let mut digits = [0; 16];
+        for (byte, pair) in bits.to_be_bytes().into_iter().zip(digits.chunks_exact_mut(2)) {
+            pair[0] = HEX[usize::from(byte >> 4)];
+            pair[1] = HEX[usize::from(byte & 0xF)];
+        }
+        Self(digits)
     }
 
     /// The identifier as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
-        &self.0
+        std::str::from_utf8(&self.0).expect("hexadecimal digits are ASCII")
     }
 }
 
-fn random_hex() -> String {
-    let word = getrandom::u64().expect("the kernel's random source answers after boot");
-    format!("{word:016x}")
+const HEX: &[u8; 16] = b"0123456789abcdef";
+
+impl fmt::Debug for InvocationId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("InvocationId").field(&self.as_str()).finish()
+    }
+}
+
+/// The text is no invocation identifier.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("invocation identifier {text:?} is not 16 lower-case hexadecimal digits")]
+pub struct ParseInvocationIdError {
+    /// The text, cut to 80 characters.
+    pub text: String,
+}
+
+impl FromStr for InvocationId {
+    type Err = ParseInvocationIdError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let digits = <[u8; 16]>::try_from(text.as_bytes()).ok();
+        let digits = digits.filter(|all| all.iter().all(|digit| HEX.contains(digit)));
+        let bad = || ParseInvocationIdError { text: text.chars().take(80).collect() };
+        digits.map(Self).ok_or_else(bad)
+    }
+}
+
+impl Serialize for InvocationId {
+    fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(self.as_str())
+    }
+}
+
+impl<'de> Deserialize<'de> for InvocationId {
+    fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        String::deserialize(from)?.parse().map_err(serde::de::Error::custom)
+    }
 }
 
 /// Names a revision on a node: namespace and revision name, as in `default/hello-00001`.
@@ -176,7 +216,7 @@ macro_rules! display_as_text {
     ($($id:ty),*) => {$(
         impl fmt::Display for $id {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(&self.0)
+                f.write_str(self.as_str())
             }
         }
     )*};
@@ -203,8 +243,16 @@ mod tests {
         }
 
         #[test]
+        fn invocation_text_round_trips(bits: u64) {
+            let id = InvocationId::from_bits(bits);
+            assert_eq!(id.as_str(), format!("{bits:016x}"));
+            assert_eq!(id.as_str().parse(), Ok(id));
+        }
+
+        #[test]
         fn parsing_never_panics(text in ".{0,100}") {
             let _ = text.parse::<Digest>();
+            let _ = text.parse::<InvocationId>();
         }
     }
 }

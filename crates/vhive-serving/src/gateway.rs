@@ -98,11 +98,12 @@ impl Gateway {
         let tell_id = (!parts.headers.contains_key(&head::REQUEST_ID)).then(|| flight.id());
         let body = RequestBody::new(body, limit);
         flight.uploaded = body.uploaded();
+        let mut request = Some((parts, body));
 
         let mut timer = flight.take_timer();
         let mut doing = "waiting for an instance";
         let served = {
-            let mut work = pin!(forward(&mut flight, &mut doing, parts, body));
+            let mut work = pin!(forward(&mut flight, &mut doing, &mut request));
             poll_fn(|cx| {
                 if let Poll::Ready(served) = work.as_mut().poll(cx) {
                     return Poll::Ready(Some(served));
@@ -207,8 +208,7 @@ enum Served {
 async fn forward(
     flight: &mut Flight,
     doing: &mut &'static str,
-    parts: Parts,
-    body: RequestBody,
+    request: &mut Option<(Parts, RequestBody)>,
 ) -> Result<Served, GatewayError> {
     let client = Arc::clone(flight.client());
     let mut tries = 0;
@@ -248,8 +248,9 @@ async fn forward(
     };
     flight.forward();
     *doing = "being served";
+    let Some((parts, body)) = request.take() else { unreachable!("a request is sent once") };
     match connection {
-        Some(connection) => exchange(flight, connection, parts, body).await,
+        Some(connection) => exchange(flight, connection, &parts, body).await,
         None => h2c::exchange(flight, parts, body).await.map(Served::Http2),
     }
 }
@@ -276,16 +277,16 @@ async fn connect(flight: &mut Flight) -> Result<Connection, GatewayError> {
 async fn exchange(
     flight: &mut Flight,
     connection: Connection,
-    parts: Parts,
+    parts: &Parts,
     body: RequestBody,
 ) -> Result<Served, GatewayError> {
     let id = flight.id();
-    let length = length_of(&parts, &body);
+    let length = length_of(parts, &body);
     let client = Arc::clone(flight.client());
     let mut exchange = Exchange::new(connection, body, length, |out| {
-        let host = host_of(&parts).ok().flatten().unwrap_or_default();
+        let host = host_of(parts).ok().flatten().unwrap_or_default();
         let origin = Origin { client: &client.address, host, id: id.as_str() };
-        head::write_request(out, &parts, length, &origin);
+        head::write_request(out, parts, length, &origin);
     });
     loop {
         match poll_fn(|cx| exchange.poll_head(cx, &parts.method)).await {

@@ -46,7 +46,7 @@ pub(crate) enum ChangeError {
         image: String,
         /// Why not.
         #[source]
-        source: ResolveError,
+        source: Box<ResolveError>,
     },
     /// The change could not be made durable.
     #[error(transparent)]
@@ -275,7 +275,8 @@ impl Services {
             return Ok(Digest::of(image.as_bytes()));
         }
         let resolved = self.node.resolve_image(image).await;
-        resolved.map_err(|source| ChangeError::Image { image: image.clone(), source })
+        resolved
+            .map_err(|source| ChangeError::Image { image: image.clone(), source: Box::new(source) })
     }
 }
 

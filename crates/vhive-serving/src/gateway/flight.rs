@@ -50,22 +50,15 @@ impl Client {
 
     /// Writes the records of complete requests; called when their replies have been written.
     pub(super) fn settle(&self) {
-        let mut state = self.state();
-        if state.done.is_empty() {
-            return;
-        }
-        let mut done = std::mem::take(&mut state.done);
-        drop(state);
-        let now = Instant::now();
-        for mut flight in done.drain(..) {
-            flight.ended = Some(now);
+        let mut now = None;
+        while let Some(mut flight) = self.take_done() {
+            flight.ended = Some(*now.get_or_insert_with(Instant::now));
             drop(flight);
         }
-        // Keep the allocation for the next request.
-        let mut state = self.state();
-        if state.done.is_empty() {
-            state.done = done;
-        }
+    }
+
+    fn take_done(&self) -> Option<Box<Flight>> {
+        self.state().done.pop()
     }
 
     /// The connection is gone: nothing will be settled any more.
@@ -186,7 +179,8 @@ impl Timer {
 pub(super) struct Flight {
     client: Arc<Client>,
     pub(super) route: Arc<Route>,
-    id: u64,
+    number: u64,
+    id: InvocationId,
     began: Instant,
     timer: Option<Timer>,
     pub(super) lease: Option<Lease>,
@@ -212,14 +206,15 @@ struct Served {
 impl Flight {
     /// Counts a request in.
     pub(super) fn begin(client: &Arc<Client>, route: Arc<Route>, began: Instant) -> Box<Self> {
-        let id = client.gateway.next_id();
+        let number = client.gateway.next_id();
         let deadline = began + route.revision.timeout;
-        let timer = client.begin(id, deadline);
+        let timer = client.begin(number, deadline);
         route.throttle.enter(began);
         Box::new(Self {
             client: Arc::clone(client),
             route,
-            id,
+            number,
+            id: InvocationId::from_bits(number),
             began,
             timer: Some(timer),
             lease: None,
@@ -236,7 +231,7 @@ impl Flight {
     }
 
     pub(super) fn id(&self) -> InvocationId {
-        InvocationId::from_bits(self.id)
+        self.id
     }
 
     /// The client's address and the gateway.
@@ -343,8 +338,8 @@ impl Flight {
         let revision = &self.route.revision;
         InvocationRecord {
             version: 1,
-            id: self.id(),
-            at: wall_clock(self.began),
+            id: self.id,
+            at: wall_clock(self.began, ended),
             namespace: revision.key.namespace.clone(),
             service: revision.service.clone(),
             revision: revision.key.name.clone(),
@@ -362,11 +357,11 @@ impl Flight {
     }
 }
 
-/// The wall clock at an instant that has just passed.
-fn wall_clock(at: Instant) -> jiff::Timestamp {
-    let ago = jiff::SignedDuration::try_from(at.elapsed()).unwrap_or_default();
-    let now = jiff::Timestamp::now();
-    now.checked_sub(ago).unwrap_or(now)
+/// The wall clock at an instant, `now` being the present one.
+fn wall_clock(at: Instant, now: Instant) -> jiff::Timestamp {
+    let ago = jiff::SignedDuration::try_from(now.saturating_duration_since(at));
+    let wall = jiff::Timestamp::now();
+    wall.checked_sub(ago.unwrap_or_default()).unwrap_or(wall)
 }
 
 /// How much of a start lies within the first `total` microseconds of an invocation.
@@ -385,7 +380,7 @@ impl Drop for Flight {
             self.error = Some("the client went away before the reply was complete".to_owned());
         }
         self.route.throttle.leave(now);
-        self.client.end(self.id, self.timer.take(), now);
+        self.client.end(self.number, self.timer.take(), now);
         let record = self.record(now);
         self.route.metrics.count(&record);
         self.client.gateway.node.records().push(record);

@@ -4,6 +4,8 @@
 //! # Source
 //! RFC 9110 §7.6 (hop-by-hop fields), RFC 7239 (`Forwarded`), RFC 9112 (HTTP/1.1 messages).
 
+use std::mem::MaybeUninit;
+
 use bytes::{BufMut as _, Bytes, BytesMut};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::request::Parts;
@@ -276,46 +278,47 @@ pub(super) fn read_reply(input: &mut BytesMut, to: &Method) -> Result<Option<Rep
 }
 
 fn read_one_reply(input: &mut BytesMut, to: &Method) -> Result<Option<ReplyHead>, BadReply> {
-    if input.is_empty() {
-        return Ok(None);
-    }
-    let mut fields = [httparse::EMPTY_HEADER; MAX_REPLY_FIELDS];
-    let mut parsed = httparse::Response::new(&mut fields);
-    let size = match parsed.parse(input) {
-        Ok(httparse::Status::Complete(size)) if size <= MAX_REPLY_HEAD => size,
-        Ok(httparse::Status::Partial) if input.len() < MAX_REPLY_HEAD => return Ok(None),
-        Ok(_) | Err(httparse::Error::TooManyHeaders) => return Err(BadReply::TooLarge),
-        Err(_) => return Err(BadReply::Head),
+    let Some(end) = memchr::memmem::find(input, b"\r\n\r\n") else {
+        let sound =
+            input.len() < MAX_REPLY_HEAD && b"HTTP/1.".starts_with(&input[..input.len().min(7)]);
+        return match sound {
+            true => Ok(None),
+            false if input.len() < MAX_REPLY_HEAD => Err(BadReply::Head),
+            false => Err(BadReply::TooLarge),
+        };
     };
+    if end > MAX_REPLY_HEAD {
+        return Err(BadReply::TooLarge);
+    }
+    // The values share the input's memory.
+    let bytes = input.split_to(end + 4).freeze();
+    let mut fields = [const { MaybeUninit::uninit() }; MAX_REPLY_FIELDS];
+    let mut parsed = httparse::Response::new(&mut []);
+    let config = httparse::ParserConfig::default();
+    match config.parse_response_with_uninit_headers(&mut parsed, &bytes, &mut fields) {
+        Ok(httparse::Status::Complete(size)) if size == bytes.len() => {}
+        Err(httparse::Error::TooManyHeaders) => return Err(BadReply::TooLarge),
+        Ok(_) | Err(_) => return Err(BadReply::Head),
+    }
     let status = parsed.code.and_then(|code| StatusCode::from_u16(code).ok());
     let status = status.ok_or(BadReply::Head)?;
-    let minor = parsed.version.ok_or(BadReply::Head)?;
-    // Where each name and value lies, so that the values can share the input's memory.
-    let start = input.as_ptr() as usize;
-    let mut spans = [(0_usize, 0_usize, 0_usize, 0_usize); MAX_REPLY_FIELDS];
-    let count = parsed.headers.len();
-    for (span, field) in spans.iter_mut().zip(parsed.headers.iter()) {
-        let name = field.name.as_ptr() as usize - start;
-        let value = field.value.as_ptr() as usize - start;
-        *span = (name, name + field.name.len(), value, value + field.value.len());
-    }
-    let bytes = input.split_to(size).freeze();
-    collect_fields(&bytes, &spans[..count], status, minor == 1, to).map(Some)
+    collect_fields(&bytes, parsed.headers, status, parsed.version == Some(1), to).map(Some)
 }
 
 fn collect_fields(
     bytes: &Bytes,
-    spans: &[(usize, usize, usize, usize)],
+    fields: &[httparse::Header<'_>],
     status: StatusCode,
     is_http11: bool,
     to: &Method,
 ) -> Result<ReplyHead, BadReply> {
-    let mut headers = HeaderMap::with_capacity(spans.len() + 1);
+    // One more for the invocation's identifier.
+    let mut headers = HeaderMap::with_capacity(fields.len() + 1);
     let mut keep_alive = is_http11;
     let (mut named, mut chunked, mut coded, mut exact) = (false, false, false, None);
-    for &(name, name_end, value, value_end) in spans {
-        let name = HeaderName::from_bytes(&bytes[name..name_end]).map_err(|_| BadReply::Head)?;
-        let value = bytes.slice(value..value_end);
+    for field in fields {
+        let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| BadReply::Head)?;
+        let value = bytes.slice_ref(field.value);
         if name == header::CONTENT_LENGTH {
             let length = parse_length(&value).ok_or(BadReply::Length)?;
             if exact.is_some_and(|earlier| earlier != length) {
@@ -336,6 +339,9 @@ fn collect_fields(
             }
             named |= !value.trim_ascii().eq_ignore_ascii_case(b"keep-alive")
                 && !value.trim_ascii().eq_ignore_ascii_case(b"close");
+            if !named {
+                continue;
+            }
         } else if is_hop(&name) {
             continue;
         }
@@ -344,8 +350,6 @@ fn collect_fields(
     }
     if named {
         strip_hop_fields(&mut headers);
-    } else {
-        headers.remove(header::CONNECTION);
     }
     let bodiless = *to == Method::HEAD
         || status == StatusCode::NO_CONTENT

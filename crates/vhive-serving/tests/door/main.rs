@@ -1,7 +1,9 @@
 //! The door as a client sees it, over a node with simulated or in-process functions.
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test's helpers may fail the test")]
 
 mod api;
 mod gateway;
+mod http2;
 mod malformed;
 mod scaling;
 mod support;

@@ -1,0 +1,131 @@
+//! The gateway's hop against nginx's, in front of the same upstream: `gateway-p50-c1` (time added
+//! to one connection's requests) and `gateway-rps-c64` (requests per CPU-second of the proxy, 64
+//! connections). A bare hyper hop is printed beside them.
+//!
+//! Every part is a process of its own (this program starts itself with a role), all on one CPU;
+//! the parts take turns within each round, and figures are medians over the rounds.
+
+#[path = "gateway/client.rs"]
+mod client;
+#[path = "gateway/door.rs"]
+mod door;
+#[path = "gateway/hop.rs"]
+mod hop;
+#[path = "gateway/parts.rs"]
+mod parts;
+#[path = "gateway/upstream.rs"]
+mod upstream;
+
+use anyhow::Context as _;
+use vhive_tests::bench::{Bound, Row, median, spread};
+
+use crate::client::Measured;
+use crate::parts::{Part, nginx, on_one_cpu, role};
+
+/// Rounds; each measures every part once per number of connections.
+const ROUNDS: usize = 11;
+const MILLIS: &str = "300";
+
+const P50: Bound = Bound::AtMost { must: 1.2, goal: 0.9 };
+const RPS: Bound = Bound::AtLeast { must: 0.5, goal: 1.0 };
+
+fn main() -> anyhow::Result<()> {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let texts: Vec<&str> = args.iter().map(String::as_str).collect();
+    match texts.as_slice() {
+        ["role", "upstream"] => upstream::run(),
+        ["role", "door", upstream] => door::run(upstream),
+        ["role", "hop", upstream] => hop::run(upstream),
+        ["role", "client", address, connections, millis] => {
+            client::run(address, connections.parse()?, millis.parse()?)
+        }
+        _ => compare(),
+    }
+}
+
+/// What one part did over all rounds.
+#[derive(Default)]
+struct Series {
+    p50_us: Vec<f64>,
+    rps_per_cpu: Vec<f64>,
+    rps: Vec<f64>,
+}
+
+fn compare() -> anyhow::Result<()> {
+    if std::process::Command::new("nginx").arg("-v").output().is_err() {
+        let reason = "nginx is not installed (Debian package nginx-light)";
+        Row::new("gateway-p50-c1", "us").unmeasured(P50, reason).emit();
+        Row::new("gateway-rps-c64", "1/cpu-s").unmeasured(RPS, reason).emit();
+        return Ok(());
+    }
+    on_one_cpu()?;
+    let dir = tempfile::tempdir()?;
+    let upstream = role(&["upstream"]).context("upstream")?;
+    let peer = nginx(dir.path(), &upstream.address).context("nginx")?;
+    let door = role(&["door", &upstream.address]).context("gateway")?;
+    let hop = role(&["hop", &upstream.address]).context("hyper hop")?;
+    let parts = [&upstream, &peer, &door, &hop];
+    for part in parts {
+        measure(part, "64").with_context(|| format!("warm-up of {}", part.address))?;
+    }
+    let mut series: [Series; 4] = Default::default();
+    for _ in 0..ROUNDS {
+        for (part, series) in parts.into_iter().zip(&mut series) {
+            series.p50_us.push(measure(part, "1")?.0.p50_us);
+        }
+        for (part, series) in parts.into_iter().zip(&mut series) {
+            let (measured, cpu) = measure(part, "64")?;
+            series.rps_per_cpu.push(measured.requests as f64 / cpu);
+            series.rps.push(measured.requests as f64 / measured.seconds);
+        }
+    }
+    let [direct, nginx, ours, bare] = &series;
+    report_p50(direct, nginx, ours, bare);
+    report_rps(nginx, ours, bare);
+    Ok(())
+}
+
+fn measure(part: &Part, connections: &str) -> anyhow::Result<(Measured, f64)> {
+    let before = part.cpu_seconds()?;
+    let measured = parts::client(&part.address, connections, MILLIS)?;
+    Ok((measured, part.cpu_seconds()? - before))
+}
+
+fn report_p50(direct: &Series, nginx: &Series, ours: &Series, bare: &Series) {
+    let added = |of: &Series| -> Vec<f64> {
+        of.p50_us.iter().zip(&direct.p50_us).map(|(with, without)| with - without).collect()
+    };
+    let (nginx, ours, bare) = (added(nginx), added(ours), added(bare));
+    let (peer, hop) = (median(&nginx), median(&bare));
+    Row::new("gateway-p50-c1", "us")
+        .ratio(P50, median(&ours), peer)
+        .peer(format!("nginx added {peer:.1} us"))
+        .note(format!(
+            "added p50: gateway {}, nginx {}, bare hyper hop {} ({:.2}x); direct {}",
+            spread(&ours, "us"),
+            spread(&nginx, "us"),
+            spread(&bare, "us"),
+            hop / peer,
+            spread(&direct.p50_us, "us"),
+        ))
+        .emit();
+}
+
+fn report_rps(nginx: &Series, ours: &Series, bare: &Series) {
+    let peer = median(&nginx.rps_per_cpu);
+    Row::new("gateway-rps-c64", "1/cpu-s")
+        .ratio(RPS, median(&ours.rps_per_cpu), peer)
+        .peer(format!("nginx {peer:.0} 1/cpu-s"))
+        .note(format!(
+            "per CPU-second: gateway {}, nginx {}, bare hyper hop {} ({:.2}x); per second with \
+             all parts on the CPU: gateway {:.0}, nginx {:.0}, hop {:.0}",
+            spread(&ours.rps_per_cpu, "1/cpu-s"),
+            spread(&nginx.rps_per_cpu, "1/cpu-s"),
+            spread(&bare.rps_per_cpu, "1/cpu-s"),
+            median(&bare.rps_per_cpu) / peer,
+            median(&ours.rps),
+            median(&nginx.rps),
+            median(&bare.rps),
+        ))
+        .emit();
+}
