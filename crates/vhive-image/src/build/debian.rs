@@ -18,9 +18,10 @@ use crate::tar::Reader;
 const LISTS: &str = "/var/lib/apt/lists";
 const ORIGINS: [&str; 2] = ["Debian", "Ubuntu"];
 const HINT: &str = "install it with `apt-get install mmdebstrap`";
-/// What a function has no use for. Copyright files stay.
-const EXCLUDED: [&[u8]; 9] = [
+/// What a function has no use for, below these directories. Copyright files stay.
+const EXCLUDED: [&[u8]; 10] = [
     b"./dev/",
+    b"./etc/apt/",
     b"./proc/",
     b"./sys/",
     b"./usr/share/man/",
@@ -30,6 +31,8 @@ const EXCLUDED: [&[u8]; 9] = [
     b"./var/lib/apt/",
     b"./var/log/",
 ];
+/// What mmdebstrap copies from this host.
+const HOST_FILES: [&[u8]; 2] = [b"./etc/hostname", b"./etc/resolv.conf"];
 const DOC: &[u8] = b"./usr/share/doc/";
 /// Does what the Python packages' own scripts would do, which do not run here. Files carry no
 /// times, hence "unchecked". Packages may hold files that are no Python of this version; those stay as they are.
@@ -112,7 +115,7 @@ pub(super) fn fill(
     let mut command = Command::new("mmdebstrap");
     command.args(["--quiet", "--variant=extract", "--format=tar"]);
     command.arg(format!("--include={}", packages.join(",")));
-    command.arg(format!("--customize-hook={COMPILE_PYTHON}"));
+    command.arg(format!("--extract-hook={COMPILE_PYTHON}"));
     for option in proxy_options()? {
         command.arg(format!("--aptopt={option}"));
     }
@@ -177,5 +180,5 @@ fn is_excluded(path: &[u8]) -> bool {
     let below = |prefix: &&[u8]| path.strip_prefix(*prefix).is_some_and(|rest| !rest.is_empty());
     let is_dir = path.ends_with(b"/");
     let doc = path.starts_with(DOC) && !is_dir && !path.ends_with(b"/copyright");
-    doc || EXCLUDED.iter().any(below)
+    doc || EXCLUDED.iter().any(below) || HOST_FILES.contains(&path)
 }

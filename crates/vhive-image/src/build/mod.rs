@@ -32,7 +32,7 @@ use crate::tar::{Entry, TarError};
 use crate::tar_write;
 
 /// Enters every key: changes whenever the same inputs would give another layer.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 /// Lines of a failed command's output that its error shows.
 const TAIL: usize = 20;
 
@@ -287,7 +287,7 @@ impl LayerSpec {
             Self::Debian { packages } => format!("Debian {}", packages.join(" ")),
             Self::Pip { requirements, .. } => format!("Python {}", requirements.join(" ")),
             Self::Copy { run, copy, .. } => match run.first() {
-                Some(command) => format!("{} …", command.join(" ")),
+                Some(command) => command.iter().take(3).cloned().collect::<Vec<_>>().join(" "),
                 None => format!("{} files or directories", copy.len()),
             },
         }

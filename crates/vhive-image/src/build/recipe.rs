@@ -173,7 +173,7 @@ impl LayerText {
                     })
                 };
                 if requirements.is_empty() || !requirements.iter().all(pinned) {
-                    return Err("`pip` must list packages with versions, as in \"pyaes==1.6.1\"");
+                    return Err("`pip` must list packages with versions, as in \"six==1.16.0\"");
                 }
                 let to = to.ok_or("`pip` needs `to`, the directory in the image")?;
                 if !is_target(&to) {

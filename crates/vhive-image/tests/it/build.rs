@@ -2,9 +2,12 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 use std::sync::{Arc, Mutex};
 
 use vhive_image::{BuildError, ImageStore, Progress, StepState};
+
+use crate::support::{lacks, lacks_root, run};
 
 fn write(path: &Path, text: &str) {
     fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -77,16 +80,7 @@ async fn a_failing_command_shows_its_output_and_leaves_nothing() {
 #[tokio::test]
 async fn debian_packages_become_a_layer_that_is_shared() {
     const TEST: &str = "debian_packages_become_a_layer_that_is_shared";
-    if !std::process::Command::new("mmdebstrap")
-        .arg("--version")
-        .output()
-        .is_ok_and(|o| o.status.success())
-    {
-        eprintln!("SKIP {TEST}: mmdebstrap");
-        return;
-    }
-    if !rustix::process::geteuid().is_root() {
-        eprintln!("SKIP {TEST}: root");
+    if lacks(TEST, &["mmdebstrap", "tar"]) || lacks_root(TEST) {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
@@ -95,7 +89,7 @@ async fn debian_packages_become_a_layer_that_is_shared() {
     for name in ["one", "two"] {
         let recipe = dir.path().join(name);
         let text = format!(
-            "name = \"dev.local/{name}\"\n[[layer]]\ndebian = [\"busybox-static\"]\n[[layer]]\ncopy = [{{ from = \"f\", to = \"/f\" }}]"
+            "name = \"dev.local/{name}\"\n[[layer]]\ndebian = [\"python3-minimal\"]\n[[layer]]\ncopy = [{{ from = \"f\", to = \"/f\" }}]"
         );
         write(&recipe.join("image.toml"), &text);
         write(&recipe.join("f"), name);
@@ -110,8 +104,46 @@ async fn debian_packages_become_a_layer_that_is_shared() {
     }
     assert_eq!(images[0].layers[0], images[1].layers[0]);
     assert_ne!(images[0].layers[1], images[1].layers[1]);
+    // Python is compiled, and nothing of this host is in it.
+    let blob = store.dir().join("blobs/sha256").join(images[0].layers[0].digest.hex());
+    let listing = run(Command::new("tar").arg("-tf").arg(blob));
+    let listing = String::from_utf8(listing).unwrap();
+    let lines: Vec<&str> = listing.lines().collect();
+    assert!(lines.iter().any(|line| line.contains("/__pycache__/os.cpython-")));
+    for gone in ["./etc/hostname", "./etc/resolv.conf", "./etc/apt/sources.list", "./dev/null"] {
+        assert!(!lines.contains(&gone), "{gone}");
+    }
     let started = std::time::Instant::now();
     let again = store.build(dir.path().join("one"), None, Progress::default()).await.unwrap();
     assert_eq!(again.digest, images[0].digest);
     assert!(started.elapsed().as_millis() < 500, "{:?}", started.elapsed());
+}
+
+#[tokio::test]
+async fn python_packages_become_a_layer() {
+    const TEST: &str = "python_packages_become_a_layer";
+    if lacks(TEST, &["python3", "tar"]) {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let mut pip = Command::new("python3");
+    pip.args(["-m", "pip", "download", "--quiet", "--no-deps", "six==1.16.0", "-d"])
+        .arg(dir.path());
+    if !pip.output().is_ok_and(|output| output.status.success()) {
+        eprintln!("SKIP {TEST}: pip with a package index");
+        return;
+    }
+    let store = ImageStore::open(dir.path().join("store")).unwrap();
+    let text = "name = \"dev.local/p\"\n[[layer]]\npip = [\"six==1.16.0\"]\nto = \"/opt/site\"";
+    write(&dir.path().join("image.toml"), text);
+    let image = store.build(dir.path(), None, Progress::default()).await.unwrap();
+    let blob = store.dir().join("blobs/sha256").join(image.layers[0].digest.hex());
+    let listing = String::from_utf8(run(Command::new("tar").arg("-tvf").arg(blob))).unwrap();
+    assert!(listing.contains(" opt/site/six.py\n"), "{listing}");
+    assert!(listing.contains(" opt/site/__pycache__/six.cpython-"), "{listing}");
+    assert!(listing.lines().all(|line| line.contains(" 0/0 ") && line.contains("1970-01-01")));
+    let wrong = text.replace("1.16.0", "0.0.1.no");
+    write(&dir.path().join("image.toml"), &wrong);
+    let error = store.build(dir.path(), None, Progress::default()).await.unwrap_err();
+    assert!(matches!(error, BuildError::Command { .. }), "{error}");
 }
