@@ -153,3 +153,51 @@ impl Claim {
         fs::remove_file(&self.path)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(range: &str) -> Record {
+        let range = range.parse().unwrap();
+        let (uplink, ways) = (Some("eth0".to_owned()), vec!["eth0".to_owned()]);
+        Record { range, uplink, ways, opened: Vec::new(), forwarding: false }
+    }
+
+    #[test]
+    fn a_claim_is_one_nodes_as_long_as_it_lives_and_the_last_tidies_up() {
+        let base = tempfile::tempdir().unwrap();
+        let directory = base.path().join("claims");
+        let registry = Registry::lock(&directory).unwrap();
+        let mut claim = registry.claim("aa").unwrap().expect("nobody has it");
+        claim.write(&record("198.18.4.0/22")).unwrap();
+        assert!(registry.claim("aa").unwrap().is_none());
+        assert!(registry.others("aa").unwrap().is_empty());
+
+        let seen = registry.others("bb").unwrap();
+        assert!(seen[0].alive);
+        assert_eq!(seen[0].record, Some(record("198.18.4.0/22")));
+        drop((seen, claim));
+        assert!(!registry.others("bb").unwrap()[0].alive, "as after a kill");
+
+        let mut again = registry.claim("aa").unwrap().expect("its node is dead");
+        // A shorter record leaves nothing of a longer one behind.
+        again.write(&record("10.0.0.0/8")).unwrap();
+        assert_eq!(again.read().unwrap(), Some(record("10.0.0.0/8")));
+        again.remove().unwrap();
+        registry.tidy().unwrap();
+        assert!(!directory.exists());
+    }
+
+    #[test]
+    fn a_claim_that_was_not_written_completely_is_no_record() {
+        let base = tempfile::tempdir().unwrap();
+        let registry = Registry::lock(base.path()).unwrap();
+        for text in ["", "{", "{\"range\":\"198.18.4.0/22\"", "[]", "{\"range\":\"198.18.4.0/99\"}"]
+        {
+            fs::write(base.path().join("cc.json"), text).unwrap();
+            let mut claim = registry.claim("cc").unwrap().expect("nobody has it");
+            assert_eq!(claim.read().unwrap(), None, "{text}");
+        }
+    }
+}

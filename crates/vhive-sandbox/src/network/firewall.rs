@@ -211,3 +211,31 @@ pub(super) fn slot_script(node: Ipv4Addr, clone: Ipv4Addr) -> String {
 "
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_without_items_leave_no_rule() {
+        let range = super::super::addresses::candidates(0).next().expect("some");
+        let bare = HostRules {
+            table: "vhive_0",
+            links: "vh0-",
+            range,
+            uplink: None,
+            opened: &[],
+            allow: &[],
+            dns: &[],
+        };
+        let script = bare.script();
+        assert!(!script.contains("{  }") && !script.contains("dport 53"), "{script}");
+        let allow = ["10.0.0.0/8".parse().expect("a network")];
+        let opened = ["eth0".to_owned()];
+        let full = HostRules { uplink: Some("eth0"), opened: &opened, allow: &allow, ..bare };
+        let script = full.script();
+        assert_eq!(script.matches("ip daddr { 10.0.0.0/8 } accept").count(), 3);
+        assert!(script.contains("oifname { \"eth0\" } accept"));
+        assert!(script.contains("iifname { \"eth0\" } ct state new"));
+    }
+}
