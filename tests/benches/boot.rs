@@ -6,6 +6,7 @@
 #[path = "boot/ground.rs"]
 mod ground;
 
+use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -42,22 +43,21 @@ fn main() -> ExitCode {
 
 /// Interleaved, so that both meet the same machine; the first round warms the page cache.
 fn overhead(ground: &Ground) -> Result<Row> {
-    let (mut ours, mut bare, mut inits) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut ours, mut bare, mut steps) = (Vec::new(), Vec::new(), BTreeMap::new());
     for round in 0..=ROUNDS {
         let peer = ground.bare_boot()?;
         let own = ground.boot_to_reply()?;
         if round > 0 {
             bare.push(peer.as_secs_f64() * 1e3);
             ours.push(own.reply.as_secs_f64() * 1e3);
-            inits.push(own.kernel_up.as_secs_f64() * 1e3);
+            for (step, at) in own.milestones {
+                steps.entry(step).or_insert_with(Vec::new).push(at.as_secs_f64() * 1e3);
+            }
         }
     }
-    let note = format!(
-        "{}, of which to init {}; bare {}",
-        spread(&ours, "ms"),
-        spread(&inits, "ms"),
-        spread(&bare, "ms")
-    );
+    let steps = steps.iter().map(|(step, at)| format!("{step:?} {:.0}", median(at)));
+    let steps = steps.collect::<Vec<_>>().join(", ");
+    let note = format!("{} ({steps}); bare {}", spread(&ours, "ms"), spread(&bare, "ms"));
     let peer = format!("bare QEMU to init: {:.0} ms", median(&bare));
     let row = Row::new("boot-overhead", "ms").ratio(OVERHEAD, median(&ours), median(&bare));
     Ok(row.peer(peer).note(note))

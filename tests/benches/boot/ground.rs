@@ -36,8 +36,8 @@ pub(crate) struct Ground {
 
 /// What one boot took.
 pub(crate) struct Booted {
-    /// From the call to init's first message.
-    pub(crate) kernel_up: Duration,
+    /// From the call to each milestone, in order.
+    pub(crate) milestones: Vec<(Milestone, Duration)>,
     /// From the call to the first reply's last byte.
     pub(crate) reply: Duration,
     pub(crate) attempts: u32,
@@ -91,8 +91,9 @@ impl Ground {
         journal.wait(Milestone::Listening, deadline)?;
         ask(sandbox.endpoint())?;
         let reply = begin.elapsed();
-        let up = journal.reached(Milestone::KernelUp).context("init said hello")?;
-        Ok(Booted { kernel_up: up - begin, reply, attempts: journal.attempts() })
+        let told = journal.milestones().into_iter();
+        let milestones = told.map(|(step, at)| (step, at.saturating_duration_since(begin)));
+        Ok(Booted { milestones: milestones.collect(), reply, attempts: journal.attempts() })
     }
 
     /// Boots kernel and initramfs with as little as init needs to say hello.
