@@ -33,6 +33,7 @@ pub fn binary() -> anyhow::Result<PathBuf> {
 pub struct TestNode {
     dir: PathBuf,
     child: Option<Child>,
+    sweep: bool,
     /// Where requests go, `host:port`.
     pub gateway: String,
 }
@@ -52,7 +53,8 @@ impl TestNode {
         command.args(["--gateway", "127.0.0.1:0", "--api", "127.0.0.1:0"]);
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).spawn()?;
         let stdout = child.stdout.take().context("the output was piped")?;
-        let mut node = Self { dir: dir.to_owned(), child: Some(child), gateway: String::new() };
+        let mut node =
+            Self { dir: dir.to_owned(), child: Some(child), sweep: true, gateway: String::new() };
         let (sender, first_line) = std::sync::mpsc::channel();
         std::thread::spawn(move || {
             let mut line = String::new();
@@ -166,6 +168,7 @@ impl TestNode {
     /// # Errors
     /// When it cannot be killed.
     pub fn kill(mut self) -> anyhow::Result<()> {
+        self.sweep = false;
         self.end(Signal::KILL).map(drop)
     }
 
@@ -194,7 +197,9 @@ impl Drop for TestNode {
         {
             eprintln!("the node did not end well: {error:#}");
         }
-        if let Err(error) = vhive(&self.dir, &["node", "--sweep"]) {
+        if self.sweep
+            && let Err(error) = vhive(&self.dir, &["node", "--sweep"])
+        {
             eprintln!("the sweep could not be run: {error:#}");
         }
     }

@@ -1,0 +1,208 @@
+//! The same in real microVMs: boot, reply, scale to zero, kill, and nothing left behind.
+
+use std::fs::{self, File};
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use serde_json::Value;
+use vhive_tests::node::{TestNode, vhive};
+
+use crate::scene::{Dir, apply, code, invoke, said};
+
+/// A directory with guest kernel and hello's image, made once for all tests and kept.
+fn prepared() -> PathBuf {
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("e2e");
+    fs::create_dir_all(&dir).expect("made");
+    let lock = File::create(dir.join("lock")).expect("made");
+    lock.lock().expect("locked");
+    if code(&vhive(&dir, &["kernel", "show"]).expect("runs")) != 0 {
+        let done = vhive(&dir, &["kernel", "install"]).expect("runs");
+        assert!(done.status.success(), "{}", said(&done));
+    }
+    let recipe = Path::new(env!("CARGO_MANIFEST_DIR")).join("../functions/hello");
+    let done = vhive(&dir, &["image", "build", &recipe.to_string_lossy()]).expect("runs");
+    assert!(done.status.success(), "{}", said(&done));
+    dir.join("state")
+}
+
+/// A node with the prepared kernel and image, or the reason why not.
+fn node(test: &str, dir: &Dir) -> Option<TestNode> {
+    if let Some(lacks) = missing(dir) {
+        eprintln!("SKIP {test}: {lacks}");
+        return None;
+    }
+    let config = "[serving.autoscale]\nstable_window = \"6s\"\n";
+    Some(TestNode::start(dir.path(), config).expect("the node starts"))
+}
+
+fn missing(dir: &Dir) -> Option<String> {
+    if !rustix::process::geteuid().is_root() {
+        return Some("root".to_owned());
+    }
+    let state = dir.path().join("state");
+    fs::create_dir_all(&state).expect("made");
+    let prepared = prepared();
+    for part in ["kernels", "images"] {
+        symlink(prepared.join(part), state.join(part)).expect("linked");
+    }
+    let doctor = vhive(dir.path(), &["-o", "json", "doctor"]).expect("runs");
+    let answer: Value = serde_json::from_slice(&doctor.stdout).expect("doctor's JSON");
+    let qemu = &answer["runtimes"][0];
+    (qemu["answer"] != "yes").then(|| qemu["found"].to_string())
+}
+
+fn hello(name: &str, extra: &str) -> String {
+    format!(
+        "apiVersion: serving.knative.dev/v1\nkind: Service\nmetadata: {{ name: {name} }}\n\
+         spec:\n  template:\n    metadata:\n      annotations:\n        \
+         autoscaling.knative.dev/window: \"6s\"\n    spec:\n      runtimeClassName: qemu\n      \
+         containers:\n        - image: dev.local/hello:latest\n          resources:\n            \
+         limits: {{ memory: 128Mi }}\n{extra}"
+    )
+}
+
+/// The tag in every name that the node of this directory makes on the host.
+fn tag(dir: &Dir) -> String {
+    let state = dir.path().join("state").canonicalize().expect("it is there");
+    vhive_sandbox::RunRoot::of_state_dir(&state).tag().to_owned()
+}
+
+/// Everything on the host that carries a node's tag: processes, namespaces, links, control groups,
+/// firewall tables, run directories.
+fn traces(tag: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    for process in fs::read_dir("/proc").expect("listed").flatten() {
+        let command = fs::read(process.path().join("cmdline")).unwrap_or_default();
+        let command = String::from_utf8_lossy(&command).replace('\0', " ");
+        if command.contains(tag) && command.contains("qemu") {
+            found.push(format!("process {:?}: {command}", process.file_name()));
+        }
+    }
+    for (program, args) in
+        [("ip", &["netns", "list"][..]), ("ip", &["-o", "link"]), ("nft", &["list", "tables"])]
+    {
+        let done = Command::new(program).args(args).output().expect("iproute2 and nftables");
+        let text = String::from_utf8_lossy(&done.stdout).into_owned();
+        found.extend(text.lines().filter(|line| line.contains(tag)).map(str::to_owned));
+    }
+    let mut dirs = vec![PathBuf::from("/sys/fs/cgroup"), PathBuf::from("/run/netns")];
+    let controllers = fs::read_dir("/sys/fs/cgroup").expect("listed").flatten();
+    dirs.extend(controllers.map(|entry| entry.path()).filter(|path| path.is_dir()));
+    dirs.push(PathBuf::from("/run/vhive").join(tag).join("sandboxes"));
+    for dir in dirs {
+        let whole = dir.starts_with("/run/vhive");
+        for entry in fs::read_dir(&dir).into_iter().flatten().flatten() {
+            if whole || entry.file_name().to_string_lossy().contains(tag) {
+                found.push(entry.path().display().to_string());
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn e2e_microvm_boots_replies_goes_to_zero_and_comes_back() {
+    let dir = Dir::new("microvm");
+    let Some(node) = node("e2e_microvm_boots_replies_goes_to_zero_and_comes_back", &dir) else {
+        return;
+    };
+    apply(&node, &dir, &hello("hello", ""));
+    let cold = invoke(&node, "hello");
+    assert_eq!(
+        (&cold["status"], &cold["record"]["start"]),
+        (&200.into(), &"boot".into()),
+        "{cold}"
+    );
+    assert_eq!(cold["record"]["runtime"], "qemu");
+    assert!(cold["record"]["guest_clock_error_us"].is_u64(), "{cold}");
+    let names: Vec<&str> = cold["record"]["phases"]
+        .as_array()
+        .expect("phases")
+        .iter()
+        .filter_map(|span| span["phase"].as_str())
+        .collect();
+    let expected = [
+        "total",
+        "queue",
+        "start",
+        "image",
+        "network_slot",
+        "vmm_spawn",
+        "kernel_boot",
+        "init",
+        "function_ready",
+        "request",
+    ];
+    assert_eq!(names, expected);
+    assert_eq!(invoke(&node, "hello")["record"]["start"], "warm");
+
+    let grpc = hello("grpc", "          ports: [{ name: h2c, containerPort: 8080 }]\n");
+    apply(&node, &dir, &grpc);
+    let greeting = node.ok(&["invoke", "grpc", "--grpc", "-d", "e2e"]).expect("greeted");
+    assert_eq!(greeting.trim(), "Hello, e2e!");
+    let logs = node.ok(&["logs", "hello"]).expect("logs");
+    assert!(logs.contains("hello listening on"), "{logs}");
+
+    node.wait_for("hello", Duration::from_secs(60), |now| {
+        now["instances"] == serde_json::json!([])
+    })
+    .expect("idle for a window, it goes to zero");
+    assert_eq!(invoke(&node, "hello")["record"]["start"], "boot");
+    assert!(node.stop().expect("ends").success());
+    assert_eq!(traces(&tag(&dir)), [""; 0]);
+}
+
+#[test]
+fn e2e_microvm_faults_carry_the_guests_words() {
+    let dir = Dir::new("microvm-faults");
+    let Some(node) = node("e2e_microvm_faults_carry_the_guests_words", &dir) else {
+        return;
+    };
+    let missing = hello("missing", "          command: [\"/no/such/program\"]\n");
+    apply(&node, &dir, &missing);
+    let reply = invoke(&node, "missing");
+    assert_eq!(reply["status"], 502, "{reply}");
+    assert!(reply["body"].as_str().is_some_and(|b| b.contains("/no/such/program")), "{reply}");
+    let described = node.json(&["describe", "missing"]).expect("described");
+    assert!(described["last_failure"]["error"].as_str().is_some(), "{described}");
+
+    // The port variable is injected, so a function that ignores it is one that is told otherwise.
+    let bad = hello("bad-port", "          env: [{ name: HOST, value: not-an-address }]\n");
+    apply(&node, &dir, &bad);
+    let reply = invoke(&node, "bad-port");
+    assert_eq!(reply["status"], 502, "{reply}");
+    assert!(reply["body"].as_str().is_some_and(|b| b.contains("code")), "{reply}");
+    assert!(node.stop().expect("ends").success());
+    assert_eq!(traces(&tag(&dir)), [""; 0]);
+}
+
+#[test]
+fn e2e_microvm_nothing_is_left_of_a_node_killed_during_boot() {
+    let dir = Dir::new("microvm-kill");
+    let Some(node) = node("e2e_microvm_nothing_is_left_of_a_node_killed_during_boot", &dir) else {
+        return;
+    };
+    apply(&node, &dir, &hello("hello", ""));
+    let host = "Host: hello.default.example.com\r\nConnection: close\r\n";
+    let gateway = node.gateway.clone();
+    let request = std::thread::spawn(move || {
+        use std::io::{Read as _, Write as _};
+        let mut stream = std::net::TcpStream::connect(gateway).expect("connected");
+        stream.write_all(format!("GET / HTTP/1.1\r\n{host}\r\n").as_bytes()).expect("sent");
+        let mut reply = String::new();
+        // The node dies meanwhile: whatever comes is no reply.
+        let _ = stream.read_to_string(&mut reply);
+        reply
+    });
+    node.wait_for("hello", Duration::from_secs(30), |now| now["starting"] == 1)
+        .expect("a start is under way");
+    let tag = tag(&dir);
+    node.kill().expect("killed");
+    assert_eq!(request.join().expect("no panic"), "");
+    assert_ne!(traces(&tag), [""; 0], "a killed node leaves something, else this test is blind");
+    let swept = vhive(dir.path(), &["node", "--sweep"]).expect("runs");
+    assert!(swept.status.success(), "{}", said(&swept));
+    assert_eq!(traces(&tag), [""; 0]);
+}

@@ -1,0 +1,108 @@
+//! A node with a tiny image and a service of the test's own.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Output;
+
+use serde_json::Value;
+use vhive_tests::node::{TestNode, vhive};
+
+/// A temporary directory that is kept when the test fails, so that its logs can be read.
+pub(crate) struct Dir(PathBuf);
+
+impl Dir {
+    pub(crate) fn new(test: &str) -> Self {
+        let name = format!("vhive-e2e-{test}-{}", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        fs::create_dir_all(&path).expect("the temporary directory can be made");
+        Self(path)
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Dir {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("kept for inspection: {}", self.0.display());
+        } else {
+            fs::remove_dir_all(&self.0).expect("the test's own directory can be removed");
+        }
+    }
+}
+
+/// Whether the test can run at all; says why not.
+pub(crate) fn skip(test: &str) -> bool {
+    let root = rustix::process::geteuid().is_root();
+    if !root {
+        eprintln!("SKIP {test}: root");
+    }
+    !root
+}
+
+/// A node in `dir` that has the image `dev.local/tiny:latest`.
+pub(crate) fn node(dir: &Dir, config: &str) -> TestNode {
+    tiny_image(dir.path());
+    TestNode::start(dir.path(), config).expect("the node starts")
+}
+
+/// Builds an image of one file: enough for `sim`, which runs nothing.
+pub(crate) fn tiny_image(dir: &Path) {
+    let recipe = dir.join("recipe");
+    fs::create_dir_all(&recipe).expect("made");
+    fs::write(recipe.join("file"), "content").expect("written");
+    let text = "name = \"dev.local/tiny:latest\"\n[[layer]]\n\
+                copy = [{ from = \"file\", to = \"/file\", mode = \"0755\" }]\n\
+                [config]\nentrypoint = [\"/file\"]\n";
+    fs::write(recipe.join("image.toml"), text).expect("written");
+    let built = vhive(dir, &["image", "build", &recipe.to_string_lossy()]).expect("runs");
+    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+}
+
+/// A service on `sim`. `env` are `NAME=value`; `extra` is more YAML of the pod's spec, each line
+/// indented by six spaces.
+pub(crate) fn service(name: &str, env: &[&str], extra: &str) -> String {
+    let env: String = env
+        .iter()
+        .filter_map(|pair| pair.split_once('='))
+        .map(|(name, value)| format!("            - {{ name: {name}, value: {value:?} }}\n"))
+        .collect();
+    let env = if env.is_empty() { env } else { format!("          env:\n{env}") };
+    format!(
+        "apiVersion: serving.knative.dev/v1\nkind: Service\nmetadata: {{ name: {name} }}\n\
+         spec:\n  template:\n    metadata:\n      annotations:\n        \
+         autoscaling.knative.dev/window: \"6s\"\n    spec:\n      runtimeClassName: sim\n{extra}\
+         \x20     containers:\n        - image: dev.local/tiny:latest\n{env}"
+    )
+}
+
+/// Applies YAML and expects success.
+pub(crate) fn apply(node: &TestNode, dir: &Dir, yaml: &str) {
+    let done = try_apply(node, dir, yaml);
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+}
+
+/// Applies YAML.
+pub(crate) fn try_apply(node: &TestNode, dir: &Dir, yaml: &str) -> Output {
+    let file = dir.path().join("service.yaml");
+    fs::write(&file, yaml).expect("written");
+    node.vhive(&["apply", "-f", &file.to_string_lossy()]).expect("vhive runs")
+}
+
+/// Invokes a service; the answer has `status`, `body` and `record`.
+pub(crate) fn invoke(node: &TestNode, name: &str) -> Value {
+    let done = node.vhive(&["-o", "json", "invoke", name]).expect("vhive runs");
+    serde_json::from_slice(&done.stdout).expect(&said(&done))
+}
+
+/// The exit code.
+pub(crate) fn code(done: &Output) -> i32 {
+    done.status.code().expect("not killed")
+}
+
+/// What a command wrote to standard error.
+pub(crate) fn said(done: &Output) -> String {
+    String::from_utf8_lossy(&done.stderr).into_owned()
+}
