@@ -98,9 +98,38 @@ impl Cgroup {
         Ok(())
     }
 
+    /// What tells whether the memory limit has killed a process of the groups.
+    #[must_use]
+    pub fn out_of_memory(&self) -> OutOfMemory {
+        // The first is version 1's, the second version 2's.
+        let files = ["memory.oom_control", "memory.events"];
+        let all = self.dirs().flat_map(|dir| files.map(|file| dir.join(file)));
+        OutOfMemory { files: all.filter(|file| file.exists()).collect() }
+    }
+
     /// The directories, one per hierarchy.
     pub fn dirs(&self) -> impl Iterator<Item = &Path> {
         self.dirs.iter().map(|(_, dir)| dir.as_path())
+    }
+}
+
+/// Tells whether a group's memory limit has killed one of its processes, as long as the group is
+/// there.
+#[derive(Clone, Debug)]
+pub struct OutOfMemory {
+    files: Vec<PathBuf>,
+}
+
+impl OutOfMemory {
+    /// Whether it has.
+    #[must_use]
+    pub fn happened(&self) -> bool {
+        let texts = self.files.iter().filter_map(|file| fs::read_to_string(file).ok());
+        let kills = |text: String| {
+            let count = text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.parse().ok());
+            count.is_some_and(|count: u64| count > 0)
+        };
+        texts.into_iter().any(kills)
     }
 }
 

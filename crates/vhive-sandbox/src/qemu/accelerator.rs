@@ -16,7 +16,7 @@ use super::command::Accelerator;
 use super::config::QemuConfig;
 use super::vm::{Guest, Vm, Wanted};
 use crate::deadline::Deadline;
-use crate::journal::{Journal, Milestone};
+use crate::journal::{Journal, Milestone, WaitError};
 
 /// How long a guest may take under KVM from QEMU's start to its init; a fit one takes a tenth.
 const PROBE: Duration = Duration::from_secs(5);
@@ -128,7 +128,13 @@ fn probe(config: &QemuConfig, guest: &Guest, most: Duration) -> Result<Duration,
         Ok(at) => Ok(at.saturating_duration_since(begin)),
         Err(error) => {
             vm.supervised.abandon();
-            Err(format!("{} within {} s", failed(&error), most.as_secs_f32()))
+            Err(match error {
+                WaitError::Ended(end) => format!("KVM is not fit: {end}"),
+                WaitError::Deadline { .. } => {
+                    let most = most.as_secs_f32();
+                    format!("KVM is not fit: a guest did not reach its init within {most} s")
+                }
+            })
         }
     }
 }

@@ -29,6 +29,7 @@ use vhive_api::guest::{Stream, ToGuest, write_frame};
 
 use super::conversation::{Conversation, Next};
 use super::streams::{Frames, Lines};
+use crate::cgroup::OutOfMemory;
 use crate::journal::{End, Journal};
 use crate::process::{self, Child, Confinement, Exit, Launch};
 
@@ -43,6 +44,8 @@ pub(super) struct Program {
     pub(super) confinement: Confinement,
     /// The network namespace in which it runs; `None` = the caller's.
     pub(super) netns: Option<PathBuf>,
+    /// Tells whether its memory limit ended it.
+    pub(super) out_of_memory: Option<OutOfMemory>,
 }
 
 /// The host's ends of what QEMU and the guest write to.
@@ -98,6 +101,7 @@ pub(super) fn start(
     let theirs = Arc::clone(&control);
     let thread = std::thread::Builder::new().name("qemu".to_owned()).spawn(move || {
         let spawned = spawn(&program);
+        let out_of_memory = program.out_of_memory.clone();
         // QEMU has its own copies now; ours would hide its end from the readers.
         drop(program);
         let spawned = spawned.and_then(|child| {
@@ -115,7 +119,7 @@ pub(super) fn start(
                 return;
             }
         };
-        Session::new(outputs, conversation, journal, theirs).run(child);
+        Session::new(outputs, conversation, journal, theirs).run(child, out_of_memory.as_ref());
     })?;
     let told = told.recv().unwrap_or_else(|_| Err(io::Error::other("its thread panicked")));
     match told {
@@ -214,7 +218,7 @@ impl Session {
         }
     }
 
-    fn run(mut self, mut child: Child) {
+    fn run(mut self, mut child: Child, out_of_memory: Option<&OutOfMemory>) {
         loop {
             let ready = match self.wait(&child) {
                 Ok(ready) => ready,
@@ -237,7 +241,7 @@ impl Session {
         }
         let exit = child.wait();
         self.drain();
-        self.finish(exit);
+        self.finish(exit, out_of_memory.is_some_and(OutOfMemory::happened));
     }
 
     /// Waits until there is something to do.
@@ -363,7 +367,7 @@ impl Session {
         }
     }
 
-    fn finish(mut self, exit: Exit) {
+    fn finish(mut self, exit: Exit, out_of_memory: bool) {
         let journal = &self.journal;
         self.console.finish(|line| journal.line(Stream::Console, line));
         let last = &mut self.last_error;
@@ -372,6 +376,9 @@ impl Session {
             return;
         }
         self.journal.end(End::Vanished(match (exit, self.last_error) {
+            (Exit::Signal(9), _) if out_of_memory => {
+                "QEMU exceeded its memory limit and was killed; raise qemu.overhead".to_owned()
+            }
             (Exit::Code(0), _) => "the guest powered off without saying why".to_owned(),
             (exit, None) => format!("QEMU {exit}"),
             (exit, Some(words)) => format!("QEMU {exit}: {words}"),

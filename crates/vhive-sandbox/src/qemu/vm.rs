@@ -136,6 +136,7 @@ impl Vm {
                 uid: wanted.uid,
                 extra_group: (wanted.accelerator == Accelerator::Kvm).then(kvm_group).flatten(),
             },
+            out_of_memory: cgroup.as_ref().map(Cgroup::out_of_memory),
             netns: wanted.network.map(|slot| slot.netns().to_owned()),
         };
         let outputs = Outputs { console, errors, channel };
