@@ -28,6 +28,9 @@ pub use hierarchy::Controller;
 /// hangs in the kernel, and is reported.
 const REMOVAL: std::time::Duration = std::time::Duration::from_secs(5);
 
+/// `ESRCH`: no such process.
+const ENDED: i32 = rustix::io::Errno::SRCH.raw_os_error();
+
 /// What a sandbox's processes may use together; `None` = no limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Limits {
@@ -86,14 +89,18 @@ impl Cgroup {
         Ok(group)
     }
 
-    /// Moves a process into the groups; its later children are born there.
+    /// Moves a process into the groups; its later children are born there. Only for a child that
+    /// the caller has not reaped yet: the number of any other may have become somebody else's.
     ///
     /// # Errors
-    /// Any I/O error, e.g. `NotFound` for a process that has ended.
+    /// Any I/O error. A child that has ended already is none.
     pub fn add(&self, pid: Pid) -> io::Result<()> {
         for (_, dir) in &self.dirs {
             let path = dir.join("cgroup.procs");
-            fs::write(&path, pid.as_raw_nonzero().to_string()).map_err(|e| naming(&path, &e))?;
+            match fs::write(&path, pid.as_raw_nonzero().to_string()) {
+                Err(error) if error.raw_os_error() == Some(ENDED) => return Ok(()),
+                moved => moved.map_err(|e| naming(&path, &e))?,
+            }
         }
         Ok(())
     }

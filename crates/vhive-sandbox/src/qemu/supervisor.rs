@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::process::Pid;
@@ -29,9 +29,12 @@ use vhive_api::guest::{Stream, ToGuest, write_frame};
 
 use super::conversation::{Conversation, Next};
 use super::streams::{Frames, Lines};
-use crate::cgroup::OutOfMemory;
+use crate::cgroup::{Cgroup, OutOfMemory};
 use crate::journal::{End, Journal};
 use crate::process::{self, Child, Confinement, Exit, Launch};
+
+/// How long a killed QEMU may take to end: one that takes longer hangs in the kernel.
+const KILLED: Duration = Duration::from_secs(10);
 
 /// What to run, and everything that becomes the child's.
 #[derive(Debug)]
@@ -44,8 +47,8 @@ pub(super) struct Program {
     pub(super) confinement: Confinement,
     /// The network namespace in which it runs; `None` = the caller's.
     pub(super) netns: Option<PathBuf>,
-    /// Tells whether its memory limit ended it.
-    pub(super) out_of_memory: Option<OutOfMemory>,
+    /// Where its limits are; it is moved there right after it has been spawned.
+    pub(super) cgroup: Option<Arc<Cgroup>>,
 }
 
 /// The host's ends of what QEMU and the guest write to.
@@ -63,6 +66,8 @@ pub(super) struct Supervised {
     pidfd: OwnedFd,
     control: Arc<Control>,
     thread: Option<JoinHandle<()>>,
+    /// Ends with the thread.
+    ended: mpsc::Receiver<()>,
 }
 
 #[derive(Debug)]
@@ -99,9 +104,10 @@ pub(super) fn start(
     });
     let (tell, told) = mpsc::sync_channel(1);
     let theirs = Arc::clone(&control);
+    let (alive, ended) = mpsc::channel::<()>();
     let thread = std::thread::Builder::new().name("qemu".to_owned()).spawn(move || {
         let spawned = spawn(&program);
-        let out_of_memory = program.out_of_memory.clone();
+        let out_of_memory = program.cgroup.as_ref().map(|cgroup| cgroup.out_of_memory());
         // QEMU has its own copies now; ours would hide its end from the readers.
         drop(program);
         let spawned = spawned.and_then(|child| {
@@ -120,10 +126,11 @@ pub(super) fn start(
             }
         };
         Session::new(outputs, conversation, journal, theirs).run(child, out_of_memory.as_ref());
+        drop(alive);
     })?;
     let told = told.recv().unwrap_or_else(|_| Err(io::Error::other("its thread panicked")));
     match told {
-        Ok((pid, pidfd)) => Ok(Supervised { pid, pidfd, control, thread: Some(thread) }),
+        Ok((pid, pidfd)) => Ok(Supervised { pid, pidfd, control, thread: Some(thread), ended }),
         Err(error) => {
             // It ends right after an error.
             let _ = thread.join();
@@ -137,14 +144,19 @@ fn spawn(program: &Program) -> io::Result<Child> {
         enter(netns)?;
     }
     let inherit: Vec<_> = program.inherit.iter().map(AsFd::as_fd).collect();
-    process::spawn(&Launch {
+    let child = process::spawn(&Launch {
         program: &program.path,
         args: &program.arguments,
         inherit: &inherit,
         stdout: program.stdout.as_fd(),
         stderr: program.stderr.as_fd(),
         confinement: Some(program.confinement),
-    })
+    })?;
+    if let Some(cgroup) = &program.cgroup {
+        // Here, where nobody can have reaped it: its number is still its own.
+        cgroup.add(child.pid())?;
+    }
+    Ok(child)
 }
 
 fn enter(netns: &Path) -> io::Result<()> {
@@ -173,6 +185,11 @@ impl Supervised {
 impl Drop for Supervised {
     fn drop(&mut self) {
         process::kill(self.pidfd.as_fd());
+        // Nothing is ever sent; what is waited for is the other end's disappearance.
+        if self.ended.recv_timeout(KILLED) == Err(mpsc::RecvTimeoutError::Timeout) {
+            tracing::error!(pid = %self.pid, "QEMU survives SIGKILL and is left to the next sweep");
+            return;
+        }
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {

@@ -65,7 +65,7 @@ pub(super) struct Vm {
     pub(super) supervised: Supervised,
     /// Kept open: the way to everything that can be asked of a running QEMU.
     _qmp: Qmp,
-    _cgroup: Option<Cgroup>,
+    _cgroup: Option<Arc<Cgroup>>,
     /// The guest's memory.
     _memory: OwnedFd,
 }
@@ -87,7 +87,7 @@ impl Vm {
             let make = || Cgroup::create(root, wanted.id, &limits);
             resource("create the sandbox's cgroup", make)
         });
-        let cgroup = cgroup.transpose()?;
+        let cgroup = cgroup.transpose()?.map(Arc::new);
         let (channel, their_channel) = resource("make the guest channel", UnixStream::pair)?;
         let (control, their_control) = resource("make the control socket", UnixStream::pair)?;
         let (console, stdout) = resource("make the console's pipe", io::pipe)?;
@@ -136,7 +136,7 @@ impl Vm {
                 uid: wanted.uid,
                 extra_group: (wanted.accelerator == Accelerator::Kvm).then(kvm_group).flatten(),
             },
-            out_of_memory: cgroup.as_ref().map(Cgroup::out_of_memory),
+            cgroup: cgroup.clone(),
             netns: wanted.network.map(|slot| slot.netns().to_owned()),
         };
         let outputs = Outputs { console, errors, channel };
@@ -144,9 +144,6 @@ impl Vm {
         let conversation = Conversation::new(Arc::clone(&journal), wanted.config);
         let start = || supervisor::start(program, outputs, conversation, journal);
         let supervised = resource("start QEMU", start)?;
-        if let Some(cgroup) = &cgroup {
-            resource("move QEMU into its cgroup", || cgroup.add(supervised.pid()))?;
-        }
         let qmp = match Qmp::greet(control, deadline) {
             Ok(qmp) => qmp,
             Err(error) => {
