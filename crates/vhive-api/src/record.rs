@@ -46,6 +46,8 @@ pub enum Phase {
     Start,
     /// Making the root file system image available.
     Image,
+    /// Waiting for a turn: the number of starts under way is limited.
+    Turn,
     /// Taking a network slot.
     NetworkSlot,
     /// From asking for the VMM's (or runtime's) process to its being set up.
@@ -62,11 +64,12 @@ pub enum Phase {
 
 impl Phase {
     /// Every phase, parents before children, in the order in which they happen.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Total,
         Self::Queue,
         Self::Start,
         Self::Image,
+        Self::Turn,
         Self::NetworkSlot,
         Self::VmmSpawn,
         Self::KernelBoot,
@@ -82,6 +85,7 @@ impl Phase {
             Self::Total => None,
             Self::Queue | Self::Start | Self::Request => Some(Self::Total),
             Self::Image
+            | Self::Turn
             | Self::NetworkSlot
             | Self::VmmSpawn
             | Self::KernelBoot
@@ -98,6 +102,7 @@ impl Phase {
             Self::Queue => "queue",
             Self::Start => "start",
             Self::Image => "image",
+            Self::Turn => "turn",
             Self::NetworkSlot => "network_slot",
             Self::VmmSpawn => "vmm_spawn",
             Self::KernelBoot => "kernel_boot",

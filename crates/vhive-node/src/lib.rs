@@ -54,3 +54,5 @@ pub use records::Records;
 pub use start::{StartError, StartFailure, StartPhase, StartReport};
 pub use status::{InstanceStatus, RevisionCounts, RevisionStatus};
 pub use sweep::{Ground, GroundError, PurgeError, Purged, purge};
+// Words of the hands that the node's own interface uses; doors need no other way to them.
+pub use vhive_sandbox::{Deadline, Line};

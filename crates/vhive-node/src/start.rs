@@ -227,6 +227,7 @@ async fn cold(mut order: Order) {
         Err(_) => return order.fail(StartError::ShutDown),
     };
     done.image = image.took;
+    done.turn = Some(Took { begin: asked, end: done.began });
     let report = order.report(&done, waited);
     order.succeed(sandbox, report);
 }
@@ -273,6 +274,9 @@ struct Work {
 /// Times of a successful start that are not in the journal.
 struct Done {
     image: Option<Took>,
+    turn: Option<Took>,
+    /// When the blocking thread began.
+    began: Instant,
     network: Option<Took>,
     boot: Instant,
     ready: Instant,
@@ -280,6 +284,7 @@ struct Done {
 
 impl Work {
     fn run(self) -> Result<(Box<dyn Sandbox>, Done), StartError> {
+        let thread_began = Instant::now();
         let revision = &self.revision;
         let name = revision.runtime;
         let runtime = self.shared.tools.runtimes.get(name).ok_or(StartError::NoRuntime(name))?;
@@ -318,7 +323,15 @@ impl Work {
             ready = probe::wait(probe, &self.journal, began, deadline);
         }
         let ready = ready.map_err(StartError::Probe)?;
-        Ok((sandbox, Done { image: None, network: network_took, boot, ready }))
+        let done = Done {
+            image: None,
+            turn: None,
+            began: thread_began,
+            network: network_took,
+            boot,
+            ready,
+        };
+        Ok((sandbox, done))
     }
 
     fn network(&self, deadline: Deadline) -> Result<NetworkSlot, StartError> {
@@ -330,12 +343,15 @@ impl Work {
 
 impl Order {
     fn report(&self, done: &Done, waited: Duration) -> StartReport {
-        let mut phases = Vec::with_capacity(6);
+        let mut phases = Vec::with_capacity(7);
         let mut add = |phase, begin: Instant, end: Instant| {
             phases.push(StartPhase { phase, begin, length: end.saturating_duration_since(begin) });
         };
         if let Some(Took { begin, end }) = done.image {
             add(Phase::Image, begin, end);
+        }
+        if let Some(Took { begin, end }) = done.turn {
+            add(Phase::Turn, begin, end);
         }
         if let Some(Took { begin, end }) = done.network {
             add(Phase::NetworkSlot, begin, end);

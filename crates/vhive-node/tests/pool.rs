@@ -69,6 +69,7 @@ async fn a_cold_start_is_accounted_for_and_a_warm_one_is_none() {
     let lengths: Vec<(Phase, u64)> = spans.iter().map(|s| (s.phase, s.length_us)).collect();
     let least = [
         (Phase::Start, 18_000),
+        (Phase::Turn, 0),
         (Phase::VmmSpawn, 3_000),
         (Phase::KernelBoot, 5_000),
         (Phase::Init, 4_000),

@@ -7,8 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::task::JoinHandle;
-use vhive_node::Node;
-use vhive_sandbox::Deadline;
+use vhive_node::{Deadline, Node};
 
 use crate::api::{self, TokenError};
 use crate::catalog::Catalog;

@@ -128,6 +128,7 @@ fn e2e_microvm_boots_replies_goes_to_zero_and_comes_back() {
         "queue",
         "start",
         "image",
+        "turn",
         "network_slot",
         "vmm_spawn",
         "kernel_boot",

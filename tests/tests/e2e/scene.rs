@@ -94,7 +94,9 @@ pub(crate) fn try_apply(node: &TestNode, dir: &Dir, yaml: &str) -> Output {
 /// Invokes a service; the answer has `status`, `body` and `record`.
 pub(crate) fn invoke(node: &TestNode, name: &str) -> Value {
     let done = node.vhive(&["-o", "json", "invoke", name]).expect("vhive runs");
-    serde_json::from_slice(&done.stdout).expect(&said(&done))
+    let answer = serde_json::from_slice(&done.stdout);
+    assert!(answer.is_ok(), "{answer:?}: {}", said(&done));
+    answer.expect("just checked")
 }
 
 /// The exit code.

@@ -13,9 +13,11 @@ pub(crate) struct Row {
     pub(crate) memory: Option<u64>,
 }
 
-const COLUMNS: [(&str, Phase); 8] = [
+const COLUMNS: [(&str, Phase); 10] = [
     ("total", Phase::Total),
+    ("queue", Phase::Queue),
     ("image", Phase::Image),
+    ("turn", Phase::Turn),
     ("net slot", Phase::NetworkSlot),
     ("vmm", Phase::VmmSpawn),
     ("kernel", Phase::KernelBoot),
@@ -28,17 +30,17 @@ const COLUMNS: [(&str, Phase); 8] = [
 pub(crate) fn table(rows: &[Row]) -> String {
     let mut text = format!("{:<13} {:<5}", "function", "start");
     for (heading, _) in COLUMNS {
-        text.push_str(&format!(" {heading:>9}"));
+        text.push_str(&format!(" {heading:>8}"));
     }
-    text.push_str(&format!(" {:>9}", "memory"));
+    text.push_str(&format!(" {:>8}", "memory"));
     for row in rows {
         let start = row.record.start.map_or("-", StartKind::as_str);
         text.push_str(&format!("\n{:<13} {start:<5}", row.record.service));
         for (_, phase) in COLUMNS {
-            text.push_str(&format!(" {:>9}", millis(&row.record, phase)));
+            text.push_str(&format!(" {:>8}", millis(&row.record, phase)));
         }
         let memory = row.memory.map_or_else(|| "-".to_owned(), |m| format!("{} MiB", m >> 20));
-        text.push_str(&format!(" {memory:>9}"));
+        text.push_str(&format!(" {memory:>8}"));
     }
     text.push_str("\n(milliseconds; memory = resident on the host per sandbox)");
     text

@@ -13,8 +13,7 @@ use http::header;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use vhive_api::{InvocationRecord, SandboxId};
-use vhive_node::{LogFollower, StartFailure, StartReport};
-use vhive_sandbox::Line;
+use vhive_node::{Line, LogFollower, StartFailure, StartReport};
 
 use super::State;
 use super::objects;
