@@ -113,6 +113,22 @@ impl Hierarchy {
         }
     }
 
+    /// Gives a node's group, against the host's other processes, the weight of as many busy ones
+    /// as there are CPUs: else all its sandboxes together would count as one process.
+    pub(super) fn weigh(&self, group: &Path) {
+        if !self.controllers.contains(&Controller::Cpu) {
+            return;
+        }
+        let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+        let (file, weight) = match self.version {
+            Version::V1 => ("cpu.shares", (1024 * cpus).min(262_144)),
+            Version::V2 => ("cpu.weight", (100 * cpus).min(10_000)),
+        };
+        if let Err(error) = fs::write(group.join(file), weight.to_string()) {
+            tracing::debug!(path = %group.display(), file, %error, "weight not set");
+        }
+    }
+
     /// The files to write for these limits, and what to write.
     ///
     /// # Source

@@ -194,11 +194,13 @@ fn parent_of(root: &RunRoot, hierarchy: &Hierarchy) -> PathBuf {
 fn make_both(hierarchy: &Hierarchy, parent: &Path, dir: &Path) -> io::Result<()> {
     // Another sandbox's end may remove the node's empty group between the two steps.
     for _ in 0..100 {
-        match fs::create_dir(parent) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-            _ => {}
-        }
+        let made = fs::create_dir(parent);
         hierarchy.delegate(parent);
+        match made {
+            Ok(()) => hierarchy.weigh(parent),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(error),
+        }
         match fs::create_dir(dir) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             made => return made,
