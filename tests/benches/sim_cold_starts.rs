@@ -106,11 +106,7 @@ async fn fire(gateway: &str, round: usize) -> anyhow::Result<f64> {
     Ok(begun.elapsed().as_secs_f64())
 }
 
-async fn client(
-    mut stream: TcpStream,
-    next: Arc<AtomicUsize>,
-    round: usize,
-) -> anyhow::Result<()> {
+async fn client(mut stream: TcpStream, next: Arc<AtomicUsize>, round: usize) -> anyhow::Result<()> {
     let mut reply = Vec::with_capacity(4096);
     loop {
         let n = next.fetch_add(1, Ordering::Relaxed);
@@ -205,6 +201,7 @@ fn node(dir: &Path) -> anyhow::Result<()> {
     setrlimit(Resource::Nofile, Rlimit { current: most, maximum: most })?;
     let mut config = vhive_node::Config::below(dir);
     config.max_instances = 100_000;
+    config.max_memory = Some(vhive_api::Bytes(1 << 50));
     config.records.recent = u32::try_from(SERVICES)?;
     let mut serving = vhive_serving::Config::default();
     serving.gateway.listen.set_port(0);

@@ -205,15 +205,7 @@ async fn views_tell_starts_failures_logs_and_metrics() {
     let (status, _) = world.api("GET", "/vhive/v1/records?colour=red", None).await;
     assert_eq!(status, 400);
 
-    let mut stream =
-        tokio::net::UnixStream::connect(&world.serving.addresses().socket).await.unwrap();
-    stream
-        .write_all(b"GET /metrics HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n")
-        .await
-        .unwrap();
-    let mut wire = Vec::new();
-    within(stream.read_to_end(&mut wire)).await.unwrap();
-    let text = Reply::parse(&wire).text();
+    let text = metrics(&world).await;
     for line in [
         "vhive_gateway_requests_total{namespace=\"default\",service=\"hello\",revision=\"hello-00001\",outcome=\"replied\",status=\"2xx\"} 1",
         "vhive_gateway_requests_total{namespace=\"default\",service=\"broken\",revision=\"broken-00001\",outcome=\"start-failed\",status=\"5xx\"} 1",
@@ -252,5 +244,40 @@ async fn logs_are_lines_and_can_be_followed() {
     let (status, _) =
         world.api("GET", "/vhive/v1/namespaces/default/services/none/logs", None).await;
     assert_eq!(status, 404);
+    world.stop().await;
+}
+
+async fn metrics(world: &World) -> String {
+    let socket = &world.serving.addresses().socket;
+    let mut stream = tokio::net::UnixStream::connect(socket).await.unwrap();
+    let request = b"GET /metrics HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n";
+    stream.write_all(request).await.unwrap();
+    let mut wire = Vec::new();
+    within(stream.read_to_end(&mut wire)).await.unwrap();
+    Reply::parse(&wire).text()
+}
+
+#[tokio::test]
+async fn metrics_equal_the_table_of_the_page() {
+    use std::collections::BTreeSet;
+    let world = World::new().await;
+    world.apply("hello", |_| {}).await;
+    assert_eq!(world.get("hello").await.status, 200);
+    let text = metrics(&world).await;
+    let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
+    let told: BTreeSet<String> = types
+        .filter(|(name, _)| name.starts_with("vhive_gateway_"))
+        .map(|(name, kind)| if kind == "counter" { format!("{name}_total") } else { name.into() })
+        .collect();
+    let page = std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../docs/design/records-and-metrics.md");
+    let page = std::fs::read_to_string(page).unwrap();
+    let section = page.split("\n## Metrics of the gateway").nth(1).expect("the section");
+    let rows = section.split("\n## ").next().unwrap_or_default().lines();
+    let listed: BTreeSet<String> = rows
+        .filter_map(|line| line.strip_prefix("| `")?.split_once('`'))
+        .map(|(name, _)| name.to_owned())
+        .collect();
+    assert_eq!(told, listed);
     world.stop().await;
 }
