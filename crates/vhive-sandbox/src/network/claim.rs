@@ -38,7 +38,7 @@ pub(super) struct Record {
     pub(super) forwarding: bool,
 }
 
-/// A node's claim. Dropping it only unlocks the file, as a killed node would; [`Claim::release`]
+/// A node's claim. Dropping it only unlocks the file, as a killed node would; `Claim::release`
 /// is the proper end.
 #[derive(Debug)]
 pub(super) struct Claim {
