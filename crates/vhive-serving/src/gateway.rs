@@ -12,6 +12,7 @@ mod chunks;
 mod flight;
 mod h2c;
 mod head;
+mod ledger;
 mod listen;
 mod pool;
 mod reply;
@@ -38,11 +39,12 @@ use vhive_node::{AcquireError, Lease, Node};
 
 use self::flight::{Client, Flight};
 use self::head::{Length, Origin};
+pub(crate) use self::ledger::Ledger;
 pub(crate) use self::listen::{Listening, listen};
 pub(crate) use self::pool::Upstreams;
 use self::reply::ReplyBody;
 use self::upload::{RequestBody, UploadError};
-use self::upstream::{Connection, Download, Exchange, ExchangeError};
+use self::upstream::{Connection, ExchangeError};
 use crate::catalog::{Catalog, Route};
 use crate::config::GatewayConfig;
 use crate::status::GatewayError;
@@ -62,13 +64,15 @@ pub(crate) struct Gateway {
     pub(crate) node: Node,
     pub(crate) catalog: Arc<Catalog>,
     pub(crate) config: GatewayConfig,
+    pub(crate) ledger: Ledger,
     ids: AtomicU64,
 }
 
 impl Gateway {
     pub(crate) fn new(node: Node, catalog: Arc<Catalog>, config: GatewayConfig) -> Arc<Self> {
         let seed = getrandom::u64().expect("the kernel's random source answers after boot");
-        Arc::new(Self { node, catalog, config, ids: AtomicU64::new(seed) })
+        let (ids, ledger) = (AtomicU64::new(seed), Ledger::default());
+        Arc::new(Self { node, catalog, config, ledger, ids })
     }
 
     /// A fresh number that looks random: a counter through the finaliser of `SplitMix64`, which is a
@@ -115,9 +119,9 @@ impl Gateway {
         };
         flight.put_timer(timer);
         let mut response = match served {
-            Some(Ok(Served::Http1(head, download))) => {
+            Some(Ok(Served::Http1(head, connection))) => {
                 flight.set_status(head.status);
-                let mut response = Response::new(ReplyBody::http1(download, flight));
+                let mut response = Response::new(ReplyBody::http1(connection, flight));
                 *response.status_mut() = head.status;
                 *response.headers_mut() = head.headers;
                 response
@@ -200,7 +204,7 @@ fn without_port(host: &str) -> &str {
 
 /// A reply whose head has come.
 enum Served {
-    Http1(head::ReplyHead, Box<Download>),
+    Http1(head::ReplyHead, Box<Connection>),
     Http2(Response<Incoming>),
 }
 
@@ -256,7 +260,7 @@ async fn forward(
 }
 
 /// Connects to the leased instance. One that does not accept is given up as broken.
-async fn connect(flight: &mut Flight) -> Result<Connection, GatewayError> {
+async fn connect(flight: &mut Flight) -> Result<Box<Connection>, GatewayError> {
     let Some(lease) = &flight.lease else { unreachable!("a connection is made under a lease") };
     let limit = flight.client().gateway.config.connect_timeout.0;
     let opened = tokio::time::timeout(limit, Connection::open(lease.endpoint())).await;
@@ -276,33 +280,33 @@ async fn connect(flight: &mut Flight) -> Result<Connection, GatewayError> {
 /// Sends the request over HTTP/1.1 and waits for the reply's head.
 async fn exchange(
     flight: &mut Flight,
-    connection: Connection,
+    mut connection: Box<Connection>,
     parts: &Parts,
     body: RequestBody,
 ) -> Result<Served, GatewayError> {
     let id = flight.id();
     let length = length_of(parts, &body);
     let client = Arc::clone(flight.client());
-    let mut exchange = Exchange::new(connection, body, length, |out| {
+    connection.begin(body, length, |out| {
         let host = host_of(parts).ok().flatten().unwrap_or_default();
         let origin = Origin { client: &client.address, host, id: id.as_str() };
         head::write_request(out, parts, length, &origin);
     });
     loop {
-        match poll_fn(|cx| exchange.poll_head(cx, &parts.method)).await {
+        match poll_fn(|cx| connection.poll_head(cx, &parts.method)).await {
             Ok(head) => {
-                let download = Box::new(exchange.into_download(&head));
-                return Ok(Served::Http1(head, download));
+                connection.expect_body(&head);
+                return Ok(Served::Http1(head, connection));
             }
-            Err(ExchangeError::NothingSent(_)) if exchange.is_on_used_connection() => {
-                exchange.switch_to(connect(flight).await?);
+            Err(ExchangeError::NothingSent(_)) if connection.is_used() => {
+                connection.switch_to(*connect(flight).await?);
             }
             Err(ExchangeError::NothingSent(error) | ExchangeError::Broke(error)) => {
-                drop(exchange);
+                drop(connection);
                 return Err(broke(flight, error.to_string()));
             }
             Err(ExchangeError::Bad(bad)) => {
-                drop(exchange);
+                drop(connection);
                 return Err(broke(flight, bad.to_string()));
             }
             Err(ExchangeError::Upload(UploadError::TooLarge)) => {

@@ -68,9 +68,10 @@ pub struct Drained {
 #[derive(Debug)]
 pub struct Serving {
     addresses: Addresses,
+    gateway: Arc<Gateway>,
     listening: Listening,
     api: api::Running,
-    scaler: AbortOnDrop,
+    tasks: [AbortOnDrop; 2],
 }
 
 #[derive(Debug)]
@@ -98,16 +99,18 @@ impl Serving {
             Services::open(node.clone(), Arc::clone(&catalog), config.clone(), &store).await?;
 
         let gateway = Gateway::new(node.clone(), Arc::clone(&catalog), config.gateway.clone());
-        let listening = gateway::listen(gateway).await.map_err(|source| RunError::Listen {
-            what: "the gateway",
-            at: config.gateway.listen.to_string(),
-            key: "serving.gateway.listen",
-            source,
-        })?;
-        let services = Arc::new(services);
-        let api = api::run(Arc::clone(&services), &state_dir, listening.address).await?;
+        let listening =
+            gateway::listen(Arc::clone(&gateway)).await.map_err(|source| RunError::Listen {
+                what: "the gateway",
+                at: config.gateway.listen.to_string(),
+                key: "serving.gateway.listen",
+                source,
+            })?;
+        let api = api::run(services, Arc::clone(&gateway), listening.address).await?;
         let tick = config.autoscale.tick.0;
         let scaler = AbortOnDrop(tokio::spawn(scaler::run(node, catalog, tick)));
+        let keeper = Arc::clone(&gateway);
+        let keeper = AbortOnDrop(tokio::spawn(async move { keeper.ledger.keep().await }));
         let addresses = Addresses {
             gateway: listening.address,
             api: api.address,
@@ -120,7 +123,7 @@ impl Serving {
             socket = %addresses.socket.display(),
             "serving"
         );
-        Ok(Self { addresses, listening, api, scaler })
+        Ok(Self { addresses, gateway, listening, api, tasks: [scaler, keeper] })
     }
 
     /// Where everything listens.
@@ -132,9 +135,10 @@ impl Serving {
     /// Takes no more requests, lets those under way finish, and cuts off what is left at the
     /// deadline. Shut the node down afterwards.
     pub async fn shutdown(self, deadline: Deadline) -> Drained {
-        let Self { listening, api, scaler, .. } = self;
+        let Self { gateway, listening, api, tasks, .. } = self;
         let cut = listening.close(deadline.left()).await;
-        drop(scaler);
+        drop(tasks);
+        gateway.ledger.write();
         api.close(deadline.left().min(Duration::from_secs(2))).await;
         tracing::info!(cut, "gateway drained");
         Drained { cut }

@@ -28,14 +28,16 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use self::token::TokenError;
+use crate::gateway::Gateway;
 use crate::services::Services;
 use crate::serving::RunError;
 
 /// What every handler may use.
 #[derive(Debug)]
 struct Shared {
-    services: Arc<Services>,
-    gateway: SocketAddr,
+    services: Services,
+    gateway: Arc<Gateway>,
+    gateway_address: SocketAddr,
     /// Ends streams when the node shuts down.
     end: CancellationToken,
 }
@@ -73,20 +75,15 @@ impl Drop for Running {
 
 /// Opens socket and port.
 pub(crate) async fn run(
-    services: Arc<Services>,
-    state_dir: &Path,
-    gateway: SocketAddr,
+    services: Services,
+    gateway: Arc<Gateway>,
+    gateway_address: SocketAddr,
 ) -> Result<Running, RunError> {
     let config = services.config.api.clone();
+    let state_dir = services.node.config().state_dir.clone();
     let socket = config.socket.clone().unwrap_or_else(|| state_dir.join("api.sock"));
-    let (token, path) = token::open(state_dir)?;
+    let (token, path) = token::open(&state_dir)?;
 
-    let unix = bind_socket(&socket).map_err(|source| RunError::Listen {
-        what: "the API",
-        at: socket.display().to_string(),
-        key: "serving.api.socket",
-        source,
-    })?;
     let tcp = TcpListener::bind(config.listen).await;
     let bound = tcp.and_then(|tcp| Ok((tcp.local_addr()?, tcp)));
     let (address, tcp) = bound.map_err(|source| RunError::Listen {
@@ -95,9 +92,15 @@ pub(crate) async fn run(
         key: "serving.api.listen",
         source,
     })?;
+    let unix = bind_socket(&socket).map_err(|source| RunError::Listen {
+        what: "the API",
+        at: socket.display().to_string(),
+        key: "serving.api.socket",
+        source,
+    })?;
 
     let end = CancellationToken::new();
-    let shared = Arc::new(Shared { services, gateway, end: end.clone() });
+    let shared = Arc::new(Shared { services, gateway, gateway_address, end: end.clone() });
     let max_body = usize::try_from(config.max_body.0).unwrap_or(usize::MAX);
     let router = router(shared).layer(DefaultBodyLimit::max(max_body));
     let with_token =

@@ -171,6 +171,7 @@ pub(super) async fn records(
         query.namespace.as_ref().is_none_or(|namespace| *namespace == record.namespace)
             && query.service.as_ref().is_none_or(|service| *service == record.service)
     };
+    shared.gateway.ledger.write();
     let all = shared.services.node.records().recent(usize::MAX);
     let limit = query.limit.unwrap_or(100);
     let mut found: Vec<_> = all.iter().rev().filter(wanted).take(limit).cloned().collect();
@@ -185,7 +186,7 @@ pub(super) async fn node(shared: State) -> Json<Value> {
     let config = node.config();
     Json(json!({
         "version": env!("CARGO_PKG_VERSION"),
-        "gateway": shared.gateway.to_string(),
+        "gateway": shared.gateway_address.to_string(),
         "domain": services.config.gateway.domain,
         "runtimes": runtimes,
         "default_runtime": services.config.defaults.runtime,
@@ -202,6 +203,7 @@ pub(super) async fn node(shared: State) -> Json<Value> {
 
 /// `GET /metrics`, in OpenMetrics text.
 pub(super) async fn metrics(shared: State) -> Result<Response, Problem> {
+    shared.gateway.ledger.write();
     let mut registry = prometheus_client::registry::Registry::default();
     shared.services.node.register_metrics(&mut registry);
     crate::metrics::register(Arc::clone(&shared.services.catalog), &mut registry);

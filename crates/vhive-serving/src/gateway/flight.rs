@@ -48,12 +48,12 @@ impl Client {
         Arc::new(Self { gateway, address, state: Mutex::new(state) })
     }
 
-    /// Writes the records of complete requests; called when their replies have been written.
+    /// Ends complete requests; called when their replies have been written.
     pub(super) fn settle(&self) {
         let mut now = None;
         while let Some(mut flight) = self.take_done() {
-            flight.ended = Some(*now.get_or_insert_with(Instant::now));
-            drop(flight);
+            flight.land(*now.get_or_insert_with(Instant::now));
+            self.gateway.ledger.put(flight);
         }
     }
 
@@ -339,7 +339,7 @@ impl Flight {
         InvocationRecord {
             version: 1,
             id: self.id,
-            at: wall_clock(self.began, ended),
+            at: wall_clock(self.began),
             namespace: revision.key.namespace.clone(),
             service: revision.service.clone(),
             revision: revision.key.name.clone(),
@@ -357,9 +357,9 @@ impl Flight {
     }
 }
 
-/// The wall clock at an instant, `now` being the present one.
-fn wall_clock(at: Instant, now: Instant) -> jiff::Timestamp {
-    let ago = jiff::SignedDuration::try_from(now.saturating_duration_since(at));
+/// The wall clock at an instant that has passed not long ago.
+fn wall_clock(at: Instant) -> jiff::Timestamp {
+    let ago = jiff::SignedDuration::try_from(at.elapsed());
     let wall = jiff::Timestamp::now();
     wall.checked_sub(ago.unwrap_or_default()).unwrap_or(wall)
 }
@@ -372,16 +372,26 @@ fn overlap(start: &PhaseSpan, total: u64) -> u64 {
     u64::try_from(end - start.begin_us.clamp(0, end)).unwrap_or(0)
 }
 
+impl Flight {
+    /// The request is over; only its record is still to be written.
+    fn land(&mut self, now: Instant) {
+        if self.ended.is_none() {
+            self.ended = Some(now);
+            self.lease = None;
+            self.route.throttle.leave(now);
+            self.client.end(self.number, self.timer.take(), now);
+        }
+    }
+}
+
 impl Drop for Flight {
     fn drop(&mut self) {
-        self.lease = None;
-        let now = self.ended.unwrap_or_else(Instant::now);
+        let ended = self.ended.unwrap_or_else(Instant::now);
+        self.land(ended);
         if self.outcome.is_none() {
             self.error = Some("the client went away before the reply was complete".to_owned());
         }
-        self.route.throttle.leave(now);
-        self.client.end(self.number, self.timer.take(), now);
-        let record = self.record(now);
+        let record = self.record(ended);
         self.route.metrics.count(&record);
         self.client.gateway.node.records().push(record);
     }

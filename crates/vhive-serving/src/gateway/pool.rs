@@ -13,7 +13,8 @@ use super::upstream::Connection;
 #[derive(Debug)]
 pub(crate) struct Upstreams {
     most: usize,
-    idle: Mutex<HashMap<SandboxId, Vec<Connection>>>,
+    #[expect(clippy::vec_box, reason = "a connection is moved around as a pointer")]
+    idle: Mutex<HashMap<SandboxId, Vec<Box<Connection>>>>,
     shared: Mutex<HashMap<SandboxId, SendRequest<RequestBody>>>,
 }
 
@@ -24,7 +25,7 @@ impl Upstreams {
     }
 
     /// A living idle connection, if there is one.
-    pub(super) fn take(&self, instance: &SandboxId) -> Option<Connection> {
+    pub(super) fn take(&self, instance: &SandboxId) -> Option<Box<Connection>> {
         let mut idle = lock(&self.idle);
         let connections = idle.get_mut(instance)?;
         while let Some(connection) = connections.pop() {
@@ -36,7 +37,7 @@ impl Upstreams {
     }
 
     /// Keeps a connection for later.
-    pub(super) fn put(&self, instance: &SandboxId, connection: Connection) {
+    pub(super) fn put(&self, instance: &SandboxId, connection: Box<Connection>) {
         let mut idle = lock(&self.idle);
         if let Some(connections) = idle.get_mut(instance) {
             if connections.len() < self.most {

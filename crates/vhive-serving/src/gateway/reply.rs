@@ -10,7 +10,7 @@ use vhive_api::Outcome;
 
 use super::flight::Flight;
 use super::upload::UploadError;
-use super::upstream::{BrokenReply, Download, ReplyPiece};
+use super::upstream::{BrokenReply, Connection, ReplyPiece};
 
 /// What a client gets.
 #[derive(Debug)]
@@ -18,7 +18,7 @@ pub(super) enum ReplyBody {
     /// A text of the gateway's own.
     Text(Bytes),
     /// From an instance that speaks HTTP/1.1.
-    Http1 { download: Option<Box<Download>>, flight: Option<Box<Flight>> },
+    Http1 { connection: Option<Box<Connection>>, flight: Option<Box<Flight>> },
     /// From an instance that speaks HTTP/2.
     Http2 { body: Incoming, flight: Option<Box<Flight>> },
 }
@@ -36,8 +36,8 @@ pub(super) enum CutOff {
 
 impl ReplyBody {
     /// The reply of an HTTP/1.1 instance. One without content ends here.
-    pub(super) fn http1(download: Box<Download>, flight: Box<Flight>) -> Self {
-        let mut body = Self::Http1 { download: Some(download), flight: Some(flight) };
+    pub(super) fn http1(connection: Box<Connection>, flight: Box<Flight>) -> Self {
+        let mut body = Self::Http1 { connection: Some(connection), flight: Some(flight) };
         body.end_if_done();
         body
     }
@@ -54,15 +54,13 @@ impl ReplyBody {
 
     /// Returns connection and slot as soon as the last byte has been read.
     fn end_if_done(&mut self) {
-        let Self::Http1 { download, flight } = self else { return };
-        if !download.as_ref().is_some_and(|download| download.is_done()) {
-            return;
-        }
+        let Self::Http1 { connection, flight } = self else { return };
+        let Some(mut done) = connection.take_if(|connection| connection.is_done()) else { return };
         let Some(flight) = flight.take() else { return };
-        if let Some(connection) = download.take().and_then(|download| download.into_connection())
-            && let Some(lease) = &flight.lease
+        if let Some(lease) = &flight.lease
+            && done.finish()
         {
-            flight.route.upstreams.put(lease.sandbox(), connection);
+            flight.route.upstreams.put(lease.sandbox(), done);
         }
         flight.complete();
     }
@@ -99,9 +97,9 @@ impl Body for ReplyBody {
                 let frame = (!text.is_empty()).then(|| Ok(Frame::data(text)));
                 return Poll::Ready(frame);
             }
-            Self::Http1 { download: None, .. } => return Poll::Ready(None),
-            Self::Http1 { download: Some(download), flight } => {
-                let polled = download.poll_piece(cx).map(|piece| match piece {
+            Self::Http1 { connection: None, .. } => return Poll::Ready(None),
+            Self::Http1 { connection: Some(connection), flight } => {
+                let polled = connection.poll_piece(cx).map(|piece| match piece {
                     Ok(ReplyPiece::Data(data)) => Ok(Some(Frame::data(data))),
                     Ok(ReplyPiece::End(trailers)) => Ok(trailers.map(Frame::trailers)),
                     Err(BrokenReply::Upload(UploadError::ClientGone | UploadError::TooLarge)) => {
@@ -141,8 +139,8 @@ impl Body for ReplyBody {
             }
             Poll::Ready(Err(cut_off)) => {
                 cut(flight, &cut_off);
-                if let Self::Http1 { download, .. } = this {
-                    *download = None;
+                if let Self::Http1 { connection, .. } = this {
+                    *connection = None;
                 }
                 Poll::Ready(Some(Err(cut_off)))
             }
@@ -153,8 +151,8 @@ impl Body for ReplyBody {
                     return Poll::Pending;
                 }
                 cut(flight, &CutOff::TimedOut);
-                if let Self::Http1 { download, .. } = this {
-                    *download = None;
+                if let Self::Http1 { connection, .. } = this {
+                    *connection = None;
                 }
                 Poll::Ready(Some(Err(CutOff::TimedOut)))
             }
@@ -164,7 +162,7 @@ impl Body for ReplyBody {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Text(text) => text.is_empty(),
-            Self::Http1 { download, .. } => download.is_none(),
+            Self::Http1 { connection, .. } => connection.is_none(),
             Self::Http2 { body, flight } => flight.is_none() || body.is_end_stream(),
         }
     }
@@ -172,9 +170,9 @@ impl Body for ReplyBody {
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Text(text) => SizeHint::with_exact(text.len() as u64),
-            Self::Http1 { download: None, .. } => SizeHint::with_exact(0),
-            Self::Http1 { download: Some(download), .. } => {
-                download.left().map_or_else(SizeHint::default, SizeHint::with_exact)
+            Self::Http1 { connection: None, .. } => SizeHint::with_exact(0),
+            Self::Http1 { connection: Some(connection), .. } => {
+                connection.left().map_or_else(SizeHint::default, SizeHint::with_exact)
             }
             Self::Http2 { body, .. } => body.size_hint(),
         }

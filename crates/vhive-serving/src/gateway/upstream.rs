@@ -2,7 +2,7 @@
 //! and no channel of its own, so that a request costs two wake-ups in all.
 //!
 //! ```text
-//!   Connection ──► Exchange (request goes out) ──head──► Download (reply comes in) ──► Connection
+//!   open or idle ──► begin ──► poll_head (request goes out) ──► poll_piece (reply comes in) ──► idle
 //! ```
 //!
 //! # Source
@@ -29,21 +29,68 @@ use super::upload::{RequestBody, UploadError};
 const FIRST_READ: usize = 8 << 10;
 const LONG_READ: usize = 64 << 10;
 
-/// An idle connection to an instance.
+/// A connection to an instance, with the one exchange that it carries at a time. Kept in a box, so
+/// that the way of a request moves a pointer only.
 #[derive(Debug)]
 pub(super) struct Connection {
     io: TcpStream,
     input: BytesMut,
+    /// Written first: the head, or the beginning of a chunk.
     output: BytesMut,
+    /// Written after `output`.
+    data: Bytes,
+    /// Written after `data`.
+    tail: &'static [u8],
+    upload: Upload,
+    decode: Decode,
+    /// A byte of the request has left.
+    sent: bool,
+    /// It has carried a request before.
     used: bool,
+    keep_alive: bool,
+    /// Bytes asked for by the next read of a reply's body.
+    at_once: usize,
+}
+
+#[derive(Debug)]
+enum Upload {
+    Body {
+        body: RequestBody,
+        chunked: bool,
+    },
+    /// All is in the buffers.
+    Last,
+    Done,
+    /// The instance takes no more; it may still reply.
+    Refused,
+}
+
+#[derive(Debug)]
+enum Decode {
+    Exact(u64),
+    Chunked(Chunks),
+    ToEnd,
+    Done,
 }
 
 impl Connection {
     /// Connects to an instance.
-    pub(super) async fn open(endpoint: SocketAddr) -> io::Result<Self> {
+    pub(super) async fn open(endpoint: SocketAddr) -> io::Result<Box<Self>> {
         let io = TcpStream::connect(endpoint).await?;
         io.set_nodelay(true)?;
-        Ok(Self { io, input: BytesMut::new(), output: BytesMut::new(), used: false })
+        Ok(Box::new(Self {
+            io,
+            input: BytesMut::new(),
+            output: BytesMut::new(),
+            data: Bytes::new(),
+            tail: b"",
+            upload: Upload::Done,
+            decode: Decode::Done,
+            sent: false,
+            used: false,
+            keep_alive: true,
+            at_once: FIRST_READ,
+        }))
     }
 
     /// Whether the other side has closed it, or said something that nobody asked for. Costs a
@@ -52,6 +99,74 @@ impl Connection {
         let mut byte = [0];
         let read = self.io.try_read(&mut byte);
         !matches!(read, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+    }
+
+    /// Whether it had carried a request before the present one.
+    pub(super) fn is_used(&self) -> bool {
+        self.used
+    }
+
+    /// Prepares to send a request; `write_head` appends its head.
+    pub(super) fn begin(
+        &mut self,
+        body: RequestBody,
+        length: Length,
+        write_head: impl FnOnce(&mut BytesMut),
+    ) {
+        self.output.clear();
+        write_head(&mut self.output);
+        self.upload = match length {
+            Length::None | Length::Exact(0) => Upload::Last,
+            Length::Exact(_) | Length::ToEnd => Upload::Body { body, chunked: false },
+            Length::Chunked => Upload::Body { body, chunked: true },
+        };
+        self.sent = false;
+    }
+
+    /// Goes on with another connection, when nothing had been sent.
+    pub(super) fn switch_to(&mut self, fresh: Self) {
+        self.io = fresh.io;
+        self.input.clear();
+        self.used = false;
+    }
+
+    /// Turns to reading the reply's body.
+    pub(super) fn expect_body(&mut self, head: &ReplyHead) {
+        self.keep_alive = head.keep_alive;
+        self.decode = match head.length {
+            Length::None | Length::Exact(0) => Decode::Done,
+            Length::Exact(left) => Decode::Exact(left),
+            Length::Chunked => Decode::Chunked(Chunks::default()),
+            Length::ToEnd => Decode::ToEnd,
+        };
+    }
+
+    /// Whether the reply has been read to its end.
+    pub(super) fn is_done(&self) -> bool {
+        matches!(self.decode, Decode::Done)
+    }
+
+    /// The length that is still to come, if known.
+    pub(super) fn left(&self) -> Option<u64> {
+        match self.decode {
+            Decode::Done => Some(0),
+            Decode::Exact(left) => Some(left),
+            Decode::Chunked(_) | Decode::ToEnd => None,
+        }
+    }
+
+    /// Ends the exchange; whether another request may follow.
+    pub(super) fn finish(&mut self) -> bool {
+        let complete = self.is_done() && matches!(self.upload, Upload::Done);
+        self.used = true;
+        self.keep_alive && complete && self.input.is_empty()
+    }
+
+    fn poll_fill(&mut self, cx: &mut Context<'_>, at_once: usize) -> Poll<io::Result<usize>> {
+        if self.input.capacity() - self.input.len() < at_once / 2 {
+            self.input.reserve(at_once);
+        }
+        poll_read_buf(Pin::new(&mut self.io), cx, &mut self.input)
     }
 }
 
@@ -68,61 +183,9 @@ pub(super) enum ExchangeError {
     Upload(UploadError),
 }
 
-/// A request that is being sent, and whose reply has not begun.
-#[derive(Debug)]
-pub(super) struct Exchange {
-    connection: Connection,
-    /// Written after `connection.output`.
-    data: Bytes,
-    /// Written after `data`.
-    tail: &'static [u8],
-    upload: Upload,
-    sent: bool,
-}
+// === sending ===
 
-#[derive(Debug)]
-enum Upload {
-    Body {
-        body: RequestBody,
-        chunked: bool,
-    },
-    /// All is in the buffers.
-    Last,
-    Done,
-    /// The instance takes no more; it may still reply.
-    Refused,
-}
-
-impl Exchange {
-    /// Prepares to send a request; `write_head` appends its head.
-    pub(super) fn new(
-        mut connection: Connection,
-        body: RequestBody,
-        length: Length,
-        write_head: impl FnOnce(&mut BytesMut),
-    ) -> Self {
-        connection.output.clear();
-        write_head(&mut connection.output);
-        let upload = match length {
-            Length::None | Length::Exact(0) => Upload::Last,
-            Length::Exact(_) | Length::ToEnd => Upload::Body { body, chunked: false },
-            Length::Chunked => Upload::Body { body, chunked: true },
-        };
-        Self { connection, data: Bytes::new(), tail: b"", upload, sent: false }
-    }
-
-    /// Whether the connection had carried a request before.
-    pub(super) fn is_on_used_connection(&self) -> bool {
-        self.connection.used
-    }
-
-    /// Goes on with another connection, when nothing had been sent.
-    pub(super) fn switch_to(&mut self, fresh: Connection) {
-        self.connection.io = fresh.io;
-        self.connection.input.clear();
-        self.connection.used = false;
-    }
-
+impl Connection {
     /// Sends what can be sent and looks for the reply's head.
     pub(super) fn poll_head(
         &mut self,
@@ -144,15 +207,15 @@ impl Exchange {
             return Poll::Pending;
         }
         loop {
-            match read_reply(&mut self.connection.input, method) {
+            match read_reply(&mut self.input, method) {
                 Ok(Some(head)) => return Poll::Ready(Ok(head)),
                 Ok(None) => {}
                 Err(bad) => return Poll::Ready(Err(ExchangeError::Bad(bad))),
             }
-            if self.connection.input.len() >= MAX_REPLY_HEAD {
+            if self.input.len() >= MAX_REPLY_HEAD {
                 return Poll::Ready(Err(ExchangeError::Bad(BadReply::TooLarge)));
             }
-            match ready!(self.connection.poll_fill(cx, FIRST_READ)) {
+            match ready!(self.poll_fill(cx, FIRST_READ)) {
                 Ok(0) => {
                     let end = io::Error::new(
                         io::ErrorKind::UnexpectedEof,
@@ -164,17 +227,6 @@ impl Exchange {
                 Err(error) => return Poll::Ready(Err(ExchangeError::Broke(error))),
             }
         }
-    }
-
-    /// Turns to reading the reply's body.
-    pub(super) fn into_download(self, head: &ReplyHead) -> Download {
-        let decode = match head.length {
-            Length::None | Length::Exact(0) => Decode::Done,
-            Length::Exact(left) => Decode::Exact(left),
-            Length::Chunked => Decode::Chunked(Chunks::default()),
-            Length::ToEnd => Decode::ToEnd,
-        };
-        Download { exchange: self, decode, keep_alive: head.keep_alive, long: false }
     }
 
     fn poll_upload(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SendError>> {
@@ -214,7 +266,7 @@ impl Exchange {
                 };
                 if chunked && !data.is_empty() {
                     let size = format!("{:x}\r\n", data.len());
-                    self.connection.output.extend_from_slice(size.as_bytes());
+                    self.output.extend_from_slice(size.as_bytes());
                     self.tail = b"\r\n";
                 }
                 self.data = data;
@@ -232,8 +284,8 @@ impl Exchange {
 
     fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
-            let output = &mut self.connection.output;
-            let io = Pin::new(&mut self.connection.io);
+            let output = &mut self.output;
+            let io = Pin::new(&mut self.io);
             let written = if self.data.is_empty() && self.tail.is_empty() {
                 if output.is_empty() {
                     return Poll::Ready(Ok(()));
@@ -262,32 +314,6 @@ enum SendError {
     Upload(UploadError),
 }
 
-impl Connection {
-    fn poll_fill(&mut self, cx: &mut Context<'_>, at_once: usize) -> Poll<io::Result<usize>> {
-        if self.input.capacity() - self.input.len() < at_once / 2 {
-            self.input.reserve(at_once);
-        }
-        poll_read_buf(Pin::new(&mut self.io), cx, &mut self.input)
-    }
-}
-
-/// A reply whose head has come.
-#[derive(Debug)]
-pub(super) struct Download {
-    exchange: Exchange,
-    decode: Decode,
-    keep_alive: bool,
-    long: bool,
-}
-
-#[derive(Debug)]
-enum Decode {
-    Exact(u64),
-    Chunked(Chunks),
-    ToEnd,
-    Done,
-}
-
 /// A piece of a reply's body.
 pub(super) enum ReplyPiece {
     Data(Bytes),
@@ -305,40 +331,26 @@ pub(super) enum BrokenReply {
     Upload(UploadError),
 }
 
-impl Download {
-    /// Whether the reply has been read to its end.
-    pub(super) fn is_done(&self) -> bool {
-        matches!(self.decode, Decode::Done)
-    }
+// === receiving ===
 
-    /// The length that is still to come, if known.
-    pub(super) fn left(&self) -> Option<u64> {
-        match self.decode {
-            Decode::Done => Some(0),
-            Decode::Exact(left) => Some(left),
-            Decode::Chunked(_) | Decode::ToEnd => None,
-        }
-    }
-
+impl Connection {
     /// The next piece. The rest of the request goes on being sent meanwhile.
     pub(super) fn poll_piece(
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Result<ReplyPiece, BrokenReply>> {
-        match self.exchange.poll_upload(cx) {
+        match self.poll_upload(cx) {
             Poll::Ready(Ok(())) | Poll::Pending => {}
             Poll::Ready(Err(SendError::Upload(error))) => {
                 return Poll::Ready(Err(BrokenReply::Upload(error)));
             }
-            Poll::Ready(Err(SendError::Io(_))) => self.exchange.upload = Upload::Refused,
+            Poll::Ready(Err(SendError::Io(_))) => self.upload = Upload::Refused,
         }
         loop {
             if let Some(piece) = self.next_piece()? {
                 return Poll::Ready(Ok(piece));
             }
-            let at_once = if self.long { LONG_READ } else { FIRST_READ };
-            let connection = &mut self.exchange.connection;
-            let got = ready!(connection.poll_fill(cx, at_once))?;
+            let got = ready!(self.poll_fill(cx, self.at_once))?;
             if got == 0 {
                 if matches!(self.decode, Decode::ToEnd) {
                     self.decode = Decode::Done;
@@ -348,12 +360,14 @@ impl Download {
                 let end = io::Error::new(io::ErrorKind::UnexpectedEof, reason);
                 return Poll::Ready(Err(end.into()));
             }
-            self.long |= got >= FIRST_READ;
+            if got >= FIRST_READ {
+                self.at_once = LONG_READ;
+            }
         }
     }
 
     fn next_piece(&mut self) -> Result<Option<ReplyPiece>, BadReply> {
-        let input = &mut self.exchange.connection.input;
+        let input = &mut self.input;
         match &mut self.decode {
             Decode::Done => Ok(Some(ReplyPiece::End(None))),
             _ if input.is_empty() => Ok(None),
@@ -376,16 +390,5 @@ impl Download {
                 }
             },
         }
-    }
-
-    /// The connection, if it may carry another request.
-    pub(super) fn into_connection(self) -> Option<Connection> {
-        let Exchange { mut connection, upload, .. } = self.exchange;
-        let reusable = self.keep_alive
-            && matches!(self.decode, Decode::Done)
-            && matches!(upload, Upload::Done)
-            && connection.input.is_empty();
-        connection.used = true;
-        reusable.then_some(connection)
     }
 }

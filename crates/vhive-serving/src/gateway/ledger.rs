@@ -1,0 +1,60 @@
+//! Records of finished requests are written a little later and many at a time: not between two
+//! requests of a client that waits for its next reply.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+
+use super::flight::Flight;
+
+/// How long a record may wait.
+const DELAY: Duration = Duration::from_millis(20);
+
+/// Records that may wait; who brings more writes them all.
+const MOST: usize = 1024;
+
+/// Finished requests whose records are still to be written; dropping a flight writes its record.
+#[derive(Debug, Default)]
+pub(crate) struct Ledger {
+    #[expect(clippy::vec_box, reason = "a flight is moved around as a pointer")]
+    flights: Mutex<Vec<Box<Flight>>>,
+    some: Notify,
+}
+
+impl Ledger {
+    /// Takes a finished request.
+    pub(super) fn put(&self, flight: Box<Flight>) {
+        let mut flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
+        flights.push(flight);
+        match flights.len() {
+            1 => {
+                drop(flights);
+                self.some.notify_one();
+            }
+            MOST => {
+                let all = std::mem::take(&mut *flights);
+                drop(flights);
+                drop(all);
+            }
+            _ => {}
+        }
+    }
+
+    /// Writes every record that waits.
+    pub(crate) fn write(&self) {
+        let mut flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
+        let all = std::mem::take(&mut *flights);
+        drop(flights);
+        drop(all);
+    }
+
+    /// Writes what has waited long enough, for ever.
+    pub(crate) async fn keep(&self) {
+        loop {
+            self.some.notified().await;
+            tokio::time::sleep(DELAY).await;
+            self.write();
+        }
+    }
+}
