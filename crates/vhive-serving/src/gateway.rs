@@ -357,8 +357,7 @@ fn suspect(lease: Lease) {
 fn fail(mut flight: Box<Flight>, error: &GatewayError) -> Response<ReplyBody> {
     let told = error.told();
     flight.set_status(told.status);
-    flight.conclude(told.outcome, Some(crate::status::chain(error)));
-    drop(flight);
+    flight.fail(told.outcome, crate::status::chain(error));
     refusal(error)
 }
 

@@ -283,7 +283,7 @@ impl Flight {
     }
 
     /// How it ends; only the first word counts.
-    pub(super) fn conclude(&mut self, outcome: Outcome, error: Option<String>) {
+    fn conclude(&mut self, outcome: Outcome, error: Option<String>) {
         if self.outcome.is_none() {
             self.outcome = Some(outcome);
             self.error = error;
@@ -297,6 +297,14 @@ impl Flight {
         self.lease = None;
         let client = Arc::clone(&self.client);
         client.park(self);
+    }
+
+    /// The request ends here, without a reply of the function's or in the middle of it.
+    pub(super) fn fail(mut self: Box<Self>, outcome: Outcome, error: String) {
+        self.conclude(outcome, Some(error));
+        self.land(Instant::now());
+        let client = Arc::clone(&self.client);
+        client.gateway.ledger.put(self);
     }
 
     fn record(&mut self, ended: Instant) -> InvocationRecord {

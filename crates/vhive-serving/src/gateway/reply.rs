@@ -73,12 +73,12 @@ fn cut(flight: &mut Option<Box<Flight>>, cut_off: &CutOff) {
             CutOff::TimedOut => Outcome::TimedOut,
             CutOff::Upload => Outcome::ClientGone,
         };
-        flight.conclude(outcome, Some(cut_off.to_string()));
         if matches!(cut_off, CutOff::Instance(_))
             && let Some(lease) = flight.lease.take()
         {
             super::suspect(lease);
         }
+        flight.fail(outcome, cut_off.to_string());
     }
 }
 
