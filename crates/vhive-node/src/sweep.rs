@@ -186,6 +186,17 @@ impl Ground {
     }
 }
 
+impl Drop for Ground {
+    /// Leaves no empty directories; one that something is in stays for the next sweep.
+    fn drop(&mut self) {
+        for dir in [self.run_root.sandboxes(), self.run_root.dir().to_owned()] {
+            if let Err(error) = fs::remove_dir(&dir) {
+                tracing::debug!(path = %dir.display(), %error, "run directory not removed");
+            }
+        }
+    }
+}
+
 /// Processes go first, so that nothing is in use when the rest goes.
 fn sweep(root: &RunRoot) -> Result<usize, SweepError> {
     let mut swept: BTreeSet<String> =
