@@ -76,12 +76,13 @@ impl Node {
         Ok(serde_json::from_str(&self.vhive(&["-o", "json", "describe", service])?)?)
     }
 
-    /// Resident memory of the service's sandboxes on the host, in bytes.
+    /// Resident memory of a sandbox of the service on the host, in bytes: their mean.
     pub(crate) fn memory(&self, service: &str) -> anyhow::Result<Option<u64>> {
         let described = self.describe(service)?;
         let instances = described["instances"].as_array().cloned().unwrap_or_default();
         let known: Vec<u64> = instances.iter().filter_map(|i| i["memory_bytes"].as_u64()).collect();
-        Ok((!known.is_empty()).then(|| known.iter().sum()))
+        let sum: u64 = known.iter().sum();
+        Ok(sum.checked_div(known.len() as u64))
     }
 
     /// Waits until a service has no instance.
