@@ -19,6 +19,8 @@ const MOST: usize = 1024;
 pub(crate) struct Ledger {
     #[expect(clippy::vec_box, reason = "a flight is moved around as a pointer")]
     flights: Mutex<Vec<Box<Flight>>>,
+    /// Held while records are written, so that whoever asks for them next finds them all.
+    writing: Mutex<()>,
     some: Notify,
 }
 
@@ -33,16 +35,16 @@ impl Ledger {
                 self.some.notify_one();
             }
             MOST => {
-                let all = std::mem::take(&mut *flights);
                 drop(flights);
-                drop(all);
+                self.write();
             }
             _ => {}
         }
     }
 
-    /// Writes every record that waits.
+    /// Writes every record that waits; when it returns, none is on its way.
     pub(crate) fn write(&self) {
+        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let mut flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
         let all = std::mem::take(&mut *flights);
         drop(flights);
