@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::{InvocationId, SandboxId};
 use crate::runtime::RuntimeName;
+use crate::snapshot::{MemoryMode, PrefetchPolicy};
 
 /// How the instance that served an invocation came to be running.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -13,15 +14,42 @@ pub enum StartKind {
     Warm,
     /// The request waited for an instance that was booted.
     Boot,
+    /// … that was restored from a snapshot, its memory paged by the host's kernel.
+    Snapshot,
+    /// … that was restored, its memory served page by page by our pager.
+    Lazy,
+    /// … that was restored likewise while its working set was recorded: REAP's first start.
+    Record,
+    /// … that was restored with its recorded working set prefetched: REAP.
+    Reap,
 }
 
 impl StartKind {
+    /// Every kind.
+    pub const ALL: [Self; 6] =
+        [Self::Warm, Self::Boot, Self::Snapshot, Self::Lazy, Self::Record, Self::Reap];
+
+    /// The kind of a start from a snapshot.
+    #[must_use]
+    pub const fn restored(mode: MemoryMode) -> Self {
+        match mode {
+            MemoryMode::File => Self::Snapshot,
+            MemoryMode::Lazy => Self::Lazy,
+            MemoryMode::Record => Self::Record,
+            MemoryMode::Prefetch => Self::Reap,
+        }
+    }
+
     /// The kind as written in records and metrics.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Warm => "warm",
             Self::Boot => "boot",
+            Self::Snapshot => "snapshot",
+            Self::Lazy => "lazy",
+            Self::Record => "record",
+            Self::Reap => "reap",
         }
     }
 }
@@ -56,6 +84,10 @@ pub enum Phase {
     KernelBoot,
     /// From there to the function's process having been started.
     Init,
+    /// Of a start from a snapshot: from the VMM's being set up to its virtual CPUs running.
+    Restore,
+    /// From there to the guest's word that it is itself again: clock, entropy, name and network.
+    Resume,
     /// From there to the function being confirmed ready.
     FunctionReady,
     /// From forwarding the request to the reply's last byte.
@@ -64,7 +96,7 @@ pub enum Phase {
 
 impl Phase {
     /// Every phase, parents before children, in the order in which they happen.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 13] = [
         Self::Total,
         Self::Queue,
         Self::Start,
@@ -74,6 +106,8 @@ impl Phase {
         Self::VmmSpawn,
         Self::KernelBoot,
         Self::Init,
+        Self::Restore,
+        Self::Resume,
         Self::FunctionReady,
         Self::Request,
     ];
@@ -90,6 +124,8 @@ impl Phase {
             | Self::VmmSpawn
             | Self::KernelBoot
             | Self::Init
+            | Self::Restore
+            | Self::Resume
             | Self::FunctionReady => Some(Self::Start),
         }
     }
@@ -107,6 +143,8 @@ impl Phase {
             Self::VmmSpawn => "vmm_spawn",
             Self::KernelBoot => "kernel_boot",
             Self::Init => "init",
+            Self::Restore => "restore",
+            Self::Resume => "resume",
             Self::FunctionReady => "function_ready",
             Self::Request => "request",
         }
@@ -144,11 +182,37 @@ pub enum Outcome {
     InstanceFailed,
 }
 
+/// How the memory of a restored guest arrived, up to the reply of the invocation that waited for
+/// the start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MemoryFigures {
+    /// By which means.
+    pub mode: MemoryMode,
+    /// How pages were recorded or prefetched; absent in modes that do neither.
+    pub prefetch: Option<PrefetchPolicy>,
+    /// Faults that the pager served; absent where the kernel pages.
+    pub faults: Option<u64>,
+    /// Pages that these faults brought, zero pages included.
+    pub fault_pages: u64,
+    /// Pages known to be zero, which nothing was read for.
+    pub zero_pages: u64,
+    /// Pages installed from the working set.
+    pub prefetched_pages: u64,
+    /// Bytes read of the working set's file.
+    pub prefetched_bytes: u64,
+    /// Time in which the guest waited for memory, in microseconds: from each fault's arrival at
+    /// the pager to its page's installation, and what the start was held up for by prefetching.
+    pub wait_us: u64,
+    /// From the beginning of prefetching to its last page installed, in microseconds.
+    pub prefetch_us: u64,
+}
+
 /// One row per invocation, written as one line of JSON.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct InvocationRecord {
-    /// Version of this schema: 1.
+    /// Version of this schema: 2. Version 1 had no `memory` and no `fallback`.
     pub version: u32,
     /// Identifies the invocation; also sent to the function as `X-Request-Id` if it had none.
     pub id: InvocationId,
@@ -179,6 +243,13 @@ pub struct InvocationRecord {
     /// By how much guest times may be off against the host's clock, in microseconds; absent
     /// without a cold start in a guest.
     pub guest_clock_error_us: Option<u64>,
+    /// How a restored guest's memory arrived; absent without a start from a snapshot.
+    #[serde(default)]
+    pub memory: Option<MemoryFigures>,
+    /// Why the start did not go the way that the revision's policy wanted, e.g. a snapshot that
+    /// could not be restored.
+    #[serde(default)]
+    pub fallback: Option<String>,
     /// Why it failed, for every outcome but `replied`.
     pub error: Option<String>,
 }
@@ -203,7 +274,7 @@ mod tests {
             let json = serde_json::to_value(phase).expect("a phase serialises");
             assert_eq!(json, phase.as_str());
         }
-        for kind in [StartKind::Warm, StartKind::Boot] {
+        for kind in StartKind::ALL {
             assert_eq!(serde_json::to_value(kind).expect("serialises"), kind.as_str());
         }
     }

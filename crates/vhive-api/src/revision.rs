@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::{Digest, RevisionDigest, RevisionKey};
 use crate::runtime::RuntimeName;
+use crate::snapshot::{PrefetchPolicy, SnapshotPolicy};
 use crate::units::Bytes;
 
 /// One immutable version of a function, with every default filled in.
@@ -50,6 +51,12 @@ pub struct Revision {
     pub timeout: Duration,
     /// How many instances there may be.
     pub scale: Scale,
+    /// Whether cold starts come from a snapshot.
+    #[serde(default)]
+    pub snapshot: SnapshotPolicy,
+    /// How a snapshot's working set is recorded and prefetched.
+    #[serde(default)]
+    pub prefetch: PrefetchPolicy,
 }
 
 /// Bounds on the number of instances, and how long idle ones are kept.

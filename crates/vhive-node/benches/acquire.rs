@@ -86,5 +86,7 @@ fn revision(key: &RevisionKey) -> Revision {
         container_concurrency: 1,
         timeout: Duration::from_secs(60),
         scale: Scale::default(),
+        snapshot: vhive_api::SnapshotPolicy::Off,
+        prefetch: vhive_api::PrefetchPolicy::default(),
     }
 }

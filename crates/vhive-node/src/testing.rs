@@ -27,13 +27,15 @@ pub(crate) fn revision(name: &str) -> Revision {
         container_concurrency: 1,
         timeout: Duration::from_secs(60),
         scale: Scale::default(),
+        snapshot: vhive_api::SnapshotPolicy::Off,
+        prefetch: vhive_api::PrefetchPolicy::default(),
     }
 }
 
 /// A record that says `status`.
 pub(crate) fn record(status: u16) -> InvocationRecord {
     InvocationRecord {
-        version: 1,
+        version: 2,
         id: InvocationId::random(),
         at: jiff::Timestamp::UNIX_EPOCH,
         namespace: "default".to_owned(),
@@ -48,6 +50,8 @@ pub(crate) fn record(status: u16) -> InvocationRecord {
         response_bytes: 0,
         phases: Vec::new(),
         guest_clock_error_us: None,
+        memory: None,
+        fallback: None,
         error: None,
     }
 }

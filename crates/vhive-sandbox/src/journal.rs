@@ -21,6 +21,10 @@ pub const KEPT_LINES: usize = 4096;
 pub enum Milestone {
     /// The VMM's (or runtime's) process exists and has been set up.
     Spawned,
+    /// A restored guest's virtual CPUs run.
+    Restored,
+    /// A restored guest is itself again: clock, entropy, name and network are right.
+    Resumed,
     /// The guest's kernel runs init.
     KernelUp,
     /// The root file system is in place.

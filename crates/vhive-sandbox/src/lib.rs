@@ -25,9 +25,14 @@ pub mod qemu;
 pub mod run_dir;
 pub mod runtime;
 pub mod sim;
+pub mod snapshot;
 
 pub use deadline::Deadline;
 pub use journal::{End, Journal, Line, Milestone, WaitError};
 pub use network::NetworkSlot;
 pub use run_dir::{RunRoot, SandboxDir};
-pub use runtime::{BootError, HostLacks, Runtime, Sandbox, SandboxSpec};
+pub use runtime::{
+    BootError, Checkpoint, HostLacks, Memory, Paging, RecordingError, Restore, RestoreError,
+    Runtime, Sandbox, SandboxSpec, SnapshotError,
+};
+pub use snapshot::{Snapshot, SnapshotDraft};

@@ -6,12 +6,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use vhive_api::guest::Process;
-use vhive_api::{Bytes, RuntimeName, SandboxId};
+use vhive_api::{Bytes, MemoryFigures, MemoryMode, PrefetchPolicy, RuntimeName, SandboxId};
 
 use crate::deadline::Deadline;
 use crate::journal::{Journal, Milestone};
 use crate::network::NetworkSlot;
 use crate::run_dir::RunRoot;
+use crate::snapshot::{DraftError, Mismatch, OpenError, Platform, Snapshot, SnapshotDraft};
 
 /// What to start.
 #[derive(Clone, Debug)]
@@ -106,7 +107,155 @@ pub trait Runtime: Send + Sync + fmt::Debug {
     /// # Errors
     /// [`BootError`]; every host resource has been released by then.
     fn boot(&self, spec: &SandboxSpec, deadline: Deadline) -> Result<Box<dyn Sandbox>, BootError>;
+
+    /// The view of a runtime that can restore snapshots; its sandboxes can be snapshotted.
+    fn restores(&self) -> Option<&dyn Restore> {
+        None
+    }
 }
+
+/// How a restored guest's memory shall arrive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Memory {
+    /// By which means.
+    pub mode: MemoryMode,
+    /// How pages are recorded or prefetched in the modes that do.
+    pub policy: PrefetchPolicy,
+}
+
+/// What a runtime can do that restores snapshots.
+pub trait Restore: Send + Sync {
+    /// The modes that this host and runtime offer; [`MemoryMode::File`] is always among them.
+    fn memory_modes(&self) -> &[MemoryMode];
+
+    /// What snapshots are taken on and must agree with.
+    ///
+    /// # Errors
+    /// [`HostLacks`] if the runtime cannot be offered.
+    fn platform(&self) -> Result<Platform, HostLacks>;
+
+    /// Starts a clone and returns when its guest is itself again ([`Milestone::Resumed`] is in the
+    /// journal): clock, entropy, host name and network are right. The function in it runs; whether
+    /// it is *ready* is the caller's business. The caller has checked the manifest
+    /// ([`Manifest::check`](crate::snapshot::Manifest::check)).
+    ///
+    /// # Errors
+    /// [`RestoreError`]; every host resource has been released by then.
+    fn restore(
+        &self,
+        spec: &SandboxSpec,
+        from: &Snapshot,
+        memory: Memory,
+        deadline: Deadline,
+    ) -> Result<Box<dyn Sandbox>, RestoreError>;
+}
+
+/// Why a clone could not be restored. Nothing of it is left behind; its journal has the console.
+#[derive(Debug, thiserror::Error)]
+pub enum RestoreError {
+    /// The snapshot was taken on something else.
+    #[error("snapshot does not fit")]
+    Mismatch(#[source] Mismatch),
+    /// A file of the snapshot is missing, damaged or refused by the runtime: it should be retired.
+    #[error("snapshot is unusable")]
+    Snapshot(#[source] OpenError),
+    /// The runtime does not take the snapshot's state: it should be retired.
+    #[error("{program} does not take the saved state: {reason}")]
+    State {
+        /// The program.
+        program: String,
+        /// Its own words.
+        reason: String,
+    },
+    /// The runtime does not offer this mode here.
+    #[error("memory mode {mode} is not offered here: {reason}")]
+    Mode {
+        /// Which.
+        mode: MemoryMode,
+        /// Why not.
+        reason: String,
+    },
+    /// The memory cannot be served.
+    #[error("guest memory cannot be served: {0}")]
+    Pager(String),
+    /// It failed as a boot can fail.
+    #[error(transparent)]
+    Start(#[from] BootError),
+}
+
+impl RestoreError {
+    /// Whether the snapshot itself is to blame, so that no other restore should try it.
+    #[must_use]
+    pub const fn blames_snapshot(&self) -> bool {
+        matches!(self, Self::Snapshot(_) | Self::State { .. })
+    }
+}
+
+/// A sandbox that can be snapshotted.
+pub trait Checkpoint {
+    /// Writes the sandbox's state into the draft. The sandbox is paused meanwhile and goes on
+    /// afterwards, also after an error unless [`SnapshotError::is_lost`]. Nobody may talk to the
+    /// function meanwhile, and nobody should have a connection to it open: the connection would be
+    /// in the snapshot.
+    ///
+    /// # Errors
+    /// [`SnapshotError`]; the draft is to be dropped.
+    fn snapshot_into(
+        &mut self,
+        draft: &mut SnapshotDraft,
+        deadline: Deadline,
+    ) -> Result<(), SnapshotError>;
+}
+
+/// Why no snapshot could be taken.
+#[derive(Debug, thiserror::Error)]
+pub enum SnapshotError {
+    /// The guest did not get ready for it; it runs on.
+    #[error("the guest did not prepare for the snapshot: {0}")]
+    Guest(String),
+    /// A file could not be written; the sandbox runs on.
+    #[error("cannot write the snapshot")]
+    Write(#[from] DraftError),
+    /// The runtime refused; the sandbox runs on.
+    #[error("cannot {step}: {reason}")]
+    Runtime {
+        /// What was being done.
+        step: &'static str,
+        /// Its own words.
+        reason: String,
+    },
+    /// The sandbox could not be made to go on and is to be dropped.
+    #[error("the sandbox does not go on after the snapshot: {0}")]
+    Lost(String),
+}
+
+impl SnapshotError {
+    /// Whether the sandbox is of no use any more.
+    #[must_use]
+    pub const fn is_lost(&self) -> bool {
+        matches!(self, Self::Lost(_))
+    }
+}
+
+/// The way in which a restored sandbox's memory arrives. Every method may be called from any
+/// thread, also after the sandbox has ended.
+pub trait Paging: Send + Sync + fmt::Debug {
+    /// What has happened so far. Costs no more than a few loads.
+    fn figures(&self) -> MemoryFigures;
+
+    /// Ends the recording and writes what was recorded as the snapshot's next working set; pages
+    /// go on being served. To be called after the reply. Says the working set's number, or `None`
+    /// if nothing was being recorded (any more).
+    ///
+    /// # Errors
+    /// [`RecordingError`]; the recording is lost, the sandbox runs on.
+    fn finish_recording(&self) -> Result<Option<u32>, RecordingError>;
+}
+
+/// Why a recording did not become a working set.
+#[derive(Debug, thiserror::Error)]
+#[error("working set not written: {0}")]
+pub struct RecordingError(pub String);
 
 /// One running unit with an address. Dropping it kills it and releases everything; that may block
 /// for a kill and an unmount, so never drop one on an async runtime's thread.
@@ -119,6 +268,16 @@ pub trait Sandbox: Send + fmt::Debug {
 
     /// Host processes; the first one's exit ends the sandbox. Empty for `sim`.
     fn processes(&self) -> &[rustix::process::Pid];
+
+    /// The view of a sandbox that can be snapshotted.
+    fn checkpoint(&mut self) -> Option<&mut dyn Checkpoint> {
+        None
+    }
+
+    /// How the memory of a restored sandbox arrives; none if it was booted.
+    fn paging(&self) -> Option<Arc<dyn Paging>> {
+        None
+    }
 
     /// Asks the function to end by its stop signal and waits until the sandbox has ended or the
     /// deadline passed. Dropping it afterwards is still needed.

@@ -70,6 +70,8 @@ pub(crate) fn revision(name: &str) -> Revision {
         container_concurrency: 1,
         timeout: Duration::from_secs(60),
         scale: Scale::default(),
+        snapshot: vhive_api::SnapshotPolicy::Off,
+        prefetch: vhive_api::PrefetchPolicy::default(),
     }
 }
 

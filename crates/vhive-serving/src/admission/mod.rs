@@ -110,6 +110,8 @@ impl Template {
                 window: self.rules.window.0,
                 retention: self.rules.retention.0,
             },
+            snapshot: vhive_api::SnapshotPolicy::Off,
+            prefetch: vhive_api::PrefetchPolicy::default(),
         }
     }
 }

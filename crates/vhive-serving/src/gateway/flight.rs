@@ -345,7 +345,7 @@ impl Flight {
         }
         let revision = &self.route.revision;
         InvocationRecord {
-            version: 1,
+            version: 2,
             id: self.id,
             at: wall_clock(self.began),
             namespace: revision.key.namespace.clone(),
@@ -360,6 +360,8 @@ impl Flight {
             response_bytes: self.downloaded,
             phases,
             guest_clock_error_us,
+            memory: None,
+            fallback: None,
             error: self.error.take(),
         }
     }

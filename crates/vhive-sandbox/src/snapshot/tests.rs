@@ -1,0 +1,139 @@
+use std::io::{Seek as _, SeekFrom, Write as _};
+
+use vhive_api::{Bytes, Digest, RuntimeName};
+
+use super::*;
+
+fn owner() -> Owner {
+    Owner {
+        revision: vhive_api::RevisionKey {
+            namespace: "default".to_owned(),
+            name: "hello-00001".to_owned(),
+        },
+        digest: Digest::of(b"revision"),
+        image: Digest::of(b"image"),
+    }
+}
+
+fn platform() -> Platform {
+    Platform {
+        runtime: RuntimeName::Sim,
+        version: "1".to_owned(),
+        cpu: "any".to_owned(),
+        kernel: Some(Digest::of(b"kernel")),
+        page_size: 4096,
+    }
+}
+
+const SHAPE: MemoryShape = MemoryShape { memory: Bytes::mib(1), vcpus: 1 };
+
+/// A snapshot whose memory has a page at its beginning, a hole, and a page behind it.
+fn published(beside: &Path) -> Snapshot {
+    let mut draft = SnapshotDraft::begin(beside, owner()).expect("begun");
+    draft.file(VM_STATE).expect("made").write_all(b"state").expect("written");
+    let mut memory = draft.file(MEMORY).expect("made");
+    memory.write_all(&[1; 4096]).expect("written");
+    memory.seek(SeekFrom::Start(1 << 19)).expect("sought");
+    memory.write_all(&[2; 4096]).expect("written");
+    memory.set_len(1 << 20).expect("extended");
+    draft.describe(platform(), SHAPE, None, 7);
+    draft.publish(&beside.join("final")).expect("published")
+}
+
+#[test]
+fn a_snapshot_appears_whole_and_is_read_back() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let made = published(dir.path());
+    let read = Snapshot::open(dir.path().join("final")).expect("opened");
+    assert_eq!(read, made);
+    read.verify().expect("sound");
+    assert_eq!(read.manifest().files.keys().collect::<Vec<_>>(), [MEMORY, VM_STATE]);
+    let names: Vec<_> = fs::read_dir(dir.path()).expect("listed").flatten().collect();
+    assert_eq!(names.len(), 1, "no draft is left");
+}
+
+#[test]
+fn a_dropped_or_incomplete_draft_leaves_nothing() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let mut draft = SnapshotDraft::begin(dir.path(), owner()).expect("begun");
+    draft.file(MEMORY).expect("made");
+    assert!(matches!(draft.publish(&dir.path().join("x")), Err(DraftError::Incomplete)));
+    assert_eq!(fs::read_dir(dir.path()).expect("listed").count(), 0);
+}
+
+#[test]
+fn who_publishes_second_changes_nothing() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let first = published(dir.path());
+    let mut draft = SnapshotDraft::begin(dir.path(), owner()).expect("begun");
+    draft.file(MEMORY).expect("made");
+    draft.describe(platform(), SHAPE, None, 8);
+    let error = draft.publish(first.dir()).expect_err("taken");
+    let DraftError::Write { source, .. } = error else { panic!("{error}") };
+    assert_eq!(source.kind(), io::ErrorKind::AlreadyExists);
+    assert_eq!(Snapshot::open(first.dir()).expect("opened"), first);
+}
+
+#[test]
+fn damage_is_named_by_file() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let made = published(dir.path());
+    let path = made.dir().join(MEMORY);
+    // A flipped bit in a page, and a bit set in a hole.
+    for at in [100, 3 << 18] {
+        let before = fs::read(&path).expect("read");
+        let mut bytes = before.clone();
+        bytes[at] ^= 1;
+        fs::write(&path, &bytes).expect("written");
+        let error = Snapshot::open(made.dir()).expect("lengths agree").verify();
+        assert!(matches!(error, Err(OpenError::Damaged { path: p, .. }) if p == path));
+        fs::write(&path, &before).expect("written");
+    }
+    made.verify().expect("written zeros are holes");
+    fs::write(&path, b"short").expect("written");
+    assert!(matches!(Snapshot::open(made.dir()), Err(OpenError::Damaged { .. })));
+    fs::remove_file(&path).expect("removed");
+    assert!(matches!(Snapshot::open(made.dir()), Err(OpenError::Read { .. })));
+}
+
+#[test]
+fn a_restore_is_told_which_field_disagrees() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let manifest = published(dir.path()).manifest().clone();
+    manifest.check(&owner(), &platform(), SHAPE).expect("agrees");
+    let other = Platform { kernel: None, ..platform() };
+    let error = manifest.check(&owner(), &other, SHAPE).expect_err("another kernel");
+    assert_eq!(error.field, "platform.kernel");
+    let larger = MemoryShape { memory: Bytes::mib(2), ..SHAPE };
+    let error = manifest.check(&owner(), &platform(), larger).expect_err("another size");
+    assert_eq!(error.to_string(), "shape.memory is 1MiB, wanted 2MiB");
+    let other = Owner { image: Digest::of(b"other"), ..owner() };
+    let error = manifest.check(&other, &platform(), SHAPE).expect_err("another image");
+    assert_eq!(error.field, "owner.image");
+}
+
+#[test]
+fn hostile_manifests_are_refused() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let made = published(dir.path());
+    let path = made.dir().join(MANIFEST);
+    let good: serde_json::Value =
+        serde_json::from_slice(&fs::read(&path).expect("read")).expect("JSON");
+    let mut later = good.clone();
+    later["format"] = (FORMAT + 1).into();
+    later["new"] = true.into();
+    let mut outside = good.clone();
+    outside["files"]["../../etc/passwd"] = good["files"][MEMORY].clone();
+    let mut unknown = good.clone();
+    unknown["surprise"] = 1.into();
+    for (value, wanted) in [(later, "format"), (outside, "lists a file"), (unknown, "no snapshot")]
+    {
+        fs::write(&path, value.to_string()).expect("written");
+        let error = Snapshot::open(made.dir()).expect_err("refused").to_string();
+        assert!(error.contains(wanted), "{error}");
+    }
+    for text in ["", "{", "[]", "null", "{\"format\": -1}"] {
+        fs::write(&path, text).expect("written");
+        assert!(matches!(Snapshot::open(made.dir()), Err(OpenError::Manifest { .. })), "{text}");
+    }
+}
