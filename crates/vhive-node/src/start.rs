@@ -302,6 +302,7 @@ impl Work {
             id: self.id,
             rootfs: self.rootfs,
             process,
+            hooks: revision.hooks.clone(),
             port: revision.port,
             cpu_millis: revision.cpu_millis,
             memory: revision.memory,

@@ -91,6 +91,7 @@ impl Guest {
             network: None,
             now_unix_ns: 1_700_000_000_000_000_000,
             entropy: "00".repeat(32),
+            hooks: vhive_api::guest::Hooks::default(),
         };
         write_frame(&mut self.channel, &ToGuest::Start(Box::new(config))).expect("sent");
         loop {

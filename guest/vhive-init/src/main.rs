@@ -3,6 +3,7 @@
 //! ```text
 //!   modules ─► Hello ─► (host: Start) ─► clock, entropy ─► root ─► network ─► Mounted
 //!           ─► start the function ─► Started ─► Listening · Output… ─► Exited ─► power off
+//!                                               └─ Prepared ─ (snapshot) ─ Resumed
 //! ```
 //!
 //! Whatever fails is told to the host (`Failed`) and to the console, and the guest powers off.
@@ -12,7 +13,9 @@
 
 mod channel;
 mod clock;
+mod entropy;
 mod failure;
+mod hook;
 mod lines;
 mod listen;
 mod modules;
@@ -34,7 +37,7 @@ use vhive_api::guest::FromGuest;
 use crate::channel::{Channel, Started};
 use crate::failure::Failure;
 use crate::modules::{Modules, Stage};
-use crate::supervise::Supervisor;
+use crate::supervise::{Function, Supervisor};
 use crate::uevent::Uevents;
 
 fn main() -> ExitCode {
@@ -83,7 +86,8 @@ fn run(open: &mut Option<Channel>) -> Result<(), Failure> {
     channel.flush()?;
     let listening = listen::watch(config.port)?;
     spent.remove();
-    Supervisor::new(channel, children, child, stop_signal, listening).run()
+    let function = Function { stop_signal, port: config.port, hooks: config.hooks };
+    Supervisor::new(channel, children, child, listening, function).run()
 }
 
 /// Prints to the guest's console, which the host keeps.

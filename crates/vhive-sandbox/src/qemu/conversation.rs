@@ -145,6 +145,7 @@ mod tests {
             network: None,
             now_unix_ns: 0,
             entropy: String::new(),
+            hooks: vhive_api::guest::Hooks::default(),
         }
     }
 

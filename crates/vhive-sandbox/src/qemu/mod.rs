@@ -204,6 +204,7 @@ impl Qemu {
                 network: Some(network.guest().clone()),
                 now_unix_ns: 0,
                 entropy: entropy(),
+                hooks: spec.hooks.clone(),
             }),
         }
     }

@@ -108,6 +108,7 @@ impl Site {
             id: SandboxId::random(),
             rootfs: self.rootfs.clone(),
             process,
+            hooks: vhive_api::guest::Hooks::default(),
             port: 8080,
             cpu_millis: 1000,
             memory: Bytes::mib(128),

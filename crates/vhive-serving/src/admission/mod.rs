@@ -112,6 +112,7 @@ impl Template {
             },
             snapshot: vhive_api::SnapshotPolicy::Off,
             prefetch: vhive_api::PrefetchPolicy::default(),
+            hooks: vhive_api::guest::Hooks::default(),
         }
     }
 }
