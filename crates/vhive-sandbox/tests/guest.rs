@@ -59,6 +59,7 @@ impl Guest {
         let launch = Launch {
             program: Path::new(QEMU),
             args: &args,
+            environment: &[],
             inherit: &[guests.as_fd()],
             stdout: console.as_fd(),
             stderr: console.as_fd(),

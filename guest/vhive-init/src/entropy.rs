@@ -28,17 +28,34 @@ const ADD_ENTROPY: u32 = opcode::write::<[i32; 2]>(b'R', 0x03);
 const RESEED: u32 = opcode::none(b'R', 0x07);
 const _: () = assert!(ADD_ENTROPY == 0x4008_5203 && RESEED == 0x5207);
 
-/// Adds the host's bytes and makes the kernel's generators forget what they were.
-pub(crate) fn reseed(hexadecimal: &str) -> Result<(), Failure> {
-    let step = "reseed the kernel's random numbers";
-    let bytes = hex::decode(hexadecimal).step(step)?;
-    let bytes: [u8; BYTES] = bytes.try_into().map_err(|_| "not 64 bytes").step(step)?;
-    let device = File::open("/dev/urandom").step(step)?;
+/// The kernel's random numbers. Kept open: in an emulated clone, looking up the device costs as
+/// much as all the rest.
+#[derive(Debug)]
+pub(crate) struct Entropy(File);
+
+impl Entropy {
+    pub(crate) fn open() -> Result<Self, Failure> {
+        File::open("/dev/urandom").map(Self).step("open /dev/urandom")
+    }
+
+    /// Adds the host's bytes and makes the kernel's generators forget what they were.
+    pub(crate) fn reseed(&self, hexadecimal: &str) -> Result<(), Failure> {
+        reseed(&self.0, hexadecimal).step("reseed the kernel's random numbers")
+    }
+}
+
+fn reseed(device: &File, hexadecimal: &str) -> Result<(), String> {
+    let bytes = hex::decode(hexadecimal).map_err(|error| error.to_string())?;
+    let bytes: [u8; BYTES] = bytes.try_into().map_err(|_| "not 64 bytes")?;
     let pool = Pool { entropy_bits: BITS, size: SIZE, bytes };
     // SAFETY: the kernel reads a rand_pool_info: two ints, then `size` bytes; Pool is that.
-    unsafe { ioctl(&device, Setter::<ADD_ENTROPY, Pool>::new(pool)) }.step(step)?;
+    let add = unsafe { Setter::<ADD_ENTROPY, Pool>::new(pool) };
+    // SAFETY: the operation fits its argument, as above.
+    unsafe { ioctl(device, add) }.map_err(|error| error.to_string())?;
     // SAFETY: RNDRESEEDCRNG takes no argument.
-    unsafe { ioctl(&device, NoArg::<RESEED>::new()) }.step(step)
+    let reseed = unsafe { NoArg::<RESEED>::new() };
+    // SAFETY: likewise.
+    unsafe { ioctl(device, reseed) }.map_err(|error| error.to_string())
 }
 
 const SIZE: i32 = 64;

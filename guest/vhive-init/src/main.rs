@@ -35,6 +35,7 @@ use rustix::system::{RebootCommand, reboot};
 use vhive_api::guest::FromGuest;
 
 use crate::channel::{Channel, Started};
+use crate::entropy::Entropy;
 use crate::failure::Failure;
 use crate::modules::{Modules, Stage};
 use crate::supervise::{Function, Supervisor};
@@ -73,10 +74,11 @@ fn run(open: &mut Option<Channel>) -> Result<(), Failure> {
     modules.load(Stage::Root)?;
     let spent = modules.into_files();
     clock::set_wall(config.now_unix_ns)?;
-    clock::add_entropy(&config.entropy)?;
+    let entropy = Entropy::open()?;
+    entropy.reseed(&config.entropy)?;
     network::configure(config.network.as_ref(), &uevents)?;
     mounts::mount_root(&uevents)?;
-    network::name(&config.hostname, config.network.as_ref())?;
+    let names = network::name(&config.hostname, config.network.as_ref())?;
     channel.queue(&FromGuest::Mounted { at_ns: clock::now_ns(), handshake_ns });
     channel.flush()?;
     let stop_signal = process::stop_signal(&config.process.stop_signal)?;
@@ -86,7 +88,7 @@ fn run(open: &mut Option<Channel>) -> Result<(), Failure> {
     channel.flush()?;
     let listening = listen::watch(config.port)?;
     spent.remove();
-    let function = Function { stop_signal, port: config.port, hooks: config.hooks };
+    let function = Function { stop_signal, port: config.port, hooks: config.hooks, names, entropy };
     Supervisor::new(channel, children, child, listening, function).run()
 }
 

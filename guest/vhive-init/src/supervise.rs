@@ -10,6 +10,7 @@
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::Child;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{SigSet, Signal, kill};
@@ -21,15 +22,20 @@ use vhive_api::guest::{FromGuest, Hooks, Identity, Stream, ToGuest};
 
 use crate::channel::Channel;
 use crate::clock;
+use crate::entropy::Entropy;
 use crate::failure::{Failure, Step as _};
+use crate::hook;
 use crate::lines::Lines;
-use crate::{entropy, hook, network};
+use crate::network::Names;
 
 /// Bytes queued for the host above which the function's output has to wait in its pipes.
 const BACKLOG: usize = 64 << 10;
 
 /// How long the host may take to accept the last messages.
 const LAST_WORDS: Duration = Duration::from_secs(3);
+
+/// How long the kernel is given to finish what it has put off, before a snapshot.
+const SETTLE: Duration = Duration::from_millis(100);
 
 /// The function's process and all that is watched.
 #[derive(Debug)]
@@ -52,6 +58,8 @@ pub(crate) struct Function {
     pub(crate) stop_signal: Signal,
     pub(crate) port: u16,
     pub(crate) hooks: Hooks,
+    pub(crate) names: Names,
+    pub(crate) entropy: Entropy,
 }
 
 /// One output stream of the function until it is closed.
@@ -195,9 +203,13 @@ impl<'a> Supervisor<'a> {
     }
 
     /// Runs the function's hook, then falls silent.
+    #[expect(clippy::disallowed_methods, reason = "nothing tells when the kernel is done")]
     fn prepare(&mut self) {
         let hook = self.function.hooks.before_snapshot.as_deref();
         let called = hook.map_or(Ok(()), |path| hook::call(self.function.port, path));
+        // Connections that have just been closed and memory that has just been freed keep the
+        // kernel busy for a few ticks; in the snapshot that work would be every clone's.
+        thread::sleep(SETTLE);
         let at_ns = clock::now_ns();
         self.quiet = called.is_ok();
         self.channel.queue(&match called {
@@ -212,8 +224,9 @@ impl<'a> Supervisor<'a> {
     fn resume(&mut self, identity: &Identity) -> Result<(), Failure> {
         clock::set_wall(identity.now_unix_ns)?;
         if identity.clone {
-            entropy::reseed(&identity.entropy)?;
-            network::name(&identity.hostname, identity.network.as_ref())?;
+            self.function.entropy.reseed(&identity.entropy)?;
+            let names = &mut self.function.names;
+            names.rename(&identity.hostname, identity.network.as_ref())?;
             if let Some(path) = &self.function.hooks.after_restore {
                 hook::call(self.function.port, path)?;
             }
