@@ -14,7 +14,10 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use serde_json::Value;
-use vhive_api::{Bytes, Digest, Protocol, Readiness, Revision, RevisionKey, RuntimeName, Scale};
+use vhive_api::{
+    Bytes, Digest, PrefetchPolicy, Protocol, Readiness, Revision, RevisionKey, RuntimeName, Scale,
+    SnapshotPolicy,
+};
 
 use crate::autoscale::Rules;
 use crate::config::Config;
@@ -80,6 +83,10 @@ pub struct Template {
     pub target: f64,
     /// Scaling rules.
     pub rules: Rules,
+    /// Whether cold starts come from a snapshot.
+    pub snapshot: SnapshotPolicy,
+    /// How its working set is recorded and prefetched.
+    pub prefetch: PrefetchPolicy,
 }
 
 impl Template {
@@ -110,8 +117,8 @@ impl Template {
                 window: self.rules.window.0,
                 retention: self.rules.retention.0,
             },
-            snapshot: vhive_api::SnapshotPolicy::Off,
-            prefetch: vhive_api::PrefetchPolicy::default(),
+            snapshot: self.snapshot,
+            prefetch: self.prefetch,
         }
     }
 }

@@ -245,6 +245,8 @@ fn read_template(template: &Cursor<'_>, config: &Config) -> Option<Template> {
         container_concurrency: concurrency?,
         timeout: Duration::from_secs(u64::from(timeout?)),
         queue_depth: scaling.queue_depth,
+        snapshot: scaling.snapshot,
+        prefetch: scaling.prefetch,
         target: scaling.target,
         rules: scaling.rules,
     })
