@@ -53,6 +53,8 @@ pub(crate) struct TakeJob {
     pub(crate) revision: Arc<Revision>,
     pub(crate) running: Running,
     pub(crate) tell: Option<Tell>,
+    /// Until it is done, the pool is not empty.
+    pub(crate) counted: Gone,
 }
 
 /// Takes it on a blocking thread; the pool gets the instance back in any case.
@@ -62,7 +64,7 @@ pub(crate) fn spawn(shared: Arc<Shared>, pool: Arc<Pool>, job: TakeJob) {
 }
 
 fn take(shared: &Arc<Shared>, pool: &Arc<Pool>, job: TakeJob) {
-    let TakeJob { no, id, revision, mut running, tell } = job;
+    let TakeJob { no, id, revision, mut running, tell, counted } = job;
     let began = Instant::now();
     let written = write(shared, &revision, &id, &mut running);
     let lost = matches!(
@@ -92,6 +94,7 @@ fn take(shared: &Arc<Shared>, pool: &Arc<Pool>, job: TakeJob) {
         // Whoever asked may have gone.
         drop(tell.send(kept));
     }
+    drop(counted);
 }
 
 type Written = (Taking, vhive_sandbox::SnapshotDraft);

@@ -235,14 +235,15 @@ async fn damage_is_noticed_retired_and_the_request_answered_by_a_boot() {
     type Damage = fn(&Path);
     let flip: Damage = |path| {
         let mut bytes = fs::read(path).expect("read");
-        let middle = bytes.len() / 2;
-        bytes[middle] ^= 1;
+        // In a manifest some bits would not matter.
+        let at = if path.ends_with("manifest.json") { 0 } else { bytes.len() / 2 };
+        bytes[at] ^= 1;
         fs::write(path, bytes).expect("written");
     };
     let truncate: Damage = |path| {
         let length = fs::metadata(path).expect("there").len();
         let file = fs::File::options().write(true).open(path).expect("opened");
-        file.set_len(length - 1).expect("cut");
+        file.set_len(length / 2).expect("cut");
     };
     let remove: Damage = |path| fs::remove_file(path).expect("removed");
     for (how, damage) in [("flip", flip), ("truncate", truncate), ("remove", remove)] {
@@ -421,19 +422,19 @@ async fn a_snapshot_travels_as_an_archive_and_hostile_ones_do_not() {
     let (node, other) = (here.node().await, there.node().await);
     let key = register(&node, "one", |r| {
         reap(r);
-        r.memory = vhive_api::Bytes::mib(64);
+        r.memory = vhive_api::Bytes::mib(8);
     });
     assert_eq!(kinds(&node, &key, 2).await, [Boot, Record]);
     let info = only(&node);
     let mut archive = Vec::new();
     node.snapshots().export(&info.id(), &mut archive).expect("written");
-    assert!(archive.len() < 1 << 20, "holes are not written: {}", archive.len());
+    assert!(archive.len() < 1 << 17, "holes are not written: {}", archive.len());
     let taken = other.snapshots().import(&archive[..]).expect("read");
-    assert!(taken.allocated.0 < 1 << 20, "holes stay holes: {}", taken.allocated);
+    assert!(taken.allocated.0 < 1 << 17, "holes stay holes: {}", taken.allocated);
     assert_eq!((taken.digest, taken.working_sets.clone()), (info.digest, vec![1]));
     let key = register(&other, "one", |r| {
         reap(r);
-        r.memory = vhive_api::Bytes::mib(64);
+        r.memory = vhive_api::Bytes::mib(8);
     });
     assert_eq!(kinds(&other, &key, 1).await, [Reap]);
     let again = other.snapshots().import(&archive[..]);

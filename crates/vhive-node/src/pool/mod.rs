@@ -183,7 +183,8 @@ pub(crate) struct Pool {
     state: Mutex<State>,
     /// Counts changes of any journal of this pool.
     told: watch::Sender<u64>,
-    /// Sandboxes that exist: starting, ready, or being stopped.
+    /// Sandboxes that exist: starting, ready, or being stopped; and what is being done behind
+    /// replies.
     alive: watch::Sender<u32>,
 }
 
@@ -501,9 +502,13 @@ impl Pool {
         let Some(paging) = &instance.paging else { return };
         let after = instance.after.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(after) = after else { return };
-        // Until it is done, the pool is not empty.
+        after.spawn(&self.shared, paging.figures(), self.count_in());
+    }
+
+    /// Counts one more that exists, until the value is dropped.
+    fn count_in(self: &Arc<Self>) -> Gone {
         self.alive.send_modify(|n| *n += 1);
-        after.spawn(&self.shared, paging.figures(), Gone(Arc::clone(self)));
+        Gone(Arc::clone(self))
     }
 
     // === carrying out ===
@@ -576,7 +581,9 @@ impl Pool {
                     let Some(slot) = state.slots.get_mut(&no) else { continue };
                     let Some(running) = slot.running.take() else { continue };
                     let id = slot.id.clone();
-                    effects.takes.push(TakeJob { no, id, revision, running, tell });
+                    let counted = self.count_in();
+                    let job = TakeJob { no, id, revision, running, tell, counted };
+                    effects.takes.push(job);
                 }
             }
         }
