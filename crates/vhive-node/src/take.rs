@@ -11,7 +11,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use tokio::sync::oneshot;
-use vhive_api::{MemoryFigures, Revision, RevisionKey, RuntimeName, SandboxId};
+use vhive_api::{
+    MemoryFigures, MemoryMode, PrefetchPolicy, Revision, RevisionKey, RuntimeName, SandboxId,
+};
 use vhive_sandbox::snapshot::DraftError;
 use vhive_sandbox::{Deadline, Paging, SnapshotError};
 
@@ -143,6 +145,18 @@ impl AfterReply {
     fn run(self, shared: &Shared, figures: &MemoryFigures) {
         shared.metrics.restored(self.runtime, figures);
         let revision = &self.revision;
+        let wants_set =
+            figures.prefetch.is_some_and(|policy| policy != PrefetchPolicy::FaultAround);
+        if figures.mode == MemoryMode::Prefetch
+            && wants_set
+            && figures.prefetched_pages == 0
+            && figures.zero_pages == 0
+        {
+            // It was of no use at all: what is recorded afresh will not be damaged.
+            tracing::warn!(%revision, "working set could not be used; recording again");
+            shared.metrics.missed(self.runtime);
+            self.stored.forget_working_sets();
+        }
         if figures.prefetched_pages > 0 {
             let share = shared.config.snapshots.rerecord_above_percent;
             let faults = figures.faults.unwrap_or(0);

@@ -111,16 +111,16 @@ impl Snapshots {
             self.retire(stored, &why);
             return Err(Unfit(why));
         }
-        let shape = MemoryShape { memory: revision.memory, vcpus: revision.vcpus() };
+        // Guests have whole mebibytes.
+        let memory = Bytes::mib(revision.memory.mib_ceil());
+        let shape = MemoryShape { memory, vcpus: revision.vcpus() };
         let fits = stored.snapshot.manifest().check(&owner(revision), &platform, shape);
         if let Err(mismatch) = fits {
-            let why = format!("snapshot does not fit: {mismatch}");
-            if stored.state().stale.replace(mismatch).is_none() {
-                tracing::warn!(snapshot = %id, why, "snapshot is stale");
-            }
-            return Err(Unfit(why));
+            stored.set_stale(mismatch);
         }
-        stored.state().stale = None;
+        if let Some(mismatch) = &stored.state().stale {
+            return Err(Unfit(format!("snapshot does not fit: {mismatch}")));
+        }
         match stored.verify(deadline) {
             Ok(()) => Ok(Some(hold)),
             Err(Unsound::NotYet) => Err(Unfit("snapshot not yet verified".to_owned())),

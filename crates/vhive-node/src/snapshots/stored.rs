@@ -164,6 +164,15 @@ impl Stored {
         Err(OpenError::Damaged { path, what: "it has been replaced".to_owned() })
     }
 
+    /// It does not fit this node and is not used any more.
+    pub(crate) fn set_stale(&self, mismatch: Mismatch) {
+        let mut state = self.state();
+        if state.stale.is_none() {
+            tracing::warn!(snapshot = %self.id, %mismatch, "snapshot is stale");
+            state.stale = Some(mismatch);
+        }
+    }
+
     /// A restore succeeded.
     pub(crate) fn succeeded(&self) {
         let mut state = self.state();

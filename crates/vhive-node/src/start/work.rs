@@ -164,6 +164,9 @@ impl Work {
         let revision = &self.revision.key;
         tracing::warn!(%revision, sandbox = %self.id, %mode, why, "restore failed; booting instead");
         self.shared.metrics.fell_back(self.revision.runtime);
+        if let Failed::Restore(RestoreError::Mismatch(mismatch)) = failed {
+            stored.set_stale(mismatch.clone());
+        }
         let harmless = matches!(
             failed,
             Failed::Start(StartError::NoNetwork(_) | StartError::Network(_))
@@ -227,6 +230,7 @@ impl Work {
             id: self.id.clone(),
             rootfs: self.rootfs.clone(),
             process,
+            hooks: revision.hooks.clone(),
             port: revision.port,
             cpu_millis: revision.cpu_millis,
             memory: revision.memory,

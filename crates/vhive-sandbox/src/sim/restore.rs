@@ -8,7 +8,7 @@ use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use vhive_api::{MemoryMode, RuntimeName, SandboxId};
+use vhive_api::{Bytes, MemoryMode, RuntimeName, SandboxId};
 
 use super::fault::{Fault, Plan, Step};
 use super::paging::SimPaging;
@@ -123,7 +123,7 @@ impl Saver {
         unit: (Arc<Server>, UnitNo),
     ) -> Self {
         let vcpus = spec.cpu_millis.div_ceil(1000).max(1);
-        let shape = MemoryShape { memory: spec.memory, vcpus };
+        let shape = MemoryShape { memory: Bytes::mib(spec.memory.mib_ceil()), vcpus };
         Self { config, plan: *plan, id: spec.id.clone(), shape, unit }
     }
 }

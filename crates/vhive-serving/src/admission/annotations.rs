@@ -4,6 +4,7 @@
 use std::str::FromStr;
 use std::time::Duration;
 
+use vhive_api::guest::Hooks;
 use vhive_api::{ParsePolicyError, PrefetchPolicy, SnapshotPolicy, Span};
 
 use super::cursor::Cursor;
@@ -20,6 +21,7 @@ pub(super) struct Scaling {
     pub(super) queue_depth: u32,
     pub(super) snapshot: SnapshotPolicy,
     pub(super) prefetch: PrefetchPolicy,
+    pub(super) hooks: Hooks,
 }
 
 /// Reads the annotations of a template. `concurrency` is its `containerConcurrency`.
@@ -30,6 +32,7 @@ pub(super) fn read(annotations: Option<&Cursor<'_>>, concurrency: u32, config: &
     let mut queue_depth = config.defaults.queue_depth;
     let mut snapshot = config.defaults.snapshot_policy;
     let mut prefetch = config.defaults.prefetch_policy;
+    let mut hooks = Hooks::default();
     let mut rules = Rules {
         target: 1.0,
         min: 0,
@@ -92,6 +95,8 @@ pub(super) fn read(annotations: Option<&Cursor<'_>>, concurrency: u32, config: &
                 "queue-depth" => set(&mut queue_depth, whole(&entry, text, 0, 1_000_000)),
                 "snapshot-policy" => set(&mut snapshot, policy(&entry, text)),
                 "prefetch-policy" => set(&mut prefetch, policy(&entry, text)),
+                "before-snapshot" => hooks.before_snapshot = path(&entry, text),
+                "after-restore" => hooks.after_restore = path(&entry, text),
                 "window" => own_window = span(&entry, text, defaults.tick.0, HOUR),
                 _ => entry.unknown("unknown annotation"),
             }
@@ -115,7 +120,7 @@ pub(super) fn read(annotations: Option<&Cursor<'_>>, concurrency: u32, config: &
         None => defaults.target_concurrency,
     };
     rules.target = (total * utilisation / 100.0).max(0.01);
-    Scaling { target: total, rules, queue_depth, snapshot, prefetch }
+    Scaling { target: total, rules, queue_depth, snapshot, prefetch, hooks }
 }
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -144,6 +149,15 @@ fn number(entry: &Cursor<'_>, text: &str, low: f64, high: f64) -> Option<f64> {
         entry.invalid(format!("must be a number from {low} to {high}, in quotes"));
     }
     number
+}
+
+fn path(entry: &Cursor<'_>, text: &str) -> Option<String> {
+    let good =
+        text.starts_with('/') && text.len() <= 256 && text.bytes().all(|b| b.is_ascii_graphic());
+    if !good {
+        entry.invalid("must be a path beginning with a slash, at most 256 characters".to_owned());
+    }
+    good.then(|| text.to_owned())
 }
 
 fn policy<T: FromStr<Err = ParsePolicyError>>(entry: &Cursor<'_>, text: &str) -> Option<T> {

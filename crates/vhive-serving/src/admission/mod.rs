@@ -14,6 +14,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use serde_json::Value;
+use vhive_api::guest::Hooks;
 use vhive_api::{
     Bytes, Digest, PrefetchPolicy, Protocol, Readiness, Revision, RevisionKey, RuntimeName, Scale,
     SnapshotPolicy,
@@ -87,6 +88,8 @@ pub struct Template {
     pub snapshot: SnapshotPolicy,
     /// How its working set is recorded and prefetched.
     pub prefetch: PrefetchPolicy,
+    /// What the function wants to be told of snapshots.
+    pub hooks: Hooks,
 }
 
 impl Template {
@@ -119,6 +122,7 @@ impl Template {
             },
             snapshot: self.snapshot,
             prefetch: self.prefetch,
+            hooks: self.hooks.clone(),
         }
     }
 }

@@ -247,6 +247,7 @@ fn read_template(template: &Cursor<'_>, config: &Config) -> Option<Template> {
         queue_depth: scaling.queue_depth,
         snapshot: scaling.snapshot,
         prefetch: scaling.prefetch,
+        hooks: scaling.hooks,
         target: scaling.target,
         rules: scaling.rules,
     })
