@@ -488,9 +488,8 @@ fn hostile(good: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
         archive.append_link(&mut header, "manifest.json", "/etc/passwd").expect("written");
         archive.into_inner().expect("written")
     };
-    let memory = |parts: &mut Parts| {
-        parts.iter().position(|(name, _)| name == "memory").expect("a memory")
-    };
+    let memory =
+        |parts: &mut Parts| parts.iter().position(|(name, _)| name == "memory").expect("a memory");
     vec![
         ("nothing", Vec::new()),
         ("noise", vec![0x5A; 4096]),

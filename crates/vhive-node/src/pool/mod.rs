@@ -16,7 +16,7 @@ use std::time::Instant;
 use jiff::Timestamp;
 use rustix::process::Pid;
 use tokio::sync::{oneshot, watch};
-use vhive_api::{Bytes, Revision, RevisionKey, RuntimeName, SandboxId, StartKind};
+use vhive_api::{Bytes, MemoryFigures, Revision, RevisionKey, RuntimeName, SandboxId, StartKind};
 use vhive_sandbox::{Journal, Paging, Sandbox};
 
 pub(crate) use self::back_off::BackOff;
@@ -164,6 +164,7 @@ pub(crate) struct InstanceView {
     pub(crate) since: Timestamp,
     pub(crate) endpoint: Option<std::net::SocketAddr>,
     pub(crate) processes: Vec<Pid>,
+    pub(crate) paging: Option<MemoryFigures>,
 }
 
 /// A pool at the time of asking.
@@ -357,6 +358,10 @@ impl Pool {
                     since: slot.since,
                     endpoint: slot.instance.as_ref().map(|instance| instance.endpoint),
                     processes: slot.processes.clone(),
+                    paging: slot
+                        .instance
+                        .as_ref()
+                        .and_then(|one| Some(one.paging.as_ref()?.figures())),
                 })
             })
             .collect();
