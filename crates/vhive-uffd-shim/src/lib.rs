@@ -88,6 +88,7 @@ pub unsafe extern "C" fn mmap64(
 }
 
 /// The system call itself: looking up the next `mmap` might allocate, and so map.
+#[expect(clippy::too_many_arguments, reason = "those of mmap")]
 unsafe fn map(
     address: *mut c_void,
     length: size_t,
@@ -100,7 +101,7 @@ unsafe fn map(
     // SAFETY: the arguments are those of `mmap`, in its order; the caller answers for them.
     let mapped =
         unsafe { libc::syscall(number, address, length, protection, flags, descriptor, offset) };
-    std::ptr::with_exposed_provenance_mut(mapped.cast_unsigned() as usize)
+    std::ptr::with_exposed_provenance_mut(usize::from_ne_bytes(mapped.to_ne_bytes()))
 }
 
 /// Device and inode of the descriptor's file, if it stands for guest memory. Allocates nothing.
