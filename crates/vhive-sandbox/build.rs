@@ -1,5 +1,6 @@
-//! Builds the guest's init with the same cargo, for embedding: one static program, whatever the
-//! host's own build looks like. Why: `docs/decisions/0004-embedded-init.md`.
+//! Builds with the same cargo what the binary embeds, whatever the host's own build looks like: the
+//! guest's init, one static program, and the library that is preloaded into QEMU. Why:
+//! `docs/decisions/0004-embedded-init.md`.
 
 use std::env;
 use std::ffi::OsString;
@@ -33,18 +34,47 @@ fn main() {
         "guest/vhive-init/Cargo.lock",
         "crates/vhive-api/src",
         "crates/vhive-api/Cargo.toml",
+        "crates/vhive-uffd-shim/src",
+        "crates/vhive-uffd-shim/Cargo.toml",
     ] {
         println!("cargo::rerun-if-changed={}", root.join(source).display());
     }
     println!("cargo::rerun-if-changed=build.rs");
-    let init = build_init(&root);
-    println!("cargo::rustc-env=VHIVE_INIT={}", init.display());
-}
-
-fn build_init(root: &Path) -> PathBuf {
-    let target_dir = path_in("OUT_DIR").join("guest");
     let architecture = env::var("CARGO_CFG_TARGET_ARCH").expect("cargo sets it for build scripts");
     let triple = format!("{architecture}-unknown-linux-gnu");
+    let init = build_init(&root, &triple);
+    println!("cargo::rustc-env=VHIVE_INIT={}", init.display());
+    let shim = build_shim(&root, &triple);
+    println!("cargo::rustc-env=VHIVE_UFFD_SHIM={}", shim.display());
+}
+
+fn build_init(root: &Path, triple: &str) -> PathBuf {
+    let target_dir = path_in("OUT_DIR").join("guest");
+    let mut command = cargo(triple, &target_dir);
+    command
+        .current_dir(root.join("guest/vhive-init"))
+        .env("CARGO_ENCODED_RUSTFLAGS", flags(root, &INIT_FLAGS));
+    run(command, "guest/vhive-init");
+    target_dir.join(triple).join("release/vhive-init")
+}
+
+/// Small, and without anything that unwinds into QEMU.
+fn build_shim(root: &Path, triple: &str) -> PathBuf {
+    let target_dir = path_in("OUT_DIR").join("shim");
+    let mut command = cargo(triple, &target_dir);
+    command
+        .current_dir(root.join("crates/vhive-uffd-shim"))
+        .args(["--package", "vhive-uffd-shim"])
+        .env("CARGO_ENCODED_RUSTFLAGS", flags(root, &[]));
+    for (key, value) in [("PANIC", "abort"), ("STRIP", "true"), ("OPT_LEVEL", "s"), ("LTO", "true")]
+    {
+        command.env(format!("CARGO_PROFILE_RELEASE_{key}"), value);
+    }
+    run(command, "crates/vhive-uffd-shim");
+    target_dir.join(triple).join("release/libvhive_uffd_shim.so")
+}
+
+fn cargo(triple: &str, target_dir: &Path) -> Command {
     let mut command = Command::new(env::var_os("CARGO").expect("cargo sets it"));
     for (name, _) in env::vars_os() {
         let text = name.to_string_lossy();
@@ -54,20 +84,26 @@ fn build_init(root: &Path) -> PathBuf {
             command.env_remove(&name);
         }
     }
+    command.args(["build", "--release", "--locked", "--quiet", "--target", triple, "--target-dir"]);
+    command.arg(target_dir);
     command
-        .current_dir(root.join("guest/vhive-init"))
-        .args(["build", "--release", "--locked", "--quiet", "--target", &triple, "--target-dir"])
-        .arg(&target_dir)
-        .env("CARGO_ENCODED_RUSTFLAGS", rust_flags(root));
-    let status = command.status().expect("cargo runs: it is running this script");
-    assert!(status.success(), "building guest/vhive-init failed: {status}");
-    target_dir.join(triple).join("release/vhive-init")
 }
 
-/// Static, at a fixed address, and the same bytes wherever the sources and cargo's home lie.
-fn rust_flags(root: &Path) -> OsString {
-    let mut flags = OsString::from("-Ctarget-feature=+crt-static");
-    flags.push("\u{1f}-Crelocation-model=static");
+fn run(mut command: Command, what: &str) {
+    let status = command.status().expect("cargo runs: it is running this script");
+    assert!(status.success(), "building {what} failed: {status}");
+}
+
+/// Static, at a fixed address.
+const INIT_FLAGS: [&str; 2] = ["-Ctarget-feature=+crt-static", "-Crelocation-model=static"];
+
+/// These, and the same bytes wherever the sources and cargo's home lie.
+fn flags(root: &Path, own: &[&str]) -> OsString {
+    let mut flags = OsString::from("-Cdebuginfo=0");
+    for flag in own {
+        flags.push("\u{1f}");
+        flags.push(flag);
+    }
     let home = env::var_os("CARGO_HOME").map(PathBuf::from);
     let home = home.or_else(|| env::var_os("HOME").map(|home| PathBuf::from(home).join(".cargo")));
     for (from, to) in [(Some(root.to_owned()), "/vhive"), (home, "/cargo")] {

@@ -15,7 +15,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 /// Version of this contract; both sides refuse any other.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// Longest payload in bytes.
 pub const MAX_FRAME: u32 = 1 << 20;
@@ -29,6 +29,11 @@ pub const MAX_LINE: usize = 8 << 10;
 pub enum ToGuest {
     /// Answer to [`FromGuest::Hello`]: what to run. Comes exactly once.
     Start(Box<GuestConfig>),
+    /// A snapshot is about to be taken: run the function's hook, then be quiet. Answered by
+    /// [`FromGuest::Prepared`] or [`FromGuest::Unprepared`].
+    PrepareSnapshot,
+    /// The guest goes on after a snapshot. Answered by [`FromGuest::Resumed`].
+    Resume(Box<Identity>),
     /// Stop the function by its stop signal, kill it after the grace period, power off.
     Stop {
         /// Milliseconds between the stop signal and SIGKILL.
@@ -66,6 +71,23 @@ pub enum FromGuest {
     /// Something listens on the function's port.
     Listening {
         /// Guest time.
+        at_ns: u64,
+    },
+    /// The guest is ready to be snapshotted: the hook has run, nothing is on its way.
+    Prepared {
+        /// Guest time.
+        at_ns: u64,
+    },
+    /// It is not, and goes on as before.
+    Unprepared {
+        /// Guest time.
+        at_ns: u64,
+        /// Why not: the hook's failure.
+        reason: String,
+    },
+    /// The guest goes on, with the identity that it was told.
+    Resumed {
+        /// Guest time, which has stood still while the guest did.
         at_ns: u64,
     },
     /// One line (or a cut of a long one) that the function wrote.
@@ -118,6 +140,42 @@ pub struct GuestConfig {
     /// TCP port whose listening is reported.
     pub port: u16,
     /// Interface configuration; none = loopback only.
+    pub network: Option<GuestNetwork>,
+    /// Wall clock in nanoseconds after the Unix epoch, at the time of writing.
+    pub now_unix_ns: u64,
+    /// Fresh random bytes for the guest's entropy pool, hexadecimal.
+    pub entropy: String,
+    /// What the function wants to be told of snapshots.
+    #[serde(default)]
+    pub hooks: Hooks,
+}
+
+/// Paths to which init sends a POST on the function's port, HTTP/1.1. A status from 200 to 299
+/// within five seconds is success.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Hooks {
+    /// Before a snapshot is taken: the place to close connections and to forget secrets. If it
+    /// fails there is no snapshot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub before_snapshot: Option<String>,
+    /// In every clone before its first request: the place to seed the language's own random
+    /// numbers. If it fails the clone is given up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after_restore: Option<String>,
+}
+
+/// Who a guest is after a snapshot.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Identity {
+    /// Whether it is a clone, restored from the snapshot, or the one that the snapshot was taken
+    /// of. Only a clone takes name and entropy, and runs the function's hook.
+    pub clone: bool,
+    /// Host name.
+    pub hostname: String,
+    /// Addresses, for `/etc/hosts` and `/etc/resolv.conf`. The interface's own address is the same
+    /// for every guest.
     pub network: Option<GuestNetwork>,
     /// Wall clock in nanoseconds after the Unix epoch, at the time of writing.
     pub now_unix_ns: u64,

@@ -158,6 +158,12 @@ impl Digest {
         Self(sha2::Sha256::digest(data).into())
     }
 
+    /// The 32 bytes themselves, as binary formats keep them.
+    #[must_use]
+    pub const fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+
     /// The 64 hexadecimal digits without the algorithm.
     #[must_use]
     pub fn hex(&self) -> String {

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::guest::Hooks;
 use crate::ids::{Digest, RevisionDigest, RevisionKey};
 use crate::runtime::RuntimeName;
 use crate::snapshot::{PrefetchPolicy, SnapshotPolicy};
@@ -57,6 +58,9 @@ pub struct Revision {
     /// How a snapshot's working set is recorded and prefetched.
     #[serde(default)]
     pub prefetch: PrefetchPolicy,
+    /// What the function wants to be told of snapshots.
+    #[serde(default)]
+    pub hooks: Hooks,
 }
 
 /// Bounds on the number of instances, and how long idle ones are kept.
@@ -132,7 +136,7 @@ impl Revision {
         let parts = (
             (&self.image_digest, self.runtime, &self.command, &self.args, &self.env),
             (&self.working_dir, self.port, self.protocol, &self.readiness),
-            (self.cpu_millis, self.memory, &self.key.name, &self.service),
+            (self.cpu_millis, self.memory, &self.key.name, &self.service, &self.hooks),
         );
         let text = serde_json::to_vec(&parts).expect("plain strings and numbers serialise");
         Digest::of(&text)

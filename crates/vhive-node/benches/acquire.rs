@@ -88,5 +88,6 @@ fn revision(key: &RevisionKey) -> Revision {
         scale: Scale::default(),
         snapshot: vhive_api::SnapshotPolicy::Off,
         prefetch: vhive_api::PrefetchPolicy::default(),
+        hooks: vhive_api::guest::Hooks::default(),
     }
 }

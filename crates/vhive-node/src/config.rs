@@ -39,6 +39,35 @@ pub struct Config {
     pub back_off_most: Span,
     /// How invocation records are kept.
     pub records: RecordsConfig,
+    /// How snapshots are taken, used and kept.
+    pub snapshots: SnapshotsConfig,
+}
+
+/// How snapshots are taken, used and kept.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SnapshotsConfig {
+    /// What all snapshots together may take up on the disk; beyond it, those used least recently
+    /// are removed.
+    pub max_bytes: Bytes,
+    /// How long an instance may be withheld for its snapshot.
+    pub take_deadline: Span,
+    /// How long a start from a snapshot may take, until ready; then it is booted instead.
+    pub restore_deadline: Span,
+    /// A start that prefetches and still faults on more than this share of the pages prefetched,
+    /// in per cent, lets the next one record again.
+    pub rerecord_above_percent: u32,
+}
+
+impl Default for SnapshotsConfig {
+    fn default() -> Self {
+        Self {
+            max_bytes: Bytes(16 << 30),
+            take_deadline: Span(Duration::from_secs(30)),
+            restore_deadline: Span(Duration::from_secs(20)),
+            rerecord_above_percent: 25,
+        }
+    }
 }
 
 /// How invocation records are kept.
@@ -73,6 +102,7 @@ impl Default for Config {
             back_off_first: Span(Duration::from_secs(1)),
             back_off_most: Span(Duration::from_secs(60)),
             records: RecordsConfig::default(),
+            snapshots: SnapshotsConfig::default(),
         }
     }
 }
@@ -143,6 +173,8 @@ impl Config {
             ("start_deadline", self.start_deadline),
             ("image_deadline", self.image_deadline),
             ("back_off_first", self.back_off_first),
+            ("snapshots.take_deadline", self.snapshots.take_deadline),
+            ("snapshots.restore_deadline", self.snapshots.restore_deadline),
         ];
         for (name, span) in spans {
             if span.0.is_zero() {
@@ -201,6 +233,7 @@ mod tests {
             ("[records]\nfiles = 0", "records.files"),
             ("[records]\nbuffer = 0", "records.buffer"),
             ("back_off_first = \"2m\"", "back_off_most"),
+            ("[snapshots]\nrestore_deadline = \"0s\"", "snapshots.restore_deadline"),
         ];
         for (text, name) in bad {
             let config: Config = toml::from_str(text).unwrap();

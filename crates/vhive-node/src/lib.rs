@@ -6,6 +6,7 @@
 //!                ├── nothing there or under way ──► start ──► ready ───┤
 //!                └── else wait, first come first served ───────────────┘
 //!   resize ───► Pool ── start what is missing, stop what idles beyond
+//!   reply ────► Pool ── the first one of an instance: take a snapshot, end a recording
 //! ```
 //!
 //! ```no_run
@@ -38,21 +39,28 @@ mod pool;
 pub mod probe;
 pub mod process;
 mod records;
+mod snapshots;
 mod start;
 mod status;
 pub mod sweep;
+mod take;
 #[cfg(test)]
 mod testing;
 
-pub use config::{Config, ConfigError, RecordsConfig};
+pub use config::{Config, ConfigError, RecordsConfig, SnapshotsConfig};
 pub use drain::ShutdownError;
 pub use limits::Full;
 pub use logs::{InstanceLog, LogFollower};
-pub use node::{Node, OpenError, ResolveError, Runtimes, Tools};
+pub use node::{CreateError, Node, OpenError, ResolveError, Runtimes, Tools};
 pub use pool::{AcquireError, InstanceState, Lease};
 pub use records::Records;
+pub use snapshots::{
+    Collected, ExportError, ImportError, KeepError, SnapshotId, SnapshotInfo, Snapshots,
+    StaleField, StoreError,
+};
 pub use start::{StartError, StartFailure, StartPhase, StartReport};
 pub use status::{InstanceStatus, RevisionCounts, RevisionStatus};
 pub use sweep::{Ground, GroundError, PurgeError, Purged, purge};
+pub use take::TakeError;
 // Words of the hands that the node's own interface uses; doors need no other way to them.
 pub use vhive_sandbox::{Deadline, Line};

@@ -10,7 +10,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
-use vhive_api::{Phase, RuntimeName};
+use vhive_api::{MemoryFigures, Phase, RuntimeName};
 
 use crate::node::Shared;
 use crate::pool::{InstanceState, PoolView};
@@ -27,6 +27,23 @@ struct StartLabels {
 struct PhaseLabels {
     runtime: &'static str,
     phase: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RuntimeLabels {
+    runtime: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OutcomeLabels {
+    runtime: &'static str,
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ModeLabels {
+    runtime: &'static str,
+    mode: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -54,12 +71,59 @@ type NewHistogram = fn() -> Histogram;
 pub(crate) struct Metrics {
     starts: Family<StartLabels, Counter>,
     phases: Family<PhaseLabels, Histogram, NewHistogram>,
+    taken: Family<OutcomeLabels, Counter>,
+    recordings: Family<OutcomeLabels, Counter>,
+    fallbacks: Family<RuntimeLabels, Counter>,
+    missed: Family<RuntimeLabels, Counter>,
+    faults: Family<ModeLabels, Counter>,
+    prefetched: Family<RuntimeLabels, Counter>,
 }
 
 impl Metrics {
     pub(crate) fn new() -> Self {
         let new: NewHistogram = phase_histogram;
-        Self { starts: Family::default(), phases: Family::new_with_constructor(new) }
+        Self {
+            starts: Family::default(),
+            phases: Family::new_with_constructor(new),
+            taken: Family::default(),
+            recordings: Family::default(),
+            fallbacks: Family::default(),
+            missed: Family::default(),
+            faults: Family::default(),
+            prefetched: Family::default(),
+        }
+    }
+
+    /// A snapshot was taken, or not.
+    pub(crate) fn snapshot_taken(&self, runtime: RuntimeName, outcome: &'static str) {
+        let labels = OutcomeLabels { runtime: runtime.as_str(), outcome };
+        self.taken.get_or_create(&labels).inc();
+    }
+
+    /// A recording became a working set, or not.
+    pub(crate) fn recorded(&self, runtime: RuntimeName, outcome: &'static str) {
+        let labels = OutcomeLabels { runtime: runtime.as_str(), outcome };
+        self.recordings.get_or_create(&labels).inc();
+    }
+
+    /// A restore failed and a boot took its place.
+    pub(crate) fn fell_back(&self, runtime: RuntimeName) {
+        self.fallbacks.get_or_create(&RuntimeLabels { runtime: runtime.as_str() }).inc();
+    }
+
+    /// Prefetching missed too many pages.
+    pub(crate) fn missed(&self, runtime: RuntimeName) {
+        self.missed.get_or_create(&RuntimeLabels { runtime: runtime.as_str() }).inc();
+    }
+
+    /// The first reply of an instance that came from a snapshot.
+    pub(crate) fn restored(&self, runtime: RuntimeName, figures: &MemoryFigures) {
+        let (runtime, mode) = (runtime.as_str(), figures.mode.as_str());
+        if let Some(faults) = figures.faults {
+            self.faults.get_or_create(&ModeLabels { runtime, mode }).inc_by(faults);
+        }
+        let labels = RuntimeLabels { runtime };
+        self.prefetched.get_or_create(&labels).inc_by(figures.prefetched_bytes);
     }
 
     pub(crate) fn started(&self, runtime: RuntimeName, report: &StartReport) {
@@ -87,6 +151,19 @@ impl Metrics {
         let help = "Length of cold starts and of their phases";
         let phases = self.phases.clone();
         registry.register_with_unit("vhive_start_phase", help, Unit::Seconds, phases);
+        let help = "Snapshots by runtime and outcome";
+        registry.register("vhive_snapshot_taken", help, self.taken.clone());
+        let help = "Recordings by runtime and outcome";
+        registry.register("vhive_recordings", help, self.recordings.clone());
+        let help = "Restores that failed and were followed by a boot";
+        registry.register("vhive_restore_fallback", help, self.fallbacks.clone());
+        let help = "Starts that prefetched and still faulted too often";
+        registry.register("vhive_prefetch_missed", help, self.missed.clone());
+        let help = "Page faults served up to the first reply, by memory mode";
+        registry.register("vhive_restore_faults", help, self.faults.clone());
+        let help = "Bytes read of working sets up to the first reply";
+        let prefetched = self.prefetched.clone();
+        registry.register_with_unit("vhive_prefetched", help, Unit::Bytes, prefetched);
         registry.register_collector(Box::new(Gauges(Arc::downgrade(shared))));
     }
 }
@@ -103,7 +180,10 @@ impl Collector for Gauges {
         queues(&views, &mut to)?;
         let (instances, memory) = shared.budget.usage();
         let (max_instances, max_memory) = shared.budget.bounds();
+        let snapshots = shared.snapshots.figures();
         let gauges = [
+            ("vhive_snapshots", "Snapshots in the store", u64::from(snapshots.count), None),
+            ("vhive_snapshot", "Their size on disk", snapshots.bytes, Some(Unit::Bytes)),
             ("vhive_node_instances", "Instances that the node holds", u64::from(instances), None),
             ("vhive_node_instances_limit", "Most of them", u64::from(max_instances), None),
             ("vhive_node_memory", "Memory reserved", memory.0, Some(Unit::Bytes)),
@@ -121,6 +201,7 @@ impl Collector for Gauges {
         let counters = [
             ("vhive_records", "Invocation records taken", shared.records.pushed()),
             ("vhive_records_dropped", "Records that reached no file", shared.records.dropped()),
+            ("vhive_snapshots_retired", "Snapshots found at fault", snapshots.retired),
         ];
         for (name, help, value) in counters {
             let counter = ConstCounter::new(value);
@@ -137,6 +218,7 @@ fn instances(views: &[PoolView], to: &mut DescriptorEncoder<'_>) -> Result<(), s
         InstanceState::Ready,
         InstanceState::Leaving,
         InstanceState::Broken,
+        InstanceState::Snapshotting,
     ];
     for view in views {
         for state in states {

@@ -5,11 +5,11 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
-use vhive_api::{Digest, Revision, RevisionKey, RuntimeName};
+use vhive_api::{Digest, Revision, RevisionKey, RuntimeName, SandboxId, SnapshotPolicy};
 use vhive_image::{FindError, ImageStore, PullError, PullOptions};
 use vhive_sandbox::network::NetworkPool;
 use vhive_sandbox::{Deadline, RunRoot, Runtime};
@@ -21,8 +21,10 @@ use crate::logs::{self, InstanceLog, LogFollower};
 use crate::metrics::Metrics;
 use crate::pool::{AcquireError, Lease, Pool};
 use crate::records::Records;
+use crate::snapshots::{SnapshotId, SnapshotInfo, Snapshots, StoreError};
 use crate::status::{RevisionCounts, RevisionStatus};
 use crate::sweep::{Ground, GroundError};
+use crate::take::TakeError;
 
 /// The ways to isolate functions that a node offers.
 #[derive(Clone, Debug, Default)]
@@ -91,6 +93,20 @@ pub enum OpenError {
         #[source]
         source: io::Error,
     },
+    /// The snapshots of earlier nodes cannot be looked through.
+    #[error("cannot open the snapshots")]
+    Snapshots(#[from] StoreError),
+}
+
+/// Why no snapshot was made ahead of time.
+#[derive(Debug, thiserror::Error)]
+pub enum CreateError {
+    /// No instance could be started for it.
+    #[error("no instance to take a snapshot of")]
+    Instance(#[from] AcquireError),
+    /// None was taken.
+    #[error(transparent)]
+    Take(#[from] TakeError),
 }
 
 /// Why an image reference could not be turned into a manifest.
@@ -114,6 +130,11 @@ pub(crate) struct Shared {
     pub(crate) turns: Arc<Semaphore>,
     pub(crate) metrics: Metrics,
     pub(crate) records: Records,
+    pub(crate) snapshots: Snapshots,
+    /// Lets one snapshot of an earlier node be read at a time.
+    reading: Arc<Semaphore>,
+    /// Told before a snapshot of an instance is taken.
+    quiesce: OnceLock<Quiesce>,
     pub(crate) handle: Handle,
     /// Set when the node is being shut down.
     pub(crate) closing: AtomicBool,
@@ -122,7 +143,41 @@ pub(crate) struct Shared {
     forgotten: Mutex<Vec<Arc<Pool>>>,
 }
 
+type Quiesce = Box<dyn Fn(&RevisionKey, &SandboxId) + Send + Sync>;
+
 impl Shared {
+    /// Has the door close its connections to an instance that holds no request.
+    pub(crate) fn quiesce(&self, revision: &RevisionKey, sandbox: &SandboxId) {
+        if let Some(quiesce) = self.quiesce.get() {
+            quiesce(revision, sandbox);
+        }
+    }
+
+    /// Reads the revision's snapshot in the background if an earlier node has left it.
+    fn read_ahead(self: &Arc<Self>, revision: &Revision) {
+        if revision.snapshot == SnapshotPolicy::Off {
+            return;
+        }
+        let id = SnapshotId::of(revision);
+        if self.snapshots.get(&id).is_none_or(|info| info.verified) {
+            return;
+        }
+        let shared = Arc::clone(self);
+        self.handle.spawn(async move {
+            let Ok(_turn) = Arc::clone(&shared.reading).acquire_owned().await else { return };
+            let reader = Arc::clone(&shared);
+            let read = shared.handle.spawn_blocking(move || {
+                if !reader.closing.load(Ordering::SeqCst) {
+                    let limit = reader.config.image_deadline.0;
+                    reader.snapshots.verify(&id, Deadline::after(limit));
+                }
+            });
+            if let Err(error) = read.await {
+                tracing::error!(%error, "snapshot not read ahead");
+            }
+        });
+    }
+
     /// Every pool, those of forgotten revisions included.
     pub(crate) fn all_pools(&self) -> Vec<Arc<Pool>> {
         let registered = self.pools.read().unwrap_or_else(PoisonError::into_inner);
@@ -189,7 +244,11 @@ impl Node {
         let records = Records::open(ground.state_dir(), &config.records);
         let dir = ground.state_dir().display().to_string();
         let records = records.map_err(|source| OpenError::Records { dir, source })?;
+        let snapshots = Snapshots::open(ground.state_dir(), &config)?;
         let shared = Shared {
+            snapshots,
+            reading: Arc::new(Semaphore::new(1)),
+            quiesce: OnceLock::new(),
             budget: Budget::new(config.max_instances, config.max_memory()),
             turns: Arc::new(Semaphore::new(config.start_threads())),
             metrics: Metrics::new(),
@@ -233,6 +292,7 @@ impl Node {
     /// instances, and the new description holds from the next start on.
     pub fn register(&self, revision: Arc<Revision>) {
         let shared = &self.0.shared;
+        shared.read_ahead(&revision);
         let mut pools = shared.pools.write().unwrap_or_else(PoisonError::into_inner);
         if let Some(pool) = pools.get(&revision.key) {
             let pool = Arc::clone(pool);
@@ -284,6 +344,54 @@ impl Node {
     pub fn resize(&self, key: &RevisionKey, want: u32) {
         if let Some(pool) = self.pool(key) {
             pool.resize(want);
+        }
+    }
+
+    /// Stops a revision's idle instances now, so that its next request is a cold start; none comes
+    /// back before that, whatever [`Node::resize`] says. Resolves when they are gone and what was to
+    /// be done behind earlier replies (snapshots, recordings) has been done. Says how many it was;
+    /// none if the revision is not known.
+    pub async fn evict(&self, key: &RevisionKey) -> Option<u32> {
+        Some(self.pool(key)?.evict().await)
+    }
+
+    /// The snapshots of this node.
+    #[must_use]
+    pub fn snapshots(&self) -> &Snapshots {
+        &self.0.shared.snapshots
+    }
+
+    /// Takes a snapshot of a revision ahead of time: boots an instance, takes it as soon as the
+    /// function is ready, before any request, and stops the instance again unless a request wants
+    /// it. If there is a snapshot that fits, that one is returned and the boolean is false.
+    /// Whatever the revision's policy says; dropping the future does not stop it.
+    ///
+    /// # Errors
+    /// [`CreateError`].
+    pub async fn create_snapshot(
+        &self,
+        key: &RevisionKey,
+    ) -> Result<(SnapshotInfo, bool), CreateError> {
+        let pool = self.pool(key).ok_or_else(|| AcquireError::Unknown(key.clone()))?;
+        let revision = pool.view().revision;
+        let runtime = self.0.shared.tools.runtimes.get(revision.runtime);
+        if runtime.is_some_and(|runtime| runtime.restores().is_none()) {
+            return Err(TakeError::Unsupported(revision.runtime).into());
+        }
+        let known = self.snapshots().get(&SnapshotId::of(&revision));
+        if let Some(info) = known.filter(|info| info.stale.is_none()) {
+            return Ok((info, false));
+        }
+        let taken = pool.create_snapshot().await??;
+        Ok((taken, true))
+    }
+
+    /// Registers the door's way of closing its idle connections to an instance; called, on any
+    /// thread, before a snapshot of the instance is taken, so that the snapshot holds none. Only the
+    /// first registration counts.
+    pub fn on_quiesce(&self, quiesce: impl Fn(&RevisionKey, &SandboxId) + Send + Sync + 'static) {
+        if self.0.shared.quiesce.set(Box::new(quiesce)).is_err() {
+            tracing::error!("a second door wants to be told of snapshots; it is not");
         }
     }
 

@@ -1,7 +1,15 @@
-//! A cold start: root file system, turn, network slot, boot, probe; and its opposite, a stop.
+//! A cold start: root file system, turn, network slot, boot or restore, probe; and its opposite, a
+//! stop.
+//!
+//! How it starts is decided by [`choose::choose`]; a restore that fails is followed by a boot within
+//! the same start.
 //!
 //! A start is a plain function on a blocking thread. How many run at a time is limited; that limit
 //! is the admission control of cold starts.
+
+mod choose;
+mod stop;
+mod work;
 
 use std::any::Any;
 use std::path::PathBuf;
@@ -9,19 +17,21 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use tokio::sync::OwnedSemaphorePermit;
 use vhive_api::{
     Digest, Phase, PhaseSpan, Revision, RevisionKey, RuntimeName, SandboxId, StartKind,
 };
 use vhive_image::{ImageConfig, RootFsError};
 use vhive_sandbox::network::TakeError;
-use vhive_sandbox::{BootError, Deadline, Journal, Milestone, NetworkSlot, Sandbox, SandboxSpec};
+use vhive_sandbox::{BootError, Journal, Milestone};
 
+pub(crate) use self::choose::{Facts, missed};
+pub(crate) use self::stop::spawn_stop;
+use self::work::{Brought, Work};
 use crate::limits::Reservation;
 use crate::node::Shared;
-use crate::pool::{Gone, Pool, Running, StartJob};
-use crate::probe::{self, Probe, ProbeError};
-use crate::process::{self, ProcessError};
+use crate::pool::{Pool, Running, StartJob};
+use crate::probe::ProbeError;
+use crate::process::ProcessError;
 
 /// Lines of console that a failure keeps.
 const TAIL: usize = 50;
@@ -56,8 +66,10 @@ pub struct StartReport {
     pub phases: Vec<StartPhase>,
     /// By how much times taken in the guest may be off; absent without an init of ours.
     pub guest_clock_error: Option<Duration>,
-    /// Attempts that the runtime needed, at least 1.
+    /// Attempts that it needed, at least 1.
     pub attempts: u32,
+    /// Why it did not go the way that the revision's policy wanted.
+    pub fallback: Option<String>,
 }
 
 impl StartReport {
@@ -174,8 +186,8 @@ impl StartFailure {
 
 /// Starts an instance in the background; the pool hears of the outcome in any case.
 pub(crate) fn spawn(shared: Arc<Shared>, pool: Arc<Pool>, job: StartJob) {
-    let StartJob { no, id, revision, journal, room, began } = job;
-    let order = Order { shared, pool, no, id, revision, journal, began, room: Some(room) };
+    let StartJob { no, id, revision, journal, room, began, boots } = job;
+    let order = Order { shared, pool, no, id, revision, journal, began, boots, room: Some(room) };
     let handle = order.shared.handle.clone();
     handle.spawn(cold(order));
 }
@@ -189,6 +201,8 @@ struct Order {
     revision: Arc<Revision>,
     journal: Arc<Journal>,
     began: Instant,
+    /// It must not come from a snapshot.
+    boots: bool,
     room: Option<Reservation>,
 }
 
@@ -215,21 +229,21 @@ async fn cold(mut order: Order) {
         journal: Arc::clone(&order.journal),
         rootfs: image.rootfs,
         config: image.config,
-        turn,
+        boots: order.boots,
+        turn: Some(turn),
     };
     let outcome = order.shared.handle.spawn_blocking(move || work.run()).await;
-    let (sandbox, mut done) = match outcome {
-        Ok(Ok(done)) => done,
+    let brought = match outcome {
+        Ok(Ok(brought)) => brought,
         Ok(Err(error)) => return order.fail(error),
         Err(join) if join.is_panic() => {
             return order.fail(StartError::Panicked(panic_text(&*join.into_panic())));
         }
         Err(_) => return order.fail(StartError::ShutDown),
     };
-    done.image = image.took;
-    done.turn = Some(Took { begin: asked, end: done.began });
-    let report = order.report(&done, waited);
-    order.succeed(sandbox, report);
+    let turn = Took { begin: asked, end: brought.times.began };
+    let report = order.report(&brought, (image.took, turn), waited);
+    order.succeed(brought, report);
 }
 
 struct ImageReady {
@@ -260,110 +274,35 @@ async fn image(order: &Order) -> Result<ImageReady, StartError> {
     Ok(ImageReady { rootfs: rootfs.path, config: rootfs.config, took })
 }
 
-/// The part of a start that runs on a blocking thread.
-struct Work {
-    shared: Arc<Shared>,
-    id: SandboxId,
-    revision: Arc<Revision>,
-    journal: Arc<Journal>,
-    rootfs: PathBuf,
-    config: ImageConfig,
-    turn: OwnedSemaphorePermit,
-}
-
-/// Times of a successful start that are not in the journal.
-struct Done {
-    image: Option<Took>,
-    turn: Option<Took>,
-    /// When the blocking thread began.
-    began: Instant,
-    network: Option<Took>,
-    boot: Instant,
-    ready: Instant,
-}
-
-impl Work {
-    fn run(self) -> Result<(Box<dyn Sandbox>, Done), StartError> {
-        let thread_began = Instant::now();
-        let revision = &self.revision;
-        let name = revision.runtime;
-        let runtime = self.shared.tools.runtimes.get(name).ok_or(StartError::NoRuntime(name))?;
-        let process = process::process(&self.config, revision).map_err(StartError::Process)?;
-        let deadline = Deadline::after(self.shared.config.start_deadline.0);
-        let (network, network_took) = match name {
-            RuntimeName::Sim => (None, None),
-            _ => {
-                let begin = Instant::now();
-                let slot = self.network(deadline)?;
-                (Some(Arc::new(slot)), Some(Took { begin, end: Instant::now() }))
-            }
-        };
-        let spec = SandboxSpec {
-            id: self.id,
-            rootfs: self.rootfs,
-            process,
-            port: revision.port,
-            cpu_millis: revision.cpu_millis,
-            memory: revision.memory,
-            network,
-            run_root: self.shared.ground.run_root().clone(),
-            journal: Arc::clone(&self.journal),
-        };
-        let boot = Instant::now();
-        let sandbox = runtime.boot(&spec, deadline).map_err(StartError::Boot)?;
-        drop(spec);
-        let endpoint = sandbox.endpoint();
-        let probe = Probe { endpoint, port: revision.port, readiness: &revision.readiness };
-        let began = Instant::now();
-        let turn_ends = deadline.or_after(self.shared.config.start_turn.0);
-        let mut ready = probe::wait(probe, &self.journal, began, turn_ends);
-        // A function that takes its time to get ready, or never does, must not hold up the others.
-        drop(self.turn);
-        if ready.as_ref().is_err_and(ProbeError::may_pass) && !deadline.passed() {
-            ready = probe::wait(probe, &self.journal, began, deadline);
-        }
-        let ready = ready.map_err(StartError::Probe)?;
-        let done = Done {
-            image: None,
-            turn: None,
-            began: thread_began,
-            network: network_took,
-            boot,
-            ready,
-        };
-        Ok((sandbox, done))
-    }
-
-    fn network(&self, deadline: Deadline) -> Result<NetworkSlot, StartError> {
-        let pool = self.shared.tools.network.as_ref();
-        let pool = pool.ok_or(StartError::NoNetwork(self.revision.runtime))?;
-        pool.take(deadline).map_err(StartError::Network)
-    }
-}
-
 impl Order {
-    fn report(&self, done: &Done, waited: Duration) -> StartReport {
-        let mut phases = Vec::with_capacity(7);
+    fn report(
+        &self,
+        brought: &Brought,
+        (image, turn): (Option<Took>, Took),
+        waited: Duration,
+    ) -> StartReport {
+        let done = &brought.times;
+        let mut phases = Vec::with_capacity(8);
         let mut add = |phase, begin: Instant, end: Instant| {
             phases.push(StartPhase { phase, begin, length: end.saturating_duration_since(begin) });
         };
-        if let Some(Took { begin, end }) = done.image {
+        if let Some(Took { begin, end }) = image {
             add(Phase::Image, begin, end);
         }
-        if let Some(Took { begin, end }) = done.turn {
-            add(Phase::Turn, begin, end);
-        }
+        add(Phase::Turn, turn.begin, turn.end);
         if let Some(Took { begin, end }) = done.network {
             add(Phase::NetworkSlot, begin, end);
         }
         // What a runtime does not tell has no phase of its own; the next one begins earlier.
-        let mut from = done.boot;
+        let mut from = done.attempt;
         let milestones = self.journal.milestones();
         let reached = |wanted| milestones.iter().find(|(m, _)| *m == wanted).map(|(_, at)| *at);
         let parts = [
             (Phase::VmmSpawn, reached(Milestone::Spawned)),
             (Phase::KernelBoot, reached(Milestone::KernelUp)),
             (Phase::Init, reached(Milestone::Started)),
+            (Phase::Restore, reached(Milestone::Restored)),
+            (Phase::Resume, reached(Milestone::Resumed)),
             (Phase::FunctionReady, Some(done.ready)),
         ];
         for (phase, at) in parts {
@@ -380,7 +319,7 @@ impl Order {
             .ok()
             .and_then(|ago| now.checked_sub(ago).ok());
         StartReport {
-            kind: StartKind::Boot,
+            kind: brought.kind,
             sandbox: self.id.clone(),
             began: self.began,
             at: at.unwrap_or(now),
@@ -389,15 +328,18 @@ impl Order {
             phases,
             guest_clock_error: self.journal.clock_error(),
             attempts: self.journal.attempts(),
+            fallback: brought.fallback.clone(),
         }
     }
 
-    fn succeed(&mut self, sandbox: Box<dyn Sandbox>, report: StartReport) {
+    fn succeed(&mut self, brought: Brought, report: StartReport) {
         let Some(room) = self.room.take() else { return };
         let (id, revision) = (&self.id, &self.revision.key);
-        tracing::debug!(sandbox = %id, %revision, took = ?report.length, "instance ready");
+        let kind = report.kind.as_str();
+        tracing::debug!(sandbox = %id, %revision, kind, took = ?report.length, "instance ready");
         self.shared.metrics.started(self.revision.runtime, &report);
-        self.pool.started(self.no, Running { sandbox, room }, Arc::new(report));
+        let running = Running { sandbox: brought.sandbox, room, origin: brought.clone_of };
+        self.pool.started(self.no, running, Arc::new(report), brought.after);
     }
 
     fn fail(&mut self, error: StartError) {
@@ -425,42 +367,8 @@ impl Drop for Order {
     }
 }
 
-/// Stops a sandbox on a blocking thread: by its stop signal if it still runs, then by dropping it.
-pub(crate) fn spawn_stop(shared: &Shared, gone: Gone, running: Running, journal: Arc<Journal>) {
-    let grace = shared.config.stop_grace.0;
-    let mut stop = Stop { parts: Some((running, gone)) };
-    let stop = move || {
-        let Some((running, gone)) = stop.parts.take() else { return };
-        // Dropped in this order on return and on a panic alike: sandbox, room, count.
-        let (_gone, _room, mut sandbox) = (gone, running.room, running.sandbox);
-        if journal.ended().is_none() {
-            sandbox.stop(Deadline::after(grace));
-        }
-    };
-    drop(shared.handle.spawn_blocking(stop));
-}
-
-/// A stop that is still to run. If the async runtime is gone and will never run it, dropping this
-/// does the rest on a thread of its own: whoever drops it may hold locks of the very sandbox.
-struct Stop {
-    parts: Option<(Running, Gone)>,
-}
-
-impl Drop for Stop {
-    fn drop(&mut self) {
-        let Some((running, gone)) = self.parts.take() else { return };
-        let release = move || {
-            drop(running);
-            drop(gone);
-        };
-        let thread = std::thread::Builder::new().name("vhive-stop".to_owned());
-        if let Err(error) = thread.spawn(release) {
-            tracing::error!(%error, "no thread to stop a sandbox on; it was dropped in place");
-        }
-    }
-}
-
-fn panic_text(panic: &(dyn Any + Send)) -> String {
+/// The text of a panic.
+pub(crate) fn panic_text(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
     text.or_else(|| panic.downcast_ref::<String>().cloned())
         .unwrap_or_else(|| "without a text".to_owned())

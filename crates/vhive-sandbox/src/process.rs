@@ -24,6 +24,8 @@ pub struct Launch<'a> {
     pub program: &'a Path,
     /// Its arguments, without the program's name.
     pub args: &'a [OsString],
+    /// `NAME=value`, besides `PATH`, which is the caller's.
+    pub environment: &'a [OsString],
     /// Open in the child under the same numbers. Its standard input is `/dev/null`; nothing else
     /// is inherited.
     pub inherit: &'a [BorrowedFd<'a>],
@@ -108,7 +110,10 @@ pub fn spawn(launch: &Launch<'_>) -> io::Result<Child> {
     let path = std::env::var_os("PATH").unwrap_or_else(|| "/usr/sbin:/usr/bin:/sbin:/bin".into());
     let mut variable = OsString::from("PATH=");
     variable.push(path);
-    let environment = [c_string(&variable)?];
+    let mut environment = vec![c_string(&variable)?];
+    for variable in launch.environment {
+        environment.push(c_string(variable)?);
+    }
 
     let mut attributes = PosixSpawnAttr::init()?;
     attributes.set_flags(
@@ -220,6 +225,7 @@ mod tests {
         let launch = Launch {
             program: Path::new(program),
             args: &args,
+            environment: &[],
             inherit,
             stdout: writer.as_fd(),
             stderr: writer.as_fd(),
@@ -256,6 +262,7 @@ mod tests {
         let launch = Launch {
             program: Path::new("/nonexistent/program"),
             args: &[],
+            environment: &[],
             inherit: &[],
             stdout: writer.as_fd(),
             stderr: writer.as_fd(),
@@ -271,6 +278,7 @@ mod tests {
         let launch = Launch {
             program: Path::new("sleep"),
             args: &args,
+            environment: &[],
             inherit: &[],
             stdout: writer.as_fd(),
             stderr: writer.as_fd(),
@@ -296,6 +304,7 @@ mod tests {
             let launch = Launch {
                 program: Path::new("sh"),
                 args: &args,
+                environment: &[],
                 inherit: &[],
                 stdout: writer.as_fd(),
                 stderr: writer.as_fd(),

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use vhive_api::guest::Process;
+use vhive_api::guest::{Hooks, Process};
 use vhive_api::{Bytes, MemoryFigures, MemoryMode, PrefetchPolicy, RuntimeName, SandboxId};
 
 use crate::deadline::Deadline;
@@ -23,6 +23,8 @@ pub struct SandboxSpec {
     pub rootfs: PathBuf,
     /// What to run in it.
     pub process: Process,
+    /// What the function wants to be told of snapshots.
+    pub hooks: Hooks,
     /// TCP port on which the function will listen.
     pub port: u16,
     /// CPU limit in thousandths of a CPU; microVMs round it up to whole vCPUs.

@@ -59,6 +59,7 @@ impl Guest {
         let launch = Launch {
             program: Path::new(QEMU),
             args: &args,
+            environment: &[],
             inherit: &[guests.as_fd()],
             stdout: console.as_fd(),
             stderr: console.as_fd(),
@@ -91,6 +92,7 @@ impl Guest {
             network: None,
             now_unix_ns: 1_700_000_000_000_000_000,
             entropy: "00".repeat(32),
+            hooks: vhive_api::guest::Hooks::default(),
         };
         write_frame(&mut self.channel, &ToGuest::Start(Box::new(config))).expect("sent");
         loop {

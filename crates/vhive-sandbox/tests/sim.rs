@@ -29,6 +29,7 @@ fn up(sim: &Sim, env: &[&str]) -> Up {
         id: SandboxId::random(),
         rootfs: dir.path().join("none"),
         process: Process { args: vec!["sim".to_owned()], env, ..Process::default() },
+        hooks: vhive_api::guest::Hooks::default(),
         port: 8080,
         cpu_millis: 1000,
         memory: Bytes::mib(1),

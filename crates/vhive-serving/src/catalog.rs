@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use tokio::time::Instant;
-use vhive_api::Revision;
+use vhive_api::{Revision, RevisionKey, SandboxId};
 
 use crate::autoscale::Rules;
 use crate::gateway::Upstreams;
@@ -105,6 +105,18 @@ impl Catalog {
         let key = (namespace.to_owned(), name.to_owned());
         let tables = self.tables.read().unwrap_or_else(PoisonError::into_inner);
         tables.services.get(&key).cloned()
+    }
+
+    /// Closes the connections to an instance of a revision.
+    pub(crate) fn quiesce(&self, revision: &RevisionKey, instance: &SandboxId) {
+        let routes: Vec<Arc<Route>> = {
+            let tables = self.tables.read().unwrap_or_else(PoisonError::into_inner);
+            let routes = tables.services.values().map(|entry| &entry.route);
+            routes.filter(|route| route.revision.key == *revision).cloned().collect()
+        };
+        for route in routes {
+            route.upstreams.quiesce(instance);
+        }
     }
 
     /// Every service, or those of one namespace, by name.

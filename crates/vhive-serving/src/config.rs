@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use vhive_api::{Bytes, RuntimeName, Span};
+use vhive_api::{Bytes, PrefetchPolicy, RuntimeName, SnapshotPolicy, Span};
 
 /// The `[serving]` section.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -100,6 +100,10 @@ pub struct Defaults {
     pub container_concurrency: u32,
     /// Requests that may wait for an instance of one revision.
     pub queue_depth: u32,
+    /// Whether cold starts come from a snapshot, without `vhive.dev/snapshot-policy`.
+    pub snapshot_policy: SnapshotPolicy,
+    /// How working sets are recorded and prefetched, without `vhive.dev/prefetch-policy`.
+    pub prefetch_policy: PrefetchPolicy,
 }
 
 impl Default for Defaults {
@@ -112,6 +116,8 @@ impl Default for Defaults {
             max_timeout: Span(Duration::from_secs(600)),
             container_concurrency: 0,
             queue_depth: 10_000,
+            snapshot_policy: SnapshotPolicy::Off,
+            prefetch_policy: PrefetchPolicy::default(),
         }
     }
 }

@@ -98,6 +98,8 @@ impl Serving {
         let services =
             Services::open(node.clone(), Arc::clone(&catalog), config.clone(), &store).await?;
 
+        let quieted = Arc::clone(&catalog);
+        node.on_quiesce(move |revision, sandbox| quieted.quiesce(revision, sandbox));
         let gateway = Gateway::new(node.clone(), Arc::clone(&catalog), config.gateway.clone());
         let listening =
             gateway::listen(Arc::clone(&gateway)).await.map_err(|source| RunError::Listen {

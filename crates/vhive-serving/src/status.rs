@@ -96,6 +96,10 @@ impl GatewayError {
             Self::NoInstance(AcquireError::Full(_)) => {
                 told(StatusCode::SERVICE_UNAVAILABLE, "node-full", Some(1), refused)
             }
+            // Only said to one who asks for an instance beside the others; nobody does here.
+            Self::NoInstance(AcquireError::AtMax(_)) => {
+                told(StatusCode::SERVICE_UNAVAILABLE, "node-full", Some(1), refused)
+            }
             Self::NoInstance(AcquireError::Closing(_)) => {
                 told(StatusCode::SERVICE_UNAVAILABLE, "shutting-down", Some(1), refused)
             }

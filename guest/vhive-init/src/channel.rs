@@ -56,7 +56,7 @@ impl Channel {
         fcntl_setfl(&self.port, OFlags::RDWR | OFlags::NONBLOCK).step(step)?;
         match answer {
             Some(ToGuest::Start(config)) => Ok(Started { config: *config, handshake_ns }),
-            Some(ToGuest::Stop { .. }) => Err("it said stop before start").step(step),
+            Some(_) => Err("it said something else before start").step(step),
             None => Err("it hung up").step(step),
         }
     }

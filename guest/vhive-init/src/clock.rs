@@ -1,6 +1,4 @@
-//! The guest's clocks and its entropy, as far as the host has a say in them.
-
-use std::fs;
+//! The guest's clocks, as far as the host has a say in them.
 
 use rustix::time::{ClockId, Timespec, clock_gettime, clock_settime};
 
@@ -21,10 +19,4 @@ pub(crate) fn set_wall(unix_ns: u64) -> Result<(), Failure> {
         tv_nsec: (unix_ns % second).cast_signed(),
     };
     clock_settime(ClockId::Realtime, time).step("set the clock")
-}
-
-/// Mixes the host's random bytes into the kernel's pool.
-pub(crate) fn add_entropy(hexadecimal: &str) -> Result<(), Failure> {
-    let bytes = hex::decode(hexadecimal).step("read the host's entropy")?;
-    fs::write("/dev/urandom", bytes).step("add entropy")
 }

@@ -3,6 +3,7 @@
 //! ```text
 //!   modules ─► Hello ─► (host: Start) ─► clock, entropy ─► root ─► network ─► Mounted
 //!           ─► start the function ─► Started ─► Listening · Output… ─► Exited ─► power off
+//!                                               └─ Prepared ─ (snapshot) ─ Resumed
 //! ```
 //!
 //! Whatever fails is told to the host (`Failed`) and to the console, and the guest powers off.
@@ -12,7 +13,9 @@
 
 mod channel;
 mod clock;
+mod entropy;
 mod failure;
+mod hook;
 mod lines;
 mod listen;
 mod modules;
@@ -32,9 +35,10 @@ use rustix::system::{RebootCommand, reboot};
 use vhive_api::guest::FromGuest;
 
 use crate::channel::{Channel, Started};
+use crate::entropy::Entropy;
 use crate::failure::Failure;
 use crate::modules::{Modules, Stage};
-use crate::supervise::Supervisor;
+use crate::supervise::{Function, Supervisor};
 use crate::uevent::Uevents;
 
 fn main() -> ExitCode {
@@ -70,10 +74,11 @@ fn run(open: &mut Option<Channel>) -> Result<(), Failure> {
     modules.load(Stage::Root)?;
     let spent = modules.into_files();
     clock::set_wall(config.now_unix_ns)?;
-    clock::add_entropy(&config.entropy)?;
+    let entropy = Entropy::open()?;
+    entropy.reseed(&config.entropy)?;
     network::configure(config.network.as_ref(), &uevents)?;
     mounts::mount_root(&uevents)?;
-    network::name(&config.hostname, config.network.as_ref())?;
+    let names = network::name(&config.hostname, config.network.as_ref())?;
     channel.queue(&FromGuest::Mounted { at_ns: clock::now_ns(), handshake_ns });
     channel.flush()?;
     let stop_signal = process::stop_signal(&config.process.stop_signal)?;
@@ -83,7 +88,8 @@ fn run(open: &mut Option<Channel>) -> Result<(), Failure> {
     channel.flush()?;
     let listening = listen::watch(config.port)?;
     spent.remove();
-    Supervisor::new(channel, children, child, stop_signal, listening).run()
+    let function = Function { stop_signal, port: config.port, hooks: config.hooks, names, entropy };
+    Supervisor::new(channel, children, child, listening, function).run()
 }
 
 /// Prints to the guest's console, which the host keeps.

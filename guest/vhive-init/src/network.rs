@@ -1,9 +1,10 @@
 //! The guest's network: loopback, the one interface, and the files that name hosts.
 
 use std::fmt::Write as _;
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::net::Ipv4Addr;
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
 use vhive_api::guest::GuestNetwork;
@@ -31,16 +32,68 @@ fn index_of(interface: &str) -> Option<u32> {
     fs::read_to_string(path).ok()?.trim().parse().ok()
 }
 
+/// The files of the function's root that name hosts, kept open so that a clone can rename itself
+/// at the cost of a few writes. What the function has put in their place stays.
+#[derive(Debug)]
+pub(crate) struct Names {
+    hostname: Kept,
+    hosts: Kept,
+    resolv_conf: Kept,
+}
+
+#[derive(Debug)]
+struct Kept {
+    path: &'static str,
+    file: File,
+    text: String,
+}
+
 /// Sets the host name, and writes `/etc/hostname`, `/etc/hosts` and `/etc/resolv.conf` of the
 /// function's root.
-pub(crate) fn name(hostname: &str, network: Option<&GuestNetwork>) -> Result<(), Failure> {
-    rustix::system::sethostname(hostname.as_bytes()).step("set the host name")?;
+pub(crate) fn name(hostname: &str, network: Option<&GuestNetwork>) -> Result<Names, Failure> {
     fs::create_dir_all("/etc").step("make /etc")?;
-    let address = network.map(|network| network.address);
-    let servers = network.map_or(&[][..], |network| &network.dns);
-    replace("/etc/hostname", &format!("{hostname}\n")).step("write /etc/hostname")?;
-    replace("/etc/hosts", &hosts(hostname, address)).step("write /etc/hosts")?;
-    replace("/etc/resolv.conf", &resolv_conf(servers)).step("write /etc/resolv.conf")
+    let mut names = Names {
+        hostname: Kept::make("/etc/hostname")?,
+        hosts: Kept::make("/etc/hosts")?,
+        resolv_conf: Kept::make("/etc/resolv.conf")?,
+    };
+    names.rename(hostname, network)?;
+    Ok(names)
+}
+
+impl Names {
+    /// Sets the host name anew, in the kernel and in the files.
+    pub(crate) fn rename(
+        &mut self,
+        hostname: &str,
+        network: Option<&GuestNetwork>,
+    ) -> Result<(), Failure> {
+        rustix::system::sethostname(hostname.as_bytes()).step("set the host name")?;
+        let address = network.map(|network| network.address);
+        let servers = network.map_or(&[][..], |network| &network.dns);
+        self.hostname.set(format!("{hostname}\n"))?;
+        self.hosts.set(hosts(hostname, address))?;
+        self.resolv_conf.set(resolv_conf(servers))
+    }
+}
+
+impl Kept {
+    fn make(path: &'static str) -> Result<Self, Failure> {
+        let file = replace(path).step(format!("make {path}"))?;
+        Ok(Self { path, file, text: String::new() })
+    }
+
+    fn set(&mut self, text: String) -> Result<(), Failure> {
+        if text != self.text {
+            let step = || format!("write {}", self.path);
+            self.file.write_all_at(text.as_bytes(), 0).step(step())?;
+            if text.len() < self.text.len() {
+                self.file.set_len(text.len() as u64).step(step())?;
+            }
+            self.text = text;
+        }
+        Ok(())
+    }
 }
 
 fn hosts(hostname: &str, address: Option<Ipv4Addr>) -> String {
@@ -57,15 +110,14 @@ fn resolv_conf(servers: &[Ipv4Addr]) -> String {
 }
 
 /// Puts a new file in the place of whatever the image has there: a link, a fifo, a device.
-fn replace(path: &str, text: &str) -> io::Result<()> {
+fn replace(path: &str) -> io::Result<File> {
     let path = Path::new(path);
     match fs::remove_file(path) {
         Ok(()) => {}
         Err(e) if e.kind() == io::ErrorKind::NotFound => {}
         Err(e) => return Err(e),
     }
-    let mut file = fs::OpenOptions::new().write(true).create_new(true).open(path)?;
-    io::Write::write_all(&mut file, text.as_bytes())
+    fs::OpenOptions::new().write(true).create_new(true).open(path)
 }
 
 #[cfg(test)]
@@ -87,7 +139,12 @@ mod tests {
         let (target, link) = (dir.path().join("target"), dir.path().join("resolv.conf"));
         fs::write(&target, "old").unwrap();
         std::os::unix::fs::symlink(&target, &link).unwrap();
-        replace(link.to_str().unwrap(), "new").unwrap();
+        let path: &'static str = link.to_str().unwrap().to_owned().leak();
+        let mut kept = Kept::make(path).unwrap();
+        for text in ["a longer text", "new"] {
+            kept.set(text.to_owned()).unwrap();
+            assert_eq!(fs::read_to_string(&link).unwrap(), text);
+        }
         assert_eq!(fs::read_to_string(&target).unwrap(), "old");
         assert_eq!(fs::read_to_string(&link).unwrap(), "new");
         assert!(!link.is_symlink());

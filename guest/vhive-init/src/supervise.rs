@@ -10,6 +10,7 @@
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::Child;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{SigSet, Signal, kill};
@@ -17,12 +18,15 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::Pid;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{WaitOptions, WaitStatus, wait};
-use vhive_api::guest::{FromGuest, Stream, ToGuest};
+use vhive_api::guest::{FromGuest, Hooks, Identity, Stream, ToGuest};
 
 use crate::channel::Channel;
 use crate::clock;
+use crate::entropy::Entropy;
 use crate::failure::{Failure, Step as _};
+use crate::hook;
 use crate::lines::Lines;
+use crate::network::Names;
 
 /// Bytes queued for the host above which the function's output has to wait in its pipes.
 const BACKLOG: usize = 64 << 10;
@@ -30,17 +34,32 @@ const BACKLOG: usize = 64 << 10;
 /// How long the host may take to accept the last messages.
 const LAST_WORDS: Duration = Duration::from_secs(3);
 
+/// How long the kernel is given to finish what it has put off, before a snapshot.
+const SETTLE: Duration = Duration::from_millis(100);
+
 /// The function's process and all that is watched.
 #[derive(Debug)]
 pub(crate) struct Supervisor<'a> {
     channel: &'a mut Channel,
     children: SignalFd,
-    function: Pid,
-    stop_signal: Signal,
+    pid: Pid,
+    function: Function,
+    /// Between being ready for a snapshot and going on: nothing may be on its way to the host.
+    quiet: bool,
     kill_at: Option<Instant>,
     /// Readable when the function listens; none once that has been told.
     listening: Option<OwnedFd>,
     outputs: Vec<Output>,
+}
+
+/// What there is to know about the function.
+#[derive(Debug)]
+pub(crate) struct Function {
+    pub(crate) stop_signal: Signal,
+    pub(crate) port: u16,
+    pub(crate) hooks: Hooks,
+    pub(crate) names: Names,
+    pub(crate) entropy: Entropy,
 }
 
 /// One output stream of the function until it is closed.
@@ -73,10 +92,10 @@ impl<'a> Supervisor<'a> {
         channel: &'a mut Channel,
         children: SignalFd,
         child: Child,
-        stop_signal: Signal,
         listening: OwnedFd,
+        function: Function,
     ) -> Self {
-        let function = Pid::from_raw(child.id().cast_signed());
+        let pid = Pid::from_raw(child.id().cast_signed());
         let mut outputs = Vec::new();
         let mut add = |stream, pipe: Option<Box<dyn Pipe>>| {
             outputs.extend(pipe.map(|pipe| Output { stream, pipe, lines: Lines::default() }));
@@ -84,7 +103,7 @@ impl<'a> Supervisor<'a> {
         add(Stream::Stdout, child.stdout.map(|pipe| Box::new(pipe) as Box<dyn Pipe>));
         add(Stream::Stderr, child.stderr.map(|pipe| Box::new(pipe) as Box<dyn Pipe>));
         let listening = Some(listening);
-        Self { channel, children, function, stop_signal, kill_at: None, listening, outputs }
+        Self { channel, children, pid, function, quiet: false, kill_at: None, listening, outputs }
     }
 
     /// Runs until the function has ended and the host knows.
@@ -95,11 +114,11 @@ impl<'a> Supervisor<'a> {
                 break code;
             }
             for message in self.channel.receive()? {
-                self.obey(&message)?;
+                self.obey(message)?;
             }
             if self.kill_at.is_some_and(|at| at <= Instant::now()) {
                 self.kill_at = None;
-                signal(self.function, Signal::SIGKILL);
+                signal(self.pid, Signal::SIGKILL);
             }
         };
         // Whatever the function left behind ends with it, which also closes the pipes.
@@ -111,7 +130,7 @@ impl<'a> Supervisor<'a> {
     fn turn(&mut self, wake: Option<Instant>) -> Result<(), Failure> {
         let left = wake.map(|at| at.saturating_duration_since(Instant::now()));
         let timeout = left.and_then(|left| Timespec::try_from(left).ok());
-        let taking = self.channel.backlog() < BACKLOG;
+        let taking = self.channel.backlog() < BACKLOG && !self.quiet;
         let host =
             if self.channel.backlog() > 0 { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
         let children = self.children.as_fd();
@@ -166,16 +185,55 @@ impl<'a> Supervisor<'a> {
         });
     }
 
-    fn obey(&mut self, message: &ToGuest) -> Result<(), Failure> {
+    fn obey(&mut self, message: ToGuest) -> Result<(), Failure> {
         match message {
+            ToGuest::PrepareSnapshot => {
+                self.prepare();
+                Ok(())
+            }
+            ToGuest::Resume(identity) => self.resume(&identity),
             ToGuest::Stop { grace_ms } => {
-                let at = Instant::now().checked_add(Duration::from_millis(*grace_ms));
+                let at = Instant::now().checked_add(Duration::from_millis(grace_ms));
                 self.kill_at = [self.kill_at, at].into_iter().flatten().min();
-                signal(self.function, self.stop_signal);
+                signal(self.pid, self.function.stop_signal);
                 Ok(())
             }
             ToGuest::Start(_) => Err("it said start twice").step("obey the host"),
         }
+    }
+
+    /// Runs the function's hook, then falls silent.
+    #[expect(clippy::disallowed_methods, reason = "nothing tells when the kernel is done")]
+    fn prepare(&mut self) {
+        let hook = self.function.hooks.before_snapshot.as_deref();
+        let called = hook.map_or(Ok(()), |path| hook::call(self.function.port, path));
+        // Connections that have just been closed and memory that has just been freed keep the
+        // kernel busy for a few ticks; in the snapshot that work would be every clone's.
+        thread::sleep(SETTLE);
+        let at_ns = clock::now_ns();
+        self.quiet = called.is_ok();
+        self.channel.queue(&match called {
+            Ok(()) => FromGuest::Prepared { at_ns },
+            Err(Failure { step, reason }) => {
+                FromGuest::Unprepared { at_ns, reason: format!("{step}: {reason}") }
+            }
+        });
+    }
+
+    /// Goes on after a snapshot; a clone becomes somebody of its own first.
+    fn resume(&mut self, identity: &Identity) -> Result<(), Failure> {
+        clock::set_wall(identity.now_unix_ns)?;
+        if identity.clone {
+            self.function.entropy.reseed(&identity.entropy)?;
+            let names = &mut self.function.names;
+            names.rename(&identity.hostname, identity.network.as_ref())?;
+            if let Some(path) = &self.function.hooks.after_restore {
+                hook::call(self.function.port, path)?;
+            }
+        }
+        self.quiet = false;
+        self.channel.queue(&FromGuest::Resumed { at_ns: clock::now_ns() });
+        Ok(())
     }
 
     /// Collects every dead process; says how the function ended if it is among them.
@@ -184,7 +242,7 @@ impl<'a> Supervisor<'a> {
         let mut code = None;
         loop {
             match wait(WaitOptions::NOHANG) {
-                Ok(Some((pid, status))) if pid.as_raw_pid() == self.function.as_raw() => {
+                Ok(Some((pid, status))) if pid.as_raw_pid() == self.pid.as_raw() => {
                     code = Some(exit_code(status));
                 }
                 Ok(Some(_)) => {}
@@ -197,6 +255,7 @@ impl<'a> Supervisor<'a> {
     /// Forwards what is left in the pipes, says how it ended, and waits until the host has it.
     fn last_words(mut self, code: i32) -> Result<(), Failure> {
         let until = Instant::now() + LAST_WORDS;
+        self.quiet = false;
         while !self.outputs.is_empty() && Instant::now() < until {
             self.turn(Some(until))?;
             self.reap()?;

@@ -77,6 +77,7 @@ impl Ground {
             id: SandboxId::random(),
             rootfs: self.rootfs.clone(),
             process: self.process.clone(),
+            hooks: vhive_api::guest::Hooks::default(),
             port: PORT,
             cpu_millis: 1000,
             memory: Bytes::mib(MEMORY_MIB),

@@ -5,6 +5,8 @@
 //!   acquire ─┤                 │                  │  │  └── resize down, busy ─► Leaving
 //!            └── wait, FIFO    └─ start_failed    │  └── resize down, idle ─┐      │ last release
 //!                                 (back-off)      └── broken ─► Broken ─────┴► Stop ◄┘
+//!
+//!   Ready ── last release, replied, snapshot wanted, nobody waits ──► Snapshotting ──► Ready
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -37,6 +39,8 @@ pub(crate) enum Action {
     Fail(WaiterNo, Refusal),
     /// Stop and release the instance; the core has forgotten it.
     Stop(InstanceNo),
+    /// Take a snapshot of the instance, which holds nothing, then report `snapshotted`.
+    Snapshot(InstanceNo),
 }
 
 /// Why a request gets no slot.
@@ -50,6 +54,8 @@ pub(crate) enum Refusal {
     Full,
     /// The pool is being closed.
     Closing,
+    /// There are as many instances as there may be.
+    AtMax,
 }
 
 /// The immediate answer to a request for a slot.
@@ -71,12 +77,27 @@ enum State {
     Leaving,
     /// Serves what it holds, then stops.
     Broken,
+    /// Holds nothing and is lent to nobody while a snapshot is taken of it.
+    Snapshotting,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Instance {
     state: State,
     leases: u32,
+    /// A snapshot of it is wanted, once it has replied and idles.
+    due: bool,
+    /// It has replied to a request.
+    replied: bool,
+    /// It is here for its snapshot only and goes when that is taken, unless a request wants it.
+    passing: bool,
+}
+
+impl Instance {
+    fn starting(era: u64) -> Self {
+        let state = State::Starting(era);
+        Self { state, leases: 0, due: false, replied: false, passing: false }
+    }
 }
 
 /// How many of what; for status and for the autoscaler.
@@ -100,12 +121,15 @@ pub(crate) struct Core {
     bounds: Bounds,
     want: u32,
     closing: bool,
+    /// `want` does not count before the next request.
+    dormant: bool,
     instances: BTreeMap<InstanceNo, Instance>,
     /// Ready instances with a free slot, by load, then age.
     free: BTreeSet<(u32, InstanceNo)>,
     leaving: BTreeSet<InstanceNo>,
     starting: u32,
     broken: u32,
+    snapshotting: u32,
     waiting: BTreeSet<WaiterNo>,
     next_instance: InstanceNo,
     next_waiter: WaiterNo,
@@ -121,11 +145,13 @@ impl Core {
             bounds,
             want: 0,
             closing: false,
+            dormant: false,
             instances: BTreeMap::new(),
             free: BTreeSet::new(),
             leaving: BTreeSet::new(),
             starting: 0,
             broken: 0,
+            snapshotting: 0,
             waiting: BTreeSet::new(),
             next_instance: 0,
             next_waiter: 0,
@@ -143,6 +169,7 @@ impl Core {
         if self.closing {
             return Err(Refusal::Closing);
         }
+        self.dormant = false;
         if let Some(no) = self.take_slot() {
             return Ok(Answer::Granted(no));
         }
@@ -170,14 +197,119 @@ impl Core {
         }
         self.set_state(no, State::Ready);
         self.failed.reset();
+        let saves = self.instances.get(&no).is_some_and(|i| i.passing && i.due);
+        if saves && !self.closing {
+            self.snapshot(no, out);
+        } else {
+            self.serve(no, out);
+        }
+        self.plan(now, out);
+    }
+
+    /// An instance can be lent: serves who waits. One that nobody wants goes.
+    fn serve(&mut self, no: InstanceNo, out: &mut Vec<Action>) {
         self.note_free(no);
         while self.has_free_slot(no) {
             let Some(waiter) = self.waiting.pop_first() else { break };
             self.lend(no);
             out.push(Action::Grant(waiter, no));
         }
-        self.stop_if_done(no, out);
+        let passing = self.instances.get_mut(&no).is_some_and(|i| std::mem::take(&mut i.passing));
+        if passing && self.instances.get(&no).is_some_and(|i| i.leases == 0) {
+            self.remove(no, out);
+        } else {
+            self.stop_if_done(no, out);
+        }
+    }
+
+    /// A snapshot of this instance, which is being started, is wanted.
+    pub(crate) fn want_snapshot(&mut self, no: InstanceNo) {
+        if let Some(instance) = self.instances.get_mut(&no) {
+            instance.due = true;
+        }
+    }
+
+    /// An instance's first reply is out; its slot is about to come back.
+    pub(crate) fn replied(&mut self, no: InstanceNo) {
+        if let Some(instance) = self.instances.get_mut(&no) {
+            instance.replied = true;
+        }
+    }
+
+    /// Starts an instance for nothing but its snapshot, which is taken before it serves anybody.
+    pub(crate) fn prepare(
+        &mut self,
+        now: Instant,
+        out: &mut Vec<Action>,
+    ) -> Result<InstanceNo, Refusal> {
+        if self.closing {
+            return Err(Refusal::Closing);
+        }
+        if let Some(until) = self.failed.closed_until(now) {
+            return Err(Refusal::BackingOff(until));
+        }
+        if self.bounds.max > 0 && self.total() - self.broken >= self.bounds.max {
+            return Err(Refusal::AtMax);
+        }
+        let no = self.start(out);
+        if let Some(instance) = self.instances.get_mut(&no) {
+            (instance.due, instance.passing) = (true, true);
+        }
+        Ok(no)
+    }
+
+    /// Whether an instance was made by [`Core::prepare`] and has served nobody.
+    pub(crate) fn is_prepared(&self, no: InstanceNo) -> bool {
+        self.instances.get(&no).is_some_and(|i| i.passing)
+    }
+
+    /// A snapshot has been taken, or not. `lost` says that the instance does not go on.
+    pub(crate) fn snapshotted(
+        &mut self,
+        no: InstanceNo,
+        lost: bool,
+        now: Instant,
+        out: &mut Vec<Action>,
+    ) {
+        if self.instances.get(&no).is_none_or(|i| i.state != State::Snapshotting) {
+            return;
+        }
+        if lost {
+            self.remove(no, out);
+            self.after_loss(now, out);
+            return;
+        }
+        self.set_state(no, State::Ready);
+        self.serve(no, out);
         self.plan(now, out);
+    }
+
+    /// Stops what idles, and starts nothing that no request asks for before the next request.
+    /// Says how many go.
+    pub(crate) fn evict(&mut self, out: &mut Vec<Action>) -> u32 {
+        self.dormant = true;
+        let mut gone = 0;
+        let all: Vec<InstanceNo> = self.instances.keys().copied().collect();
+        for no in all {
+            let Some(instance) = self.instances.get_mut(&no) else { continue };
+            match instance.state {
+                State::Ready if instance.leases == 0 => {
+                    self.remove(no, out);
+                    gone += 1;
+                }
+                State::Snapshotting => {
+                    instance.passing = true;
+                    gone += 1;
+                }
+                _ => {}
+            }
+        }
+        gone
+    }
+
+    /// Instances that an eviction leaves.
+    pub(crate) fn staying(&self) -> u32 {
+        self.total() - self.snapshotting
     }
 
     /// A start failed.
@@ -210,7 +342,9 @@ impl Core {
     pub(crate) fn died(&mut self, no: InstanceNo, now: Instant, out: &mut Vec<Action>) {
         match self.instances.get(&no) {
             None | Some(Instance { state: State::Starting(_), .. }) => return,
-            Some(Instance { state: State::Ready | State::Leaving, .. }) => {
+            Some(Instance {
+                state: State::Ready | State::Leaving | State::Snapshotting, ..
+            }) => {
                 let era = self.crashed.era();
                 self.crashed.fail(era, now);
             }
@@ -245,8 +379,25 @@ impl Core {
         if let Some(instance) = self.instances.get_mut(&no) {
             instance.leases = instance.leases.saturating_sub(1);
         }
+        let due = self
+            .instances
+            .get(&no)
+            .is_some_and(|i| i.state == State::Ready && i.leases == 0 && i.due && i.replied);
+        if due && !self.closing {
+            self.snapshot(no, out);
+            return;
+        }
         self.note_free(no);
         self.stop_if_done(no, out);
+    }
+
+    /// Withholds an idle instance for its snapshot.
+    fn snapshot(&mut self, no: InstanceNo, out: &mut Vec<Action>) {
+        if let Some(instance) = self.instances.get_mut(&no) {
+            instance.due = false;
+        }
+        self.set_state(no, State::Snapshotting);
+        out.push(Action::Snapshot(no));
     }
 
     /// There should be `want` instances: starts what is missing, stops what idles beyond, marks
@@ -332,7 +483,7 @@ impl Core {
         counts.queued = u32::try_from(self.waiting.len()).unwrap_or(u32::MAX);
         for instance in self.instances.values() {
             counts.leases = counts.leases.saturating_add(instance.leases);
-            if matches!(instance.state, State::Ready | State::Leaving) {
+            if matches!(instance.state, State::Ready | State::Leaving | State::Snapshotting) {
                 counts.ready += 1;
                 counts.busy += u32::from(instance.leases > 0);
             }
@@ -348,6 +499,7 @@ impl Core {
             State::Ready => super::InstanceState::Ready,
             State::Leaving => super::InstanceState::Leaving,
             State::Broken => super::InstanceState::Broken,
+            State::Snapshotting => super::InstanceState::Snapshotting,
         };
         Some((state, instance.leases))
     }
@@ -364,8 +516,9 @@ impl Core {
             0 => waiting.min(1),
             concurrency => waiting.div_ceil(concurrency),
         };
-        let mut needed = for_waiting.saturating_sub(self.starting);
-        if self.want > 0 {
+        // What is being started, or about to come back from its snapshot, will serve some.
+        let mut needed = for_waiting.saturating_sub(self.starting + self.snapshotting);
+        if self.want > 0 && !self.dormant {
             needed = needed.max(self.missing(now));
         }
         if needed == 0 {
@@ -379,13 +532,18 @@ impl Core {
             needed = needed.min(1_u32.saturating_sub(self.starting));
         }
         for _ in 0..needed {
-            let no = self.next_instance;
-            self.next_instance += 1;
-            let state = State::Starting(self.failed.era());
-            self.instances.insert(no, Instance { state, leases: 0 });
-            self.count(no, state, 1);
-            out.push(Action::Start(no));
+            self.start(out);
         }
+    }
+
+    fn start(&mut self, out: &mut Vec<Action>) -> InstanceNo {
+        let no = self.next_instance;
+        self.next_instance += 1;
+        let instance = Instance::starting(self.failed.era());
+        self.instances.insert(no, instance);
+        self.count(no, instance.state, 1);
+        out.push(Action::Start(no));
+        no
     }
 
     /// How many instances `want` lacks, after taking back marked ones.
@@ -449,7 +607,7 @@ impl Core {
     fn stop_if_done(&mut self, no: InstanceNo, out: &mut Vec<Action>) {
         let Some(instance) = self.instances.get(&no) else { return };
         let done = match instance.state {
-            State::Starting(_) => false,
+            State::Starting(_) | State::Snapshotting => false,
             State::Ready => self.closing && self.waiting.is_empty(),
             State::Leaving | State::Broken => true,
         };
@@ -508,6 +666,9 @@ impl Core {
         match state {
             State::Starting(_) => self.starting = self.starting.saturating_add_signed(by),
             State::Broken => self.broken = self.broken.saturating_add_signed(by),
+            State::Snapshotting => {
+                self.snapshotting = self.snapshotting.saturating_add_signed(by);
+            }
             State::Leaving if by > 0 => _ = self.leaving.insert(no),
             State::Leaving => _ = self.leaving.remove(&no),
             State::Ready => {}

@@ -5,11 +5,11 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use vhive_api::SandboxId;
+use vhive_api::{MemoryFigures, SandboxId};
 use vhive_sandbox::{End, Journal};
 
 use super::core::InstanceNo;
-use super::{Instance, Pool};
+use super::{Back, Instance, Pool};
 use crate::start::StartReport;
 
 /// One concurrency slot of a ready instance. It goes back to the pool on drop.
@@ -18,7 +18,7 @@ pub struct Lease {
     no: InstanceNo,
     instance: Arc<Instance>,
     cold: bool,
-    broken: bool,
+    back: Back,
 }
 
 impl Lease {
@@ -29,7 +29,7 @@ impl Lease {
         asked: Instant,
     ) -> Self {
         let cold = instance.ready_at > asked;
-        Self { pool, no, instance, cold, broken: false }
+        Self { pool, no, instance, cold, back: Back::Unused }
     }
 
     /// Where the function listens.
@@ -66,13 +66,27 @@ impl Lease {
     /// Returns the slot and says that the instance is broken: it gets no more requests and is
     /// stopped as soon as nothing else holds it; demand will start another.
     pub fn failed(mut self) {
-        self.broken = true;
+        self.back = Back::Broken;
+    }
+
+    /// Returns the slot after a whole reply: the first one of an instance may let a snapshot be
+    /// taken or a recording end.
+    pub fn replied(mut self) {
+        self.back = Back::Replied;
+    }
+
+    /// How the instance's memory has arrived up to now: present if this request waited for its
+    /// start from a snapshot.
+    #[must_use]
+    pub fn memory(&self) -> Option<MemoryFigures> {
+        let paging = self.instance.paging.as_ref().filter(|_| self.cold)?;
+        Some(paging.figures())
     }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        self.pool.release(self.no, self.broken);
+        self.pool.release(self.no, &self.instance, self.back);
     }
 }
 

@@ -16,15 +16,17 @@ use std::time::Instant;
 use jiff::Timestamp;
 use rustix::process::Pid;
 use tokio::sync::{oneshot, watch};
-use vhive_api::{Bytes, Revision, RevisionKey, RuntimeName, SandboxId};
-use vhive_sandbox::{Journal, Sandbox};
+use vhive_api::{Bytes, Revision, RevisionKey, RuntimeName, SandboxId, StartKind};
+use vhive_sandbox::{Journal, Paging, Sandbox};
 
-use self::back_off::BackOff;
+pub(crate) use self::back_off::BackOff;
 use self::core::{Action, Answer, Bounds, Core, Counts, InstanceNo, Refusal, WaiterNo};
 pub use self::lease::Lease;
 use crate::limits::{Full, NoRoom, Reservation};
 use crate::node::Shared;
+use crate::snapshots::{CloneToken, SnapshotInfo};
 use crate::start::{self, StartFailure, StartReport};
+use crate::take::{self, AfterReply, TakeError, TakeJob, Tell};
 
 /// What an instance is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -37,6 +39,8 @@ pub enum InstanceState {
     Leaving,
     /// Serves what it holds and then stops, because a request found it broken.
     Broken,
+    /// Holds nothing and is withheld while a snapshot is taken of it.
+    Snapshotting,
 }
 
 impl InstanceState {
@@ -48,6 +52,7 @@ impl InstanceState {
             Self::Ready => "ready",
             Self::Leaving => "leaving",
             Self::Broken => "broken",
+            Self::Snapshotting => "snapshotting",
         }
     }
 }
@@ -76,6 +81,9 @@ pub enum AcquireError {
     /// The node or the revision is being shut down.
     #[error("revision {0} is being shut down")]
     Closing(RevisionKey),
+    /// There are as many instances as there may be.
+    #[error("revision {0} has as many instances as its max-scale allows; evict one first")]
+    AtMax(RevisionKey),
 }
 
 /// One running instance, as its leases see it.
@@ -86,6 +94,10 @@ struct Instance {
     journal: Arc<Journal>,
     report: Arc<StartReport>,
     ready_at: Instant,
+    /// How its memory arrives, if it came from a snapshot.
+    paging: Option<Arc<dyn Paging>>,
+    /// What is to be done after its first reply.
+    after: Mutex<Option<AfterReply>>,
 }
 
 /// What must be released when an instance goes: the sandbox first, then its room.
@@ -93,6 +105,8 @@ struct Instance {
 pub(crate) struct Running {
     pub(crate) sandbox: Box<dyn Sandbox>,
     pub(crate) room: Reservation,
+    /// The snapshot that it came from.
+    pub(crate) origin: Option<CloneToken>,
 }
 
 /// A start that the pool has asked for.
@@ -104,6 +118,8 @@ pub(crate) struct StartJob {
     pub(crate) journal: Arc<Journal>,
     pub(crate) room: Reservation,
     pub(crate) began: Instant,
+    /// It must not come from a snapshot.
+    pub(crate) boots: bool,
 }
 
 #[derive(Debug)]
@@ -112,7 +128,10 @@ struct Slot {
     since: Timestamp,
     journal: Arc<Journal>,
     processes: Vec<Pid>,
-    running: Option<(Arc<Instance>, Running)>,
+    /// Once it is ready.
+    instance: Option<Arc<Instance>>,
+    /// Likewise, but while a snapshot is taken of it.
+    running: Option<Running>,
 }
 
 #[derive(Debug)]
@@ -127,6 +146,8 @@ struct State {
     revision: Arc<Revision>,
     slots: HashMap<InstanceNo, Slot>,
     waiters: HashMap<WaiterNo, Waiter>,
+    /// Who waits for the snapshots of instances that were started for nothing else.
+    creators: HashMap<InstanceNo, Creator>,
     last_start: Option<Arc<StartReport>>,
     last_failure: Option<Arc<StartFailure>>,
     last_full: Option<Full>,
@@ -162,13 +183,26 @@ pub(crate) struct Pool {
     state: Mutex<State>,
     /// Counts changes of any journal of this pool.
     told: watch::Sender<u64>,
-    /// Sandboxes that exist: starting, ready, or being stopped.
+    /// Sandboxes that exist: starting, ready, or being stopped; and what is being done behind
+    /// replies.
     alive: watch::Sender<u32>,
+}
+
+/// The outcome of a snapshot, or why no instance could be started for it.
+pub(crate) type Created = Result<Result<SnapshotInfo, TakeError>, AcquireError>;
+
+/// Who waits for a snapshot.
+#[derive(Debug)]
+struct Creator {
+    started: oneshot::Sender<Result<(), AcquireError>>,
+    tell: Tell,
 }
 
 /// What to do once the pool's lock is released.
 #[derive(Default)]
 struct Effects {
+    takes: Vec<TakeJob>,
+    refused: Vec<(Creator, AcquireError)>,
     answers: Vec<(Waiter, Result<Lease, AcquireError>)>,
     starts: Vec<StartJob>,
     stops: Vec<(Running, Arc<Journal>)>,
@@ -185,6 +219,7 @@ impl Pool {
             revision,
             slots: HashMap::new(),
             waiters: HashMap::new(),
+            creators: HashMap::new(),
             last_start: None,
             last_failure: None,
             last_full: None,
@@ -245,6 +280,41 @@ impl Pool {
         });
     }
 
+    /// Starts an instance by booting it, and takes its snapshot before it serves anybody. Dropping
+    /// the future does not stop that.
+    pub(crate) async fn create_snapshot(self: &Arc<Self>) -> Created {
+        let closing = || AcquireError::Closing(self.key.clone());
+        let (tell, told) = oneshot::channel();
+        let (started, up) = oneshot::channel();
+        let mut refused = None;
+        self.run(|state, out| {
+            let now = Instant::now();
+            match state.core.prepare(now, out) {
+                Ok(no) => _ = state.creators.insert(no, Creator { started, tell }),
+                Err(why) => refused = Some(state.explain(&self.key, why, now)),
+            }
+        });
+        if let Some(error) = refused {
+            return Err(error);
+        }
+        up.await.map_err(|_| closing())??;
+        told.await.map_err(|_| closing())
+    }
+
+    /// Stops what idles; nothing comes back before the next request. Resolves when it is gone, what
+    /// is still to be done behind earlier replies included, and says how many it was.
+    pub(crate) async fn evict(self: &Arc<Self>) -> u32 {
+        let mut alive = self.alive.subscribe();
+        let (mut gone, mut staying) = (0, 0);
+        self.run(|state, out| {
+            gone = state.core.evict(out);
+            staying = state.core.staying();
+        });
+        // The sender lives in self, so this cannot fail.
+        let _ = alive.wait_for(|n| *n <= staying).await;
+        gone
+    }
+
     /// Takes no more requests; see [`Core::close`].
     pub(crate) fn close(self: &Arc<Self>) {
         self.run(|state, out| state.core.close(out));
@@ -285,7 +355,7 @@ impl Pool {
                     state: what,
                     leases,
                     since: slot.since,
-                    endpoint: slot.running.as_ref().map(|(instance, _)| instance.endpoint),
+                    endpoint: slot.instance.as_ref().map(|instance| instance.endpoint),
                     processes: slot.processes.clone(),
                 })
             })
@@ -322,9 +392,12 @@ impl Pool {
         no: InstanceNo,
         running: Running,
         report: Arc<StartReport>,
+        after: Option<AfterReply>,
     ) {
-        let journal = {
+        let booted = report.kind == StartKind::Boot;
+        let (journal, revision) = {
             let mut state = self.state();
+            let revision = Arc::clone(&state.revision);
             let Some(slot) = state.slots.get_mut(&no) else { return };
             slot.processes = running.sandbox.processes().to_vec();
             let instance = Instance {
@@ -333,13 +406,24 @@ impl Pool {
                 journal: Arc::clone(&slot.journal),
                 report: Arc::clone(&report),
                 ready_at: Instant::now(),
+                paging: running.sandbox.paging(),
+                after: Mutex::new(after),
             };
-            slot.running = Some((Arc::new(instance), running));
+            slot.instance = Some(Arc::new(instance));
+            slot.running = Some(running);
             let journal = Arc::clone(&slot.journal);
             state.last_start = Some(report);
-            journal
+            (journal, revision)
         };
-        self.run(|state, out| state.core.started(no, Instant::now(), out));
+        let restores = self.shared.tools.runtimes.get(revision.runtime);
+        let restores = restores.is_some_and(|runtime| runtime.restores().is_some());
+        let wanted = booted && restores && self.shared.snapshots.wanted(&revision, Instant::now());
+        self.run(|state, out| {
+            if wanted {
+                state.core.want_snapshot(no);
+            }
+            state.core.started(no, Instant::now(), out);
+        });
         if journal.ended().is_some() {
             // It ended between being confirmed ready and being entered here.
             self.died(no);
@@ -353,28 +437,78 @@ impl Pool {
         no: InstanceNo,
         failure: Arc<StartFailure>,
     ) -> Gone {
+        let mut creator = None;
         self.run(|state, out| {
             if let Some(slot) = state.slots.remove(&no) {
                 state.last_ended = Some((slot.id, slot.journal));
             }
-            state.last_failure = Some(failure);
+            creator = state.creators.remove(&no);
+            state.last_failure = Some(Arc::clone(&failure));
             state.core.start_failed(no, Instant::now(), out);
         });
+        if let Some(creator) = creator {
+            creator.refuse(AcquireError::StartFailed(failure));
+        }
         Gone(Arc::clone(self))
+    }
+
+    /// A snapshot has been taken, or not. `lost` says that the instance does not go on.
+    pub(crate) fn snapshotted(self: &Arc<Self>, no: InstanceNo, running: Running, lost: bool) {
+        let journal = {
+            let mut state = self.state();
+            match state.slots.get_mut(&no) {
+                Some(slot) => {
+                    slot.running = Some(running);
+                    Ok(Arc::clone(&slot.journal))
+                }
+                None => Err(running),
+            }
+        };
+        match journal {
+            Ok(journal) => {
+                self.run(|state, out| state.core.snapshotted(no, lost, Instant::now(), out));
+                if journal.ended().is_some() {
+                    self.died(no);
+                }
+            }
+            // It was given up meanwhile.
+            Err(running) => {
+                start::spawn_stop(&self.shared, Gone(Arc::clone(self)), running, Journal::new());
+            }
+        }
     }
 
     fn died(self: &Arc<Self>, no: InstanceNo) {
         self.run(|state, out| state.core.died(no, Instant::now(), out));
     }
 
-    fn release(self: &Arc<Self>, no: InstanceNo, broken: bool) {
+    fn release(self: &Arc<Self>, no: InstanceNo, instance: &Instance, how: Back) {
+        if how == Back::Replied {
+            self.after_reply(instance);
+        }
         self.run(|state, out| {
             let now = Instant::now();
-            if broken {
-                state.core.broken(no, now, out);
+            match how {
+                Back::Unused => {}
+                Back::Replied => state.core.replied(no),
+                Back::Broken => state.core.broken(no, now, out),
             }
             state.core.release(no, now, out);
         });
+    }
+
+    /// The first reply of an instance that came from a snapshot ends its recording.
+    fn after_reply(self: &Arc<Self>, instance: &Instance) {
+        let Some(paging) = &instance.paging else { return };
+        let after = instance.after.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(after) = after else { return };
+        after.spawn(&self.shared, paging.figures(), self.count_in());
+    }
+
+    /// Counts one more that exists, until the value is dropped.
+    fn count_in(self: &Arc<Self>) -> Gone {
+        self.alive.send_modify(|n| *n += 1);
+        Gone(Arc::clone(self))
     }
 
     // === carrying out ===
@@ -415,6 +549,9 @@ impl Pool {
                         state.last_full = Some(full);
                         state.core.no_room(no, may_come, &mut more);
                         actions.extend(more);
+                        if let Some(creator) = state.creators.remove(&no) {
+                            effects.refused.push((creator, AcquireError::Full(full)));
+                        }
                     }
                 },
                 Action::Grant(waiter, no) => {
@@ -430,11 +567,23 @@ impl Pool {
                 }
                 Action::Stop(no) => {
                     let Some(slot) = state.slots.remove(&no) else { continue };
-                    if let Some((_, mut running)) = slot.running {
+                    // While a snapshot is taken of it, whoever takes it will stop it.
+                    if let Some(mut running) = slot.running {
                         running.room.leave();
                         effects.stops.push((running, Arc::clone(&slot.journal)));
                     }
                     state.last_ended = Some((slot.id, slot.journal));
+                    drop(state.creators.remove(&no));
+                }
+                Action::Snapshot(no) => {
+                    let revision = Arc::clone(&state.revision);
+                    let tell = state.creators.remove(&no).map(Creator::go_on);
+                    let Some(slot) = state.slots.get_mut(&no) else { continue };
+                    let Some(running) = slot.running.take() else { continue };
+                    let id = slot.id.clone();
+                    let counted = self.count_in();
+                    let job = TakeJob { no, id, revision, running, tell, counted };
+                    effects.takes.push(job);
                 }
             }
         }
@@ -465,17 +614,25 @@ impl Pool {
             since: Timestamp::now(),
             journal: Arc::clone(&journal),
             processes: Vec::new(),
+            instance: None,
             running: None,
         };
         state.slots.insert(no, slot);
         self.alive.send_modify(|n| *n += 1);
-        StartJob { no, id, revision: Arc::clone(&state.revision), journal, room, began }
+        let boots = state.core.is_prepared(no);
+        StartJob { no, id, revision: Arc::clone(&state.revision), journal, room, began, boots }
     }
 
     fn perform(self: &Arc<Self>, effects: Effects) {
         for (waiter, answer) in effects.answers {
             // The receiver may be gone; then the lease comes back and is dropped here.
             drop(waiter.tell.send(answer));
+        }
+        for (creator, error) in effects.refused {
+            creator.refuse(error);
+        }
+        for job in effects.takes {
+            take::spawn(Arc::clone(&self.shared), Arc::clone(self), job);
         }
         for job in effects.starts {
             self.watch(job.no, &job.journal);
@@ -511,7 +668,7 @@ impl Pool {
 
 impl State {
     fn lend(&self, pool: &Arc<Pool>, no: InstanceNo, since: Instant) -> Option<Lease> {
-        let (instance, _) = self.slots.get(&no)?.running.as_ref()?;
+        let instance = self.slots.get(&no)?.instance.as_ref()?;
         Some(Lease::new(Arc::clone(pool), no, Arc::clone(instance), since))
     }
 
@@ -519,6 +676,7 @@ impl State {
         let closing = || AcquireError::Closing(key.clone());
         match why {
             Refusal::Closing => closing(),
+            Refusal::AtMax => AcquireError::AtMax(key.clone()),
             Refusal::Full => self.last_full.map_or_else(closing, AcquireError::Full),
             Refusal::StartFailed => {
                 self.last_failure.clone().map_or_else(closing, AcquireError::StartFailed)
@@ -533,6 +691,30 @@ impl State {
             }
         }
     }
+}
+
+impl Creator {
+    fn refuse(self, error: AcquireError) {
+        // Whoever asked may have gone.
+        drop(self.started.send(Err(error)));
+    }
+
+    /// There is an instance to take the snapshot of.
+    fn go_on(self) -> Tell {
+        drop(self.started.send(Ok(())));
+        self.tell
+    }
+}
+
+/// How a slot comes back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Back {
+    /// Without a reply.
+    Unused,
+    /// After a whole reply.
+    Replied,
+    /// The instance is of no use any more.
+    Broken,
 }
 
 fn bounds(revision: &Revision) -> Bounds {

@@ -72,6 +72,7 @@ pub(crate) fn revision(name: &str) -> Revision {
         scale: Scale::default(),
         snapshot: vhive_api::SnapshotPolicy::Off,
         prefetch: vhive_api::PrefetchPolicy::default(),
+        hooks: vhive_api::guest::Hooks::default(),
     }
 }
 

@@ -14,12 +14,16 @@ use vhive_api::{Bytes, Digest, SandboxId};
 
 use super::command::Accelerator;
 use super::config::QemuConfig;
+use super::memory::Backing;
 use super::vm::{Guest, Vm, Wanted};
 use crate::deadline::Deadline;
 use crate::journal::{Journal, Milestone, WaitError};
 
 /// How long a guest may take under KVM from QEMU's start to its init; a fit one takes a tenth.
 const PROBE: Duration = Duration::from_secs(5);
+
+/// Memory of that guest.
+const MEMORY: Bytes = Bytes::mib(256);
 
 /// An accelerator, and why it is that one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -107,6 +111,7 @@ fn probe(config: &QemuConfig, guest: &Guest, most: Duration) -> Result<Duration,
     let (id, journal) = (SandboxId::random(), Journal::new());
     let begin = std::time::Instant::now();
     let deadline = Deadline::at(begin + most);
+    let backing = Backing::fresh(MEMORY).map_err(|error| format!("no guest memory: {error}"))?;
     let wanted = Wanted {
         id: &id,
         run_root: None,
@@ -116,7 +121,9 @@ fn probe(config: &QemuConfig, guest: &Guest, most: Duration) -> Result<Duration,
         uid: config.uid_of(&id),
         guest,
         vcpus: 1,
-        memory: Bytes::mib(256),
+        memory: MEMORY,
+        backing,
+        incoming: None,
         overhead: config.overhead,
         rootfs: None,
         network: None,

@@ -29,6 +29,23 @@ impl Accelerator {
     }
 }
 
+impl Accelerator {
+    /// QEMU's name of the processor that guests see under it.
+    #[must_use]
+    pub(super) const fn cpu(self) -> &'static str {
+        match self {
+            Self::Kvm => "host",
+            // Without `rep movsb/stosb`, which is translated byte by byte, the kernel copies and
+            // clears by words: 7 % of a boot.
+            Self::Tcg => "max,erms=off",
+        }
+    }
+}
+
+/// Number of the machine that [`arguments`] describes: to be raised when devices, their order or
+/// their properties change, since a snapshot restores only on the same machine.
+pub(super) const MACHINE: u32 = 1;
+
 /// One microVM. Numbers of descriptors that QEMU inherits end in `_fd`.
 #[derive(Clone, Debug)]
 pub(super) struct Machine<'a> {
@@ -39,6 +56,10 @@ pub(super) struct Machine<'a> {
     pub(super) memory: Bytes,
     /// A file of `memory` bytes that becomes guest memory.
     pub(super) memory_fd: RawFd,
+    /// Whether what the guest writes goes into that file.
+    pub(super) memory_shared: bool,
+    /// Saved devices and virtual CPUs to wait for, instead of starting the kernel.
+    pub(super) incoming: bool,
     pub(super) kernel_fd: RawFd,
     pub(super) initramfs_fd: RawFd,
     pub(super) command_line: &'a str,
@@ -73,22 +94,19 @@ pub(super) fn arguments(machine: &Machine<'_>) -> Vec<OsString> {
     option("-name", format!("{},process={}", machine.name, machine.name));
     option("-machine", "microvm,memory-backend=ram0,dump-guest-core=off".to_owned());
     match accelerator {
-        Accelerator::Kvm => {
-            option("-accel", "kvm".to_owned());
-            option("-cpu", "host".to_owned());
-        }
-        Accelerator::Tcg => {
-            option("-accel", format!("tcg,tb-size={TRANSLATION_MIB}"));
-            // Without `rep movsb/stosb`, which is translated byte by byte, the kernel copies and
-            // clears by words: 7 % of a boot.
-            option("-cpu", "max,erms=off".to_owned());
-        }
+        Accelerator::Kvm => option("-accel", "kvm".to_owned()),
+        Accelerator::Tcg => option("-accel", format!("tcg,tb-size={TRANSLATION_MIB}")),
     }
+    option("-cpu", accelerator.cpu().to_owned());
     option("-smp", vcpus.to_string());
     option("-m", format!("size={}k", memory.0 / 1024));
-    // Shared: what the guest writes is in the file, which is half of a snapshot.
-    let backend = "memory-backend-file,id=ram0,share=on";
+    // If shared, the file is half of a snapshot.
+    let share = if machine.memory_shared { "on" } else { "off" };
+    let backend = format!("memory-backend-file,id=ram0,share={share}");
     option("-object", format!("{backend},size={},mem-path={memory_file}", memory.0));
+    if machine.incoming {
+        option("-incoming", "defer".to_owned());
+    }
     option("-kernel", opened(machine.kernel_fd));
     option("-initrd", opened(machine.initramfs_fd));
     option("-append", machine.command_line.to_owned());
@@ -110,7 +128,7 @@ pub(super) fn arguments(machine: &Machine<'_>) -> Vec<OsString> {
     }
     if let Some(Interface { tap_fd, mac }) = &machine.interface {
         option("-netdev", format!("tap,id=net0,fd={tap_fd}"));
-        option("-device", format!("virtio-net-device,netdev=net0,mac={mac}"));
+        option("-device", format!("virtio-net-device,netdev=net0,mac={mac},guest_announce=off"));
     }
     words.extend(["-nodefaults", "-no-user-config", "-no-reboot"].map(str::to_owned));
     words.extend(["-display", "none"].map(str::to_owned));
@@ -131,6 +149,8 @@ mod tests {
             vcpus: 2,
             memory: Bytes::mib(128),
             memory_fd: 10,
+            memory_shared: true,
+            incoming: false,
             kernel_fd: 11,
             initramfs_fd: 12,
             command_line: "console=ttyS0, quiet",
@@ -158,6 +178,23 @@ mod tests {
         assert_eq!(value_of(&words, "-sandbox"), [SANDBOX]);
         // A word of its own needs no escaping of commas.
         assert_eq!(value_of(&words, "-append"), ["console=ttyS0, quiet"]);
+    }
+
+    #[test]
+    fn a_clone_differs_in_its_memory_and_in_waiting_only() {
+        let booted = arguments(&machine());
+        let clone = Machine { memory_shared: false, incoming: true, ..machine() };
+        let restored = arguments(&clone);
+        assert_eq!(value_of(&restored, "-incoming"), ["defer"]);
+        assert!(value_of(&restored, "-object")[0].contains("share=off"));
+        let rest = |words: &[OsString]| -> Vec<OsString> {
+            let differs = |word: &&OsString| {
+                let text = word.to_string_lossy();
+                !text.contains("memory-backend-file") && *text != *"-incoming" && *text != *"defer"
+            };
+            words.iter().filter(differs).cloned().collect()
+        };
+        assert_eq!(rest(&booted), rest(&restored));
     }
 
     #[test]

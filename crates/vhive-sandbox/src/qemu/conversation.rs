@@ -32,8 +32,21 @@ pub(super) enum Next {
     Listen,
     /// Send this.
     Send(Box<ToGuest>),
+    /// It answers what the host has asked.
+    Answer(Answer),
     /// Nothing of interest follows: the virtual machine can be ended.
     Over,
+}
+
+/// What a guest answers when it is asked to get ready for a snapshot or to go on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Answer {
+    /// It is ready to be snapshotted; its own time.
+    Prepared { at_ns: u64 },
+    /// It is not.
+    Unprepared { reason: String },
+    /// It goes on.
+    Resumed,
 }
 
 /// One guest's conversation.
@@ -57,6 +70,12 @@ impl Conversation {
         Self { journal, config: config.map(Box::new), hello: None, started: false }
     }
 
+    /// The conversation with a clone, which has said hello and started its function in the life
+    /// before the snapshot. Its times are placed once it goes on: see [`Answer::Resumed`].
+    pub(super) fn with_clone(journal: Arc<Journal>) -> Self {
+        Self { journal, config: None, hello: None, started: true }
+    }
+
     /// Takes a message that arrived at `now`.
     pub(super) fn receive(
         &mut self,
@@ -64,10 +83,28 @@ impl Conversation {
         now: Instant,
     ) -> Result<Next, Misbehaviour> {
         let Some(hello) = self.hello else {
-            let FromGuest::Hello { version, at_ns } = message else {
-                return Err(Misbehaviour::OutOfTurn("a message before hello"));
+            return match message {
+                FromGuest::Hello { version, at_ns } if !self.started => {
+                    self.greet(version, Hello { received: now, at_ns })
+                }
+                FromGuest::Resumed { at_ns } if self.started => {
+                    self.hello = Some(Hello { received: now, at_ns });
+                    Ok(Next::Answer(Answer::Resumed))
+                }
+                FromGuest::Failed { step, reason, .. } if self.started => {
+                    self.fail(step, reason);
+                    Ok(Next::Over)
+                }
+                FromGuest::Exited { code, .. } if self.started => {
+                    self.journal.end(End::Exited(code));
+                    Ok(Next::Over)
+                }
+                FromGuest::Output { stream, line, .. } if self.started => {
+                    self.journal.line(stream, cut(line, MAX_LINE));
+                    Ok(Next::Listen)
+                }
+                _ => Err(Misbehaviour::OutOfTurn("a message before hello")),
             };
-            return self.greet(version, Hello { received: now, at_ns });
         };
         let at = |at_ns: u64| {
             let since = Duration::from_nanos(at_ns.saturating_sub(hello.at_ns));
@@ -96,12 +133,22 @@ impl Conversation {
                 return Ok(Next::Over);
             }
             FromGuest::Failed { step, reason, .. } => {
-                let (step, reason) = (cut(step, LONGEST_REASON), cut(reason, LONGEST_REASON));
-                journal.end(End::Failed { step, reason });
+                self.fail(step, reason);
                 return Ok(Next::Over);
             }
+            FromGuest::Prepared { at_ns } => return Ok(Next::Answer(Answer::Prepared { at_ns })),
+            FromGuest::Unprepared { reason, .. } => {
+                let reason = cut(reason, LONGEST_REASON);
+                return Ok(Next::Answer(Answer::Unprepared { reason }));
+            }
+            FromGuest::Resumed { .. } => return Ok(Next::Answer(Answer::Resumed)),
         }
         Ok(Next::Listen)
+    }
+
+    fn fail(&self, step: String, reason: String) {
+        let (step, reason) = (cut(step, LONGEST_REASON), cut(reason, LONGEST_REASON));
+        self.journal.end(End::Failed { step, reason });
     }
 
     fn greet(&mut self, version: u32, hello: Hello) -> Result<Next, Misbehaviour> {
@@ -118,7 +165,7 @@ impl Conversation {
     }
 }
 
-fn unix_now_ns() -> u64 {
+pub(super) fn unix_now_ns() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     // 64 bits of nanoseconds last until the year 2554.
     u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
@@ -145,6 +192,7 @@ mod tests {
             network: None,
             now_unix_ns: 0,
             entropy: String::new(),
+            hooks: vhive_api::guest::Hooks::default(),
         }
     }
 
@@ -170,6 +218,19 @@ mod tests {
         let exited = FromGuest::Exited { at_ns: 0, code: 3 };
         assert_eq!(talk.receive(exited, t0 + ms(9)), Ok(Next::Over));
         assert_eq!(journal.ended(), Some(End::Exited(3)));
+    }
+
+    #[test]
+    fn a_clone_goes_on_before_anything_else() {
+        let (journal, now) = (Journal::new(), Instant::now());
+        let mut talk = Conversation::with_clone(Arc::clone(&journal));
+        let hello = FromGuest::Hello { version: VERSION, at_ns: 0 };
+        assert!(matches!(talk.receive(hello, now), Err(Misbehaviour::OutOfTurn(_))));
+        let resumed = talk.receive(FromGuest::Resumed { at_ns: 9 }, now);
+        assert_eq!(resumed, Ok(Next::Answer(Answer::Resumed)));
+        let late = FromGuest::Listening { at_ns: 10 };
+        assert_eq!(talk.receive(late, now), Ok(Next::Listen));
+        assert_eq!(journal.reached(Milestone::Listening), Some(now));
     }
 
     #[test]

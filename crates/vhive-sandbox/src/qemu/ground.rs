@@ -8,16 +8,24 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::accelerator::{self, AcceleratorChoice, Question};
+use super::command;
 use super::config::QemuConfig;
+use super::memory::Shim;
 use super::vm::Guest;
+use vhive_api::RuntimeName;
+
 use crate::kernel::{self, KernelStore, StoreError};
 use crate::runtime::HostLacks;
+use crate::snapshot::Platform;
 
 /// The ground on which guests are booted.
 #[derive(Debug)]
 pub(super) struct Ground {
     pub(super) guest: Guest,
     pub(super) choice: AcceleratorChoice,
+    /// What snapshots are taken on.
+    pub(super) platform: Platform,
+    pub(super) shim: Shim,
 }
 
 impl Ground {
@@ -56,15 +64,29 @@ impl Ground {
             initramfs: kernel.initramfs,
             command_line: kernel::command_line(tsc_khz),
         };
-        let question = Question {
-            host_kernel: host_kernel(),
-            qemu: version(&config.binary)?,
-            guest: guest.digest,
-        };
+        let qemu = version(&config.binary)?;
+        let question =
+            Question { host_kernel: host_kernel(), qemu: qemu.clone(), guest: guest.digest };
         let file = cache.join("accelerator.json");
         let choice = accelerator::choose(config, &guest, question, &file);
-        Ok(Self { guest, choice })
+        let accelerator = choice.accelerator.as_str();
+        let platform = Platform {
+            runtime: RuntimeName::Qemu,
+            version: format!("{qemu}, {accelerator}, machine {}", command::MACHINE),
+            cpu: format!("{} on {}", choice.accelerator.cpu(), host_cpu()),
+            kernel: Some(guest.digest),
+            page_size: u32::try_from(rustix::param::page_size()).unwrap_or(0),
+        };
+        let shim = Shim::new()
+            .map_err(|error| lacks(&format!("no file in memory ({error})"), "free some memory"))?;
+        Ok(Self { guest, choice, platform, shim })
     }
+}
+
+/// The processor's own name.
+fn host_cpu() -> String {
+    let brand = raw_cpuid::CpuId::new().get_processor_brand_string();
+    brand.map_or_else(|| "an unnamed processor".to_owned(), |name| name.as_str().trim().to_owned())
 }
 
 /// Lets everybody read a file, whatever umask it was made under: QEMU opens it once more by itself.

@@ -11,11 +11,14 @@
 //! `0006-unprivileged-qemu.md`.
 
 mod accelerator;
+mod checkpoint;
 mod command;
 mod config;
 mod conversation;
 mod ground;
+mod memory;
 mod qmp;
+mod restore;
 mod sandbox;
 mod streams;
 mod supervisor;
@@ -35,9 +38,13 @@ pub use config::{Choose, QemuConfig};
 use crate::deadline::Deadline;
 use crate::journal::{End, Milestone, WaitError};
 use crate::kernel::KernelStore;
+use crate::network::NetworkSlot;
 use crate::run_dir::{SandboxDir, SandboxRecord};
-use crate::runtime::{BootError, HostLacks, Runtime, Sandbox, SandboxSpec};
+use crate::runtime::{BootError, HostLacks, Restore, Runtime, Sandbox, SandboxSpec};
+use crate::snapshot::MemoryShape;
+use checkpoint::Taken;
 use ground::Ground;
+use memory::Backing;
 use sandbox::QemuSandbox;
 use vm::{Vm, Wanted};
 
@@ -96,11 +103,7 @@ impl Runtime for Qemu {
     fn boot(&self, spec: &SandboxSpec, deadline: Deadline) -> Result<Box<dyn Sandbox>, BootError> {
         let host = |lacks| BootError::Host { runtime: RuntimeName::Qemu, lacks };
         let ground = self.ground().map_err(host)?;
-        let Some(network) = spec.network.clone() else {
-            let what = "a microVM without a network slot cannot be reached".to_owned();
-            let fix = "open the node with a network pool".to_owned();
-            return Err(host(HostLacks { what, fix }));
-        };
+        let network = network_of(spec)?;
         if spec.memory < LEAST_MEMORY {
             let source = io::Error::new(
                 io::ErrorKind::InvalidInput,
@@ -125,10 +128,36 @@ impl Runtime for Qemu {
             id: spec.id.clone(),
             port: spec.port,
             journal: Arc::clone(&spec.journal),
+            taken: Some(Taken {
+                platform: ground.platform.clone(),
+                shape: MemoryShape { memory: guest_memory(spec), vcpus: vcpus(spec) },
+            }),
             _dir: dir,
             network,
         }))
     }
+
+    fn restores(&self) -> Option<&dyn Restore> {
+        Some(self)
+    }
+}
+
+/// The network slot, without which a guest is of no use.
+fn network_of(spec: &SandboxSpec) -> Result<Arc<NetworkSlot>, BootError> {
+    spec.network.clone().ok_or_else(|| {
+        let what = "a microVM without a network slot cannot be reached".to_owned();
+        let fix = "open the node with a network pool".to_owned();
+        BootError::Host { runtime: RuntimeName::Qemu, lacks: HostLacks { what, fix } }
+    })
+}
+
+/// QEMU takes whole MiB.
+fn guest_memory(spec: &SandboxSpec) -> Bytes {
+    Bytes::mib(spec.memory.mib_ceil())
+}
+
+fn vcpus(spec: &SandboxSpec) -> u32 {
+    spec.cpu_millis.div_ceil(1000).max(1)
 }
 
 impl Qemu {
@@ -136,7 +165,7 @@ impl Qemu {
     fn boot_guest(
         &self,
         spec: &SandboxSpec,
-        network: &crate::network::NetworkSlot,
+        network: &NetworkSlot,
         ground: &Ground,
         deadline: Deadline,
     ) -> Result<Vm, BootError> {
@@ -148,7 +177,11 @@ impl Qemu {
                 attempts,
                 reason: error.to_string(),
             };
-            let vm = Vm::start(self.wanted(spec, network, ground), deadline)?;
+            let backing = Backing::fresh(guest_memory(spec)).map_err(|source| {
+                let step = "allocate guest memory".to_owned();
+                BootError::Resource { step, source }
+            })?;
+            let vm = Vm::start(self.wanted(spec, network, ground, backing), deadline)?;
             let hello = deadline.or_after(self.config.hello_deadline.into());
             match spec.journal.wait(Milestone::KernelUp, hello) {
                 Ok(_) => {}
@@ -181,8 +214,9 @@ impl Qemu {
     fn wanted<'a>(
         &'a self,
         spec: &'a SandboxSpec,
-        network: &'a crate::network::NetworkSlot,
+        network: &'a NetworkSlot,
         ground: &'a Ground,
+        backing: Backing,
     ) -> Wanted<'a> {
         Wanted {
             id: &spec.id,
@@ -192,8 +226,10 @@ impl Qemu {
             accelerator: ground.choice.accelerator,
             uid: self.config.uid_of(&spec.id),
             guest: &ground.guest,
-            vcpus: spec.cpu_millis.div_ceil(1000).max(1),
-            memory: Bytes::mib(spec.memory.mib_ceil()),
+            vcpus: vcpus(spec),
+            memory: guest_memory(spec),
+            backing,
+            incoming: None,
             overhead: self.config.overhead,
             rootfs: Some(&spec.rootfs),
             network: Some(network),
@@ -204,6 +240,7 @@ impl Qemu {
                 network: Some(network.guest().clone()),
                 now_unix_ns: 0,
                 entropy: entropy(),
+                hooks: spec.hooks.clone(),
             }),
         }
     }

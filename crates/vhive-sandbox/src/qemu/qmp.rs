@@ -1,11 +1,16 @@
 //! QEMU's control socket: one JSON value per line, a command, its answer, events in between.
+//! Descriptors travel beside a command as ancillary data.
 //!
 //! # Source
 //! QEMU, `docs/interop/qmp-spec.txt`.
 
-use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
+use std::collections::VecDeque;
+use std::io::{self, BufRead as _, BufReader, IoSlice, Read as _, Write as _};
+use std::mem::MaybeUninit;
+use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
 
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use serde_json::{Value, json};
 
 use crate::deadline::Deadline;
@@ -13,10 +18,14 @@ use crate::deadline::Deadline;
 /// Longest line that we accept, in bytes.
 const LONGEST_LINE: u64 = 1 << 20;
 
+/// Events kept for whoever waits for one later; older ones are dropped.
+const KEPT_EVENTS: usize = 64;
+
 /// An open control connection.
 #[derive(Debug)]
 pub(super) struct Qmp {
     reader: BufReader<UnixStream>,
+    events: VecDeque<Value>,
 }
 
 /// Why a command was not carried out.
@@ -40,7 +49,7 @@ impl Qmp {
     /// Waits for QEMU's greeting, which it sends once the machine has been built, and opens the
     /// connection for commands.
     pub(super) fn greet(stream: UnixStream, deadline: Deadline) -> Result<Self, QmpError> {
-        let mut qmp = Self { reader: BufReader::new(stream) };
+        let mut qmp = Self { reader: BufReader::new(stream), events: VecDeque::new() };
         if qmp.read(deadline)?.get("QMP").is_none() {
             return Err(QmpError::Greeting);
         }
@@ -48,11 +57,59 @@ impl Qmp {
         Ok(qmp)
     }
 
-    /// Carries out one command and returns its answer; events that arrive before it are dropped.
+    /// Carries out one command and returns its answer; events that arrive before it are kept.
     pub(super) fn execute(
         &mut self,
         command: &str,
         arguments: Option<Value>,
+        deadline: Deadline,
+    ) -> Result<Value, QmpError> {
+        self.execute_with(command, arguments, None, deadline)
+    }
+
+    /// Gives QEMU a descriptor under a name, for commands that take `fd:<name>`.
+    pub(super) fn give_fd(
+        &mut self,
+        name: &str,
+        fd: BorrowedFd<'_>,
+        deadline: Deadline,
+    ) -> Result<(), QmpError> {
+        let arguments = json!({ "fdname": name });
+        self.execute_with("getfd", Some(arguments), Some(fd), deadline).map(drop)
+    }
+
+    /// Waits for an event of this name whose data is as wanted, and returns the data.
+    pub(super) fn wait_event(
+        &mut self,
+        name: &str,
+        wanted: impl Fn(&Value) -> bool,
+        deadline: Deadline,
+    ) -> Result<Value, QmpError> {
+        loop {
+            while let Some(mut event) = self.events.pop_front() {
+                if event["event"] == name && wanted(&event["data"]) {
+                    return Ok(event["data"].take());
+                }
+            }
+            let message = self.read(deadline)?;
+            self.keep(message);
+        }
+    }
+
+    fn keep(&mut self, message: Value) {
+        if message.get("event").is_some() {
+            if self.events.len() == KEPT_EVENTS {
+                self.events.pop_front();
+            }
+            self.events.push_back(message);
+        }
+    }
+
+    fn execute_with(
+        &mut self,
+        command: &str,
+        arguments: Option<Value>,
+        fd: Option<BorrowedFd<'_>>,
         deadline: Deadline,
     ) -> Result<Value, QmpError> {
         let mut message = json!({ "execute": command });
@@ -61,8 +118,10 @@ impl Qmp {
         }
         let mut line = serde_json::to_vec(&message)?;
         line.push(b'\n');
-        self.reader.get_mut().set_write_timeout(Some(left(deadline)?))?;
-        self.reader.get_mut().write_all(&line)?;
+        let stream = self.reader.get_mut();
+        stream.set_write_timeout(Some(left(deadline)?))?;
+        let sent = fd.map_or(Ok(0), |fd| send_with(stream, &line, fd))?;
+        stream.write_all(&line[sent..])?;
         loop {
             let mut answer = self.read(deadline)?;
             if let Some(value) = answer.get_mut("return") {
@@ -73,6 +132,7 @@ impl Qmp {
                 let (command, reason) = (command.to_owned(), reason.to_owned());
                 return Err(QmpError::Refused { command, reason });
             }
+            self.keep(answer);
         }
     }
 
@@ -90,6 +150,15 @@ impl Qmp {
         }
         Ok(serde_json::from_slice(&line)?)
     }
+}
+
+/// Sends the beginning of a line with a descriptor beside it; says how much has left.
+fn send_with(stream: &UnixStream, line: &[u8], fd: BorrowedFd<'_>) -> io::Result<usize> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut beside = SendAncillaryBuffer::new(&mut space);
+    let fds = [fd];
+    beside.push(SendAncillaryMessage::ScmRights(&fds));
+    Ok(sendmsg(stream, &[IoSlice::new(line)], &mut beside, SendFlags::NOSIGNAL)?)
 }
 
 /// The time left, which a socket takes only if there is some.
@@ -128,6 +197,33 @@ mod tests {
         assert_eq!(answer, json!({ "a": 1 }));
         let error = qmp.execute("nonsense", None, soon()).expect_err("refused");
         assert_eq!(error.to_string(), "QEMU refused nonsense: no such command");
+    }
+
+    #[test]
+    fn an_event_is_found_whether_it_came_before_or_comes_later() {
+        let event =
+            |status: &str| format!(r#"{{"event": "MIGRATION", "data": {{"status": "{status}"}}}}"#);
+        let (setup, done) = (event("setup"), event("completed"));
+        let (ours, mut theirs) = told(&[
+            GREETING,
+            r#"{"return": {}}"#,
+            &setup,
+            r#"{"return": {}}"#,
+            r#"{"event": "STOP"}"#,
+            &done,
+        ]);
+        let mut qmp = Qmp::greet(ours, soon()).expect("greeted");
+        qmp.execute("migrate", None, soon()).expect("answered");
+        let wanted = |data: &Value| data["status"] == "completed";
+        let data = qmp.wait_event("MIGRATION", wanted, soon()).expect("seen");
+        assert_eq!(data, json!({ "status": "completed" }));
+        let brief = Deadline::after(Duration::from_millis(20));
+        assert!(qmp.wait_event("MIGRATION", wanted, brief).is_err());
+        // A descriptor arrives beside its command.
+        writeln!(theirs, r#"{{"return": {{}}}}"#).expect("written");
+        let (file, other) = UnixStream::pair().expect("a socket pair");
+        qmp.give_fd("state", std::os::fd::AsFd::as_fd(&file), soon()).expect("given");
+        drop((file, other));
     }
 
     #[test]

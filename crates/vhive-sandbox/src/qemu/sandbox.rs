@@ -8,12 +8,13 @@ use rustix::process::Pid;
 use vhive_api::SandboxId;
 use vhive_api::guest::ToGuest;
 
+use super::checkpoint::Taken;
 use super::vm::Vm;
 use crate::deadline::Deadline;
 use crate::journal::{End, Journal};
 use crate::network::NetworkSlot;
 use crate::run_dir::SandboxDir;
-use crate::runtime::Sandbox;
+use crate::runtime::{Checkpoint, Sandbox};
 
 /// Of the time for stopping, what is kept for killing the function and reporting.
 const RESERVE: Duration = Duration::from_millis(500);
@@ -26,6 +27,8 @@ pub(super) struct QemuSandbox {
     pub(super) id: SandboxId,
     pub(super) port: u16,
     pub(super) journal: Arc<Journal>,
+    /// What its snapshots say of themselves; none of a clone, which cannot be snapshotted.
+    pub(super) taken: Option<Taken>,
     pub(super) _dir: SandboxDir,
     pub(super) network: Arc<NetworkSlot>,
 }
@@ -41,6 +44,10 @@ impl Sandbox for QemuSandbox {
 
     fn processes(&self) -> &[Pid] {
         &self.pids
+    }
+
+    fn checkpoint(&mut self) -> Option<&mut dyn Checkpoint> {
+        if self.taken.is_some() { Some(self) } else { None }
     }
 
     fn stop(&mut self, deadline: Deadline) {

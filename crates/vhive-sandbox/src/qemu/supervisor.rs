@@ -27,9 +27,10 @@ use rustix::process::Pid;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use vhive_api::guest::{Stream, ToGuest, write_frame};
 
-use super::conversation::{Conversation, Next};
+use super::conversation::{Answer, Conversation, Next};
 use super::streams::{Frames, Lines};
 use crate::cgroup::{Cgroup, OutOfMemory};
+use crate::deadline::Deadline;
 use crate::journal::{End, Journal};
 use crate::process::{self, Child, Confinement, Exit, Launch};
 
@@ -41,6 +42,8 @@ const KILLED: Duration = Duration::from_secs(10);
 pub(super) struct Program {
     pub(super) path: PathBuf,
     pub(super) arguments: Vec<std::ffi::OsString>,
+    /// `NAME=value`; nothing else but `PATH` is in its environment.
+    pub(super) environment: Vec<std::ffi::OsString>,
     pub(super) inherit: Vec<OwnedFd>,
     pub(super) stdout: OwnedFd,
     pub(super) stderr: OwnedFd,
@@ -68,6 +71,8 @@ pub(super) struct Supervised {
     thread: Option<JoinHandle<()>>,
     /// Ends with the thread.
     ended: mpsc::Receiver<()>,
+    /// What the guest answers. Ends with the thread.
+    answers: mpsc::Receiver<Answer>,
 }
 
 #[derive(Debug)]
@@ -105,6 +110,8 @@ pub(super) fn start(
     let (tell, told) = mpsc::sync_channel(1);
     let theirs = Arc::clone(&control);
     let (alive, ended) = mpsc::channel::<()>();
+    // A guest that answers what nobody has asked fills the one place and is not heard.
+    let (answer, answers) = mpsc::sync_channel(1);
     let thread = std::thread::Builder::new().name("qemu".to_owned()).spawn(move || {
         let spawned = spawn(&program);
         let out_of_memory = program.cgroup.as_ref().map(|cgroup| cgroup.out_of_memory());
@@ -125,12 +132,16 @@ pub(super) fn start(
                 return;
             }
         };
-        Session::new(outputs, conversation, journal, theirs).run(child, out_of_memory.as_ref());
+        let mut session = Session::new(outputs, conversation, journal, theirs);
+        session.answer = Some(answer);
+        session.run(child, out_of_memory.as_ref());
         drop(alive);
     })?;
     let told = told.recv().unwrap_or_else(|_| Err(io::Error::other("its thread panicked")));
     match told {
-        Ok((pid, pidfd)) => Ok(Supervised { pid, pidfd, control, thread: Some(thread), ended }),
+        Ok((pid, pidfd)) => {
+            Ok(Supervised { pid, pidfd, control, thread: Some(thread), ended, answers })
+        }
         Err(error) => {
             // It ends right after an error.
             let _ = thread.join();
@@ -147,6 +158,7 @@ fn spawn(program: &Program) -> io::Result<Child> {
     let child = process::spawn(&Launch {
         program: &program.path,
         args: &program.arguments,
+        environment: &program.environment,
         inherit: &inherit,
         stdout: program.stdout.as_fd(),
         stderr: program.stderr.as_fd(),
@@ -174,6 +186,15 @@ impl Supervised {
         self.control.commands().push(message);
         // An event counter takes any number of ones.
         let _ = rustix::io::write(&self.control.wake, &1_u64.to_ne_bytes());
+    }
+
+    /// Sends a message and waits for the guest's answer; none if the guest ends or the deadline
+    /// passes first.
+    pub(super) fn ask(&self, message: ToGuest, deadline: Deadline) -> Option<Answer> {
+        // An answer that came too late for an earlier question.
+        while self.answers.try_recv().is_ok() {}
+        self.send(message);
+        self.answers.recv_timeout(deadline.left()).ok()
     }
 
     /// From now on its end says nothing about the sandbox: it is not written to the journal.
@@ -204,6 +225,7 @@ struct Session {
     conversation: Conversation,
     journal: Arc<Journal>,
     control: Arc<Control>,
+    answer: Option<mpsc::SyncSender<Answer>>,
     console: Lines,
     errors: Lines,
     last_error: Option<String>,
@@ -226,6 +248,7 @@ impl Session {
             conversation,
             journal,
             control,
+            answer: None,
             console: Lines::default(),
             errors: Lines::default(),
             last_error: None,
@@ -363,6 +386,12 @@ impl Session {
                 Ok(Next::Send(message)) => {
                     self.queue(&message);
                     self.flush();
+                }
+                Ok(Next::Answer(answer)) => {
+                    if let Some(asked) = &self.answer {
+                        // Full, if nobody has asked; gone, if nobody will.
+                        let _ = asked.try_send(answer);
+                    }
                 }
                 Ok(Next::Over) => return Fate::End,
                 Err(reason) => {

@@ -2,19 +2,19 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rustix::fs::MemfdFlags;
 use vhive_api::guest::GuestConfig;
 use vhive_api::{Bytes, Digest, SandboxId};
 
 use super::command::{self, Accelerator, Interface, Machine};
 use super::conversation::Conversation;
+use super::memory::Backing;
 use super::qmp::Qmp;
 use super::supervisor::{self, Outputs, Program, Supervised};
 use crate::cgroup::{Cgroup, Limits};
@@ -51,11 +51,15 @@ pub(super) struct Wanted<'a> {
     pub(super) guest: &'a Guest,
     pub(super) vcpus: u32,
     pub(super) memory: Bytes,
+    /// What becomes guest memory, of that size.
+    pub(super) backing: Backing,
+    /// Saved state that follows; without it the kernel is started.
+    pub(super) incoming: Option<File>,
     /// Memory that QEMU may use besides the guest's.
     pub(super) overhead: Bytes,
     pub(super) rootfs: Option<&'a Path>,
     pub(super) network: Option<&'a NetworkSlot>,
-    /// Sent when the guest says hello; without it the microVM ends then.
+    /// Sent when the guest says hello; without it the microVM ends then. Of no use to a clone.
     pub(super) config: Option<GuestConfig>,
 }
 
@@ -63,11 +67,21 @@ pub(super) struct Wanted<'a> {
 #[derive(Debug)]
 pub(super) struct Vm {
     pub(super) supervised: Supervised,
-    /// Kept open: the way to everything that can be asked of a running QEMU.
-    _qmp: Qmp,
+    pub(super) qmp: Qmp,
     _cgroup: Option<Arc<Cgroup>>,
-    /// The guest's memory.
-    _memory: OwnedFd,
+    /// The guest's memory as a file, if what the guest writes goes there.
+    pub(super) memory: Option<OwnedFd>,
+}
+
+/// A QEMU that has been spawned and is building its machine.
+#[derive(Debug)]
+pub(super) struct Spawned {
+    supervised: Supervised,
+    control: UnixStream,
+    cgroup: Option<Arc<Cgroup>>,
+    memory: Option<OwnedFd>,
+    /// The number under which QEMU has the saved state.
+    pub(super) state_fd: Option<RawFd>,
 }
 
 impl Vm {
@@ -76,7 +90,18 @@ impl Vm {
     /// # Errors
     /// [`BootError`]; nothing is left behind.
     pub(super) fn start(wanted: Wanted<'_>, deadline: Deadline) -> Result<Self, BootError> {
-        let memory = resource("allocate guest memory", || guest_memory(wanted.memory))?;
+        let (journal, binary) = (Arc::clone(wanted.journal), wanted.binary);
+        Spawned::spawn(wanted)?.greet(&journal, binary, deadline)
+    }
+}
+
+impl Spawned {
+    /// Spawns QEMU with everything that it needs.
+    ///
+    /// # Errors
+    /// [`BootError`]; nothing is left behind.
+    pub(super) fn spawn(wanted: Wanted<'_>) -> Result<Self, BootError> {
+        let Backing { file: memory, shared, environment, inherit } = wanted.backing;
         let limits = Limits {
             memory: Some(Bytes(wanted.memory.0.saturating_add(wanted.overhead.0))),
             tasks: Some(wanted.vcpus.saturating_add(THREADS)),
@@ -104,6 +129,8 @@ impl Vm {
             vcpus: wanted.vcpus,
             memory: wanted.memory,
             memory_fd: memory.as_raw_fd(),
+            memory_shared: shared,
+            incoming: wanted.incoming.is_some(),
             kernel_fd: kernel.as_raw_fd(),
             initramfs_fd: initramfs.as_raw_fd(),
             command_line: &wanted.guest.command_line,
@@ -116,19 +143,20 @@ impl Vm {
             }),
         };
         let arguments = command::arguments(&machine);
-        let memory_copy = resource("share guest memory", || memory.try_clone())?;
-        let mut inherit: Vec<OwnedFd> = vec![
-            their_channel.into(),
-            their_control.into(),
-            kernel.into(),
-            initramfs.into(),
-            memory,
-        ];
-        inherit.extend(rootfs.map(OwnedFd::from));
+        let share = || memory.try_clone();
+        let ours = shared.then(|| resource("share guest memory", share)).transpose()?;
+        let state_fd = wanted.incoming.as_ref().map(|file| file.as_raw_fd());
+        let is_clone = wanted.incoming.is_some();
+        let mut inherit = inherit;
+        let files = [their_channel.into(), their_control.into(), kernel.into(), initramfs.into()];
+        inherit.extend(files);
+        inherit.push(memory);
+        inherit.extend(rootfs.into_iter().chain(wanted.incoming).map(OwnedFd::from));
         inherit.extend(tap);
         let program = Program {
             path: wanted.binary.to_owned(),
             arguments,
+            environment,
             inherit,
             stdout: stdout.into(),
             stderr: stderr.into(),
@@ -141,31 +169,54 @@ impl Vm {
         };
         let outputs = Outputs { console, errors, channel };
         let journal = Arc::clone(wanted.journal);
-        let conversation = Conversation::new(Arc::clone(&journal), wanted.config);
+        let conversation = if is_clone {
+            Conversation::with_clone(Arc::clone(&journal))
+        } else {
+            Conversation::new(Arc::clone(&journal), wanted.config)
+        };
         let start = || supervisor::start(program, outputs, conversation, journal);
         let supervised = resource("start QEMU", start)?;
-        let qmp = match Qmp::greet(control, deadline) {
-            Ok(qmp) => qmp,
-            Err(error) => {
-                // If it has ended, its own words say more.
-                let end = wanted.journal.wait_end(deadline.or_after(Duration::from_secs(1)));
-                let reason = end.map_or_else(|| super::chain(&error), |end| end.to_string());
-                supervised.abandon();
-                let program = wanted.binary.display().to_string();
-                return Err(BootError::Spawn { program, reason });
+        Ok(Self { supervised, control, cgroup, memory: ours, state_fd })
+    }
+
+    /// Waits until QEMU has built the machine.
+    ///
+    /// # Errors
+    /// [`BootError::Spawn`] with QEMU's own words if it has ended; nothing is left behind.
+    pub(super) fn greet(
+        self,
+        journal: &Journal,
+        binary: &Path,
+        deadline: Deadline,
+    ) -> Result<Vm, BootError> {
+        let Self { supervised, control, cgroup, memory, .. } = self;
+        match Qmp::greet(control, deadline) {
+            Ok(qmp) => {
+                journal.reach(Milestone::Spawned, Instant::now());
+                Ok(Vm { supervised, qmp, _cgroup: cgroup, memory })
             }
-        };
-        wanted.journal.reach(Milestone::Spawned, Instant::now());
-        Ok(Self { supervised, _qmp: qmp, _cgroup: cgroup, _memory: memory_copy })
+            Err(error) => {
+                let reason = words(&supervised, journal, &super::chain(&error));
+                Err(BootError::Spawn { program: binary.display().to_string(), reason })
+            }
+        }
+    }
+
+    /// What QEMU says about a failure that showed as `error`; its end is not the sandbox's.
+    pub(super) fn words(&self, journal: &Journal, error: &str) -> String {
+        words(&self.supervised, journal, error)
     }
 }
 
-/// A file in memory of that size. QEMU maps it; for us it is the guest's memory as a file.
-fn guest_memory(size: Bytes) -> io::Result<OwnedFd> {
-    let file = rustix::fs::memfd_create("vhive-guest", MemfdFlags::CLOEXEC)?;
-    rustix::fs::ftruncate(&file, size.0)?;
-    Ok(file)
+/// If QEMU has ended, its own words say more than what was noticed of it.
+pub(super) fn words(supervised: &Supervised, journal: &Journal, error: &str) -> String {
+    let end = journal.wait_end(Deadline::after(LAST_WORDS));
+    supervised.abandon();
+    end.map_or_else(|| error.to_owned(), |end| end.to_string())
 }
+
+/// How long after a failure a QEMU that dies of it may take to do so.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// The group that may open `/dev/kvm`, if there is one.
 fn kvm_group() -> Option<u32> {

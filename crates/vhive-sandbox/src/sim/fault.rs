@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::SimConfig;
 
-/// A step of a simulated boot.
+/// A step of a simulated start, or of a snapshot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Step {
     /// The VMM's process is started.
@@ -17,6 +17,10 @@ pub enum Step {
     Boot,
     /// Init starts the function.
     Init,
+    /// The sandbox is written into a snapshot.
+    Checkpoint,
+    /// A clone is made from a snapshot.
+    Restore,
 }
 
 impl fmt::Display for Step {
@@ -25,12 +29,15 @@ impl fmt::Display for Step {
             Self::Spawn => "spawn",
             Self::Boot => "boot",
             Self::Init => "init",
+            Self::Checkpoint => "checkpoint",
+            Self::Restore => "restore",
         })
     }
 }
 
 /// What goes wrong. Written `fail:boot`, `panic:init`, `hang:spawn`, `exit-at-once:3`,
-/// `never-listen`, `mute`, `exit-after:5`, `crash-at:1`.
+/// `never-listen`, `mute`, `exit-after:5`, `crash-at:1`, `lost-at-checkpoint`, `refuse-state`,
+/// `deaf-restored`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Fault {
     /// The step fails.
@@ -49,13 +56,20 @@ pub enum Fault {
     ExitAfter(u64),
     /// The sandbox vanishes halfway through this reply, counting from 1.
     CrashAt(u64),
+    /// A checkpoint fails and the sandbox does not go on.
+    LostAtCheckpoint,
+    /// A restore does not take the saved state.
+    RefuseState,
+    /// A restored function does not listen.
+    DeafRestored,
 }
 
 /// The text names no fault.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "unknown fault {0:?}; known: fail:STEP, panic:STEP, hang:STEP (STEP = spawn, boot, init), \
-     exit-at-once:CODE, never-listen, mute, exit-after:N, crash-at:N"
+    "unknown fault {0:?}; known: fail:STEP, panic:STEP, hang:STEP (STEP = spawn, boot, init, \
+     checkpoint, restore), exit-at-once:CODE, never-listen, mute, exit-after:N, crash-at:N, \
+     lost-at-checkpoint, refuse-state, deaf-restored"
 )]
 pub struct ParseFaultError(pub String);
 
@@ -69,6 +83,8 @@ impl FromStr for Fault {
             "spawn" => Ok(Step::Spawn),
             "boot" => Ok(Step::Boot),
             "init" => Ok(Step::Init),
+            "checkpoint" => Ok(Step::Checkpoint),
+            "restore" => Ok(Step::Restore),
             _ => Err(unknown()),
         };
         let count = || value.parse().map_err(|_| unknown());
@@ -79,6 +95,9 @@ impl FromStr for Fault {
             ("exit-at-once", _) => value.parse().map(Self::ExitAtOnce).map_err(|_| unknown()),
             ("never-listen", "") => Ok(Self::NeverListen),
             ("mute", "") => Ok(Self::Mute),
+            ("lost-at-checkpoint", "") => Ok(Self::LostAtCheckpoint),
+            ("refuse-state", "") => Ok(Self::RefuseState),
+            ("deaf-restored", "") => Ok(Self::DeafRestored),
             ("exit-after", _) => count().map(Self::ExitAfter),
             ("crash-at", _) => count().map(Self::CrashAt),
             _ => Err(unknown()),
@@ -97,6 +116,9 @@ impl fmt::Display for Fault {
             Self::Mute => f.write_str("mute"),
             Self::ExitAfter(n) => write!(f, "exit-after:{n}"),
             Self::CrashAt(n) => write!(f, "crash-at:{n}"),
+            Self::LostAtCheckpoint => f.write_str("lost-at-checkpoint"),
+            Self::RefuseState => f.write_str("refuse-state"),
+            Self::DeafRestored => f.write_str("deaf-restored"),
         }
     }
 }
@@ -188,6 +210,11 @@ mod tests {
             "mute",
             "exit-after:5",
             "crash-at:1",
+            "fail:checkpoint",
+            "hang:restore",
+            "lost-at-checkpoint",
+            "refuse-state",
+            "deaf-restored",
         ];
         for text in texts {
             let fault: Fault = text.parse().unwrap();

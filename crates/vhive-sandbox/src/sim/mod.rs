@@ -12,6 +12,8 @@
 
 mod fault;
 mod http;
+mod paging;
+mod restore;
 mod serve;
 
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
@@ -22,15 +24,19 @@ use std::time::{Duration, Instant};
 use rustix::process::Pid;
 use serde::{Deserialize, Serialize};
 use vhive_api::guest::Stream;
-use vhive_api::{RuntimeName, SandboxId, Span};
+use vhive_api::{MemoryMode, RuntimeName, SandboxId, Span};
 
 use self::fault::Plan;
 pub use self::fault::{Fault, ParseFaultError, Step};
+use self::paging::SimPaging;
+use self::restore::Saver;
 use self::serve::{Server, UnitNo};
 use crate::deadline::Deadline;
 use crate::journal::{End, Milestone};
 use crate::run_dir::{SandboxDir, SandboxRecord};
-use crate::runtime::{BootError, HostLacks, Runtime, Sandbox, SandboxSpec};
+use crate::runtime::{
+    BootError, Checkpoint, HostLacks, Paging, Restore, Runtime, Sandbox, SandboxSpec,
+};
 
 /// How long each step takes, and what goes wrong. The default takes no time and works.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,6 +59,57 @@ pub struct SimConfig {
     pub run_dir: bool,
     /// What goes wrong.
     pub fault: Option<Fault>,
+    /// How it takes snapshots and starts from them.
+    pub snapshot: SimSnapshot,
+}
+
+/// How long snapshots and restores take, and what a restored guest touches.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SimSnapshot {
+    /// The memory modes that are offered; none = no snapshots at all.
+    pub modes: Vec<MemoryMode>,
+    /// The version that snapshots are taken on and restored on.
+    pub version: String,
+    /// To write a snapshot.
+    pub checkpoint: Span,
+    /// From `Spawned` to `Restored` in the mode `file`.
+    pub restore_file: Span,
+    /// … `lazy`.
+    pub restore_lazy: Span,
+    /// … `record`.
+    pub restore_record: Span,
+    /// … `prefetch`.
+    pub restore_prefetch: Span,
+    /// From there to `Resumed`.
+    pub resume: Span,
+    /// Pages that an invocation touches: what is recorded, and what faults if not prefetched.
+    pub touched_pages: u64,
+    /// Pages that it touches although no recording has them.
+    pub missed_pages: u64,
+}
+
+impl Default for SimSnapshot {
+    fn default() -> Self {
+        let none = Span(Duration::ZERO);
+        Self {
+            modes: vec![
+                MemoryMode::File,
+                MemoryMode::Lazy,
+                MemoryMode::Record,
+                MemoryMode::Prefetch,
+            ],
+            version: "1".to_owned(),
+            checkpoint: none,
+            restore_file: none,
+            restore_lazy: none,
+            restore_record: none,
+            restore_prefetch: none,
+            resume: none,
+            touched_pages: 64,
+            missed_pages: 0,
+        }
+    }
 }
 
 impl Default for SimConfig {
@@ -67,6 +124,7 @@ impl Default for SimConfig {
             tells: true,
             run_dir: false,
             fault: None,
+            snapshot: SimSnapshot::default(),
         }
     }
 }
@@ -116,16 +174,8 @@ impl Runtime for Sim {
     }
 
     fn boot(&self, spec: &SandboxSpec, deadline: Deadline) -> Result<Box<dyn Sandbox>, BootError> {
-        let bad = |reason| BootError::Spawn { program: "sim".to_owned(), reason };
-        let plan = Plan::of(&self.config, &spec.process.env).map_err(|e| bad(e.to_string()))?;
-        let failed = |step: &str| {
-            let step = step.to_owned();
-            move |source| BootError::Resource { step, source }
-        };
-        let record = SandboxRecord { id: spec.id.clone(), runtime: RuntimeName::Sim };
-        let dir = self.config.run_dir.then(|| SandboxDir::create(&spec.run_root, &record));
-        let dir = dir.transpose().map_err(failed("make the sandbox's directory"))?;
-
+        let plan = self.plan(spec)?;
+        let dir = self.dir(spec)?;
         let journal = &spec.journal;
         let mut steps = Steps { plan: &plan, spec, deadline };
         steps.take(Step::Spawn, plan.spawn, Milestone::Spawned)?;
@@ -137,19 +187,56 @@ impl Runtime for Sim {
             journal.reach(Milestone::Mounted, Instant::now());
         }
         steps.take(Step::Init, plan.init, Milestone::Started)?;
-        let server = self.server().map_err(failed("start the simulator's thread"))?;
-        let at = self.address();
-        let unit = server.open(at, spec, &plan, self.config.tells);
-        let (unit, endpoint) = unit.map_err(failed("bind a loopback address"))?;
-        let sandbox = SimSandbox { id: spec.id.clone(), endpoint, unit, server, _dir: dir };
+        let sandbox = self.open(spec, &plan, dir, None)?;
         journal.reach(Milestone::Started, Instant::now());
-        sandbox.server.begin(unit, plan.listen);
+        sandbox.server.begin(sandbox.unit, plan.listen);
         if let Some(Fault::ExitAtOnce(code)) = plan.fault {
             journal.line(Stream::Stderr, "sim exits as told");
             journal.end(End::Exited(code));
         }
         Ok(Box::new(sandbox))
     }
+
+    fn restores(&self) -> Option<&dyn Restore> {
+        let any = !self.config.snapshot.modes.is_empty();
+        any.then_some(self as &dyn Restore)
+    }
+}
+
+impl Sim {
+    fn plan(&self, spec: &SandboxSpec) -> Result<Plan, BootError> {
+        let bad = |reason| BootError::Spawn { program: "sim".to_owned(), reason };
+        Plan::of(&self.config, &spec.process.env).map_err(|e| bad(e.to_string()))
+    }
+
+    fn dir(&self, spec: &SandboxSpec) -> Result<Option<SandboxDir>, BootError> {
+        let record = SandboxRecord { id: spec.id.clone(), runtime: RuntimeName::Sim };
+        let dir = self.config.run_dir.then(|| SandboxDir::create(&spec.run_root, &record));
+        dir.transpose().map_err(failed("make the sandbox's directory"))
+    }
+
+    /// A sandbox with an address, on which nothing listens yet.
+    fn open(
+        &self,
+        spec: &SandboxSpec,
+        plan: &Plan,
+        dir: Option<SandboxDir>,
+        paging: Option<Arc<SimPaging>>,
+    ) -> Result<SimSandbox, BootError> {
+        let server = self.server().map_err(failed("start the simulator's thread"))?;
+        let unit = server.open(self.address(), spec, plan, self.config.tells);
+        let (unit, endpoint) = unit.map_err(failed("bind a loopback address"))?;
+        let saver = self.restores().map(|_| {
+            let (config, server) = (self.config.snapshot.clone(), Arc::clone(&server));
+            Saver::new(config, plan, spec, (server, unit))
+        });
+        Ok(SimSandbox { id: spec.id.clone(), endpoint, unit, server, saver, paging, _dir: dir })
+    }
+}
+
+fn failed(step: &str) -> impl FnOnce(std::io::Error) -> BootError {
+    let step = step.to_owned();
+    move |source| BootError::Resource { step, source }
 }
 
 /// The steps up to the function's start.
@@ -195,6 +282,8 @@ struct SimSandbox {
     endpoint: SocketAddr,
     unit: UnitNo,
     server: Arc<Server>,
+    saver: Option<Saver>,
+    paging: Option<Arc<SimPaging>>,
     _dir: Option<SandboxDir>,
 }
 
@@ -209,6 +298,15 @@ impl Sandbox for SimSandbox {
 
     fn processes(&self) -> &[Pid] {
         &[]
+    }
+
+    fn checkpoint(&mut self) -> Option<&mut dyn Checkpoint> {
+        self.saver.as_mut().map(|saver| saver as &mut dyn Checkpoint)
+    }
+
+    fn paging(&self) -> Option<Arc<dyn Paging>> {
+        let paging = self.paging.clone()?;
+        Some(paging)
     }
 
     fn stop(&mut self, _: Deadline) {

@@ -9,7 +9,7 @@ use std::fmt;
 use std::io::{self, Read as _, Write as _};
 use std::net::{SocketAddr, SocketAddrV4, TcpStream};
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -20,6 +20,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use super::fault::{Fault, Plan};
 use super::http::{self, Head, Progress, Reader};
+use crate::deadline::Deadline;
 use crate::journal::{End, Journal, Milestone};
 use crate::runtime::SandboxSpec;
 
@@ -42,6 +43,8 @@ struct Inner {
     epoll: OwnedFd,
     wake: OwnedFd,
     state: Mutex<State>,
+    /// Notified when connections have ended.
+    fewer: Condvar,
 }
 
 #[derive(Default)]
@@ -107,7 +110,8 @@ impl Server {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         epoll::add(&epoll, &wake, EventData::new_u64(WAKE), EventFlags::IN)?;
-        let inner = Arc::new(Inner { epoll, wake, state: Mutex::default() });
+        let (state, fewer) = (Mutex::default(), Condvar::new());
+        let inner = Arc::new(Inner { epoll, wake, state, fewer });
         let of_thread = Arc::clone(&inner);
         let thread = std::thread::Builder::new().name("vhive-sim".to_owned());
         let thread = thread.spawn(move || of_thread.run())?;
@@ -162,6 +166,19 @@ impl Server {
         }
     }
 
+    /// How many connections a sandbox has, once there is none or the deadline has passed.
+    pub(super) fn connections(&self, no: UnitNo, deadline: Deadline) -> usize {
+        let mut state = self.inner.state();
+        loop {
+            let open = state.units.get(&no).map_or(0, |unit| unit.conns.len());
+            if open == 0 || deadline.passed() {
+                return open;
+            }
+            let waited = self.inner.fewer.wait_timeout(state, deadline.left());
+            state = waited.map_or_else(|poisoned| poisoned.into_inner().0, |(state, _)| state);
+        }
+    }
+
     /// Ends a sandbox, its listener and its connections. Does nothing if it has ended already.
     pub(super) fn close(&self, no: UnitNo, end: End) {
         let unit = self.inner.state().remove(no);
@@ -210,6 +227,7 @@ impl Inner {
             }
             self.expire(&mut state, &mut notes);
             drop(state);
+            self.fewer.notify_all();
             notes.into_iter().for_each(Note::tell);
         }
     }

@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use vhive_api::guest::{Process, Stream};
 use vhive_sandbox::{BootError, Deadline, End, Milestone};
 
+use crate::restored;
 use crate::site::{Booted, Site, get, soon};
 
 /// One thing that a runtime promises.
@@ -13,22 +14,41 @@ pub(crate) struct Promise {
     pub(crate) name: &'static str,
     /// Only a runtime that runs the function's own program can keep it.
     pub(crate) real: bool,
+    /// Only a runtime that restores snapshots can keep it.
+    pub(crate) restores: bool,
     pub(crate) body: fn(&Site),
+}
+
+const fn any(name: &'static str, body: fn(&Site)) -> Promise {
+    Promise { name, real: false, restores: false, body }
+}
+
+const fn real(name: &'static str, body: fn(&Site)) -> Promise {
+    Promise { name, real: true, restores: false, body }
+}
+
+const fn clone(name: &'static str, body: fn(&Site)) -> Promise {
+    Promise { name, real: true, restores: true, body }
 }
 
 /// The table of promises.
 pub(crate) const ALL: &[Promise] = &[
-    Promise { name: "boots_and_answers", real: false, body: boots_and_answers },
-    Promise { name: "stops_when_asked", real: false, body: stops_when_asked },
-    Promise { name: "ten_starts_leave_nothing", real: false, body: ten_starts_leave_nothing },
-    Promise { name: "process_is_as_configured", real: true, body: process_is_as_configured },
-    Promise { name: "exit_and_output_are_told", real: true, body: exit_and_output_are_told },
-    Promise { name: "unfit_processes_are_named", real: true, body: unfit_processes_are_named },
-    Promise { name: "stop_has_a_grace_period", real: true, body: stop_has_a_grace_period },
-    Promise { name: "a_killed_sandbox_is_noticed", real: true, body: a_killed_sandbox_is_noticed },
-    Promise { name: "a_boot_ends_at_its_deadline", real: true, body: a_boot_ends_at_its_deadline },
-    Promise { name: "neighbours_are_out_of_reach", real: true, body: neighbours_are_out_of_reach },
-    Promise { name: "the_vmm_is_nobody", real: true, body: the_vmm_is_nobody },
+    any("boots_and_answers", boots_and_answers),
+    any("stops_when_asked", stops_when_asked),
+    any("ten_starts_leave_nothing", ten_starts_leave_nothing),
+    real("process_is_as_configured", process_is_as_configured),
+    real("exit_and_output_are_told", exit_and_output_are_told),
+    real("unfit_processes_are_named", unfit_processes_are_named),
+    real("stop_has_a_grace_period", stop_has_a_grace_period),
+    real("a_killed_sandbox_is_noticed", a_killed_sandbox_is_noticed),
+    real("a_boot_ends_at_its_deadline", a_boot_ends_at_its_deadline),
+    real("neighbours_are_out_of_reach", neighbours_are_out_of_reach),
+    real("the_vmm_is_nobody", the_vmm_is_nobody),
+    clone("a_clone_answers_as_the_original", restored::a_clone_answers_as_the_original),
+    clone("disks_part_at_the_snapshot", restored::disks_part_at_the_snapshot),
+    clone("clones_are_somebody_else", restored::clones_are_somebody_else),
+    clone("hooks_are_called", restored::hooks_are_called),
+    clone("damaged_state_is_refused", restored::damaged_state_is_refused),
 ];
 
 const HTTPD: &str = "exec httpd -f -p 8080 -h /srv";

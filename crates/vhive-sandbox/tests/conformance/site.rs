@@ -108,6 +108,7 @@ impl Site {
             id: SandboxId::random(),
             rootfs: self.rootfs.clone(),
             process,
+            hooks: vhive_api::guest::Hooks::default(),
             port: 8080,
             cpu_millis: 1000,
             memory: Bytes::mib(128),
@@ -218,7 +219,8 @@ fn rootfs(dir: &Path) -> Result<PathBuf, String> {
     }
     fs::set_permissions(tree.join("tmp"), fs::Permissions::from_mode(0o1777)).expect("set");
     fs::copy(busybox, tree.join("bin/busybox")).expect("copied");
-    let applets = "sh httpd cat id date hostname sleep nc grep seq sed tr touch";
+    let applets = "sh httpd cat id date hostname sleep nc grep seq sed tr touch mkdir chmod sha256sum \
+        head od";
     for applet in applets.split(' ') {
         std::os::unix::fs::symlink("busybox", tree.join("bin").join(applet)).expect("linked");
     }

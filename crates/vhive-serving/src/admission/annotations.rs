@@ -1,9 +1,11 @@
 //! The annotations of a template that mean something. The table for users is in
 //! `docs/design/serving.md`.
 
+use std::str::FromStr;
 use std::time::Duration;
 
-use vhive_api::Span;
+use vhive_api::guest::Hooks;
+use vhive_api::{ParsePolicyError, PrefetchPolicy, SnapshotPolicy, Span};
 
 use super::cursor::Cursor;
 use super::{PREFIX, quantity};
@@ -17,6 +19,9 @@ pub(super) struct Scaling {
     pub(super) target: f64,
     pub(super) rules: Rules,
     pub(super) queue_depth: u32,
+    pub(super) snapshot: SnapshotPolicy,
+    pub(super) prefetch: PrefetchPolicy,
+    pub(super) hooks: Hooks,
 }
 
 /// Reads the annotations of a template. `concurrency` is its `containerConcurrency`.
@@ -25,6 +30,9 @@ pub(super) fn read(annotations: Option<&Cursor<'_>>, concurrency: u32, config: &
     let mut target = None;
     let mut utilisation = defaults.target_percent;
     let mut queue_depth = config.defaults.queue_depth;
+    let mut snapshot = config.defaults.snapshot_policy;
+    let mut prefetch = config.defaults.prefetch_policy;
+    let mut hooks = Hooks::default();
     let mut rules = Rules {
         target: 1.0,
         min: 0,
@@ -85,6 +93,10 @@ pub(super) fn read(annotations: Option<&Cursor<'_>>, concurrency: u32, config: &
         } else if let Some(name) = name.strip_prefix(PREFIX) {
             match name {
                 "queue-depth" => set(&mut queue_depth, whole(&entry, text, 0, 1_000_000)),
+                "snapshot-policy" => set(&mut snapshot, policy(&entry, text)),
+                "prefetch-policy" => set(&mut prefetch, policy(&entry, text)),
+                "before-snapshot" => hooks.before_snapshot = path(&entry, text),
+                "after-restore" => hooks.after_restore = path(&entry, text),
                 "window" => own_window = span(&entry, text, defaults.tick.0, HOUR),
                 _ => entry.unknown("unknown annotation"),
             }
@@ -108,7 +120,7 @@ pub(super) fn read(annotations: Option<&Cursor<'_>>, concurrency: u32, config: &
         None => defaults.target_concurrency,
     };
     rules.target = (total * utilisation / 100.0).max(0.01);
-    Scaling { target: total, rules, queue_depth }
+    Scaling { target: total, rules, queue_depth, snapshot, prefetch, hooks }
 }
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -137,6 +149,19 @@ fn number(entry: &Cursor<'_>, text: &str, low: f64, high: f64) -> Option<f64> {
         entry.invalid(format!("must be a number from {low} to {high}, in quotes"));
     }
     number
+}
+
+fn path(entry: &Cursor<'_>, text: &str) -> Option<String> {
+    let good =
+        text.starts_with('/') && text.len() <= 256 && text.bytes().all(|b| b.is_ascii_graphic());
+    if !good {
+        entry.invalid("must be a path beginning with a slash, at most 256 characters".to_owned());
+    }
+    good.then(|| text.to_owned())
+}
+
+fn policy<T: FromStr<Err = ParsePolicyError>>(entry: &Cursor<'_>, text: &str) -> Option<T> {
+    text.parse().map_err(|error: ParsePolicyError| entry.invalid(error.to_string())).ok()
 }
 
 fn span(entry: &Cursor<'_>, text: &str, low: Duration, high: Duration) -> Option<Span> {

@@ -14,7 +14,11 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use serde_json::Value;
-use vhive_api::{Bytes, Digest, Protocol, Readiness, Revision, RevisionKey, RuntimeName, Scale};
+use vhive_api::guest::Hooks;
+use vhive_api::{
+    Bytes, Digest, PrefetchPolicy, Protocol, Readiness, Revision, RevisionKey, RuntimeName, Scale,
+    SnapshotPolicy,
+};
 
 use crate::autoscale::Rules;
 use crate::config::Config;
@@ -80,6 +84,12 @@ pub struct Template {
     pub target: f64,
     /// Scaling rules.
     pub rules: Rules,
+    /// Whether cold starts come from a snapshot.
+    pub snapshot: SnapshotPolicy,
+    /// How its working set is recorded and prefetched.
+    pub prefetch: PrefetchPolicy,
+    /// What the function wants to be told of snapshots.
+    pub hooks: Hooks,
 }
 
 impl Template {
@@ -110,8 +120,9 @@ impl Template {
                 window: self.rules.window.0,
                 retention: self.rules.retention.0,
             },
-            snapshot: vhive_api::SnapshotPolicy::Off,
-            prefetch: vhive_api::PrefetchPolicy::default(),
+            snapshot: self.snapshot,
+            prefetch: self.prefetch,
+            hooks: self.hooks.clone(),
         }
     }
 }

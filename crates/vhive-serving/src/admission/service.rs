@@ -245,6 +245,9 @@ fn read_template(template: &Cursor<'_>, config: &Config) -> Option<Template> {
         container_concurrency: concurrency?,
         timeout: Duration::from_secs(u64::from(timeout?)),
         queue_depth: scaling.queue_depth,
+        snapshot: scaling.snapshot,
+        prefetch: scaling.prefetch,
+        hooks: scaling.hooks,
         target: scaling.target,
         rules: scaling.rules,
     })

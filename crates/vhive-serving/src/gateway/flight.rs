@@ -8,7 +8,9 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::time::{Instant, Sleep, sleep_until};
-use vhive_api::{InvocationId, InvocationRecord, Outcome, Phase, PhaseSpan, StartKind};
+use vhive_api::{
+    InvocationId, InvocationRecord, MemoryFigures, Outcome, Phase, PhaseSpan, StartKind,
+};
 use vhive_node::Lease;
 
 use super::Gateway;
@@ -200,7 +202,17 @@ pub(super) struct Flight {
 #[derive(Debug)]
 struct Served {
     sandbox: vhive_api::SandboxId,
-    start: Option<(StartKind, Vec<PhaseSpan>, Option<Duration>)>,
+    /// The start that the request waited for.
+    cold: Option<Box<Cold>>,
+}
+
+#[derive(Debug)]
+struct Cold {
+    kind: StartKind,
+    spans: Vec<PhaseSpan>,
+    clock_error: Option<Duration>,
+    fallback: Option<String>,
+    memory: Option<MemoryFigures>,
 }
 
 impl Flight {
@@ -252,10 +264,16 @@ impl Flight {
         if waited {
             self.leased = Some(Instant::now());
         }
-        let start = lease.start().map(|report| {
-            (report.kind, report.spans(self.began.into_std()), report.guest_clock_error)
+        let cold = lease.start().map(|report| {
+            Box::new(Cold {
+                kind: report.kind,
+                spans: report.spans(self.began.into_std()),
+                clock_error: report.guest_clock_error,
+                fallback: report.fallback.clone(),
+                memory: None,
+            })
         });
-        self.served_by = Some(Served { sandbox: lease.sandbox().clone(), start });
+        self.served_by = Some(Served { sandbox: lease.sandbox().clone(), cold });
         self.lease = Some(lease);
     }
 
@@ -294,7 +312,12 @@ impl Flight {
     /// written when the client has the reply.
     pub(super) fn complete(mut self: Box<Self>) {
         self.conclude(Outcome::Replied, None);
-        self.lease = None;
+        if let Some(lease) = self.lease.take() {
+            if let Some(cold) = self.served_by.as_mut().and_then(|served| served.cold.as_mut()) {
+                cold.memory = lease.memory();
+            }
+            lease.replied();
+        }
         let client = Arc::clone(&self.client);
         client.park(self);
     }
@@ -319,27 +342,26 @@ impl Flight {
         };
         let mut phases = Vec::with_capacity(4);
         phases.push(span(Phase::Total, self.began, ended));
-        let (sandbox, start) = match self.served_by.take() {
-            Some(Served { sandbox, start }) => (Some(sandbox), start),
+        let (sandbox, cold) = match self.served_by.take() {
+            Some(Served { sandbox, cold }) => (Some(sandbox), cold),
             None => (None, None),
         };
         let waited = self.leased.or(if sandbox.is_none() { Some(ended) } else { None });
-        let start_us = start.as_ref().and_then(|(_, spans, _)| spans.first());
+        let start_us = cold.as_ref().and_then(|cold| cold.spans.first());
         if let Some(until) = waited {
             let total = micros(until.saturating_duration_since(self.began));
             let in_start = start_us.map_or(0, |start| overlap(start, total));
             let length_us = total.saturating_sub(in_start);
             phases.push(PhaseSpan { phase: Phase::Queue, begin_us: 0, length_us });
         }
-        let mut guest_clock_error_us = None;
-        let kind = match start {
-            Some((kind, spans, clock_error)) => {
-                phases.extend(spans);
-                guest_clock_error_us = clock_error.map(micros);
-                Some(kind)
-            }
-            None => sandbox.as_ref().map(|_| StartKind::Warm),
-        };
+        let warm = sandbox.as_ref().map(|_| StartKind::Warm);
+        let (mut guest_clock_error_us, mut memory, mut fallback) = (None, None, None);
+        let kind = cold.map_or(warm, |cold| {
+            phases.extend(cold.spans);
+            guest_clock_error_us = cold.clock_error.map(micros);
+            (memory, fallback) = (cold.memory, cold.fallback);
+            Some(cold.kind)
+        });
         if let Some(forwarded) = self.forwarded {
             phases.push(span(Phase::Request, forwarded, ended));
         }
@@ -360,8 +382,8 @@ impl Flight {
             response_bytes: self.downloaded,
             phases,
             guest_clock_error_us,
-            memory: None,
-            fallback: None,
+            memory,
+            fallback,
             error: self.error.take(),
         }
     }

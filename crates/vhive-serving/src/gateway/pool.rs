@@ -58,6 +58,14 @@ impl Upstreams {
         lock(&self.shared).insert(instance.clone(), sender);
     }
 
+    /// Closes every connection to an instance that holds no request.
+    pub(crate) fn quiesce(&self, instance: &SandboxId) {
+        let idle = lock(&self.idle).remove(instance);
+        let shared = lock(&self.shared).remove(instance);
+        // Closed here, not under the locks.
+        drop((idle, shared));
+    }
+
     /// Drops the connections to instances that are gone, and dead ones.
     pub(crate) fn retain(&self, living: impl Fn(&SandboxId) -> bool) {
         lock(&self.idle).retain(|instance, connections| {

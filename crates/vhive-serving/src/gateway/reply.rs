@@ -43,9 +43,8 @@ impl ReplyBody {
     }
 
     /// The reply of an HTTP/2 instance.
-    pub(super) fn http2(body: Incoming, mut flight: Box<Flight>) -> Self {
+    pub(super) fn http2(body: Incoming, flight: Box<Flight>) -> Self {
         if body.is_end_stream() {
-            flight.lease = None;
             flight.complete();
             return Self::Text(Bytes::new());
         }

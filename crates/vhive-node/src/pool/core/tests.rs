@@ -160,6 +160,78 @@ fn closing_lets_the_lent_finish_and_refuses_the_rest() {
     assert_eq!(core.counts(), Counts::default());
 }
 
+#[test]
+fn a_snapshot_is_taken_of_an_idle_instance_after_its_first_reply() {
+    let (mut core, now) = (core(2, 0), Instant::now());
+    let mut out = Vec::new();
+    for _ in 0..2 {
+        assert!(core.acquire(now, &mut out).is_ok());
+    }
+    core.want_snapshot(0);
+    ask(|out| core.started(0, now, out));
+    // Given back without a reply, then replied while another is still held.
+    assert_eq!(ask(|out| core.release(0, now, out)), []);
+    assert_eq!(core.acquire(now, &mut out), Ok(Answer::Granted(0)));
+    core.replied(0);
+    assert_eq!(ask(|out| core.release(0, now, out)), []);
+    assert_eq!(ask(|out| core.release(0, now, out)), [Action::Snapshot(0)]);
+    // Who comes meanwhile waits for it rather than for another start, and scaling leaves it alone.
+    assert_eq!(core.acquire(now, &mut out), Ok(Answer::Waits(2)));
+    assert_eq!(ask(|out| core.resize(0, now, out)), []);
+    let more = ask(|out| (0..2).for_each(|_| _ = core.acquire(now, out)));
+    assert_eq!(more, [Action::Start(1)]);
+    let back = ask(|out| core.snapshotted(0, false, now, out));
+    assert_eq!(back, [Action::Grant(2, 0), Action::Grant(3, 0)]);
+    // Once is enough.
+    assert_eq!(ask(|out| core.release(0, now, out)), [Action::Grant(4, 0)]);
+    assert_eq!(ask(|out| core.release(0, now, out)), []);
+}
+
+#[test]
+fn one_that_waits_goes_before_the_snapshot_and_a_lost_instance_is_replaced() {
+    let (mut core, now) = (core(1, 1), Instant::now());
+    let mut out = Vec::new();
+    (0..2).for_each(|_| assert!(core.acquire(now, &mut out).is_ok()));
+    core.want_snapshot(0);
+    ask(|out| core.started(0, now, out));
+    core.replied(0);
+    assert_eq!(ask(|out| core.release(0, now, out)), [Action::Grant(1, 0)]);
+    assert_eq!(ask(|out| core.release(0, now, out)), [Action::Snapshot(0)]);
+    assert_eq!(core.acquire(now, &mut out), Ok(Answer::Waits(2)));
+    let lost = ask(|out| core.snapshotted(0, true, now, out));
+    assert_eq!(lost, [Action::Stop(0), Action::Start(1)]);
+    assert_eq!(ask(|out| core.started(1, now, out)), [Action::Grant(2, 1)]);
+}
+
+#[test]
+fn a_prepared_instance_goes_after_its_snapshot_unless_it_is_wanted() {
+    let (mut core, now) = (core(1, 2), Instant::now());
+    assert_eq!(ask(|out| assert_eq!(core.prepare(now, out), Ok(0))), [Action::Start(0)]);
+    assert!(core.is_prepared(0));
+    assert_eq!(ask(|out| core.started(0, now, out)), [Action::Snapshot(0)]);
+    assert_eq!(ask(|out| core.snapshotted(0, false, now, out)), [Action::Stop(0)]);
+    ask(|out| assert_eq!(core.prepare(now, out), Ok(1)));
+    ask(|out| core.started(1, now, out));
+    assert_eq!(ask(|out| _ = core.acquire(now, out)), []);
+    assert_eq!(ask(|out| core.snapshotted(1, false, now, out)), [Action::Grant(0, 1)]);
+    ask(|out| assert_eq!(core.prepare(now, out), Ok(2)));
+    assert_eq!(core.prepare(now, &mut Vec::new()), Err(Refusal::AtMax));
+}
+
+#[test]
+fn what_is_evicted_comes_back_with_the_next_request_only() {
+    let (mut core, now) = (core(1, 0), Instant::now());
+    ask(|out| core.resize(2, now, out));
+    (0..2).for_each(|no| _ = ask(|out| core.started(no, now, out)));
+    assert_eq!(core.acquire(now, &mut Vec::new()), Ok(Answer::Granted(0)));
+    assert_eq!(ask(|out| assert_eq!(core.evict(out), 1)), [Action::Stop(1)]);
+    assert_eq!(ask(|out| core.release(0, now, out)), []);
+    assert_eq!(ask(|out| assert_eq!(core.evict(out), 1)), [Action::Stop(0)]);
+    assert_eq!(ask(|out| core.resize(2, now, out)), []);
+    let out = ask(|out| _ = core.acquire(now, out));
+    assert_eq!(out, [Action::Start(2), Action::Start(3)]);
+}
+
 /// An event that the outside may cause; indices are taken modulo what there is.
 #[derive(Clone, Debug)]
 enum Event {
@@ -173,6 +245,10 @@ enum Event {
     Died(usize),
     Resize(u32),
     Pass(u64),
+    WantSnapshot(usize),
+    Snapshotted(usize, bool),
+    Prepare,
+    Evict,
 }
 
 fn events() -> impl Strategy<Value = Vec<Event>> {
@@ -187,6 +263,10 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
         1 => any::<usize>().prop_map(Event::Died),
         2 => (0_u32..6).prop_map(Event::Resize),
         1 => (0_u64..3000).prop_map(Event::Pass),
+        2 => any::<usize>().prop_map(Event::WantSnapshot),
+        2 => any::<(usize, bool)>().prop_map(|(n, lost)| Event::Snapshotted(n, lost)),
+        1 => Just(Event::Prepare),
+        1 => Just(Event::Evict),
     ];
     proptest::collection::vec(event, 0..120)
 }
@@ -200,6 +280,8 @@ struct Model {
     starting: BTreeSet<InstanceNo>,
     up: BTreeMap<InstanceNo, u32>,
     broken: BTreeSet<InstanceNo>,
+    /// Being snapshotted.
+    saving: BTreeSet<InstanceNo>,
     waiting: BTreeSet<WaiterNo>,
     last_granted: Option<WaiterNo>,
     /// Room is being made; until `poke`, the waiting may have nothing to wait for.
@@ -255,12 +337,34 @@ impl Model {
                     self.core.broken(no, now, &mut out);
                 }
                 *self.up.get_mut(&no).unwrap() -= 1;
+                if n % 3 > 0 {
+                    self.core.replied(no);
+                }
                 self.core.release(no, now, &mut out);
             }
             Event::Died(n) => {
                 let Some(no) = nth(self.up.keys().copied(), n) else { return };
                 lost = Some(no);
                 self.core.died(no, now, &mut out);
+            }
+            Event::WantSnapshot(n) => {
+                let Some(no) = nth(self.starting.iter().copied(), n) else { return };
+                self.core.want_snapshot(no);
+            }
+            Event::Snapshotted(n, is_lost) => {
+                let Some(no) = nth(self.saving.iter().copied(), n) else { return };
+                self.saving.remove(&no);
+                self.core.snapshotted(no, is_lost, now, &mut out);
+            }
+            Event::Prepare => match self.core.prepare(now, &mut out) {
+                Ok(no) => assert!(self.core.is_prepared(no)),
+                Err(Refusal::BackingOff(until)) => assert!(until > now),
+                Err(why) => assert_eq!(why, Refusal::AtMax),
+            },
+            Event::Evict => {
+                let gone = self.core.evict(&mut out) as usize;
+                let stops = out.iter().filter(|action| matches!(action, Action::Stop(_))).count();
+                assert_eq!(gone, stops + self.saving.len());
             }
             Event::Resize(want) => {
                 self.want = want;
@@ -293,6 +397,11 @@ impl Model {
                     let leases = self.up.remove(&no).expect("only what is up is stopped");
                     assert!(leases == 0 || lost == Some(no), "stopped while it serves");
                     self.broken.remove(&no);
+                    self.saving.remove(&no);
+                }
+                Action::Snapshot(no) => {
+                    assert_eq!(self.up.get(&no), Some(&0), "a snapshot of what is lent");
+                    assert!(self.saving.insert(no) && !self.broken.contains(&no));
                 }
             }
         }
@@ -300,6 +409,7 @@ impl Model {
 
     fn lend(&mut self, no: InstanceNo) {
         assert!(!self.broken.contains(&no), "lent a broken instance");
+        assert!(!self.saving.contains(&no), "lent while it is snapshotted");
         let leases = self.up.get_mut(&no).expect("only what is up is lent");
         *leases += 1;
         assert!(self.bounds.concurrency == 0 || *leases <= self.bounds.concurrency);
@@ -315,7 +425,8 @@ impl Model {
         assert!(self.bounds.max == 0 || live <= self.bounds.max as usize, "above max");
         if !self.waiting.is_empty() {
             assert!(live > 0 || self.room_pending, "waits for nothing");
-            let sound = self.up.iter().filter(|(no, _)| !self.broken.contains(no));
+            let lendable = |no| !self.broken.contains(no) && !self.saving.contains(no);
+            let sound = self.up.iter().filter(|(no, _)| lendable(no));
             for (no, leases) in sound {
                 let full = self.bounds.concurrency > 0 && *leases >= self.bounds.concurrency;
                 assert!(full, "waits although {no} has a free slot");
@@ -338,6 +449,7 @@ proptest! {
             starting: BTreeSet::new(),
             up: BTreeMap::new(),
             broken: BTreeSet::new(),
+            saving: BTreeSet::new(),
             waiting: BTreeSet::new(),
             last_granted: None,
             room_pending: false,
@@ -348,9 +460,12 @@ proptest! {
         }
         // Whatever came before: if starts succeed and requests end, nobody waits for ever, what is
         // wanted is there, and nothing is left of what is not wanted.
+        model.feed(&Event::Pass(61_000));
+        model.feed(&Event::Acquire);
         for _ in 0..1000 {
             model.feed(&Event::Pass(61_000));
             model.feed(&Event::Started(0));
+            model.feed(&Event::Snapshotted(0, false));
             model.feed(&Event::Release(0));
         }
         prop_assert!(model.waiting.is_empty());

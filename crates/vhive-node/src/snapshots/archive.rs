@@ -1,0 +1,278 @@
+//! A snapshot as a tar archive: `manifest.json` first, then its files, then its working sets.
+//!
+//! An archive may come from anywhere: only the names that its manifest lists are read, each once,
+//! with the length that it says, and nothing is used before every digest agrees. Holes stay holes.
+
+use std::fs::File;
+use std::io::{self, Read, Seek as _, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+use tar::{Archive, Builder, Entry, EntryType};
+use vhive_api::{Bytes, SandboxId};
+use vhive_sandbox::Snapshot;
+use vhive_sandbox::snapshot::{MANIFEST, Manifest, OpenError};
+
+use super::stored::{WORKING_SET, remove_any, working_set};
+use super::{SnapshotId, SnapshotInfo, Snapshots, open};
+
+/// Beginning of the name of a directory that an archive is read into.
+pub(super) const IMPORT: &str = "import-";
+
+/// Longest manifest, in bytes.
+const MOST_MANIFEST: u64 = 1 << 20;
+/// Lengths of all files together, holes included, in bytes.
+const MOST_LENGTH: u64 = 256 << 30;
+/// Working sets in an archive.
+const MOST_WORKING_SETS: usize = 16;
+/// Bytes read at a time; whole pages of zeros in it become holes.
+const PIECE: usize = 64 << 10;
+const PAGE: usize = 4096;
+
+/// Why a snapshot could not be written out.
+#[derive(Debug, thiserror::Error)]
+pub enum ExportError {
+    /// There is none by this name.
+    #[error("snapshot {0} not found")]
+    Unknown(SnapshotId),
+    /// It could not be read, or the archive not written.
+    #[error("snapshot not written out")]
+    Copy(#[from] io::Error),
+}
+
+/// Why an archive was not taken in. Nothing is left of it.
+#[derive(Debug, thiserror::Error)]
+pub enum ImportError {
+    /// It broke off, or is no tar archive.
+    #[error("archive cannot be read")]
+    Read(#[source] io::Error),
+    /// It could not be written to the store.
+    #[error("archive not written to {}", path.display())]
+    Write {
+        /// Where.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// It is not an archive of a snapshot.
+    #[error("not a snapshot's archive: {0}")]
+    Content(String),
+    /// What came out of it is no sound snapshot.
+    #[error("archive does not hold a sound snapshot")]
+    Unsound(#[source] OpenError),
+    /// It is larger than all snapshots may be.
+    #[error("archive holds more than node.snapshots.max_bytes = {0}")]
+    TooLarge(Bytes),
+    /// There is one already, or it is just being taken.
+    #[error("snapshot {0} is already there; remove it first")]
+    Exists(SnapshotId),
+}
+
+impl Snapshots {
+    /// Writes a snapshot as an archive.
+    ///
+    /// # Errors
+    /// [`ExportError`].
+    pub fn export(&self, id: &SnapshotId, to: impl Write) -> Result<(), ExportError> {
+        let hold = self.find(id).and_then(|stored| stored.hold());
+        let hold = hold.ok_or(ExportError::Unknown(*id))?;
+        let dir = hold.snapshot().dir();
+        let mut archive = Builder::new(to);
+        let sets = super::stored::working_sets(dir)?;
+        let files = hold.snapshot().manifest().files.keys().cloned();
+        let sets = sets.iter().map(|number| format!("{WORKING_SET}{number}"));
+        for name in std::iter::once(MANIFEST.to_owned()).chain(files).chain(sets) {
+            archive.append_file(&name, &mut File::open(dir.join(&name))?)?;
+        }
+        archive.finish()?;
+        archive.into_inner()?.flush()?;
+        Ok(())
+    }
+
+    /// Takes in an archive that [`Snapshots::export`] has written, here or elsewhere. Whether it
+    /// fits this node shows when it is used.
+    ///
+    /// # Errors
+    /// [`ImportError`].
+    pub fn import(&self, from: impl Read) -> Result<SnapshotInfo, ImportError> {
+        let dir = self.0.dir.join(format!("{IMPORT}{}", SandboxId::random().as_str()));
+        let write = |path: &Path| {
+            let path = path.to_owned();
+            move |source| ImportError::Write { path, source }
+        };
+        open::make_dir(&dir).map_err(write(&dir))?;
+        let draft = Draft { dir: dir.clone() };
+        draft.fill(from, self.0.max_bytes)?;
+        let snapshot = Snapshot::open(&dir).map_err(ImportError::Unsound)?;
+        snapshot.verify().map_err(ImportError::Unsound)?;
+        let manifest = snapshot.manifest();
+        let id = SnapshotId { digest: manifest.owner.digest, runtime: manifest.platform.runtime };
+        let taking = self.begin_for(id, manifest.owner.clone());
+        let mut taking = taking.ok_or(ImportError::Exists(id))?;
+        // A failure here is not the revision's.
+        taking.done = true;
+        let place = self.place(&id);
+        let beside = place.parent().unwrap_or(&self.0.dir);
+        open::make_dir(beside).map_err(write(beside))?;
+        self.make_room(&id);
+        let here = rustix::fs::CWD;
+        let flags = rustix::fs::RenameFlags::NOREPLACE;
+        rustix::fs::renameat_with(here, &dir, here, &place, flags).map_err(
+            |error| match error {
+                rustix::io::Errno::EXIST => ImportError::Exists(id),
+                error => ImportError::Write { path: place.clone(), source: error.into() },
+            },
+        )?;
+        let snapshot = Snapshot::open(&place).map_err(ImportError::Unsound)?;
+        let stored = self.enter(id, snapshot, true).map_err(write(&place))?;
+        tracing::info!(snapshot = %id, "snapshot imported");
+        Ok(SnapshotInfo::of(&stored))
+    }
+}
+
+/// A directory that an archive is being read into; gone with its value unless it has been renamed.
+struct Draft {
+    dir: PathBuf,
+}
+
+impl Drop for Draft {
+    fn drop(&mut self) {
+        match remove_any(&self.dir) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                tracing::warn!(dir = %self.dir.display(), %error, "import not removed");
+            }
+            _ => {}
+        }
+    }
+}
+
+impl Draft {
+    /// Unpacks, never more than the archive's own manifest announces.
+    fn fill(&self, from: impl Read, most: u64) -> Result<(), ImportError> {
+        let bad = |what: String| Err(ImportError::Content(what));
+        let mut archive = Archive::new(from);
+        let mut manifest: Option<Manifest> = None;
+        let (mut left, mut sets) = (most, 0);
+        for entry in archive.entries().map_err(ImportError::Read)? {
+            let entry = entry.map_err(ImportError::Read)?;
+            let name = name(&entry)?;
+            let length = entry.size();
+            let Some(known) = &manifest else {
+                if name != MANIFEST || length > MOST_MANIFEST {
+                    return bad(format!("it begins with {name:?} instead of {MANIFEST}"));
+                }
+                self.copy(entry, &name, &mut left, most)?;
+                let read =
+                    Manifest::read(&self.dir.join(MANIFEST)).map_err(ImportError::Unsound)?;
+                let all = read.files.values().try_fold(0_u64, |all, f| all.checked_add(f.bytes));
+                if all.is_none_or(|all| all > MOST_LENGTH) {
+                    return bad("its files are too long".to_owned());
+                }
+                manifest = Some(read);
+                continue;
+            };
+            if let Some(file) = known.files.get(&name) {
+                if file.bytes != length {
+                    return bad(format!("{name} has {length} bytes instead of {}", file.bytes));
+                }
+            } else if working_set(&name).is_some() {
+                sets += 1;
+                if sets > MOST_WORKING_SETS || length > known.shape.memory.0.saturating_mul(2) {
+                    return bad(format!("{name} is one working set too many, or too long"));
+                }
+            } else {
+                return bad(format!("nobody needs {name:?}"));
+            }
+            self.copy(entry, &name, &mut left, most)?;
+        }
+        match manifest {
+            Some(_) => Ok(()),
+            None => bad("it is empty".to_owned()),
+        }
+    }
+
+    /// Copies one file; pages of zeros become holes and count for nothing.
+    fn copy(
+        &self,
+        mut from: impl Read,
+        name: &str,
+        left: &mut u64,
+        most: u64,
+    ) -> Result<(), ImportError> {
+        let path = self.dir.join(name);
+        let failed = |source| ImportError::Write { path: path.clone(), source };
+        // A name that comes twice is refused here.
+        let mut file = File::create_new(&path).map_err(failed)?;
+        let mut piece = vec![0; PIECE];
+        let mut at = 0;
+        loop {
+            let got = read_full(&mut from, &mut piece).map_err(ImportError::Read)?;
+            if got == 0 {
+                break;
+            }
+            for page in piece[..got].chunks(PAGE) {
+                if page.iter().any(|byte| *byte != 0) {
+                    *left = left
+                        .checked_sub(page.len() as u64)
+                        .ok_or(ImportError::TooLarge(Bytes(most)))?;
+                    file.seek(SeekFrom::Start(at)).map_err(failed)?;
+                    file.write_all(page).map_err(failed)?;
+                }
+                at += page.len() as u64;
+            }
+        }
+        file.set_len(at).and_then(|()| file.sync_all()).map_err(failed)
+    }
+}
+
+/// The one plain name that an entry has.
+fn name(entry: &Entry<'_, impl Read>) -> Result<String, ImportError> {
+    let bad = |what: String| ImportError::Content(what);
+    if !matches!(entry.header().entry_type(), EntryType::Regular | EntryType::GNUSparse) {
+        return Err(bad("it holds something other than files".to_owned()));
+    }
+    let path = entry.path_bytes();
+    let name = std::str::from_utf8(&path).ok().filter(|name| {
+        !name.is_empty() && name.len() <= 64 && !name.starts_with('.') && !name.contains('/')
+    });
+    name.map(str::to_owned).ok_or_else(|| bad("it holds a file with a path".to_owned()))
+}
+
+/// Reads until the buffer is full or nothing more comes.
+fn read_full(from: &mut impl Read, into: &mut [u8]) -> io::Result<usize> {
+    let mut filled = 0;
+    while filled < into.len() {
+        match from.read(&mut into[filled..]) {
+            Ok(0) => break,
+            Ok(n) => filled += n,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(filled)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::super::stored::allocated;
+    use super::*;
+
+    #[test]
+    fn zeros_become_holes_and_count_for_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let draft = Draft { dir: dir.path().join("draft") };
+        fs::create_dir(&draft.dir).unwrap();
+        let mut bytes = vec![0; 1 << 20];
+        bytes[5000] = 1;
+        let mut left = 5000;
+        draft.copy(&bytes[..], "memory", &mut left, 5000).unwrap();
+        assert_eq!(left, 5000 - 4096);
+        assert_eq!(fs::read(draft.dir.join("memory")).unwrap(), bytes);
+        assert!(allocated(&draft.dir).unwrap() < 64 << 10);
+        bytes.fill(1);
+        let error = draft.copy(&bytes[..], "more", &mut left, 5000).unwrap_err();
+        assert!(matches!(error, ImportError::TooLarge(Bytes(5000))), "{error}");
+    }
+}

@@ -1,0 +1,330 @@
+//! The snapshots of this node: which there are, which can be used, and when they go.
+//!
+//! ```text
+//!   <state>/snapshots/<digest of the revision>/<runtime>/   one snapshot
+//!                     <digest of the revision>/draft-…/     being written
+//!                     removed-…/  import-…/                 being deleted, being read in
+//! ```
+//!
+//! A snapshot appears by rename and leaves its place by rename. What an earlier node left half-made
+//! is removed when the store is opened; what it had completed is read and compared with its digests
+//! before it is used for the first time.
+
+mod archive;
+mod evict;
+mod info;
+mod open;
+mod stored;
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use vhive_api::{Bytes, Revision, RevisionDigest, RuntimeName, SnapshotPolicy};
+use vhive_sandbox::snapshot::{DraftError, MemoryShape, Owner};
+use vhive_sandbox::{Deadline, Restore, Snapshot, SnapshotDraft};
+
+pub use self::archive::{ExportError, ImportError};
+pub use self::info::{Collected, SnapshotInfo, StaleField};
+pub use self::open::StoreError;
+pub(crate) use self::stored::{CloneToken, Hold, Stored as StoredSnapshot, chain};
+use self::stored::{Stored, Unsound};
+use crate::config::Config;
+use crate::pool::BackOff;
+
+/// Names a snapshot: a revision has at most one per runtime.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SnapshotId {
+    /// Of the revision.
+    pub digest: RevisionDigest,
+    /// The runtime that has taken it.
+    pub runtime: RuntimeName,
+}
+
+impl SnapshotId {
+    pub(crate) fn of(revision: &Revision) -> Self {
+        Self { digest: revision.digest(), runtime: revision.runtime }
+    }
+}
+
+impl fmt::Display for SnapshotId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.digest.hex(), self.runtime)
+    }
+}
+
+/// The snapshots of one node. Clones are handles of the same store; every method blocks for the
+/// disk.
+#[derive(Clone)]
+pub struct Snapshots(Arc<Inner>);
+
+struct Inner {
+    dir: PathBuf,
+    max_bytes: u64,
+    back_off: BackOff,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    entries: BTreeMap<SnapshotId, Arc<Stored>>,
+    taking: HashSet<SnapshotId>,
+    failed: HashMap<SnapshotId, BackOff>,
+    retired: u64,
+}
+
+/// Why a snapshot that is there cannot be used for a start.
+#[derive(Debug)]
+pub(crate) struct Unfit(pub(crate) String);
+
+impl Snapshots {
+    pub(crate) fn open(state_dir: &Path, config: &Config) -> Result<Self, StoreError> {
+        let dir = state_dir.join("snapshots");
+        let (entries, retired) = open::open(&dir)?;
+        let back_off = BackOff::new(config.back_off_first.0, config.back_off_most.0);
+        let max_bytes = config.snapshots.max_bytes.0;
+        let state = State { entries, retired, ..State::default() };
+        let store = Self(Arc::new(Inner { dir, max_bytes, back_off, state: Mutex::new(state) }));
+        store.collect();
+        Ok(store)
+    }
+
+    // === for starts ===
+
+    /// The snapshot that a start of this revision may come from, held in its place; none if there
+    /// is none. A snapshot that an earlier node has left is read first.
+    pub(crate) fn usable(
+        &self,
+        revision: &Revision,
+        restorer: &dyn Restore,
+        deadline: Deadline,
+    ) -> Result<Option<Hold>, Unfit> {
+        let id = SnapshotId::of(revision);
+        let Some(hold) = self.find(&id).and_then(|stored| stored.hold()) else { return Ok(None) };
+        let stored = hold.stored();
+        let platform = restorer.platform().map_err(|lacks| Unfit(lacks.to_string()))?;
+        if let Err(error) = stored.look() {
+            let why = chain(&error);
+            self.retire(stored, &why);
+            return Err(Unfit(why));
+        }
+        // Guests have whole mebibytes.
+        let memory = Bytes::mib(revision.memory.mib_ceil());
+        let shape = MemoryShape { memory, vcpus: revision.vcpus() };
+        let fits = stored.snapshot.manifest().check(&owner(revision), &platform, shape);
+        if let Err(mismatch) = fits {
+            stored.set_stale(mismatch);
+        }
+        if let Some(mismatch) = &stored.state().stale {
+            return Err(Unfit(format!("snapshot does not fit: {mismatch}")));
+        }
+        match stored.verify(deadline) {
+            Ok(()) => Ok(Some(hold)),
+            Err(Unsound::NotYet) => Err(Unfit("snapshot not yet verified".to_owned())),
+            Err(Unsound::Damaged(why)) => {
+                self.retire(stored, &why);
+                Err(Unfit(why))
+            }
+        }
+    }
+
+    /// Reads a snapshot that an earlier node has left, so that no start has to.
+    pub(crate) fn verify(&self, id: &SnapshotId, deadline: Deadline) {
+        let Some(hold) = self.find(id).and_then(|stored| stored.hold()) else { return };
+        if let Err(Unsound::Damaged(why)) = hold.stored().verify(deadline) {
+            self.retire(hold.stored(), &why);
+        }
+    }
+
+    /// Takes a snapshot out that is at fault; the next one may be taken.
+    pub(crate) fn retire(&self, stored: &Arc<Stored>, why: &str) {
+        let mut state = self.state();
+        let known = state.entries.get(&stored.id).is_some_and(|known| Arc::ptr_eq(known, stored));
+        if !known {
+            return;
+        }
+        state.entries.remove(&stored.id);
+        state.retired += 1;
+        drop(state);
+        tracing::warn!(snapshot = %stored.id, why, "snapshot retired");
+        remove_files(stored);
+    }
+
+    // === for taking ===
+
+    /// Whether a snapshot of this revision should be taken when there is occasion.
+    pub(crate) fn wanted(&self, revision: &Revision, now: Instant) -> bool {
+        if revision.snapshot == SnapshotPolicy::Off {
+            return false;
+        }
+        let id = SnapshotId::of(revision);
+        let state = self.state();
+        let there = state.entries.get(&id).is_some_and(|stored| stored.state().stale.is_none());
+        let gated = state.failed.get(&id).is_some_and(|gate| gate.closed_until(now).is_some());
+        !there && !gated && !state.taking.contains(&id)
+    }
+
+    /// Begins to take one, if nobody else is at it and none is there that fits.
+    pub(crate) fn begin(&self, revision: &Revision) -> Option<Taking> {
+        self.begin_for(SnapshotId::of(revision), owner(revision))
+    }
+
+    fn begin_for(&self, id: SnapshotId, owner: Owner) -> Option<Taking> {
+        let mut state = self.state();
+        let there = state.entries.get(&id).is_some_and(|stored| stored.state().stale.is_none());
+        if there || !state.taking.insert(id) {
+            return None;
+        }
+        drop(state);
+        Some(Taking { store: self.clone(), id, owner, done: false })
+    }
+
+    fn find(&self, id: &SnapshotId) -> Option<Arc<Stored>> {
+        self.state().entries.get(id).cloned()
+    }
+
+    fn place(&self, id: &SnapshotId) -> PathBuf {
+        self.0.dir.join(id.digest.hex()).join(id.runtime.as_str())
+    }
+
+    /// Enters what has been published at its place. One that did not fit has made room before.
+    fn enter(&self, id: SnapshotId, snapshot: Snapshot, sound: bool) -> io::Result<Arc<Stored>> {
+        let stored = Stored::new(id, snapshot, &self.0.dir, sound)?;
+        let mut state = self.state();
+        state.failed.remove(&id);
+        state.entries.insert(id, Arc::clone(&stored));
+        drop(state);
+        self.collect_but(Some(id));
+        Ok(stored)
+    }
+
+    /// Removes a stale snapshot in whose place another is about to be put.
+    fn make_room(&self, id: &SnapshotId) {
+        let mut state = self.state();
+        let stale = state.entries.get(id).is_some_and(|stored| stored.state().stale.is_some());
+        let stored = if stale { state.entries.remove(id) } else { None };
+        drop(state);
+        if let Some(stored) = stored {
+            tracing::info!(snapshot = %id, "stale snapshot replaced");
+            remove_files(&stored);
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Nothing panics while it holds the lock, so a poisoned state is still whole.
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn owner(revision: &Revision) -> Owner {
+    Owner {
+        revision: revision.key.clone(),
+        digest: revision.digest(),
+        image: revision.image_digest,
+    }
+}
+
+fn remove_files(stored: &Stored) {
+    if let Err(error) = stored.doom() {
+        tracing::warn!(snapshot = %stored.id, %error, "snapshot not removed");
+    }
+}
+
+/// The right to take a snapshot of one revision; one has it at a time. Dropping it without
+/// [`Taking::publish`] counts as a failure, after which the revision has to wait.
+#[derive(Debug)]
+pub(crate) struct Taking {
+    store: Snapshots,
+    id: SnapshotId,
+    owner: Owner,
+    done: bool,
+}
+
+/// Why a snapshot was not kept. Nothing is left of it.
+#[derive(Debug, thiserror::Error)]
+pub enum KeepError {
+    /// It could not be written or put in its place.
+    #[error("snapshot not written")]
+    Draft(#[source] DraftError),
+    /// It alone is larger than all snapshots may be.
+    #[error("snapshot takes {bytes}, more than node.snapshots.max_bytes = {most}")]
+    TooLarge {
+        /// What it takes up.
+        bytes: Bytes,
+        /// The configured limit.
+        most: Bytes,
+    },
+    /// An earlier one has been removed and somebody still needs its files.
+    #[error("a removed snapshot is still in use at {}; try again later", place.display())]
+    Occupied {
+        /// Where.
+        place: PathBuf,
+    },
+    /// It could not be looked at once it was in its place.
+    #[error("snapshot cannot be read back")]
+    Read(#[source] io::Error),
+}
+
+impl Taking {
+    /// A draft for the runtime to write into.
+    pub(crate) fn draft(&self) -> Result<SnapshotDraft, DraftError> {
+        let place = self.store.place(&self.id);
+        let beside = place.parent().unwrap_or(&self.store.0.dir);
+        open::make_dir(beside)
+            .map_err(|source| DraftError::Write { path: beside.to_owned(), source })?;
+        SnapshotDraft::begin(beside, self.owner.clone())
+    }
+
+    /// Puts the complete draft in its place. Blocks for writing and reading all of it.
+    pub(crate) fn publish(mut self, draft: SnapshotDraft) -> Result<SnapshotInfo, KeepError> {
+        let bytes = stored::allocated(draft.dir()).map_err(KeepError::Read)?;
+        let most = self.store.0.max_bytes;
+        if bytes > most {
+            return Err(KeepError::TooLarge { bytes: Bytes(bytes), most: Bytes(most) });
+        }
+        let place = self.store.place(&self.id);
+        self.store.make_room(&self.id);
+        let snapshot = draft.publish(&place).map_err(|error| match error {
+            DraftError::Write { ref source, .. }
+                if matches!(
+                    source.kind(),
+                    io::ErrorKind::AlreadyExists | io::ErrorKind::DirectoryNotEmpty
+                ) =>
+            {
+                KeepError::Occupied { place: place.clone() }
+            }
+            error => KeepError::Draft(error),
+        })?;
+        let stored = self.store.enter(self.id, snapshot, true).map_err(KeepError::Read)?;
+        self.done = true;
+        Ok(SnapshotInfo::of(&stored))
+    }
+}
+
+impl Drop for Taking {
+    fn drop(&mut self) {
+        let place = self.store.place(&self.id);
+        let mut state = self.store.state();
+        state.taking.remove(&self.id);
+        if !self.done {
+            let new = || self.store.0.back_off;
+            let gate = state.failed.entry(self.id).or_insert_with(new);
+            let era = gate.era();
+            gate.fail(era, Instant::now());
+        }
+        drop(state);
+        if let Some(parent) = place.parent() {
+            // Where nothing came of it, no empty directory stays.
+            let _in_use = std::fs::remove_dir(parent);
+        }
+    }
+}
+
+impl fmt::Debug for Snapshots {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Snapshots").field("dir", &self.0.dir).finish_non_exhaustive()
+    }
+}

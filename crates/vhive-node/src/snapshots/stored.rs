@@ -1,0 +1,358 @@
+//! One snapshot of the store: whether it is sound, who uses it, and its end.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use jiff::Timestamp;
+use vhive_api::SandboxId;
+use vhive_sandbox::snapshot::{MANIFEST, Mismatch, OpenError};
+use vhive_sandbox::{Deadline, Snapshot};
+
+use super::SnapshotId;
+use crate::start::Facts;
+
+/// Beginning of a working set's name.
+pub(super) const WORKING_SET: &str = "working-set.";
+
+/// Beginning of the name of what is about to be deleted.
+pub(super) const REMOVED: &str = "removed-";
+
+/// In a snapshot's directory: it is removed and only waits for its last user.
+pub(super) const TOMBSTONE: &str = "removed";
+
+/// Restores that may fail in a row before the snapshot is held to be at fault.
+const MOST_FAILURES: u32 = 3;
+
+/// A snapshot with what the node knows about it.
+#[derive(Debug)]
+pub(crate) struct Stored {
+    pub(super) id: SnapshotId,
+    pub(super) snapshot: Snapshot,
+    /// The store's directory, where it goes to be deleted.
+    root: PathBuf,
+    state: Mutex<State>,
+    /// Notified when a verdict is there.
+    judged: Condvar,
+}
+
+#[derive(Debug)]
+pub(super) struct State {
+    pub(super) verdict: Verdict,
+    pub(super) stale: Option<Mismatch>,
+    pub(super) working_sets: BTreeSet<u32>,
+    /// Allocated on disk.
+    pub(super) bytes: u64,
+    pub(super) used: Timestamp,
+    pub(super) missed: bool,
+    pub(super) clones: u32,
+    failures: u32,
+    holds: u32,
+    doomed: bool,
+}
+
+impl State {
+    pub(super) fn is_held(&self) -> bool {
+        self.holds > 0
+    }
+}
+
+/// What is known of its files' content.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// It has been there before this node.
+    Unread,
+    /// Somebody is reading it.
+    Reading,
+    /// It is what its manifest says.
+    Sound,
+    /// It is not.
+    Damaged(String),
+}
+
+impl Stored {
+    /// A snapshot at its place. `sound`: this process has written it.
+    pub(super) fn new(
+        id: SnapshotId,
+        snapshot: Snapshot,
+        root: &Path,
+        sound: bool,
+    ) -> io::Result<Arc<Self>> {
+        let modified = fs::metadata(snapshot.dir())?.modified()?;
+        let state = State {
+            verdict: if sound { Verdict::Sound } else { Verdict::Unread },
+            stale: None,
+            working_sets: working_sets(snapshot.dir())?,
+            bytes: allocated(snapshot.dir())?,
+            used: Timestamp::try_from(modified).unwrap_or(Timestamp::UNIX_EPOCH),
+            missed: false,
+            clones: 0,
+            failures: 0,
+            holds: 0,
+            doomed: false,
+        };
+        let (state, judged) = (Mutex::new(state), Condvar::new());
+        Ok(Arc::new(Self { id, snapshot, root: root.to_owned(), state, judged }))
+    }
+
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+        // Nothing panics while it holds the lock, so a poisoned state is still whole.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn facts(&self) -> Facts {
+        let state = self.state();
+        let working_sets = u32::try_from(state.working_sets.len()).unwrap_or(u32::MAX);
+        Facts { working_sets, missed: state.missed }
+    }
+
+    /// Keeps the files in place while the value lives; none if they are about to go.
+    pub(crate) fn hold(self: &Arc<Self>) -> Option<Hold> {
+        let mut state = self.state();
+        if state.doomed {
+            return None;
+        }
+        state.holds += 1;
+        drop(state);
+        Some(Hold(Arc::clone(self)))
+    }
+
+    /// Counts a living clone.
+    pub(crate) fn clone_token(self: &Arc<Self>) -> CloneToken {
+        self.state().clones += 1;
+        CloneToken(Arc::clone(self))
+    }
+
+    /// Whether the content is what the manifest says: reads it if nobody has, waits for who does.
+    ///
+    /// # Errors
+    /// What is damaged, or that the deadline passed before whoever reads it was done.
+    pub(super) fn verify(&self, deadline: Deadline) -> Result<(), Unsound> {
+        let mut state = self.state();
+        loop {
+            match &state.verdict {
+                Verdict::Sound => return Ok(()),
+                Verdict::Damaged(what) => return Err(Unsound::Damaged(what.clone())),
+                Verdict::Unread => break,
+                Verdict::Reading if deadline.passed() => return Err(Unsound::NotYet),
+                Verdict::Reading => {
+                    let waited = self.judged.wait_timeout(state, deadline.left());
+                    state = waited.map_or_else(|e| e.into_inner().0, |(state, _)| state);
+                }
+            }
+        }
+        state.verdict = Verdict::Reading;
+        drop(state);
+        let found = self.snapshot.verify().map_err(|error| chain(&error));
+        let mut state = self.state();
+        state.verdict = found.clone().map_or_else(Verdict::Damaged, |()| Verdict::Sound);
+        drop(state);
+        self.judged.notify_all();
+        found.map_err(Unsound::Damaged)
+    }
+
+    /// Whether every file is still there and as long as it was; costs a few system calls.
+    pub(super) fn look(&self) -> Result<(), OpenError> {
+        let found = Snapshot::open(self.snapshot.dir())?;
+        if found.manifest() == self.snapshot.manifest() {
+            return Ok(());
+        }
+        let path = self.snapshot.dir().join(MANIFEST);
+        Err(OpenError::Damaged { path, what: "it has been replaced".to_owned() })
+    }
+
+    /// It does not fit this node and is not used any more.
+    pub(crate) fn set_stale(&self, mismatch: Mismatch) {
+        let mut state = self.state();
+        if state.stale.is_none() {
+            tracing::warn!(snapshot = %self.id, %mismatch, "snapshot is stale");
+            state.stale = Some(mismatch);
+        }
+    }
+
+    /// A restore succeeded.
+    pub(crate) fn succeeded(&self) {
+        let mut state = self.state();
+        state.failures = 0;
+        state.used = Timestamp::now();
+    }
+
+    /// A restore failed for a reason that need not be the snapshot's. True when that has happened
+    /// too often.
+    pub(crate) fn failed(&self) -> bool {
+        let mut state = self.state();
+        state.failures += 1;
+        state.failures >= MOST_FAILURES
+    }
+
+    /// Notes whether the last start by prefetching missed too many pages; true if that is news.
+    pub(crate) fn set_missed(&self, missed: bool) -> bool {
+        let mut state = self.state();
+        let news = missed && !state.missed;
+        state.missed = missed;
+        news
+    }
+
+    /// Notes on disk, for the next node, that it was used now; and how large it has become.
+    pub(crate) fn settle(&self) {
+        let dir = self.snapshot.dir();
+        let touched =
+            File::open(dir).and_then(|dir| dir.set_modified(std::time::SystemTime::now()));
+        let sets = touched.and_then(|()| Ok((working_sets(dir)?, allocated(dir)?)));
+        match sets {
+            Ok((sets, bytes)) => {
+                let mut state = self.state();
+                (state.working_sets, state.bytes) = (sets, bytes);
+            }
+            Err(error) => tracing::debug!(dir = %dir.display(), %error, "snapshot not looked at"),
+        }
+    }
+
+    /// Removes its working sets, so that the next start records afresh.
+    pub(crate) fn forget_working_sets(&self) {
+        let numbers = std::mem::take(&mut self.state().working_sets);
+        for number in numbers {
+            let path = self.snapshot.dir().join(format!("{WORKING_SET}{number}"));
+            if let Err(error) = fs::remove_file(&path) {
+                tracing::warn!(path = %path.display(), %error, "working set not removed");
+            }
+        }
+    }
+
+    /// Removes it: at once, or when its last user is done. From now on nobody gets hold of it.
+    pub(super) fn doom(&self) -> io::Result<()> {
+        let mut state = self.state();
+        if std::mem::replace(&mut state.doomed, true) {
+            return Ok(());
+        }
+        if state.holds > 0 {
+            // Should this process be killed, the next one does the rest.
+            drop(state);
+            return match File::create(self.snapshot.dir().join(TOMBSTONE)) {
+                // The last user has just gone.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+                made => made.map(drop),
+            };
+        }
+        drop(state);
+        fs::remove_dir_all(self.step_aside()?)
+    }
+
+    /// Gives the place in the store free.
+    fn step_aside(&self) -> io::Result<PathBuf> {
+        let aside = self.root.join(format!("{REMOVED}{}", SandboxId::random().as_str()));
+        fs::rename(self.snapshot.dir(), &aside)?;
+        if let Some(parent) = self.snapshot.dir().parent() {
+            // Others may keep theirs in it.
+            let _in_use = fs::remove_dir(parent);
+        }
+        Ok(aside)
+    }
+}
+
+/// Why a snapshot's content cannot be trusted.
+#[derive(Debug)]
+pub(super) enum Unsound {
+    Damaged(String),
+    NotYet,
+}
+
+/// Keeps a snapshot's files where they are.
+#[derive(Debug)]
+pub(crate) struct Hold(Arc<Stored>);
+
+impl Hold {
+    pub(crate) fn stored(&self) -> &Arc<Stored> {
+        &self.0
+    }
+
+    pub(crate) fn snapshot(&self) -> &Snapshot {
+        &self.0.snapshot
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        let mut state = self.0.state();
+        state.holds -= 1;
+        let last = state.holds == 0 && state.doomed;
+        drop(state);
+        if !last {
+            return;
+        }
+        let dir = self.0.snapshot.dir().to_owned();
+        let failed = move |error: io::Error| {
+            tracing::warn!(dir = %dir.display(), %error, "removed snapshot not deleted");
+        };
+        match self.0.step_aside() {
+            // Deleting large files takes time, and this may be a request's thread.
+            Ok(aside) => {
+                let thread = std::thread::Builder::new().name("vhive-snapshot".to_owned());
+                let spawned = thread.spawn(move || fs::remove_dir_all(aside).map_err(failed));
+                if let Err(error) = spawned {
+                    tracing::warn!(%error, "removed snapshot is deleted by the next node");
+                }
+            }
+            Err(error) => failed(error),
+        }
+    }
+}
+
+/// A living clone of a snapshot.
+#[derive(Debug)]
+pub(crate) struct CloneToken(Arc<Stored>);
+
+impl Drop for CloneToken {
+    fn drop(&mut self) {
+        self.0.state().clones -= 1;
+    }
+}
+
+/// Numbers of the working sets in a directory.
+pub(super) fn working_sets(dir: &Path) -> io::Result<BTreeSet<u32>> {
+    let mut numbers = BTreeSet::new();
+    for entry in fs::read_dir(dir)? {
+        numbers.extend(entry?.file_name().to_str().and_then(working_set));
+    }
+    Ok(numbers)
+}
+
+/// The number in a working set's name.
+pub(super) fn working_set(name: &str) -> Option<u32> {
+    let digits = name.strip_prefix(WORKING_SET)?;
+    let number: u32 = digits.parse().ok()?;
+    (number.to_string() == digits).then_some(number)
+}
+
+/// What a directory's files take up on the disk, in bytes.
+pub(super) fn allocated(dir: &Path) -> io::Result<u64> {
+    let mut bytes = 0;
+    for entry in fs::read_dir(dir)? {
+        bytes += entry?.metadata()?.blocks() * 512;
+    }
+    Ok(bytes)
+}
+
+/// An error and its causes, joined by colons.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
+/// Removes a file or a directory with everything in it.
+pub(super) fn remove_any(path: &Path) -> io::Result<()> {
+    if fs::symlink_metadata(path)?.is_dir() {
+        fs::remove_dir_all(path)
+    } else {
+        fs::remove_file(path)
+    }
+}

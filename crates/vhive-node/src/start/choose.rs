@@ -1,0 +1,140 @@
+//! The only decision about cold starts in the whole system, without I/O.
+
+use vhive_api::{MemoryMode, PrefetchPolicy, Revision, SnapshotPolicy};
+
+/// How a cold instance starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Start {
+    /// From the image.
+    Boot,
+    /// From a snapshot, its memory arriving so.
+    Restore(MemoryMode),
+}
+
+/// What counts about a snapshot that could be used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Facts {
+    /// Working sets that have been recorded.
+    pub(crate) working_sets: u32,
+    /// The last start by prefetching missed too many pages.
+    pub(crate) missed: bool,
+}
+
+/// Recordings of one snapshot: a function that touches other pages each time is not recorded for
+/// ever.
+const MOST_RECORDINGS: u32 = 4;
+
+impl Facts {
+    fn prefetches(self) -> bool {
+        self.working_sets > 0 && !(self.missed && self.working_sets < MOST_RECORDINGS)
+    }
+}
+
+/// Chooses. `can` are the memory modes that the runtime offers, none if it restores nothing.
+///
+/// | policy | start |
+/// |---|---|
+/// | `off`, or no snapshot | boot |
+/// | `vanilla` | `File` |
+/// | `lazy` | `Lazy` |
+/// | `reap` | `Prefetch` with a working set, else `Record`; also `Record` if prefetching missed too much |
+/// | `reap`, `fault-around` | `Prefetch`, which needs no working set |
+/// | `reap`, `mincore` | `Prefetch` with a working set, else `File`, which is recorded off the page cache |
+/// | not offered | `File`, else boot |
+pub(crate) fn choose(
+    policy: SnapshotPolicy,
+    prefetch: PrefetchPolicy,
+    snapshot: Option<Facts>,
+    can: &[MemoryMode],
+) -> Start {
+    let Some(facts) = snapshot else { return Start::Boot };
+    let wanted = match (policy, prefetch) {
+        (SnapshotPolicy::Off, _) => return Start::Boot,
+        (SnapshotPolicy::Vanilla, _) => MemoryMode::File,
+        (SnapshotPolicy::Lazy, _) => MemoryMode::Lazy,
+        (SnapshotPolicy::Reap, PrefetchPolicy::FaultAround) => MemoryMode::Prefetch,
+        (SnapshotPolicy::Reap, _) if facts.prefetches() => MemoryMode::Prefetch,
+        (SnapshotPolicy::Reap, PrefetchPolicy::Mincore) => MemoryMode::File,
+        (SnapshotPolicy::Reap, PrefetchPolicy::ReapSerial | PrefetchPolicy::ReapPipelined) => {
+            MemoryMode::Record
+        }
+    };
+    let offered = [wanted, MemoryMode::File].into_iter().find(|mode| can.contains(mode));
+    offered.map_or(Start::Boot, Start::Restore)
+}
+
+/// Whether a start in this mode ends in a new working set.
+pub(crate) fn records(revision: &Revision, mode: MemoryMode) -> bool {
+    match mode {
+        MemoryMode::Record => true,
+        MemoryMode::File => {
+            revision.snapshot == SnapshotPolicy::Reap
+                && revision.prefetch == PrefetchPolicy::Mincore
+        }
+        MemoryMode::Lazy | MemoryMode::Prefetch => false,
+    }
+}
+
+/// Whether a start by prefetching left more faults than `percent` of the pages that it installed.
+pub(crate) fn missed(faults: u64, prefetched: u64, percent: u32) -> bool {
+    prefetched > 0 && faults.saturating_mul(100) > prefetched.saturating_mul(percent.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use MemoryMode::{File, Lazy, Prefetch, Record};
+    use PrefetchPolicy::{FaultAround, Mincore, ReapPipelined, ReapSerial};
+    use SnapshotPolicy::{Off, Reap, Vanilla};
+
+    use super::*;
+
+    const ALL: &[MemoryMode] = &[File, Lazy, Record, Prefetch];
+    const BARE: Facts = Facts { working_sets: 0, missed: false };
+    const KNOWN: Facts = Facts { working_sets: 1, missed: false };
+    const MISSED: Facts = Facts { working_sets: 1, missed: true };
+    const TRIED: Facts = Facts { working_sets: 4, missed: true };
+
+    #[test]
+    fn how_a_cold_instance_starts() {
+        let lazy = SnapshotPolicy::Lazy;
+        let restore = Start::Restore;
+        type Case = (SnapshotPolicy, PrefetchPolicy, Option<Facts>, &'static [MemoryMode], Start);
+        let table: &[Case] = &[
+            // Without a snapshot, or with one that is not to be used.
+            (Off, ReapPipelined, Some(KNOWN), ALL, Start::Boot),
+            (Vanilla, ReapPipelined, None, ALL, Start::Boot),
+            (Reap, FaultAround, None, ALL, Start::Boot),
+            // By policy.
+            (Vanilla, ReapPipelined, Some(BARE), ALL, restore(File)),
+            (Vanilla, Mincore, Some(KNOWN), ALL, restore(File)),
+            (lazy, ReapPipelined, Some(KNOWN), ALL, restore(Lazy)),
+            (Reap, ReapPipelined, Some(BARE), ALL, restore(Record)),
+            (Reap, ReapSerial, Some(BARE), ALL, restore(Record)),
+            (Reap, ReapPipelined, Some(KNOWN), ALL, restore(Prefetch)),
+            (Reap, ReapSerial, Some(KNOWN), ALL, restore(Prefetch)),
+            (Reap, FaultAround, Some(BARE), ALL, restore(Prefetch)),
+            (Reap, FaultAround, Some(MISSED), ALL, restore(Prefetch)),
+            (Reap, Mincore, Some(BARE), ALL, restore(File)),
+            (Reap, Mincore, Some(KNOWN), ALL, restore(Prefetch)),
+            // What missed too much is recorded again, but not for ever.
+            (Reap, ReapPipelined, Some(MISSED), ALL, restore(Record)),
+            (Reap, Mincore, Some(MISSED), ALL, restore(File)),
+            (Reap, ReapPipelined, Some(TRIED), ALL, restore(Prefetch)),
+            // What is not offered.
+            (lazy, ReapPipelined, Some(BARE), &[File], restore(File)),
+            (Reap, ReapPipelined, Some(BARE), &[File], restore(File)),
+            (Reap, ReapPipelined, Some(KNOWN), &[File, Record], restore(File)),
+            (Reap, ReapPipelined, Some(KNOWN), &[], Start::Boot),
+        ];
+        for (policy, prefetch, snapshot, can, start) in table {
+            let case = (policy, prefetch, snapshot, can);
+            assert_eq!(choose(*policy, *prefetch, *snapshot, can), *start, "{case:?}");
+        }
+    }
+
+    #[test]
+    fn too_many_faults_are_a_share_of_what_was_prefetched() {
+        assert!(!missed(25, 100, 25) && missed(26, 100, 25));
+        assert!(!missed(1000, 0, 25), "nothing was prefetched");
+    }
+}

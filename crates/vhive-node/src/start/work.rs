@@ -1,0 +1,277 @@
+//! The part of a start that runs on a blocking thread.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::sync::OwnedSemaphorePermit;
+use vhive_api::{MemoryMode, Revision, RuntimeName, SandboxId, SnapshotPolicy, StartKind};
+use vhive_image::ImageConfig;
+use vhive_sandbox::{
+    Deadline, Journal, Memory, NetworkSlot, Restore, RestoreError, Runtime, Sandbox, SandboxSpec,
+};
+
+use super::choose::{self, Start, choose};
+use super::{StartError, Took, panic_text};
+use crate::node::Shared;
+use crate::probe::{self, Probe, ProbeError};
+use crate::process;
+use crate::snapshots::{CloneToken, Hold, chain};
+use crate::take::AfterReply;
+
+/// What is needed to bring a sandbox up.
+pub(super) struct Work {
+    pub(super) shared: Arc<Shared>,
+    pub(super) id: SandboxId,
+    pub(super) revision: Arc<Revision>,
+    pub(super) journal: Arc<Journal>,
+    pub(super) rootfs: PathBuf,
+    pub(super) config: ImageConfig,
+    /// It must not come from a snapshot.
+    pub(super) boots: bool,
+    pub(super) turn: Option<OwnedSemaphorePermit>,
+}
+
+/// A sandbox whose function is ready.
+pub(super) struct Brought {
+    pub(super) sandbox: Box<dyn Sandbox>,
+    pub(super) kind: StartKind,
+    pub(super) times: Times,
+    pub(super) fallback: Option<String>,
+    /// The snapshot that it came from.
+    pub(super) clone_of: Option<CloneToken>,
+    /// What is to be done after its first reply.
+    pub(super) after: Option<AfterReply>,
+}
+
+/// Times of a successful start that are not in the journal.
+pub(super) struct Times {
+    /// When the blocking thread began.
+    pub(super) began: Instant,
+    pub(super) network: Option<Took>,
+    /// When the attempt that succeeded began.
+    pub(super) attempt: Instant,
+    pub(super) ready: Instant,
+}
+
+/// A sandbox, and how long it took to get a network slot and when the runtime was asked.
+struct Up {
+    sandbox: Box<dyn Sandbox>,
+    network: Option<Took>,
+    attempt: Instant,
+    ready: Instant,
+}
+
+/// How a start shall go, and why not otherwise.
+struct Way {
+    restore: Option<(Hold, MemoryMode)>,
+    fallback: Option<String>,
+}
+
+impl Work {
+    pub(super) fn run(mut self) -> Result<Brought, StartError> {
+        let began = Instant::now();
+        let shared = Arc::clone(&self.shared);
+        let name = self.revision.runtime;
+        let runtime = shared.tools.runtimes.get(name).ok_or(StartError::NoRuntime(name))?;
+        let deadline = Deadline::after(shared.config.start_deadline.0);
+        let Way { restore, mut fallback } = self.way(runtime.as_ref(), deadline);
+        if let (Some((hold, mode)), Some(restorer)) = (restore, runtime.restores()) {
+            let limit = shared.config.snapshots.restore_deadline.0.min(deadline.left() / 2);
+            match self.restore(restorer, &hold, mode, deadline.or_after(limit)) {
+                Ok(up) => return Ok(self.restored(up, hold, mode, (began, fallback))),
+                Err(failed) => {
+                    let why = self.fall_back(&failed, &hold, mode);
+                    fallback = Some(why);
+                    self.journal.retry();
+                }
+            }
+        }
+        let up = self.bring_up(deadline, |spec| {
+            runtime.boot(spec, deadline).map_err(StartError::Boot).map_err(Failed::Start)
+        });
+        let up = up.map_err(|failed| match failed {
+            Failed::Start(error) => error,
+            Failed::Restore(_) | Failed::Panic(_) => unreachable!("a boot restores nothing"),
+        })?;
+        Ok(Brought {
+            sandbox: up.sandbox,
+            kind: StartKind::Boot,
+            times: Times { began, network: up.network, attempt: up.attempt, ready: up.ready },
+            fallback,
+            clone_of: None,
+            after: None,
+        })
+    }
+
+    /// Decides how to start.
+    fn way(&self, runtime: &dyn Runtime, deadline: Deadline) -> Way {
+        let revision = &self.revision;
+        let boot = |fallback| Way { restore: None, fallback };
+        if self.boots || revision.snapshot == SnapshotPolicy::Off {
+            return boot(None);
+        }
+        let Some(restorer) = runtime.restores() else {
+            return boot(Some(format!("runtime {} restores no snapshots", revision.runtime)));
+        };
+        let hold = match self.shared.snapshots.usable(revision, restorer, deadline) {
+            Ok(Some(hold)) => hold,
+            Ok(None) => return boot(None),
+            Err(unfit) => return boot(Some(unfit.0)),
+        };
+        let facts = hold.stored().facts();
+        let decide = |can| choose(revision.snapshot, revision.prefetch, Some(facts), can);
+        let all = [MemoryMode::File, MemoryMode::Lazy, MemoryMode::Record, MemoryMode::Prefetch];
+        let (start, wanted) = (decide(restorer.memory_modes()), decide(&all));
+        let fallback = match wanted {
+            Start::Restore(mode) if start != wanted => {
+                Some(format!("memory mode {mode} is not offered here"))
+            }
+            _ => None,
+        };
+        match start {
+            Start::Boot => boot(fallback),
+            Start::Restore(mode) => Way { restore: Some((hold, mode)), fallback },
+        }
+    }
+
+    fn restore(
+        &mut self,
+        restorer: &dyn Restore,
+        hold: &Hold,
+        mode: MemoryMode,
+        deadline: Deadline,
+    ) -> Result<Up, Failed> {
+        let memory = Memory { mode, policy: self.revision.prefetch };
+        let restored = catch_unwind(AssertUnwindSafe(|| {
+            self.bring_up(deadline, |spec| {
+                let restored = restorer.restore(spec, hold.snapshot(), memory, deadline);
+                restored.map_err(Failed::Restore)
+            })
+        }));
+        restored.unwrap_or_else(|panic| Err(Failed::Panic(panic_text(&*panic))))
+    }
+
+    /// A restore failed: says why, and what that means for the snapshot.
+    fn fall_back(&self, failed: &Failed, hold: &Hold, mode: MemoryMode) -> String {
+        let (blamed, why) = match failed {
+            Failed::Restore(error) => (error.blames_snapshot(), chain(error)),
+            Failed::Start(error) => (false, chain(error)),
+            Failed::Panic(text) => (false, format!("the restore panicked: {text}")),
+        };
+        let stored = hold.stored();
+        let revision = &self.revision.key;
+        tracing::warn!(%revision, sandbox = %self.id, %mode, why, "restore failed; booting instead");
+        self.shared.metrics.fell_back(self.revision.runtime);
+        if let Failed::Restore(RestoreError::Mismatch(mismatch)) = failed {
+            stored.set_stale(mismatch.clone());
+        }
+        let harmless = matches!(
+            failed,
+            Failed::Start(StartError::NoNetwork(_) | StartError::Network(_))
+                | Failed::Restore(RestoreError::Mode { .. } | RestoreError::Mismatch(_))
+        );
+        if blamed || (!harmless && stored.failed()) {
+            self.shared.snapshots.retire(stored, &why);
+        } else if mode == MemoryMode::Prefetch
+            && matches!(failed, Failed::Restore(RestoreError::Pager(_)))
+        {
+            // Perhaps the working set is at fault: what is recorded anew will not be.
+            stored.forget_working_sets();
+        }
+        why
+    }
+
+    fn restored(
+        &self,
+        up: Up,
+        hold: Hold,
+        mode: MemoryMode,
+        (began, fallback): (Instant, Option<String>),
+    ) -> Brought {
+        let stored = Arc::clone(hold.stored());
+        stored.succeeded();
+        let records = choose::records(&self.revision, mode);
+        let after = up.sandbox.paging().map(|paging| AfterReply {
+            runtime: self.revision.runtime,
+            revision: self.revision.key.clone(),
+            paging,
+            stored: Arc::clone(&stored),
+            hold: records.then_some(hold),
+        });
+        Brought {
+            sandbox: up.sandbox,
+            kind: StartKind::restored(mode),
+            times: Times { began, network: up.network, attempt: up.attempt, ready: up.ready },
+            fallback,
+            clone_of: Some(stored.clone_token()),
+            after,
+        }
+    }
+
+    /// One attempt: a network slot, the sandbox, and its function ready.
+    fn bring_up(
+        &mut self,
+        deadline: Deadline,
+        start: impl FnOnce(&SandboxSpec) -> Result<Box<dyn Sandbox>, Failed>,
+    ) -> Result<Up, Failed> {
+        let revision = Arc::clone(&self.revision);
+        let process = process::process(&self.config, &revision).map_err(StartError::Process)?;
+        let (network, network_took) = match revision.runtime {
+            RuntimeName::Sim => (None, None),
+            _ => {
+                let begin = Instant::now();
+                let slot = self.network(deadline)?;
+                (Some(Arc::new(slot)), Some(Took { begin, end: Instant::now() }))
+            }
+        };
+        let spec = SandboxSpec {
+            id: self.id.clone(),
+            rootfs: self.rootfs.clone(),
+            process,
+            hooks: revision.hooks.clone(),
+            port: revision.port,
+            cpu_millis: revision.cpu_millis,
+            memory: revision.memory,
+            network,
+            run_root: self.shared.ground.run_root().clone(),
+            journal: Arc::clone(&self.journal),
+        };
+        let attempt = Instant::now();
+        let sandbox = start(&spec)?;
+        drop(spec);
+        let endpoint = sandbox.endpoint();
+        let probe = Probe { endpoint, port: revision.port, readiness: &revision.readiness };
+        let began = Instant::now();
+        let turn_ends = deadline.or_after(self.shared.config.start_turn.0);
+        let mut ready = probe::wait(probe, &self.journal, began, turn_ends);
+        if ready.as_ref().is_err_and(ProbeError::may_pass) && !deadline.passed() {
+            // A function that takes its time to get ready, or never does, must not hold up the
+            // others.
+            self.turn = None;
+            ready = probe::wait(probe, &self.journal, began, deadline);
+        }
+        let ready = ready.map_err(StartError::Probe)?;
+        Ok(Up { sandbox, network: network_took, attempt, ready })
+    }
+
+    fn network(&self, deadline: Deadline) -> Result<NetworkSlot, StartError> {
+        let pool = self.shared.tools.network.as_ref();
+        let pool = pool.ok_or(StartError::NoNetwork(self.revision.runtime))?;
+        pool.take(deadline).map_err(StartError::Network)
+    }
+}
+
+/// Why an attempt failed.
+enum Failed {
+    Restore(RestoreError),
+    Start(StartError),
+    Panic(String),
+}
+
+impl From<StartError> for Failed {
+    fn from(error: StartError) -> Self {
+        Self::Start(error)
+    }
+}

@@ -1,0 +1,188 @@
+//! What happens behind a reply: a snapshot is taken, a recording becomes a working set.
+//!
+//! ```text
+//!   last slot back ──► Pool withholds the instance ──► door closes its connections
+//!                        ▲                                │
+//!                        └── runs on, serves again ◄── checkpoint ──► publish (beside requests)
+//! ```
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::sync::oneshot;
+use vhive_api::{
+    MemoryFigures, MemoryMode, PrefetchPolicy, Revision, RevisionKey, RuntimeName, SandboxId,
+};
+use vhive_sandbox::snapshot::DraftError;
+use vhive_sandbox::{Deadline, Paging, SnapshotError};
+
+use crate::node::Shared;
+use crate::pool::{Gone, Pool, Running};
+use crate::snapshots::{Hold, KeepError, SnapshotInfo, StoredSnapshot, Taking, chain};
+use crate::start::{missed, panic_text};
+
+/// Why no snapshot was taken.
+#[derive(Debug, thiserror::Error)]
+pub enum TakeError {
+    /// Somebody else is at it, or has just been.
+    #[error("a snapshot of this revision is being taken already")]
+    Busy,
+    /// The runtime cannot take any.
+    #[error("runtime {0} takes no snapshots")]
+    Unsupported(RuntimeName),
+    /// No draft could be begun.
+    #[error("snapshot not begun")]
+    Begin(#[source] DraftError),
+    /// The runtime did not write it.
+    #[error("snapshot not taken")]
+    Checkpoint(#[source] SnapshotError),
+    /// The code that should have taken it panicked: a defect.
+    #[error("the checkpoint panicked: {0}; please report this as a defect")]
+    Panicked(String),
+    /// It was written and could not be kept.
+    #[error("snapshot not kept")]
+    Keep(#[source] KeepError),
+}
+
+/// Who waits for a snapshot.
+pub(crate) type Tell = oneshot::Sender<Result<SnapshotInfo, TakeError>>;
+
+/// A snapshot that the pool has asked for. If it is dropped undone, the sandbox is stopped.
+pub(crate) struct TakeJob {
+    pub(crate) no: u64,
+    pub(crate) id: SandboxId,
+    pub(crate) revision: Arc<Revision>,
+    pub(crate) running: Running,
+    pub(crate) tell: Option<Tell>,
+    /// Until it is done, the pool is not empty.
+    pub(crate) counted: Gone,
+}
+
+/// Takes it on a blocking thread; the pool gets the instance back in any case.
+pub(crate) fn spawn(shared: Arc<Shared>, pool: Arc<Pool>, job: TakeJob) {
+    let handle = shared.handle.clone();
+    drop(handle.spawn_blocking(move || take(&shared, &pool, job)));
+}
+
+fn take(shared: &Arc<Shared>, pool: &Arc<Pool>, job: TakeJob) {
+    let TakeJob { no, id, revision, mut running, tell, counted } = job;
+    let began = Instant::now();
+    let written = write(shared, &revision, &id, &mut running);
+    let lost = matches!(
+        &written,
+        Err(TakeError::Panicked(_)) | Err(TakeError::Checkpoint(SnapshotError::Lost(_)))
+    );
+    // The instance serves again before the snapshot is complete.
+    pool.snapshotted(no, running, lost);
+    let withheld = began.elapsed();
+    let kept = written.and_then(|(taking, draft)| taking.publish(draft).map_err(TakeError::Keep));
+    let key = &revision.key;
+    let outcome = match &kept {
+        Ok(info) => {
+            let (took, bytes) = (began.elapsed(), info.allocated);
+            tracing::info!(revision = %key, ?withheld, ?took, %bytes, "snapshot taken");
+            "taken"
+        }
+        Err(TakeError::Busy) => "dropped",
+        Err(error) => {
+            let why = chain(error);
+            tracing::warn!(revision = %key, sandbox = %id, why, lost, "snapshot not taken");
+            if lost { "lost" } else { "failed" }
+        }
+    };
+    shared.metrics.snapshot_taken(revision.runtime, outcome);
+    if let Some(tell) = tell {
+        // Whoever asked may have gone.
+        drop(tell.send(kept));
+    }
+    drop(counted);
+}
+
+type Written = (Taking, vhive_sandbox::SnapshotDraft);
+
+fn write(
+    shared: &Shared,
+    revision: &Revision,
+    id: &SandboxId,
+    running: &mut Running,
+) -> Result<Written, TakeError> {
+    let taking = shared.snapshots.begin(revision).ok_or(TakeError::Busy)?;
+    let unsupported = TakeError::Unsupported(revision.runtime);
+    let checkpoint = running.sandbox.checkpoint().ok_or(unsupported)?;
+    let mut draft = taking.draft().map_err(TakeError::Begin)?;
+    shared.quiesce(&revision.key, id);
+    let deadline = Deadline::after(shared.config.snapshots.take_deadline.0);
+    let written = catch_unwind(AssertUnwindSafe(|| checkpoint.snapshot_into(&mut draft, deadline)));
+    match written {
+        Ok(Ok(())) => Ok((taking, draft)),
+        Ok(Err(error)) => Err(TakeError::Checkpoint(error)),
+        Err(panic) => Err(TakeError::Panicked(panic_text(&*panic))),
+    }
+}
+
+/// What is to be done after the first reply of an instance that came from a snapshot.
+#[derive(Debug)]
+pub(crate) struct AfterReply {
+    pub(crate) runtime: RuntimeName,
+    pub(crate) revision: RevisionKey,
+    pub(crate) paging: Arc<dyn Paging>,
+    pub(crate) stored: Arc<StoredSnapshot>,
+    /// Keeps the snapshot's files in place until the recording has become a working set.
+    pub(crate) hold: Option<Hold>,
+}
+
+impl AfterReply {
+    /// Does it on a blocking thread. `figures` are those at the time of the reply.
+    pub(crate) fn spawn(self, shared: &Arc<Shared>, figures: MemoryFigures, counted: Gone) {
+        let of_thread = Arc::clone(shared);
+        drop(shared.handle.spawn_blocking(move || {
+            self.run(&of_thread, &figures);
+            drop(counted);
+        }));
+    }
+
+    fn run(self, shared: &Shared, figures: &MemoryFigures) {
+        shared.metrics.restored(self.runtime, figures);
+        let revision = &self.revision;
+        let wants_set =
+            figures.prefetch.is_some_and(|policy| policy != PrefetchPolicy::FaultAround);
+        if figures.mode == MemoryMode::Prefetch
+            && wants_set
+            && figures.prefetched_pages == 0
+            && figures.zero_pages == 0
+        {
+            // It was of no use at all: what is recorded afresh will not be damaged.
+            tracing::warn!(%revision, "working set could not be used; recording again");
+            shared.metrics.missed(self.runtime);
+            self.stored.forget_working_sets();
+        }
+        if figures.prefetched_pages > 0 {
+            let share = shared.config.snapshots.rerecord_above_percent;
+            let faults = figures.faults.unwrap_or(0);
+            let much = missed(faults, figures.prefetched_pages, share);
+            if self.stored.set_missed(much) {
+                let prefetched = figures.prefetched_pages;
+                tracing::info!(%revision, faults, prefetched, "prefetching missed; recording again");
+            }
+            if much {
+                shared.metrics.missed(self.runtime);
+            }
+        }
+        if self.hold.is_some() {
+            match self.paging.finish_recording() {
+                Ok(Some(number)) => {
+                    tracing::info!(%revision, number, "working set recorded");
+                    shared.metrics.recorded(self.runtime, "recorded");
+                    self.stored.set_missed(false);
+                }
+                Ok(None) => {}
+                Err(error) => {
+                    tracing::warn!(%revision, %error, "working set not recorded");
+                    shared.metrics.recorded(self.runtime, "failed");
+                }
+            }
+        }
+        self.stored.settle();
+    }
+}

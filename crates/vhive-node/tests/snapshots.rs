@@ -1,0 +1,626 @@
+//! Snapshots from the first reply to prefetching, and everything that can go wrong on the way.
+
+mod scene;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+use scene::{PATIENCE, Scene, env, metric, register, soon, wait_for};
+use vhive_api::{
+    MemoryFigures, MemoryMode, Phase, PrefetchPolicy, Revision, RevisionKey, SnapshotPolicy,
+    StartKind,
+};
+use vhive_node::{
+    AcquireError, CreateError, ImportError, Node, SnapshotInfo, StartReport, TakeError,
+};
+use vhive_sandbox::Deadline;
+
+/// One request from a cold start to its reply; afterwards nothing of the instance is left.
+async fn invoke(node: &Node, key: &RevisionKey) -> (StartReport, Option<MemoryFigures>) {
+    let lease = soon(node.acquire(key)).await.expect("a slot");
+    let told = (lease.start().expect("a cold start").clone(), lease.memory());
+    lease.replied();
+    soon(node.evict(key)).await.expect("known");
+    told
+}
+
+async fn kinds(node: &Node, key: &RevisionKey, count: usize) -> Vec<StartKind> {
+    let mut kinds = Vec::new();
+    for _ in 0..count {
+        kinds.push(invoke(node, key).await.0.kind);
+    }
+    kinds
+}
+
+fn reap(revision: &mut Revision) {
+    revision.snapshot = SnapshotPolicy::Reap;
+}
+
+fn only(node: &Node) -> SnapshotInfo {
+    let mut all = node.snapshots().list();
+    assert_eq!(all.len(), 1, "{all:?}");
+    all.remove(0)
+}
+
+/// Everything below the store, by path.
+fn files(scene: &Scene) -> Vec<PathBuf> {
+    fn walk(dir: &Path, into: &mut Vec<PathBuf>) {
+        for entry in fs::read_dir(dir).expect("listed").flatten() {
+            into.push(entry.path());
+            if entry.path().is_dir() {
+                walk(&entry.path(), into);
+            }
+        }
+    }
+    let mut all = Vec::new();
+    walk(&scene.config.state_dir.join("snapshots"), &mut all);
+    all
+}
+
+use StartKind::{Boot, Lazy, Reap, Record, Snapshot};
+
+#[tokio::test]
+async fn boot_snapshot_record_prefetch() {
+    let mut scene = Scene::new();
+    scene.sim.snapshot.missed_pages = 2;
+    let node = scene.node().await;
+    let key = register(&node, "one", reap);
+
+    let (boot, memory) = invoke(&node, &key).await;
+    assert_eq!((boot.kind, memory, boot.fallback), (Boot, None, None));
+    assert!(only(&node).working_sets.is_empty());
+
+    let (record, memory) = invoke(&node, &key).await;
+    assert_eq!((record.kind, record.attempts, record.fallback), (Record, 1, None));
+    let memory = memory.expect("restored");
+    assert_eq!((memory.mode, memory.faults), (MemoryMode::Record, Some(64)));
+    let phases: Vec<Phase> = record.phases.iter().map(|part| part.phase).collect();
+    let parts = [Phase::Turn, Phase::VmmSpawn, Phase::Restore, Phase::Resume, Phase::FunctionReady];
+    assert_eq!(phases, parts);
+    assert_eq!(only(&node).working_sets, [1]);
+
+    for _ in 0..2 {
+        let (reap, memory) = invoke(&node, &key).await;
+        let memory = memory.expect("restored");
+        assert_eq!((reap.kind, memory.mode), (Reap, MemoryMode::Prefetch));
+        assert_eq!((memory.prefetched_pages, memory.faults), (64, Some(2)));
+    }
+    assert_eq!(only(&node).working_sets, [1], "two of 64 are no reason to record again");
+    assert_eq!(metric(&node, "vhive_snapshots"), 1);
+    let text = node.metrics();
+    let told = |line: &str| assert!(text.contains(line), "no {line} in\n{text}");
+    told("vhive_snapshot_taken_total{runtime=\"sim\",outcome=\"taken\"} 1");
+    told("vhive_recordings_total{runtime=\"sim\",outcome=\"recorded\"} 1");
+    told("vhive_restore_faults_total{runtime=\"sim\",mode=\"prefetch\"} 4");
+    told("vhive_starts_total{runtime=\"sim\",kind=\"reap\",outcome=\"ready\"} 2");
+}
+
+#[tokio::test]
+async fn each_policy_has_its_way() {
+    let scene = Scene::new();
+    let node = scene.node().await;
+    let policies: [(&str, SnapshotPolicy, PrefetchPolicy, &[StartKind]); 6] = [
+        ("off", SnapshotPolicy::Off, PrefetchPolicy::default(), &[Boot, Boot]),
+        (
+            "vanilla",
+            SnapshotPolicy::Vanilla,
+            PrefetchPolicy::default(),
+            &[Boot, Snapshot, Snapshot],
+        ),
+        ("lazy", SnapshotPolicy::Lazy, PrefetchPolicy::default(), &[Boot, Lazy, Lazy]),
+        ("serial", SnapshotPolicy::Reap, PrefetchPolicy::ReapSerial, &[Boot, Record, Reap]),
+        ("around", SnapshotPolicy::Reap, PrefetchPolicy::FaultAround, &[Boot, Reap, Reap]),
+        ("mincore", SnapshotPolicy::Reap, PrefetchPolicy::Mincore, &[Boot, Snapshot, Reap]),
+    ];
+    for (name, snapshot, prefetch, wanted) in policies {
+        let key = register(&node, name, |r| (r.snapshot, r.prefetch) = (snapshot, prefetch));
+        assert_eq!(kinds(&node, &key, wanted.len()).await, wanted, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn what_prefetching_misses_is_recorded_again_but_not_for_ever() {
+    let mut scene = Scene::new();
+    scene.sim.snapshot.missed_pages = 40;
+    let node = scene.node().await;
+    let key = register(&node, "restless", reap);
+    let found = kinds(&node, &key, 11).await;
+    let tries = [Record, Reap, Record, Reap, Record, Reap, Record, Reap, Reap, Reap];
+    assert_eq!(found, [&[Boot][..], &tries].concat());
+    assert_eq!(only(&node).working_sets, [1, 2, 3, 4]);
+}
+
+#[tokio::test]
+async fn a_restore_that_fails_is_followed_by_a_boot_within_the_same_start() {
+    let mut scene = Scene::new();
+    scene.config.snapshots.restore_deadline =
+        vhive_api::Span(std::time::Duration::from_millis(100));
+    let node = scene.node().await;
+    let faults = ["fail:restore", "panic:restore", "hang:restore", "deaf-restored", "refuse-state"];
+    for fault in faults {
+        let key = register(&node, &fault.replace(':', "-"), |r| {
+            reap(r);
+            env(r, "VHIVE_SIM_FAULT", fault);
+        });
+        assert_eq!(invoke(&node, &key).await.0.kind, Boot);
+        // What blames the snapshot retires it at once; each boot after that makes another.
+        for _ in 0..2 {
+            let (report, memory) = invoke(&node, &key).await;
+            let why = report.fallback.expect("it says why");
+            assert_eq!((report.kind, report.attempts, memory), (Boot, 2, None), "{fault}: {why}");
+        }
+        // The third failure in a row is held against the snapshot; the boot has made another.
+        let before = node.snapshots().list().len();
+        assert_eq!(invoke(&node, &key).await.0.kind, Boot);
+        assert_eq!(node.snapshots().list().len(), before);
+    }
+    assert_eq!(metric(&node, "vhive_snapshots_retired_total"), 4 + 3);
+    assert_eq!(scene::sandbox_dirs(&node), 0);
+}
+
+#[tokio::test]
+async fn a_snapshot_that_cannot_be_taken_costs_at_most_its_instance() {
+    let mut scene = Scene::new();
+    scene.config.snapshots.take_deadline = vhive_api::Span(std::time::Duration::from_millis(50));
+    let node = scene.node().await;
+    let faults = ["fail:checkpoint", "hang:checkpoint", "panic:checkpoint", "lost-at-checkpoint"];
+    for (at, fault) in faults.into_iter().enumerate() {
+        let key = register(&node, &fault.replace(':', "-"), |r| {
+            reap(r);
+            env(r, "VHIVE_SIM_FAULT", fault);
+        });
+        let lease = soon(node.acquire(&key)).await.expect("a slot");
+        let first = lease.sandbox().clone();
+        lease.replied();
+        // Asked for at once: waits for the snapshot's end, and is served in any case.
+        let lease = soon(node.acquire(&key)).await.expect("a slot");
+        let goes_on = at < 2;
+        assert_eq!(*lease.sandbox() == first, goes_on, "{fault}");
+        lease.replied();
+        soon(node.evict(&key)).await.expect("known");
+        // Not tried again before the back-off has passed.
+        assert_eq!(invoke(&node, &key).await.0.kind, Boot);
+    }
+    assert!(node.snapshots().list().is_empty());
+    assert!(files(&scene).is_empty(), "{:?}", files(&scene));
+    let text = node.metrics();
+    for line in ["outcome=\"failed\"} 2", "outcome=\"lost\"} 2"] {
+        let line = format!("vhive_snapshot_taken_total{{runtime=\"sim\",{line}");
+        assert!(text.contains(&line), "no {line} in\n{text}");
+    }
+}
+
+#[tokio::test]
+async fn snapshots_survive_a_restart_and_half_made_ones_do_not() {
+    let scene = Scene::new();
+    let node = scene.node().await;
+    let key = register(&node, "one", reap);
+    assert_eq!(kinds(&node, &key, 2).await, [Boot, Record]);
+    let place = only(&node).path;
+    soon(node.shutdown(Deadline::after(PATIENCE))).await.expect("clean");
+    drop(node);
+    // What a killed node leaves: a draft, a half-deleted one, a half-read one, a half-written
+    // working set.
+    let root = scene.config.state_dir.join("snapshots");
+    let beside = place.parent().expect("a parent").join("draft-0123456789abcdef");
+    for dir in [beside.clone(), root.join("removed-x"), root.join("import-x")] {
+        fs::create_dir(&dir).expect("made");
+        fs::write(dir.join("memory"), b"half").expect("written");
+    }
+    fs::write(place.join("working-set.draft"), b"half").expect("written");
+    fs::write(root.join("notes"), b"mine").expect("written");
+    let node = scene.node().await;
+    let left = files(&scene);
+    let names: Vec<_> = left.iter().filter_map(|path| path.file_name()?.to_str()).collect();
+    assert!(names.contains(&"notes") && names.contains(&"working-set.1"), "{names:?}");
+    assert_eq!(names.len(), 7, "{names:?}");
+    let mode =
+        std::os::unix::fs::PermissionsExt::mode(&fs::metadata(&root).expect("there").permissions());
+    assert_eq!(mode & 0o777, 0o700);
+    assert!(!only(&node).verified);
+    let key = register(&node, "one", reap);
+    // The snapshot is read in the background, or by the start itself.
+    assert_eq!(kinds(&node, &key, 1).await, [Reap]);
+    assert!(only(&node).verified);
+}
+
+#[tokio::test]
+async fn damage_is_noticed_retired_and_the_request_answered_by_a_boot() {
+    type Damage = fn(&Path);
+    let flip: Damage = |path| {
+        let mut bytes = fs::read(path).expect("read");
+        // In a manifest some bits would not matter.
+        let at = if path.ends_with("manifest.json") { 0 } else { bytes.len() / 2 };
+        bytes[at] ^= 1;
+        fs::write(path, bytes).expect("written");
+    };
+    let truncate: Damage = |path| {
+        let length = fs::metadata(path).expect("there").len();
+        let file = fs::File::options().write(true).open(path).expect("opened");
+        file.set_len(length / 2).expect("cut");
+    };
+    let remove: Damage = |path| fs::remove_file(path).expect("removed");
+    for (how, damage) in [("flip", flip), ("truncate", truncate), ("remove", remove)] {
+        for name in ["manifest.json", "vmstate", "memory", "working-set.1"] {
+            for restart in [true, false] {
+                let scene = Scene::new();
+                let mut node = scene.node().await;
+                let key = register(&node, "one", reap);
+                assert_eq!(kinds(&node, &key, 2).await, [Boot, Record]);
+                let path = only(&node).path.join(name);
+                if restart {
+                    soon(node.shutdown(Deadline::after(PATIENCE))).await.expect("clean");
+                    damage(&path);
+                    node = scene.node().await;
+                    register(&node, "one", reap);
+                } else {
+                    damage(&path);
+                }
+                let case = format!("{how} {name}, restart {restart}");
+                let (report, _) = invoke(&node, &key).await;
+                let unnoticed = how == "flip" && name != "working-set.1" && !restart;
+                if unnoticed && name != "manifest.json" {
+                    // A bit that flips under a running node is found by the next one.
+                    assert_eq!(report.kind, Reap, "{case}");
+                    continue;
+                }
+                let gone = restart && how == "remove" && name == "working-set.1";
+                let wanted = if gone { Record } else { Boot };
+                assert_eq!(report.kind, wanted, "{case}");
+                let found_early = restart && report.fallback.is_none();
+                assert!(found_early || report.fallback.is_some(), "{case}");
+                // And from there it goes on as before.
+                let next = if name == "working-set.1" && !gone { Record } else { next(&report) };
+                assert_eq!(kinds(&node, &key, 1).await, [next], "{case}");
+            }
+        }
+    }
+}
+
+/// What follows a start whose snapshot has been made anew.
+fn next(report: &StartReport) -> StartKind {
+    if report.kind == Record { Reap } else { Record }
+}
+
+#[tokio::test]
+async fn a_snapshot_of_another_version_is_stale_and_replaced() {
+    let mut scene = Scene::new();
+    let node = scene.node().await;
+    let key = register(&node, "one", reap);
+    assert_eq!(kinds(&node, &key, 2).await, [Boot, Record]);
+    soon(node.shutdown(Deadline::after(PATIENCE))).await.expect("clean");
+    scene.sim.snapshot.version = "2".to_owned();
+    let node = scene.node().await;
+    let key = register(&node, "one", |r| {
+        reap(r);
+        env(r, "VHIVE_SIM_FAULT", "");
+    });
+    assert_ne!(key.name, "", "registered");
+    // Another environment is another revision's digest: nothing is shared.
+    assert_eq!(kinds(&node, &key, 1).await, [Boot]);
+    let same = register(&node, "one", reap);
+    let lease = soon(node.acquire(&same)).await.expect("a slot");
+    let report = lease.start().expect("cold").clone();
+    let why = report.fallback.expect("it says why");
+    assert_eq!(report.kind, Boot);
+    assert!(why.contains("platform.version is 1, wanted 2"), "{why}");
+    let stale = node.snapshots().list().into_iter().find_map(|info| info.stale).expect("listed");
+    assert_eq!((stale.field.as_str(), stale.has.as_str()), ("platform.version", "1"));
+    lease.replied();
+    soon(node.evict(&same)).await.expect("known");
+    assert!(node.snapshots().list().iter().all(|info| info.stale.is_none()), "replaced");
+    assert_eq!(kinds(&node, &same, 2).await, [Record, Reap]);
+}
+
+#[tokio::test]
+async fn a_snapshot_may_be_removed_while_it_is_used() {
+    let mut scene = Scene::new();
+    scene.sim.snapshot.restore_record = vhive_api::Span(std::time::Duration::from_millis(50));
+    let node = scene.node().await;
+    let key = register(&node, "one", reap);
+    assert_eq!(kinds(&node, &key, 1).await, [Boot]);
+    let info = only(&node);
+    let starting = tokio::spawn({
+        let (node, key) = (node.clone(), key.clone());
+        async move { node.acquire(&key).await }
+    });
+    wait_for(|| only(&node).held, |held| *held).await;
+    assert!(node.snapshots().remove(&info.id()).expect("removed"));
+    assert!(node.snapshots().list().is_empty() && info.path.exists(), "its files stay");
+    let lease = soon(starting).await.expect("no panic").expect("a slot");
+    assert_eq!(lease.start().expect("cold").kind, Record);
+    // It still records, for nobody; then the files go.
+    lease.replied();
+    wait_for(|| files(&scene).len(), |left| *left == 0).await;
+    assert!(!node.snapshots().remove(&info.id()).expect("nothing to do"));
+    soon(node.evict(&key)).await.expect("known");
+    assert_eq!(kinds(&node, &key, 2).await, [Boot, Record]);
+}
+
+#[tokio::test]
+async fn many_clones_of_one_snapshot_at_once() {
+    let scene = Scene::new();
+    let node = scene.node().await;
+    let key = register(&node, "one", reap);
+    assert_eq!(kinds(&node, &key, 2).await, [Boot, Record]);
+    let leases = (0..50).map(|_| {
+        let (node, key) = (node.clone(), key.clone());
+        tokio::spawn(async move { node.acquire(&key).await })
+    });
+    let mut held = Vec::new();
+    for lease in leases.collect::<Vec<_>>() {
+        held.push(soon(lease).await.expect("no panic").expect("a slot"));
+    }
+    assert!(held.iter().all(|lease| lease.start().expect("cold").kind == Reap));
+    assert_eq!(only(&node).clones, 50);
+    held.into_iter().for_each(vhive_node::Lease::replied);
+    soon(node.evict(&key)).await.expect("known");
+    assert_eq!(only(&node).clones, 0);
+}
+
+#[tokio::test]
+async fn of_two_snapshots_at_once_one_wins() {
+    let mut scene = Scene::new();
+    scene.sim.snapshot.checkpoint = vhive_api::Span(std::time::Duration::from_millis(30));
+    let node = scene.node().await;
+    // Namespaces do not enter the digest: both may use either's snapshot.
+    let keys = ["here", "there"].map(|namespace| {
+        register(&node, "same", |r| {
+            reap(r);
+            r.key.namespace = namespace.to_owned();
+        })
+    });
+    let leases = [soon(node.acquire(&keys[0])).await, soon(node.acquire(&keys[1])).await];
+    for lease in leases {
+        let lease = lease.expect("a slot");
+        assert_eq!(lease.start().expect("cold").kind, Boot);
+        lease.replied();
+    }
+    for key in &keys {
+        soon(node.evict(key)).await.expect("known");
+    }
+    wait_for(|| node.snapshots().list().len(), |count| *count == 1).await;
+    let text = node.metrics();
+    for line in ["outcome=\"taken\"} 1", "outcome=\"dropped\"} 1"] {
+        let line = format!("vhive_snapshot_taken_total{{runtime=\"sim\",{line}");
+        assert!(text.contains(&line), "no {line} in\n{text}");
+    }
+    assert_eq!(kinds(&node, &keys[0], 1).await, [Record]);
+    assert_eq!(kinds(&node, &keys[1], 1).await, [Reap]);
+}
+
+#[tokio::test]
+async fn one_can_be_made_ahead_of_the_first_request() {
+    let scene = Scene::new();
+    let node = scene.node().await;
+    let key = register(&node, "ahead", reap);
+    let (made, new) = soon(node.create_snapshot(&key)).await.expect("made");
+    assert!(new && made.working_sets.is_empty());
+    wait_for(|| node.counts(&key).unwrap().ready, |ready| *ready == 0).await;
+    let (same, new) = soon(node.create_snapshot(&key)).await.expect("there");
+    assert!(!new && same.taken == made.taken);
+    assert_eq!(kinds(&node, &key, 2).await, [Record, Reap]);
+
+    let bad = register(&node, "bad", |r| env(r, "VHIVE_SIM_FAULT", "fail:boot"));
+    let failed = soon(node.create_snapshot(&bad)).await;
+    assert!(matches!(failed, Err(CreateError::Instance(AcquireError::StartFailed(_)))));
+    let broken = register(&node, "broken", |r| env(r, "VHIVE_SIM_FAULT", "fail:checkpoint"));
+    let failed = soon(node.create_snapshot(&broken)).await;
+    assert!(matches!(failed, Err(CreateError::Take(TakeError::Checkpoint(_)))), "{failed:?}");
+    assert_eq!(node.snapshots().list().len(), 1);
+}
+
+#[tokio::test]
+async fn a_snapshot_travels_as_an_archive_and_hostile_ones_do_not() {
+    let (here, there) = (Scene::new(), Scene::new());
+    let (node, other) = (here.node().await, there.node().await);
+    let key = register(&node, "one", |r| {
+        reap(r);
+        r.memory = vhive_api::Bytes::mib(8);
+    });
+    assert_eq!(kinds(&node, &key, 2).await, [Boot, Record]);
+    let info = only(&node);
+    let mut archive = Vec::new();
+    node.snapshots().export(&info.id(), &mut archive).expect("written");
+    assert!(archive.len() < 1 << 17, "holes are not written: {}", archive.len());
+    let taken = other.snapshots().import(&archive[..]).expect("read");
+    assert!(taken.allocated.0 < 1 << 17, "holes stay holes: {}", taken.allocated);
+    assert_eq!((taken.digest, taken.working_sets.clone()), (info.digest, vec![1]));
+    let key = register(&other, "one", |r| {
+        reap(r);
+        r.memory = vhive_api::Bytes::mib(8);
+    });
+    assert_eq!(kinds(&other, &key, 1).await, [Reap]);
+    let again = other.snapshots().import(&archive[..]);
+    assert!(matches!(again, Err(ImportError::Exists(id)) if id == info.id()), "{again:?}");
+
+    assert!(other.snapshots().remove(&info.id()).expect("removed"));
+    let before = files(&there);
+    for (name, archive) in hostile(&archive) {
+        let refused = other.snapshots().import(&archive[..]);
+        assert!(refused.is_err(), "{name} was taken in");
+        assert_eq!(files(&there), before, "{name} left something");
+    }
+    assert!(!there.path().join("escaped").exists());
+}
+
+/// Names and contents of an archive's files.
+type Parts = Vec<(String, Vec<u8>)>;
+
+/// Archives that must not be taken in.
+fn hostile(good: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
+    let parts = || {
+        let mut archive = tar::Archive::new(good);
+        let entries = archive.entries().expect("an archive").map(|entry| {
+            let mut entry = entry.expect("an entry");
+            let name = entry.path().expect("a name").to_string_lossy().into_owned();
+            let mut bytes = Vec::new();
+            std::io::Read::read_to_end(&mut entry, &mut bytes).expect("read");
+            (name, bytes)
+        });
+        entries.collect::<Vec<_>>()
+    };
+    let packed = |parts: &[(String, Vec<u8>)]| {
+        let mut archive = tar::Builder::new(Vec::new());
+        for (name, bytes) in parts {
+            let mut header = tar::Header::new_gnu();
+            header.set_size(bytes.len() as u64);
+            // Names are put in as they are, however bad.
+            header.as_old_mut().name[..name.len()].copy_from_slice(name.as_bytes());
+            header.set_mode(0o600);
+            header.set_cksum();
+            archive.append(&header, &bytes[..]).expect("written");
+        }
+        archive.into_inner().expect("written")
+    };
+    let with = |change: &dyn Fn(&mut Parts)| {
+        let mut parts = parts();
+        change(&mut parts);
+        packed(&parts)
+    };
+    let link = {
+        let mut archive = tar::Builder::new(Vec::new());
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(tar::EntryType::Symlink);
+        header.set_size(0);
+        archive.append_link(&mut header, "manifest.json", "/etc/passwd").expect("written");
+        archive.into_inner().expect("written")
+    };
+    let memory = |parts: &mut Parts| {
+        parts.iter().position(|(name, _)| name == "memory").expect("a memory")
+    };
+    vec![
+        ("nothing", Vec::new()),
+        ("noise", vec![0x5A; 4096]),
+        ("half of it", good[..good.len() / 2].to_vec()),
+        ("no manifest", with(&|parts| drop(parts.remove(0)))),
+        ("manifest last", with(&|parts| parts.rotate_left(1))),
+        ("a path", with(&|parts| parts.push(("../../escaped".to_owned(), vec![1])))),
+        ("an absolute path", with(&|parts| parts.push(("/tmp/escaped".to_owned(), vec![1])))),
+        ("one too many", with(&|parts| parts.push(("extra".to_owned(), vec![1])))),
+        ("a name twice", with(&|parts| parts.push(parts[1].clone()))),
+        ("a tombstone", with(&|parts| parts.push(("removed".to_owned(), vec![1])))),
+        (
+            "a flipped bit",
+            with(&|parts| {
+                let at = memory(parts);
+                parts[at].1[100] ^= 1;
+            }),
+        ),
+        (
+            "a missing file",
+            with(&|parts| {
+                let at = memory(parts);
+                parts.remove(at);
+            }),
+        ),
+        (
+            "a longer file",
+            with(&|parts| {
+                let at = memory(parts);
+                parts[at].1.push(0);
+            }),
+        ),
+        ("a link", link),
+    ]
+}
+
+#[tokio::test]
+async fn the_least_used_go_when_there_are_too_many() {
+    let mut scene = Scene::new();
+    let node = scene.node().await;
+    for name in ["first", "second", "third"] {
+        let key = register(&node, name, |r| r.snapshot = SnapshotPolicy::Vanilla);
+        assert_eq!(kinds(&node, &key, 1).await, [Boot]);
+    }
+    let first = register(&node, "first", |r| r.snapshot = SnapshotPolicy::Vanilla);
+    assert_eq!(kinds(&node, &first, 1).await, [Snapshot], "used again");
+    let each = node.snapshots().list()[0].allocated;
+    soon(node.shutdown(Deadline::after(PATIENCE))).await.expect("clean");
+    scene.config.snapshots.max_bytes = vhive_api::Bytes(each.0 * 2);
+    let node = scene.node().await;
+    let left = |node: &Node| {
+        let mut names: Vec<String> =
+            node.snapshots().list().into_iter().map(|info| info.revision.name).collect();
+        names.sort();
+        names
+    };
+    assert_eq!(left(&node), ["first", "third"]);
+    let key = register(&node, "fourth", |r| r.snapshot = SnapshotPolicy::Vanilla);
+    assert_eq!(kinds(&node, &key, 2).await, [Boot, Snapshot]);
+    assert_eq!(left(&node), ["first", "fourth"]);
+    assert!(node.snapshots().collect().left.0 <= each.0 * 2);
+    // One that alone is too large is not kept.
+    soon(node.shutdown(Deadline::after(PATIENCE))).await.expect("clean");
+    scene.config.snapshots.max_bytes = vhive_api::Bytes(1);
+    let node = scene.node().await;
+    let key = register(&node, "fifth", |r| r.snapshot = SnapshotPolicy::Vanilla);
+    assert_eq!(kinds(&node, &key, 2).await, [Boot, Boot]);
+    assert!(node.snapshots().list().is_empty() && files(&scene).is_empty());
+}
+
+#[tokio::test]
+async fn a_full_disk_keeps_what_was_there_and_serves() {
+    const TEST: &str = "a_full_disk_keeps_what_was_there_and_serves";
+    let mut scene = Scene::new();
+    let disk = scene.path().join("disk");
+    fs::create_dir(&disk).expect("made");
+    let mounted = std::process::Command::new("mount")
+        .args(["-t", "tmpfs", "-o", "size=256k", "tmpfs"])
+        .arg(&disk)
+        .status();
+    if !mounted.is_ok_and(|status| status.success()) {
+        println!("SKIP {TEST}: mounting a tmpfs");
+        return;
+    }
+    let _mounted = Mounted(disk.clone());
+    scene.config.state_dir = disk.join("state");
+    scene.config.records.write = false;
+    let node = scene.node().await;
+    let key = register(&node, "fits", reap);
+    assert_eq!(kinds(&node, &key, 2).await, [Boot, Record]);
+    let before = files(&scene);
+    let filler = disk.join("filler");
+    let full = fs::write(&filler, vec![1; 512 << 10]).expect_err("it is full");
+    assert_eq!(full.kind(), std::io::ErrorKind::StorageFull);
+    let late = register(&node, "late", reap);
+    assert_eq!(kinds(&node, &late, 2).await, [Boot, Boot]);
+    assert_eq!(files(&scene), before);
+    assert_eq!(kinds(&node, &key, 1).await, [Reap], "what was there is still used");
+    fs::remove_file(&filler).expect("removed");
+    soon(node.shutdown(Deadline::after(PATIENCE))).await.expect("clean");
+}
+
+struct Mounted(PathBuf);
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        drop(std::process::Command::new("umount").arg("-l").arg(&self.0).status());
+    }
+}
+
+#[tokio::test]
+async fn the_door_is_told_before_a_snapshot_is_taken_and_only_then() {
+    let scene = Scene::new();
+    let node = scene.node().await;
+    let told: Arc<Mutex<Vec<String>>> = Arc::default();
+    let calls = Arc::new(AtomicUsize::new(0));
+    let (into, counts) = (Arc::clone(&told), Arc::clone(&calls));
+    node.on_quiesce(move |revision, sandbox| {
+        counts.fetch_add(1, Ordering::SeqCst);
+        into.lock().expect("sound").push(format!("{revision} {sandbox}"));
+    });
+    let key = register(&node, "one", reap);
+    let lease = soon(node.acquire(&key)).await.expect("a slot");
+    let wanted = format!("{key} {}", lease.sandbox());
+    // Given back without a reply: not yet.
+    drop(lease);
+    assert_eq!(calls.load(Ordering::SeqCst), 0);
+    soon(node.acquire(&key)).await.expect("a slot").replied();
+    soon(node.evict(&key)).await.expect("known");
+    assert_eq!(*told.lock().expect("sound"), [wanted]);
+    assert_eq!(kinds(&node, &key, 2).await, [Record, Reap]);
+    assert_eq!(calls.load(Ordering::SeqCst), 1);
+}

@@ -1,0 +1,490 @@
+//! Reading working sets and installing them, many at a time, with few threads.
+//!
+//! All threads do the same: install a chunk that has landed, if fewer than `copiers` do so, else read a
+//! chunk, if fewer than `readers` do so, else sleep. So up to `readers` chunks are in flight, and a chunk is
+//! mostly installed by the thread that read it, without another being woken.
+
+mod plan;
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::Instant;
+
+use vhive_api::Digest;
+
+use crate::pages::{PageNumber, PageSet};
+use crate::policy::PrefetchPolicy;
+use crate::sys::{Buffer, Mapping};
+use crate::vm::{Put, Vm, lock};
+use crate::working_set::{CHUNK_BYTES, WorkingSet, WorkingSetError, open_direct, read_up_to};
+use plan::Plan;
+
+/// What has been installed of one working set.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct InstalledSoFar {
+    pub(crate) pages: u64,
+    pub(crate) zero_pages: u64,
+    pub(crate) bytes: u64,
+    pub(crate) at: Option<Instant>,
+}
+
+#[derive(Default)]
+struct State {
+    installed: InstalledSoFar,
+    first_chunk: bool,
+    finished: bool,
+    error: Option<Arc<WorkingSetError>>,
+    pages: Option<PageSet>,
+}
+
+/// How far one prefetch is; shared between the loader, the session and who serves its faults.
+#[derive(Default)]
+pub(crate) struct Progress {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+impl Progress {
+    pub(crate) fn installed(&self) -> InstalledSoFar {
+        lock(&self.state).installed
+    }
+
+    pub(crate) fn error(&self) -> Option<Arc<WorkingSetError>> {
+        lock(&self.state).error.clone()
+    }
+
+    /// Whether prefetching holds this page and has not finished. Before the working set is understood it may
+    /// hold any.
+    pub(crate) fn will_bring(&self, page: PageNumber) -> bool {
+        let state = lock(&self.state);
+        !state.finished && state.pages.as_ref().is_none_or(|pages| pages.holds(page))
+    }
+
+    /// Waits until the first chunk (or everything) is in place, or nothing more will come. False at the deadline.
+    pub(crate) fn wait(&self, for_everything: bool, deadline: Instant) -> bool {
+        let mut state = lock(&self.state);
+        loop {
+            if state.finished || (state.first_chunk && !for_everything) {
+                return true;
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            let waited = self.changed.wait_timeout(state, left);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    fn finish(&self, error: Option<WorkingSetError>) {
+        let mut state = lock(&self.state);
+        if !state.finished {
+            state.finished = true;
+            state.error = error.map(Arc::new);
+            if state.error.is_none() {
+                state.installed.at = Some(Instant::now());
+            }
+        }
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    fn chunk_done(&self, index: usize, done: InstalledSoFar) {
+        let mut state = lock(&self.state);
+        state.installed.pages += done.pages;
+        state.installed.zero_pages += done.zero_pages;
+        state.installed.bytes += done.bytes;
+        state.first_chunk |= index == 0;
+        drop(state);
+        if index == 0 {
+            self.changed.notify_all();
+        }
+    }
+}
+
+/// What is to be prefetched.
+pub(crate) struct Order {
+    pub(crate) path: PathBuf,
+    pub(crate) memory: Digest,
+    pub(crate) memory_pages: u32,
+    pub(crate) policy: PrefetchPolicy,
+}
+
+/// How much is done at a time.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    pub(crate) readers: usize,
+    pub(crate) copiers: usize,
+    pub(crate) buffers: usize,
+}
+
+type LoadId = u64;
+
+struct Load {
+    id: LoadId,
+    order: Arc<Order>,
+    progress: Arc<Progress>,
+    vm: Option<Arc<Vm>>,
+    is_opening: bool,
+    plan: Option<Arc<Plan>>,
+    next_read: usize,
+    landed: VecDeque<Chunk>,
+    unfinished: usize,
+}
+
+struct Chunk {
+    index: usize,
+    bytes: Staged,
+}
+
+enum Staged {
+    Pooled(Buffer),
+    /// As published: memory that nobody has touched yet.
+    Fresh(Mapping),
+}
+
+impl Staged {
+    fn as_mut(&mut self) -> &mut [u8] {
+        match self {
+            Self::Pooled(buffer) => buffer,
+            Self::Fresh(mapping) => mapping,
+        }
+    }
+}
+
+enum Task {
+    Open(LoadId, Arc<Order>, Buffer),
+    Read(LoadId, Arc<Plan>, usize, Option<Buffer>),
+    Install(LoadId, Arc<Plan>, Chunk, Arc<Vm>),
+}
+
+impl Task {
+    const fn load(&self) -> LoadId {
+        match self {
+            Self::Open(id, ..) | Self::Read(id, ..) | Self::Install(id, ..) => *id,
+        }
+    }
+
+    const fn installs(&self) -> bool {
+        matches!(self, Self::Install(..))
+    }
+}
+
+enum Done {
+    Opened(Arc<Plan>),
+    Landed(Chunk),
+    Installed(usize, InstalledSoFar),
+    /// The process is gone: nobody waits for the rest.
+    Gone,
+}
+
+struct Board {
+    loads: Vec<Load>,
+    free: Vec<Buffer>,
+    limits: Limits,
+    reading: usize,
+    installing: usize,
+    next_id: LoadId,
+    is_stopping: bool,
+}
+
+/// The loads and the threads' meeting place.
+pub(crate) struct Desk {
+    board: Mutex<Board>,
+    work: Condvar,
+}
+
+/// Owns the threads.
+pub(crate) struct Loader {
+    desk: Arc<Desk>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Loader {
+    pub(crate) fn start(limits: Limits) -> io::Result<Self> {
+        let pool = Mapping::resident(limits.buffers * CHUNK_BYTES)?;
+        let board = Board {
+            loads: Vec::new(),
+            free: pool.split(CHUNK_BYTES),
+            limits,
+            reading: 0,
+            installing: 0,
+            next_id: 0,
+            is_stopping: false,
+        };
+        let desk = Arc::new(Desk { board: Mutex::new(board), work: Condvar::new() });
+        let mut loader = Self { desk: Arc::clone(&desk), threads: Vec::new() };
+        for number in 0..limits.readers + limits.copiers {
+            let desk = Arc::clone(&desk);
+            let thread = thread::Builder::new().name(format!("pager-load-{number}"));
+            loader.threads.push(thread.spawn(move || desk.work())?);
+        }
+        Ok(loader)
+    }
+
+    pub(crate) fn desk(&self) -> &Arc<Desk> {
+        &self.desk
+    }
+}
+
+impl Drop for Loader {
+    fn drop(&mut self) {
+        let abandoned = {
+            let mut board = lock(&self.desk.board);
+            board.is_stopping = true;
+            std::mem::take(&mut board.loads)
+        };
+        for load in abandoned {
+            load.progress.finish(None);
+        }
+        self.desk.work.notify_all();
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Desk {
+    /// Begins to read a working set.
+    pub(crate) fn submit(&self, order: Order) -> (LoadId, Arc<Progress>) {
+        let progress = Arc::new(Progress::default());
+        let mut board = lock(&self.board);
+        let id = board.next_id;
+        board.next_id += 1;
+        if board.is_stopping {
+            progress.finish(None);
+            return (id, progress);
+        }
+        board.loads.push(Load {
+            id,
+            order: Arc::new(order),
+            progress: Arc::clone(&progress),
+            vm: None,
+            is_opening: false,
+            plan: None,
+            next_read: 0,
+            landed: VecDeque::new(),
+            unfinished: 0,
+        });
+        drop(board);
+        self.work.notify_one();
+        (id, progress)
+    }
+
+    /// From now on what lands is installed.
+    pub(crate) fn attach(&self, id: LoadId, vm: &Arc<Vm>) {
+        if let Some(load) = lock(&self.board).load(id) {
+            load.vm = Some(Arc::clone(vm));
+        }
+        self.work.notify_one();
+    }
+
+    /// Nothing more is read or installed for it, but for what is under way.
+    pub(crate) fn cancel(&self, id: LoadId) {
+        lock(&self.board).end(id, None);
+        self.work.notify_one();
+    }
+
+    fn work(&self) {
+        let mut board = lock(&self.board);
+        loop {
+            if board.is_stopping {
+                return;
+            }
+            let Some(task) = board.next_task() else {
+                board = self.work.wait(board).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            };
+            drop(board);
+            // There may be more to do; whoever wakes for nothing sleeps again.
+            self.work.notify_one();
+            let (id, installs) = (task.load(), task.installs());
+            let mut freed = Vec::new();
+            let attempt = catch_unwind(AssertUnwindSafe(|| perform(task, &mut freed)));
+            let outcome =
+                attempt.unwrap_or(Err(WorkingSetError::Malformed("reading it broke off")));
+            board = lock(&self.board);
+            if installs {
+                board.installing -= 1;
+            } else {
+                board.reading -= 1;
+            }
+            board.free.append(&mut freed);
+            board.settle(id, outcome);
+        }
+    }
+}
+
+impl Board {
+    fn load(&mut self, id: LoadId) -> Option<&mut Load> {
+        self.loads.iter_mut().find(|load| load.id == id)
+    }
+
+    fn next_task(&mut self) -> Option<Task> {
+        if self.installing < self.limits.copiers {
+            for load in &mut self.loads {
+                let (Some(vm), Some(plan)) = (&load.vm, &load.plan) else { continue };
+                if let Some(chunk) = load.landed.pop_front() {
+                    self.installing += 1;
+                    return Some(Task::Install(load.id, Arc::clone(plan), chunk, Arc::clone(vm)));
+                }
+            }
+        }
+        if self.reading >= self.limits.readers {
+            return None;
+        }
+        // Guests that do not wait yet leave buffers for those that do.
+        let reserve = self.limits.readers + self.limits.copiers;
+        for load in &mut self.loads {
+            let may_take = if load.vm.is_some() { 0 } else { reserve };
+            let has_buffer = self.free.len() > may_take;
+            let Some(plan) = &load.plan else {
+                if !load.is_opening && has_buffer {
+                    load.is_opening = true;
+                    self.reading += 1;
+                    let buffer = self.free.pop()?;
+                    return Some(Task::Open(load.id, Arc::clone(&load.order), buffer));
+                }
+                continue;
+            };
+            let overlaps = load.order.policy.overlaps();
+            if load.next_read < plan.chunks.len() && (has_buffer || !overlaps) {
+                let buffer = if overlaps { Some(self.free.pop()?) } else { None };
+                self.reading += 1;
+                load.next_read += 1;
+                return Some(Task::Read(load.id, Arc::clone(plan), load.next_read - 1, buffer));
+            }
+        }
+        None
+    }
+
+    fn settle(&mut self, id: LoadId, outcome: Result<Done, WorkingSetError>) {
+        let Some(load) = self.load(id) else {
+            // Cancelled meanwhile.
+            if let Ok(Done::Landed(Chunk { bytes: Staged::Pooled(buffer), .. })) = outcome {
+                self.free.push(buffer);
+            }
+            return;
+        };
+        match outcome {
+            Ok(Done::Opened(plan)) => {
+                load.unfinished = plan.chunks.len();
+                lock(&load.progress.state).pages = Some(plan.pages.clone());
+                load.plan = Some(plan);
+            }
+            Ok(Done::Landed(chunk)) => load.landed.push_back(chunk),
+            Ok(Done::Installed(index, done)) => {
+                load.unfinished -= 1;
+                load.progress.chunk_done(index, done);
+            }
+            Ok(Done::Gone) => return self.end(id, None),
+            Err(error) => return self.end(id, Some(error)),
+        }
+        if load.plan.is_some() && load.unfinished == 0 {
+            self.end(id, None);
+        }
+    }
+
+    fn end(&mut self, id: LoadId, error: Option<WorkingSetError>) {
+        let Some(at) = self.loads.iter().position(|load| load.id == id) else { return };
+        let load = self.loads.remove(at);
+        for chunk in load.landed {
+            if let Staged::Pooled(buffer) = chunk.bytes {
+                self.free.push(buffer);
+            }
+        }
+        load.progress.finish(error);
+    }
+}
+
+fn perform(task: Task, freed: &mut Vec<Buffer>) -> Result<Done, WorkingSetError> {
+    match task {
+        Task::Open(_, order, mut buffer) => {
+            let plan = open(&order, &mut buffer);
+            freed.push(buffer);
+            Ok(Done::Opened(Arc::new(plan?)))
+        }
+        Task::Read(_, plan, index, buffer) => {
+            let chunk = &plan.chunks[index];
+            let mut bytes = match buffer {
+                Some(buffer) => Staged::Pooled(buffer),
+                None => Staged::Fresh(
+                    Mapping::reserve(chunk.bytes.max(1))
+                        .map_err(|errno| WorkingSetError::Read(errno.into()))?,
+                ),
+            };
+            let target = &mut bytes.as_mut()[..chunk.bytes];
+            match read_up_to(&plan.file, target, chunk.offset) {
+                Ok(count) if count == chunk.bytes => Ok(Done::Landed(Chunk { index, bytes })),
+                other => {
+                    if let Staged::Pooled(buffer) = bytes {
+                        freed.push(buffer);
+                    }
+                    let found = chunk.offset + other.map_err(WorkingSetError::Read)? as u64;
+                    let expected = chunk.offset + chunk.bytes as u64;
+                    Err(WorkingSetError::Length { expected, found })
+                }
+            }
+        }
+        Task::Install(_, plan, mut chunk, vm) => {
+            let outcome = install(&plan, chunk.index, chunk.bytes.as_mut(), &vm);
+            if let Staged::Pooled(buffer) = chunk.bytes {
+                freed.push(buffer);
+            }
+            outcome
+        }
+    }
+}
+
+fn open(order: &Order, buffer: &mut [u8]) -> Result<Plan, WorkingSetError> {
+    let file = open_direct(&order.path).map_err(WorkingSetError::Read)?;
+    let set = WorkingSet::read(&file, buffer)?;
+    set.belongs_to(order.memory)?;
+    if set.memory_pages != order.memory_pages {
+        return Err(WorkingSetError::Malformed("it is of a memory of another size"));
+    }
+    Ok(Plan::new(set, file, order.policy.overlaps()))
+}
+
+fn install(plan: &Plan, index: usize, bytes: &[u8], vm: &Vm) -> Result<Done, WorkingSetError> {
+    let chunk = &plan.chunks[index];
+    let bytes = &bytes[..chunk.bytes];
+    for (number, part) in (chunk.first_checksum..).zip(bytes.chunks(CHUNK_BYTES)) {
+        plan.set.check_chunk(number, part)?;
+    }
+    let mut done = InstalledSoFar { bytes: chunk.bytes as u64, ..InstalledSoFar::default() };
+    for piece in &chunk.pieces {
+        let content = piece.source.map(|at| &bytes[at..at + piece.run.bytes()]);
+        match vm.prefetch(piece.run, content) {
+            Put::Gone => return Ok(Done::Gone),
+            Put::Pages(pages) => {
+                done.pages += u64::from(pages);
+                done.zero_pages += if content.is_none() { u64::from(pages) } else { 0 };
+            }
+        }
+    }
+    Ok(Done::Installed(index, done))
+}
+
+impl fmt::Debug for Desk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Desk").finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Loader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Loader").finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Progress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Progress").finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,392 @@
+//! The pager with guests that are no VMs: child processes that map memory, hand it over as Firecracker
+//! does, and touch it in any order. Their memory must be the file, byte for byte.
+
+#![expect(
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "tests fail by panicking, and tell why they skip"
+)]
+
+mod guest;
+mod host;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use libtest_mimic::{Arguments, Failed, Trial};
+use vhive_pager::{
+    AttachError, FaultTrace, Mode, Pager, PagerConfig, PrefetchPolicy, PrepareError, ServeError,
+    WorkingSet, WorkingSetError, working_set,
+};
+
+use guest::{Answer, Command};
+use host::{Guest, Memory, Random, serve, soon};
+
+const SEEDS: u64 = 12;
+
+const TESTS: &[(&str, fn())] = &[
+    ("lazy_memory_is_the_file_in_any_order_of_touches", lazy_memory_is_the_file),
+    ("what_was_recorded_is_prefetched_and_leaves_no_fault", no_fault_is_left),
+    ("memory_is_the_file_while_prefetch_and_touches_race", races),
+    ("what_the_guest_wrote_stays_written", writes_stay),
+    ("what_was_given_back_reads_as_zeros", given_back_is_zero),
+    ("a_working_set_from_the_page_cache_is_prefetched", page_cache),
+    ("a_damaged_working_set_is_named_and_does_no_harm", damaged_working_set),
+    ("a_memory_file_that_shrank_kills_the_guest", shrunk_memory),
+    ("a_pager_that_stops_kills_its_guests", stopped_pager),
+    ("a_guest_that_dies_harms_nobody", dead_guest),
+    ("many_guests_share_few_threads", many_guests),
+    ("a_guest_that_does_not_fit_is_refused_and_killed", misfit),
+    ("recording_ends_and_serving_goes_on", recording_ends),
+];
+
+fn main() -> ExitCode {
+    if let Ok(layout) = std::env::var(host::GUEST) {
+        return match guest::run(&layout) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("guest: {error}");
+                ExitCode::FAILURE
+            }
+        };
+    }
+    let can = vhive_pager::sys::open_device();
+    let trial = |(name, test): &(&'static str, fn())| {
+        let (name, test) = (*name, *test);
+        let lacks = can.as_ref().err().map(|error| format!("/dev/userfaultfd: {error}"));
+        Trial::test(name, move || {
+            if let Some(lacks) = lacks {
+                println!("SKIP {name}: {lacks}");
+                return Ok(());
+            }
+            std::panic::catch_unwind(test).map_err(|_| Failed::from("see its panic above"))
+        })
+    };
+    libtest_mimic::run(&Arguments::from_args(), TESTS.iter().map(trial).collect()).exit_code()
+}
+
+fn pager() -> Pager {
+    Pager::start(&PagerConfig::default()).expect("started")
+}
+
+fn record(policy: PrefetchPolicy) -> Mode {
+    Mode::Record { policy }
+}
+
+/// Records the touches of these pages.
+fn recorded(
+    pager: &Pager,
+    memory: &Memory,
+    order: &[guest::Spot],
+    policy: PrefetchPolicy,
+) -> FaultTrace {
+    let mut served = serve(pager, memory, record(policy));
+    served.guest.touch(order, 1);
+    served.session.finish_recording().expect("recorded")
+}
+
+fn lazy_memory_is_the_file() {
+    let pager = pager();
+    for seed in 0..SEEDS {
+        let memory = Memory::new(seed);
+        let mut random = Random::new(seed);
+        let mut served = serve(&pager, &memory, Mode::Lazy);
+        served.session.may_resume(soon()).expect("at once");
+        served.guest.touch(&memory.shuffled(&mut random), 1 + random.below(4));
+        assert_eq!(served.guest.sums(), memory.sums(), "seed {seed}");
+        let stats = served.session.stats();
+        let pages = (memory.bytes.len() / 4096) as u64;
+        assert_eq!((stats.fault_pages, stats.prefetched_pages), (pages, 0));
+        assert!(stats.faults >= pages && stats.residual_faults == stats.faults);
+        assert!(stats.zero_pages > 0 && stats.wait > Duration::ZERO);
+        assert!(stats.first_fault <= stats.last_fault);
+        assert_eq!(served.deaths.try_recv().ok(), None);
+        assert!(served.session.finish_recording().is_none());
+    }
+}
+
+fn no_fault_is_left() {
+    let pager = pager();
+    for seed in 0..SEEDS {
+        for policy in
+            [PrefetchPolicy::ReapSerial, PrefetchPolicy::ReapPipelined, PrefetchPolicy::FaultAround]
+        {
+            let memory = Memory::new(seed);
+            let mut random = Random::new(seed);
+            let mut order = memory.shuffled(&mut random);
+            order.truncate(1 + random.below(order.len()));
+            let trace = recorded(&pager, &memory, &order, policy);
+            assert!(trace.pages().len() >= order.len());
+            if policy.pages_per_fault() == 1 {
+                let page_of = |(region, page): &guest::Spot| memory.layout[*region].1 + page;
+                let expected: Vec<u32> =
+                    order.iter().map(|spot| u32::try_from(page_of(spot)).expect("small")).collect();
+                assert_eq!(trace.pages(), expected, "in the order of touch");
+            }
+            let working_set = memory.publish(&trace);
+            let mode = Mode::Prefetch { working_set: working_set.clone(), policy };
+            let mut served = serve(&pager, &memory, mode);
+            served.session.may_resume(soon()).expect("in time");
+            if policy == PrefetchPolicy::ReapSerial {
+                assert!(served.session.stats().prefetch_done.is_some(), "all of it first");
+            }
+            served.session.wait_installed(soon()).expect("in time");
+            served.guest.touch(&order, 1);
+            let stats = served.session.stats();
+            let set = WorkingSet::open(&working_set).expect("valid");
+            assert_eq!((stats.faults, stats.prefetched_pages), (0, set.pages()), "{policy} {seed}");
+            assert_eq!(stats.prefetched_bytes, set.data_bytes());
+            assert_eq!(served.guest.sums(), memory.sums(), "{policy} {seed}");
+            assert!(served.session.prefetch_failure().is_none());
+        }
+    }
+}
+
+fn races() {
+    let pager = pager();
+    for seed in 0..SEEDS {
+        for policy in PrefetchPolicy::ALL {
+            let memory = Memory::new(seed);
+            let mut random = Random::new(seed);
+            let mut trace =
+                FaultTrace::below(u32::try_from(memory.bytes.len() / 4096).expect("small"));
+            for page in 0..trace.bound() {
+                if random.below(3) > 0 {
+                    trace.record(page);
+                }
+            }
+            let mode = Mode::Prefetch { working_set: memory.publish(&trace), policy };
+            let mut served = serve(&pager, &memory, mode);
+            served.guest.touch(&memory.shuffled(&mut random), 3);
+            assert_eq!(served.guest.sums(), memory.sums(), "{policy} {seed}");
+            served.session.wait_installed(soon()).expect("in time");
+            let stats = served.session.stats();
+            let pages = stats.fault_pages + stats.prefetched_pages;
+            assert_eq!(pages, memory.bytes.len() as u64 / 4096, "each page came once");
+        }
+    }
+}
+
+fn writes_stay() {
+    let pager = pager();
+    for seed in 0..SEEDS {
+        let mut memory = Memory::new(seed);
+        let mut random = Random::new(seed);
+        let order = memory.shuffled(&mut random);
+        let trace = recorded(&pager, &memory, &order, PrefetchPolicy::ReapPipelined);
+        let policy = PrefetchPolicy::ReapPipelined;
+        let mode = Mode::Prefetch { working_set: memory.publish(&trace), policy };
+        let mut served = serve(&pager, &memory, mode);
+        served.guest.tell(&Command::Write { order: order.clone(), byte: 0xa5 });
+        served.session.wait_installed(soon()).expect("in time");
+        for (region, page) in order {
+            let at = memory.layout[region].1 + page;
+            memory.bytes[at * 4096 + 1] = 0xa5;
+        }
+        assert_eq!(served.guest.sums(), memory.sums(), "{seed}");
+    }
+}
+
+fn given_back_is_zero() {
+    let pager = pager();
+    for seed in 0..SEEDS {
+        for prefetched in [false, true] {
+            let memory = Memory::new(seed);
+            let mut random = Random::new(seed);
+            let last = memory.layout[2].0;
+            let mode = if prefetched {
+                let bound = u32::try_from(memory.bytes.len() / 4096).expect("small");
+                let mut trace = FaultTrace::below(bound);
+                (0..bound).rev().for_each(|page| {
+                    trace.record(page);
+                });
+                let policy = PrefetchPolicy::ReapPipelined;
+                Mode::Prefetch { working_set: memory.publish(&trace), policy }
+            } else {
+                record(PrefetchPolicy::FaultAround)
+            };
+            let mut discards = Vec::new();
+            for _ in 0..40 {
+                let from = random.below(last);
+                discards.push((from, from + 1 + random.below(last - from).min(4)));
+            }
+            let mut expected = memory.sums();
+            for (from, to) in &discards {
+                expected[2][*from..*to].fill(0);
+            }
+            let mut served = serve(&pager, &memory, mode);
+            let touches = memory.shuffled(&mut random);
+            let answer = served.guest.tell(&Command::Churn { discards, touches, threads: 2 });
+            let Answer::NotZero(not_zero) = answer else { panic!("{answer:?}") };
+            assert_eq!(not_zero, Vec::<usize>::new(), "{seed}");
+            served.session.wait_installed(soon()).expect("in time");
+            assert_eq!(served.guest.sums(), expected, "{seed}");
+            assert!(served.session.failure().is_none());
+        }
+    }
+}
+
+fn page_cache() {
+    let memory = Memory::new(1);
+    let pager = pager();
+    let refused = pager.prepare(memory.prepared(record(PrefetchPolicy::Mincore)));
+    assert!(matches!(refused, Err(PrepareError::DoesNotRecord(PrefetchPolicy::Mincore))));
+    let trace = working_set::from_page_cache(&memory.file).expect("mapped");
+    assert_eq!(trace.pages().len(), memory.bytes.len() / 4096, "it was just written");
+    let policy = PrefetchPolicy::Mincore;
+    let mode = Mode::Prefetch { working_set: memory.publish(&trace), policy };
+    let mut served = serve(&pager, &memory, mode);
+    served.session.wait_installed(soon()).expect("in time");
+    assert_eq!(served.guest.sums(), memory.sums());
+    assert_eq!(served.session.stats().faults, 0);
+}
+
+fn damaged_working_set() {
+    let pager = pager();
+    let memory = Memory::new(3);
+    let policy = PrefetchPolicy::ReapPipelined;
+    let trace = working_set::from_page_cache(&memory.file).expect("mapped");
+    let good = memory.publish(&trace);
+    let length = std::fs::metadata(&good).expect("there").len();
+    let cut = good.with_extension("cut");
+    std::fs::copy(&good, &cut).expect("copied");
+    std::fs::File::options()
+        .write(true)
+        .open(&cut)
+        .expect("opened")
+        .set_len(length - 1)
+        .expect("cut");
+    let other = Memory::new(4);
+    let foreign = other.publish(&working_set::from_page_cache(&other.file).expect("mapped"));
+    let cases = [
+        (memory.flip(&good, 3), "not a working set"),
+        (memory.flip(&good, 20), "checksum of the working set's header"),
+        (memory.flip(&good, 130), "checksum of the working set's tables"),
+        (memory.flip(&good, 8192), "checksum of the working set's chunk 0"),
+        (memory.flip(&good, length - 1), "checksum of the working set's chunk"),
+        (cut, "bytes instead of"),
+        (foreign, "belongs to memory"),
+        (good.with_extension("absent"), "cannot read the working set"),
+    ];
+    for (path, expected) in cases {
+        for policy in [policy, PrefetchPolicy::ReapSerial] {
+            let mode = Mode::Prefetch { working_set: path.clone(), policy };
+            let mut served = serve(&pager, &memory, mode);
+            served.session.may_resume(soon()).expect("it does without");
+            served.session.wait_installed(soon()).expect("it does without");
+            let failure = served.session.prefetch_failure().expect(expected);
+            let is_named = failure.to_string().contains(expected);
+            assert!(is_named, "{failure} instead of {expected}");
+            assert_eq!(served.guest.sums(), memory.sums(), "{expected}");
+            assert_eq!(served.deaths.try_recv().ok(), None);
+        }
+    }
+    let chunk = memory.flip(&good, length - 1);
+    let set = WorkingSet::open(&chunk).expect("its head is good");
+    let verified = set.verify(&std::fs::File::open(&chunk).expect("opened"));
+    assert!(matches!(verified, Err(WorkingSetError::Checksum(_))));
+}
+
+fn shrunk_memory() {
+    let pager = pager();
+    let memory = Memory::new(5);
+    let mut served = serve(&pager, &memory, Mode::Lazy);
+    memory.file.set_len(4096 * 4).expect("cut");
+    served.guest.send(&Command::Sums);
+    assert!(served.guest.answer().is_none(), "it was killed, and told nothing wrong");
+    served.deaths.recv_timeout(Duration::from_secs(30)).expect("told");
+    let failure = served.session.failure().expect("known");
+    assert!(matches!(*failure, ServeError::Ended(_)), "{failure}");
+    assert!(served.session.may_resume(soon()).is_err());
+}
+
+fn stopped_pager() {
+    let pager = pager();
+    let memory = Memory::new(6);
+    let mut served = serve(&pager, &memory, Mode::Lazy);
+    let trace = working_set::from_page_cache(&memory.file).expect("mapped");
+    let policy = PrefetchPolicy::ReapPipelined;
+    let mode = Mode::Prefetch { working_set: memory.publish(&trace), policy };
+    let waiting = pager.prepare(memory.prepared(mode)).expect("prepared");
+    served.guest.touch(&[(0, 1)], 1);
+    drop(pager);
+    served.deaths.recv_timeout(Duration::from_secs(30)).expect("told");
+    assert!(served.deaths.recv().is_err(), "once");
+    served.guest.send(&Command::Sums);
+    assert!(served.guest.answer().is_none(), "killed before it could see zeros");
+    let guest = Guest::start(&memory);
+    let killed = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let flag = std::sync::Arc::clone(&killed);
+    let on_death = Box::new(move || flag.store(true, std::sync::atomic::Ordering::SeqCst));
+    let refused = waiting.attach(guest.handoff(&memory), on_death);
+    assert!(matches!(refused, Err(AttachError::Watch(_))));
+    assert!(killed.load(std::sync::atomic::Ordering::SeqCst));
+}
+
+fn dead_guest() {
+    let pager = pager();
+    for seed in 0..SEEDS {
+        let memory = Memory::new(seed);
+        let trace = working_set::from_page_cache(&memory.file).expect("mapped");
+        let policy = PrefetchPolicy::ReapPipelined;
+        let mode = Mode::Prefetch { working_set: memory.publish(&trace), policy };
+        let dead = serve(&pager, &memory, mode.clone());
+        dead.guest.kill();
+        dead.session.wait_installed(soon()).expect("nothing is left to wait for");
+        let mut alive = serve(&pager, &memory, mode);
+        assert_eq!(alive.guest.sums(), memory.sums());
+    }
+}
+
+fn many_guests() {
+    let pager =
+        Pager::start(&PagerConfig { handlers: 1, ..PagerConfig::default() }).expect("started");
+    let threads = || std::fs::read_dir("/proc/self/task").expect("there").count();
+    let before = threads();
+    let memory = Memory::new(8);
+    let trace = working_set::from_page_cache(&memory.file).expect("mapped");
+    let working_set = memory.publish(&trace);
+    let mut all = Vec::new();
+    for number in 0..24 {
+        let policy = PrefetchPolicy::ALL[number % 4];
+        let mode = match number % 3 {
+            0 => Mode::Lazy,
+            _ => Mode::Prefetch { working_set: working_set.clone(), policy },
+        };
+        all.push(serve(&pager, &memory, mode));
+    }
+    for served in &mut all {
+        served.guest.send(&Command::Sums);
+    }
+    for served in &mut all {
+        let Some(Answer::Sums(sums)) = served.guest.answer() else { panic!("sums") };
+        assert_eq!(sums, memory.sums());
+    }
+    // Other tests run in this process, too; each has some threads, none has one per guest.
+    assert!(threads() < before + 200, "{} threads, {before} before", threads());
+}
+
+fn misfit() {
+    let pager = pager();
+    let (memory, small) = (Memory::new(9), Memory::new(10));
+    small.file.set_len(4096).expect("cut");
+    let prepared = pager.prepare(small.prepared(Mode::Lazy)).expect("prepared");
+    let guest = Guest::start(&memory);
+    let (told, deaths) = std::sync::mpsc::channel();
+    let on_death = Box::new(move || told.send(()).expect("heard"));
+    let refused = prepared.attach(guest.handoff(&memory), on_death);
+    assert!(matches!(refused, Err(AttachError::Regions(_))));
+    deaths.try_recv().expect("told before the descriptor was closed");
+}
+
+fn recording_ends() {
+    let pager = pager();
+    let memory = Memory::new(11);
+    let mut served = serve(&pager, &memory, record(PrefetchPolicy::ReapPipelined));
+    served.guest.touch(&[(0, 5), (1, 0)], 1);
+    let trace = served.session.finish_recording().expect("recorded");
+    assert_eq!(trace.pages().len(), 2);
+    assert_eq!(served.guest.sums(), memory.sums());
+    assert!(served.session.finish_recording().is_none());
+    assert_eq!(served.session.stats().timeline.len() as u64, served.session.stats().faults);
+}

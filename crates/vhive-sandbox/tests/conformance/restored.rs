@@ -1,0 +1,245 @@
+//! What every runtime promises that restores snapshots, in every memory mode that it offers.
+
+use std::fs;
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use vhive_api::guest::Hooks;
+use vhive_api::{Digest, MemoryMode, PrefetchPolicy, RevisionKey};
+use vhive_sandbox::snapshot::{MEMORY, Owner, VM_STATE};
+use vhive_sandbox::{
+    BootError, Memory, Milestone, Restore, RestoreError, SandboxSpec, Snapshot, SnapshotDraft,
+    SnapshotError,
+};
+
+use crate::site::{Booted, Site, get, soon};
+
+/// A web server whose every script is a question to the guest, or an order.
+const SCRIPTS: &str = r#"
+    mkdir -p /srv/cgi-bin /data; seq 1 20000 > /data/before
+    script() { { echo '#!/bin/sh'; echo "printf 'Content-Type: text/plain\r\n\r\n'"; echo "$2"; } \
+        > /srv/cgi-bin/$1; chmod 755 /srv/cgi-bin/$1; }
+    script write 'seq 1 ${QUERY_STRING%+*} > /data/${QUERY_STRING#*+}; echo done'
+    script sums 'cd /data; sha256sum *'
+    script names 'hostname; cat /etc/hostname; sed 1,2d /etc/hosts'
+    script random 'cat /proc/sys/kernel/random/uuid; head -c 16 /dev/urandom | od -An -tx1'
+    script clocks 'date +%s; cat /proc/uptime'
+    script before 'echo x >> /data/hook-before'
+    script after 'echo x >> /data/hook-after'
+    exec httpd -f -p 8080 -h /srv"#;
+
+fn restores(site: &Site) -> &dyn Restore {
+    site.runtime.restores().expect("the table says so")
+}
+
+pub(crate) fn owner() -> Owner {
+    Owner {
+        revision: RevisionKey { namespace: "default".to_owned(), name: "test-00001".to_owned() },
+        digest: Digest::of(b"revision"),
+        image: Digest::of(b"image"),
+    }
+}
+
+/// Boots the scripts, until they listen.
+fn original(site: &Site, hooks: Hooks) -> (SandboxSpec, Booted) {
+    let mut spec = site.spec(SCRIPTS);
+    spec.hooks = hooks;
+    let booted = site.boot(&spec);
+    booted.listening();
+    (spec, booted)
+}
+
+fn try_snapshot(booted: &mut Booted, dir: &Path) -> Result<Snapshot, SnapshotError> {
+    let mut draft = SnapshotDraft::begin(dir, owner()).expect("begun");
+    let checkpoint = booted.sandbox.checkpoint().expect("a booted sandbox can be snapshotted");
+    checkpoint.snapshot_into(&mut draft, soon())?;
+    Ok(draft.publish(&dir.join("final")).expect("published"))
+}
+
+fn snapshot(booted: &mut Booted, dir: &Path) -> Snapshot {
+    try_snapshot(booted, dir).expect("snapshotted")
+}
+
+fn memory(mode: MemoryMode) -> Memory {
+    Memory { mode, policy: PrefetchPolicy::default() }
+}
+
+/// Restores a clone; what `spec` says about the process is not looked at.
+fn clone(site: &Site, spec: &SandboxSpec, from: &Snapshot, mode: MemoryMode) -> Booted {
+    let sandbox = restores(site).restore(spec, from, memory(mode), soon());
+    let sandbox = sandbox.unwrap_or_else(|error| {
+        let tail = spec.journal.tail(50).join("\n");
+        panic!("{mode}: {error} ({error:?}); console:\n{tail}")
+    });
+    Booted { sandbox, journal: Arc::clone(&spec.journal) }
+}
+
+fn ask(booted: &Booted, script: &str) -> Vec<String> {
+    let reply = get(booted.endpoint(), &format!("/cgi-bin/{script}"));
+    reply.lines().map(str::to_owned).collect()
+}
+
+/// The modes in an order in which each has what it needs: recording comes before prefetching.
+fn modes(site: &Site) -> Vec<MemoryMode> {
+    let offered = restores(site).memory_modes();
+    let order = [MemoryMode::File, MemoryMode::Lazy, MemoryMode::Record, MemoryMode::Prefetch];
+    assert!(offered.contains(&MemoryMode::File));
+    order.into_iter().filter(|mode| offered.contains(mode)).collect()
+}
+
+/// Ends a recording, if this clone makes one.
+fn finish(clone: &Booted) {
+    if let Some(paging) = clone.sandbox.paging() {
+        paging.finish_recording().expect("written");
+    }
+}
+
+/// A clone answers as the original does; its steps are told in order; the original goes on.
+pub(crate) fn a_clone_answers_as_the_original(site: &Site) {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let (_, mut original) = original(site, Hooks::default());
+    let sums = ask(&original, "sums");
+    let snapshot = snapshot(&mut original, dir.path());
+    snapshot.verify().expect("sound");
+    assert_eq!(ask(&original, "sums"), sums);
+    for mode in modes(site) {
+        let spec = site.spec("never run");
+        let clone = clone(site, &spec, &snapshot, mode);
+        let told = spec.journal.milestones();
+        assert!(told.is_sorted_by_key(|(_, at)| *at), "{told:?}");
+        let steps: Vec<_> = told.iter().map(|(milestone, _)| *milestone).collect();
+        let all =
+            [Milestone::Spawned, Milestone::Restored, Milestone::Resumed, Milestone::Listening];
+        assert_eq!(steps, all, "{mode}");
+        assert_eq!(ask(&clone, "sums"), sums, "{mode}");
+        assert_eq!(spec.journal.ended(), None);
+        finish(&clone);
+    }
+    snapshot.verify().expect("clones change nothing");
+}
+
+/// The original and two clones of the same moment each see what was there before and what they
+/// wrote themselves, and nothing else.
+pub(crate) fn disks_part_at_the_snapshot(site: &Site) {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let (_, mut original) = original(site, Hooks::default());
+    let before = ask(&original, "sums");
+    let snapshot = snapshot(&mut original, dir.path());
+    ask(&original, "write?30000+after");
+    for mode in modes(site) {
+        let pair = [site.spec("never run"), site.spec("never run")];
+        let pair = pair.map(|spec| clone(site, &spec, &snapshot, mode));
+        ask(&pair[0], "write?40000+after");
+        ask(&pair[1], "write?50000+after");
+        // And one changes what was there.
+        ask(&pair[1], "write?7+before");
+        let [first, second] = [ask(&pair[0], "sums"), ask(&pair[1], "sums")];
+        let original = ask(&original, "sums");
+        assert_eq!((original.len(), first.len(), second.len()), (2, 2, 2), "{mode}");
+        assert!(original.contains(&before[0]) && first.contains(&before[0]), "{mode}");
+        assert!(!second.contains(&before[0]), "{mode}");
+        let after = |sums: &[String]| sums.iter().find(|sum| sum.ends_with("after")).cloned();
+        let all = [after(&original), after(&first), after(&second)];
+        assert!(all.iter().all(Option::is_some), "{mode}: {all:?}");
+        assert!(all[0] != all[1] && all[1] != all[2] && all[0] != all[2], "{mode}: {all:?}");
+        pair.iter().for_each(finish);
+    }
+}
+
+/// Clones of one snapshot have names, randomness and the right time of their own.
+pub(crate) fn clones_are_somebody_else(site: &Site) {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let (spec, mut original) = original(site, Hooks::default());
+    assert_eq!(ask(&original, "names")[0], spec.id.as_str());
+    let snapshot = snapshot(&mut original, dir.path());
+    let taken = Duration::from_nanos(snapshot.manifest().guest_ns);
+    let mut random = ask(&original, "random");
+    let now = || SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs();
+    for mode in modes(site) {
+        for _ in 0..2 {
+            let spec = site.spec("never run");
+            let clone = clone(site, &spec, &snapshot, mode);
+            random.extend(ask(&clone, "random"));
+            let names = ask(&clone, "names");
+            let id = spec.id.as_str();
+            assert_eq!((names[0].as_str(), names[1].as_str()), (id, id), "{mode}");
+            assert!(names[2].ends_with(id), "{mode}: {names:?}");
+            let clocks = ask(&clone, "clocks");
+            let wall: u64 = clocks[0].parse().expect("seconds");
+            assert!(now().abs_diff(wall) <= 2, "{mode}: {wall} at {}", now());
+            let uptime = clocks[1].split(' ').next().and_then(|text| text.parse().ok());
+            let uptime = Duration::from_secs_f64(uptime.expect("seconds"));
+            // Its own time has stood still in between.
+            let since = uptime.checked_sub(taken).expect("later than the snapshot");
+            assert!(since < Duration::from_secs(60), "{mode}: {since:?}");
+            finish(&clone);
+        }
+    }
+    let all = random.len();
+    random.sort_unstable();
+    random.dedup();
+    assert_eq!(random.len(), all, "{random:?}");
+}
+
+/// The function's hooks run: one before the snapshot, one in every clone; a hook that fails keeps
+/// the snapshot from being taken, or the clone from being used.
+pub(crate) fn hooks_are_called(site: &Site) {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let path = |name: &str| Some(format!("/cgi-bin/{name}"));
+    let hooks = Hooks { before_snapshot: path("before"), after_restore: path("after") };
+    let (_, mut first) = original(site, hooks);
+    let snapshot = snapshot(&mut first, dir.path());
+    let names = |booted: &Booted| -> Vec<String> {
+        let sums = ask(booted, "sums");
+        sums.iter()
+            .filter_map(|sum| sum.split_once("  ").map(|(_, name)| name.to_owned()))
+            .collect()
+    };
+    assert_eq!(names(&first), ["before", "hook-before"]);
+    let spec = site.spec("never run");
+    let restored = clone(site, &spec, &snapshot, MemoryMode::File);
+    assert_eq!(names(&restored), ["before", "hook-after", "hook-before"]);
+    drop((first, restored, spec));
+
+    let hooks = Hooks { before_snapshot: path("missing"), after_restore: None };
+    let (_, mut refuses) = original(site, hooks);
+    let error = try_snapshot(&mut refuses, &dir.path().join("refused")).expect_err("refused");
+    assert!(matches!(&error, SnapshotError::Guest(why) if why.contains("404")), "{error:?}");
+    assert_eq!(names(&refuses), ["before"]);
+    drop(refuses);
+
+    let hooks = Hooks { before_snapshot: None, after_restore: path("missing") };
+    let (_, mut fine) = original(site, hooks);
+    let snapshot = try_snapshot(&mut fine, &dir.path().join("second")).expect("snapshotted");
+    let spec = site.spec("never run");
+    let refused = restores(site).restore(&spec, &snapshot, memory(MemoryMode::File), soon());
+    let error = refused.expect_err("its hook fails");
+    let RestoreError::Start(BootError::Guest { reason, .. }) = &error else { panic!("{error:?}") };
+    assert!(reason.contains("404"), "{reason}");
+    assert!(!error.blames_snapshot());
+}
+
+/// Damaged state is refused with the runtime's own words, and blamed on the snapshot.
+pub(crate) fn damaged_state_is_refused(site: &Site) {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let (_, mut original) = original(site, Hooks::default());
+    let snapshot = snapshot(&mut original, dir.path());
+    drop(original);
+    let path = snapshot.dir().join(VM_STATE);
+    let good = fs::read(&path).expect("read");
+    let bad = [good[..good.len() / 2].to_vec(), Vec::new(), vec![0x55; good.len()]];
+    for bytes in bad {
+        fs::write(&path, bytes).expect("written");
+        let spec = site.spec("never run");
+        let refused = restores(site).restore(&spec, &snapshot, memory(MemoryMode::File), soon());
+        let error = refused.expect_err("refused");
+        assert!(error.blames_snapshot(), "{error:?}");
+    }
+    fs::write(&path, &good).expect("written");
+    // What is in the memory file cannot be told from what the guest did; its digest can.
+    let memory = fs::File::options().write(true).open(snapshot.dir().join(MEMORY)).expect("opened");
+    memory.write_all_at(&[0xff; 64], 1 << 20).expect("written");
+    assert!(snapshot.verify().is_err());
+}
