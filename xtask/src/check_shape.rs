@@ -19,6 +19,7 @@ const EDGES: &[(&str, &str)] = &[
     ("vhive", "vhive-study"),
     ("vhive-node", "vhive-image"),
     ("vhive-node", "vhive-sandbox"),
+    ("vhive-sandbox", "vhive-pager"),
     ("vhive-serving", "vhive-node"),
 ];
 
