@@ -214,7 +214,7 @@ impl Request {
             }
         };
         let said: String = String::from_utf8_lossy(reply).chars().take(120).collect();
-        (!same).then(|| format!("unexpected reply: {said}"))
+        (!same).then(|| format!("unexpected reply: {}", said.trim()))
     }
 }
 

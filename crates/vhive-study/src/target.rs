@@ -14,6 +14,9 @@ use crate::http::{ApiError, Door, Reply, invoke};
 /// Between two questions that wait for the node to do something.
 const PAUSE: Duration = Duration::from_millis(20);
 
+/// How long an invocation's record may take to appear.
+const RECORD_PATIENCE: Duration = Duration::from_secs(5);
+
 /// Records that are searched for one invocation.
 const RECORDS: usize = 1024;
 
@@ -208,9 +211,18 @@ impl Target {
             "/vhive/v1/records?namespace={}&service={service}&limit={RECORDS}",
             self.namespace
         );
-        let all = self.door.json(Method::GET, &path, None, deadline).await?;
-        let all: Vec<Value> = all.as_array().cloned().unwrap_or_default();
-        let found = all.into_iter().rev().find(|record| record["id"] == id);
+        // A record is made when the reply's last byte has left the node, which may be after we
+        // have it.
+        let patience = Deadline::after(RECORD_PATIENCE);
+        let found = loop {
+            let all = self.door.json(Method::GET, &path, None, deadline).await?;
+            let all = all.as_array().into_iter().flatten().rev();
+            let found = all.into_iter().find(|record| record["id"] == id).cloned();
+            if found.is_some() || patience.passed() {
+                break found;
+            }
+            patience.pause(PAUSE).await;
+        };
         let strange = |error: serde_json::Error| ApiError::Strange {
             at: "the node's records".to_owned(),
             what: error.to_string(),

@@ -5,7 +5,7 @@ mod series;
 mod warnings;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use ratios::{Comparison, FaultsLeft};
 pub use series::{Key, LeftOut, Measure, Series, Slice};

@@ -224,7 +224,7 @@ fn bars(
 ) -> Option<Chart> {
     let groups = by_function(analysis, |series| of(series).is_some());
     let most = greatest(&groups, |s| of(s).map_or(0.0, |parts| parts.iter().sum()));
-    if groups.is_empty() {
+    if most <= 0.0 {
         return None;
     }
     let mut svg = Svg::new(look.name);
@@ -350,7 +350,10 @@ fn levels(analysis: &Analysis) -> Option<Chart> {
     svg.styled((left - 60.0, top - 6.0), Anchor::Start, "font-style=\"italic\"", "total, ms (log)");
     let dashes = ["", "8 4", "2 3", "10 3 2 3"];
     let mut ends: Vec<f64> = Vec::new();
+    let count = lines.len() as f64;
     for (at, ((function, _, _), all)) in lines.iter().enumerate() {
+        // Side by side, so that spreads do not hide each other.
+        let x = |level: u32| x(level) + (at as f64 - (count - 1.0) / 2.0) * 8.0;
         let Some(kind) = all.first().map(|s| s.key.kind) else { continue };
         let shape = Kind::ALL.iter().position(|k| *k == kind).unwrap_or(0);
         let points: Vec<(f64, f64)> = all

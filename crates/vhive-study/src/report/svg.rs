@@ -93,6 +93,9 @@ impl Svg {
     /// A bar from `x` to `x + width`, with a label inside if there is room, and a tooltip.
     pub(super) fn bar(&mut self, at: Area, fill: Fill, label: &str, tip: &str) {
         let Area { x, y, width, height } = at;
+        if width < 0.05 {
+            return;
+        }
         let (x1, y1, w, h) = (number(x), number(y), number(width), number(height));
         let shape = format!("x=\"{x1}\" y=\"{y1}\" width=\"{w}\" height=\"{h}\"");
         let stroke = "stroke=\"currentColor\" stroke-opacity=\"0.6\" stroke-width=\"0.6\"";
