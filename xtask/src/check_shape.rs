@@ -16,6 +16,7 @@ const EDGES: &[(&str, &str)] = &[
     ("vhive", "vhive-node"),
     ("vhive", "vhive-sandbox"),
     ("vhive", "vhive-serving"),
+    ("vhive", "vhive-study"),
     ("vhive-node", "vhive-image"),
     ("vhive-node", "vhive-sandbox"),
     ("vhive-sandbox", "vhive-pager"),

@@ -144,7 +144,7 @@ fn the_memory_of_a_qemu_guest_comes_from_the_pager() {
     let stats = session.stats();
     let trace = session.finish_recording().expect("recorded");
     let page = u32::try_from(MARK_AT / 4096).expect("small");
-    assert!(trace.holds(page) && stats.faults > 1, "{} faults", stats.faults);
+    assert!(trace.holds(page) && stats.faults >= 1, "{} faults", stats.faults);
 
     let bytes = working_set::create(&trace, &scene.memory, Digest::of(b"test")).expect("made");
     let working_set = working_set::publish(scene.directory.path(), &bytes).expect("published");

@@ -58,6 +58,11 @@ pub(crate) enum Command {
     Node(cmd::node::Args),
     #[command(flatten)]
     Client(ClientCommand),
+    /// Measures on a running node, and reports.
+    #[command(subcommand)]
+    Study(cmd::study::Study),
+    /// Makes the report of a study again from its raw rows.
+    Report(cmd::report::Args),
     /// Prints shell completions.
     Completions(cmd::completions::Args),
 }

@@ -12,7 +12,9 @@ pub(crate) mod invoke;
 pub(crate) mod kernel;
 pub(crate) mod logs;
 pub(crate) mod node;
+pub(crate) mod report;
 pub(crate) mod snapshot;
+pub(crate) mod study;
 
 use std::process::ExitCode;
 
@@ -41,6 +43,8 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Kernel(args) => kernel::run(&cli.global, &config, &args),
         Command::Image(args) => on_one_thread(image::run(&cli.global, &config, args)),
         Command::Node(args) => node::run(&cli.global, config, &args),
+        Command::Study(study) => on_one_thread(study::run(&cli.global, &config, study)),
+        Command::Report(args) => report::run(&cli.global, &args),
         Command::Client(command) => {
             let client = Client::new(config.api_socket());
             let context = Context { global: cli.global, client };

@@ -1,0 +1,139 @@
+//! The study of cold starts: functions × start kinds × repetitions, one at a time.
+
+use vhive_api::RuntimeName;
+
+use crate::analysis::Key;
+use crate::function::service_name;
+use crate::host::load_average;
+use crate::plan::{Cache, Kind};
+use crate::row::Row;
+use crate::schedule::{self, Step};
+use crate::session::{Session, StudyError, chain};
+
+/// Prepares every function and kind, then measures in turns. The rows are in the session's
+/// directory.
+///
+/// # Errors
+/// What ended it early; kinds that cannot be prepared, and invocations that fail, do not.
+pub async fn run(session: &mut Session) -> Result<(), StudyError> {
+    let mut unfit = Vec::new();
+    for function in session.plan.functions.clone() {
+        for kind in session.plan.kinds.clone() {
+            if let Err(why) = session.prepare(&function, kind, 1).await? {
+                session.note(format!("{function} {kind} is not measured: {why}."))?;
+                unfit.push((function.clone(), kind));
+            }
+        }
+    }
+    for step in schedule::cold_start(&session.plan) {
+        if !unfit.contains(&(step.key.function.clone(), step.key.kind)) {
+            measure(session, &step).await?;
+        }
+    }
+    session.finish()
+}
+
+/// Measures until it is served as asked for, at most as often as the plan says; every attempt is a
+/// row.
+async fn measure(session: &mut Session, step: &Step) -> Result<(), StudyError> {
+    let Key { function, kind, .. } = &step.key;
+    for attempt in 1..=session.plan.attempts {
+        let cache = set_up(session, step, attempt).await?;
+        let mut row = invoke(session, step, cache).await?;
+        row.attempt = attempt;
+        session.order += 1;
+        row.order = session.order;
+        session.keep(&row)?;
+        let good = row.left_out().is_none();
+        if !(step.leave && good) {
+            session.empty(function, *kind).await?;
+        }
+        if good {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Makes the next invocation one of the wanted kind; says what was done to the page cache.
+async fn set_up(
+    session: &mut Session,
+    step: &Step,
+    attempt: u32,
+) -> Result<&'static str, StudyError> {
+    let (function, kind) = (step.key.function.as_str(), step.key.kind);
+    match kind {
+        Kind::Warm => {
+            if !(step.follows && attempt == 1) {
+                // A failure shows in the measurement itself.
+                drop(session.rehearse(function, kind).await?);
+            }
+            return Ok(Cache::Keep.as_str());
+        }
+        Kind::Record if attempt == 1 => {
+            // A revision that has no working set yet.
+            session.apply(function, kind, 1).await.map_err(|source| StudyError::Node {
+                doing: format!("cannot apply {}", service_name(function, kind)),
+                source,
+            })?;
+            drop(session.rehearse(function, kind).await?);
+        }
+        _ => {}
+    }
+    session.empty(function, kind).await?;
+    session.drop_cache().await
+}
+
+/// Sends the measured invocation and collects everything about it.
+async fn invoke(session: &Session, step: &Step, cache: &'static str) -> Result<Row, StudyError> {
+    let mut row = blank(session, step, cache);
+    let service = service_name(&step.key.function, step.key.kind);
+    let request = session.function(&step.key.function)?.request(&step.key.input)?;
+    let deadline = session.step_deadline();
+    let reply = match session.target.invoke(&service, request, deadline).await {
+        Ok(reply) => reply,
+        Err(error) => {
+            row.error = Some(chain(&error));
+            return Ok(row);
+        }
+    };
+    row.client_us = Some(reply.took_us);
+    let failed = |source| StudyError::Node { doing: format!("cannot ask about {service}"), source };
+    row.record = session.target.record(&service, &reply, deadline).await.map_err(failed)?;
+    let simulated = row.record.as_ref().is_some_and(|r| r.runtime == RuntimeName::Sim);
+    if !reply.status.is_success() {
+        let said: String = String::from_utf8_lossy(&reply.body).trim().chars().take(200).collect();
+        row.error = Some(format!("status {}: {said}", reply.status.as_u16()));
+    } else if session.plan.check_replies && !simulated {
+        row.error = request.differs(&reply.body);
+    }
+    let footprint = session.target.footprint(&service, deadline).await.map_err(failed)?;
+    row.rss_bytes = footprint.rss;
+    row.pss_bytes = footprint.pss;
+    row.guest_bytes = footprint.guest;
+    Ok(row)
+}
+
+/// A row of a step before anything is known.
+pub(crate) fn blank(session: &Session, step: &Step, cache: &str) -> Row {
+    let Key { function, kind, input, level } = step.key.clone();
+    Row {
+        study: session.study,
+        function,
+        kind,
+        repetition: step.repetition,
+        order: 0,
+        attempt: 1,
+        input,
+        recorded: kind.prefetches().then(|| session.plan.inputs.prepare.clone()),
+        cache: cache.to_owned(),
+        level,
+        load: load_average(),
+        client_us: None,
+        rss_bytes: None,
+        pss_bytes: None,
+        guest_bytes: None,
+        error: None,
+        record: None,
+    }
+}

@@ -1,0 +1,244 @@
+//! Rows as CSV: the original's columns where ours mean the same, then everything of ours.
+//!
+//! # Source
+//! vHive `metrics/metrics.go`, `memory/manager/manager.go`; RFC 4180.
+
+use std::fmt::Write as _;
+
+use vhive_api::{Phase, StartKind};
+
+use crate::analysis::Analysis;
+use crate::row::Row;
+
+/// The original's columns, all in microseconds but the first.
+const ORIGINAL: [&str; 9] = [
+    "FuncName",
+    "GetImage",
+    "FcCreateVM",
+    "TaskStart",
+    "LoadVMM",
+    "ConnectFuncClient",
+    "AddInstance",
+    "FuncInvocation",
+    "InstallWS",
+];
+
+const OURS: [&str; 16] = [
+    "Total",
+    "study",
+    "kind",
+    "input",
+    "recorded",
+    "repetition",
+    "order",
+    "attempt",
+    "level",
+    "cache",
+    "load",
+    "counted",
+    "left_out",
+    "start",
+    "prefetch",
+    "status",
+];
+
+const MEMORY: [&str; 7] = [
+    "faults",
+    "fault_pages",
+    "zero_pages",
+    "prefetched_pages",
+    "prefetched_bytes",
+    "wait_us",
+    "prefetch_us",
+];
+
+const REST: [&str; 8] = [
+    "client_us",
+    "rss_bytes",
+    "pss_bytes",
+    "guest_bytes",
+    "guest_clock_error_us",
+    "fallback",
+    "outcome",
+    "id",
+];
+
+/// All rows with a heading.
+#[must_use]
+pub fn rows(rows: &[Row]) -> String {
+    let phases = Phase::ALL.map(|phase| format!("{}_us", phase.as_str()));
+    let mut headings: Vec<&str> = ORIGINAL.to_vec();
+    headings.extend(OURS);
+    headings.extend(phases.iter().map(String::as_str));
+    headings.extend(MEMORY);
+    headings.extend(REST);
+    let mut text = line(headings.iter().map(|heading| (*heading).to_owned()));
+    for row in rows {
+        text.push_str(&line(cells(row)));
+    }
+    text
+}
+
+fn cells(row: &Row) -> impl Iterator<Item = String> {
+    let of = |phase| row.phase(phase);
+    let record = row.record.as_ref();
+    let start = record.and_then(|record| record.start);
+    let booted = start == Some(StartKind::Boot);
+    let restored = start.is_some_and(|s| !matches!(s, StartKind::Boot | StartKind::Warm));
+    let sum = |parts: &[Phase]| {
+        let known: Vec<u64> = parts.iter().filter_map(|phase| of(*phase)).collect();
+        (!known.is_empty()).then(|| known.iter().sum::<u64>())
+    };
+    let memory = record.and_then(|record| record.memory);
+    let original = [
+        Some(row.function.clone()),
+        show(of(Phase::Image)),
+        show(sum(&[Phase::VmmSpawn, Phase::KernelBoot]).filter(|_| booted)),
+        show(of(Phase::Init)),
+        show(sum(&[Phase::VmmSpawn, Phase::Restore]).filter(|_| restored)),
+        show(of(Phase::FunctionReady).filter(|_| restored)),
+        show(of(Phase::Start)),
+        show(of(Phase::Request)),
+        show(memory.map(|m| m.prefetch_us).filter(|us| *us > 0)),
+    ];
+    let left_out = row.left_out();
+    let ours = [
+        show(of(Phase::Total)),
+        Some(row.study.as_str().to_owned()),
+        Some(row.kind.to_string()),
+        Some(row.input.clone()),
+        row.recorded.clone(),
+        show(Some(row.repetition)),
+        show(Some(row.order)),
+        show(Some(row.attempt)),
+        show(Some(row.level)),
+        Some(row.cache.clone()),
+        show(row.load),
+        Some(left_out.is_none().to_string()),
+        left_out,
+        start.map(|start| start.as_str().to_owned()),
+        memory.and_then(|m| m.prefetch).map(|p| p.to_string()),
+        show(record.map(|record| record.status)),
+    ];
+    let phases = Phase::ALL.map(|phase| show(of(phase)));
+    let memory = [
+        show(memory.and_then(|m| m.faults)),
+        show(memory.map(|m| m.fault_pages)),
+        show(memory.map(|m| m.zero_pages)),
+        show(memory.map(|m| m.prefetched_pages)),
+        show(memory.map(|m| m.prefetched_bytes)),
+        show(memory.map(|m| m.wait_us)),
+        show(memory.map(|m| m.prefetch_us)),
+    ];
+    let outcome = record.and_then(|record| serde_json::to_value(&record.outcome).ok());
+    let rest = [
+        show(row.client_us),
+        show(row.rss_bytes),
+        show(row.pss_bytes),
+        show(row.guest_bytes),
+        show(record.and_then(|record| record.guest_clock_error_us)),
+        record.and_then(|record| record.fallback.clone()),
+        outcome.and_then(|outcome| outcome.as_str().map(str::to_owned)),
+        record.map(|record| record.id.as_str().to_owned()),
+    ];
+    let all = original.into_iter().chain(ours).chain(phases).chain(memory).chain(rest);
+    all.map(Option::unwrap_or_default).collect::<Vec<_>>().into_iter()
+}
+
+fn show(value: Option<impl ToString>) -> Option<String> {
+    value.map(|value| value.to_string())
+}
+
+/// Every figure of the report: one line per series and measure.
+#[must_use]
+pub fn summary(analysis: &Analysis) -> String {
+    let headings = [
+        "function",
+        "kind",
+        "input",
+        "level",
+        "measure",
+        "unit",
+        "n",
+        "min",
+        "q1",
+        "median",
+        "q3",
+        "max",
+        "mean",
+        "ci95_low",
+        "ci95_high",
+    ];
+    let mut text = line(headings.iter().map(|heading| (*heading).to_owned()));
+    for series in &analysis.series {
+        for measure in &series.measures {
+            let s = &measure.summary;
+            let interval = |get: fn(&crate::stats::Interval) -> f64| {
+                s.interval.as_ref().map(|i| number(get(i))).unwrap_or_default()
+            };
+            text.push_str(&line([
+                series.key.function.clone(),
+                series.key.kind.to_string(),
+                series.key.input.clone(),
+                series.key.level.to_string(),
+                measure.name.to_owned(),
+                measure.unit.to_owned(),
+                s.n.to_string(),
+                number(s.min),
+                number(s.q1),
+                number(s.median),
+                number(s.q3),
+                number(s.max),
+                number(s.mean),
+                interval(|i| i.low),
+                interval(|i| i.high),
+            ]));
+        }
+    }
+    text
+}
+
+fn number(value: f64) -> String {
+    let mut text = format!("{value:.3}");
+    while text.contains('.') && text.ends_with(['0', '.']) {
+        let dot = text.ends_with('.');
+        text.pop();
+        if dot {
+            break;
+        }
+    }
+    text
+}
+
+fn line(cells: impl IntoIterator<Item = String>) -> String {
+    let mut text = String::new();
+    for (at, cell) in cells.into_iter().enumerate() {
+        if at > 0 {
+            text.push(',');
+        }
+        if cell.contains([',', '"', '\n', '\r']) {
+            // Writing to a string cannot fail.
+            let _ = write!(text, "\"{}\"", cell.replace('"', "\"\""));
+        } else {
+            text.push_str(&cell);
+        }
+    }
+    text.push('\n');
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cells_are_quoted_where_they_must_be() {
+        let cells = ["a", "b,c", "d\"e", "f\ng"].map(str::to_owned);
+        assert_eq!(line(cells), "a,\"b,c\",\"d\"\"e\",\"f\ng\"\n");
+    }
+
+    #[test]
+    fn numbers_lose_only_what_says_nothing() {
+        assert_eq!([10.0, 0.25, 100.5, 0.0].map(number), ["10", "0.25", "100.5", "0"]);
+    }
+}

@@ -1,0 +1,167 @@
+//! The figures of a report as rows of text, for the page and for the terminal.
+
+use crate::analysis::{Analysis, Comparison, FaultsLeft, Series};
+use crate::stats::Interval;
+
+use super::svg::short;
+
+/// Headings of [`whole`].
+pub(super) const WHOLE: [&str; 14] = [
+    "function",
+    "start",
+    "n",
+    "left out",
+    "total ms",
+    "95 % interval",
+    "min – max",
+    "start ms",
+    "request ms",
+    "memory wait ms",
+    "faults",
+    "prefetched pages",
+    "RSS MiB",
+    "PSS MiB",
+];
+
+/// A series with all its figures.
+pub(super) fn whole(series: &Series) -> Vec<String> {
+    let median = |name: &str| cell(series.median(name));
+    let left: usize = series.left_out.iter().map(|left| left.rows).sum();
+    let total = series.measure("total").map(|total| total.summary);
+    vec![
+        series.key.function.clone(),
+        series.label.clone(),
+        series.counted.to_string(),
+        left.to_string(),
+        median("total"),
+        total.and_then(|t| t.interval).map_or_else(dash, |i| interval(&i)),
+        total.map_or_else(dash, |t| format!("{} – {}", short(t.min), short(t.max))),
+        median("start"),
+        median("request"),
+        median("memory wait"),
+        median("faults"),
+        median("prefetched pages"),
+        median("RSS"),
+        median("PSS"),
+    ]
+}
+
+/// Headings of [`brief`].
+pub(super) const BRIEF: [&str; 9] =
+    ["FUNCTION", "START", "N", "TOTAL MS", "95 %", "START MS", "REQUEST MS", "FAULTS", "RSS MIB"];
+
+/// A series in the terminal.
+pub(super) fn brief(series: &Series) -> Vec<String> {
+    let mut cells = whole(series);
+    for at in [13, 11, 9, 6, 3] {
+        cells.remove(at);
+    }
+    cells
+}
+
+/// Headings of [`comparison`].
+pub(super) const COMPARISON: [&str; 7] =
+    ["faster", "slower", "input", "measure", "times as fast", "95 % interval", "functions"];
+
+/// A comparison.
+pub(super) fn comparison(one: &Comparison) -> Vec<String> {
+    vec![
+        one.fast.to_string(),
+        one.slow.to_string(),
+        one.input.clone(),
+        one.measure.to_owned(),
+        times(one.ratio.ratio),
+        one.ratio.interval.map_or_else(dash, |i| interval(&i)),
+        one.ratio.n.to_string(),
+    ]
+}
+
+/// Headings of [`faults_left`].
+pub(super) const FAULTS_LEFT: [&str; 5] = ["kind", "input", "mean", "worst", "functions"];
+
+/// Faults left.
+pub(super) fn faults_left(one: &FaultsLeft) -> Vec<String> {
+    let input = if one.same_input { "the recorded one" } else { one.input.as_str() };
+    vec![
+        one.kind.to_string(),
+        input.to_owned(),
+        percent(one.mean),
+        format!("{} ({})", percent(one.worst.1), one.worst.0),
+        one.n.to_string(),
+    ]
+}
+
+/// The comparisons as sentences.
+pub(super) fn findings(analysis: &Analysis) -> Vec<String> {
+    let ratio = |one: &Comparison| {
+        let what = if one.measure == "total" { "the whole invocation" } else { one.measure };
+        let sure = one.ratio.interval.map(|i| format!(" (95 %: {})", interval(&i)));
+        format!(
+            "{} against {}, {what}, input {}: {}{} over {} function(s)",
+            one.fast,
+            one.slow,
+            one.input,
+            times(one.ratio.ratio),
+            sure.unwrap_or_default(),
+            one.ratio.n
+        )
+    };
+    let left = |one: &FaultsLeft| {
+        let input = if one.same_input { "the recorded" } else { "another" };
+        let mean = percent(one.mean);
+        let (worst, share) = (&one.worst.0, percent(one.worst.1));
+        format!(
+            "{}, {input} input: {mean} of the recorded faults left (worst: {worst}, {share})",
+            one.kind
+        )
+    };
+    let mut all: Vec<String> = analysis.comparisons.iter().map(ratio).collect();
+    all.extend(analysis.faults_left.iter().map(left));
+    all.extend(levels(analysis));
+    all
+}
+
+/// Of concurrent starts: each line's highest level against one.
+fn levels(analysis: &Analysis) -> Vec<String> {
+    let mut all = Vec::new();
+    for one in analysis.series.iter().filter(|series| series.key.level > 1) {
+        let mut key = one.key.clone();
+        key.level = 1;
+        let alone = analysis.find(&key).and_then(|series| series.measure("total"));
+        if let (Some(alone), Some(many)) = (alone, one.measure("total")) {
+            let (alone, many) = (&alone.summary, &many.summary);
+            all.push(format!(
+                "{} at once: mean {} ms ({}), median {} ms ({}), greatest {} ms ({}), against one alone",
+                one.name(),
+                short(many.mean),
+                times(many.mean / alone.mean),
+                short(many.median),
+                times(many.median / alone.median),
+                short(many.max),
+                times(many.max / alone.max),
+            ));
+        }
+    }
+    all
+}
+
+/// A figure, or a dash.
+pub(super) fn cell(value: Option<f64>) -> String {
+    value.map_or_else(dash, short)
+}
+
+fn dash() -> String {
+    "–".to_owned()
+}
+
+fn interval(interval: &Interval) -> String {
+    format!("{} – {}", short(interval.low), short(interval.high))
+}
+
+fn times(ratio: f64) -> String {
+    format!("{}×", short(ratio))
+}
+
+fn percent(share: f64) -> String {
+    format!("{} %", short(share * 100.0))
+}

@@ -1,0 +1,139 @@
+//! From a result's files to its report.
+//!
+//! ```text
+//!   study.json, rows.jsonl ──► Analysis ──► charts ──► report.html, *.svg, *.png
+//!                                  └───────► rows.csv, summary.csv
+//! ```
+//!
+//! Everything but the letters of the PNG files (a font of the host's) is a function of the two
+//! files.
+
+mod charts;
+mod figures;
+mod html;
+mod png;
+mod svg;
+
+#[cfg(test)]
+mod tests;
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+pub use png::PngError;
+pub use svg::Chart;
+
+use crate::analysis::Analysis;
+use crate::csv;
+use crate::row::{ResultError, StudyResult};
+
+/// A report that was made.
+#[derive(Clone, Debug)]
+pub struct Built {
+    /// The page.
+    pub report: PathBuf,
+    /// Every file, the page included.
+    pub files: Vec<PathBuf>,
+    /// Headings of the short table.
+    pub headings: Vec<String>,
+    /// The short table: a row per series.
+    pub table: Vec<Vec<String>>,
+    /// Sentences about ratios.
+    pub findings: Vec<String>,
+    /// What a reader should mind.
+    pub warnings: Vec<String>,
+}
+
+/// Why there is no report.
+#[derive(Debug, thiserror::Error)]
+pub enum ReportError {
+    /// There is no result.
+    #[error(transparent)]
+    Result(#[from] ResultError),
+    /// A file cannot be written.
+    #[error("cannot write {}", path.display())]
+    Write {
+        /// Which one.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// A chart cannot be drawn.
+    #[error("cannot draw {name}")]
+    Draw {
+        /// Which chart.
+        name: &'static str,
+        /// Why not.
+        #[source]
+        source: PngError,
+    },
+}
+
+/// The texts of a report.
+#[derive(Clone, Debug)]
+pub struct Texts {
+    /// The page.
+    pub html: String,
+    /// The charts.
+    pub charts: Vec<Chart>,
+    /// The raw rows, flat.
+    pub rows_csv: String,
+    /// Every figure.
+    pub summary_csv: String,
+}
+
+/// Makes the texts; pure.
+#[must_use]
+pub fn texts(result: &StudyResult, analysis: &Analysis) -> Texts {
+    let charts = charts::all(analysis, &result.facts);
+    Texts {
+        html: html::page(result, analysis, &charts),
+        rows_csv: csv::rows(&result.rows),
+        summary_csv: csv::summary(analysis),
+        charts,
+    }
+}
+
+/// Makes the report of the result in `dir`, beside it; files of an earlier report are replaced.
+///
+/// # Errors
+/// When there is no result, or a file cannot be written. Without a font there are no PNG files,
+/// which is a warning.
+pub fn build(dir: &Path) -> Result<Built, ReportError> {
+    let result = StudyResult::read(dir)?;
+    let analysis = Analysis::of(&result);
+    let texts = texts(&result, &analysis);
+    let mut files = Vec::new();
+    let mut write = |name: &str, content: &[u8]| {
+        let path = dir.join(name);
+        let written = fs::write(&path, content);
+        files.push(path.clone());
+        written.map_err(|source| ReportError::Write { path, source })
+    };
+    write("report.html", texts.html.as_bytes())?;
+    write("rows.csv", texts.rows_csv.as_bytes())?;
+    write("summary.csv", texts.summary_csv.as_bytes())?;
+    let mut warnings = analysis.warnings.clone();
+    let renderer = png::Renderer::new();
+    if let Err(error) = &renderer {
+        warnings.push(error.to_string());
+    }
+    for Chart { name, svg, .. } in &texts.charts {
+        write(&format!("{name}.svg"), svg.as_bytes())?;
+        if let Ok(renderer) = &renderer {
+            let drawn = renderer.png(svg);
+            let png = drawn.map_err(|source| ReportError::Draw { name, source })?;
+            write(&format!("{name}.png"), &png)?;
+        }
+    }
+    Ok(Built {
+        report: dir.join("report.html"),
+        files,
+        headings: figures::BRIEF.map(str::to_owned).to_vec(),
+        table: analysis.series.iter().map(figures::brief).collect(),
+        findings: figures::findings(&analysis),
+        warnings,
+    })
+}

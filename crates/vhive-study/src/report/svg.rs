@@ -1,0 +1,380 @@
+//! Drawing: a small writer of SVG, scales and their ticks.
+//!
+//! Colours are those of Okabe and Ito, which colour-blind readers can tell apart; a hatch tells
+//! neighbours of one colour apart, also in print. Text and lines are `currentColor`, so that a
+//! page may choose; alone, a chart is dark on white.
+
+use std::fmt::Write as _;
+
+/// Width of every chart, in pixels.
+pub(super) const WIDTH: f64 = 960.0;
+
+/// Size of text, in pixels.
+pub(super) const TEXT: f64 = 12.0;
+
+/// A finished chart.
+#[derive(Clone, Debug)]
+pub struct Chart {
+    /// Name of its files, and prefix of its identifiers.
+    pub name: &'static str,
+    /// Heading.
+    pub title: &'static str,
+    /// What to see and how to read it.
+    pub caption: String,
+    /// The drawing.
+    pub svg: String,
+}
+
+/// How an area is filled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Fill {
+    pub(super) colour: &'static str,
+    pub(super) hatched: bool,
+}
+
+impl Fill {
+    pub(super) const fn plain(colour: &'static str) -> Self {
+        Self { colour, hatched: false }
+    }
+
+    pub(super) const fn hatched(colour: &'static str) -> Self {
+        Self { colour, hatched: true }
+    }
+
+    /// Colour of text on it.
+    fn ink(self) -> &'static str {
+        let channel = |at: usize| {
+            let hex = self.colour.get(at..at + 2).unwrap_or("00");
+            f64::from(u8::from_str_radix(hex, 16).unwrap_or(0))
+        };
+        let light = 0.299 * channel(1) + 0.587 * channel(3) + 0.114 * channel(5);
+        if light > 125.0 { "#000000" } else { "#ffffff" }
+    }
+}
+
+/// Where text is anchored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Anchor {
+    Start,
+    Middle,
+    End,
+}
+
+/// A drawing that grows.
+#[derive(Debug)]
+pub(super) struct Svg {
+    name: &'static str,
+    body: String,
+}
+
+impl Svg {
+    pub(super) fn new(name: &'static str) -> Self {
+        Self { name, body: String::new() }
+    }
+
+    /// The whole drawing, `height` pixels high.
+    pub(super) fn finish(self, title: &str, height: f64) -> String {
+        let (width, height, name) = (number(WIDTH), number(height), self.name);
+        format!(
+            "<svg xmlns=\"http://www.w3.org/2000/svg\" class=\"chart\" width=\"{width}\" \
+             height=\"{height}\" viewBox=\"0 0 {width} {height}\" color=\"#1a1a1a\" \
+             font-family=\"DejaVu Sans, Verdana, Helvetica, Arial, sans-serif\" \
+             font-size=\"{TEXT}\" role=\"img\" aria-label=\"{title}\">\n<title>{title}</title>\n\
+             <defs><pattern id=\"{name}-hatch\" width=\"5\" height=\"5\" \
+             patternUnits=\"userSpaceOnUse\" patternTransform=\"rotate(45)\"><rect width=\"1.6\" \
+             height=\"5\" fill=\"#000000\" fill-opacity=\"0.55\"/></pattern></defs>\n\
+             <rect class=\"ground\" width=\"{width}\" height=\"{height}\" fill=\"#ffffff\"/>\n\
+             {body}</svg>\n",
+            title = escape(title),
+            body = self.body,
+        )
+    }
+
+    /// A bar from `x` to `x + width`, with a label inside if there is room, and a tooltip.
+    pub(super) fn bar(&mut self, at: Area, fill: Fill, label: &str, tip: &str) {
+        let Area { x, y, width, height } = at;
+        if width < 0.05 {
+            return;
+        }
+        let (x1, y1, w, h) = (number(x), number(y), number(width), number(height));
+        let shape = format!("x=\"{x1}\" y=\"{y1}\" width=\"{w}\" height=\"{h}\"");
+        let stroke = "stroke=\"currentColor\" stroke-opacity=\"0.6\" stroke-width=\"0.6\"";
+        self.push(&format!(
+            "<g><title>{}</title><rect {shape} fill=\"{}\" {stroke}/>",
+            escape(tip),
+            fill.colour
+        ));
+        if fill.hatched {
+            self.push(&format!("<rect {shape} fill=\"url(#{}-hatch)\"/>", self.name));
+        }
+        if !label.is_empty() && !fill.hatched && text_width(label, 10.0) + 6.0 < width {
+            let (x, y) = (number(x + width / 2.0), number(y + height / 2.0 + 3.5));
+            self.push(&format!(
+                "<text x=\"{x}\" y=\"{y}\" text-anchor=\"middle\" font-size=\"10\" \
+                 fill=\"{}\">{}</text>",
+                fill.ink(),
+                escape(label)
+            ));
+        }
+        self.push("</g>\n");
+    }
+
+    pub(super) fn text(&mut self, (x, y): (f64, f64), anchor: Anchor, text: &str) {
+        self.styled((x, y), anchor, "", text);
+    }
+
+    /// Text with further attributes.
+    pub(super) fn styled(&mut self, (x, y): (f64, f64), anchor: Anchor, style: &str, text: &str) {
+        let anchor = match anchor {
+            Anchor::Start => "start",
+            Anchor::Middle => "middle",
+            Anchor::End => "end",
+        };
+        let (x, y, text) = (number(x), number(y), escape(text));
+        self.push(&format!(
+            "<text x=\"{x}\" y=\"{y}\" text-anchor=\"{anchor}\" fill=\"currentColor\" {style}>\
+             {text}</text>\n"
+        ));
+    }
+
+    /// A straight line; `weight` is its opacity and width.
+    pub(super) fn line(&mut self, from: (f64, f64), to: (f64, f64), weight: (f64, f64)) {
+        let ((x1, y1), (x2, y2)) = (from, to);
+        let (x1, y1, x2, y2) = (number(x1), number(y1), number(x2), number(y2));
+        self.push(&format!(
+            "<line x1=\"{x1}\" y1=\"{y1}\" x2=\"{x2}\" y2=\"{y2}\" stroke=\"currentColor\" \
+             stroke-opacity=\"{}\" stroke-width=\"{}\"/>\n",
+            number(weight.0),
+            number(weight.1)
+        ));
+    }
+
+    /// A line through points.
+    pub(super) fn path(&mut self, points: &[(f64, f64)], colour: &str, dashes: &str) {
+        let points: Vec<String> =
+            points.iter().map(|(x, y)| format!("{},{}", number(*x), number(*y))).collect();
+        self.push(&format!(
+            "<polyline points=\"{}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"2\" \
+             stroke-dasharray=\"{dashes}\"/>\n",
+            points.join(" ")
+        ));
+    }
+
+    /// A point; each shape is told apart without its colour.
+    pub(super) fn mark(&mut self, (x, y): (f64, f64), shape: usize, colour: &str) {
+        let p = |dx: f64, dy: f64| format!("{},{}", number(x + dx), number(y + dy));
+        let outline = "stroke=\"currentColor\" stroke-opacity=\"0.7\" stroke-width=\"0.6\"";
+        let polygon = |points: &[String]| {
+            format!("<polygon points=\"{}\" fill=\"{colour}\" {outline}/>\n", points.join(" "))
+        };
+        let shape = match shape % 4 {
+            0 => format!(
+                "<circle cx=\"{}\" cy=\"{}\" r=\"3.2\" fill=\"{colour}\" {outline}/>\n",
+                number(x),
+                number(y)
+            ),
+            1 => polygon(&[p(-3.0, -3.0), p(3.0, -3.0), p(3.0, 3.0), p(-3.0, 3.0)]),
+            2 => polygon(&[p(0.0, -3.8), p(3.5, 3.0), p(-3.5, 3.0)]),
+            _ => polygon(&[p(0.0, -4.2), p(4.2, 0.0), p(0.0, 4.2), p(-4.2, 0.0)]),
+        };
+        self.push(&shape);
+    }
+
+    /// A box from first to third quartile with its median.
+    pub(super) fn quartiles(&mut self, y: f64, (q1, median, q3): (f64, f64, f64), colour: &str) {
+        let (x, width) = (number(q1), number((q3 - q1).max(1.0)));
+        let (top, height) = (number(y - 6.0), number(12.0));
+        self.push(&format!(
+            "<rect x=\"{x}\" y=\"{top}\" width=\"{width}\" height=\"{height}\" fill=\"{colour}\" \
+             fill-opacity=\"0.25\" stroke=\"currentColor\" stroke-width=\"0.8\"/>\n"
+        ));
+        self.line((median, y - 8.0), (median, y + 8.0), (1.0, 2.0));
+    }
+
+    /// Vertical lines of an axis with their labels below.
+    pub(super) fn axis(&mut self, scale: &Scale, (top, bottom): (f64, f64), unit: &str) {
+        for (x, label) in scale.ticks() {
+            self.line((x, top), (x, bottom), (0.2, 1.0));
+            self.text((x, bottom + 15.0), Anchor::Middle, &label);
+        }
+        let end = (scale.right, bottom + 31.0);
+        self.styled(end, Anchor::End, "font-style=\"italic\"", unit);
+    }
+
+    /// Horizontal lines of an axis that goes up, with their labels to the left.
+    pub(super) fn rules(&mut self, scale: &Scale, (left, right): (f64, f64)) {
+        for (y, label) in scale.ticks() {
+            self.line((left, y), (right, y), (0.2, 1.0));
+            self.text((left - 8.0, y + 4.0), Anchor::End, &label);
+        }
+    }
+
+    /// Swatches with their names, wrapped; returns the y below them.
+    pub(super) fn legend(&mut self, y: f64, entries: &[(Fill, &str)]) -> f64 {
+        let (mut x, mut y) = (10.0, y);
+        for (fill, name) in entries {
+            let width = 16.0 + 6.0 + text_width(name, TEXT) + 16.0;
+            if x + width > WIDTH {
+                x = 10.0;
+                y += 20.0;
+            }
+            self.bar(Area { x, y, width: 16.0, height: 12.0 }, *fill, "", name);
+            self.text((x + 22.0, y + 10.5), Anchor::Start, name);
+            x += width;
+        }
+        y + 26.0
+    }
+
+    fn push(&mut self, text: &str) {
+        self.body.push_str(text);
+    }
+}
+
+/// A rectangle in pixels.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Area {
+    pub(super) x: f64,
+    pub(super) y: f64,
+    pub(super) width: f64,
+    pub(super) height: f64,
+}
+
+/// From values to pixels.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Scale {
+    low: f64,
+    high: f64,
+    left: f64,
+    right: f64,
+    logarithmic: bool,
+}
+
+impl Scale {
+    /// From 0 to `high`.
+    pub(super) fn linear(high: f64, (left, right): (f64, f64)) -> Self {
+        Self { low: 0.0, high: high.max(1e-3), left, right, logarithmic: false }
+    }
+
+    /// Holds `low` and `high` with some room; both positive.
+    pub(super) fn logarithmic((low, high): (f64, f64), (left, right): (f64, f64)) -> Self {
+        let low = low.max(1e-3);
+        let (low, high) = (low / 1.25, high.max(low) * 1.25);
+        Self { low, high, left, right, logarithmic: true }
+    }
+
+    pub(super) fn at(&self, value: f64) -> f64 {
+        let value = value.clamp(self.low, self.high);
+        let share = if self.logarithmic {
+            (value / self.low).ln() / (self.high / self.low).ln()
+        } else {
+            (value - self.low) / (self.high - self.low)
+        };
+        self.left + share * (self.right - self.left)
+    }
+
+    fn ticks(&self) -> Vec<(f64, String)> {
+        let place = |value: f64| (self.at(value), short(value));
+        if !self.logarithmic {
+            let rough = self.high / 6.0;
+            let power = 10_f64.powf(rough.log10().floor());
+            let step = [1.0, 2.0, 5.0, 10.0].map(|m| m * power);
+            let step = step.into_iter().find(|step| *step >= rough).unwrap_or(power);
+            let values = std::iter::successors(Some(0.0), |value| Some(value + step));
+            return values.take_while(|value| *value <= self.high).take(20).map(place).collect();
+        }
+        let decades = (self.high / self.low).log10();
+        let parts: &[f64] = if decades > 3.5 { &[1.0] } else { &[1.0, 2.0, 5.0] };
+        let mut ticks = Vec::new();
+        let mut power = 10_f64.powf(self.low.log10().floor());
+        while power <= self.high && ticks.len() < 40 {
+            let values = parts.iter().map(|part| part * power);
+            ticks.extend(values.filter(|v| (self.low..=self.high).contains(v)).map(place));
+            power *= 10.0;
+        }
+        ticks
+    }
+}
+
+/// A number for people: three digits that mean something.
+pub(super) fn short(value: f64) -> String {
+    let size = value.abs();
+    let text = if size >= 100.0 {
+        format!("{value:.0}")
+    } else if size >= 10.0 {
+        format!("{value:.1}")
+    } else if size >= 0.1 || size == 0.0 {
+        format!("{value:.2}")
+    } else {
+        format!("{value:.3}")
+    };
+    if text.contains('.') {
+        text.trim_end_matches('0').trim_end_matches('.').to_owned()
+    } else {
+        text
+    }
+}
+
+/// Roughly how wide a text is in a sans-serif face, in pixels.
+pub(super) fn text_width(text: &str, size: f64) -> f64 {
+    text.chars().count() as f64 * size * 0.6
+}
+
+fn number(value: f64) -> String {
+    let mut text = String::new();
+    // Writing to a string cannot fail.
+    let _ = write!(text, "{:.2}", if value.is_finite() { value } else { 0.0 });
+    text.trim_end_matches('0').trim_end_matches('.').to_owned()
+}
+
+/// Text for XML and HTML; characters that XML forbids are replaced.
+pub(super) fn escape(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '&' => escaped.push_str("&amp;"),
+            '<' => escaped.push_str("&lt;"),
+            '>' => escaped.push_str("&gt;"),
+            '"' => escaped.push_str("&quot;"),
+            '\t' | '\n' | '\r' => escaped.push(' '),
+            '\u{fffe}' | '\u{ffff}' => escaped.push('\u{fffd}'),
+            c if c.is_control() => escaped.push('\u{fffd}'),
+            c => escaped.push(c),
+        }
+    }
+    escaped
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_short() {
+        let texts = [1234.5, 123.4, 12.34, 1.234, 0.5, 0.0123, 0.0, 100.0].map(short);
+        assert_eq!(texts, ["1234", "123", "12.3", "1.23", "0.5", "0.012", "0", "100"]);
+        assert_eq!([1.0, 1.5, f64::NAN, -0.25].map(number), ["1", "1.5", "0", "-0.25"]);
+    }
+
+    #[test]
+    fn scales_have_a_handful_of_ticks_within() {
+        for high in [0.02, 0.9, 7.0, 48.0, 100.0, 2_345.0, 98_765.0] {
+            let ticks = Scale::linear(high, (0.0, 100.0)).ticks();
+            assert!((3..=8).contains(&ticks.len()), "{high}: {ticks:?}");
+            assert!(ticks.iter().all(|(x, _)| (0.0..=100.0).contains(x)));
+        }
+        for (low, high) in [(1.0, 1.0), (0.5, 80.0), (3.0, 30_000.0)] {
+            let ticks = Scale::logarithmic((low, high), (0.0, 100.0)).ticks();
+            assert!((1..=12).contains(&ticks.len()), "{low}-{high}: {ticks:?}");
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_text_stays_well_formed(text in "\\PC{0,40}|[\u{0}-\u{1f}<>&\"]{0,20}") {
+            let mut svg = Svg::new("t");
+            svg.text((0.0, 0.0), Anchor::Start, &text);
+            let drawn = svg.finish(&text, 10.0);
+            assert!(roxmltree::Document::parse(&drawn).is_ok(), "{drawn}");
+        }
+    }
+}

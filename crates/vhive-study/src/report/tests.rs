@@ -1,0 +1,125 @@
+use super::*;
+use crate::analysis::tests::fixture;
+
+#[test]
+fn the_report_is_well_formed_loads_nothing_and_names_every_kind() {
+    let result = fixture();
+    let texts = texts(&result, &Analysis::of(&result));
+    let xml = texts.html.strip_prefix("<!DOCTYPE html>\n").expect("is HTML 5");
+    let parsed = roxmltree::Document::parse(xml).expect("well-formed");
+    for attribute in parsed.descendants().flat_map(|node| node.attributes()) {
+        let loads = matches!(attribute.name(), "src" | "href");
+        assert!(!loads || attribute.value().starts_with('#'), "{attribute:?}");
+    }
+    assert!(!texts.html.contains("@import") && !texts.html.contains("http-equiv"));
+    for kind in &result.facts.plan.kinds {
+        assert!(texts.html.contains(kind.as_str()), "{kind}");
+    }
+    for word in ["NaN", "inf ", "Infinity"] {
+        assert!(!texts.html.contains(word), "{word}");
+    }
+}
+
+#[test]
+fn every_chart_is_well_formed_has_unique_names_and_stays_within_its_frame() {
+    let result = fixture();
+    let texts = texts(&result, &Analysis::of(&result));
+    let names: Vec<&str> = texts.charts.iter().map(|chart| chart.name).collect();
+    let expected = [
+        "phases",
+        "phases-without-boot",
+        "distribution",
+        "working-sets",
+        "memory-wait",
+        "footprint",
+    ];
+    assert_eq!(names, expected);
+    for chart in &texts.charts {
+        let parsed = roxmltree::Document::parse(&chart.svg).expect(chart.name);
+        let root = parsed.root_element();
+        let of = |node: roxmltree::Node<'_, '_>, name: &str| {
+            node.attribute(name).and_then(|text| text.parse::<f64>().ok())
+        };
+        let (width, height) = (of(root, "width").expect("set"), of(root, "height").expect("set"));
+        for node in parsed.descendants().filter(|node| node.is_element()) {
+            if node.ancestors().any(|up| up.has_tag_name("defs")) {
+                continue;
+            }
+            let (x, y) = (of(node, "x").unwrap_or(0.0), of(node, "y").unwrap_or(0.0));
+            assert!((0.0..=width).contains(&x) && (0.0..=height).contains(&y), "{node:?}");
+            let end = x + of(node, "width").unwrap_or(0.0);
+            assert!(end <= width + 0.1, "{node:?} ends at {end}");
+            if node.has_tag_name("text") && node.attribute("text-anchor") == Some("start") {
+                let size = of(node, "font-size").unwrap_or(svg::TEXT);
+                let end = x + svg::text_width(node.text().unwrap_or_default(), size);
+                assert!(end <= width + 4.0, "{:?} ends at {end}", node.text());
+            }
+        }
+        assert!(!chart.svg.contains("NaN"), "{}", chart.name);
+        assert!(chart.svg.contains("n=") || chart.name == "footprint", "{} states n", chart.name);
+    }
+}
+
+#[test]
+fn the_tables_have_a_cell_for_every_heading() {
+    let result = fixture();
+    let analysis = Analysis::of(&result);
+    let texts = texts(&result, &analysis);
+    for csv in [&texts.rows_csv, &texts.summary_csv] {
+        let mut lines = csv.lines();
+        let commas = lines.next().expect("a heading").matches(',').count();
+        assert!(lines.clone().count() >= analysis.series.len());
+        for line in lines {
+            // The fixture's texts hold neither commas nor quotes.
+            assert_eq!(line.matches(',').count(), commas, "{line}");
+        }
+    }
+    for series in &analysis.series {
+        assert_eq!(figures::whole(series).len(), figures::WHOLE.len());
+        assert_eq!(figures::brief(series).len(), figures::BRIEF.len());
+    }
+    let first = texts.rows_csv.lines().next().expect("a heading");
+    assert!(first.starts_with("FuncName,GetImage,FcCreateVM,"), "{first}");
+}
+
+#[test]
+fn the_same_files_give_the_same_report_and_a_cut_line_is_left_out() {
+    let dir = tempfile::tempdir().expect("made");
+    let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/cold-start");
+    for name in ["study.json", "rows.jsonl"] {
+        fs::copy(from.join(name), dir.path().join(name)).expect("copied");
+    }
+    let built = build(dir.path()).expect("built");
+    let read = |built: &Built| -> Vec<Vec<u8>> {
+        built.files.iter().map(|path| fs::read(path).expect("written")).collect()
+    };
+    let first = read(&built);
+    assert_eq!(read(&build(dir.path()).expect("built again")), first);
+    let png = built.files.iter().find(|path| path.extension().is_some_and(|e| e == "png"));
+    match png {
+        Some(png) => assert!(fs::read(png).expect("there").starts_with(b"\x89PNG\r\n\x1a\n")),
+        None => assert!(built.warnings.iter().any(|warning| warning.contains("no PNG"))),
+    }
+
+    let rows = dir.path().join("rows.jsonl");
+    let text = fs::read_to_string(&rows).expect("there");
+    fs::write(&rows, &text[..text.len() - 20]).expect("written");
+    let cut = build(dir.path()).expect("built without the last row");
+    assert!(cut.warnings.iter().any(|warning| warning.contains("cut off")), "{:?}", cut.warnings);
+    fs::write(&rows, "{}\n").expect("written");
+    let error = build(dir.path()).expect_err("no row").to_string();
+    assert!(error.contains("rows.jsonl") && error.contains("line 1"), "{error}");
+    assert!(build(&dir.path().join("absent")).is_err());
+}
+
+#[test]
+fn an_empty_study_has_a_report_too() {
+    let mut result = fixture();
+    result.rows.clear();
+    let analysis = Analysis::of(&result);
+    let texts = texts(&result, &analysis);
+    assert!(texts.charts.is_empty());
+    assert!(analysis.warnings.iter().any(|warning| warning.contains("Nothing was measured")));
+    let xml = texts.html.strip_prefix("<!DOCTYPE html>\n").expect("is HTML 5");
+    roxmltree::Document::parse(xml).expect("well-formed");
+}

@@ -1,0 +1,329 @@
+//! A study under way: its services on the node, its rows, its effects on the host.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use vhive_api::InvocationRecord;
+
+use crate::deadline::Deadline;
+use crate::function::{Function, FunctionError, Shape, service_name};
+use crate::host::{Host, Readahead, drop_files, drop_page_cache, load_average};
+use crate::http::{ApiError, Reply};
+use crate::plan::{Cache, Kind, Plan};
+use crate::row::{Facts, ResultError, Row, StudyName, Writer};
+use crate::target::Target;
+
+/// Invocations until a service must be started as its kind says: snapshot taken, pages recorded.
+const TRIES: u32 = 12;
+/// Pause after the first of them; twice as long after each further one, up to [`LONGEST_PAUSE`].
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
+/// Why a study ended early. What was measured is in its directory.
+#[derive(Debug, thiserror::Error)]
+pub enum StudyError {
+    /// A function cannot be used.
+    #[error(transparent)]
+    Function(#[from] FunctionError),
+    /// The host refuses what the plan asks for.
+    #[error(transparent)]
+    Host(#[from] crate::host::HostError),
+    /// The result cannot be written.
+    #[error(transparent)]
+    Result(#[from] ResultError),
+    /// The node does not do its part.
+    #[error("{doing}")]
+    Node {
+        /// What was tried.
+        doing: String,
+        /// Why it failed.
+        #[source]
+        source: ApiError,
+    },
+    /// The plan asks for what this study does not do.
+    #[error("{0}")]
+    Plan(String),
+}
+
+/// A study under way. Call [`Session::clean`] at its end, however it ended; dropping it puts the
+/// readahead back.
+pub struct Session {
+    pub(crate) target: Target,
+    pub(crate) plan: Plan,
+    pub(crate) study: StudyName,
+    pub(crate) facts: Facts,
+    functions: Vec<Function>,
+    writer: Writer,
+    services: BTreeSet<String>,
+    /// Different in each run.
+    run: String,
+    editions: u32,
+    pub(crate) order: u32,
+    tell: Box<dyn FnMut(&str) + Send>,
+    /// Puts the readahead back when dropped.
+    _readahead: Option<Readahead>,
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Session").field("facts", &self.facts).finish_non_exhaustive()
+    }
+}
+
+impl Session {
+    /// Reads the functions, prepares the host, begins the result in `out`. `tell` gets a line per
+    /// thing done.
+    ///
+    /// # Errors
+    /// What cannot be used; nothing is on the node yet.
+    pub fn begin(
+        study: StudyName,
+        target: Target,
+        plan: Plan,
+        out: &Path,
+        tell: Box<dyn FnMut(&str) + Send>,
+    ) -> Result<Self, StudyError> {
+        let functions: Result<Vec<Function>, FunctionError> =
+            plan.functions.iter().map(|name| Function::load(&plan.functions_dir, name)).collect();
+        let functions = functions?;
+        for function in &functions {
+            for input in plan.inputs.measure.iter().chain([&plan.inputs.prepare]) {
+                function.request(input)?;
+            }
+        }
+        let mut facts = Facts {
+            version: 1,
+            study,
+            vhive: env!("CARGO_PKG_VERSION").to_owned(),
+            plan: plan.clone(),
+            host: Host::look(),
+            node: target.facts.clone(),
+            began: jiff::Timestamp::now(),
+            ended: None,
+            load_before: load_average(),
+            load_after: None,
+            readahead_set: None,
+            notes: Vec::new(),
+        };
+        let place = target.state_dir().unwrap_or(Path::new("/"));
+        let readahead = plan.readahead_kib.map(|kib| Readahead::set(place, kib)).transpose()?;
+        facts.readahead_set = readahead
+            .as_ref()
+            .zip(plan.readahead_kib)
+            .map(|(readahead, kib)| format!("{}: {kib} KiB", readahead.device));
+        let writer = Writer::create(out, &facts)?;
+        let run = getrandom::u32().map_or_else(|_| "0".to_owned(), |n| format!("{n:08x}"));
+        Ok(Self {
+            target,
+            plan,
+            study,
+            facts,
+            functions,
+            writer,
+            services: BTreeSet::new(),
+            run,
+            editions: 0,
+            order: 0,
+            tell,
+            _readahead: readahead,
+        })
+    }
+
+    pub(crate) fn say(&mut self, what: &str) {
+        (self.tell)(what);
+    }
+
+    /// Says and keeps what no row will tell.
+    pub(crate) fn note(&mut self, note: String) -> Result<(), StudyError> {
+        (self.tell)(&note);
+        self.facts.notes.push(note);
+        Ok(self.writer.facts(&self.facts)?)
+    }
+
+    pub(crate) fn function(&self, name: &str) -> Result<&Function, StudyError> {
+        let found = self.functions.iter().find(|function| function.name == name);
+        found.ok_or_else(|| StudyError::Plan(format!("{name} is no function of the plan")))
+    }
+
+    pub(crate) fn step_deadline(&self) -> Deadline {
+        Deadline::after(self.plan.step_deadline.0)
+    }
+
+    /// Puts the service of a function and kind on the node, as a revision that never was before.
+    pub(crate) async fn apply(
+        &mut self,
+        function: &str,
+        kind: Kind,
+        most_instances: u32,
+    ) -> Result<(), ApiError> {
+        self.editions += 1;
+        let edition = format!("{}-{}", self.run, self.editions);
+        let shape = Shape { kind, runtime: self.plan.runtime, most_instances, edition: &edition };
+        let found = self.functions.iter().find(|f| f.name == function);
+        let Some(service) = found.map(|function| function.service(&shape)) else { return Ok(()) };
+        self.services.insert(service_name(function, kind));
+        self.target.apply(&service, self.step_deadline()).await
+    }
+
+    /// Sends one input that is not measured.
+    async fn send(
+        &self,
+        function: &str,
+        kind: Kind,
+        input: &str,
+    ) -> Result<(Reply, Option<InvocationRecord>), StudyError> {
+        let service = service_name(function, kind);
+        let request = self.function(function)?.request(input)?;
+        let deadline = self.step_deadline();
+        let failed =
+            |source| StudyError::Node { doing: format!("cannot invoke {service}"), source };
+        let reply = self.target.invoke(&service, request, deadline).await.map_err(failed)?;
+        let record = self.target.record(&service, &reply, deadline).await.map_err(failed)?;
+        Ok((reply, record))
+    }
+
+    /// Invokes with the input of preparations and says why that is no start to build on.
+    pub(crate) async fn rehearse(
+        &self,
+        function: &str,
+        kind: Kind,
+    ) -> Result<Result<Option<InvocationRecord>, String>, StudyError> {
+        let (reply, record) = self.send(function, kind, &self.plan.inputs.prepare).await?;
+        if reply.status.is_success() {
+            return Ok(Ok(record));
+        }
+        let said: String = String::from_utf8_lossy(&reply.body).trim().chars().take(200).collect();
+        Ok(Err(format!("status {}: {said}", reply.status.as_u16())))
+    }
+
+    /// Stops the instances of a function and kind.
+    pub(crate) async fn empty(&self, function: &str, kind: Kind) -> Result<(), StudyError> {
+        let service = service_name(function, kind);
+        let done = self.target.empty(&service, self.step_deadline()).await;
+        done.map_err(|source| StudyError::Node {
+            doing: format!("the instances of {service} do not end"),
+            source,
+        })
+    }
+
+    /// Puts a service on the node and invokes it until it starts as its kind says. `Err` says why
+    /// the kind cannot be measured.
+    pub(crate) async fn prepare(
+        &mut self,
+        function: &str,
+        kind: Kind,
+        most_instances: u32,
+    ) -> Result<Result<(), String>, StudyError> {
+        self.say(&format!("preparing {function} {kind}"));
+        match self.apply(function, kind, most_instances).await {
+            Ok(()) => {}
+            Err(ApiError::Refused { message, .. }) => return Ok(Err(message)),
+            Err(source) => {
+                let doing = format!("cannot apply {}", service_name(function, kind));
+                return Err(StudyError::Node { doing, source });
+            }
+        }
+        let deadline = Deadline::after(self.plan.prepare_deadline.0);
+        let mut pause = FIRST_PAUSE;
+        let mut seen = Vec::new();
+        for _ in 0..TRIES {
+            match self.rehearse(function, kind).await? {
+                Err(why) => {
+                    self.empty(function, kind).await?;
+                    return Ok(Err(why));
+                }
+                Ok(record) => {
+                    let ready = record.as_ref().is_some_and(|record| kind.is_how(record));
+                    let start = record.and_then(|record| record.start);
+                    seen.push(start.map_or("none", vhive_api::StartKind::as_str));
+                    self.empty(function, kind).await?;
+                    if ready || matches!(kind, Kind::Boot | Kind::Warm | Kind::Record) {
+                        return Ok(Ok(()));
+                    }
+                }
+            }
+            if deadline.passed() {
+                break;
+            }
+            deadline.pause(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+        Ok(Err(format!("it never started so; it started by {}", seen.join(", "))))
+    }
+
+    /// Does to the page cache what the plan says; returns the word for the rows.
+    pub(crate) async fn drop_cache(&mut self) -> Result<&'static str, StudyError> {
+        let cache = self.plan.cache;
+        let dir = self.plan.advise_dir.clone();
+        let default = || self.target.state_dir().map(|dir| dir.join("snapshots"));
+        let dir = dir.or_else(default).unwrap_or_else(|| PathBuf::from("snapshots"));
+        let work = move || match cache {
+            Cache::Keep => Ok(()),
+            Cache::Drop => drop_page_cache().map_err(|error| chain(&error)),
+            Cache::Advise if !dir.exists() => Ok(()),
+            Cache::Advise => {
+                let dropped = drop_files(&dir);
+                dropped.map(drop).map_err(|error| format!("{}: {error}", dir.display()))
+            }
+        };
+        let done = tokio::task::spawn_blocking(work).await;
+        match done.unwrap_or_else(|error| Err(error.to_string())) {
+            Ok(()) => Ok(cache.as_str()),
+            Err(why) => {
+                let note = format!("The page cache could not be dropped: {why}.");
+                if !self.facts.notes.contains(&note) {
+                    self.note(note)?;
+                }
+                Ok(Cache::Keep.as_str())
+            }
+        }
+    }
+
+    /// Writes a row and says what it holds.
+    pub(crate) fn keep(&mut self, row: &Row) -> Result<(), StudyError> {
+        self.writer.row(row)?;
+        let time = row
+            .total_us()
+            .map_or_else(|| "-".to_owned(), |us| format!("{:.1} ms", us as f64 / 1e3));
+        let left = row.left_out().map(|why| format!("  left out: {why}")).unwrap_or_default();
+        let Row { function, kind, input, repetition, .. } = row;
+        let of = self.plan.repetitions;
+        self.say(&format!("{repetition}/{of}  {function} {kind} ({input})  {time}{left}"));
+        Ok(())
+    }
+
+    /// Ends the result: everything planned was measured.
+    ///
+    /// # Errors
+    /// When the facts cannot be written.
+    pub(crate) fn finish(&mut self) -> Result<(), StudyError> {
+        self.facts.ended = Some(jiff::Timestamp::now());
+        self.facts.load_after = load_average();
+        Ok(self.writer.facts(&self.facts)?)
+    }
+
+    /// Removes the study's services from the node. Goes on past failures and returns the first.
+    ///
+    /// # Errors
+    /// When a service could not be deleted.
+    pub async fn clean(&mut self) -> Result<(), StudyError> {
+        let mut first = Ok(());
+        for service in std::mem::take(&mut self.services) {
+            let deadline = self.step_deadline();
+            if let Err(source) = self.target.delete(&service, deadline).await
+                && first.is_ok()
+            {
+                first = Err(StudyError::Node { doing: format!("cannot delete {service}"), source });
+            }
+        }
+        first
+    }
+}
+
+/// An error with its causes on one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}

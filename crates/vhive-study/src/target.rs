@@ -1,0 +1,232 @@
+//! What a study asks of a running node.
+
+use std::time::Duration;
+
+use http::{Method, Request as HttpRequest};
+use http_body_util::Full;
+use serde_json::Value;
+use vhive_api::InvocationRecord;
+
+use crate::deadline::Deadline;
+use crate::function::{LABEL, Request};
+use crate::http::{ApiError, Door, Reply, invoke};
+
+/// Between two questions that wait for the node to do something.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// How long an invocation's record may take to appear.
+const RECORD_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Records that are searched for one invocation.
+const RECORDS: usize = 1024;
+
+/// A running node.
+#[derive(Clone, Debug)]
+pub struct Target {
+    door: Door,
+    namespace: String,
+    gateway: String,
+    domain: String,
+    /// What the node told of itself (`GET /vhive/v1/node`).
+    pub facts: Value,
+}
+
+/// Memory that the instances of a service take on the host.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Footprint {
+    /// Resident, in bytes.
+    pub rss: Option<u64>,
+    /// Proportional (shared pages divided), in bytes.
+    pub pss: Option<u64>,
+    /// Of the guest, as configured, in bytes.
+    pub guest: Option<u64>,
+}
+
+impl Target {
+    /// Connects to a node.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub async fn connect(
+        door: Door,
+        namespace: &str,
+        deadline: Deadline,
+    ) -> Result<Self, ApiError> {
+        let facts = door.json(Method::GET, "/vhive/v1/node", None, deadline).await?;
+        let text = |name: &str| facts.get(name).and_then(Value::as_str).map(str::to_owned);
+        let strange = || ApiError::Strange {
+            at: "the node".to_owned(),
+            what: "no `gateway` in its description".to_owned(),
+        };
+        let gateway = text("gateway").ok_or_else(strange)?;
+        let domain = text("domain").unwrap_or_else(|| "example.com".to_owned());
+        Ok(Self { door, namespace: namespace.to_owned(), gateway, domain, facts })
+    }
+
+    /// The node's state directory, as it says.
+    #[must_use]
+    pub fn state_dir(&self) -> Option<&std::path::Path> {
+        self.facts.get("state_dir").and_then(Value::as_str).map(std::path::Path::new)
+    }
+
+    fn services(&self) -> String {
+        format!("/apis/serving.knative.dev/v1/namespaces/{}/services", self.namespace)
+    }
+
+    fn view(&self, service: &str, what: &str) -> String {
+        format!("/vhive/v1/namespaces/{}/services/{service}/{what}", self.namespace)
+    }
+
+    /// Creates or replaces a service of the study's.
+    ///
+    /// # Errors
+    /// When the node refuses it, or a service of that name exists that no study made.
+    pub async fn apply(&self, service: &Value, deadline: Deadline) -> Result<(), ApiError> {
+        let mut service = service.clone();
+        let name = service.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default();
+        let path = format!("{}/{name}", self.services());
+        match self.door.json(Method::GET, &path, None, deadline).await {
+            Ok(old) => {
+                if old.pointer("/metadata/labels").and_then(|all| all.get(LABEL)).is_none() {
+                    let message = format!(
+                        "a service {name} exists that no study made; delete it or use another \
+                         namespace (-n)"
+                    );
+                    return Err(ApiError::Refused { status: http::StatusCode::CONFLICT, message });
+                }
+                if let Some(version) = old.pointer("/metadata/resourceVersion") {
+                    service["metadata"]["resourceVersion"] = version.clone();
+                }
+                self.door.json(Method::PUT, &path, Some(&service), deadline).await?;
+            }
+            Err(error) if error.is_not_found() => {
+                self.door.json(Method::POST, &self.services(), Some(&service), deadline).await?;
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    /// Deletes a service; one that does not exist is no error.
+    ///
+    /// # Errors
+    /// When the node refuses.
+    pub async fn delete(&self, service: &str, deadline: Deadline) -> Result<(), ApiError> {
+        let path = format!("{}/{service}", self.services());
+        match self.door.json(Method::DELETE, &path, None, deadline).await {
+            Err(error) if !error.is_not_found() => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Has the service's idle instances stopped and waits until it has none. A node that cannot be
+    /// asked for that scales to zero by itself: the services' windows are short.
+    ///
+    /// # Errors
+    /// When instances are still there at the deadline.
+    pub async fn empty(&self, service: &str, deadline: Deadline) -> Result<(), ApiError> {
+        let path = self.view(service, "evict");
+        match self.door.json(Method::POST, &path, None, deadline).await {
+            Ok(_) => {}
+            Err(error) if error.is_not_found() => {}
+            Err(error) => return Err(error),
+        }
+        loop {
+            let now = self.describe(service, deadline).await?;
+            let instances = now["instances"].as_array().map_or(0, Vec::len);
+            if instances == 0 && now["starting"].as_u64().unwrap_or(0) == 0 {
+                return Ok(());
+            }
+            if deadline.passed() {
+                return Err(ApiError::Late { at: format!("{service}, which still has instances") });
+            }
+            deadline.pause(PAUSE).await;
+        }
+    }
+
+    async fn describe(&self, service: &str, deadline: Deadline) -> Result<Value, ApiError> {
+        self.door.json(Method::GET, &self.view(service, "describe"), None, deadline).await
+    }
+
+    /// Memory of the service's instances, on average.
+    ///
+    /// # Errors
+    /// When the node does not answer.
+    pub async fn footprint(
+        &self,
+        service: &str,
+        deadline: Deadline,
+    ) -> Result<Footprint, ApiError> {
+        let now = self.describe(service, deadline).await?;
+        let instances = now["instances"].as_array().cloned().unwrap_or_default();
+        let mean = |name: &str| {
+            let known: Vec<u64> = instances.iter().filter_map(|i| i[name].as_u64()).collect();
+            known.iter().sum::<u64>().checked_div(known.len() as u64)
+        };
+        let guest = now.pointer("/revision/memory").and_then(Value::as_str);
+        Ok(Footprint {
+            rss: mean("memory_bytes"),
+            pss: mean("pss_bytes"),
+            guest: guest.and_then(|text| text.parse::<vhive_api::Bytes>().ok()).map(|b| b.0),
+        })
+    }
+
+    /// Sends a request to a service.
+    ///
+    /// # Errors
+    /// When no whole reply comes; an error status is a reply.
+    pub async fn invoke(
+        &self,
+        service: &str,
+        request: &Request,
+        deadline: Deadline,
+    ) -> Result<Reply, ApiError> {
+        let host = format!("{service}.{}.{}", self.namespace, self.domain);
+        let built = HttpRequest::builder()
+            .method(request.method.clone())
+            .uri(&request.path)
+            .header("host", host)
+            .header("content-type", &request.content_type)
+            .body(Full::new(request.body.clone()));
+        let built = built.map_err(|error| ApiError::Strange {
+            at: "requests.toml".to_owned(),
+            what: error.to_string(),
+        })?;
+        invoke(&self.gateway, built, deadline).await
+    }
+
+    /// The record of an invocation, by the identifier in its reply.
+    ///
+    /// # Errors
+    /// When the node does not answer or its records are not understood.
+    pub async fn record(
+        &self,
+        service: &str,
+        reply: &Reply,
+        deadline: Deadline,
+    ) -> Result<Option<InvocationRecord>, ApiError> {
+        let id = reply.headers.get("x-request-id").and_then(|value| value.to_str().ok());
+        let Some(id) = id else { return Ok(None) };
+        let path = format!(
+            "/vhive/v1/records?namespace={}&service={service}&limit={RECORDS}",
+            self.namespace
+        );
+        // A record is made when the reply's last byte has left the node, which may be after we
+        // have it.
+        let patience = Deadline::after(RECORD_PATIENCE);
+        let found = loop {
+            let all = self.door.json(Method::GET, &path, None, deadline).await?;
+            let all = all.as_array().into_iter().flatten().rev();
+            let found = all.into_iter().find(|record| record["id"] == id).cloned();
+            if found.is_some() || patience.passed() {
+                break found;
+            }
+            patience.pause(PAUSE).await;
+        };
+        let strange = |error: serde_json::Error| ApiError::Strange {
+            at: "the node's records".to_owned(),
+            what: error.to_string(),
+        };
+        found.map(serde_json::from_value).transpose().map_err(strange)
+    }
+}

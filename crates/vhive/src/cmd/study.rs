@@ -1,0 +1,176 @@
+//! `vhive study`: measures on a running node.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use tokio::signal::unix::{SignalKind, signal};
+use vhive_api::RuntimeName;
+use vhive_study::plan::{COLD_START, Cache, PARALLEL};
+use vhive_study::{
+    Deadline, Door, Kind, Plan, Session, StudyError, StudyName, Target, cold_start, parallel,
+};
+
+use super::report;
+use crate::cli::Global;
+use crate::config::Config;
+use crate::exit::Exit;
+use crate::output;
+
+/// How long the node may take to answer the first question.
+const CONNECT: Duration = Duration::from_secs(10);
+
+/// The studies.
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum Study {
+    /// Compares cold starts by boot, snapshot and REAP, phase by phase.
+    ColdStart(Args),
+    /// Starts 1, 2, 4 … instances at once.
+    Parallel(ParallelArgs),
+}
+
+/// Arguments of `vhive study cold-start`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Plan of the study; `--print-plan` shows the default one.
+    #[arg(value_name = "FILE.toml")]
+    plan: Option<PathBuf>,
+    /// Functions, instead of the plan's.
+    #[arg(long, value_delimiter = ',', value_name = "NAMES")]
+    functions: Option<Vec<String>>,
+    /// Start kinds, instead of the plan's.
+    #[arg(long, value_delimiter = ',', value_name = "KINDS")]
+    kinds: Option<Vec<Kind>>,
+    /// Repetitions, instead of the plan's.
+    #[arg(long, value_name = "N")]
+    repetitions: Option<u32>,
+    /// Where the functions are, instead of the plan's place.
+    #[arg(long, value_name = "DIR")]
+    functions_dir: Option<PathBuf>,
+    /// Runtime, instead of the manifests'.
+    #[arg(long, value_name = "NAME")]
+    runtime: Option<RuntimeName>,
+    /// Leave the page cache as it is.
+    #[arg(long)]
+    keep_cache: bool,
+    /// Readahead of the node's disk for the time of the study, in KiB.
+    #[arg(long, value_name = "KIB")]
+    readahead: Option<u32>,
+    /// Where the result goes; a new directory.
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Ask the node at this port of its API instead of its unix socket.
+    #[arg(long, value_name = "ADDRESS:PORT", requires = "token")]
+    api: Option<String>,
+    /// File with the API's token.
+    #[arg(long, value_name = "FILE", requires = "api")]
+    token: Option<PathBuf>,
+    /// Print the commented default plan and do nothing else.
+    #[arg(long)]
+    print_plan: bool,
+}
+
+/// Arguments of `vhive study parallel`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct ParallelArgs {
+    #[command(flatten)]
+    common: Args,
+    /// Most concurrent starts, instead of the plan's.
+    #[arg(long, value_name = "N")]
+    max: Option<u32>,
+}
+
+/// Runs a study and makes its report.
+///
+/// # Errors
+/// What ended it early; what was measured until then is in its directory.
+pub(crate) async fn run(
+    global: &Global,
+    config: &Config,
+    study: Study,
+) -> anyhow::Result<ExitCode> {
+    let (name, args, max, default) = match study {
+        Study::ColdStart(args) => (StudyName::ColdStart, args, None, COLD_START),
+        Study::Parallel(args) => (StudyName::Parallel, args.common, args.max, PARALLEL),
+    };
+    if args.print_plan {
+        output::line(default.trim_end());
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut plan = Plan::load(args.plan.as_deref(), default)?;
+    override_plan(&mut plan, &args);
+    plan.most_parallel = max.unwrap_or(plan.most_parallel);
+    plan.validate()?;
+    let out = args.out.clone().unwrap_or_else(|| default_out(name));
+
+    let target = connect(global, config, &args).await?;
+    let tell = Box::new(|line: &str| output::note(line));
+    let mut session = Session::begin(name, target, plan, &out, tell)?;
+    let done = measure(&mut session, name).await;
+    let cleaned = session.clean().await;
+    drop(session);
+    let built = report::build(global, &out);
+    done.with_context(|| format!("the study ended early; its rows are in {}", out.display()))?;
+    cleaned?;
+    built?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Measures until done or interrupted.
+async fn measure(session: &mut Session, name: StudyName) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let work = async {
+        match name {
+            StudyName::ColdStart => cold_start::run(session).await,
+            StudyName::Parallel => parallel::run(session).await,
+        }
+    };
+    tokio::select! {
+        done = work => Ok::<(), StudyError>(done?)?,
+        _ = terminate.recv() => anyhow::bail!("SIGTERM"),
+        _ = interrupt.recv() => anyhow::bail!("interrupted"),
+    }
+    Ok(())
+}
+
+async fn connect(global: &Global, config: &Config, args: &Args) -> anyhow::Result<Target> {
+    let door = match (&args.api, &args.token) {
+        (Some(address), Some(file)) => {
+            let read = std::fs::read_to_string(file);
+            let token = read.with_context(|| format!("cannot read {}", file.display()))?;
+            Door::Port { address: address.clone(), token }
+        }
+        _ => Door::Socket(config.api_socket()),
+    };
+    let connected = Target::connect(door, &global.namespace, Deadline::after(CONNECT)).await;
+    connected.map_err(|error| match error {
+        vhive_study::http::ApiError::NoNode { at, .. } => Exit::NoNode(at).into(),
+        other => other.into(),
+    })
+}
+
+fn override_plan(plan: &mut Plan, args: &Args) {
+    if let Some(functions) = &args.functions {
+        plan.functions.clone_from(functions);
+    }
+    if let Some(kinds) = &args.kinds {
+        plan.kinds.clone_from(kinds);
+    }
+    if let Some(dir) = &args.functions_dir {
+        plan.functions_dir.clone_from(dir);
+    }
+    plan.repetitions = args.repetitions.unwrap_or(plan.repetitions);
+    plan.runtime = args.runtime.or(plan.runtime);
+    plan.readahead_kib = args.readahead.or(plan.readahead_kib);
+    if args.keep_cache {
+        plan.cache = Cache::Keep;
+    }
+}
+
+/// `results/cold-start-20260131T120000`, in the working directory.
+fn default_out(name: StudyName) -> PathBuf {
+    let at = jiff::Timestamp::now().strftime("%Y%m%dT%H%M%S");
+    Path::new("results").join(format!("{}-{at}", name.as_str()))
+}
