@@ -18,6 +18,7 @@ const EDGES: &[(&str, &str)] = &[
     ("vhive", "vhive-serving"),
     ("vhive-node", "vhive-image"),
     ("vhive-node", "vhive-sandbox"),
+    ("vhive-sandbox", "vhive-pager"),
     ("vhive-serving", "vhive-node"),
 ];
 

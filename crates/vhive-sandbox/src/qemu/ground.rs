@@ -1,18 +1,20 @@
 //! What all boots on this host have in common: program, kernel, clock, accelerator.
 
 use std::ffi::OsStr;
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::accelerator::{self, AcceleratorChoice, Question};
 use super::command;
 use super::config::QemuConfig;
-use super::memory::Shim;
+use super::memory::{DEVICE, Shim};
 use super::vm::Guest;
 use vhive_api::RuntimeName;
+use vhive_pager::{Pager, PagerConfig, PagerError};
 
 use crate::kernel::{self, KernelStore, StoreError};
 use crate::runtime::HostLacks;
@@ -26,6 +28,10 @@ pub(super) struct Ground {
     /// What snapshots are taken on.
     pub(super) platform: Platform,
     pub(super) shim: Shim,
+    /// Whether userfaultfds can be made.
+    pub(super) has_userfaultfd: bool,
+    /// Started by the first clone that it serves; its threads are shared by all.
+    pager: Mutex<Option<Arc<Pager>>>,
 }
 
 impl Ground {
@@ -79,7 +85,23 @@ impl Ground {
         };
         let shim = Shim::new()
             .map_err(|error| lacks(&format!("no file in memory ({error})"), "free some memory"))?;
-        Ok(Self { guest, choice, platform, shim })
+        let has_userfaultfd = File::open(DEVICE).is_ok();
+        let pager = Mutex::default();
+        Ok(Self { guest, choice, platform, shim, has_userfaultfd, pager })
+    }
+}
+
+impl Ground {
+    /// The pager.
+    ///
+    /// # Errors
+    /// Whatever keeps its threads from being started.
+    pub(super) fn pager(&self) -> Result<Arc<Pager>, PagerError> {
+        let mut pager = self.pager.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(pager) = &*pager {
+            return Ok(Arc::clone(pager));
+        }
+        Ok(Arc::clone(pager.insert(Arc::new(Pager::start(&PagerConfig::default())?))))
     }
 }
 

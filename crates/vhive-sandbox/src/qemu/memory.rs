@@ -74,7 +74,7 @@ impl Backing {
 }
 
 /// Makes userfaultfds for whoever has it open.
-const DEVICE: &str = "/dev/userfaultfd";
+pub(super) const DEVICE: &str = "/dev/userfaultfd";
 
 /// The library that is preloaded into QEMU, in memory: no path of it could be replaced.
 #[derive(Debug)]

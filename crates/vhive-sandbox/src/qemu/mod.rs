@@ -17,6 +17,7 @@ mod config;
 mod conversation;
 mod ground;
 mod memory;
+mod paging;
 mod qmp;
 mod restore;
 mod sandbox;
@@ -132,6 +133,7 @@ impl Runtime for Qemu {
                 platform: ground.platform.clone(),
                 shape: MemoryShape { memory: guest_memory(spec), vcpus: vcpus(spec) },
             }),
+            paging: None,
             _dir: dir,
             network,
         }))

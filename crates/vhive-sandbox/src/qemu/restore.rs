@@ -8,6 +8,7 @@
 //! The command line is the boot's, so that the machine is the same; QEMU loads no kernel while it
 //! waits for incoming state.
 
+use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -19,8 +20,10 @@ use super::checkpoint::{set_capabilities, wait_migration};
 use super::conversation::{Answer, unix_now_ns};
 use super::ground::Ground;
 use super::memory::Backing;
+use super::paging::{Preparing, QemuPaging};
 use super::qmp::QmpError;
 use super::sandbox::QemuSandbox;
+use super::supervisor::Supervised;
 use super::vm::{Spawned, Vm, words};
 use super::{Qemu, chain, entropy};
 use crate::deadline::Deadline;
@@ -34,7 +37,9 @@ use crate::snapshot::{MEMORY, Mismatch, Platform, Snapshot, VM_STATE};
 
 impl Restore for Qemu {
     fn memory_modes(&self) -> &[MemoryMode] {
-        &[MemoryMode::File]
+        let all = &[MemoryMode::File, MemoryMode::Lazy, MemoryMode::Record, MemoryMode::Prefetch];
+        let served = self.ground().is_ok_and(|ground| ground.has_userfaultfd);
+        if served { all } else { &all[..1] }
     }
 
     fn platform(&self) -> Result<Platform, HostLacks> {
@@ -64,7 +69,7 @@ impl Restore for Qemu {
         })?;
         let clone = Clone { qemu: self, spec, network: &network, ground: &ground };
         let restored = clone.restore(from, memory, deadline);
-        let vm = restored.inspect_err(|error| {
+        let (vm, paging) = restored.inspect_err(|error| {
             let (step, reason) = ("restore".to_owned(), chain(error));
             spec.journal.end(End::Failed { step, reason });
         })?;
@@ -75,6 +80,7 @@ impl Restore for Qemu {
             port: spec.port,
             journal: Arc::clone(&spec.journal),
             taken: None,
+            paging: Some(paging),
             _dir: dir,
             network,
         }))
@@ -95,38 +101,62 @@ impl Clone<'_> {
         from: &Snapshot,
         memory: Memory,
         deadline: Deadline,
-    ) -> Result<Vm, RestoreError> {
-        let backing = self.backing(from, memory)?;
+    ) -> Result<(Vm, Arc<QemuPaging>), RestoreError> {
+        let journal = &self.spec.journal;
+        let (preparing, backing) = self.prepare(from, memory)?;
         let mut wanted = self.qemu.wanted(self.spec, self.network, self.ground, backing);
         wanted.incoming = Some(from.file(VM_STATE).map_err(RestoreError::Snapshot)?);
         wanted.config = None;
         let binary = wanted.binary;
         let spawned = Spawned::spawn(wanted)?;
         let state_fd = spawned.state_fd;
-        let mut vm = spawned.greet(&self.spec.journal, binary, deadline)?;
-        let loaded = load(&mut vm, state_fd, deadline);
+        let attached = preparing.attach(&spawned.supervised, journal, deadline);
+        let paging = attached.map_err(|error| self.own_words(&spawned.supervised, error))?;
+        let mut vm = spawned.greet(journal, binary, deadline)?;
+        let loaded = load(&mut vm, state_fd, &paging, deadline)?;
         loaded.map_err(|error| {
-            let reason = words(&vm.supervised, &self.spec.journal, &chain(&error));
+            let reason = words(&vm.supervised, journal, &chain(&error));
             RestoreError::State { program: binary.display().to_string(), reason }
         })?;
-        self.spec.journal.reach(Milestone::Restored, Instant::now());
+        journal.reach(Milestone::Restored, Instant::now());
         self.resume(&vm, deadline)?;
-        Ok(vm)
+        Ok((vm, paging))
     }
 
-    fn backing(&self, from: &Snapshot, memory: Memory) -> Result<Backing, RestoreError> {
-        let size = super::guest_memory(self.spec);
-        let file = from.file(MEMORY).map_err(RestoreError::Snapshot)?;
-        match memory.mode {
-            MemoryMode::File => Backing::mapped(size, file, &self.ground.shim).map_err(|source| {
-                let step = "map the snapshot's memory".to_owned();
-                BootError::Resource { step, source }.into()
-            }),
-            mode => {
-                let reason = "there is no pager".to_owned();
-                Err(RestoreError::Mode { mode, reason })
-            }
+    /// A QEMU that ends before it hands over its memory has the better reason.
+    fn own_words(&self, supervised: &Supervised, error: RestoreError) -> RestoreError {
+        let text = chain(&error);
+        let reason = words(supervised, &self.spec.journal, &text);
+        if reason == text {
+            return error;
         }
+        let program = self.qemu.config.binary.display().to_string();
+        BootError::Spawn { program, reason }.into()
+    }
+
+    fn prepare(
+        &self,
+        from: &Snapshot,
+        memory: Memory,
+    ) -> Result<(Preparing, Backing), RestoreError> {
+        let size = super::guest_memory(self.spec);
+        let shim = &self.ground.shim;
+        let failed = |source| {
+            let step = "prepare guest memory".to_owned();
+            RestoreError::from(BootError::Resource { step, source })
+        };
+        if memory.mode == MemoryMode::File {
+            let preparing = Preparing::by_kernel(from, memory)?;
+            let file = from.file(MEMORY).map_err(RestoreError::Snapshot)?;
+            return Ok((preparing, Backing::mapped(size, file, shim).map_err(failed)?));
+        }
+        if !self.ground.has_userfaultfd {
+            let reason = "/dev/userfaultfd cannot be opened".to_owned();
+            return Err(RestoreError::Mode { mode: memory.mode, reason });
+        }
+        let pager = self.ground.pager().map_err(|error| RestoreError::Pager(chain(&error)))?;
+        let (preparing, socket) = Preparing::by_pager(from, memory, &pager)?;
+        Ok((preparing, Backing::served(size, socket, shim).map_err(failed)?))
     }
 
     /// Tells the guest who it is now, and waits until it is.
@@ -157,12 +187,21 @@ impl Clone<'_> {
     }
 }
 
-/// Loads devices and virtual CPUs, and lets the guest run.
-fn load(vm: &mut Vm, state_fd: Option<i32>, deadline: Deadline) -> Result<(), QmpError> {
+/// Loads devices and virtual CPUs, and lets the guest run once its memory may be used.
+fn load(
+    vm: &mut Vm,
+    state_fd: Option<RawFd>,
+    paging: &QemuPaging,
+    deadline: Deadline,
+) -> Result<Result<(), QmpError>, RestoreError> {
     let qmp = &mut vm.qmp;
-    set_capabilities(qmp, deadline)?;
     let uri = format!("fd:{}", state_fd.unwrap_or(-1));
-    qmp.execute("migrate-incoming", Some(json!({ "uri": uri })), deadline)?;
-    wait_migration(qmp, deadline)?;
-    qmp.execute("cont", None, deadline).map(drop)
+    let loaded = set_capabilities(qmp, deadline)
+        .and_then(|()| qmp.execute("migrate-incoming", Some(json!({ "uri": uri })), deadline))
+        .and_then(|_| wait_migration(qmp, deadline));
+    if loaded.is_err() {
+        return Ok(loaded);
+    }
+    paging.may_resume(deadline)?;
+    Ok(qmp.execute("cont", None, deadline).map(drop))
 }

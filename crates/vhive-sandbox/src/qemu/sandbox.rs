@@ -9,17 +9,18 @@ use vhive_api::SandboxId;
 use vhive_api::guest::ToGuest;
 
 use super::checkpoint::Taken;
+use super::paging::QemuPaging;
 use super::vm::Vm;
 use crate::deadline::Deadline;
 use crate::journal::{End, Journal};
 use crate::network::NetworkSlot;
 use crate::run_dir::SandboxDir;
-use crate::runtime::{Checkpoint, Sandbox};
+use crate::runtime::{Checkpoint, Paging, Sandbox};
 
 /// Of the time for stopping, what is kept for killing the function and reporting.
 const RESERVE: Duration = Duration::from_millis(500);
 
-/// The fields are dropped in this order: process, directory, network slot.
+/// The fields are dropped in this order: process, what served its memory, directory, network slot.
 #[derive(Debug)]
 pub(super) struct QemuSandbox {
     pub(super) vm: Vm,
@@ -29,6 +30,8 @@ pub(super) struct QemuSandbox {
     pub(super) journal: Arc<Journal>,
     /// What its snapshots say of themselves; none of a clone, which cannot be snapshotted.
     pub(super) taken: Option<Taken>,
+    /// How a clone's memory arrives.
+    pub(super) paging: Option<Arc<QemuPaging>>,
     pub(super) _dir: SandboxDir,
     pub(super) network: Arc<NetworkSlot>,
 }
@@ -48,6 +51,10 @@ impl Sandbox for QemuSandbox {
 
     fn checkpoint(&mut self) -> Option<&mut dyn Checkpoint> {
         if self.taken.is_some() { Some(self) } else { None }
+    }
+
+    fn paging(&self) -> Option<Arc<dyn Paging>> {
+        self.paging.clone().map(|paging| paging as Arc<dyn Paging>)
     }
 
     fn stop(&mut self, deadline: Deadline) {

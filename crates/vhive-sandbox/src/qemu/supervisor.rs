@@ -181,6 +181,11 @@ impl Supervised {
         self.pid
     }
 
+    /// A descriptor of the process, for whoever must be able to kill it.
+    pub(super) fn pidfd(&self) -> io::Result<OwnedFd> {
+        self.pidfd.try_clone()
+    }
+
     /// Sends a message to the guest; it is lost if QEMU ends first.
     pub(super) fn send(&self, message: ToGuest) {
         self.control.commands().push(message);

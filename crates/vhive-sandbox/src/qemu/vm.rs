@@ -76,7 +76,7 @@ pub(super) struct Vm {
 /// A QEMU that has been spawned and is building its machine.
 #[derive(Debug)]
 pub(super) struct Spawned {
-    supervised: Supervised,
+    pub(super) supervised: Supervised,
     control: UnixStream,
     cgroup: Option<Arc<Cgroup>>,
     memory: Option<OwnedFd>,
@@ -200,11 +200,6 @@ impl Spawned {
                 Err(BootError::Spawn { program: binary.display().to_string(), reason })
             }
         }
-    }
-
-    /// What QEMU says about a failure that showed as `error`; its end is not the sandbox's.
-    pub(super) fn words(&self, journal: &Journal, error: &str) -> String {
-        words(&self.supervised, journal, error)
     }
 }
 

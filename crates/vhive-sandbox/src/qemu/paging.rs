@@ -1,0 +1,212 @@
+//! How a clone's memory arrives: from the host's kernel, or from our pager.
+
+use std::fmt;
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use vhive_api::{Digest, MemoryFigures, MemoryMode, PrefetchPolicy};
+use vhive_pager::{
+    FaultTrace, Mode, Pager, Prepared, PreparedMemory, Session, WaitError, handshake, working_set,
+};
+
+use super::supervisor::Supervised;
+use crate::deadline::Deadline;
+use crate::journal::{End, Journal};
+use crate::process;
+use crate::runtime::{Memory, Paging, RecordingError, RestoreError};
+use crate::snapshot::{MEMORY, OpenError, Snapshot};
+
+/// A snapshot's memory before its VMM has been spawned. With a working set, reading has begun.
+#[derive(Debug)]
+pub(super) struct Preparing {
+    prepared: Option<(Prepared, UnixStream)>,
+    paging: QemuPaging,
+}
+
+/// What is known of a clone's memory.
+pub(super) struct QemuPaging {
+    memory: Memory,
+    /// None where the kernel pages.
+    session: Option<Session>,
+    /// The snapshot's directory, its memory, and that memory's digest.
+    dir: PathBuf,
+    file: File,
+    digest: Digest,
+}
+
+impl fmt::Debug for QemuPaging {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("QemuPaging").field("memory", &self.memory).finish_non_exhaustive()
+    }
+}
+
+impl QemuPaging {
+    fn of(from: &Snapshot, memory: Memory) -> Result<Self, RestoreError> {
+        let missing = || OpenError::Damaged {
+            path: from.dir().to_owned(),
+            what: "its manifest names no memory".to_owned(),
+        };
+        let digest = from.memory_digest().ok_or_else(missing).map_err(RestoreError::Snapshot)?;
+        let file = from.file(MEMORY).map_err(RestoreError::Snapshot)?;
+        Ok(Self { memory, session: None, dir: from.dir().to_owned(), file, digest })
+    }
+}
+
+impl Preparing {
+    /// Memory that the host's kernel pages in.
+    pub(super) fn by_kernel(from: &Snapshot, memory: Memory) -> Result<Self, RestoreError> {
+        let paging = QemuPaging::of(from, memory)?;
+        if memory.policy == PrefetchPolicy::Mincore {
+            // Whatever is in the cache afterwards is there because of this clone.
+            let advice = rustix::fs::Advice::DontNeed;
+            rustix::fs::fadvise(&paging.file, 0, None, advice).map_err(pager)?;
+        }
+        Ok(Self { prepared: None, paging })
+    }
+
+    /// Memory that the pager serves; gives the end of a socket over which QEMU hands it over.
+    pub(super) fn by_pager(
+        from: &Snapshot,
+        memory: Memory,
+        pagers: &Pager,
+    ) -> Result<(Self, OwnedFd), RestoreError> {
+        let paging = QemuPaging::of(from, memory)?;
+        let (file, digest) = (paging.file.try_clone().map_err(pager)?, paging.digest);
+        let mode = mode(&paging).map_err(pager)?;
+        let prepared = pagers.prepare(PreparedMemory { file, digest, mode }).map_err(pager)?;
+        let (ours, theirs) = UnixStream::pair().map_err(pager)?;
+        Ok((Self { prepared: Some((prepared, ours)), paging }, theirs.into()))
+    }
+
+    /// Takes over the memory of a QEMU that has been spawned; from now on its faults are served.
+    pub(super) fn attach(
+        self,
+        supervised: &Supervised,
+        journal: &Arc<Journal>,
+        deadline: Deadline,
+    ) -> Result<Arc<QemuPaging>, RestoreError> {
+        let Self { prepared, mut paging } = self;
+        if let Some((prepared, socket)) = prepared {
+            let bytes = prepared.memory_bytes();
+            let handed = handshake::receive(&socket, bytes, deadline.instant());
+            let handed = handed.map_err(pager)?;
+            let (pidfd, journal) = (supervised.pidfd().map_err(pager)?, Arc::clone(journal));
+            let on_death = Box::new(move || {
+                process::kill(std::os::fd::AsFd::as_fd(&pidfd));
+                let (step, reason) = ("serve guest memory", "the pager gave up");
+                journal.end(End::Failed { step: step.to_owned(), reason: reason.to_owned() });
+            });
+            paging.session = Some(prepared.attach(handed, on_death).map_err(pager)?);
+        }
+        Ok(Arc::new(paging))
+    }
+}
+
+/// What the pager is asked to do.
+fn mode(paging: &QemuPaging) -> io::Result<Mode> {
+    let policy = translate(paging.memory.policy);
+    Ok(match paging.memory.mode {
+        MemoryMode::File | MemoryMode::Lazy => Mode::Lazy,
+        MemoryMode::Record => Mode::Record { policy },
+        MemoryMode::Prefetch => {
+            let found = working_set::newest_valid(&paging.dir, paging.digest)?;
+            found.map_or(Mode::Record { policy }, |(working_set, _)| Mode::Prefetch {
+                working_set,
+                policy,
+            })
+        }
+    })
+}
+
+const fn translate(policy: PrefetchPolicy) -> vhive_pager::PrefetchPolicy {
+    match policy {
+        PrefetchPolicy::ReapSerial => vhive_pager::PrefetchPolicy::ReapSerial,
+        PrefetchPolicy::ReapPipelined => vhive_pager::PrefetchPolicy::ReapPipelined,
+        PrefetchPolicy::FaultAround => vhive_pager::PrefetchPolicy::FaultAround,
+        PrefetchPolicy::Mincore => vhive_pager::PrefetchPolicy::Mincore,
+    }
+}
+
+fn pager<E: std::error::Error + 'static>(error: E) -> RestoreError {
+    RestoreError::Pager(super::chain(&error))
+}
+
+impl QemuPaging {
+    /// Waits until enough of the working set is in place.
+    pub(super) fn may_resume(&self, deadline: Deadline) -> Result<(), RestoreError> {
+        let Some(session) = &self.session else { return Ok(()) };
+        match session.may_resume(deadline.instant()) {
+            Ok(()) => Ok(()),
+            // The rest comes by faults.
+            Err(WaitError::Deadline) => Ok(()),
+            Err(error @ WaitError::Dead(_)) => Err(pager(error)),
+        }
+    }
+}
+
+impl Paging for QemuPaging {
+    fn figures(&self) -> MemoryFigures {
+        let Memory { mode, policy } = self.memory;
+        let prefetch = match mode {
+            MemoryMode::Record | MemoryMode::Prefetch => Some(policy),
+            MemoryMode::File | MemoryMode::Lazy => None,
+        };
+        let Some(session) = &self.session else {
+            return MemoryFigures {
+                mode,
+                prefetch,
+                faults: None,
+                fault_pages: 0,
+                zero_pages: 0,
+                prefetched_pages: 0,
+                prefetched_bytes: 0,
+                wait_us: 0,
+                prefetch_us: 0,
+            };
+        };
+        let stats = session.stats();
+        let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+        MemoryFigures {
+            mode,
+            prefetch,
+            faults: Some(stats.faults),
+            fault_pages: stats.fault_pages,
+            zero_pages: stats.zero_pages,
+            prefetched_pages: stats.prefetched_pages,
+            prefetched_bytes: stats.prefetched_bytes,
+            wait_us: micros(stats.wait),
+            prefetch_us: stats.prefetch_done.map_or(0, micros),
+        }
+    }
+
+    fn finish_recording(&self) -> Result<Option<u32>, RecordingError> {
+        let lost = |error: &dyn std::error::Error| RecordingError(super::chain(error));
+        let mut trace = match (&self.session, self.memory) {
+            (Some(session), Memory { mode: MemoryMode::Record, .. }) => {
+                match session.finish_recording() {
+                    Some(trace) => trace,
+                    None => return Ok(None),
+                }
+            }
+            (None, Memory { policy: PrefetchPolicy::Mincore, .. }) => {
+                working_set::from_page_cache(&self.file).map_err(|error| lost(&error))?
+            }
+            _ => return Ok(None),
+        };
+        // What earlier recordings touched is likely to be touched again.
+        let earlier = working_set::newest_valid(&self.dir, self.digest);
+        if let Some((_, earlier)) = earlier.map_err(|error| lost(&error))? {
+            trace = FaultTrace::merge([&earlier.trace(), &trace]).unwrap_or(trace);
+        }
+        let bytes = working_set::create(&trace, &self.file, self.digest);
+        let bytes = bytes.map_err(|error| lost(&error))?;
+        let path = working_set::publish(&self.dir, &bytes).map_err(|error| lost(&error))?;
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        Ok(working_set::number_of(&name))
+    }
+}
