@@ -159,11 +159,11 @@ async fn a_cancelled_stream_frees_its_slot_and_no_other() {
         })
     };
     let (one, two) = (begin(), begin());
-    crate::support::eventually(|| (in_flight() == 2).then_some(())).await;
+    eventually(|| (in_flight() == 2).then_some(())).await;
     one.abort();
-    crate::support::eventually(|| (in_flight() == 1).then_some(())).await;
+    eventually(|| (in_flight() == 1).then_some(())).await;
     two.abort();
-    crate::support::eventually(|| (in_flight() == 0).then_some(())).await;
+    eventually(|| (in_flight() == 0).then_some(())).await;
     drop(sender);
     world.stop().await;
 }
