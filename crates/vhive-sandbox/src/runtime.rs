@@ -136,6 +136,21 @@ pub trait Restore: Send + Sync {
     /// [`HostLacks`] if the runtime cannot be offered.
     fn platform(&self) -> Result<Platform, HostLacks>;
 
+    /// Spawns a VMM that waits to become a clone whose memory arrives by `mode` (the three modes
+    /// that the pager serves count as one). None if the runtime cannot separate the two.
+    ///
+    /// # Errors
+    /// [`RestoreError`]; every host resource has been released by then.
+    fn prespawn(
+        &self,
+        _spec: &SandboxSpec,
+        _from: &Snapshot,
+        _mode: MemoryMode,
+        _deadline: Deadline,
+    ) -> Result<Option<Box<dyn Prespawned>>, RestoreError> {
+        Ok(None)
+    }
+
     /// Starts a clone and returns when its guest is itself again ([`Milestone::Resumed`] is in the
     /// journal): clock, entropy, host name and network are right. The function in it runs; whether
     /// it is *ready* is the caller's business. The caller has checked the manifest
@@ -147,6 +162,21 @@ pub trait Restore: Send + Sync {
         &self,
         spec: &SandboxSpec,
         from: &Snapshot,
+        memory: Memory,
+        deadline: Deadline,
+    ) -> Result<Box<dyn Sandbox>, RestoreError>;
+}
+
+/// A VMM that has been spawned for a snapshot and waits for its state, so that a restore need not
+/// wait for it. It owns its sandbox's directory, network slot and disk. Dropping it releases them.
+pub trait Prespawned: Send + fmt::Debug {
+    /// Goes on where [`Restore::prespawn`] stopped, as [`Restore::restore`] does. The sandbox has
+    /// identity and journal of the specification for which it was spawned.
+    ///
+    /// # Errors
+    /// [`RestoreError`]; every host resource has been released by then.
+    fn restore(
+        self: Box<Self>,
         memory: Memory,
         deadline: Deadline,
     ) -> Result<Box<dyn Sandbox>, RestoreError>;

@@ -3,7 +3,6 @@
 use std::fmt;
 use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -11,7 +10,8 @@ use std::time::Duration;
 
 use vhive_api::{Digest, MemoryFigures, MemoryMode, PrefetchPolicy};
 use vhive_pager::{
-    FaultTrace, Mode, Pager, Prepared, PreparedMemory, Session, WaitError, handshake, working_set,
+    FaultTrace, Handoff, Mode, Pager, Prepared, PreparedMemory, Session, WaitError, handshake,
+    working_set,
 };
 
 use super::supervisor::Supervised;
@@ -21,10 +21,11 @@ use crate::process;
 use crate::runtime::{Memory, Paging, RecordingError, RestoreError};
 use crate::snapshot::{MEMORY, OpenError, Snapshot};
 
-/// A snapshot's memory before its VMM has been spawned. With a working set, reading has begun.
+/// A snapshot's memory on its way. With a working set, reading has begun.
 #[derive(Debug)]
 pub(super) struct Preparing {
-    prepared: Option<(Prepared, UnixStream)>,
+    /// None where the kernel pages.
+    prepared: Option<Prepared>,
     paging: QemuPaging,
 }
 
@@ -58,43 +59,36 @@ impl QemuPaging {
 }
 
 impl Preparing {
-    /// Memory that the host's kernel pages in.
-    pub(super) fn by_kernel(from: &Snapshot, memory: Memory) -> Result<Self, RestoreError> {
-        let paging = QemuPaging::of(from, memory)?;
-        if memory.policy == PrefetchPolicy::Mincore {
-            // Whatever is in the cache afterwards is there because of this clone.
-            let advice = rustix::fs::Advice::DontNeed;
-            rustix::fs::fadvise(&paging.file, 0, None, advice).map_err(pager)?;
-        }
-        Ok(Self { prepared: None, paging })
-    }
-
-    /// Memory that the pager serves; gives the end of a socket over which QEMU hands it over.
-    pub(super) fn by_pager(
+    /// Begins; `pagers` serves the modes that need it.
+    pub(super) fn begin(
         from: &Snapshot,
         memory: Memory,
-        pagers: &Pager,
-    ) -> Result<(Self, OwnedFd), RestoreError> {
+        pagers: Option<&Pager>,
+    ) -> Result<Self, RestoreError> {
         let paging = QemuPaging::of(from, memory)?;
+        let Some(pagers) = pagers else {
+            if memory.policy == PrefetchPolicy::Mincore {
+                // Whatever is in the cache afterwards is there because of this clone.
+                let advice = rustix::fs::Advice::DontNeed;
+                rustix::fs::fadvise(&paging.file, 0, None, advice).map_err(pager)?;
+            }
+            return Ok(Self { prepared: None, paging });
+        };
         let (file, digest) = (paging.file.try_clone().map_err(pager)?, paging.digest);
         let mode = mode(&paging).map_err(pager)?;
         let prepared = pagers.prepare(PreparedMemory { file, digest, mode }).map_err(pager)?;
-        let (ours, theirs) = UnixStream::pair().map_err(pager)?;
-        Ok((Self { prepared: Some((prepared, ours)), paging }, theirs.into()))
+        Ok(Self { prepared: Some(prepared), paging })
     }
 
     /// Takes over the memory of a QEMU that has been spawned; from now on its faults are served.
     pub(super) fn attach(
         self,
+        handed: Option<Handoff>,
         supervised: &Supervised,
         journal: &Arc<Journal>,
-        deadline: Deadline,
     ) -> Result<Arc<QemuPaging>, RestoreError> {
         let Self { prepared, mut paging } = self;
-        if let Some((prepared, socket)) = prepared {
-            let bytes = prepared.memory_bytes();
-            let handed = handshake::receive(&socket, bytes, deadline.instant());
-            let handed = handed.map_err(pager)?;
+        if let (Some(prepared), Some(handed)) = (prepared, handed) {
             let (pidfd, journal) = (supervised.pidfd().map_err(pager)?, Arc::clone(journal));
             let on_death = Box::new(move || {
                 process::kill(std::os::fd::AsFd::as_fd(&pidfd));
@@ -105,6 +99,15 @@ impl Preparing {
         }
         Ok(Arc::new(paging))
     }
+}
+
+/// Waits for QEMU to hand over its memory, of so many bytes.
+pub(super) fn receive(
+    socket: &UnixStream,
+    bytes: u64,
+    deadline: Deadline,
+) -> Result<Handoff, RestoreError> {
+    handshake::receive(socket, bytes, deadline.instant()).map_err(pager)
 }
 
 /// What the pager is asked to do.

@@ -1,7 +1,7 @@
 //! Starting a clone of a snapshot.
 //!
 //! ```text
-//!   spawn -incoming defer ─► greeting = Spawned ─► load devices ─► cont = Restored
+//!   spawn -incoming defer, may wait here ─► Spawned ─► load devices ─► cont = Restored
 //!                        ─► Resume{name, clock, entropy} ─► init answers = Resumed
 //! ```
 //!
@@ -9,29 +9,33 @@
 //! waits for incoming state.
 
 use std::os::fd::RawFd;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
 use serde_json::json;
 use vhive_api::guest::{Identity, ToGuest};
 use vhive_api::{MemoryMode, RuntimeName};
+use vhive_pager::{Handoff, Pager};
 
 use super::checkpoint::{set_capabilities, wait_migration};
 use super::conversation::{Answer, unix_now_ns};
 use super::ground::Ground;
 use super::memory::Backing;
-use super::paging::{Preparing, QemuPaging};
+use super::paging::{self, Preparing, QemuPaging};
 use super::qmp::QmpError;
 use super::sandbox::QemuSandbox;
 use super::supervisor::Supervised;
 use super::vm::{Spawned, Vm, words};
 use super::{Qemu, chain, entropy};
 use crate::deadline::Deadline;
-use crate::journal::{End, Milestone};
+use crate::journal::{End, Journal, Milestone};
 use crate::network::NetworkSlot;
 use crate::run_dir::{SandboxDir, SandboxRecord};
 use crate::runtime::{
-    BootError, HostLacks, Memory, Restore, RestoreError, Runtime as _, Sandbox, SandboxSpec,
+    BootError, HostLacks, Memory, Prespawned, Restore, RestoreError, Runtime as _, Sandbox,
+    SandboxSpec,
 };
 use crate::snapshot::{MEMORY, Mismatch, Platform, Snapshot, VM_STATE};
 
@@ -46,6 +50,17 @@ impl Restore for Qemu {
         Ok(self.ground()?.platform.clone())
     }
 
+    fn prespawn(
+        &self,
+        spec: &SandboxSpec,
+        from: &Snapshot,
+        mode: MemoryMode,
+        deadline: Deadline,
+    ) -> Result<Option<Box<dyn Prespawned>>, RestoreError> {
+        let waiting = self.spawn_waiting(spec, from, mode, deadline)?;
+        Ok(Some(Box::new(waiting)))
+    }
+
     fn restore(
         &self,
         spec: &SandboxSpec,
@@ -53,8 +68,34 @@ impl Restore for Qemu {
         memory: Memory,
         deadline: Deadline,
     ) -> Result<Box<dyn Sandbox>, RestoreError> {
+        let ground = self.ground_for(spec)?;
+        // Reading goes on while QEMU starts.
+        let pager = pager_for(&ground, memory.mode)?;
+        let preparing = Preparing::begin(from, memory, pager.as_deref())?;
+        let waiting = self.spawn_waiting(spec, from, memory.mode, deadline)?;
+        spec.journal.reach(Milestone::Spawned, Instant::now());
+        waiting.go(preparing, deadline)
+    }
+}
+
+impl Qemu {
+    fn ground_for(&self, spec: &SandboxSpec) -> Result<Arc<Ground>, RestoreError> {
+        if spec.network.is_none() {
+            super::network_of(spec)?;
+        }
         let host = |lacks| BootError::Host { runtime: self.name(), lacks };
-        let ground = self.ground().map_err(host)?;
+        Ok(self.ground().map_err(host)?)
+    }
+
+    /// Spawns a QEMU that waits for its state, and takes over its memory, which it has not touched.
+    fn spawn_waiting(
+        &self,
+        spec: &SandboxSpec,
+        from: &Snapshot,
+        mode: MemoryMode,
+        deadline: Deadline,
+    ) -> Result<Waiting, RestoreError> {
+        let ground = self.ground_for(spec)?;
         let network = super::network_of(spec)?;
         if let Some(was) = &from.manifest().network
             && was != network.guest()
@@ -67,12 +108,140 @@ impl Restore for Qemu {
             let step = format!("create the directory of sandbox {}", spec.id);
             BootError::Resource { step, source }
         })?;
-        let clone = Clone { qemu: self, spec, network: &network, ground: &ground };
-        let restored = clone.restore(from, memory, deadline);
-        let (vm, paging) = restored.inspect_err(|error| {
-            let (step, reason) = ("restore".to_owned(), chain(error));
-            spec.journal.end(End::Failed { step, reason });
+        let spawned = self.spawn(spec, &network, &ground, from, mode, deadline);
+        let (vm, state_fd, handed) = spawned.inspect_err(|error| failed(spec, error))?;
+        let (spec, from) = (spec.clone(), from.clone());
+        let binary = self.config.binary.display().to_string();
+        Ok(Waiting { vm, handed, state_fd, mode, spec, from, ground, binary, dir, network })
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "everything that a machine is made of")]
+    fn spawn(
+        &self,
+        spec: &SandboxSpec,
+        network: &NetworkSlot,
+        ground: &Ground,
+        from: &Snapshot,
+        mode: MemoryMode,
+        deadline: Deadline,
+    ) -> Result<(Vm, Option<RawFd>, Option<Handoff>), RestoreError> {
+        let (backing, socket) = backing(spec, ground, from, mode)?;
+        let mut wanted = self.wanted(spec, network, ground, backing);
+        wanted.incoming = Some(from.file(VM_STATE).map_err(RestoreError::Snapshot)?);
+        wanted.config = None;
+        let binary = wanted.binary;
+        let spawned = Spawned::spawn(wanted)?;
+        let state_fd = spawned.state_fd;
+        let bytes = super::guest_memory(spec).0;
+        let handed = socket.map(|socket| paging::receive(&socket, bytes, deadline)).transpose();
+        let handed =
+            handed.map_err(|error| own_words(&spawned.supervised, &spec.journal, binary, error))?;
+        let mut vm = spawned.greet(&spec.journal, binary, deadline)?;
+        set_capabilities(&mut vm.qmp, deadline).map_err(|error| {
+            let reason = words(&vm.supervised, &spec.journal, &chain(&error));
+            BootError::Spawn { program: binary.display().to_string(), reason }
         })?;
+        Ok((vm, state_fd, handed))
+    }
+}
+
+/// The pager, for the modes that need it.
+fn pager_for(ground: &Ground, mode: MemoryMode) -> Result<Option<Arc<Pager>>, RestoreError> {
+    if mode == MemoryMode::File {
+        return Ok(None);
+    }
+    ground.pager().map(Some).map_err(|error| RestoreError::Pager(chain(&error)))
+}
+
+fn failed(spec: &SandboxSpec, error: &RestoreError) {
+    let (step, reason) = ("restore".to_owned(), chain(error));
+    spec.journal.end(End::Failed { step, reason });
+}
+
+/// A QEMU that ends before it hands over its memory has the better reason.
+fn own_words(
+    supervised: &Supervised,
+    journal: &Journal,
+    binary: &Path,
+    error: RestoreError,
+) -> RestoreError {
+    let text = chain(&error);
+    let reason = words(supervised, journal, &text);
+    if reason == text {
+        return error;
+    }
+    BootError::Spawn { program: binary.display().to_string(), reason }.into()
+}
+
+/// What QEMU maps, and the socket over which it hands that over.
+fn backing(
+    spec: &SandboxSpec,
+    ground: &Ground,
+    from: &Snapshot,
+    mode: MemoryMode,
+) -> Result<(Backing, Option<UnixStream>), RestoreError> {
+    let size = super::guest_memory(spec);
+    let failed = |source| {
+        let step = "prepare guest memory".to_owned();
+        RestoreError::from(BootError::Resource { step, source })
+    };
+    if mode == MemoryMode::File {
+        let file = from.file(MEMORY).map_err(RestoreError::Snapshot)?;
+        let backing = Backing::mapped(size, file, &ground.shim).map_err(failed)?;
+        return Ok((backing, None));
+    }
+    if !ground.has_userfaultfd {
+        let reason = "/dev/userfaultfd cannot be opened".to_owned();
+        return Err(RestoreError::Mode { mode, reason });
+    }
+    let (ours, theirs) = UnixStream::pair().map_err(failed)?;
+    let backing = Backing::served(size, theirs.into(), &ground.shim).map_err(failed)?;
+    Ok((backing, Some(ours)))
+}
+
+/// A QEMU that waits for its state. The fields are dropped in this order: first the process.
+#[derive(Debug)]
+struct Waiting {
+    vm: Vm,
+    /// Its memory, if the pager is to serve it.
+    handed: Option<Handoff>,
+    state_fd: Option<RawFd>,
+    mode: MemoryMode,
+    spec: SandboxSpec,
+    from: Snapshot,
+    ground: Arc<Ground>,
+    binary: String,
+    dir: SandboxDir,
+    network: Arc<NetworkSlot>,
+}
+
+impl Prespawned for Waiting {
+    fn restore(
+        self: Box<Self>,
+        memory: Memory,
+        deadline: Deadline,
+    ) -> Result<Box<dyn Sandbox>, RestoreError> {
+        self.spec.journal.reach(Milestone::Spawned, Instant::now());
+        let is_file = |mode| mode == MemoryMode::File;
+        if is_file(memory.mode) != is_file(self.mode) {
+            let reason = format!("it was spawned for mode {}", self.mode);
+            return Err(RestoreError::Mode { mode: memory.mode, reason });
+        }
+        let pager = pager_for(&self.ground, memory.mode)?;
+        let preparing = Preparing::begin(&self.from, memory, pager.as_deref())?;
+        self.go(preparing, deadline)
+    }
+}
+
+impl Waiting {
+    fn go(
+        mut self,
+        preparing: Preparing,
+        deadline: Deadline,
+    ) -> Result<Box<dyn Sandbox>, RestoreError> {
+        let paging =
+            self.run(preparing, deadline).inspect_err(|error| failed(&self.spec, error))?;
+        let Self { vm, spec, dir, network, .. } = self;
         Ok(Box::new(QemuSandbox {
             pids: [vm.supervised.pid()],
             vm,
@@ -85,82 +254,26 @@ impl Restore for Qemu {
             network,
         }))
     }
-}
 
-/// What a clone is made of.
-struct Clone<'a> {
-    qemu: &'a Qemu,
-    spec: &'a SandboxSpec,
-    network: &'a NetworkSlot,
-    ground: &'a Ground,
-}
-
-impl Clone<'_> {
-    fn restore(
-        &self,
-        from: &Snapshot,
-        memory: Memory,
+    fn run(
+        &mut self,
+        preparing: Preparing,
         deadline: Deadline,
-    ) -> Result<(Vm, Arc<QemuPaging>), RestoreError> {
+    ) -> Result<Arc<QemuPaging>, RestoreError> {
         let journal = &self.spec.journal;
-        let (preparing, backing) = self.prepare(from, memory)?;
-        let mut wanted = self.qemu.wanted(self.spec, self.network, self.ground, backing);
-        wanted.incoming = Some(from.file(VM_STATE).map_err(RestoreError::Snapshot)?);
-        wanted.config = None;
-        let binary = wanted.binary;
-        let spawned = Spawned::spawn(wanted)?;
-        let state_fd = spawned.state_fd;
-        let attached = preparing.attach(&spawned.supervised, journal, deadline);
-        let paging = attached.map_err(|error| self.own_words(&spawned.supervised, error))?;
-        let mut vm = spawned.greet(journal, binary, deadline)?;
-        let loaded = load(&mut vm, state_fd, &paging, deadline)?;
+        let paging = preparing.attach(self.handed.take(), &self.vm.supervised, journal)?;
+        let loaded = load(&mut self.vm, self.state_fd, &paging, deadline)?;
         loaded.map_err(|error| {
-            let reason = words(&vm.supervised, journal, &chain(&error));
-            RestoreError::State { program: binary.display().to_string(), reason }
+            let reason = words(&self.vm.supervised, journal, &chain(&error));
+            RestoreError::State { program: self.binary.clone(), reason }
         })?;
         journal.reach(Milestone::Restored, Instant::now());
-        self.resume(&vm, deadline)?;
-        Ok((vm, paging))
-    }
-
-    /// A QEMU that ends before it hands over its memory has the better reason.
-    fn own_words(&self, supervised: &Supervised, error: RestoreError) -> RestoreError {
-        let text = chain(&error);
-        let reason = words(supervised, &self.spec.journal, &text);
-        if reason == text {
-            return error;
-        }
-        let program = self.qemu.config.binary.display().to_string();
-        BootError::Spawn { program, reason }.into()
-    }
-
-    fn prepare(
-        &self,
-        from: &Snapshot,
-        memory: Memory,
-    ) -> Result<(Preparing, Backing), RestoreError> {
-        let size = super::guest_memory(self.spec);
-        let shim = &self.ground.shim;
-        let failed = |source| {
-            let step = "prepare guest memory".to_owned();
-            RestoreError::from(BootError::Resource { step, source })
-        };
-        if memory.mode == MemoryMode::File {
-            let preparing = Preparing::by_kernel(from, memory)?;
-            let file = from.file(MEMORY).map_err(RestoreError::Snapshot)?;
-            return Ok((preparing, Backing::mapped(size, file, shim).map_err(failed)?));
-        }
-        if !self.ground.has_userfaultfd {
-            let reason = "/dev/userfaultfd cannot be opened".to_owned();
-            return Err(RestoreError::Mode { mode: memory.mode, reason });
-        }
-        let pager = self.ground.pager().map_err(|error| RestoreError::Pager(chain(&error)))?;
-        let (preparing, socket) = Preparing::by_pager(from, memory, &pager)?;
-        Ok((preparing, Backing::served(size, socket, shim).map_err(failed)?))
+        self.resume(deadline)?;
+        Ok(paging)
     }
 
     /// Tells the guest who it is now, and waits until it is.
-    fn resume(&self, vm: &Vm, deadline: Deadline) -> Result<(), RestoreError> {
+    fn resume(&self, deadline: Deadline) -> Result<(), RestoreError> {
         let identity = Identity {
             clone: true,
             hostname: self.spec.id.to_string(),
@@ -169,7 +282,7 @@ impl Clone<'_> {
             entropy: entropy(),
         };
         let journal = &self.spec.journal;
-        match vm.supervised.ask(ToGuest::Resume(Box::new(identity)), deadline) {
+        match self.vm.supervised.ask(ToGuest::Resume(Box::new(identity)), deadline) {
             Some(Answer::Resumed) => {
                 let now = Instant::now();
                 journal.reach(Milestone::Resumed, now);
@@ -179,7 +292,7 @@ impl Clone<'_> {
             }
             _ => {
                 let silent = "its init does not answer";
-                let reason = words(&vm.supervised, journal, silent);
+                let reason = words(&self.vm.supervised, journal, silent);
                 let wanted = Milestone::Resumed;
                 Err(BootError::Guest { wanted, attempts: 1, reason }.into())
             }
@@ -196,8 +309,9 @@ fn load(
 ) -> Result<Result<(), QmpError>, RestoreError> {
     let qmp = &mut vm.qmp;
     let uri = format!("fd:{}", state_fd.unwrap_or(-1));
-    let loaded = set_capabilities(qmp, deadline)
-        .and_then(|()| qmp.execute("migrate-incoming", Some(json!({ "uri": uri })), deadline))
+    let incoming = Some(json!({ "uri": uri }));
+    let loaded = qmp
+        .execute("migrate-incoming", incoming, deadline)
         .and_then(|_| wait_migration(qmp, deadline));
     if loaded.is_err() {
         return Ok(loaded);

@@ -91,7 +91,9 @@ impl Vm {
     /// [`BootError`]; nothing is left behind.
     pub(super) fn start(wanted: Wanted<'_>, deadline: Deadline) -> Result<Self, BootError> {
         let (journal, binary) = (Arc::clone(wanted.journal), wanted.binary);
-        Spawned::spawn(wanted)?.greet(&journal, binary, deadline)
+        let vm = Spawned::spawn(wanted)?.greet(&journal, binary, deadline)?;
+        journal.reach(Milestone::Spawned, Instant::now());
+        Ok(vm)
     }
 }
 
@@ -191,10 +193,7 @@ impl Spawned {
     ) -> Result<Vm, BootError> {
         let Self { supervised, control, cgroup, memory, .. } = self;
         match Qmp::greet(control, deadline) {
-            Ok(qmp) => {
-                journal.reach(Milestone::Spawned, Instant::now());
-                Ok(Vm { supervised, qmp, _cgroup: cgroup, memory })
-            }
+            Ok(qmp) => Ok(Vm { supervised, qmp, _cgroup: cgroup, memory }),
             Err(error) => {
                 let reason = words(&supervised, journal, &super::chain(&error));
                 Err(BootError::Spawn { program: binary.display().to_string(), reason })
