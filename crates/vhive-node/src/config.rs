@@ -57,6 +57,9 @@ pub struct SnapshotsConfig {
     /// A start that prefetches and still faults on more than this share of the pages prefetched,
     /// in per cent, lets the next one record again.
     pub rerecord_above_percent: u32,
+    /// VMMs spawned ahead for starts from snapshots, at most one per revision; each takes a network
+    /// slot and the memory of a VMM without its guest's. 0 = none.
+    pub standby: u32,
 }
 
 impl Default for SnapshotsConfig {
@@ -66,6 +69,7 @@ impl Default for SnapshotsConfig {
             take_deadline: Span(Duration::from_secs(30)),
             restore_deadline: Span(Duration::from_secs(20)),
             rerecord_above_percent: 25,
+            standby: 4,
         }
     }
 }

@@ -39,6 +39,7 @@ pub(crate) async fn shutdown(
     }
     let writer = Arc::clone(shared);
     let close = move || {
+        writer.standbys.give_up(None);
         writer.records.close();
         if let Some(network) = &writer.tools.network {
             network.close();

@@ -40,6 +40,7 @@ pub mod probe;
 pub mod process;
 mod records;
 mod snapshots;
+mod standby;
 mod start;
 mod status;
 pub mod sweep;

@@ -183,6 +183,7 @@ impl Collector for Gauges {
         let snapshots = shared.snapshots.figures();
         let gauges = [
             ("vhive_snapshots", "Snapshots in the store", u64::from(snapshots.count), None),
+            ("vhive_standbys", "VMMs spawned ahead", shared.standbys.count() as u64, None),
             ("vhive_snapshot", "Their size on disk", snapshots.bytes, Some(Unit::Bytes)),
             ("vhive_node_instances", "Instances that the node holds", u64::from(instances), None),
             ("vhive_node_instances_limit", "Most of them", u64::from(max_instances), None),

@@ -22,6 +22,7 @@ use crate::metrics::Metrics;
 use crate::pool::{AcquireError, Lease, Pool};
 use crate::records::Records;
 use crate::snapshots::{SnapshotId, SnapshotInfo, Snapshots, StoreError};
+use crate::standby::Standbys;
 use crate::status::{RevisionCounts, RevisionStatus};
 use crate::sweep::{Ground, GroundError};
 use crate::take::TakeError;
@@ -135,6 +136,7 @@ pub(crate) struct Shared {
     reading: Arc<Semaphore>,
     /// Told before a snapshot of an instance is taken.
     quiesce: OnceLock<Quiesce>,
+    pub(crate) standbys: Standbys,
     pub(crate) handle: Handle,
     /// Set when the node is being shut down.
     pub(crate) closing: AtomicBool,
@@ -256,6 +258,7 @@ impl Node {
             tools,
             ground,
             records,
+            standbys: Standbys::default(),
             handle: Handle::current(),
             closing: AtomicBool::new(false),
             pools: RwLock::default(),
@@ -322,6 +325,9 @@ impl Node {
         };
         if let Some(pool) = removed {
             pool.close();
+            let (of_thread, key) = (Arc::clone(shared), key.clone());
+            let give_up = move || of_thread.standbys.give_up(Some(&key));
+            drop(shared.handle.spawn_blocking(give_up));
             pool.emptied().await;
         }
         shared.forgotten().retain(|pool| pool.alive() > 0);

@@ -26,12 +26,14 @@ use vhive_sandbox::{BootError, Journal, Milestone};
 
 pub(crate) use self::choose::{Facts, missed};
 pub(crate) use self::stop::spawn_stop;
+pub(crate) use self::work::wanted_mode;
 use self::work::{Brought, Work};
 use crate::limits::Reservation;
 use crate::node::Shared;
 use crate::pool::{Pool, Running, StartJob};
 use crate::probe::ProbeError;
 use crate::process::ProcessError;
+use crate::standby::Standby;
 
 /// Lines of console that a failure keeps.
 const TAIL: usize = 50;
@@ -186,8 +188,9 @@ impl StartFailure {
 
 /// Starts an instance in the background; the pool hears of the outcome in any case.
 pub(crate) fn spawn(shared: Arc<Shared>, pool: Arc<Pool>, job: StartJob) {
-    let StartJob { no, id, revision, journal, room, began, boots } = job;
-    let order = Order { shared, pool, no, id, revision, journal, began, boots, room: Some(room) };
+    let StartJob { no, id, revision, journal, room, began, boots, standby } = job;
+    let room = Some(room);
+    let order = Order { shared, pool, no, id, revision, journal, began, boots, standby, room };
     let handle = order.shared.handle.clone();
     handle.spawn(cold(order));
 }
@@ -203,6 +206,7 @@ struct Order {
     began: Instant,
     /// It must not come from a snapshot.
     boots: bool,
+    standby: Option<Standby>,
     room: Option<Reservation>,
 }
 
@@ -230,6 +234,7 @@ async fn cold(mut order: Order) {
         rootfs: image.rootfs,
         config: image.config,
         boots: order.boots,
+        standby: order.standby.take(),
         turn: Some(turn),
     };
     let outcome = order.shared.handle.spawn_blocking(move || work.run()).await;

@@ -11,15 +11,14 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use tokio::sync::oneshot;
-use vhive_api::{
-    MemoryFigures, MemoryMode, PrefetchPolicy, Revision, RevisionKey, RuntimeName, SandboxId,
-};
+use vhive_api::{MemoryFigures, MemoryMode, PrefetchPolicy, Revision, RuntimeName, SandboxId};
 use vhive_sandbox::snapshot::DraftError;
 use vhive_sandbox::{Deadline, Paging, SnapshotError};
 
 use crate::node::Shared;
 use crate::pool::{Gone, Pool, Running};
 use crate::snapshots::{Hold, KeepError, SnapshotInfo, StoredSnapshot, Taking, chain};
+use crate::standby;
 use crate::start::{missed, panic_text};
 
 /// Why no snapshot was taken.
@@ -96,6 +95,9 @@ fn take(shared: &Arc<Shared>, pool: &Arc<Pool>, job: TakeJob) {
         // Whoever asked may have gone.
         drop(tell.send(kept));
     }
+    if outcome == "taken" {
+        standby::refill(shared, &revision);
+    }
     drop(counted);
 }
 
@@ -125,7 +127,7 @@ fn write(
 #[derive(Debug)]
 pub(crate) struct AfterReply {
     pub(crate) runtime: RuntimeName,
-    pub(crate) revision: RevisionKey,
+    pub(crate) revision: Arc<Revision>,
     pub(crate) paging: Arc<dyn Paging>,
     pub(crate) stored: Arc<StoredSnapshot>,
     /// Keeps the snapshot's files in place until the recording has become a working set.
@@ -144,7 +146,7 @@ impl AfterReply {
 
     fn run(self, shared: &Shared, figures: &MemoryFigures) {
         shared.metrics.restored(self.runtime, figures);
-        let revision = &self.revision;
+        let revision = &self.revision.key;
         let wants_set =
             figures.prefetch.is_some_and(|policy| policy != PrefetchPolicy::FaultAround);
         if figures.mode == MemoryMode::Prefetch
@@ -184,5 +186,6 @@ impl AfterReply {
             }
         }
         self.stored.settle();
+        standby::refill(shared, &self.revision);
     }
 }

@@ -568,10 +568,8 @@ async fn a_full_disk_keeps_what_was_there_and_serves() {
     let mut scene = Scene::new();
     let disk = scene.path().join("disk");
     fs::create_dir(&disk).expect("made");
-    let mounted = std::process::Command::new("mount")
-        .args(["-t", "tmpfs", "-o", "size=256k", "tmpfs"])
-        .arg(&disk)
-        .status();
+    let mounted =
+        Command::new("mount").args(["-t", "tmpfs", "-o", "size=256k", "tmpfs"]).arg(&disk).status();
     if !mounted.is_ok_and(|status| status.success()) {
         println!("SKIP {TEST}: mounting a tmpfs");
         return;
@@ -598,7 +596,7 @@ struct Mounted(PathBuf);
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        drop(std::process::Command::new("umount").arg("-l").arg(&self.0).status());
+        drop(Command::new("umount").arg("-l").arg(&self.0).status());
     }
 }
 

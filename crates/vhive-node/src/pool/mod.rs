@@ -28,6 +28,7 @@ pub use self::lease::Lease;
 use crate::limits::{Full, NoRoom, Reservation};
 use crate::node::Shared;
 use crate::snapshots::CloneToken;
+use crate::standby::Standby;
 use crate::start::{self, StartFailure, StartReport};
 use crate::take::{self, AfterReply, TakeJob};
 
@@ -123,6 +124,8 @@ pub(crate) struct StartJob {
     pub(crate) began: Instant,
     /// It must not come from a snapshot.
     pub(crate) boots: bool,
+    /// A VMM that waits for the revision's snapshot, with the same identity and journal.
+    pub(crate) standby: Option<Standby>,
 }
 
 #[derive(Debug)]
@@ -530,8 +533,12 @@ impl Pool {
         room: Reservation,
         began: Instant,
     ) -> StartJob {
-        let id = SandboxId::random();
-        let journal = Journal::new();
+        let boots = state.core.is_prepared(no);
+        let standby = if boots { None } else { self.shared.standbys.take(&self.key) };
+        let (id, journal) = match &standby {
+            Some(standby) => (standby.id.clone(), Arc::clone(&standby.journal)),
+            None => (SandboxId::random(), Journal::new()),
+        };
         let slot = Slot {
             id: id.clone(),
             since: Timestamp::now(),
@@ -542,8 +549,8 @@ impl Pool {
         };
         state.slots.insert(no, slot);
         self.alive.send_modify(|n| *n += 1);
-        let boots = state.core.is_prepared(no);
-        StartJob { no, id, revision: Arc::clone(&state.revision), journal, room, began, boots }
+        let revision = Arc::clone(&state.revision);
+        StartJob { no, id, revision, journal, room, began, boots, standby }
     }
 
     fn perform(self: &Arc<Self>, effects: Effects) {

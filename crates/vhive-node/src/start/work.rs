@@ -9,7 +9,8 @@ use tokio::sync::OwnedSemaphorePermit;
 use vhive_api::{MemoryMode, Revision, RuntimeName, SandboxId, SnapshotPolicy, StartKind};
 use vhive_image::ImageConfig;
 use vhive_sandbox::{
-    Deadline, Journal, Memory, NetworkSlot, Restore, RestoreError, Runtime, Sandbox, SandboxSpec,
+    Deadline, Journal, Memory, NetworkSlot, Prespawned, Restore, RestoreError, Runtime, Sandbox,
+    SandboxSpec,
 };
 
 use super::choose::{self, Start, choose};
@@ -18,6 +19,7 @@ use crate::node::Shared;
 use crate::probe::{self, Probe, ProbeError};
 use crate::process;
 use crate::snapshots::{CloneToken, Hold, chain};
+use crate::standby::Standby;
 use crate::take::AfterReply;
 
 /// What is needed to bring a sandbox up.
@@ -30,6 +32,8 @@ pub(super) struct Work {
     pub(super) config: ImageConfig,
     /// It must not come from a snapshot.
     pub(super) boots: bool,
+    /// A VMM that waits, with this identity and journal.
+    pub(super) standby: Option<Standby>,
     pub(super) turn: Option<OwnedSemaphorePermit>,
 }
 
@@ -77,9 +81,17 @@ impl Work {
         let runtime = shared.tools.runtimes.get(name).ok_or(StartError::NoRuntime(name))?;
         let deadline = Deadline::after(shared.config.start_deadline.0);
         let Way { restore, mut fallback } = self.way(runtime.as_ref(), deadline);
+        let waiting = self.standby.take().and_then(|standby| {
+            let fits = restore.as_ref().and_then(|(hold, mode)| standby.fitting(hold, *mode));
+            if fits.is_none() {
+                // It has ended, and with it its journal's first attempt.
+                self.journal.retry();
+            }
+            fits
+        });
         if let (Some((hold, mode)), Some(restorer)) = (restore, runtime.restores()) {
             let limit = shared.config.snapshots.restore_deadline.0.min(deadline.left() / 2);
-            match self.restore(restorer, &hold, mode, deadline.or_after(limit)) {
+            match self.restore(restorer, (&hold, mode), waiting, deadline.or_after(limit)) {
                 Ok(up) => return Ok(self.restored(up, hold, mode, (began, fallback))),
                 Err(failed) => {
                     let why = self.fall_back(&failed, &hold, mode);
@@ -120,8 +132,7 @@ impl Work {
             Ok(None) => return boot(None),
             Err(unfit) => return boot(Some(unfit.0)),
         };
-        let facts = hold.stored().facts();
-        let decide = |can| choose(revision.snapshot, revision.prefetch, Some(facts), can);
+        let decide = |can| decide(revision, &hold, can);
         let all = [MemoryMode::File, MemoryMode::Lazy, MemoryMode::Record, MemoryMode::Prefetch];
         let (start, wanted) = (decide(restorer.memory_modes()), decide(&all));
         let fallback = match wanted {
@@ -139,12 +150,17 @@ impl Work {
     fn restore(
         &mut self,
         restorer: &dyn Restore,
-        hold: &Hold,
-        mode: MemoryMode,
+        (hold, mode): (&Hold, MemoryMode),
+        waiting: Option<Box<dyn Prespawned>>,
         deadline: Deadline,
     ) -> Result<Up, Failed> {
         let memory = Memory { mode, policy: self.revision.prefetch };
         let restored = catch_unwind(AssertUnwindSafe(|| {
+            if let Some(waiting) = waiting {
+                let attempt = Instant::now();
+                let sandbox = waiting.restore(memory, deadline).map_err(Failed::Restore)?;
+                return self.until_ready(sandbox, None, attempt, deadline);
+            }
             self.bring_up(deadline, |spec| {
                 let restored = restorer.restore(spec, hold.snapshot(), memory, deadline);
                 restored.map_err(Failed::Restore)
@@ -195,7 +211,7 @@ impl Work {
         let records = choose::records(&self.revision, mode);
         let after = up.sandbox.paging().map(|paging| AfterReply {
             runtime: self.revision.runtime,
-            revision: self.revision.key.clone(),
+            revision: Arc::clone(&self.revision),
             paging,
             stored: Arc::clone(&stored),
             hold: records.then_some(hold),
@@ -241,6 +257,18 @@ impl Work {
         let attempt = Instant::now();
         let sandbox = start(&spec)?;
         drop(spec);
+        self.until_ready(sandbox, network_took, attempt, deadline)
+    }
+
+    /// Waits until the function is ready.
+    fn until_ready(
+        &mut self,
+        sandbox: Box<dyn Sandbox>,
+        network: Option<Took>,
+        attempt: Instant,
+        deadline: Deadline,
+    ) -> Result<Up, Failed> {
+        let revision = Arc::clone(&self.revision);
         let endpoint = sandbox.endpoint();
         let probe = Probe { endpoint, port: revision.port, readiness: &revision.readiness };
         let began = Instant::now();
@@ -253,13 +281,29 @@ impl Work {
             ready = probe::wait(probe, &self.journal, began, deadline);
         }
         let ready = ready.map_err(StartError::Probe)?;
-        Ok(Up { sandbox, network: network_took, attempt, ready })
+        Ok(Up { sandbox, network, attempt, ready })
     }
 
     fn network(&self, deadline: Deadline) -> Result<NetworkSlot, StartError> {
         let pool = self.shared.tools.network.as_ref();
         let pool = pool.ok_or(StartError::NoNetwork(self.revision.runtime))?;
         pool.take(deadline).map_err(StartError::Network)
+    }
+}
+
+fn decide(revision: &Revision, hold: &Hold, can: &[MemoryMode]) -> Start {
+    choose(revision.snapshot, revision.prefetch, Some(hold.stored().facts()), can)
+}
+
+/// How the memory of the revision's next start would arrive, if that came from this snapshot.
+pub(crate) fn wanted_mode(
+    revision: &Revision,
+    hold: &Hold,
+    restorer: &dyn Restore,
+) -> Option<MemoryMode> {
+    match decide(revision, hold, restorer.memory_modes()) {
+        Start::Boot => None,
+        Start::Restore(mode) => Some(mode),
     }
 }
 

@@ -45,6 +45,7 @@ pub(crate) const ALL: &[Promise] = &[
     real("neighbours_are_out_of_reach", neighbours_are_out_of_reach),
     real("the_vmm_is_nobody", the_vmm_is_nobody),
     clone("a_clone_answers_as_the_original", restored::a_clone_answers_as_the_original),
+    clone("a_waiting_vmm_goes_on", restored::a_waiting_vmm_goes_on),
     clone("disks_part_at_the_snapshot", restored::disks_part_at_the_snapshot),
     clone("clones_are_somebody_else", restored::clones_are_somebody_else),
     clone("hooks_are_called", restored::hooks_are_called),

@@ -120,6 +120,33 @@ pub(crate) fn a_clone_answers_as_the_original(site: &Site) {
     snapshot.verify().expect("clones change nothing");
 }
 
+/// A VMM that was spawned ahead becomes a clone like any other, or leaves nothing.
+pub(crate) fn a_waiting_vmm_goes_on(site: &Site) {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let (_, mut original) = original(site, Hooks::default());
+    let sums = ask(&original, "sums");
+    let snapshot = snapshot(&mut original, dir.path());
+    drop(original);
+    for mode in modes(site) {
+        let pair = [site.spec("never run"), site.spec("never run")];
+        let spawn = |spec: &SandboxSpec| restores(site).prespawn(spec, &snapshot, mode, soon());
+        let [first, unused] = pair.each_ref().map(|spec| spawn(spec).expect("spawned"));
+        let Some(first) = first else { return };
+        assert_eq!(pair[0].journal.milestones(), [], "{mode}: nothing has been asked of it");
+        drop(unused);
+        let sandbox = first.restore(memory(mode), soon()).expect("restored");
+        let clone = Booted { sandbox, journal: Arc::clone(&pair[0].journal) };
+        assert_eq!(ask(&clone, "sums"), sums, "{mode}");
+        assert_eq!(ask(&clone, "names")[0], pair[0].id.as_str(), "{mode}");
+        finish(&clone);
+    }
+    let spec = site.spec("never run");
+    let spawned = restores(site).prespawn(&spec, &snapshot, MemoryMode::File, soon());
+    let spawned = spawned.expect("spawned").expect("the runtime can");
+    let other = spawned.restore(memory(MemoryMode::Lazy), soon()).expect_err("another mode");
+    assert!(matches!(other, RestoreError::Mode { .. }), "{other:?}");
+}
+
 /// The original and two clones of the same moment each see what was there before and what they
 /// wrote themselves, and nothing else.
 pub(crate) fn disks_part_at_the_snapshot(site: &Site) {

@@ -1,0 +1,173 @@
+//! VMMs that have been spawned ahead for a snapshot, one per revision, so that a start from it need
+//! not wait for a process.
+//!
+//! ```text
+//!   reply of a start from a snapshot ──► refill (behind it) ──► Standby
+//!   next start of the revision ──► take: its sandbox has the standby's identity and journal
+//! ```
+//!
+//! A standby owns a network slot and a process that has no guest memory yet. It is no instance: it
+//! can serve nothing, and the autoscaler does not see it.
+
+use std::collections::{HashSet, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use vhive_api::{MemoryMode, Revision, RevisionKey, RuntimeName, SandboxId};
+use vhive_sandbox::{Deadline, Journal, Prespawned, SandboxSpec};
+
+use crate::node::Shared;
+use crate::process;
+use crate::snapshots::{Hold, StoredSnapshot, chain};
+use crate::start::wanted_mode;
+
+/// A VMM that waits for a snapshot's state.
+#[derive(Debug)]
+pub(crate) struct Standby {
+    revision: RevisionKey,
+    pub(crate) id: SandboxId,
+    pub(crate) journal: Arc<Journal>,
+    stored: Weak<StoredSnapshot>,
+    /// Whether the kernel is to page its memory; else the pager does.
+    is_file: bool,
+    /// Only ever taken out; the lock lets a standby travel with an order.
+    prespawned: Mutex<Box<dyn Prespawned>>,
+}
+
+impl Standby {
+    /// The VMM, if it waits for just this snapshot and way of memory.
+    pub(crate) fn fitting(self, hold: &Hold, mode: MemoryMode) -> Option<Box<dyn Prespawned>> {
+        let same = self.stored.upgrade().is_some_and(|stored| Arc::ptr_eq(&stored, hold.stored()));
+        let fits = same && self.is_file == (mode == MemoryMode::File);
+        let prespawned = self.prespawned.into_inner().unwrap_or_else(PoisonError::into_inner);
+        fits.then_some(prespawned)
+    }
+}
+
+/// All standbys of a node.
+#[derive(Debug, Default)]
+pub(crate) struct Standbys(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    /// Oldest first.
+    ready: VecDeque<Standby>,
+    making: HashSet<RevisionKey>,
+    closed: bool,
+}
+
+impl Standbys {
+    /// A living standby of the revision.
+    pub(crate) fn take(&self, revision: &RevisionKey) -> Option<Standby> {
+        let mut state = self.state();
+        let at = state.ready.iter().position(|standby| standby.revision == *revision)?;
+        // One that has ended is not worth a start; refilling replaces it.
+        if state.ready[at].journal.ended().is_some() {
+            return None;
+        }
+        state.ready.remove(at)
+    }
+
+    /// How many there are.
+    pub(crate) fn count(&self) -> usize {
+        self.state().ready.len()
+    }
+
+    /// Gives up those of a revision, or all. Blocks until they have ended.
+    pub(crate) fn give_up(&self, revision: Option<&RevisionKey>) {
+        let mut state = self.state();
+        state.closed |= revision.is_none();
+        let all = std::mem::take(&mut state.ready);
+        let goes = |standby: &Standby| revision.is_none_or(|key| standby.revision == *key);
+        let (gone, kept): (VecDeque<_>, VecDeque<_>) = all.into_iter().partition(goes);
+        state.ready = kept;
+        drop(state);
+        drop(gone);
+    }
+
+    /// Reserves the right to make one for the revision; what is no longer of use comes with it.
+    fn begin(&self, revision: &RevisionKey, most: usize) -> Option<VecDeque<Standby>> {
+        let mut state = self.state();
+        let dead = |standby: &Standby| standby.journal.ended().is_some();
+        let there = |standby: &Standby| standby.revision == *revision && !dead(standby);
+        if state.closed || state.ready.iter().any(there) || !state.making.insert(revision.clone()) {
+            return None;
+        }
+        let all = std::mem::take(&mut state.ready);
+        let (mut gone, mut kept): (VecDeque<_>, VecDeque<_>) = all.into_iter().partition(dead);
+        while kept.len() >= most {
+            gone.extend(kept.pop_front());
+        }
+        state.ready = kept;
+        Some(gone)
+    }
+
+    fn end(&self, revision: &RevisionKey, made: Option<Standby>) -> Option<Standby> {
+        let mut state = self.state();
+        state.making.remove(revision);
+        if state.closed {
+            return made;
+        }
+        state.ready.extend(made);
+        None
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Nothing panics while it holds the lock, so a poisoned state is still whole.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Makes a standby for the revision's next start, if there is none and it would be of use. Blocks;
+/// for a thread that nobody waits for.
+pub(crate) fn refill(shared: &Shared, revision: &Revision) {
+    let most = usize::try_from(shared.config.snapshots.standby).unwrap_or(usize::MAX);
+    if most == 0 || revision.runtime == RuntimeName::Sim {
+        return;
+    }
+    let Some(gone) = shared.standbys.begin(&revision.key, most) else { return };
+    drop(gone);
+    let made = make(shared, revision).unwrap_or_else(|why| {
+        tracing::debug!(revision = %revision.key, why, "no VMM spawned ahead");
+        None
+    });
+    // If the node has closed meanwhile, it comes back and ends here.
+    drop(shared.standbys.end(&revision.key, made));
+}
+
+fn make(shared: &Shared, revision: &Revision) -> Result<Option<Standby>, String> {
+    let runtime = shared.tools.runtimes.get(revision.runtime).ok_or("no such runtime")?;
+    let Some(restorer) = runtime.restores() else { return Ok(None) };
+    let deadline = Deadline::after(shared.config.snapshots.restore_deadline.0);
+    let hold = shared.snapshots.usable(revision, restorer, deadline).map_err(|unfit| unfit.0)?;
+    let Some(hold) = hold else { return Ok(None) };
+    let Some(mode) = wanted_mode(revision, &hold, restorer) else { return Ok(None) };
+    let images = &shared.tools.images;
+    let rootfs = shared.handle.block_on(images.rootfs(&revision.image_digest));
+    let rootfs = rootfs.map_err(|error| chain(&error))?;
+    let process = process::process(&rootfs.config, revision).map_err(|error| chain(&error))?;
+    let network = shared.tools.network.as_ref().ok_or("no network pool")?;
+    let network = network.take(deadline).map_err(|error| chain(&error))?;
+    let (id, journal) = (SandboxId::random(), Journal::new());
+    let spec = SandboxSpec {
+        id: id.clone(),
+        rootfs: rootfs.path.clone(),
+        process,
+        hooks: revision.hooks.clone(),
+        port: revision.port,
+        cpu_millis: revision.cpu_millis,
+        memory: revision.memory,
+        network: Some(Arc::new(network)),
+        run_root: shared.ground.run_root().clone(),
+        journal: Arc::clone(&journal),
+    };
+    let prespawned = restorer.prespawn(&spec, hold.snapshot(), mode, deadline);
+    let prespawned = prespawned.map_err(|error| chain(&error))?;
+    Ok(prespawned.map(|prespawned| Standby {
+        revision: revision.key.clone(),
+        id,
+        journal,
+        stored: Arc::downgrade(hold.stored()),
+        is_file: mode == MemoryMode::File,
+        prespawned: Mutex::new(prespawned),
+    }))
+}
