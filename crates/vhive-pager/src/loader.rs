@@ -137,6 +137,12 @@ struct Load {
     unfinished: usize,
 }
 
+impl Load {
+    fn is_installable(&self) -> bool {
+        self.vm.is_some() && self.plan.is_some() && !self.landed.is_empty()
+    }
+}
+
 struct Chunk {
     index: usize,
     bytes: Staged,
@@ -300,9 +306,11 @@ impl Desk {
                 board = self.work.wait(board).unwrap_or_else(PoisonError::into_inner);
                 continue;
             };
+            let is_more = board.has_task();
             drop(board);
-            // There may be more to do; whoever wakes for nothing sleeps again.
-            self.work.notify_one();
+            if is_more {
+                self.work.notify_one();
+            }
             let (id, installs) = (task.load(), task.installs());
             let mut freed = Vec::new();
             let attempt = catch_unwind(AssertUnwindSafe(|| perform(task, &mut freed)));
@@ -325,42 +333,51 @@ impl Board {
         self.loads.iter_mut().find(|load| load.id == id)
     }
 
-    fn next_task(&mut self) -> Option<Task> {
-        if self.installing < self.limits.copiers {
-            for load in &mut self.loads {
-                let (Some(vm), Some(plan)) = (&load.vm, &load.plan) else { continue };
-                if let Some(chunk) = load.landed.pop_front() {
-                    self.installing += 1;
-                    return Some(Task::Install(load.id, Arc::clone(plan), chunk, Arc::clone(vm)));
-                }
+    /// Whether another thread would find something to do.
+    fn has_task(&self) -> bool {
+        let may_install = self.installing < self.limits.copiers;
+        let may_read = self.reading < self.limits.readers;
+        self.loads.iter().any(|load| {
+            (may_install && load.is_installable()) || (may_read && self.is_readable(load))
+        })
+    }
+
+    fn is_readable(&self, load: &Load) -> bool {
+        // Guests that do not wait yet leave buffers for those that do.
+        let reserve = self.limits.readers + self.limits.copiers;
+        let has_buffer = self.free.len() > if load.vm.is_some() { 0 } else { reserve };
+        match &load.plan {
+            None => !load.is_opening && has_buffer,
+            Some(plan) => {
+                load.next_read < plan.chunks.len() && (has_buffer || !load.order.policy.overlaps())
             }
+        }
+    }
+
+    fn next_task(&mut self) -> Option<Task> {
+        if self.installing < self.limits.copiers
+            && let Some(load) = self.loads.iter_mut().find(|load| load.is_installable())
+            && let (Some(vm), Some(plan)) = (&load.vm, &load.plan)
+            && let Some(chunk) = load.landed.pop_front()
+        {
+            self.installing += 1;
+            return Some(Task::Install(load.id, Arc::clone(plan), chunk, Arc::clone(vm)));
         }
         if self.reading >= self.limits.readers {
             return None;
         }
-        // Guests that do not wait yet leave buffers for those that do.
-        let reserve = self.limits.readers + self.limits.copiers;
-        for load in &mut self.loads {
-            let may_take = if load.vm.is_some() { 0 } else { reserve };
-            let has_buffer = self.free.len() > may_take;
-            let Some(plan) = &load.plan else {
-                if !load.is_opening && has_buffer {
-                    load.is_opening = true;
-                    self.reading += 1;
-                    let buffer = self.free.pop()?;
-                    return Some(Task::Open(load.id, Arc::clone(&load.order), buffer));
-                }
-                continue;
-            };
-            let overlaps = load.order.policy.overlaps();
-            if load.next_read < plan.chunks.len() && (has_buffer || !overlaps) {
-                let buffer = if overlaps { Some(self.free.pop()?) } else { None };
-                self.reading += 1;
-                load.next_read += 1;
-                return Some(Task::Read(load.id, Arc::clone(plan), load.next_read - 1, buffer));
-            }
-        }
-        None
+        let at = self.loads.iter().position(|load| self.is_readable(load))?;
+        let load = &mut self.loads[at];
+        let Some(plan) = &load.plan else {
+            let buffer = self.free.pop()?;
+            load.is_opening = true;
+            self.reading += 1;
+            return Some(Task::Open(load.id, Arc::clone(&load.order), buffer));
+        };
+        let buffer = if load.order.policy.overlaps() { Some(self.free.pop()?) } else { None };
+        self.reading += 1;
+        load.next_read += 1;
+        Some(Task::Read(load.id, Arc::clone(plan), load.next_read - 1, buffer))
     }
 
     fn settle(&mut self, id: LoadId, outcome: Result<Done, WorkingSetError>) {

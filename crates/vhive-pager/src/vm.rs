@@ -322,15 +322,20 @@ impl Vm {
     /// Installs a run (zeros without `bytes`), but for what was removed.
     fn put(&self, removed: &Removed, run: Run, bytes: Option<&[u8]>) -> (u32, Option<Stop>) {
         let (mut pages, mut stop) = (0, None);
+        let mut put_part = |Placed { run: part, address }: Placed| {
+            let at = (part.first - run.first) as usize * PAGE;
+            let content = bytes.map_or(Content::Zeros(part.bytes()), |bytes| {
+                Content::Bytes(&bytes[at..at + part.bytes()])
+            });
+            let installed = install(self.uffd(), address, content);
+            pages += installed.pages;
+            stop = stop.or(installed.stop);
+        };
         for placed in self.regions.place(run) {
-            for Placed { run: part, address } in without(&removed.pages, placed) {
-                let at = (part.first - run.first) as usize * PAGE;
-                let content = bytes.map_or(Content::Zeros(part.bytes()), |bytes| {
-                    Content::Bytes(&bytes[at..at + part.bytes()])
-                });
-                let installed = install(self.uffd(), address, content);
-                pages += installed.pages;
-                stop = stop.or(installed.stop);
+            if removed.pages.is_empty() {
+                put_part(placed);
+            } else {
+                without(&removed.pages, placed).into_iter().for_each(&mut put_part);
             }
         }
         (pages, stop)
@@ -366,9 +371,6 @@ impl Vm {
 
 /// The parts of a placed run that are not in `removed`.
 fn without(removed: &PageSet, placed: Placed) -> Vec<Placed> {
-    if removed.is_empty() {
-        return vec![placed];
-    }
     let mut parts: Vec<Placed> = Vec::new();
     for (page, address) in placed.run.iter().zip((placed.address..).step_by(PAGE)) {
         if removed.holds(page) {
