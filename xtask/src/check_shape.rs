@@ -21,10 +21,16 @@ const EDGES: &[(&str, &str)] = &[
     ("vhive-node", "vhive-sandbox"),
     ("vhive-sandbox", "vhive-pager"),
     ("vhive-serving", "vhive-node"),
+    ("vhive-uffd-shim", "vhive-pager"),
 ];
 
 /// Crates that use the product rather than make it: they may depend on any.
 const USERS: &[&str] = &["vhive-tests", "xtask"];
+
+/// Where unsafe code of the host's crates lives.
+const UNSAFE: &[&str] = &["crates/vhive-pager/src/sys.rs", "crates/vhive-uffd-shim/src/lib.rs"];
+/// The pager's may not grow beyond so many lines.
+const MOST_UNSAFE_LINES: usize = 350;
 
 /// No file may have more lines than this; those above two thirds of it are listed.
 const MOST_LINES: usize = 900;
@@ -85,7 +91,9 @@ fn look(dir: &Path, wrong: &mut Vec<String>) -> anyhow::Result<()> {
                 wrong.push(format!("{} does not take the workspace's lints", path.display()));
             }
         } else if name.ends_with(".rs") {
-            let lines = fs::read_to_string(&path)?.lines().count();
+            let text = fs::read_to_string(&path)?;
+            let lines = text.lines().count();
+            look_for_unsafe(&path, &text, wrong);
             if lines > MOST_LINES {
                 wrong.push(format!("{} has {lines} lines; at most {MOST_LINES}", path.display()));
             } else if lines > MOST_LINES * 2 / 3 {
@@ -94,4 +102,20 @@ fn look(dir: &Path, wrong: &mut Vec<String>) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+fn look_for_unsafe(path: &Path, text: &str, wrong: &mut Vec<String>) {
+    let Ok(name) = path.strip_prefix(root()) else { return };
+    let is_allowed = UNSAFE.iter().any(|allowed| name == Path::new(allowed));
+    if !name.starts_with("crates") || is_allowed {
+        if name == Path::new(UNSAFE[0]) && text.lines().count() > MOST_UNSAFE_LINES {
+            wrong.push(format!("{} has more than {MOST_UNSAFE_LINES} lines", name.display()));
+        }
+        return;
+    }
+    let code = text.lines().map(str::trim).filter(|line| !line.starts_with("//"));
+    let begins = [concat!("un", "safe {"), concat!("un", "safe fn"), concat!("un", "safe impl")];
+    for line in code.filter(|line| begins.iter().any(|begin| line.contains(begin))) {
+        wrong.push(format!("{} has unsafe code: {line}", name.display()));
+    }
 }

@@ -386,8 +386,8 @@ impl Node {
         Ok((taken, true))
     }
 
-    /// Registers the door's way of closing its idle connections to an instance; called, on any
-    /// thread, before a snapshot of the instance is taken, so that the snapshot holds none. Only the
+    /// Registers the door's way of closing its idle connections to an instance; called on a blocking
+    /// thread before a snapshot of the instance is taken, so that the snapshot holds none. Only the
     /// first registration counts.
     pub fn on_quiesce(&self, quiesce: impl Fn(&RevisionKey, &SandboxId) + Send + Sync + 'static) {
         if self.0.shared.quiesce.set(Box::new(quiesce)).is_err() {

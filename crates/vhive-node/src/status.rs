@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use rustix::process::Pid;
-use vhive_api::{Bytes, Revision, SandboxId};
+use vhive_api::{Bytes, MemoryFigures, Revision, SandboxId};
 
 use crate::pool::{InstanceState, PoolView};
 use crate::start::{StartFailure, StartReport};
@@ -63,6 +63,8 @@ pub struct InstanceStatus {
     pub endpoint: Option<SocketAddr>,
     /// Resident memory of its processes on the host, if it has any.
     pub memory: Option<Bytes>,
+    /// How its memory has arrived up to now, if it came from a snapshot.
+    pub paging: Option<MemoryFigures>,
 }
 
 impl RevisionStatus {
@@ -74,6 +76,7 @@ impl RevisionStatus {
             since: instance.since,
             endpoint: instance.endpoint,
             memory: resident(&instance.processes),
+            paging: instance.paging,
         });
         Self {
             revision: view.revision,

@@ -3,7 +3,9 @@
 mod scene;
 
 use std::fs;
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -488,9 +490,8 @@ fn hostile(good: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
         archive.append_link(&mut header, "manifest.json", "/etc/passwd").expect("written");
         archive.into_inner().expect("written")
     };
-    let memory = |parts: &mut Parts| {
-        parts.iter().position(|(name, _)| name == "memory").expect("a memory")
-    };
+    let memory =
+        |parts: &mut Parts| parts.iter().position(|(name, _)| name == "memory").expect("a memory");
     vec![
         ("nothing", Vec::new()),
         ("noise", vec![0x5A; 4096]),
@@ -623,4 +624,49 @@ async fn the_door_is_told_before_a_snapshot_is_taken_and_only_then() {
     assert_eq!(*told.lock().expect("sound"), [wanted]);
     assert_eq!(kinds(&node, &key, 2).await, [Record, Reap]);
     assert_eq!(calls.load(Ordering::SeqCst), 1);
+}
+
+/// The child is this same test with `VHIVE_TEST_CHILD` set to the scene's directory; it is killed
+/// in the middle of a checkpoint.
+#[tokio::test]
+async fn a_node_killed_while_it_takes_a_snapshot_leaves_nothing_that_the_next_one_uses() {
+    const TEST: &str =
+        "a_node_killed_while_it_takes_a_snapshot_leaves_nothing_that_the_next_one_uses";
+    if let Some(dir) = std::env::var_os("VHIVE_TEST_CHILD") {
+        let mut scene = Scene::new();
+        scene.config = vhive_node::Config::below(Path::new(&dir));
+        let node = scene.node().await;
+        let key = register(&node, "hangs", |r| {
+            reap(r);
+            env(r, "VHIVE_SIM_FAULT", "hang:checkpoint");
+        });
+        let whole = register(&node, "whole", reap);
+        assert_eq!(kinds(&node, &whole, 1).await, [Boot]);
+        soon(node.acquire(&key)).await.expect("a slot").replied();
+        // The draft, with a file in it.
+        wait_for(|| files(&scene).len(), |count| *count >= 4 + 3).await;
+        let mut out = std::io::stdout();
+        writeln!(out, "node is up").and_then(|()| out.flush()).expect("a pipe");
+        let killed = tokio::time::timeout(PATIENCE, std::future::pending::<()>()).await;
+        assert!(killed.is_ok(), "the parent did not kill this process");
+        return;
+    }
+    let scene = Scene::new();
+    let mut child = Command::new(std::env::current_exe().expect("this test's program"))
+        .args(["--exact", TEST, "--nocapture"])
+        .env("VHIVE_TEST_CHILD", scene.path())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("the child starts");
+    let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
+    let up = lines.any(|line| line.expect("text").ends_with("node is up"));
+    child.kill().expect("killed");
+    child.wait().expect("gone");
+    assert!(up, "the child ended early");
+    assert_eq!(files(&scene).len(), 4 + 1 + 3, "one whole, one half-made");
+    let node = scene.node().await;
+    assert_eq!(files(&scene).len(), 5, "{:?}", files(&scene));
+    assert_eq!(only(&node).revision.name, "whole");
+    let key = register(&node, "whole", reap);
+    assert_eq!(kinds(&node, &key, 1).await, [Record]);
 }

@@ -9,11 +9,10 @@
 //! `Documentation/admin-guide/mm/userfaultfd.rst` and `include/uapi/linux/userfaultfd.h` of Linux.
 
 use std::ffi::c_void;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::mem::{offset_of, size_of};
 use std::ops::{Deref, DerefMut, Range};
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::ptr::{self, NonNull};
 use std::slice;
 use std::sync::Arc;
@@ -91,14 +90,12 @@ pub struct Stopped {
     pub errno: Errno,
 }
 
-/// Opens `/dev/userfaultfd`. Whoever inherits it may make userfaultfds of its own memory, faults of
-/// the kernel included, without a privilege of its own.
+/// Opens `/dev/userfaultfd`. Whoever inherits it may make userfaultfds of its own memory.
 ///
 /// # Errors
 /// If the device is absent or not ours to open.
 pub fn open_device() -> std::io::Result<File> {
-    let flags = rustix::fs::OFlags::CLOEXEC.bits().cast_signed();
-    OpenOptions::new().read(true).write(true).custom_flags(flags).open("/dev/userfaultfd")
+    File::options().read(true).write(true).open("/dev/userfaultfd")
 }
 
 /// Makes a non-blocking userfaultfd of the calling process's memory from an open `/dev/userfaultfd`.

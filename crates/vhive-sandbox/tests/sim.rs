@@ -7,10 +7,12 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 use vhive_api::guest::Process;
-use vhive_api::{Bytes, SandboxId};
+use vhive_api::{Bytes, Digest, MemoryMode, PrefetchPolicy, RevisionKey, SandboxId};
 use vhive_sandbox::sim::{Fault, Sim, SimConfig};
+use vhive_sandbox::snapshot::Owner;
 use vhive_sandbox::{
-    Deadline, End, Journal, Milestone, RunRoot, Runtime as _, Sandbox, SandboxSpec,
+    Deadline, End, Journal, Memory, Milestone, RestoreError, RunRoot, Runtime as _, Sandbox,
+    SandboxSpec, Snapshot, SnapshotDraft,
 };
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -18,14 +20,12 @@ const PATIENCE: Duration = Duration::from_secs(10);
 struct Up {
     sandbox: Box<dyn Sandbox>,
     journal: Arc<Journal>,
-    _dir: TempDir,
+    dir: TempDir,
 }
 
-fn up(sim: &Sim, env: &[&str]) -> Up {
-    let dir = tempfile::tempdir().expect("a temporary directory");
-    let journal = Journal::new();
+fn spec(dir: &TempDir, env: &[&str]) -> SandboxSpec {
     let env = env.iter().map(|entry| (*entry).to_owned()).collect();
-    let spec = SandboxSpec {
+    SandboxSpec {
         id: SandboxId::random(),
         rootfs: dir.path().join("none"),
         process: Process { args: vec!["sim".to_owned()], env, ..Process::default() },
@@ -35,10 +35,74 @@ fn up(sim: &Sim, env: &[&str]) -> Up {
         memory: Bytes::mib(1),
         network: None,
         run_root: RunRoot::below(dir.path(), dir.path()),
-        journal: Arc::clone(&journal),
-    };
+        journal: Journal::new(),
+    }
+}
+
+fn up(sim: &Sim, env: &[&str]) -> Up {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let spec = spec(&dir, env);
     let sandbox = sim.boot(&spec, Deadline::after(PATIENCE)).expect("it boots");
-    Up { sandbox, journal, _dir: dir }
+    Up { sandbox, journal: spec.journal, dir }
+}
+
+/// A snapshot of a sandbox that has just been booted.
+fn snapshot(up: &mut Up) -> Snapshot {
+    let owner = Owner {
+        revision: RevisionKey::new("default", "one"),
+        digest: Digest::of(b"one"),
+        image: Digest::of(b"image"),
+    };
+    let dir = up.dir.path().join("snapshots");
+    let mut draft = SnapshotDraft::begin(&dir, owner).expect("begun");
+    let checkpoint = up.sandbox.checkpoint().expect("it can be snapshotted");
+    checkpoint.snapshot_into(&mut draft, Deadline::after(PATIENCE)).expect("taken");
+    draft.publish(&dir.join("one")).expect("published")
+}
+
+#[test]
+fn a_clone_answers_in_every_mode_and_its_figures_follow_the_configuration() {
+    let mut config = SimConfig::default();
+    config.snapshot.restore_prefetch = Duration::from_millis(5).into();
+    config.snapshot.missed_pages = 3;
+    let sim = Sim::new(config);
+    let mut original = up(&sim, &[]);
+    let from = snapshot(&mut original);
+    from.verify().expect("sound");
+    let restorer = sim.restores().expect("it restores");
+    let policy = PrefetchPolicy::ReapSerial;
+    let clone = |mode| {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let spec = spec(&dir, &[]);
+        let memory = Memory { mode, policy };
+        let sandbox = restorer.restore(&spec, &from, memory, Deadline::after(PATIENCE));
+        sandbox.map(|sandbox| Up { sandbox, journal: spec.journal, dir })
+    };
+    let early = clone(MemoryMode::Prefetch);
+    assert!(matches!(early, Err(RestoreError::Pager(_))), "there is no working set yet");
+    let told = [
+        (MemoryMode::File, None, 0),
+        (MemoryMode::Lazy, Some(64), 0),
+        (MemoryMode::Record, Some(64), 0),
+        (MemoryMode::Prefetch, Some(3), 64),
+    ];
+    for (mode, faults, prefetched) in told {
+        let up = clone(mode).expect("restored");
+        let mut stream = up.connect();
+        stream.write_all(GET).expect("sent");
+        assert!(replies(&mut stream, 1).contains(up.sandbox.id().as_str()));
+        let reached: Vec<_> = up.journal.milestones().into_iter().map(|(m, _)| m).collect();
+        let wanted =
+            [Milestone::Spawned, Milestone::Restored, Milestone::Resumed, Milestone::Listening];
+        assert_eq!(reached, wanted, "{mode}");
+        let paging = up.sandbox.paging().expect("restored");
+        let figures = paging.figures();
+        assert_eq!((figures.faults, figures.prefetched_pages), (faults, prefetched), "{mode}");
+        let recorded = (mode == MemoryMode::Record).then_some(1);
+        assert_eq!(paging.finish_recording().expect("written"), recorded, "{mode}");
+        assert_eq!(paging.finish_recording().expect("done"), None, "{mode}");
+    }
+    assert!(original.sandbox.paging().is_none());
 }
 
 impl Up {

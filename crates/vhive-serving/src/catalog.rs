@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, PoisonError, RwLock};
 
+use tokio::runtime::Handle;
 use tokio::time::Instant;
 use vhive_api::{Revision, RevisionKey, SandboxId};
 
@@ -107,15 +108,16 @@ impl Catalog {
         tables.services.get(&key).cloned()
     }
 
-    /// Closes the connections to an instance of a revision.
-    pub(crate) fn quiesce(&self, revision: &RevisionKey, instance: &SandboxId) {
+    /// Closes the connections to an instance of a revision. Blocks; not for a thread of the async
+    /// runtime.
+    pub(crate) fn quiesce(&self, revision: &RevisionKey, instance: &SandboxId, runtime: &Handle) {
         let routes: Vec<Arc<Route>> = {
             let tables = self.tables.read().unwrap_or_else(PoisonError::into_inner);
             let routes = tables.services.values().map(|entry| &entry.route);
             routes.filter(|route| route.revision.key == *revision).cloned().collect()
         };
         for route in routes {
-            route.upstreams.quiesce(instance);
+            route.upstreams.quiesce(instance, runtime);
         }
     }
 

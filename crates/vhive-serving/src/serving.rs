@@ -99,7 +99,8 @@ impl Serving {
             Services::open(node.clone(), Arc::clone(&catalog), config.clone(), &store).await?;
 
         let quieted = Arc::clone(&catalog);
-        node.on_quiesce(move |revision, sandbox| quieted.quiesce(revision, sandbox));
+        let runtime = tokio::runtime::Handle::current();
+        node.on_quiesce(move |revision, sandbox| quieted.quiesce(revision, sandbox, &runtime));
         let gateway = Gateway::new(node.clone(), Arc::clone(&catalog), config.gateway.clone());
         let listening =
             gateway::listen(Arc::clone(&gateway)).await.map_err(|source| RunError::Listen {

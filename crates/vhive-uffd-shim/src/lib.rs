@@ -8,7 +8,7 @@
 //!      + VHIVE_UFFD_SOCK_FD    the message that Firecracker sends to the pager
 //! ```
 //!
-//! `VHIVE_UFFD_MEMORY` (`<device>:<inode>`) says which file QEMU will try to map. Whatever goes
+//! `VHIVE_UFFD_MEM_INODE` (`<device>:<inode>`) says which file QEMU will try to map. Whatever goes
 //! wrong ends QEMU with a word on its standard error: it must never run with memory that nobody
 //! serves.
 //!
@@ -18,6 +18,7 @@
 
 use core::ffi::{CStr, c_char, c_int, c_void};
 use std::mem::size_of;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// `_IO(0xAA, 0x00)` on `/dev/userfaultfd`.
 const USERFAULTFD_IOC_NEW: libc::c_ulong = 0xAA00;
@@ -97,6 +98,12 @@ fn serve(call: Call) -> *mut c_void {
     if call.fd < 0 || !is_guest_memory(call.fd) {
         return map(call);
     }
+    if MAPPED.swap(true, Ordering::SeqCst) {
+        fail("guest memory is mapped a second time");
+    }
+    if call.offset != 0 || length(call.fd) != Some(call.length as u64) {
+        fail("guest memory is not mapped as a whole");
+    }
     let kept = libc::MAP_FIXED | libc::MAP_NORESERVE;
     let private = libc::MAP_PRIVATE | libc::MAP_NORESERVE | (call.flags & kept);
     if let Some(fd) = number(c"VHIVE_UFFD_MAP_FD") {
@@ -130,18 +137,32 @@ fn map(call: Call) -> *mut c_void {
     result as *mut c_void
 }
 
-/// Whether the descriptor is of the file that `VHIVE_UFFD_MEMORY` names.
+/// Whether guest memory has been mapped.
+static MAPPED: AtomicBool = AtomicBool::new(false);
+
+/// Whether the descriptor is of the file that `VHIVE_UFFD_MEM_INODE` names.
 fn is_guest_memory(fd: c_int) -> bool {
-    let Some(wanted) = variable(c"VHIVE_UFFD_MEMORY") else { return false };
+    let Some(wanted) = variable(c"VHIVE_UFFD_MEM_INODE") else { return false };
+    let wanted = wanted.split_once(':');
+    let wanted = wanted.and_then(|(dev, ino)| Some((dev.parse().ok()?, ino.parse().ok()?)));
+    let Some(wanted) = wanted else {
+        fail("VHIVE_UFFD_MEM_INODE is not a device and an inode");
+    };
+    status(fd).is_some_and(|status| (status.st_dev, status.st_ino) == wanted)
+}
+
+fn length(fd: c_int) -> Option<u64> {
+    u64::try_from(status(fd)?.st_size).ok()
+}
+
+fn status(fd: c_int) -> Option<libc::stat> {
     let mut status = core::mem::MaybeUninit::<libc::stat>::uninit();
     // SAFETY: `status` has room for what is written.
     if unsafe { libc::fstat(fd, status.as_mut_ptr()) } != 0 {
-        return false;
+        return None;
     }
     // SAFETY: fstat succeeded, so it is filled.
-    let status = unsafe { status.assume_init() };
-    let mut parts = wanted.split(':').map(str::parse::<u64>);
-    parts.next() == Some(Ok(status.st_dev)) && parts.next() == Some(Ok(status.st_ino))
+    Some(unsafe { status.assume_init() })
 }
 
 fn variable(name: &CStr) -> Option<&'static str> {
@@ -214,7 +235,7 @@ fn hand_over(socket: c_int, uffd: c_int, memory: *mut c_void, call: Call) {
     // SAFETY: everything that the header names lives on this stack.
     let sent = unsafe { libc::sendmsg(socket, &raw const message, libc::MSG_NOSIGNAL) };
     if usize::try_from(sent) != Ok(text.len()) {
-        fail("the pager does not take guest memory");
+        fail("cannot hand guest memory over");
     }
 }
 

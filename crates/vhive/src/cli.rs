@@ -80,6 +80,10 @@ pub(crate) enum ClientCommand {
     Delete(cmd::delete::Args),
     /// Sends one request to a service and shows the reply.
     Invoke(cmd::invoke::Args),
+    /// Stops a service's idle instances now, so that its next request starts cold.
+    Evict(cmd::evict::Args),
+    /// Lists, makes, removes, exports and imports snapshots.
+    Snapshot(cmd::snapshot::Args),
     /// Prints what a service's instances wrote.
     Logs(cmd::logs::Args),
 }

@@ -9,6 +9,8 @@
 //!   Ready ── last release, replied, snapshot wanted, nobody waits ──► Snapshotting ──► Ready
 //! ```
 
+mod withhold;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
@@ -222,96 +224,6 @@ impl Core {
         }
     }
 
-    /// A snapshot of this instance, which is being started, is wanted.
-    pub(crate) fn want_snapshot(&mut self, no: InstanceNo) {
-        if let Some(instance) = self.instances.get_mut(&no) {
-            instance.due = true;
-        }
-    }
-
-    /// An instance's first reply is out; its slot is about to come back.
-    pub(crate) fn replied(&mut self, no: InstanceNo) {
-        if let Some(instance) = self.instances.get_mut(&no) {
-            instance.replied = true;
-        }
-    }
-
-    /// Starts an instance for nothing but its snapshot, which is taken before it serves anybody.
-    pub(crate) fn prepare(
-        &mut self,
-        now: Instant,
-        out: &mut Vec<Action>,
-    ) -> Result<InstanceNo, Refusal> {
-        if self.closing {
-            return Err(Refusal::Closing);
-        }
-        if let Some(until) = self.failed.closed_until(now) {
-            return Err(Refusal::BackingOff(until));
-        }
-        if self.bounds.max > 0 && self.total() - self.broken >= self.bounds.max {
-            return Err(Refusal::AtMax);
-        }
-        let no = self.start(out);
-        if let Some(instance) = self.instances.get_mut(&no) {
-            (instance.due, instance.passing) = (true, true);
-        }
-        Ok(no)
-    }
-
-    /// Whether an instance was made by [`Core::prepare`] and has served nobody.
-    pub(crate) fn is_prepared(&self, no: InstanceNo) -> bool {
-        self.instances.get(&no).is_some_and(|i| i.passing)
-    }
-
-    /// A snapshot has been taken, or not. `lost` says that the instance does not go on.
-    pub(crate) fn snapshotted(
-        &mut self,
-        no: InstanceNo,
-        lost: bool,
-        now: Instant,
-        out: &mut Vec<Action>,
-    ) {
-        if self.instances.get(&no).is_none_or(|i| i.state != State::Snapshotting) {
-            return;
-        }
-        if lost {
-            self.remove(no, out);
-            self.after_loss(now, out);
-            return;
-        }
-        self.set_state(no, State::Ready);
-        self.serve(no, out);
-        self.plan(now, out);
-    }
-
-    /// Stops what idles, and starts nothing that no request asks for before the next request.
-    /// Says how many go.
-    pub(crate) fn evict(&mut self, out: &mut Vec<Action>) -> u32 {
-        self.dormant = true;
-        let mut gone = 0;
-        let all: Vec<InstanceNo> = self.instances.keys().copied().collect();
-        for no in all {
-            let Some(instance) = self.instances.get_mut(&no) else { continue };
-            match instance.state {
-                State::Ready if instance.leases == 0 => {
-                    self.remove(no, out);
-                    gone += 1;
-                }
-                State::Snapshotting => {
-                    instance.passing = true;
-                    gone += 1;
-                }
-                _ => {}
-            }
-        }
-        gone
-    }
-
-    /// Instances that an eviction leaves.
-    pub(crate) fn staying(&self) -> u32 {
-        self.total() - self.snapshotting
-    }
-
     /// A start failed.
     pub(crate) fn start_failed(&mut self, no: InstanceNo, now: Instant, out: &mut Vec<Action>) {
         let Some(Instance { state: State::Starting(era), .. }) = self.instances.get(&no).copied()
@@ -389,15 +301,6 @@ impl Core {
         }
         self.note_free(no);
         self.stop_if_done(no, out);
-    }
-
-    /// Withholds an idle instance for its snapshot.
-    fn snapshot(&mut self, no: InstanceNo, out: &mut Vec<Action>) {
-        if let Some(instance) = self.instances.get_mut(&no) {
-            instance.due = false;
-        }
-        self.set_state(no, State::Snapshotting);
-        out.push(Action::Snapshot(no));
     }
 
     /// There should be `want` instances: starts what is missing, stops what idles beyond, marks

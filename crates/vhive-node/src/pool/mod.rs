@@ -5,6 +5,7 @@
 //! lock (a stop, a wake-up, a lease that comes back) happens after it is released.
 
 mod back_off;
+mod behind;
 mod core;
 mod lease;
 
@@ -16,17 +17,19 @@ use std::time::Instant;
 use jiff::Timestamp;
 use rustix::process::Pid;
 use tokio::sync::{oneshot, watch};
-use vhive_api::{Bytes, Revision, RevisionKey, RuntimeName, SandboxId, StartKind};
+use vhive_api::{Bytes, MemoryFigures, Revision, RevisionKey, RuntimeName, SandboxId, StartKind};
 use vhive_sandbox::{Journal, Paging, Sandbox};
 
 pub(crate) use self::back_off::BackOff;
+use self::behind::Creator;
+pub(crate) use self::behind::Gone;
 use self::core::{Action, Answer, Bounds, Core, Counts, InstanceNo, Refusal, WaiterNo};
 pub use self::lease::Lease;
 use crate::limits::{Full, NoRoom, Reservation};
 use crate::node::Shared;
-use crate::snapshots::{CloneToken, SnapshotInfo};
+use crate::snapshots::CloneToken;
 use crate::start::{self, StartFailure, StartReport};
-use crate::take::{self, AfterReply, TakeError, TakeJob, Tell};
+use crate::take::{self, AfterReply, TakeJob};
 
 /// What an instance is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -164,6 +167,7 @@ pub(crate) struct InstanceView {
     pub(crate) since: Timestamp,
     pub(crate) endpoint: Option<std::net::SocketAddr>,
     pub(crate) processes: Vec<Pid>,
+    pub(crate) paging: Option<MemoryFigures>,
 }
 
 /// A pool at the time of asking.
@@ -186,16 +190,6 @@ pub(crate) struct Pool {
     /// Sandboxes that exist: starting, ready, or being stopped; and what is being done behind
     /// replies.
     alive: watch::Sender<u32>,
-}
-
-/// The outcome of a snapshot, or why no instance could be started for it.
-pub(crate) type Created = Result<Result<SnapshotInfo, TakeError>, AcquireError>;
-
-/// Who waits for a snapshot.
-#[derive(Debug)]
-struct Creator {
-    started: oneshot::Sender<Result<(), AcquireError>>,
-    tell: Tell,
 }
 
 /// What to do once the pool's lock is released.
@@ -280,41 +274,6 @@ impl Pool {
         });
     }
 
-    /// Starts an instance by booting it, and takes its snapshot before it serves anybody. Dropping
-    /// the future does not stop that.
-    pub(crate) async fn create_snapshot(self: &Arc<Self>) -> Created {
-        let closing = || AcquireError::Closing(self.key.clone());
-        let (tell, told) = oneshot::channel();
-        let (started, up) = oneshot::channel();
-        let mut refused = None;
-        self.run(|state, out| {
-            let now = Instant::now();
-            match state.core.prepare(now, out) {
-                Ok(no) => _ = state.creators.insert(no, Creator { started, tell }),
-                Err(why) => refused = Some(state.explain(&self.key, why, now)),
-            }
-        });
-        if let Some(error) = refused {
-            return Err(error);
-        }
-        up.await.map_err(|_| closing())??;
-        told.await.map_err(|_| closing())
-    }
-
-    /// Stops what idles; nothing comes back before the next request. Resolves when it is gone, what
-    /// is still to be done behind earlier replies included, and says how many it was.
-    pub(crate) async fn evict(self: &Arc<Self>) -> u32 {
-        let mut alive = self.alive.subscribe();
-        let (mut gone, mut staying) = (0, 0);
-        self.run(|state, out| {
-            gone = state.core.evict(out);
-            staying = state.core.staying();
-        });
-        // The sender lives in self, so this cannot fail.
-        let _ = alive.wait_for(|n| *n <= staying).await;
-        gone
-    }
-
     /// Takes no more requests; see [`Core::close`].
     pub(crate) fn close(self: &Arc<Self>) {
         self.run(|state, out| state.core.close(out));
@@ -357,6 +316,10 @@ impl Pool {
                     since: slot.since,
                     endpoint: slot.instance.as_ref().map(|instance| instance.endpoint),
                     processes: slot.processes.clone(),
+                    paging: slot
+                        .instance
+                        .as_ref()
+                        .and_then(|one| Some(one.paging.as_ref()?.figures())),
                 })
             })
             .collect();
@@ -452,32 +415,6 @@ impl Pool {
         Gone(Arc::clone(self))
     }
 
-    /// A snapshot has been taken, or not. `lost` says that the instance does not go on.
-    pub(crate) fn snapshotted(self: &Arc<Self>, no: InstanceNo, running: Running, lost: bool) {
-        let journal = {
-            let mut state = self.state();
-            match state.slots.get_mut(&no) {
-                Some(slot) => {
-                    slot.running = Some(running);
-                    Ok(Arc::clone(&slot.journal))
-                }
-                None => Err(running),
-            }
-        };
-        match journal {
-            Ok(journal) => {
-                self.run(|state, out| state.core.snapshotted(no, lost, Instant::now(), out));
-                if journal.ended().is_some() {
-                    self.died(no);
-                }
-            }
-            // It was given up meanwhile.
-            Err(running) => {
-                start::spawn_stop(&self.shared, Gone(Arc::clone(self)), running, Journal::new());
-            }
-        }
-    }
-
     fn died(self: &Arc<Self>, no: InstanceNo) {
         self.run(|state, out| state.core.died(no, Instant::now(), out));
     }
@@ -495,20 +432,6 @@ impl Pool {
             }
             state.core.release(no, now, out);
         });
-    }
-
-    /// The first reply of an instance that came from a snapshot ends its recording.
-    fn after_reply(self: &Arc<Self>, instance: &Instance) {
-        let Some(paging) = &instance.paging else { return };
-        let after = instance.after.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let Some(after) = after else { return };
-        after.spawn(&self.shared, paging.figures(), self.count_in());
-    }
-
-    /// Counts one more that exists, until the value is dropped.
-    fn count_in(self: &Arc<Self>) -> Gone {
-        self.alive.send_modify(|n| *n += 1);
-        Gone(Arc::clone(self))
     }
 
     // === carrying out ===
@@ -693,19 +616,6 @@ impl State {
     }
 }
 
-impl Creator {
-    fn refuse(self, error: AcquireError) {
-        // Whoever asked may have gone.
-        drop(self.started.send(Err(error)));
-    }
-
-    /// There is an instance to take the snapshot of.
-    fn go_on(self) -> Tell {
-        drop(self.started.send(Ok(())));
-        self.tell
-    }
-}
-
 /// How a slot comes back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Back {
@@ -734,15 +644,6 @@ impl Drop for Place<'_> {
         state.core.cancel(self.waiter);
         drop(state);
         drop(waiter);
-    }
-}
-
-/// Counts a sandbox as gone when dropped.
-pub(crate) struct Gone(Arc<Pool>);
-
-impl Drop for Gone {
-    fn drop(&mut self) {
-        self.0.alive.send_modify(|n| *n -= 1);
     }
 }
 

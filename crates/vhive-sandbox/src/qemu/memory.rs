@@ -61,7 +61,7 @@ impl Backing {
         let library = shim.0.try_clone()?;
         let environment = vec![
             format!("LD_PRELOAD=/proc/self/fd/{}", library.as_raw_fd()).into(),
-            format!("VHIVE_UFFD_MEMORY={}:{}", status.st_dev, status.st_ino).into(),
+            format!("VHIVE_UFFD_MEM_INODE={}:{}", status.st_dev, status.st_ino).into(),
         ];
         Ok(Self { file, shared: false, environment, inherit: vec![library] })
     }

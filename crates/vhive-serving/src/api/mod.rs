@@ -8,6 +8,7 @@
 
 mod objects;
 mod services;
+mod snapshots;
 mod status;
 mod token;
 mod views;
@@ -22,7 +23,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::middleware;
-use axum::routing::get;
+use axum::routing::{get, post};
 use tokio::net::{TcpListener, UnixListener};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -102,7 +103,7 @@ pub(crate) async fn run(
     let end = CancellationToken::new();
     let shared = Arc::new(Shared { services, gateway, gateway_address, end: end.clone() });
     let max_body = usize::try_from(config.max_body.0).unwrap_or(usize::MAX);
-    let router = router(shared).layer(DefaultBodyLimit::max(max_body));
+    let router = router(shared, max_body);
     let with_token =
         router.clone().layer(middleware::from_fn_with_state(Arc::new(token), token::require));
     let tasks = TaskTracker::new();
@@ -114,9 +115,12 @@ pub(crate) async fn run(
     Ok(Running { address, socket, token: path, end, tasks })
 }
 
-fn router(shared: Arc<Shared>) -> Router {
+fn router(shared: Arc<Shared>, max_body: usize) -> Router {
     let service = "/apis/serving.knative.dev/v1/namespaces/{namespace}/services/{name}";
     let of_service = "/vhive/v1/namespaces/{namespace}/services/{name}";
+    let snapshot = "/vhive/v1/snapshots/{digest}/{runtime}";
+    // An archive is as long as it is; the store bounds what it takes in.
+    let import = post(snapshots::import).layer(DefaultBodyLimit::disable());
     Router::new()
         .route("/apis/serving.knative.dev/v1/services", get(services::list_all))
         .route(
@@ -126,12 +130,20 @@ fn router(shared: Arc<Shared>) -> Router {
         .route(service, get(services::read).put(services::replace).delete(services::remove))
         .route(&format!("{of_service}/describe"), get(views::describe))
         .route(&format!("{of_service}/logs"), get(views::logs))
+        .route(&format!("{of_service}/evict"), post(snapshots::evict))
+        .route(&format!("{of_service}/snapshot"), post(snapshots::create))
+        .route("/vhive/v1/snapshots", get(snapshots::list))
+        .route("/vhive/v1/snapshots/gc", post(snapshots::collect))
+        .route("/vhive/v1/snapshots/import", import)
+        .route(snapshot, get(snapshots::read).delete(snapshots::remove))
+        .route(&format!("{snapshot}/archive"), get(snapshots::export))
         .route("/vhive/v1/records", get(views::records))
         .route("/vhive/v1/node", get(views::node))
         .route("/metrics", get(views::metrics))
         .route("/healthz", get(views::healthz))
         .fallback(status::no_such_path)
         .method_not_allowed_fallback(status::no_such_method)
+        .layer(DefaultBodyLimit::max(max_body))
         .with_state(shared)
 }
 

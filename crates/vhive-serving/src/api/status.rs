@@ -24,8 +24,17 @@ pub(super) struct Problem {
 }
 
 impl Problem {
-    fn new(status: StatusCode, reason: &'static str, message: impl Into<String>) -> Self {
+    pub(super) fn new(
+        status: StatusCode,
+        reason: &'static str,
+        message: impl Into<String>,
+    ) -> Self {
         Self { status, reason, message: message.into(), details: Value::Null }
+    }
+
+    /// It is not the client's fault.
+    pub(super) fn internal(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "InternalError", message)
     }
 
     /// No or a wrong token.

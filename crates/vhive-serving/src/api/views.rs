@@ -41,6 +41,7 @@ pub(super) async fn describe(
             "since": instance.since,
             "endpoint": instance.endpoint,
             "memory_bytes": instance.memory.map(|bytes| bytes.0),
+            "paging": instance.paging,
         })
     });
     let instances: Vec<Value> = instances.collect();
@@ -71,6 +72,7 @@ fn start(report: &StartReport) -> Value {
         "attempts": report.attempts,
         "phases": report.spans(report.began),
         "guest_clock_error_us": report.guest_clock_error.map(micros),
+        "fallback": report.fallback,
     })
 }
 

@@ -13,6 +13,7 @@ use tokio::net::TcpStream;
 
 use super::flight::Flight;
 use super::head::{self, Origin};
+use super::pool::Shared;
 use super::upload::RequestBody;
 use crate::status::{GatewayError, chain};
 
@@ -70,8 +71,9 @@ async fn sender(flight: &mut Flight) -> Result<(SendRequest<RequestBody>, bool),
     }
     let limit = flight.client().gateway.config.connect_timeout.0;
     let reason = match tokio::time::timeout(limit, open(lease.endpoint())).await {
-        Ok(Ok(sender)) => {
-            flight.route.upstreams.share(lease.sandbox(), sender.clone());
+        Ok(Ok(connection)) => {
+            let sender = connection.sender.clone();
+            flight.route.upstreams.share(lease.sandbox(), connection);
             return Ok((sender, false));
         }
         Ok(Err(reason)) => reason,
@@ -85,7 +87,7 @@ async fn sender(flight: &mut Flight) -> Result<(SendRequest<RequestBody>, bool),
     Err(error)
 }
 
-async fn open(endpoint: std::net::SocketAddr) -> Result<SendRequest<RequestBody>, String> {
+async fn open(endpoint: std::net::SocketAddr) -> Result<Shared, String> {
     let io = TcpStream::connect(endpoint).await.map_err(|error| error.to_string())?;
     io.set_nodelay(true).map_err(|error| error.to_string())?;
     let handshake = http2::Builder::new(TokioExecutor::new())
@@ -95,12 +97,12 @@ async fn open(endpoint: std::net::SocketAddr) -> Result<SendRequest<RequestBody>
         .keep_alive_interval(Some(Duration::from_secs(30)))
         .handshake(TokioIo::new(io));
     let (sender, connection) = handshake.await.map_err(|error| chain(&error))?;
-    tokio::spawn(async move {
+    let carrier = tokio::spawn(async move {
         if let Err(error) = connection.await {
             tracing::debug!(%error, "connection to an instance ended");
         }
     });
-    Ok(sender)
+    Ok(Shared { sender, carrier })
 }
 
 fn absolute(uri: &Uri, host: &str) -> Result<Uri, GatewayError> {

@@ -2,8 +2,11 @@
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use hyper::client::conn::http2::SendRequest;
+use tokio::runtime::Handle;
+use tokio::task::JoinHandle;
 use vhive_api::SandboxId;
 
 use super::upload::RequestBody;
@@ -15,8 +18,19 @@ pub(crate) struct Upstreams {
     most: usize,
     #[expect(clippy::vec_box, reason = "a connection is moved around as a pointer")]
     idle: Mutex<HashMap<SandboxId, Vec<Box<Connection>>>>,
-    shared: Mutex<HashMap<SandboxId, SendRequest<RequestBody>>>,
+    shared: Mutex<HashMap<SandboxId, Shared>>,
 }
+
+/// An HTTP/2 connection, and the task that carries it: the connection is closed when that ends,
+/// which it does once nobody can send any more.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) sender: SendRequest<RequestBody>,
+    pub(super) carrier: JoinHandle<()>,
+}
+
+/// How long a connection may take to be closed.
+const CLOSING: Duration = Duration::from_secs(1);
 
 impl Upstreams {
     /// Keeps at most so many idle connections per instance.
@@ -50,20 +64,32 @@ impl Upstreams {
 
     /// The HTTP/2 connection to an instance, if it lives.
     pub(super) fn shared(&self, instance: &SandboxId) -> Option<SendRequest<RequestBody>> {
-        lock(&self.shared).get(instance).filter(|sender| !sender.is_closed()).cloned()
+        let shared = lock(&self.shared);
+        let sender = &shared.get(instance)?.sender;
+        (!sender.is_closed()).then(|| sender.clone())
     }
 
     /// Keeps an HTTP/2 connection, in place of an earlier one.
-    pub(super) fn share(&self, instance: &SandboxId, sender: SendRequest<RequestBody>) {
-        lock(&self.shared).insert(instance.clone(), sender);
+    pub(super) fn share(&self, instance: &SandboxId, connection: Shared) {
+        lock(&self.shared).insert(instance.clone(), connection);
     }
 
-    /// Closes every connection to an instance that holds no request.
-    pub(crate) fn quiesce(&self, instance: &SandboxId) {
+    /// Closes every connection to an instance that holds no request, and returns when they are
+    /// closed on this side. Blocks; not for a thread of the async runtime.
+    pub(crate) fn quiesce(&self, instance: &SandboxId, runtime: &Handle) {
         let idle = lock(&self.idle).remove(instance);
         let shared = lock(&self.shared).remove(instance);
         // Closed here, not under the locks.
-        drop((idle, shared));
+        drop(idle);
+        if let Some(Shared { sender, carrier }) = shared {
+            drop(sender);
+            let stop = carrier.abort_handle();
+            let ended = runtime.block_on(async { tokio::time::timeout(CLOSING, carrier).await });
+            if ended.is_err() {
+                tracing::warn!(%instance, "connection to an instance cut off for its snapshot");
+                stop.abort();
+            }
+        }
     }
 
     /// Drops the connections to instances that are gone, and dead ones.
@@ -72,7 +98,8 @@ impl Upstreams {
             connections.retain(|connection| !connection.is_stale());
             living(instance) && !connections.is_empty()
         });
-        lock(&self.shared).retain(|instance, sender| living(instance) && !sender.is_closed());
+        lock(&self.shared)
+            .retain(|instance, shared| living(instance) && !shared.sender.is_closed());
     }
 }
 

@@ -12,8 +12,9 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::json;
 use tokio::net::TcpStream;
 use vhive_api::Outcome;
+use vhive_node::Runtimes;
 
-use crate::support::{Setup, World, host, within};
+use crate::support::{InProcess, Setup, World, annotate, eventually, host, within};
 
 type Body = StreamBody<tokio_stream::Frames>;
 
@@ -158,11 +159,34 @@ async fn a_cancelled_stream_frees_its_slot_and_no_other() {
         })
     };
     let (one, two) = (begin(), begin());
-    crate::support::eventually(|| (in_flight() == 2).then_some(())).await;
+    eventually(|| (in_flight() == 2).then_some(())).await;
     one.abort();
-    crate::support::eventually(|| (in_flight() == 1).then_some(())).await;
+    eventually(|| (in_flight() == 1).then_some(())).await;
     two.abort();
-    crate::support::eventually(|| (in_flight() == 0).then_some(())).await;
+    eventually(|| (in_flight() == 0).then_some(())).await;
     drop(sender);
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_shared_connection_is_closed_before_a_snapshot_and_made_again_after_it() {
+    let runtime = InProcess::new(grpc);
+    let found = std::sync::Arc::clone(&runtime.found);
+    let world = Setup::of(Runtimes::new().with(runtime)).start().await;
+    world
+        .apply("greeter", |document| {
+            h2c(document);
+            annotate(document, "vhive.dev/snapshot-policy", "vanilla");
+        })
+        .await;
+    let mut sender = connect(&world).await;
+    for n in 0..2 {
+        let reply = within(sender.send_request(call("greeter", "/say", b"hello"))).await.unwrap();
+        assert_eq!(reply.status(), 200, "call {n}");
+        let whole = within(reply.into_body().collect()).await.unwrap();
+        assert_eq!(whole.trailers().unwrap()["grpc-status"], "0");
+        eventually(|| (!found.lock().unwrap().is_empty()).then_some(())).await;
+    }
+    assert_eq!(*found.lock().unwrap(), [0], "the function still had a connection");
     world.stop().await;
 }

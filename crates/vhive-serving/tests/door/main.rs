@@ -6,4 +6,5 @@ mod gateway;
 mod http2;
 mod malformed;
 mod scaling;
+mod snapshots;
 mod support;

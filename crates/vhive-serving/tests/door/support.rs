@@ -11,11 +11,13 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
-use vhive_api::{RuntimeName, SandboxId, Span};
+use vhive_api::{MemoryMode, RuntimeName, SandboxId, Span};
 use vhive_node::{Node, Runtimes};
 use vhive_sandbox::sim::{Sim, SimConfig};
+use vhive_sandbox::snapshot::Platform;
 use vhive_sandbox::{
-    BootError, Deadline, End, HostLacks, Milestone, Runtime, Sandbox, SandboxSpec,
+    BootError, Checkpoint, Deadline, End, HostLacks, Memory, Milestone, Restore, RestoreError,
+    Runtime, Sandbox, SandboxSpec, Snapshot, SnapshotDraft, SnapshotError,
 };
 use vhive_serving::{Config, Serving};
 
@@ -242,6 +244,8 @@ type Serve = Arc<dyn Fn(TcpStream) -> Pin<Box<dyn Future<Output = ()> + Send>> +
 pub(crate) struct InProcess {
     serve: Serve,
     handle: tokio::runtime::Handle,
+    /// What checkpoints found: connections open.
+    pub(crate) found: Arc<Mutex<Vec<usize>>>,
 }
 
 impl InProcess {
@@ -250,7 +254,8 @@ impl InProcess {
         F: Future<Output = ()> + Send + 'static,
     {
         let serve: Serve = Arc::new(move |stream| Box::pin(serve(stream)));
-        Self { serve, handle: tokio::runtime::Handle::current() }
+        let handle = tokio::runtime::Handle::current();
+        Self { serve, handle, found: Arc::default() }
     }
 }
 
@@ -274,12 +279,19 @@ impl Runtime for InProcess {
         listener.set_nonblocking(true).unwrap();
         let endpoint = listener.local_addr().unwrap();
         let serve = Arc::clone(&self.serve);
+        let open = Arc::new(tokio::sync::watch::Sender::new(0_usize));
+        let counts = Arc::clone(&open);
         let task = self.handle.spawn(async move {
             let listener = TcpListener::from_std(listener).unwrap();
             let mut connections = tokio::task::JoinSet::new();
             while let Ok((stream, _)) = listener.accept().await {
                 stream.set_nodelay(true).unwrap();
-                connections.spawn(serve(stream));
+                counts.send_modify(|n| *n += 1);
+                let (served, counts) = (serve(stream), Arc::clone(&counts));
+                connections.spawn(async move {
+                    served.await;
+                    counts.send_modify(|n| *n -= 1);
+                });
             }
         });
         let journal = &spec.journal;
@@ -287,7 +299,52 @@ impl Runtime for InProcess {
             journal.reach(milestone, Instant::now());
         }
         let (id, journal) = (spec.id.clone(), Arc::clone(journal));
-        Ok(Box::new(Unit { id, endpoint, task: Mutex::new(task), journal }))
+        let saver = Saver { open, found: Arc::clone(&self.found), handle: self.handle.clone() };
+        Ok(Box::new(Unit { id, endpoint, task: Mutex::new(task), journal, saver }))
+    }
+
+    fn restores(&self) -> Option<&dyn Restore> {
+        Some(self)
+    }
+}
+
+/// Only so far that checkpoints are asked for; none succeeds.
+impl Restore for InProcess {
+    fn memory_modes(&self) -> &[MemoryMode] {
+        &[MemoryMode::File]
+    }
+
+    fn platform(&self) -> Result<Platform, HostLacks> {
+        Err(HostLacks { what: "no snapshots".to_owned(), fix: "none".to_owned() })
+    }
+
+    fn restore(
+        &self,
+        _: &SandboxSpec,
+        _: &Snapshot,
+        memory: Memory,
+        _: Deadline,
+    ) -> Result<Box<dyn Sandbox>, RestoreError> {
+        Err(RestoreError::Mode { mode: memory.mode, reason: "no snapshots".to_owned() })
+    }
+}
+
+#[derive(Debug)]
+struct Saver {
+    open: Arc<tokio::sync::watch::Sender<usize>>,
+    found: Arc<Mutex<Vec<usize>>>,
+    handle: tokio::runtime::Handle,
+}
+
+impl Checkpoint for Saver {
+    fn snapshot_into(&mut self, _: &mut SnapshotDraft, _: Deadline) -> Result<(), SnapshotError> {
+        // What has been closed on the other side is seen by the function a moment later.
+        let mut open = self.open.subscribe();
+        let none = open.wait_for(|n| *n == 0);
+        let limit = Duration::from_millis(500);
+        drop(self.handle.block_on(async { tokio::time::timeout(limit, none).await }));
+        self.found.lock().unwrap().push(*self.open.borrow());
+        Err(SnapshotError::Guest("it counts connections only".to_owned()))
     }
 }
 
@@ -297,9 +354,14 @@ struct Unit {
     endpoint: SocketAddr,
     task: Mutex<tokio::task::JoinHandle<()>>,
     journal: Arc<vhive_sandbox::Journal>,
+    saver: Saver,
 }
 
 impl Sandbox for Unit {
+    fn checkpoint(&mut self) -> Option<&mut dyn Checkpoint> {
+        Some(&mut self.saver)
+    }
+
     fn id(&self) -> &SandboxId {
         &self.id
     }

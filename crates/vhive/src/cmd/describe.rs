@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use serde::Deserialize;
 use serde_json::Value;
-use vhive_api::PhaseSpan;
+use vhive_api::{MemoryFigures, PhaseSpan};
 
 use super::{Context, get};
 use crate::cli::Format;
@@ -38,6 +38,8 @@ struct Start {
     length_us: u64,
     attempts: u32,
     phases: Vec<PhaseSpan>,
+    sandbox: String,
+    fallback: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -78,6 +80,7 @@ fn print(described: &Described) {
         ("revision", text(revision, "/key/name")),
         ("image", text(revision, "/image")),
         ("runtime", text(revision, "/runtime")),
+        ("snapshots", text(revision, "/snapshot")),
         ("ready", described.ready.to_string()),
         ("starting", described.starting.to_string()),
         ("in flight", described.in_flight.to_string()),
@@ -112,6 +115,14 @@ fn print(described: &Described) {
             output::line(format!("  (in {} attempts)", start.attempts));
         }
         output::line(get::phases(&start.phases));
+        let came = described.instances.iter().find(|one| one["sandbox"] == *start.sandbox);
+        let figures = came.and_then(|one| MemoryFigures::deserialize(&one["paging"]).ok());
+        if let Some(figures) = figures {
+            output::line(format!("  {} (up to now)", get::memory(&figures)));
+        }
+        if let Some(why) = &start.fallback {
+            output::line(format!("  not as its policy wants: {why}"));
+        }
     }
     if let Some(failure) = &described.last_failure {
         output::line(format!("\nlast failure at {}: {}", failure.at, failure.error));

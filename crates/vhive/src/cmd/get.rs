@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::ValueEnum;
 use serde_json::Value;
-use vhive_api::{InvocationRecord, Phase, PhaseSpan};
+use vhive_api::{InvocationRecord, MemoryFigures, Phase, PhaseSpan};
 
 use super::{Context, services_path};
 use crate::cli::Format;
@@ -147,7 +147,33 @@ pub(crate) async fn record_by_id(
 /// A record as an indented list of its phases.
 pub(crate) fn trace(record: &InvocationRecord) -> String {
     let start = record.start.map_or("not started", vhive_api::StartKind::as_str);
-    format!("invocation {} ({start})\n{}", record.id, phases(&record.phases))
+    let mut text = format!("invocation {} ({start})\n{}", record.id, phases(&record.phases));
+    if let Some(figures) = &record.memory {
+        text.push_str(&format!("\n  {}", memory(figures)));
+    }
+    if let Some(why) = &record.fallback {
+        text.push_str(&format!("\n  not as its policy wants: {why}"));
+    }
+    text
+}
+
+/// How a restored guest's memory arrived, in one line.
+pub(crate) fn memory(figures: &MemoryFigures) -> String {
+    let mut text = format!("memory by {}", figures.mode);
+    if let Some(policy) = figures.prefetch {
+        text.push_str(&format!(" ({policy})"));
+    }
+    if figures.prefetched_pages + figures.zero_pages > 0 {
+        let mib = figures.prefetched_bytes as f64 / f64::from(1 << 20);
+        let took = output::micros(figures.prefetch_us);
+        text.push_str(&format!(", {} pages prefetched", figures.prefetched_pages));
+        text.push_str(&format!(" ({mib:.1} MiB in {took})"));
+    }
+    if let Some(faults) = figures.faults {
+        let wait = output::micros(figures.wait_us);
+        text.push_str(&format!(", {faults} faults, waited {wait}"));
+    }
+    text
 }
 
 /// Phases as an indented list, one a line.
@@ -159,4 +185,34 @@ pub(crate) fn phases(spans: &[PhaseSpan]) -> String {
         format!("  {name:22} {:>10}  from {begin:.1} ms", output::micros(*length_us))
     });
     lines.collect::<Vec<_>>().join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use vhive_api::{MemoryMode, PrefetchPolicy};
+
+    use super::*;
+
+    #[test]
+    fn memory_is_one_line() {
+        let mut figures = MemoryFigures {
+            mode: MemoryMode::File,
+            prefetch: None,
+            faults: None,
+            fault_pages: 0,
+            zero_pages: 0,
+            prefetched_pages: 0,
+            prefetched_bytes: 0,
+            wait_us: 0,
+            prefetch_us: 0,
+        };
+        assert_eq!(memory(&figures), "memory by file");
+        figures.mode = MemoryMode::Prefetch;
+        figures.prefetch = Some(PrefetchPolicy::ReapPipelined);
+        (figures.prefetched_pages, figures.prefetched_bytes) = (512, 2 << 20);
+        (figures.prefetch_us, figures.faults, figures.wait_us) = (4_200, Some(3), 150);
+        let text = "memory by prefetch (reap-pipelined), 512 pages prefetched (2.0 MiB in 4.2 ms), \
+                    3 faults, waited 150 us";
+        assert_eq!(memory(&figures), text);
+    }
 }

@@ -5,6 +5,7 @@ pub(crate) mod completions;
 pub(crate) mod delete;
 pub(crate) mod describe;
 pub(crate) mod doctor;
+pub(crate) mod evict;
 pub(crate) mod get;
 pub(crate) mod image;
 pub(crate) mod invoke;
@@ -12,6 +13,7 @@ pub(crate) mod kernel;
 pub(crate) mod logs;
 pub(crate) mod node;
 pub(crate) mod report;
+pub(crate) mod snapshot;
 pub(crate) mod study;
 
 use std::process::ExitCode;
@@ -58,6 +60,8 @@ async fn run_client(context: &Context, command: ClientCommand) -> anyhow::Result
         ClientCommand::Describe(args) => describe::run(context, &args).await,
         ClientCommand::Delete(args) => delete::run(context, &args).await,
         ClientCommand::Invoke(args) => invoke::run(context, args).await,
+        ClientCommand::Evict(args) => evict::run(context, &args).await,
+        ClientCommand::Snapshot(args) => snapshot::run(context, args).await,
         ClientCommand::Logs(args) => logs::run(context, &args).await,
     }
 }

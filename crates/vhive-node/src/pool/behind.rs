@@ -1,0 +1,123 @@
+//! What a pool does for snapshots: makes them ahead of time, withholds instances for them, and ends
+//! recordings behind replies.
+
+use std::sync::{Arc, PoisonError};
+use std::time::Instant;
+
+use tokio::sync::oneshot;
+use vhive_sandbox::Journal;
+
+use super::core::InstanceNo;
+use super::{AcquireError, Instance, Pool, Running};
+use crate::snapshots::SnapshotInfo;
+use crate::start;
+use crate::take::{TakeError, Tell};
+
+/// The outcome of a snapshot, or why no instance could be started for it.
+pub(crate) type Created = Result<Result<SnapshotInfo, TakeError>, AcquireError>;
+
+/// Who waits for a snapshot.
+#[derive(Debug)]
+pub(super) struct Creator {
+    started: oneshot::Sender<Result<(), AcquireError>>,
+    tell: Tell,
+}
+
+impl Creator {
+    pub(super) fn refuse(self, error: AcquireError) {
+        // Whoever asked may have gone.
+        drop(self.started.send(Err(error)));
+    }
+
+    /// There is an instance to take the snapshot of.
+    pub(super) fn go_on(self) -> Tell {
+        drop(self.started.send(Ok(())));
+        self.tell
+    }
+}
+
+impl Pool {
+    /// Starts an instance by booting it, and takes its snapshot before it serves anybody. Dropping
+    /// the future does not stop that.
+    pub(crate) async fn create_snapshot(self: &Arc<Self>) -> Created {
+        let closing = || AcquireError::Closing(self.key.clone());
+        let (tell, told) = oneshot::channel();
+        let (started, up) = oneshot::channel();
+        let mut refused = None;
+        self.run(|state, out| {
+            let now = Instant::now();
+            match state.core.prepare(now, out) {
+                Ok(no) => _ = state.creators.insert(no, Creator { started, tell }),
+                Err(why) => refused = Some(state.explain(&self.key, why, now)),
+            }
+        });
+        if let Some(error) = refused {
+            return Err(error);
+        }
+        up.await.map_err(|_| closing())??;
+        told.await.map_err(|_| closing())
+    }
+
+    /// Stops what idles; nothing comes back before the next request. Resolves when it is gone, what
+    /// is still to be done behind earlier replies included, and says how many it was.
+    pub(crate) async fn evict(self: &Arc<Self>) -> u32 {
+        let mut alive = self.alive.subscribe();
+        let (mut gone, mut staying) = (0, 0);
+        self.run(|state, out| {
+            gone = state.core.evict(out);
+            staying = state.core.staying();
+        });
+        // The sender lives in self, so this cannot fail.
+        let _ = alive.wait_for(|n| *n <= staying).await;
+        gone
+    }
+
+    /// A snapshot has been taken, or not. `lost` says that the instance does not go on.
+    pub(crate) fn snapshotted(self: &Arc<Self>, no: InstanceNo, running: Running, lost: bool) {
+        let journal = {
+            let mut state = self.state();
+            match state.slots.get_mut(&no) {
+                Some(slot) => {
+                    slot.running = Some(running);
+                    Ok(Arc::clone(&slot.journal))
+                }
+                None => Err(running),
+            }
+        };
+        match journal {
+            Ok(journal) => {
+                self.run(|state, out| state.core.snapshotted(no, lost, Instant::now(), out));
+                if journal.ended().is_some() {
+                    self.died(no);
+                }
+            }
+            // It was given up meanwhile.
+            Err(running) => {
+                start::spawn_stop(&self.shared, Gone(Arc::clone(self)), running, Journal::new());
+            }
+        }
+    }
+
+    /// The first reply of an instance that came from a snapshot ends its recording.
+    pub(super) fn after_reply(self: &Arc<Self>, instance: &Instance) {
+        let Some(paging) = &instance.paging else { return };
+        let after = instance.after.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(after) = after else { return };
+        after.spawn(&self.shared, paging.figures(), self.count_in());
+    }
+
+    /// Counts one more that exists, until the value is dropped.
+    pub(super) fn count_in(self: &Arc<Self>) -> Gone {
+        self.alive.send_modify(|n| *n += 1);
+        Gone(Arc::clone(self))
+    }
+}
+
+/// Counts a sandbox as gone when dropped.
+pub(crate) struct Gone(pub(super) Arc<Pool>);
+
+impl Drop for Gone {
+    fn drop(&mut self) {
+        self.0.alive.send_modify(|n| *n -= 1);
+    }
+}

@@ -1,0 +1,170 @@
+//! Snapshots through the door: annotations, records, connections, and the API.
+
+use serde_json::Value;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::UnixStream;
+use vhive_api::{MemoryMode, StartKind};
+use vhive_sandbox::snapshot::VM_STATE;
+
+use crate::support::{Reply, World, annotate, within};
+
+const SNAPSHOTS: &str = "/vhive/v1/snapshots";
+
+fn reap(document: &mut Value) {
+    annotate(document, "vhive.dev/snapshot-policy", "reap");
+    document["spec"]["template"]["spec"]["containerConcurrency"] = Value::from(1);
+}
+
+async fn evict(world: &World, name: &str) -> u64 {
+    let path = format!("/vhive/v1/namespaces/default/services/{name}/evict");
+    let (status, told) = within(world.api("POST", &path, None)).await;
+    assert_eq!(status, 200, "{told}");
+    told["evicted"].as_u64().unwrap()
+}
+
+async fn only(world: &World) -> Value {
+    let (status, all) = world.api("GET", SNAPSHOTS, None).await;
+    assert_eq!((status, all.as_array().map(Vec::len)), (200, Some(1)), "{all}");
+    all[0].clone()
+}
+
+#[tokio::test]
+async fn records_tell_boot_record_and_reap_apart_with_their_memory() {
+    let world = World::new().await;
+    assert_eq!(world.apply("one", reap).await.0, 201);
+    for _ in 0..3 {
+        assert_eq!(world.get("one").await.status, 200);
+        assert_eq!(evict(&world, "one").await, 1);
+    }
+    let records = world.records(|records| records.len() == 3).await;
+    let kinds: Vec<_> = records.iter().map(|record| record.start.unwrap()).collect();
+    assert_eq!(kinds, [StartKind::Boot, StartKind::Record, StartKind::Reap]);
+    let modes: Vec<_> = records.iter().map(|record| Some(record.memory.as_ref()?.mode)).collect();
+    assert_eq!(modes, [None, Some(MemoryMode::Record), Some(MemoryMode::Prefetch)]);
+    assert!(records.iter().all(|record| record.version == 2 && record.fallback.is_none()));
+    let last = records[2].memory.unwrap();
+    assert_eq!((last.prefetched_pages, last.faults), (64, Some(0)));
+    let (_, metrics) = world.api("GET", "/metrics", None).await;
+    assert_eq!(metrics, Value::Null, "text, not JSON");
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_fallback_is_in_the_record_and_the_request_is_answered() {
+    let world = World::new().await;
+    let fails = |document: &mut Value| {
+        reap(document);
+        let container = &mut document["spec"]["template"]["spec"]["containers"][0];
+        container["env"] = serde_json::json!([
+            {"name": "VHIVE_SIM_FAULT", "value": "refuse-state"}
+        ]);
+    };
+    assert_eq!(world.apply("one", fails).await.0, 201);
+    for _ in 0..2 {
+        assert_eq!(world.get("one").await.status, 200);
+        evict(&world, "one").await;
+    }
+    let records = world.records(|records| records.len() == 2).await;
+    assert_eq!(records[1].start, Some(StartKind::Boot));
+    let why = records[1].fallback.as_deref().expect("it says why");
+    assert!(why.contains("does not take the saved state"), "{why}");
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn no_connection_of_the_gateways_is_in_a_snapshot() {
+    let world = World::new().await;
+    assert_eq!(world.apply("one", reap).await.0, 201);
+    // The client's connection stays, and with it, until then, the gateway's to the instance.
+    let mut stream = world.connect().await;
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: one.default.example.com\r\n\r\n").await.unwrap();
+    let mut head = [0; 15];
+    within(stream.read_exact(&mut head)).await.unwrap();
+    assert_eq!(&head, b"HTTP/1.1 200 OK");
+    evict(&world, "one").await;
+    let info = only(&world).await;
+    let state = std::path::Path::new(info["path"].as_str().unwrap()).join(VM_STATE);
+    let state = std::fs::read_to_string(state).unwrap();
+    assert!(state.ends_with(", 0 connections open\n"), "{state}");
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn unknown_policies_are_refused_by_field() {
+    let world = World::new().await;
+    let bad = [
+        ("vhive.dev/snapshot-policy", "on", "unknown snapshot policy"),
+        ("vhive.dev/prefetch-policy", "fast", "unknown prefetch policy"),
+        ("vhive.dev/before-snapshot", "no-slash", "must be a path"),
+    ];
+    for (name, value, reason) in bad {
+        let (status, told) = world.apply("bad", |document| annotate(document, name, value)).await;
+        assert_eq!(status, 422, "{told}");
+        let cause = &told["details"]["causes"][0];
+        assert!(cause["field"].as_str().unwrap().contains(name), "{cause}");
+        assert!(cause["message"].as_str().unwrap().contains(reason), "{cause}");
+    }
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn the_api_makes_lists_carries_and_removes_snapshots() {
+    let (world, other) = (World::new().await, World::new().await);
+    assert_eq!(world.apply("one", reap).await.0, 201);
+    let create = "/vhive/v1/namespaces/default/services/one/snapshot";
+    let (status, made) = within(world.api("POST", create, None)).await;
+    assert_eq!(status, 201, "{made}");
+    assert_eq!(within(world.api("POST", create, None)).await.0, 200, "it is there already");
+    let digest = made["digest"].as_str().unwrap().strip_prefix("sha256:").unwrap();
+    let path = format!("{SNAPSHOTS}/{digest}/sim");
+    assert_eq!(world.api("GET", &path, None).await.1["revision"], only(&world).await["revision"]);
+
+    let archive = raw(&world, &format!("GET {path}/archive"), b"").await;
+    assert_eq!((archive.status, archive.header("content-type")), (200, Some("application/x-tar")));
+    let archive = unchunk(&archive.body);
+    let import = format!("POST {SNAPSHOTS}/import");
+    let taken = raw(&other, &import, &archive).await;
+    assert_eq!(taken.status, 201, "{}", taken.text());
+    assert_eq!(only(&other).await["digest"], made["digest"]);
+    assert_eq!(raw(&other, &import, &archive).await.status, 409);
+    assert_eq!(raw(&other, &import, b"nonsense").await.status, 400);
+    assert_eq!(other.apply("one", reap).await.0, 201);
+    assert_eq!(other.get("one").await.status, 200);
+    let records = other.records(|records| records.len() == 1).await;
+    assert_eq!(records[0].start, Some(StartKind::Record), "from another node's snapshot");
+
+    let (status, done) = world.api("POST", &format!("{SNAPSHOTS}/gc"), None).await;
+    assert_eq!((status, &done["removed"]), (200, &Value::from(0)));
+    assert_eq!(world.api("DELETE", &path, None).await.0, 200);
+    assert_eq!(world.api("DELETE", &path, None).await.0, 404);
+    assert_eq!(world.api("GET", &format!("{SNAPSHOTS}/nonsense/sim"), None).await.0, 400);
+    world.stop().await;
+    other.stop().await;
+}
+
+async fn raw(world: &World, line: &str, body: &[u8]) -> Reply {
+    let head = format!(
+        "{line} HTTP/1.1\r\nHost: node\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
+        body.len()
+    );
+    let mut stream = UnixStream::connect(&world.serving.addresses().socket).await.unwrap();
+    stream.write_all(&[head.as_bytes(), body].concat()).await.unwrap();
+    let mut reply = Vec::new();
+    within(stream.read_to_end(&mut reply)).await.unwrap();
+    Reply::parse(&reply)
+}
+
+/// The content of a chunked body.
+fn unchunk(mut wire: &[u8]) -> Vec<u8> {
+    let mut content = Vec::new();
+    loop {
+        let end = wire.windows(2).position(|two| two == b"\r\n").expect("a chunk");
+        let size = std::str::from_utf8(&wire[..end]).expect("text");
+        let size = usize::from_str_radix(size, 16).expect("a size");
+        if size == 0 {
+            return content;
+        }
+        content.extend_from_slice(&wire[end + 2..end + 2 + size]);
+        wire = &wire[end + 2 + size + 2..];
+    }
+}
