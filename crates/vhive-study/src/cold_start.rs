@@ -1,12 +1,12 @@
 //! The study of cold starts: functions × start kinds × repetitions, one at a time.
 
-use vhive_api::RuntimeName;
+use vhive_api::{RuntimeName, StartKind};
 
 use crate::analysis::Key;
 use crate::function::service_name;
 use crate::host::load_average;
 use crate::plan::{Cache, Kind};
-use crate::row::Row;
+use crate::row::{Row, StudyName};
 use crate::schedule::{self, Step};
 use crate::session::{Session, StudyError, chain};
 
@@ -22,6 +22,8 @@ pub async fn run(session: &mut Session) -> Result<(), StudyError> {
             if let Err(why) = session.prepare(&function, kind, 1).await? {
                 session.note(format!("{function} {kind} is not measured: {why}."))?;
                 unfit.push((function.clone(), kind));
+            } else if session.study == StudyName::Pages && kind == Kind::Reap {
+                session.keep_working_set(&function).await?;
             }
         }
     }
@@ -49,6 +51,14 @@ async fn measure(session: &mut Session, step: &Step) -> Result<(), StudyError> {
             session.empty(function, *kind).await?;
         }
         if good {
+            break;
+        }
+        // Prefetching missed so much that the node recorded again, with whatever input this was.
+        if kind.prefetches()
+            && row.start() == Some(StartKind::Record)
+            && let Err(why) = session.prepare(function, *kind, 1).await?
+        {
+            session.note(format!("{function} {kind} could not be recorded again: {why}."))?;
             break;
         }
     }

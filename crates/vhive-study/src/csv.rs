@@ -9,6 +9,7 @@ use vhive_api::{Phase, StartKind};
 
 use crate::analysis::Analysis;
 use crate::row::Row;
+use crate::stats::Summary;
 
 /// The original's columns, all in microseconds but the first.
 const ORIGINAL: [&str; 9] = [
@@ -194,6 +195,47 @@ pub fn summary(analysis: &Analysis) -> String {
                 interval(|i| i.high),
             ]));
         }
+    }
+    text
+}
+
+/// Page statistics: the original's columns, then ours.
+#[must_use]
+pub fn pages(analysis: &Analysis) -> String {
+    let headings = [
+        "FuncName",
+        "RecPages",
+        "RecRegions",
+        "RepPages",
+        "StdDev",
+        "Reused",
+        "Unique",
+        "StdDev",
+        "zero_pages",
+        "mean_run_pages",
+        "unique_same_input",
+    ];
+    let mut text = line(headings.iter().map(|heading| (*heading).to_owned()));
+    let deviation = |s: &Summary| number(s.variation * s.mean.abs());
+    for one in &analysis.pages {
+        let median = |summary: &Option<Summary>| {
+            summary.map(|summary| number(summary.median)).unwrap_or_default()
+        };
+        let spread =
+            |summary: &Option<Summary>| summary.as_ref().map(deviation).unwrap_or_default();
+        text.push_str(&line([
+            one.function.clone(),
+            one.recorded.to_string(),
+            one.runs.to_string(),
+            median(&one.needed),
+            spread(&one.needed),
+            one.same().map(number).unwrap_or_default(),
+            median(&one.unique),
+            spread(&one.unique),
+            one.zero.to_string(),
+            number(one.mean_run),
+            median(&one.unique_same),
+        ]));
     }
     text
 }

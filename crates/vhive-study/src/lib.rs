@@ -27,6 +27,7 @@ pub mod schedule;
 pub mod session;
 pub mod stats;
 pub mod target;
+pub mod working_set;
 
 pub use deadline::Deadline;
 pub use http::Door;

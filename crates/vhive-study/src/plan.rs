@@ -14,6 +14,9 @@ pub const COLD_START: &str = include_str!("../../../studies/cold-start.toml");
 /// The commented default of `vhive study parallel`.
 pub const PARALLEL: &str = include_str!("../../../studies/parallel.toml");
 
+/// The commented default of `vhive study pages`.
+pub const PAGES: &str = include_str!("../../../studies/pages.toml");
+
 /// A study's plan.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -336,7 +339,9 @@ mod tests {
         let documented = Plan::load(None, COLD_START).expect("the default is TOML");
         assert_eq!(documented, Plan::default());
         documented.validate().expect("the default makes sense");
-        Plan::load(None, PARALLEL).expect("TOML").validate().expect("makes sense");
+        for text in [PARALLEL, PAGES] {
+            Plan::load(None, text).expect("TOML").validate().expect("makes sense");
+        }
     }
 
     #[test]

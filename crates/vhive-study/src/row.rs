@@ -12,10 +12,11 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use vhive_api::{InvocationRecord, Phase};
+use vhive_api::{InvocationRecord, Phase, StartKind};
 
 use crate::host::Host;
 use crate::plan::{Kind, Plan};
+use crate::working_set::WorkingSet;
 
 /// Name of the file with the facts.
 pub const STUDY: &str = "study.json";
@@ -30,6 +31,8 @@ pub enum StudyName {
     ColdStart,
     /// Several at a time.
     Parallel,
+    /// Which pages are touched.
+    Pages,
 }
 
 impl StudyName {
@@ -39,6 +42,7 @@ impl StudyName {
         match self {
             Self::ColdStart => "cold-start",
             Self::Parallel => "parallel",
+            Self::Pages => "pages",
         }
     }
 }
@@ -91,6 +95,12 @@ impl Row {
         Some(record.phases.iter().find(|span| span.phase == phase)?.length_us)
     }
 
+    /// How it was started, by the node's account.
+    #[must_use]
+    pub fn start(&self) -> Option<StartKind> {
+        self.record.as_ref()?.start
+    }
+
     /// Why the row is in no statistic, if it is not.
     #[must_use]
     pub fn left_out(&self) -> Option<String> {
@@ -101,7 +111,7 @@ impl Row {
             return Some("the node has no record of it".to_owned());
         };
         if !self.kind.is_how(record) {
-            let how = record.start.map_or("nothing", vhive_api::StartKind::as_str);
+            let how = record.start.map_or("nothing", StartKind::as_str);
             let prefetch = record.memory.and_then(|memory| memory.prefetch);
             let prefetch = prefetch.map(|p| format!(" ({p})")).unwrap_or_default();
             return Some(format!("served by {how}{prefetch} instead"));
@@ -148,6 +158,21 @@ pub struct Facts {
     pub readahead_set: Option<String>,
     /// What a reader must know and no row says: kinds that could not be prepared, and why.
     pub notes: Vec<String>,
+    /// The working sets that were prefetched, where a study looks at them.
+    #[serde(default)]
+    pub working_sets: Vec<Recorded>,
+}
+
+/// The working set of a function.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recorded {
+    /// Name of the function.
+    pub function: String,
+    /// Name of the request that was recorded.
+    pub input: String,
+    /// What was recorded.
+    pub set: WorkingSet,
 }
 
 /// Why a result cannot be read or written.

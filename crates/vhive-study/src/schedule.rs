@@ -97,7 +97,7 @@ pub fn inputs(plan: &Plan, kind: Kind) -> Vec<String> {
 /// The numbers of concurrent invocations: powers of two, and the most itself.
 #[must_use]
 pub fn levels(study: StudyName, most: u32) -> Vec<u32> {
-    if study == StudyName::ColdStart {
+    if study != StudyName::Parallel {
         return vec![1];
     }
     let powers = std::iter::successors(Some(1_u32), |n| n.checked_mul(2));

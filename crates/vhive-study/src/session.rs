@@ -12,8 +12,9 @@ use crate::function::{Function, FunctionError, Shape, service_name};
 use crate::host::{Host, Readahead, drop_files, drop_page_cache, load_average};
 use crate::http::{ApiError, Reply};
 use crate::plan::{Cache, Kind, Plan};
-use crate::row::{Facts, ResultError, Row, StudyName, Writer};
+use crate::row::{Facts, Recorded, ResultError, Row, StudyName, Writer};
 use crate::target::Target;
+use crate::working_set::WorkingSet;
 
 /// Invocations until a service must be started as its kind says: snapshot taken, pages recorded.
 const TRIES: u32 = 12;
@@ -106,6 +107,7 @@ impl Session {
             load_after: None,
             readahead_set: None,
             notes: Vec::new(),
+            working_sets: Vec::new(),
         };
         let place = target.state_dir().unwrap_or(Path::new("/"));
         let readahead = plan.readahead_kib.map(|kib| Readahead::set(place, kib)).transpose()?;
@@ -251,6 +253,28 @@ impl Session {
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
         Ok(Err(format!("it never started so; it started by {}", seen.join(", "))))
+    }
+
+    /// Keeps what the working set of a function holds.
+    pub(crate) async fn keep_working_set(&mut self, function: &str) -> Result<(), StudyError> {
+        let service = service_name(function, Kind::Reap);
+        let path = self.target.working_set(&service, self.step_deadline()).await;
+        let path = path.map_err(|source| StudyError::Node {
+            doing: format!("cannot ask for the snapshot of {service}"),
+            source,
+        })?;
+        let read = path.map(|path| WorkingSet::open(&path)).transpose();
+        match read {
+            Ok(Some(set)) => {
+                let (function, input) = (function.to_owned(), self.plan.inputs.prepare.clone());
+                self.facts.working_sets.push(Recorded { function, input, set });
+                Ok(self.writer.facts(&self.facts)?)
+            }
+            Ok(None) => self.note(format!("{function}: the node tells of no working set.")),
+            Err(error) => {
+                self.note(format!("{function}: its pages are not counted: {}.", chain(&error)))
+            }
+        }
     }
 
     /// Does to the page cache what the plan says; returns the word for the rows.

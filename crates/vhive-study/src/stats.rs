@@ -176,7 +176,7 @@ impl Random {
     }
 
     /// The next 64 bits.
-    pub fn next(&mut self) -> u64 {
+    pub fn bits(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -186,7 +186,7 @@ impl Random {
 
     /// A number from 0 up to, but without, `most`; 0 if that is 0.
     pub fn below(&mut self, most: usize) -> usize {
-        let wide = u128::from(self.next()) * most as u128;
+        let wide = u128::from(self.bits()) * most as u128;
         usize::try_from(wide >> 64).unwrap_or(0)
     }
 }

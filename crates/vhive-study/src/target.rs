@@ -1,5 +1,6 @@
 //! What a study asks of a running node.
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use http::{Method, Request as HttpRequest};
@@ -65,8 +66,8 @@ impl Target {
 
     /// The node's state directory, as it says.
     #[must_use]
-    pub fn state_dir(&self) -> Option<&std::path::Path> {
-        self.facts.get("state_dir").and_then(Value::as_str).map(std::path::Path::new)
+    pub fn state_dir(&self) -> Option<&Path> {
+        self.facts.get("state_dir").and_then(Value::as_str).map(Path::new)
     }
 
     fn services(&self) -> String {
@@ -87,7 +88,7 @@ impl Target {
         let path = format!("{}/{name}", self.services());
         match self.door.json(Method::GET, &path, None, deadline).await {
             Ok(old) => {
-                if old.pointer("/metadata/labels").and_then(|all| all.get(LABEL)).is_none() {
+                if !is_ours(&old) {
                     let message = format!(
                         "a service {name} exists that no study made; delete it or use another \
                          namespace (-n)"
@@ -107,13 +108,19 @@ impl Target {
         Ok(())
     }
 
-    /// Deletes a service; one that does not exist is no error.
+    /// Deletes a service of the study's; one that does not exist, or that no study made, is left as
+    /// it is.
     ///
     /// # Errors
     /// When the node refuses.
     pub async fn delete(&self, service: &str, deadline: Deadline) -> Result<(), ApiError> {
         let path = format!("{}/{service}", self.services());
-        match self.door.json(Method::DELETE, &path, None, deadline).await {
+        let gone = match self.door.json(Method::GET, &path, None, deadline).await {
+            Ok(found) if !is_ours(&found) => return Ok(()),
+            Ok(_) => self.door.json(Method::DELETE, &path, None, deadline).await,
+            Err(error) => Err(error),
+        };
+        match gone {
             Err(error) if !error.is_not_found() => Err(error),
             _ => Ok(()),
         }
@@ -169,6 +176,27 @@ impl Target {
             pss: mean("pss_bytes"),
             guest: guest.and_then(|text| text.parse::<vhive_api::Bytes>().ok()).map(|b| b.0),
         })
+    }
+
+    /// The newest working set of the service's snapshot, if it has one that this process may read.
+    ///
+    /// # Errors
+    /// When the node does not answer.
+    pub async fn working_set(
+        &self,
+        service: &str,
+        deadline: Deadline,
+    ) -> Result<Option<PathBuf>, ApiError> {
+        let now = self.describe(service, deadline).await?;
+        let revision = now.pointer("/revision/key");
+        let all = self.door.json(Method::GET, "/vhive/v1/snapshots", None, deadline).await?;
+        let ours = all.as_array().into_iter().flatten().find(|s| s.get("revision") == revision);
+        let newest = |snapshot: &Value| {
+            let numbers = snapshot["working_sets"].as_array()?;
+            let newest = numbers.iter().filter_map(Value::as_u64).max()?;
+            Some(Path::new(snapshot["path"].as_str()?).join(format!("working-set.{newest}")))
+        };
+        Ok(ours.and_then(newest))
     }
 
     /// Sends a request to a service.
@@ -229,4 +257,9 @@ impl Target {
         };
         found.map(serde_json::from_value).transpose().map_err(strange)
     }
+}
+
+/// Whether a study made the service.
+fn is_ours(service: &Value) -> bool {
+    service.pointer("/metadata/labels").and_then(|all| all.get(LABEL)).is_some()
 }

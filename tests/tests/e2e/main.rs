@@ -5,3 +5,4 @@ mod faults;
 mod lifecycle;
 mod microvm;
 mod scene;
+mod study;

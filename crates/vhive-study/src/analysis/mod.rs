@@ -1,5 +1,6 @@
 //! From rows to figures: series, ratios, warnings. Pure.
 
+mod pages;
 mod ratios;
 mod series;
 mod warnings;
@@ -7,6 +8,7 @@ mod warnings;
 #[cfg(test)]
 pub(crate) mod tests;
 
+pub use pages::PageStats;
 pub use ratios::{Comparison, FaultsLeft};
 pub use series::{Key, LeftOut, Measure, Series, Slice};
 
@@ -21,6 +23,8 @@ pub struct Analysis {
     pub comparisons: Vec<Comparison>,
     /// What prefetching left to be faulted in, by input.
     pub faults_left: Vec<FaultsLeft>,
+    /// Page statistics of the working sets that were looked at.
+    pub pages: Vec<PageStats>,
     /// What a reader should mind.
     pub warnings: Vec<String>,
 }
@@ -32,8 +36,9 @@ impl Analysis {
         let series = series::all(result);
         let comparisons = ratios::comparisons(&series, &result.facts.plan);
         let faults_left = ratios::faults_left(&series, &result.facts.plan);
+        let pages = pages::all(result, &series);
         let warnings = warnings::all(result, &series);
-        Self { series, comparisons, faults_left, warnings }
+        Self { series, comparisons, faults_left, pages, warnings }
     }
 
     /// The series of a key.

@@ -203,7 +203,7 @@ fn series(key: Key, rows: &[&Row], facts: &Facts) -> Series {
         format!("{} (other input)", key.kind)
     };
     let label = match study {
-        StudyName::ColdStart => label,
+        StudyName::ColdStart | StudyName::Pages => label,
         StudyName::Parallel => format!("{label} ×{}", key.level),
     };
     let measure = |name, unit, scale: f64, get: &dyn Fn(&Row) -> Option<u64>| {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use vhive_api::Phase;
 
-use crate::analysis::{Analysis, Series, Slice};
+use crate::analysis::{Analysis, PageStats, Series, Slice};
 use crate::plan::Kind;
 use crate::row::{Facts, StudyName};
 
@@ -18,9 +18,10 @@ const ROW: f64 = 20.0;
 
 /// Every chart for which there is something to show.
 pub(super) fn all(analysis: &Analysis, facts: &Facts) -> Vec<Chart> {
-    let single = facts.study == StudyName::ColdStart;
+    let single = facts.study != StudyName::Parallel;
     let charts = [
         if single { None } else { levels(analysis) },
+        pages(analysis),
         phases(analysis, "phases", "Where the time goes", |_| true),
         without_boots(analysis),
         distribution(analysis),
@@ -65,10 +66,7 @@ fn colour(kind: Kind) -> &'static str {
     }
 }
 
-fn by_function<'a>(
-    analysis: &'a Analysis,
-    wanted: impl Fn(&Series) -> bool,
-) -> Vec<(&'a str, Vec<&'a Series>)> {
+fn by_function(analysis: &Analysis, wanted: impl Fn(&Series) -> bool) -> Vec<(&str, Vec<&Series>)> {
     let mut groups: Vec<(&str, Vec<&Series>)> = Vec::new();
     for series in analysis.series.iter().filter(|series| wanted(series)) {
         match groups.last_mut() {
@@ -319,6 +317,48 @@ fn footprint(analysis: &Analysis) -> Option<Chart> {
         let guest = series.guest_mib.map(|guest| format!(", guest {} MiB", short(guest)));
         format!("{} MiB{}", short(parts.iter().sum()), guest.unwrap_or_default())
     })
+}
+
+/// Pages that the other input shares with the recorded one.
+fn pages(analysis: &Analysis) -> Option<Chart> {
+    let known: Vec<(&PageStats, [f64; 2])> = analysis
+        .pages
+        .iter()
+        .filter_map(|one| Some((one, [one.same()?, one.unique?.median])))
+        .collect();
+    let most = known.iter().map(|(_, parts)| parts.iter().sum()).fold(0.0, f64::max);
+    if most <= 0.0 {
+        return None;
+    }
+    let fills = [
+        (Fill::plain("#0072B2"), "same: recorded before"),
+        (Fill::hatched("#E69F00"), "unique: faulted in on demand"),
+    ];
+    let mut svg = Svg::new("pages");
+    let top = svg.legend(8.0, &fills);
+    let bottom = top + ROW * known.len() as f64 + 6.0;
+    let scale = Scale::linear(most, (LEFT, RIGHT - 40.0));
+    svg.axis(&scale, (top, bottom), "pages of 4 KiB (medians)");
+    for (at, (one, parts)) in known.iter().enumerate() {
+        let middle = top + ROW * (at as f64 + 0.5);
+        svg.text((LEFT - 8.0, middle + 4.0), Anchor::End, &one.function);
+        let mut from = 0.0;
+        for (part, (fill, name)) in parts.iter().zip(fills) {
+            let (x, end) = (scale.at(from), scale.at(from + part));
+            let area = Area { x, y: middle - 7.0, width: end - x, height: 14.0 };
+            svg.bar(area, fill, "", &format!("{name}: {}", short(*part)));
+            from += part;
+        }
+        let n = one.unique.map_or(0, |unique| unique.n);
+        let share = if from > 0.0 { parts[0] / from * 100.0 } else { 0.0 };
+        let label = format!("{} % same  n={n}", short(share));
+        svg.text((scale.at(from) + 6.0, middle + 4.0), Anchor::Start, &label);
+    }
+    let title = "Pages that another input needs";
+    let caption = "Of the pages that a start with another input than the recorded one touches: those \
+                   that were in the working set, and those that were not.";
+    let svg = svg.finish(title, bottom + 40.0);
+    Some(Chart { name: "pages", title, caption: caption.to_owned(), svg })
 }
 
 /// Totals over the number of concurrent starts.

@@ -1,7 +1,7 @@
 //! The figures of a report as rows of text, for the page and for the terminal.
 
-use crate::analysis::{Analysis, Comparison, FaultsLeft, Series};
-use crate::stats::Interval;
+use crate::analysis::{Analysis, Comparison, FaultsLeft, PageStats, Series};
+use crate::stats::{Interval, Summary};
 
 use super::svg::short;
 
@@ -91,6 +91,35 @@ pub(super) fn faults_left(one: &FaultsLeft) -> Vec<String> {
     ]
 }
 
+/// Headings of [`pages`].
+pub(super) const PAGES: [&str; 9] = [
+    "function",
+    "recorded",
+    "zero",
+    "runs",
+    "mean run",
+    "other input needs",
+    "same",
+    "unique",
+    "left with the recorded input",
+];
+
+/// Page statistics of a function.
+pub(super) fn pages(one: &PageStats) -> Vec<String> {
+    let median = |summary: &Option<Summary>| cell(summary.map(|summary| summary.median));
+    vec![
+        one.function.clone(),
+        one.recorded.to_string(),
+        one.zero.to_string(),
+        one.runs.to_string(),
+        short(one.mean_run),
+        median(&one.needed),
+        cell(one.same()),
+        median(&one.unique),
+        median(&one.unique_same),
+    ]
+}
+
 /// The comparisons as sentences.
 pub(super) fn findings(analysis: &Analysis) -> Vec<String> {
     let ratio = |one: &Comparison| {
@@ -118,6 +147,20 @@ pub(super) fn findings(analysis: &Analysis) -> Vec<String> {
     let mut all: Vec<String> = analysis.comparisons.iter().map(ratio).collect();
     all.extend(analysis.faults_left.iter().map(left));
     all.extend(levels(analysis));
+    all.extend(analysis.pages.iter().map(|one| {
+        let other = one.same().zip(one.unique).map(|(same, unique)| {
+            let unique = short(unique.median);
+            format!("; another input needs {} of them and {unique} others", short(same))
+        });
+        format!(
+            "{}: {} pages recorded, {} of them zero, in runs of {} on average{}",
+            one.function,
+            one.recorded,
+            one.zero,
+            short(one.mean_run),
+            other.unwrap_or_default()
+        )
+    }));
     all
 }
 

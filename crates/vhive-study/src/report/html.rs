@@ -17,6 +17,7 @@ pub(super) fn page(result: &StudyResult, analysis: &Analysis, charts: &[Chart]) 
     let title = match facts.study {
         StudyName::ColdStart => "Cold starts by kind",
         StudyName::Parallel => "Concurrent cold starts",
+        StudyName::Pages => "Pages of working sets",
     };
     let mut page = format!(
         "<!DOCTYPE html>\n<html lang=\"en\" xmlns=\"http://www.w3.org/1999/xhtml\">\n<head>\n\
@@ -37,6 +38,7 @@ pub(super) fn page(result: &StudyResult, analysis: &Analysis, charts: &[Chart]) 
             escape(&chart.caption)
         ));
     }
+    page.push_str(&pages(analysis));
     page.push_str(&numbers(analysis));
     page.push_str(&ratios(analysis));
     page.push_str(&phases(analysis));
@@ -108,6 +110,20 @@ fn numbers(analysis: &Analysis) -> String {
          that nobody could measure, never a zero. Every figure with its quartiles is in \
          summary.csv.</p>\n{}",
         table(&figures::WHOLE, &rows, 2)
+    )
+}
+
+fn pages(analysis: &Analysis) -> String {
+    if analysis.pages.is_empty() {
+        return String::new();
+    }
+    let rows: Vec<Vec<String>> = analysis.pages.iter().map(figures::pages).collect();
+    format!(
+        "<h2>Pages</h2>\n<p class=\"dim\">Recorded, zero and runs are those of the working set's \
+         file, pages of 4 KiB, runs of neighbours however the file divides them. What the other \
+         input needs is what a lazy start faulted in (median); unique is what was faulted in \
+         although the working set had been prefetched; same is the difference of the two.</p>\n{}",
+        table(&figures::PAGES, &rows, 1)
     )
 }
 
@@ -241,7 +257,7 @@ fn method(facts: &Facts) -> String {
         Cache::Keep => "the page cache was left as it was",
     };
     let order = match facts.study {
-        StudyName::ColdStart => {
+        StudyName::ColdStart | StudyName::Pages => {
             "One invocation at a time. In each repetition every function, and \
              of each every kind in turn, beginning with another kind each time; a warm invocation \
              follows the boot whose instance it uses."

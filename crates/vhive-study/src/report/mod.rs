@@ -82,6 +82,8 @@ pub struct Texts {
     pub rows_csv: String,
     /// Every figure.
     pub summary_csv: String,
+    /// Page statistics, if the study looked at working sets.
+    pub pages_csv: Option<String>,
 }
 
 /// Makes the texts; pure.
@@ -92,6 +94,7 @@ pub fn texts(result: &StudyResult, analysis: &Analysis) -> Texts {
         html: html::page(result, analysis, &charts),
         rows_csv: csv::rows(&result.rows),
         summary_csv: csv::summary(analysis),
+        pages_csv: (!analysis.pages.is_empty()).then(|| csv::pages(analysis)),
         charts,
     }
 }
@@ -115,6 +118,9 @@ pub fn build(dir: &Path) -> Result<Built, ReportError> {
     write("report.html", texts.html.as_bytes())?;
     write("rows.csv", texts.rows_csv.as_bytes())?;
     write("summary.csv", texts.summary_csv.as_bytes())?;
+    if let Some(pages) = &texts.pages_csv {
+        write("pages.csv", pages.as_bytes())?;
+    }
     let mut warnings = analysis.warnings.clone();
     let renderer = png::Renderer::new();
     if let Err(error) = &renderer {

@@ -50,7 +50,7 @@ fn the_interval_holds_the_true_median_about_as_often_as_it_says() {
     for round in 0..60 {
         // Uniform on [0, 1): the median is one half.
         let values: Vec<f64> =
-            (0..25).map(|_| (random.next() >> 11) as f64 / (1_u64 << 53) as f64).collect();
+            (0..25).map(|_| (random.bits() >> 11) as f64 / (1_u64 << 53) as f64).collect();
         let summary = Summary::of(&values, round).expect("not empty");
         let Interval { low, high } = summary.interval.expect("enough values");
         held += usize::from(low <= 0.5 && 0.5 <= high);

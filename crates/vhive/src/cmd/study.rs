@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use tokio::signal::unix::{SignalKind, signal};
 use vhive_api::RuntimeName;
-use vhive_study::plan::{COLD_START, Cache, PARALLEL};
+use vhive_study::plan::{COLD_START, Cache, PAGES, PARALLEL};
 use vhive_study::{
     Deadline, Door, Kind, Plan, Session, StudyError, StudyName, Target, cold_start, parallel,
 };
@@ -28,6 +28,8 @@ pub(crate) enum Study {
     ColdStart(Args),
     /// Starts 1, 2, 4 … instances at once.
     Parallel(ParallelArgs),
+    /// Counts the pages of working sets, and those that another input shares.
+    Pages(Args),
 }
 
 /// Arguments of `vhive study cold-start`.
@@ -93,6 +95,7 @@ pub(crate) async fn run(
     let (name, args, max, default) = match study {
         Study::ColdStart(args) => (StudyName::ColdStart, args, None, COLD_START),
         Study::Parallel(args) => (StudyName::Parallel, args.common, args.max, PARALLEL),
+        Study::Pages(args) => (StudyName::Pages, args, None, PAGES),
     };
     if args.print_plan {
         output::line(default.trim_end());
@@ -123,7 +126,7 @@ async fn measure(session: &mut Session, name: StudyName) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let work = async {
         match name {
-            StudyName::ColdStart => cold_start::run(session).await,
+            StudyName::ColdStart | StudyName::Pages => cold_start::run(session).await,
             StudyName::Parallel => parallel::run(session).await,
         }
     };

@@ -1,0 +1,148 @@
+//! `vhive study` and `vhive report` against a node with the runtime `sim`.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+use vhive_tests::node::vhive;
+
+use crate::scene::{Dir, apply, code, node, said, service, skip};
+
+/// A functions directory with one function whose image is there.
+fn functions(dir: &Path) -> PathBuf {
+    let functions = dir.join("functions");
+    let tiny = functions.join("tiny");
+    fs::create_dir_all(&tiny).expect("made");
+    let yaml = service("tiny", &["VHIVE_SIM_BOOT_MS=60", "VHIVE_SIM_REPLY_MS=1"], "");
+    fs::write(tiny.join("service.yaml"), yaml).expect("written");
+    let request = |name: &str| {
+        format!(
+            "[[request]]\nname = \"{name}\"\nmethod = \"POST\"\npath = \"/\"\nbody = \"body\"\n\
+             expected = \"body\"\ncompare = \"exact\"\n"
+        )
+    };
+    fs::write(tiny.join("requests.toml"), request("record") + &request("replay")).expect("written");
+    fs::write(tiny.join("body"), "{}").expect("written");
+    functions
+}
+
+fn rows(dir: &Path) -> Vec<Value> {
+    let text = fs::read_to_string(dir.join("rows.jsonl")).expect("rows");
+    text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
+}
+
+#[test]
+fn e2e_a_study_of_cold_starts_measures_every_kind_and_reports() {
+    if skip("e2e_a_study_of_cold_starts_measures_every_kind_and_reports") {
+        return;
+    }
+    let dir = Dir::new("study");
+    let functions = functions(dir.path());
+    let node = node(&dir, "");
+    let out = dir.path().join("result");
+    let args = [
+        "study",
+        "cold-start",
+        "--functions-dir",
+        &functions.to_string_lossy(),
+        "--functions",
+        "tiny",
+        "--kinds",
+        "boot,warm,snapshot,lazy,record,reap",
+        "--repetitions",
+        "2",
+        "--keep-cache",
+        "--out",
+        &out.to_string_lossy(),
+    ];
+    let shown = node.ok(&args).expect("measured");
+    let rows = rows(&out);
+    for kind in ["boot", "warm", "snapshot", "lazy", "record", "reap"] {
+        let served = |row: &&Value| row["kind"] == kind && row["record"]["start"] == kind;
+        let count = rows.iter().filter(served).count();
+        let planned = if kind == "reap" { 4 } else { 2 };
+        assert!(count >= planned, "{kind}: {count} of {planned}\n{shown}");
+        assert!(shown.contains(kind), "{kind} in {shown}");
+    }
+    let page = fs::read_to_string(out.join("report.html")).expect("a report");
+    assert!(page.contains("was not dropped") && page.contains("`sim`"), "warns");
+    for name in ["rows.csv", "summary.csv", "phases.svg", "distribution.svg"] {
+        assert!(out.join(name).metadata().expect(name).len() > 100, "{name}");
+    }
+    let listed = node.json(&["get", "services"]).expect("listed");
+    assert_eq!(listed["items"], serde_json::json!([]), "the study's services are gone");
+
+    fs::remove_file(out.join("report.html")).expect("removed");
+    let again = vhive(dir.path(), &["report", &out.to_string_lossy()]).expect("runs");
+    assert!(again.status.success(), "{}", said(&again));
+    assert_eq!(fs::read_to_string(out.join("report.html")).expect("made again"), page);
+    let twice = node.vhive(&args).expect("runs");
+    assert_eq!(code(&twice), 1, "a result is never overwritten");
+}
+
+#[test]
+fn e2e_a_study_of_concurrent_starts_has_a_row_per_invocation() {
+    if skip("e2e_a_study_of_concurrent_starts_has_a_row_per_invocation") {
+        return;
+    }
+    let dir = Dir::new("parallel");
+    let functions = functions(dir.path());
+    let node = node(&dir, "");
+    let out = dir.path().join("result");
+    let args = [
+        "study",
+        "parallel",
+        "--functions-dir",
+        &functions.to_string_lossy(),
+        "--functions",
+        "tiny",
+        "--kinds",
+        "boot,snapshot",
+        "--repetitions",
+        "1",
+        "--max",
+        "4",
+        "--keep-cache",
+        "--out",
+        &out.to_string_lossy(),
+    ];
+    node.ok(&args).expect("measured");
+    let rows = rows(&out);
+    let of = |kind: &str| {
+        rows.iter().filter(|row| row["kind"] == kind && row["record"]["start"] == kind).count()
+    };
+    assert_eq!(rows.len(), 2 * (1 + 2 + 4));
+    assert_eq!((of("boot"), of("snapshot")), (7, 7), "each has an instance of its own");
+    assert!(out.join("levels.svg").exists());
+}
+
+#[test]
+fn e2e_a_study_says_what_it_cannot_use() {
+    if skip("e2e_a_study_says_what_it_cannot_use") {
+        return;
+    }
+    let dir = Dir::new("study-bad");
+    let refused = vhive(dir.path(), &["study", "cold-start"]).expect("runs");
+    assert_eq!(code(&refused), 4, "no node: {}", said(&refused));
+    let refused = vhive(dir.path(), &["study", "cold-start", "--kinds", "hot"]).expect("runs");
+    assert_eq!(code(&refused), 2);
+    assert!(said(&refused).contains("snapshot"), "names the kinds: {}", said(&refused));
+    let empty = dir.path().to_string_lossy();
+    let refused = vhive(dir.path(), &["report", &empty]).expect("runs");
+    assert!(code(&refused) == 1 && said(&refused).contains("study.json"), "{}", said(&refused));
+
+    let functions = functions(dir.path());
+    let functions = functions.to_string_lossy();
+    let node = node(&dir, "");
+    apply(&node, &dir, &service("tiny-boot", &[], ""));
+    let out = dir.path().join("result");
+    let mut args = vec!["study", "cold-start", "--functions-dir", &functions, "--kinds", "boot"];
+    let absent = node.vhive(&[&args[..], &["--functions", "absent"]].concat()).expect("runs");
+    assert!(said(&absent).contains("absent/service.yaml"), "{}", said(&absent));
+    let out = out.to_string_lossy();
+    args.extend(["--functions", "tiny", "--out", &out]);
+    let taken = node.vhive(&args).expect("runs");
+    assert!(said(&taken).contains("no study made"), "{}", said(&taken));
+    let kept = node.json(&["describe", "tiny-boot"]).expect("the user's service is left alone");
+    assert_eq!(kept["service"]["metadata"]["name"], "tiny-boot");
+}
