@@ -18,7 +18,7 @@ use std::time::Instant;
 use vhive_api::Digest;
 
 use crate::pages::{PageNumber, PageSet};
-use crate::policy::PrefetchPolicy;
+use crate::policy::{self, PrefetchPolicy};
 use crate::sys::{Buffer, Mapping};
 use crate::vm::{Put, Vm, lock};
 use crate::working_set::{CHUNK_BYTES, WorkingSet, WorkingSetError, open_direct, read_up_to};
@@ -349,7 +349,8 @@ impl Board {
         match &load.plan {
             None => !load.is_opening && has_buffer,
             Some(plan) => {
-                load.next_read < plan.chunks.len() && (has_buffer || !load.order.policy.overlaps())
+                load.next_read < plan.chunks.len()
+                    && (has_buffer || !policy::overlaps(load.order.policy))
             }
         }
     }
@@ -374,7 +375,8 @@ impl Board {
             self.reading += 1;
             return Some(Task::Open(load.id, Arc::clone(&load.order), buffer));
         };
-        let buffer = if load.order.policy.overlaps() { Some(self.free.pop()?) } else { None };
+        let buffer =
+            if policy::overlaps(load.order.policy) { Some(self.free.pop()?) } else { None };
         self.reading += 1;
         load.next_read += 1;
         Some(Task::Read(load.id, Arc::clone(plan), load.next_read - 1, buffer))
@@ -465,7 +467,7 @@ fn open(order: &Order, buffer: &mut [u8]) -> Result<Plan, WorkingSetError> {
     if set.memory_pages != order.memory_pages {
         return Err(WorkingSetError::Malformed("it is of a memory of another size"));
     }
-    Ok(Plan::new(set, file, order.policy.overlaps()))
+    Ok(Plan::new(set, file, policy::overlaps(order.policy)))
 }
 
 fn install(plan: &Plan, index: usize, bytes: &[u8], vm: &Vm) -> Result<Done, WorkingSetError> {

@@ -13,7 +13,7 @@ use vhive_api::Digest;
 use crate::handler::{Handler, Roster};
 use crate::handshake::Handoff;
 use crate::loader::{Desk, Limits, Loader, Order, Progress};
-use crate::policy::{PrefetchPolicy, ResumeAfter};
+use crate::policy::{self, PrefetchPolicy, ResumeAfter};
 use crate::regions::{Regions, RegionsError, page_count};
 use crate::stats::PagerStats;
 use crate::trace::FaultTrace;
@@ -173,7 +173,7 @@ impl Pager {
         let policy = memory.mode.policy();
         let load = match memory.mode {
             Mode::Lazy => None,
-            Mode::Record { .. } if policy.records_faults() => None,
+            Mode::Record { .. } if policy::records_faults(policy) => None,
             Mode::Record { .. } => return Err(PrepareError::DoesNotRecord(policy)),
             Mode::Prefetch { ref working_set, .. } => {
                 let path = working_set.clone();
@@ -255,7 +255,7 @@ impl Prepared {
             regions,
             memory: self.file,
             memory_pages: self.memory_pages,
-            window: self.policy.pages_per_fault(),
+            window: policy::pages_per_fault(self.policy),
             records: self.records,
             progress: self.load.as_ref().map(|load| Arc::clone(&load.progress)),
             on_death,
@@ -290,7 +290,7 @@ impl Session {
     /// If the deadline passes first (the guest may be resumed all the same: the rest comes by faults), or the
     /// guest is dead.
     pub fn may_resume(&self, deadline: Instant) -> Result<(), WaitError> {
-        self.wait(self.policy.resume_after() == ResumeAfter::Everything, deadline)
+        self.wait(policy::resume_after(self.policy) == ResumeAfter::Everything, deadline)
     }
 
     /// Waits until the whole working set is in place, if there is one that can be used.

@@ -117,7 +117,7 @@ fn no_fault_is_left() {
             order.truncate(1 + random.below(order.len()));
             let trace = recorded(&pager, &memory, &order, policy);
             assert!(trace.pages().len() >= order.len());
-            if policy.pages_per_fault() == 1 {
+            if vhive_pager::policy::pages_per_fault(policy) == 1 {
                 let page_of = |(region, page): &guest::Spot| memory.layout[*region].1 + page;
                 let expected: Vec<u32> =
                     order.iter().map(|spot| u32::try_from(page_of(spot)).expect("small")).collect();

@@ -112,7 +112,7 @@ pub(super) fn receive(
 
 /// What the pager is asked to do.
 fn mode(paging: &QemuPaging) -> io::Result<Mode> {
-    let policy = translate(paging.memory.policy);
+    let policy = paging.memory.policy;
     Ok(match paging.memory.mode {
         MemoryMode::File | MemoryMode::Lazy => Mode::Lazy,
         MemoryMode::Record => Mode::Record { policy },
@@ -124,15 +124,6 @@ fn mode(paging: &QemuPaging) -> io::Result<Mode> {
             })
         }
     })
-}
-
-const fn translate(policy: PrefetchPolicy) -> vhive_pager::PrefetchPolicy {
-    match policy {
-        PrefetchPolicy::ReapSerial => vhive_pager::PrefetchPolicy::ReapSerial,
-        PrefetchPolicy::ReapPipelined => vhive_pager::PrefetchPolicy::ReapPipelined,
-        PrefetchPolicy::FaultAround => vhive_pager::PrefetchPolicy::FaultAround,
-        PrefetchPolicy::Mincore => vhive_pager::PrefetchPolicy::Mincore,
-    }
 }
 
 fn pager<E: std::error::Error + 'static>(error: E) -> RestoreError {
