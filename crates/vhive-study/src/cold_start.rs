@@ -1,6 +1,6 @@
 //! The study of cold starts: functions × start kinds × repetitions, one at a time.
 
-use vhive_api::{RuntimeName, StartKind};
+use vhive_api::RuntimeName;
 
 use crate::analysis::Key;
 use crate::function::service_name;
@@ -53,14 +53,6 @@ async fn measure(session: &mut Session, step: &Step) -> Result<(), StudyError> {
         if good {
             break;
         }
-        // Prefetching missed so much that the node recorded again, with whatever input this was.
-        if kind.prefetches()
-            && row.start() == Some(StartKind::Record)
-            && let Err(why) = session.prepare(function, *kind, 1).await?
-        {
-            session.note(format!("{function} {kind} could not be recorded again: {why}."))?;
-            break;
-        }
     }
     Ok(())
 }
@@ -87,6 +79,19 @@ async fn set_up(
                 source,
             })?;
             drop(session.rehearse(function, kind).await?);
+        }
+        // Prefetching another input missed so much that the node wants to record again; what is
+        // recorded shall be the stated input.
+        _ if kind.prefetches() => {
+            let service = service_name(function, kind);
+            let asked = session.target.will_record(&service, session.step_deadline()).await;
+            let again = asked.map_err(|source| StudyError::Node {
+                doing: format!("cannot ask for the snapshot of {service}"),
+                source,
+            })?;
+            if again && let Err(why) = session.prepare(function, kind, 1).await? {
+                session.note(format!("{function} {kind} could not be recorded again: {why}."))?;
+            }
         }
         _ => {}
     }

@@ -187,16 +187,36 @@ impl Target {
         service: &str,
         deadline: Deadline,
     ) -> Result<Option<PathBuf>, ApiError> {
-        let now = self.describe(service, deadline).await?;
-        let revision = now.pointer("/revision/key");
-        let all = self.door.json(Method::GET, "/vhive/v1/snapshots", None, deadline).await?;
-        let ours = all.as_array().into_iter().flatten().find(|s| s.get("revision") == revision);
+        let ours = self.snapshot(service, deadline).await?;
         let newest = |snapshot: &Value| {
             let numbers = snapshot["working_sets"].as_array()?;
             let newest = numbers.iter().filter_map(Value::as_u64).max()?;
             Some(Path::new(snapshot["path"].as_str()?).join(format!("working-set.{newest}")))
         };
-        Ok(ours.and_then(newest))
+        Ok(ours.as_ref().and_then(newest))
+    }
+
+    /// Whether the node will record the service's next start again, because the last one missed
+    /// too much.
+    ///
+    /// # Errors
+    /// When the node does not answer.
+    pub async fn will_record(&self, service: &str, deadline: Deadline) -> Result<bool, ApiError> {
+        let ours = self.snapshot(service, deadline).await?;
+        Ok(ours.is_some_and(|snapshot| snapshot["missed"] == true))
+    }
+
+    /// The snapshot of the service's revision, as the node lists it.
+    async fn snapshot(&self, service: &str, deadline: Deadline) -> Result<Option<Value>, ApiError> {
+        let now = self.describe(service, deadline).await?;
+        let revision = now.pointer("/revision/key");
+        let all = self.door.json(Method::GET, "/vhive/v1/snapshots", None, deadline).await;
+        let all = match all {
+            Err(error) if error.is_not_found() => return Ok(None),
+            all => all?,
+        };
+        let mut all = all.as_array().into_iter().flatten();
+        Ok(all.find(|snapshot| snapshot.get("revision") == revision).cloned())
     }
 
     /// Sends a request to a service.

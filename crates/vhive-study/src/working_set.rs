@@ -181,10 +181,10 @@ mod tests {
 
     #[test]
     fn neighbours_are_one_run_however_the_file_divides_them() {
-        let set = set(&[(10, 2, false), (40, 1, false), (12, 3, true), (8, 2, false)]);
-        assert_eq!((set.pages(), set.zero_pages()), (8, 3));
-        assert_eq!(set.runs(), [7, 1]);
-        assert_eq!(super::tests::set(&[]).runs(), [0; 0]);
+        let found = set(&[(10, 2, false), (40, 1, false), (12, 3, true), (8, 2, false)]);
+        assert_eq!((found.pages(), found.zero_pages()), (8, 3));
+        assert_eq!(found.runs(), [7, 1]);
+        assert_eq!(set(&[]).runs(), [0; 0]);
     }
 
     proptest::proptest! {

@@ -4,6 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
+use vhive_api::Digest;
+use vhive_pager::{FaultTrace, working_set};
 use vhive_tests::node::vhive;
 
 use crate::scene::{Dir, apply, code, node, said, service, skip};
@@ -145,4 +147,39 @@ fn e2e_a_study_says_what_it_cannot_use() {
     assert!(said(&taken).contains("no study made"), "{}", said(&taken));
     let kept = node.json(&["describe", "tiny-boot"]).expect("the user's service is left alone");
     assert_eq!(kept["service"]["metadata"]["name"], "tiny-boot");
+}
+
+#[test]
+fn the_instrument_reads_what_the_pager_writes() {
+    let dir = Dir::new("working-set");
+    let memory = dir.path().join("memory");
+    let mut bytes = vec![0; 64 << 12];
+    for page in [3, 4, 5, 20, 40] {
+        bytes[page << 12] = 1;
+    }
+    fs::write(&memory, &bytes).expect("written");
+    let memory = fs::File::open(&memory).expect("there");
+    let mut trace = FaultTrace::below(64);
+    for page in [20, 3, 4, 5, 40, 50, 51] {
+        assert!(trace.record(page));
+    }
+    let digest = Digest::of(&bytes);
+    let written = working_set::create(&trace, &memory, digest).expect("a working set");
+    working_set::publish(dir.path(), &written).expect("published");
+    let path = dir.path().join("working-set.1");
+    let theirs = vhive_pager::WorkingSet::open(&path).expect("the pager reads it");
+    let ours = vhive_study::working_set::WorkingSet::open(&path).expect("the instrument reads it");
+    assert_eq!(ours.memory_pages, theirs.memory_pages);
+    let plain = |first, pages, zero| (first, pages, zero);
+    let theirs: Vec<_> =
+        theirs.extents.iter().map(|e| plain(e.run.first, e.run.pages, e.is_zero)).collect();
+    let read: Vec<_> = ours.extents.iter().map(|e| plain(e.first, e.pages, e.zero)).collect();
+    assert_eq!(read, theirs);
+    assert_eq!((ours.pages() >= 7, ours.zero_pages() >= 2), (true, true), "{ours:?}");
+
+    let mut damaged = written;
+    damaged[130] ^= 1;
+    fs::write(&path, &damaged).expect("written");
+    let error = vhive_study::working_set::WorkingSet::open(&path).expect_err("damaged");
+    assert!(error.to_string().contains("checksum"), "{error}");
 }
