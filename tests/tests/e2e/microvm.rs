@@ -155,6 +155,58 @@ fn e2e_microvm_boots_replies_goes_to_zero_and_comes_back() {
     assert_eq!(traces(&tag(&dir)), [""; 0]);
 }
 
+/// How the next request is served when nothing runs.
+fn invoke_cold(node: &TestNode, name: &str) -> Value {
+    // It waits for a snapshot or a recording that is under way.
+    node.ok(&["evict", name]).expect("evicted");
+    let reply = invoke(node, name);
+    assert_eq!(reply["status"], 200, "{reply}");
+    reply["record"].clone()
+}
+
+#[test]
+fn e2e_microvm_is_snapshotted_recorded_and_replayed_also_by_the_next_node() {
+    let test = "e2e_microvm_is_snapshotted_recorded_and_replayed_also_by_the_next_node";
+    let dir = Dir::new("microvm-reap");
+    let Some(first) = node(test, &dir) else { return };
+    let policy = "vhive.dev/snapshot-policy: reap\n        autoscaling.knative.dev/window";
+    let yaml = hello("hello", "").replace("autoscaling.knative.dev/window", policy);
+    apply(&first, &dir, &yaml);
+    assert_eq!(invoke(&first, "hello")["record"]["start"], "boot");
+    let recorded = invoke_cold(&first, "hello");
+    if recorded["start"] == "snapshot" && recorded["fallback"].is_string() {
+        eprintln!("SKIP {test}: {}", recorded["fallback"]);
+        return;
+    }
+    assert_eq!(recorded["start"], "record", "{recorded}");
+    let faults = recorded["memory"]["faults"].as_u64().expect("the pager counts");
+    assert!(faults > 100, "{recorded}");
+    let replayed = invoke_cold(&first, "hello");
+    replay(&replayed, faults);
+    // By now a VMM has been spawned ahead: it leaves no phase of its own, and nothing behind.
+    replay(&invoke_cold(&first, "hello"), faults);
+    let tag = tag(&dir);
+    first.kill().expect("killed");
+    assert_ne!(traces(&tag), [""; 0], "the VMM spawned ahead is seen, else this test is blind");
+
+    let next = TestNode::start(dir.path(), "").expect("the node starts again");
+    replay(&invoke_cold(&next, "hello"), faults);
+    let snapshots = next.json(&["snapshot", "ls"]).expect("listed");
+    assert!(snapshots.to_string().contains("hello-00001"), "{snapshots}");
+    assert!(next.stop().expect("ends").success());
+    assert_eq!(traces(&tag), [""; 0]);
+}
+
+/// The working set came by itself, and hardly anything else was touched.
+fn replay(record: &Value, recorded: u64) {
+    assert_eq!((&record["start"], &record["fallback"]), (&"reap".into(), &Value::Null), "{record}");
+    let memory = &record["memory"];
+    let came = memory["prefetched_pages"].as_u64().expect("counted")
+        + memory["faults"].as_u64().expect("counted");
+    assert!(came >= recorded / 2, "{record}");
+    assert!(memory["faults"].as_u64().is_some_and(|left| left < recorded / 2), "{record}");
+}
+
 #[test]
 fn e2e_microvm_faults_carry_the_guests_words() {
     let dir = Dir::new("microvm-faults");
