@@ -4,4 +4,6 @@
 //! that `make bench` collects into `target/bench/summary.json`.
 
 pub mod bench;
+pub mod cache;
+pub mod manifest;
 pub mod node;

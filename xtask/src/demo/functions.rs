@@ -4,8 +4,10 @@ use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use rustix::process::{Pid, Signal, kill_process};
 use serde::Deserialize;
 
 use super::node::vhive;
@@ -64,14 +66,14 @@ impl Function {
         self.dir.join(name).to_string_lossy().into_owned()
     }
 
-    pub(crate) fn service_yaml(&self) -> String {
-        self.file("service.yaml")
+    pub(crate) fn service_yaml(&self) -> PathBuf {
+        self.dir.join("service.yaml")
     }
 
     /// Builds the image; takes what is there when nothing changed.
     pub(crate) fn build_image(&self, step: &Step) -> anyhow::Result<()> {
         let dir = self.dir.to_string_lossy().into_owned();
-        follow(&mut vhive(&["image", "build", &dir]), step)
+        follow(&mut vhive(&["image", "build", &dir]), step).map(drop)
     }
 
     /// Compares a reply with the expected one.
@@ -107,25 +109,34 @@ pub(crate) fn install_kernel(step: &Step) -> anyhow::Result<()> {
         step.say(shown.lines().next().unwrap_or_default());
         return Ok(());
     }
-    follow(&mut vhive(&["kernel", "install"]), step)
+    follow(&mut vhive(&["kernel", "install"]), step).map(drop)
 }
 
 /// Runs a command; its standard error is progress, shown line by line, and the error if it fails.
-fn follow(command: &mut Command, step: &Step) -> anyhow::Result<()> {
+/// Returns its standard output, which must be short. When the user interrupts, so is the command.
+pub(crate) fn follow(command: &mut Command, step: &Step) -> anyhow::Result<String> {
     let shown = shell::shown(command);
     let mut child =
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
     let stderr = child.stderr.take().context("the command's errors were piped")?;
     let mut said = Vec::new();
+    let mut interrupted = Ok(());
     for line in BufReader::new(stderr).lines() {
         let line = line?;
         step.say(line.trim());
         said.push(line);
+        if interrupted.is_ok() {
+            interrupted = step.interrupt.wait(Duration::ZERO);
+            if interrupted.is_err() {
+                kill_process(Pid::from_child(&child), Signal::TERM)?;
+            }
+        }
     }
-    let status = child.wait()?;
-    if !status.success() {
+    let done = child.wait_with_output()?;
+    interrupted?;
+    if !done.status.success() {
         let skip = said.len().saturating_sub(20);
-        bail!("`{shown}` failed ({status}):\n{}", said[skip..].join("\n"));
+        bail!("`{shown}` failed ({}):\n{}", done.status, said[skip..].join("\n"));
     }
-    Ok(())
+    Ok(String::from_utf8_lossy(&done.stdout).into_owned())
 }

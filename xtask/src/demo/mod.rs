@@ -1,24 +1,24 @@
-//! `make demo`: from nothing to replies out of real microVMs, driven through the `vhive` binary as
-//! a user would drive it.
+//! `make demo`: from nothing to boot, snapshot, REAP and warm starts of real microVMs side by side,
+//! driven through the `vhive` binary as a user would drive it.
 //!
 //! The state directory (kernel, images) is kept under `target/demo`, so that a second run takes
-//! what is there; the node and everything it made on the host end with the demo.
+//! what is there, snapshots excepted: each run takes its own; the node and everything it made on the host end with the demo.
 
 mod functions;
 mod node;
 mod report;
+mod starts;
 mod step;
+mod study;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
-use vhive_api::{InvocationRecord, StartKind};
+use vhive_api::StartKind;
 
-use self::functions::Function;
 use self::node::Node;
 pub(crate) use self::node::{vhive, vhive_binary};
-use self::report::Row;
 use self::step::Steps;
 use crate::shell;
 
@@ -47,21 +47,14 @@ pub(crate) fn run() -> anyhow::Result<()> {
     steps.run("deploy", |step| {
         for function in &functions {
             step.say(&function.name);
-            node.vhive(&["apply", "-f", &function.service_yaml()])?;
+            starts::deploy(&node, function, "vanilla")?;
         }
-        Ok(())
+        starts::forget_snapshots(&node, &functions)
     })?;
 
     let mut rows = Vec::new();
     for function in &functions {
-        let cold = steps.run(&format!("{}: cold by boot", function.name), |_| {
-            invoke(&node, function, StartKind::Boot)
-        })?;
-        rows.push(cold);
-        let warm = steps.run(&format!("{}: warm", function.name), |_| {
-            invoke(&node, function, StartKind::Warm)
-        })?;
-        rows.push(warm);
+        rows.extend(starts::run(&mut steps, &node, function)?);
     }
     let first = functions.iter().find(|f| f.name == "hello").context("there is no hello")?;
     let name = &first.name;
@@ -73,41 +66,19 @@ pub(crate) fn run() -> anyhow::Result<()> {
         }
         Ok(())
     })?;
+    let found = steps.run("study: hello and pyaes", study::run)?;
     steps.run(&format!("{name}: scales to zero when idle"), |step| {
-        node.wait_for_zero(name, TO_ZERO, step)
+        node.wait_for_zero(&first.service, TO_ZERO, step)
     })?;
-    let again = steps
-        .run(&format!("{name}: comes back from zero"), |_| invoke(&node, first, StartKind::Boot))?;
-    rows.push(again);
+    steps.run(&format!("{name}: comes back from zero by REAP"), |_| {
+        starts::invoke(&node, first, StartKind::Reap)
+    })?;
     let records = state_dir().join("records");
     steps.run("stop the node", |_| node.stop())?;
 
-    println!("\n{}", report::table(&rows));
+    println!("\n{}\n\n{}", report::phases(&rows), report::memory(&rows));
+    println!("\n{}", report::side_by_side(&rows));
+    println!("\nthe study of hello and pyaes, {} times each:\n{found}", study::REPETITIONS);
     report::what_next(begun.elapsed(), &records);
     Ok(())
-}
-
-/// Sends the function's first request, checks the reply and the way it was started.
-fn invoke(node: &Node, function: &Function, expected: StartKind) -> anyhow::Result<Row> {
-    let request = &function.request;
-    let mut args = vec!["-o", "json", "invoke", &function.service, "-X", &request.method];
-    args.extend(["--path", &request.path]);
-    let data;
-    if let Some(body) = &request.body {
-        data = format!("@{}", function.file(body));
-        args.extend(["-H", "content-type: application/json", "-d", &data]);
-    }
-    let text = node.vhive(&args)?;
-    let reply: serde_json::Value = serde_json::from_str(&text)?;
-    if reply["status"] != 200 {
-        bail!("status {}: {}", reply["status"], reply["body"]);
-    }
-    function.check(reply["body"].as_str().unwrap_or_default())?;
-    let record: Option<InvocationRecord> = serde_json::from_value(reply["record"].clone())?;
-    let record = record.context("the node wrote no record of the invocation")?;
-    if record.start != Some(expected) {
-        bail!("expected a {} start, the record says {:?}", expected.as_str(), record.start);
-    }
-    let memory = node.memory(&function.service)?;
-    Ok(Row { record, memory })
 }

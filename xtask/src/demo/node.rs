@@ -85,6 +85,17 @@ impl Node {
         Ok(sum.checked_div(known.len() as u64))
     }
 
+    /// The last lines that the service's guests wrote, as far as the node still has them.
+    pub(crate) fn console(&self, service: &str) -> String {
+        match self.vhive(&["logs", service]) {
+            Ok(text) => {
+                let lines: Vec<&str> = text.lines().collect();
+                lines[lines.len().saturating_sub(20)..].join("\n")
+            }
+            Err(error) => format!("(not known: {error:#})"),
+        }
+    }
+
     /// Waits until a service has no instance.
     pub(crate) fn wait_for_zero(
         &self,
