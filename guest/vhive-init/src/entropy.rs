@@ -13,7 +13,7 @@ use rustix::ioctl::{NoArg, Setter, ioctl, opcode};
 
 use crate::failure::{Failure, Step as _};
 
-/// Bytes credited: the strength of the kernel's generator twice over.
+/// Most bytes credited: the strength of the kernel's generator twice over.
 const BYTES: usize = 64;
 
 /// The argument of RNDADDENTROPY.
@@ -45,9 +45,12 @@ impl Entropy {
 }
 
 fn reseed(device: &File, hexadecimal: &str) -> Result<(), String> {
-    let bytes = hex::decode(hexadecimal).map_err(|error| error.to_string())?;
-    let bytes: [u8; BYTES] = bytes.try_into().map_err(|_| "not 64 bytes")?;
-    let pool = Pool { entropy_bits: BITS, size: SIZE, bytes };
+    let given = hex::decode(hexadecimal).map_err(|error| error.to_string())?;
+    let mut bytes = [0; BYTES];
+    let used = given.len().min(BYTES);
+    bytes[..used].copy_from_slice(&given[..used]);
+    let size = i32::try_from(used).unwrap_or(0);
+    let pool = Pool { entropy_bits: 8 * size, size, bytes };
     // SAFETY: the kernel reads a rand_pool_info: two ints, then `size` bytes; Pool is that.
     let add = unsafe { Setter::<ADD_ENTROPY, Pool>::new(pool) };
     // SAFETY: the operation fits its argument, as above.
@@ -57,7 +60,3 @@ fn reseed(device: &File, hexadecimal: &str) -> Result<(), String> {
     // SAFETY: likewise.
     unsafe { ioctl(device, reseed) }.map_err(|error| error.to_string())
 }
-
-const SIZE: i32 = 64;
-const BITS: i32 = 8 * SIZE;
-const _: () = assert!(BYTES == 64);
