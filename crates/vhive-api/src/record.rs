@@ -208,6 +208,24 @@ pub struct MemoryFigures {
     pub prefetch_us: u64,
 }
 
+impl MemoryFigures {
+    /// Nothing has arrived yet.
+    #[must_use]
+    pub const fn new(mode: MemoryMode, prefetch: Option<PrefetchPolicy>) -> Self {
+        Self {
+            mode,
+            prefetch,
+            faults: None,
+            fault_pages: 0,
+            zero_pages: 0,
+            prefetched_pages: 0,
+            prefetched_bytes: 0,
+            wait_us: 0,
+            prefetch_us: 0,
+        }
+    }
+}
+
 /// One row per invocation, written as one line of JSON.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

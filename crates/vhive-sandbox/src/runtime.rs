@@ -272,7 +272,7 @@ impl SnapshotError {
 /// The way in which a restored sandbox's memory arrives. Every method may be called from any
 /// thread, also after the sandbox has ended.
 pub trait Paging: Send + Sync + fmt::Debug {
-    /// What has happened so far. Costs no more than a few loads.
+    /// What has happened so far. Costs microseconds, and waits for no page.
     fn figures(&self) -> MemoryFigures;
 
     /// Ends the recording and writes what was recorded as the snapshot's next working set; pages

@@ -151,17 +151,7 @@ impl Paging for QemuPaging {
             MemoryMode::File | MemoryMode::Lazy => None,
         };
         let Some(session) = &self.session else {
-            return MemoryFigures {
-                mode,
-                prefetch,
-                faults: None,
-                fault_pages: 0,
-                zero_pages: 0,
-                prefetched_pages: 0,
-                prefetched_bytes: 0,
-                wait_us: 0,
-                prefetch_us: 0,
-            };
+            return MemoryFigures::new(mode, prefetch);
         };
         let stats = session.stats();
         let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);

@@ -43,17 +43,7 @@ impl SimPaging {
     ) -> Result<Self, String> {
         let Memory { mode, policy } = memory;
         let touched = config.touched_pages;
-        let mut figures = MemoryFigures {
-            mode,
-            prefetch: None,
-            faults: None,
-            fault_pages: 0,
-            zero_pages: 0,
-            prefetched_pages: 0,
-            prefetched_bytes: 0,
-            wait_us: 0,
-            prefetch_us: 0,
-        };
+        let mut figures = MemoryFigures::new(mode, None);
         match (mode, policy) {
             (MemoryMode::File, _) => {}
             (MemoryMode::Lazy | MemoryMode::Record, _) => {

@@ -195,17 +195,7 @@ mod tests {
 
     #[test]
     fn memory_is_one_line() {
-        let mut figures = MemoryFigures {
-            mode: MemoryMode::File,
-            prefetch: None,
-            faults: None,
-            fault_pages: 0,
-            zero_pages: 0,
-            prefetched_pages: 0,
-            prefetched_bytes: 0,
-            wait_us: 0,
-            prefetch_us: 0,
-        };
+        let mut figures = MemoryFigures::new(MemoryMode::File, None);
         assert_eq!(memory(&figures), "memory by file");
         figures.mode = MemoryMode::Prefetch;
         figures.prefetch = Some(PrefetchPolicy::ReapPipelined);
