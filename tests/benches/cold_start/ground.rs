@@ -172,7 +172,11 @@ impl Ground {
         let record: Option<InvocationRecord> = serde_json::from_value(reply["record"].clone())?;
         let record = record.with_context(|| format!("{service}: no record"))?;
         let sandbox = record.sandbox.as_ref().with_context(|| format!("{service}: no sandbox"))?;
-        let account = Account::of(&sandbox.to_string())?;
+        let mut account = Account::of(&sandbox.to_string())?;
+        if account.disk_ms > length_ms(&record, Phase::Total) {
+            // A wait whose begin the kernel has missed counts from an earlier one's, or from boot.
+            account.disk_ms = f64::NAN;
+        }
         Ok(Sample { record, account })
     }
 

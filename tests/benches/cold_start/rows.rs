@@ -114,10 +114,9 @@ impl Measured<'_> {
             let reap = middle(s, Series::ReapHost, Sample::waited).max(LEAST_WAIT_MS);
             disk(Series::VanillaHost)(s) / reap
         });
-        let difference = self.each(|s| {
-            let missing = total(s, Series::Vanilla) - total(s, Series::VanillaCached);
-            missing / waited(s).max(LEAST_WAIT_MS)
-        });
+        let difference = self.each(|s| total(s, Series::Vanilla) - total(s, Series::VanillaCached));
+        let unknown = self.functions.values().filter_map(|s| s.get(&Series::Vanilla)).flatten();
+        let unknown = unknown.filter(|sample| sample.account.disk_ms.is_nan()).count();
         let lazy =
             self.each(|s| middle(s, Series::Lazy, Sample::waited) / waited(s).max(LEAST_WAIT_MS));
         let pages = self.each(|s| middle(s, Series::Vanilla, |x| x.account.major_faults));
@@ -131,12 +130,13 @@ impl Measured<'_> {
             ))
             .note(format!(
                 "{}; REAP waited, ms: {} (less than {LEAST_WAIT_MS} counts as that); with the \
-                 host's readahead {:.2}x; other measures of the slow side: whole start cold less \
-                 whole start cached {:.2}x, one by one by our pager (lazy) {:.2}x; other input; {}",
+                 host's readahead {:.2}x; {unknown} samples left out, whose account was longer than \
+                 the start; other measures of the slow side: whole start cold less cached, ms: {}; \
+                 one by one by our pager (lazy) {:.2}x; other input; {}",
                 list(&each, "x"),
                 list(&self.each(waited), ""),
                 geometric(&host),
-                geometric(&difference),
+                list(&difference, ""),
                 geometric(&lazy),
                 self.conditions()
             ))
