@@ -8,6 +8,8 @@
 //!      + VHIVE_UFFD_SOCK_FD    the message that Firecracker sends to the pager
 //! ```
 //!
+//! Advice for huge pages is not passed on, so that mapped memory arrives as the host's readahead says.
+//!
 //! `VHIVE_UFFD_MEM_INODE` (`<device>:<inode>`) says which file QEMU will try to map. Whatever goes
 //! wrong ends QEMU with a word on its standard error: it must never run with memory that nobody
 //! serves.
@@ -92,6 +94,23 @@ pub unsafe extern "C" fn mmap64(
     offset: libc::off64_t,
 ) -> *mut c_void {
     serve(Call { address, length, protection, flags, fd, offset })
+}
+
+/// Takes the place of the C library's function. QEMU asks for huge pages in all guest memory. For a
+/// mapped file the kernel takes that as leave to read 2 MiB at each fault, whatever the host's
+/// readahead says; how a clone's memory arrives shall depend on its policy and on the host's
+/// setting alone.
+///
+/// # Safety
+/// As `madvise(2)`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn madvise(address: *mut c_void, length: usize, advice: c_int) -> c_int {
+    if advice == libc::MADV_HUGEPAGE && MAPPED.load(Ordering::SeqCst) {
+        return 0;
+    }
+    // SAFETY: passes on what the caller answers for.
+    let result = unsafe { libc::syscall(libc::SYS_madvise, address, length, advice) };
+    c_int::try_from(result).unwrap_or(-1)
 }
 
 fn serve(call: Call) -> *mut c_void {
