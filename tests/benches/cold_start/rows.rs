@@ -202,8 +202,8 @@ impl Measured<'_> {
 
     fn conditions(&self) -> String {
         format!(
-            "medians of n = {} per function, in turns; page cache cold; readahead off (QEMU's MADV_HUGEPAGE \
-             makes the kernel read up to 2 MiB around a fault even so), the host's: {} KiB; emulated CPU unless QEMU has KVM; load {}",
+            "medians of n = {} per function, in turns; page cache cold; readahead off, the host's: {} KiB; \
+             emulated CPU unless QEMU has KVM; load {}",
             self.repetitions,
             self.ground.readahead.before(),
             load()
