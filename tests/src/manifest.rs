@@ -15,10 +15,12 @@ pub fn variant(path: &Path, name: &str, annotations: &[(&str, &str)]) -> anyhow:
     let text = fs::read_to_string(path).with_context(|| format!("cannot read {shown}"))?;
     let mut service: Value =
         serde_saphyr::from_str(&text).with_context(|| format!("{shown} is no YAML"))?;
+    anyhow::ensure!(service.pointer("/metadata/name").is_some(), "{shown} names no service");
     service["metadata"]["name"] = json!(name);
     let template = service.pointer_mut("/spec/template").and_then(Value::as_object_mut);
     let template = template.with_context(|| format!("{shown} has no spec.template"))?;
     let metadata = template.entry("metadata").or_insert_with(|| json!({}));
+    anyhow::ensure!(metadata.is_object(), "{shown} has metadata that are none");
     if !metadata["annotations"].is_object() {
         metadata["annotations"] = Value::Object(Map::new());
     }
