@@ -195,9 +195,9 @@ pub struct MemoryFigures {
     pub faults: Option<u64>,
     /// Pages that these faults brought, zero pages included.
     pub fault_pages: u64,
-    /// Pages known to be zero, which nothing was read for.
+    /// Pages known to be zero, brought by faults or from the working set.
     pub zero_pages: u64,
-    /// Pages installed from the working set.
+    /// Pages installed from the working set, zero ones included.
     pub prefetched_pages: u64,
     /// Bytes read of the working set's file.
     pub prefetched_bytes: u64,

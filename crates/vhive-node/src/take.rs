@@ -151,8 +151,8 @@ impl AfterReply {
             figures.prefetch.is_some_and(|policy| policy != PrefetchPolicy::FaultAround);
         if figures.mode == MemoryMode::Prefetch
             && wants_set
+            // Zero pages of the set count as prefetched; those that faults brought do not.
             && figures.prefetched_pages == 0
-            && figures.zero_pages == 0
         {
             // It was of no use at all: what is recorded afresh will not be damaged.
             tracing::warn!(%revision, "working set could not be used; recording again");

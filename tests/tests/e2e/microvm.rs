@@ -193,8 +193,29 @@ fn e2e_microvm_is_snapshotted_recorded_and_replayed_also_by_the_next_node() {
     replay(&invoke_cold(&next, "hello"), faults);
     let snapshots = next.json(&["snapshot", "ls"]).expect("listed");
     assert!(snapshots.to_string().contains("hello-00001"), "{snapshots}");
+    // A working set that cannot be used costs its start the prefetching, and the next one records.
+    damage_working_sets(&dir.path().join("state/snapshots"));
+    assert_eq!(invoke_cold(&next, "hello")["memory"]["prefetched_pages"], 0);
+    assert_eq!(invoke_cold(&next, "hello")["start"], "record");
+    replay(&invoke_cold(&next, "hello"), faults);
     assert!(next.stop().expect("ends").success());
     assert_eq!(traces(&tag), [""; 0]);
+}
+
+/// Overwrites the beginning of every working set below a directory; there is at least one.
+fn damage_working_sets(snapshots: &Path) {
+    let list = |dir: &Path| -> Vec<PathBuf> {
+        fs::read_dir(dir).expect("listed").flatten().map(|entry| entry.path()).collect()
+    };
+    let files = list(snapshots).into_iter().flat_map(|revision| list(&revision.join("qemu")));
+    let sets: Vec<PathBuf> =
+        files.filter(|path| path.to_string_lossy().contains("working-set.")).collect();
+    assert!(!sets.is_empty());
+    for set in sets {
+        let mut bytes = fs::read(&set).expect("read");
+        bytes[..64].fill(0xff);
+        fs::write(&set, bytes).expect("written");
+    }
 }
 
 /// The working set came by itself, and hardly anything else was touched.
