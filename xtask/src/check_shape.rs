@@ -44,7 +44,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
             wrong.push(format!("vhive-sandbox depends on {runtime}; the hands are synchronous"));
         }
     }
-    for dir in ["crates", "tests", "xtask", "guest", "functions"] {
+    for dir in ["crates", "examples", "tests", "xtask", "guest", "functions"] {
         look(&root().join(dir), &mut wrong)?;
     }
     if !wrong.is_empty() {

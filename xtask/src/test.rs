@@ -21,8 +21,8 @@ pub(crate) fn run() -> anyhow::Result<()> {
 
     check_docs::run()?;
     check_shape::run()?;
-    println!("test: building the binary that end-to-end tests drive");
-    shell::run(&mut cargo(&["build", "--package", "vhive"]))?;
+    println!("test: building the binary that end-to-end tests drive, and its example");
+    shell::run(&mut cargo(&["build", "--package", "vhive", "--bins", "--examples"]))?;
     let have_nextest = cargo(&["nextest", "--version"])
         .stdout(Stdio::null())
         .stderr(Stdio::null())
