@@ -152,9 +152,9 @@ impl AfterReply {
         if figures.mode == MemoryMode::Prefetch
             && wants_set
             // Zero pages of the set count as prefetched; those that faults brought do not.
-            && figures.prefetched_pages == 0
+            && (figures.prefetched_pages == 0 || self.paging.shortfall().is_some())
         {
-            // It was of no use at all: what is recorded afresh will not be damaged.
+            // It was of no use, or not to its end: what is recorded afresh will not be damaged.
             tracing::warn!(%revision, "working set could not be used; recording again");
             shared.metrics.missed(self.runtime);
             self.stored.forget_working_sets();

@@ -275,6 +275,12 @@ pub trait Paging: Send + Sync + fmt::Debug {
     /// What has happened so far. Costs microseconds, and waits for no page.
     fn figures(&self) -> MemoryFigures;
 
+    /// Why memory does not arrive as it was asked for, as far as that is known now: for instance, that
+    /// no working set could be used. [`MemoryFigures::mode`] is what happens instead.
+    fn shortfall(&self) -> Option<String> {
+        None
+    }
+
     /// Ends the recording and writes what was recorded as the snapshot's next working set; pages
     /// go on being served. To be called after the reply. Says the working set's number, or `None`
     /// if nothing was being recorded (any more).

@@ -9,8 +9,8 @@ use tokio::sync::OwnedSemaphorePermit;
 use vhive_api::{MemoryMode, Revision, RuntimeName, SandboxId, SnapshotPolicy, StartKind};
 use vhive_image::ImageConfig;
 use vhive_sandbox::{
-    Deadline, Journal, Memory, NetworkSlot, Prespawned, Restore, RestoreError, Runtime, Sandbox,
-    SandboxSpec,
+    Deadline, Journal, Memory, NetworkSlot, Paging, Prespawned, Restore, RestoreError, Runtime,
+    Sandbox, SandboxSpec,
 };
 
 use super::choose::{self, Start, choose};
@@ -208,8 +208,10 @@ impl Work {
     ) -> Brought {
         let stored = Arc::clone(hold.stored());
         stored.succeeded();
+        let paging = up.sandbox.paging();
+        let (mode, shortfall) = paging.as_deref().map_or((mode, None), served);
         let records = choose::records(&self.revision, mode);
-        let after = up.sandbox.paging().map(|paging| AfterReply {
+        let after = paging.map(|paging| AfterReply {
             runtime: self.revision.runtime,
             revision: Arc::clone(&self.revision),
             paging,
@@ -220,7 +222,7 @@ impl Work {
             sandbox: up.sandbox,
             kind: StartKind::restored(mode),
             times: Times { began, network: up.network, attempt: up.attempt, ready: up.ready },
-            fallback,
+            fallback: fallback.or(shortfall),
             clone_of: Some(stored.clone_token()),
             after,
         }
@@ -288,6 +290,16 @@ impl Work {
         let pool = self.shared.tools.network.as_ref();
         let pool = pool.ok_or(StartError::NoNetwork(self.revision.runtime))?;
         pool.take(deadline).map_err(StartError::Network)
+    }
+}
+
+/// How memory really arrives, and why not as it was asked for.
+fn served(paging: &dyn Paging) -> (MemoryMode, Option<String>) {
+    let (figures, shortfall) = (paging.figures(), paging.shortfall());
+    let in_vain = shortfall.is_some() && figures.prefetched_pages == 0;
+    match figures.mode {
+        MemoryMode::Prefetch if in_vain => (MemoryMode::Lazy, shortfall),
+        mode => (mode, shortfall),
     }
 }
 

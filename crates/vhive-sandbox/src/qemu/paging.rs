@@ -11,7 +11,7 @@ use std::time::Duration;
 use vhive_api::{Digest, MemoryFigures, MemoryMode, PrefetchPolicy};
 use vhive_pager::{
     FaultTrace, Handoff, Mode, Pager, Prepared, PreparedMemory, Session, WaitError, handshake,
-    working_set,
+    policy, working_set,
 };
 
 use super::supervisor::Supervised;
@@ -34,6 +34,8 @@ pub(super) struct QemuPaging {
     memory: Memory,
     /// None where the kernel pages.
     session: Option<Session>,
+    /// Why it is not prefetched although that was asked for.
+    shortfall: Option<String>,
     /// The snapshot's directory, its memory, and that memory's digest.
     dir: PathBuf,
     file: File,
@@ -54,7 +56,8 @@ impl QemuPaging {
         };
         let digest = from.memory_digest().ok_or_else(missing).map_err(RestoreError::Snapshot)?;
         let file = from.file(MEMORY).map_err(RestoreError::Snapshot)?;
-        Ok(Self { memory, session: None, dir: from.dir().to_owned(), file, digest })
+        let (session, shortfall, dir) = (None, None, from.dir().to_owned());
+        Ok(Self { memory, session, shortfall, dir, file, digest })
     }
 }
 
@@ -65,7 +68,7 @@ impl Preparing {
         memory: Memory,
         pagers: Option<&Pager>,
     ) -> Result<Self, RestoreError> {
-        let paging = QemuPaging::of(from, memory)?;
+        let mut paging = QemuPaging::of(from, memory)?;
         let Some(pagers) = pagers else {
             if memory.policy == PrefetchPolicy::Mincore {
                 // Whatever is in the cache afterwards is there because of this clone.
@@ -75,7 +78,7 @@ impl Preparing {
             return Ok(Self { prepared: None, paging });
         };
         let (file, digest) = (paging.file.try_clone().map_err(pager)?, paging.digest);
-        let mode = mode(&paging).map_err(pager)?;
+        let mode = mode(&mut paging).map_err(pager)?;
         let prepared = pagers.prepare(PreparedMemory { file, digest, mode }).map_err(pager)?;
         Ok(Self { prepared: Some(prepared), paging })
     }
@@ -110,20 +113,27 @@ pub(super) fn receive(
     handshake::receive(socket, bytes, deadline.instant()).map_err(pager)
 }
 
-/// What the pager is asked to do.
-fn mode(paging: &QemuPaging) -> io::Result<Mode> {
+/// What the pager is asked to do. Where a working set is wanted and none can be used, what is touched
+/// is recorded, so that the next start has one.
+fn mode(paging: &mut QemuPaging) -> io::Result<Mode> {
     let policy = paging.memory.policy;
-    Ok(match paging.memory.mode {
-        MemoryMode::File | MemoryMode::Lazy => Mode::Lazy,
-        MemoryMode::Record => Mode::Record { policy },
-        MemoryMode::Prefetch => {
-            let found = working_set::newest_valid(&paging.dir, paging.digest)?;
-            found.map_or(Mode::Record { policy }, |(working_set, _)| Mode::Prefetch {
-                working_set,
-                policy,
-            })
-        }
-    })
+    let record = Mode::Record { policy };
+    match paging.memory.mode {
+        MemoryMode::File | MemoryMode::Lazy => return Ok(Mode::Lazy),
+        MemoryMode::Record => return Ok(record),
+        MemoryMode::Prefetch if policy == PrefetchPolicy::FaultAround => return Ok(record),
+        MemoryMode::Prefetch => {}
+    }
+    let found = working_set::newest_valid(&paging.dir, paging.digest)?;
+    if let Some((working_set, _)) = found {
+        return Ok(Mode::Prefetch { working_set, policy });
+    }
+    paging.shortfall = Some("no working set can be used".to_owned());
+    if !policy::records_faults(policy) {
+        return Ok(Mode::Lazy);
+    }
+    paging.memory.mode = MemoryMode::Record;
+    Ok(record)
 }
 
 fn pager<E: std::error::Error + 'static>(error: E) -> RestoreError {
@@ -166,6 +176,12 @@ impl Paging for QemuPaging {
             wait_us: micros(stats.wait),
             prefetch_us: stats.prefetch_done.map_or(0, micros),
         }
+    }
+
+    fn shortfall(&self) -> Option<String> {
+        let failure = || self.session.as_ref()?.prefetch_failure();
+        let failed = || failure().map(|error| super::chain(&*error));
+        self.shortfall.clone().or_else(failed)
     }
 
     fn finish_recording(&self) -> Result<Option<u32>, RecordingError> {

@@ -264,7 +264,13 @@ impl Waiting {
         let paging = preparing.attach(self.handed.take(), &self.vm.supervised, journal)?;
         let loaded = load(&mut self.vm, self.state_fd, &paging, deadline)?;
         loaded.map_err(|error| {
-            let reason = words(&self.vm.supervised, journal, &chain(&error));
+            let supervised = &self.vm.supervised;
+            let reason = words(supervised, journal, &chain(&error));
+            if supervised.was_killed() {
+                // By whomever, it says nothing of the state.
+                return BootError::Guest { wanted: Milestone::Restored, attempts: 1, reason }
+                    .into();
+            }
             RestoreError::State { program: self.binary.clone(), reason }
         })?;
         journal.reach(Milestone::Restored, Instant::now());

@@ -81,6 +81,8 @@ struct Control {
     commands: Mutex<Vec<ToGuest>>,
     /// Its end is not the sandbox's.
     abandoned: AtomicBool,
+    /// It was ended by SIGKILL.
+    killed: AtomicBool,
 }
 
 impl Control {
@@ -106,6 +108,7 @@ pub(super) fn start(
         wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
         commands: Mutex::default(),
         abandoned: AtomicBool::new(false),
+        killed: AtomicBool::new(false),
     });
     let (tell, told) = mpsc::sync_channel(1);
     let theirs = Arc::clone(&control);
@@ -205,6 +208,11 @@ impl Supervised {
     /// From now on its end says nothing about the sandbox: it is not written to the journal.
     pub(super) fn abandon(&self) {
         self.control.abandoned.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether it has ended by SIGKILL, which no state of a guest's makes it do.
+    pub(super) fn was_killed(&self) -> bool {
+        self.control.killed.load(Ordering::SeqCst)
     }
 }
 
@@ -419,6 +427,7 @@ impl Session {
     }
 
     fn finish(mut self, exit: Exit, out_of_memory: bool) {
+        self.control.killed.store(exit == Exit::Signal(9), Ordering::SeqCst);
         let journal = &self.journal;
         self.console.finish(|line| journal.line(Stream::Console, line));
         let last = &mut self.last_error;
