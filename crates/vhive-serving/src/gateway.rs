@@ -293,7 +293,15 @@ async fn exchange(
         head::write_request(out, parts, length, &origin);
     });
     loop {
-        match poll_fn(|cx| connection.poll_head(cx, &parts.method)).await {
+        let head = poll_fn(|cx| match connection.poll_head(cx, &parts.method) {
+            Poll::Ready(head) => Poll::Ready(Some(head)),
+            Poll::Pending => flight.poll_ended(cx).map(|()| None),
+        });
+        let Some(head) = head.await else {
+            drop(connection);
+            return Err(broke(flight, "its sandbox ended".to_owned()));
+        };
+        match head {
             Ok(head) => {
                 connection.expect_body(&head);
                 return Ok(Served::Http1(head, connection));

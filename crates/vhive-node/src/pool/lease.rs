@@ -3,6 +3,7 @@
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Instant;
 
 use vhive_api::{MemoryFigures, SandboxId};
@@ -19,6 +20,8 @@ pub struct Lease {
     instance: Arc<Instance>,
     cold: bool,
     back: Back,
+    /// Where it waits for the instance's end.
+    place: Option<usize>,
 }
 
 impl Lease {
@@ -29,7 +32,7 @@ impl Lease {
         asked: Instant,
     ) -> Self {
         let cold = instance.ready_at > asked;
-        Self { pool, no, instance, cold, back: Back::Unused }
+        Self { pool, no, instance, cold, back: Back::Unused, place: None }
     }
 
     /// Where the function listens.
@@ -55,6 +58,12 @@ impl Lease {
     #[must_use]
     pub fn ended(&self) -> Option<End> {
         self.instance.journal.ended()
+    }
+
+    /// Ready once the sandbox has ended; until then the task is woken when it does. Whoever waits for the
+    /// instance must ask: a guest that is gone does not close its connections.
+    pub fn poll_ended(&mut self, cx: &Context<'_>) -> Poll<()> {
+        self.instance.users.poll_ended(&mut self.place, cx)
     }
 
     /// The sandbox's journal.
@@ -86,6 +95,9 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
+        if let Some(place) = self.place.take() {
+            self.instance.users.leave(place);
+        }
         self.pool.release(self.no, &self.instance, self.back);
     }
 }

@@ -8,6 +8,7 @@ mod back_off;
 mod behind;
 mod core;
 mod lease;
+mod users;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -25,6 +26,7 @@ use self::behind::Creator;
 pub(crate) use self::behind::Gone;
 use self::core::{Action, Answer, Bounds, Core, Counts, InstanceNo, Refusal, WaiterNo};
 pub use self::lease::Lease;
+use self::users::Users;
 use crate::limits::{Full, NoRoom, Reservation};
 use crate::node::Shared;
 use crate::snapshots::CloneToken;
@@ -102,6 +104,7 @@ struct Instance {
     paging: Option<Arc<dyn Paging>>,
     /// What is to be done after its first reply.
     after: Mutex<Option<AfterReply>>,
+    users: Users,
 }
 
 /// What must be released when an instance goes: the sandbox first, then its room.
@@ -374,6 +377,7 @@ impl Pool {
                 ready_at: Instant::now(),
                 paging: running.sandbox.paging(),
                 after: Mutex::new(after),
+                users: Users::default(),
             };
             slot.instance = Some(Arc::new(instance));
             slot.running = Some(running);
@@ -419,7 +423,14 @@ impl Pool {
     }
 
     fn died(self: &Arc<Self>, no: InstanceNo) {
-        self.run(|state, out| state.core.died(no, Instant::now(), out));
+        let mut instance = None;
+        self.run(|state, out| {
+            instance = state.slots.get(&no).and_then(|slot| slot.instance.clone());
+            state.core.died(no, Instant::now(), out);
+        });
+        if let Some(instance) = instance {
+            instance.users.end();
+        }
     }
 
     fn release(self: &Arc<Self>, no: InstanceNo, instance: &Instance, how: Back) {

@@ -296,6 +296,11 @@ impl Flight {
         self.timer.as_mut().map_or(Poll::Pending, |timer| timer.poll(cx))
     }
 
+    /// Ready once the instance that serves it has ended.
+    pub(super) fn poll_ended(&mut self, cx: &Context<'_>) -> Poll<()> {
+        self.lease.as_mut().map_or(Poll::Pending, |lease| lease.poll_ended(cx))
+    }
+
     pub(super) fn set_status(&mut self, status: http::StatusCode) {
         self.status = status.as_u16();
     }

@@ -1,6 +1,9 @@
 //! The exchange with an instance that speaks HTTP/2: one connection per instance, a stream per
 //! request, trailers in both directions.
 
+use std::future::poll_fn;
+use std::pin::pin;
+use std::task::Poll;
 use std::time::Duration;
 
 use http::request::Parts;
@@ -39,7 +42,18 @@ pub(super) async fn exchange(
     let mut retried = false;
     loop {
         let (mut sender, reused) = sender(flight).await?;
-        match sender.try_send_request(request).await {
+        let sent = {
+            let mut sending = pin!(sender.try_send_request(request));
+            poll_fn(|cx| match sending.as_mut().poll(cx) {
+                Poll::Ready(sent) => Poll::Ready(Some(sent)),
+                Poll::Pending => flight.poll_ended(cx).map(|()| None),
+            })
+            .await
+        };
+        let Some(sent) = sent else {
+            return Err(super::broke(flight, "its sandbox ended".to_owned()));
+        };
+        match sent {
             Ok(response) => return Ok(response),
             Err(mut error) => match error.take_message() {
                 // The connection had been closed: this request never left.

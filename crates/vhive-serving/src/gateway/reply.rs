@@ -144,16 +144,19 @@ impl Body for ReplyBody {
                 Poll::Ready(Some(Err(cut_off)))
             }
             Poll::Pending => {
-                let late =
-                    flight.as_mut().is_some_and(|flight| flight.poll_deadline(cx).is_ready());
-                if !late {
+                let Some(waiting) = flight else { return Poll::Pending };
+                let cut_off = if waiting.poll_deadline(cx).is_ready() {
+                    CutOff::TimedOut
+                } else if waiting.poll_ended(cx).is_ready() {
+                    CutOff::Instance("its sandbox ended".to_owned())
+                } else {
                     return Poll::Pending;
-                }
-                cut(flight, &CutOff::TimedOut);
+                };
+                cut(flight, &cut_off);
                 if let Self::Http1 { connection, .. } = this {
                     *connection = None;
                 }
-                Poll::Ready(Some(Err(CutOff::TimedOut)))
+                Poll::Ready(Some(Err(cut_off)))
             }
         }
     }
