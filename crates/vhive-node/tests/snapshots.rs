@@ -317,6 +317,39 @@ async fn a_snapshot_of_another_version_is_stale_and_replaced() {
 }
 
 #[tokio::test]
+async fn a_snapshot_of_another_machine_is_named_by_field_and_replaced() {
+    let other = serde_json::json!(vhive_api::Digest::of(b"other"));
+    let cases = [
+        ("/platform/kernel", "platform.kernel", other.clone()),
+        ("/platform/cpu", "platform.cpu", "another".into()),
+        ("/platform/page_size", "platform.page_size", 16384.into()),
+        ("/shape/memory", "shape.memory", serde_json::json!(vhive_api::Bytes::mib(2))),
+        ("/shape/vcpus", "shape.vcpus", 2.into()),
+        ("/owner/image", "owner.image", other),
+    ];
+    for (pointer, field, value) in cases {
+        let scene = Scene::new();
+        let node = scene.node().await;
+        let key = register(&node, "one", reap);
+        assert_eq!(kinds(&node, &key, 2).await, [Boot, Record]);
+        let manifest = only(&node).path.join("manifest.json");
+        soon(node.shutdown(Deadline::after(PATIENCE))).await.expect("clean");
+        drop(node);
+        let text = fs::read(&manifest).expect("read");
+        let mut content: serde_json::Value = serde_json::from_slice(&text).expect("JSON");
+        *content.pointer_mut(pointer).expect(pointer) = value;
+        fs::write(&manifest, content.to_string()).expect("written");
+        let node = scene.node().await;
+        let key = register(&node, "one", reap);
+        let (report, _) = invoke(&node, &key).await;
+        let why = report.fallback.expect("it says why");
+        assert_eq!(report.kind, Boot, "{field}");
+        assert!(why.contains(&format!("{field} is ")) && why.contains(", wanted "), "{why}");
+        assert_eq!(kinds(&node, &key, 2).await, [Record, Reap], "{field}: replaced");
+    }
+}
+
+#[tokio::test]
 async fn a_snapshot_may_be_removed_while_it_is_used() {
     let mut scene = Scene::new();
     scene.sim.snapshot.restore_record = vhive_api::Span(std::time::Duration::from_millis(50));

@@ -5,4 +5,6 @@ mod faults;
 mod lifecycle;
 mod microvm;
 mod scene;
+mod snapshot_faults;
 mod study;
+mod watch;
