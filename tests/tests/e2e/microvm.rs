@@ -230,9 +230,8 @@ fn example(dir: &Dir, name: &str) -> String {
     let mut command = Command::new(&program);
     command.env("VHIVE_STATE_DIR", dir.path().join("state"));
     let config = dir.path().join("vhive.toml");
-    let done = command.env("VHIVE_CONFIG", config).output().unwrap_or_else(|error| {
-        panic!("{}: {error}; run `cargo build --package vhive --examples` first", program.display())
-    });
+    let done = command.env("VHIVE_CONFIG", config).output();
+    let done = done.expect("built by `cargo build --package vhive --examples`");
     assert!(done.status.success(), "{}", said(&done));
     String::from_utf8_lossy(&done.stdout).into_owned()
 }

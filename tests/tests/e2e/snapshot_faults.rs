@@ -363,7 +363,7 @@ fn e2e_microvm_a_disk_that_is_full_costs_the_snapshot_and_no_reply() {
     let second = invoke(&node, "hello");
     assert_eq!((&second["status"], &second["record"]["start"]), (&200.into(), &"warm".into()));
     node.ok(&["evict", "hello"]).expect("evicted");
-    assert_eq!(below(&disk), [filler.clone()]);
+    assert_eq!(below(&disk), std::slice::from_ref(&filler));
     assert!(node.log().contains("snapshot not taken"), "{}", node.log());
 
     fs::remove_file(&filler).expect("removed");

@@ -83,9 +83,9 @@ mod tests {
         let waker = Waker::from(Arc::clone(&count));
         let cx = Context::from_waker(&waker);
         let (mut first, mut second, mut third) = (None, None, None);
-        for place in [&mut first, &mut second, &mut first] {
-            assert!(users.poll_ended(place, &cx).is_pending());
-        }
+        assert!(users.poll_ended(&mut first, &cx).is_pending());
+        assert!(users.poll_ended(&mut second, &cx).is_pending());
+        assert!(users.poll_ended(&mut first, &cx).is_pending());
         assert_ne!(first, second);
         users.leave(second.take().expect("a place"));
         assert!(users.poll_ended(&mut third, &cx).is_pending());
