@@ -7,7 +7,7 @@
 //! | `bench [SUBSTRING]` | runs benchmarks, prints a table, writes `target/bench/summary.json` |
 //! | `check-docs` | proves that what the documents name exists |
 //! | `check-shape` | proves that the crates depend on each other as drawn |
-//! | `prepush` | formatting, lints, documents, unit tests: CI without its slow part |
+//! | `prepush` | formatting, lints, documents, dependencies (`deny.toml`), unit tests: CI without its slow part |
 //! | `clean` | removes what the project made on this host |
 #![expect(clippy::print_stdout, reason = "chores talk to a person")]
 

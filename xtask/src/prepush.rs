@@ -1,5 +1,7 @@
 //! `cargo xtask prepush`: CI without its slow part.
 
+use std::process::Stdio;
+
 use crate::shell::cargo;
 use crate::{check_docs, check_shape, shell};
 
@@ -32,5 +34,20 @@ pub(crate) fn run() -> anyhow::Result<()> {
     )?;
     check_docs::run()?;
     check_shape::run()?;
+    deny()?;
     run_all(&[&["test", "--workspace", "--lib", "--bins", "--quiet"]])
+}
+
+/// Licences, advisories and sources of what we depend on, by `deny.toml`.
+fn deny() -> anyhow::Result<()> {
+    let there = cargo(&["deny", "--version"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .is_ok_and(|status| status.success());
+    if !there {
+        println!("SKIP deny: cargo-deny is not installed (`cargo install cargo-deny`)");
+        return Ok(());
+    }
+    run_all(&[&["deny", "check"]])
 }

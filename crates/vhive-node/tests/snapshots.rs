@@ -341,6 +341,8 @@ async fn a_snapshot_of_another_machine_is_named_by_field_and_replaced() {
         fs::write(&manifest, content.to_string()).expect("written");
         let node = scene.node().await;
         let key = register(&node, "one", reap);
+        // Its place is not free before the node has read it.
+        wait_for(|| only(&node), |found| found.verified && !found.held).await;
         let (report, _) = invoke(&node, &key).await;
         let why = report.fallback.expect("it says why");
         assert_eq!(report.kind, Boot, "{field}");

@@ -212,6 +212,7 @@ fn e2e_microvm_a_vmm_killed_at_any_step_of_a_start_costs_no_reply() {
     let request = thread::spawn(move || {
         use std::io::{Read as _, Write as _};
         let mut stream = std::net::TcpStream::connect(gateway).expect("connected");
+        stream.set_read_timeout(Some(Duration::from_secs(30))).expect("set");
         let head = "POST / HTTP/1.1\r\nHost: hello.default.example.com\r\nContent-Length: 9\r\n\
                     Connection: close\r\n\r\nhalf";
         stream.write_all(head.as_bytes()).expect("sent");

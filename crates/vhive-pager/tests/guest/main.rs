@@ -34,6 +34,7 @@ const TESTS: &[(&str, fn())] = &[
     ("a_damaged_working_set_is_named_and_does_no_harm", damaged_working_set),
     ("a_memory_file_that_shrank_kills_the_guest", shrunk_memory),
     ("a_pager_that_stops_kills_its_guests", stopped_pager),
+    ("a_pager_that_stops_while_it_prefetches_kills_its_guests", stopped_in_between),
     ("a_guest_that_dies_harms_nobody", dead_guest),
     ("many_guests_share_few_threads", many_guests),
     ("a_guest_that_does_not_fit_is_refused_and_killed", misfit),
@@ -321,6 +322,26 @@ fn stopped_pager() {
     let refused = waiting.attach(guest.handoff(&memory), on_death);
     assert!(matches!(refused, Err(AttachError::Watch(_))));
     assert!(killed.load(std::sync::atomic::Ordering::SeqCst));
+}
+
+fn stopped_in_between() {
+    for seed in 0..SEEDS {
+        let policy = PrefetchPolicy::ALL[usize::try_from(seed % 2).expect("small")];
+        let pager = pager();
+        let memory = Memory::new(seed);
+        let trace = working_set::from_page_cache(&memory.file).expect("mapped");
+        let mode = Mode::Prefetch { working_set: memory.publish(&trace), policy };
+        let mut served = serve(&pager, &memory, mode);
+        // Reading and installing have begun, and are anywhere.
+        served.guest.send(&Command::Touch { order: memory.spots(), threads: 2 });
+        drop(pager);
+        served.deaths.recv_timeout(Duration::from_secs(30)).expect("told");
+        assert!(served.session.wait_installed(soon()).is_err(), "nobody waits for ever");
+        served.guest.send(&Command::Sums);
+        while let Some(answer) = served.guest.answer() {
+            assert!(matches!(answer, Answer::Done), "it told of memory that nobody served");
+        }
+    }
 }
 
 fn dead_guest() {

@@ -3,6 +3,7 @@
 
 mod api;
 mod gateway;
+mod gone;
 mod http2;
 mod malformed;
 mod scaling;

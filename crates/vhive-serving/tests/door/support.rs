@@ -16,8 +16,8 @@ use vhive_node::{Node, Runtimes};
 use vhive_sandbox::sim::{Sim, SimConfig};
 use vhive_sandbox::snapshot::Platform;
 use vhive_sandbox::{
-    BootError, Checkpoint, Deadline, End, HostLacks, Memory, Milestone, Restore, RestoreError,
-    Runtime, Sandbox, SandboxSpec, Snapshot, SnapshotDraft, SnapshotError,
+    BootError, Checkpoint, Deadline, End, HostLacks, Journal, Memory, Milestone, Restore,
+    RestoreError, Runtime, Sandbox, SandboxSpec, Snapshot, SnapshotDraft, SnapshotError,
 };
 use vhive_serving::{Config, Serving};
 
@@ -246,6 +246,8 @@ pub(crate) struct InProcess {
     handle: tokio::runtime::Handle,
     /// What checkpoints found: connections open.
     pub(crate) found: Arc<Mutex<Vec<usize>>>,
+    /// Of all sandboxes.
+    pub(crate) journals: Arc<Mutex<Vec<Arc<Journal>>>>,
 }
 
 impl InProcess {
@@ -255,7 +257,7 @@ impl InProcess {
     {
         let serve: Serve = Arc::new(move |stream| Box::pin(serve(stream)));
         let handle = tokio::runtime::Handle::current();
-        Self { serve, handle, found: Arc::default() }
+        Self { serve, handle, found: Arc::default(), journals: Arc::default() }
     }
 }
 
@@ -299,6 +301,7 @@ impl Runtime for InProcess {
             journal.reach(milestone, Instant::now());
         }
         let (id, journal) = (spec.id.clone(), Arc::clone(journal));
+        self.journals.lock().unwrap().push(Arc::clone(&journal));
         let saver = Saver { open, found: Arc::clone(&self.found), handle: self.handle.clone() };
         Ok(Box::new(Unit { id, endpoint, task: Mutex::new(task), journal, saver }))
     }
@@ -353,7 +356,7 @@ struct Unit {
     id: SandboxId,
     endpoint: SocketAddr,
     task: Mutex<tokio::task::JoinHandle<()>>,
-    journal: Arc<vhive_sandbox::Journal>,
+    journal: Arc<Journal>,
     saver: Saver,
 }
 

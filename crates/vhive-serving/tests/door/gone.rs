@@ -1,0 +1,102 @@
+//! A guest that is gone: its connections stay open, for no kernel is left there that would close them.
+
+use std::future::pending;
+use std::sync::{Arc, Mutex};
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::sync::Notify;
+use vhive_api::Outcome;
+use vhive_node::Runtimes;
+use vhive_sandbox::{End, Journal};
+
+use crate::support::{InProcess, Setup, World, host, read_head, within};
+
+/// Keeps the connection open, whatever becomes of the sandbox.
+fn keep(stream: TcpStream) {
+    tokio::spawn(async move {
+        let _stream = stream;
+        pending::<()>().await;
+    });
+}
+
+async fn takes(mut stream: TcpStream, came: Arc<Notify>) {
+    // The probe connects and says nothing.
+    if read_head(&mut stream).await.is_none() {
+        return;
+    }
+    came.notify_one();
+    keep(stream);
+}
+
+async fn begins(mut stream: TcpStream, came: Arc<Notify>) {
+    if read_head(&mut stream).await.is_none() {
+        return;
+    }
+    stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf").await.unwrap();
+    came.notify_one();
+    keep(stream);
+}
+
+/// Says enough of HTTP/2 to be sent a request: its settings.
+async fn shakes(mut stream: TcpStream, came: Arc<Notify>) {
+    let settings = [0, 0, 0, 4, 0, 0, 0, 0, 0];
+    let mut preface = [0; 24];
+    if stream.read_exact(&mut preface).await.is_err() {
+        return;
+    }
+    stream.write_all(&settings).await.unwrap();
+    came.notify_one();
+    keep(stream);
+}
+
+/// Sends a request, ends the sandbox once that is there and `first` has come back, and says what came.
+async fn told(world: &World, first: &str, came: &Notify, journals: &Journals) -> String {
+    let mut stream = world.connect().await;
+    let wire = format!("GET / HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", host("gone"));
+    stream.write_all(wire.as_bytes()).await.unwrap();
+    within(came.notified()).await;
+    let mut reply = Vec::new();
+    while !reply.ends_with(first.as_bytes()) {
+        assert_ne!(within(stream.read_buf(&mut reply)).await.unwrap(), 0);
+    }
+    for journal in journals.lock().unwrap().iter() {
+        journal.end(End::Vanished("it was killed".to_owned()));
+    }
+    // A reply that has begun is cut off.
+    let _cut = within(stream.read_to_end(&mut reply)).await;
+    String::from_utf8(reply).unwrap()
+}
+
+type Journals = Mutex<Vec<Arc<Journal>>>;
+
+#[tokio::test]
+async fn a_guest_that_is_gone_keeps_no_request() {
+    let came = Arc::new(Notify::new());
+    let of = || Arc::clone(&came);
+    let (one, two, three) = (of(), of(), of());
+    let cases = [
+        (InProcess::new(move |stream| takes(stream, Arc::clone(&one))), "http1", ""),
+        (InProcess::new(move |stream| begins(stream, Arc::clone(&two))), "http1", "half"),
+        (InProcess::new(move |stream| shakes(stream, Arc::clone(&three))), "h2c", ""),
+    ];
+    for (runtime, protocol, first) in cases {
+        let journals = Arc::clone(&runtime.journals);
+        let world = Setup::of(Runtimes::new().with(runtime)).start().await;
+        let change = |document: &mut serde_json::Value| {
+            document["spec"]["template"]["spec"]["containers"][0]["ports"] =
+                serde_json::json!([{"name": protocol, "containerPort": 8080}]);
+        };
+        world.apply("gone", change).await;
+        let reply = told(&world, first, &came, &journals).await;
+        if first.is_empty() {
+            assert!(reply.starts_with("HTTP/1.1 502"), "{protocol}: {reply}");
+            assert!(reply.contains("it was killed"), "{protocol}: {reply}");
+        } else {
+            assert!(reply.starts_with("HTTP/1.1 200") && reply.ends_with(first), "{reply}");
+        }
+        let records = world.records(|records| records.len() == 1).await;
+        assert_eq!(records[0].outcome, Outcome::InstanceFailed, "{records:?}");
+        world.stop().await;
+    }
+}
