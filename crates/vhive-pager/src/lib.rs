@@ -44,10 +44,13 @@ mod handler;
 pub mod handshake;
 mod install;
 mod loader;
+mod memory_file;
 mod pager;
 pub mod pages;
 pub mod policy;
 pub mod regions;
+#[expect(unsafe_code, reason = "one push: see there")]
+mod ring;
 mod stats;
 #[expect(unsafe_code, reason = "the one place: see its first lines")]
 pub mod sys;
