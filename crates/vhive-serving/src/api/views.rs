@@ -160,7 +160,11 @@ fn write_line(text: &mut Vec<u8>, sandbox: &SandboxId, line: &Line) {
 pub(super) struct RecordQuery {
     namespace: Option<String>,
     service: Option<String>,
+    /// Only this invocation.
+    id: Option<String>,
     limit: Option<usize>,
+    /// With the timelines of faults, which may be a hundred times as long as the rest.
+    faults: bool,
 }
 
 /// `GET /vhive/v1/records`: the newest records that are kept, oldest first.
@@ -172,11 +176,20 @@ pub(super) async fn records(
     let wanted = |record: &&Arc<InvocationRecord>| {
         query.namespace.as_ref().is_none_or(|namespace| *namespace == record.namespace)
             && query.service.as_ref().is_none_or(|service| *service == record.service)
+            && query.id.as_ref().is_none_or(|id| id == record.id.as_str())
+    };
+    let shown = |record: &Arc<InvocationRecord>| match record.fault_timeline {
+        Some(_) if !query.faults => {
+            let mut short = InvocationRecord::clone(record);
+            short.fault_timeline = None;
+            Arc::new(short)
+        }
+        _ => Arc::clone(record),
     };
     shared.gateway.ledger.write();
     let all = shared.services.node.records().recent(usize::MAX);
     let limit = query.limit.unwrap_or(100);
-    let mut found: Vec<_> = all.iter().rev().filter(wanted).take(limit).cloned().collect();
+    let mut found: Vec<_> = all.iter().rev().filter(wanted).take(limit).map(shown).collect();
     found.reverse();
     Ok(Json(found))
 }
