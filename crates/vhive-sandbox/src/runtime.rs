@@ -14,6 +14,7 @@ use vhive_api::{
 use crate::deadline::Deadline;
 use crate::journal::{Journal, Milestone};
 use crate::network::NetworkSlot;
+use crate::qemu::AcceleratorChoice;
 use crate::run_dir::RunRoot;
 use crate::snapshot::{DraftError, Mismatch, OpenError, Platform, Snapshot, SnapshotDraft};
 
@@ -105,6 +106,12 @@ pub trait Runtime: Send + Sync + fmt::Debug {
     /// # Errors
     /// [`HostLacks`] with the reason and the fix.
     fn check_host(&self) -> Result<(), HostLacks>;
+
+    /// How its guests' instructions are run, and why so; none before that has been found out (by
+    /// [`Runtime::check_host`] or the first start), and for runtimes without guests. Never waits.
+    fn known_accelerator(&self) -> Option<AcceleratorChoice> {
+        None
+    }
 
     /// Starts a sandbox and returns when its function's process has been started
     /// ([`Milestone::Started`] is in the journal). Whether it is *ready* is the caller's business.
