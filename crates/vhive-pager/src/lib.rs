@@ -54,6 +54,7 @@ mod ring;
 mod stats;
 #[expect(unsafe_code, reason = "the one place: see its first lines")]
 pub mod sys;
+mod timeline;
 mod trace;
 mod vm;
 pub mod working_set;
@@ -64,7 +65,8 @@ pub use pager::{
     Session, WaitError,
 };
 pub use policy::PrefetchPolicy;
-pub use stats::{FaultAt, MOST_TIMELINE, PagerStats};
+pub use stats::PagerStats;
+pub use timeline::{FaultAt, MOST_TIMELINE, Timeline};
 pub use trace::FaultTrace;
 pub use vm::ServeError;
 pub use working_set::{WorkingSet, WorkingSetError};

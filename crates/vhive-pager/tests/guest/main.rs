@@ -393,5 +393,9 @@ fn recording_ends() {
     assert_eq!(trace.pages().len(), 2);
     assert_eq!(served.guest.sums(), memory.sums());
     assert!(served.session.finish_recording().is_none());
-    assert_eq!(served.session.stats().timeline.len() as u64, served.session.stats().faults);
+    let stats = served.session.stats();
+    let timeline = stats.timeline.faults();
+    assert_eq!((stats.timeline.every(), timeline.len() as u64), (1, stats.faults));
+    assert!(timeline.iter().all(|fault| fault.residual), "there is no working set");
+    assert!(timeline.is_sorted_by_key(|fault| fault.micros));
 }
