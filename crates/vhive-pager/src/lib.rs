@@ -49,8 +49,6 @@ mod pager;
 pub mod pages;
 pub mod policy;
 pub mod regions;
-#[expect(unsafe_code, reason = "one push: see there")]
-mod ring;
 mod stats;
 #[expect(unsafe_code, reason = "the one place: see its first lines")]
 pub mod sys;

@@ -1,15 +1,10 @@
 //! Reading working sets and installing them, many at a time, with few threads.
 //!
-//! ```text
-//!   working set ──open──► Plan ──► reader: up to `readers` chunks in flight ──landed──► `copiers` install
-//! ```
-//!
-//! One thread keeps the reads in flight with an `io_uring`. Where the kernel has none to give, `readers`
-//! threads more read one chunk each; then all threads do the same: install a chunk that has landed, if
-//! fewer than `copiers` do so, else read one, else sleep.
+//! All threads do the same: install a chunk that has landed, if fewer than `copiers` do so, else read a
+//! chunk, if fewer than `readers` do so, else sleep. So up to `readers` chunks are in flight, and a chunk is
+//! mostly installed by the thread that read it, without another being woken.
 
 mod plan;
-mod reader;
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -195,8 +190,6 @@ enum Done {
 }
 
 struct Board {
-    /// Whether chunks of pooled memory are the reader's to read.
-    has_reader: bool,
     loads: Vec<Load>,
     free: Vec<Buffer>,
     limits: Limits,
@@ -210,8 +203,6 @@ struct Board {
 pub(crate) struct Desk {
     board: Mutex<Board>,
     work: Condvar,
-    /// The reader's, while nothing is in flight.
-    reads: Condvar,
 }
 
 /// Owns the threads.
@@ -224,7 +215,6 @@ impl Loader {
     pub(crate) fn start(limits: Limits) -> io::Result<Self> {
         let pool = Mapping::resident(limits.buffers * CHUNK_BYTES)?;
         let board = Board {
-            has_reader: false,
             loads: Vec::new(),
             free: pool.split(CHUNK_BYTES),
             limits,
@@ -233,15 +223,9 @@ impl Loader {
             next_id: 0,
             is_stopping: false,
         };
-        let (work, reads) = (Condvar::new(), Condvar::new());
-        let desk = Arc::new(Desk { board: Mutex::new(board), work, reads });
+        let desk = Arc::new(Desk { board: Mutex::new(board), work: Condvar::new() });
         let mut loader = Self { desk: Arc::clone(&desk), threads: Vec::new() };
-        let reader = reader::start(&desk, limits.readers)?;
-        // Opening, and reading as published, are done by threads in any case.
-        let reading = if reader.is_some() { 1 } else { limits.readers };
-        lock(&desk.board).has_reader = reader.is_some();
-        loader.threads.extend(reader);
-        for number in 0..reading + limits.copiers {
+        for number in 0..limits.readers + limits.copiers {
             let desk = Arc::clone(&desk);
             let thread = thread::Builder::new().name(format!("pager-load-{number}"));
             loader.threads.push(thread.spawn(move || desk.work())?);
@@ -265,7 +249,6 @@ impl Drop for Loader {
             load.progress.finish(None);
         }
         self.desk.work.notify_all();
-        self.desk.reads.notify_all();
         for thread in self.threads.drain(..) {
             let _ = thread.join();
         }
@@ -295,7 +278,7 @@ impl Desk {
             unfinished: 0,
         });
         drop(board);
-        self.wake();
+        self.work.notify_one();
         (id, progress)
     }
 
@@ -304,19 +287,13 @@ impl Desk {
         if let Some(load) = lock(&self.board).load(id) {
             load.vm = Some(Arc::clone(vm));
         }
-        self.wake();
+        self.work.notify_one();
     }
 
     /// Nothing more is read or installed for it, but for what is under way.
     pub(crate) fn cancel(&self, id: LoadId) {
         lock(&self.board).end(id, None);
-        self.wake();
-    }
-
-    /// There may be something to do.
-    fn wake(&self) {
         self.work.notify_one();
-        self.reads.notify_one();
     }
 
     fn work(&self) {
@@ -347,9 +324,6 @@ impl Desk {
             }
             board.free.append(&mut freed);
             board.settle(id, outcome);
-            if board.has_chunk_for_reader() {
-                self.reads.notify_one();
-            }
         }
     }
 }
@@ -368,42 +342,17 @@ impl Board {
         })
     }
 
-    fn has_chunk_for_reader(&self) -> bool {
-        self.has_reader && self.loads.iter().any(|load| self.is_for_reader(load))
-    }
-
     fn is_readable(&self, load: &Load) -> bool {
-        match &load.plan {
-            None => !load.is_opening && self.has_buffer(load),
-            Some(_) if self.has_reader && policy::overlaps(load.order.policy) => false,
-            Some(_) => self.has_chunk(load),
-        }
-    }
-
-    fn is_for_reader(&self, load: &Load) -> bool {
-        load.plan.is_some() && policy::overlaps(load.order.policy) && self.has_chunk(load)
-    }
-
-    /// Whether there is a chunk to read, and where to put it.
-    fn has_chunk(&self, load: &Load) -> bool {
-        let is_left = load.plan.as_ref().is_some_and(|plan| load.next_read < plan.chunks.len());
-        is_left && (self.has_buffer(load) || !policy::overlaps(load.order.policy))
-    }
-
-    fn has_buffer(&self, load: &Load) -> bool {
         // Guests that do not wait yet leave buffers for those that do.
         let reserve = self.limits.readers + self.limits.copiers;
-        self.free.len() > if load.vm.is_some() { 0 } else { reserve }
-    }
-
-    /// The next chunk that the reader is to read.
-    fn next_for_reader(&mut self) -> Option<(LoadId, Arc<Plan>, usize, Buffer)> {
-        let at = self.loads.iter().position(|load| self.is_for_reader(load))?;
-        let load = &mut self.loads[at];
-        let plan = Arc::clone(load.plan.as_ref()?);
-        let buffer = self.free.pop()?;
-        load.next_read += 1;
-        Some((load.id, plan, load.next_read - 1, buffer))
+        let has_buffer = self.free.len() > if load.vm.is_some() { 0 } else { reserve };
+        match &load.plan {
+            None => !load.is_opening && has_buffer,
+            Some(plan) => {
+                load.next_read < plan.chunks.len()
+                    && (has_buffer || !policy::overlaps(load.order.policy))
+            }
+        }
     }
 
     fn next_task(&mut self) -> Option<Task> {

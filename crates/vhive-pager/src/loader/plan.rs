@@ -1,7 +1,6 @@
 //! Which bytes of a working set go where, chunk by chunk.
 
 use std::fs::File;
-use std::sync::Arc;
 
 use crate::pages::{PageSet, Run};
 use crate::sys::PAGE;
@@ -13,7 +12,7 @@ const MOST_PAGES_AT_ONCE: u32 = 32;
 /// A working set, ready to be read and installed.
 pub(crate) struct Plan {
     pub(crate) set: WorkingSet,
-    pub(crate) file: Arc<File>,
+    pub(crate) file: File,
     pub(crate) pages: PageSet,
     pub(crate) chunks: Vec<ChunkPlan>,
 }
@@ -63,7 +62,7 @@ impl Plan {
             }
         }
         let pages = set.page_set();
-        Self { set, file: Arc::new(file), pages, chunks }
+        Self { set, file, pages, chunks }
     }
 }
 
