@@ -16,11 +16,15 @@ pub mod record;
 pub mod revision;
 pub mod runtime;
 pub mod snapshot;
+pub mod timeline;
 pub mod units;
 
 pub use ids::{Digest, InvocationId, ParseDigestError, RevisionDigest, RevisionKey, SandboxId};
-pub use record::{InvocationRecord, MemoryFigures, Outcome, Phase, PhaseSpan, StartKind};
+pub use record::{
+    InvocationRecord, MemoryFigures, Outcome, Phase, PhaseSpan, RECORD_VERSION, StartKind,
+};
 pub use revision::{HttpProbe, Protocol, Readiness, Revision, Scale};
 pub use runtime::{ParseRuntimeError, RuntimeName};
 pub use snapshot::{MemoryMode, ParsePolicyError, PrefetchPolicy, SnapshotPolicy};
+pub use timeline::{FaultAt, FaultTimeline};
 pub use units::{Bytes, Span, UnitError};

@@ -1,10 +1,13 @@
 //! The one row per invocation: who, how it was started, and where the time went.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{InvocationId, SandboxId};
 use crate::runtime::RuntimeName;
 use crate::snapshot::{MemoryMode, PrefetchPolicy};
+use crate::timeline::FaultTimeline;
 
 /// How the instance that served an invocation came to be running.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -226,11 +229,15 @@ impl MemoryFigures {
     }
 }
 
+/// Version of [`InvocationRecord`] that is written. Version 2 had no `fault_timeline`, version 1 had
+/// no `memory` and no `fallback` either; both can be read.
+pub const RECORD_VERSION: u32 = 3;
+
 /// One row per invocation, written as one line of JSON.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct InvocationRecord {
-    /// Version of this schema: 2. Version 1 had no `memory` and no `fallback`.
+    /// Version of this schema: [`RECORD_VERSION`].
     pub version: u32,
     /// Identifies the invocation; also sent to the function as `X-Request-Id` if it had none.
     pub id: InvocationId,
@@ -264,6 +271,10 @@ pub struct InvocationRecord {
     /// How a restored guest's memory arrived; absent without a start from a snapshot.
     #[serde(default)]
     pub memory: Option<MemoryFigures>,
+    /// When it missed which page; absent where no pager served its memory. Behind a pointer, so
+    /// that the other records stay small.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fault_timeline: Option<Arc<FaultTimeline>>,
     /// Why the start did not go the way that the revision's policy wanted, e.g. a snapshot that
     /// could not be restored.
     #[serde(default)]
@@ -283,6 +294,44 @@ mod tests {
                 let parent_at = Phase::ALL.iter().position(|p| *p == parent);
                 assert!(parent_at.is_some_and(|p| p < at), "{phase:?}");
             }
+        }
+    }
+
+    #[test]
+    fn records_of_every_version_can_be_read() {
+        let mut lines = vec![serde_json::json!({
+            "version": 1, "id": "4bd7730718b21cf6", "at": "2026-11-25T16:54:46Z",
+            "namespace": "default", "service": "hello", "revision": "hello-00001",
+            "runtime": "qemu", "sandbox": "657ffd3896b4e892", "start": "lazy",
+            "outcome": "replied", "status": 200, "request_bytes": 18, "response_bytes": 60,
+            "phases": [], "guest_clock_error_us": null, "error": null,
+        })];
+        let mut second = lines[0].clone();
+        second["version"] = 2.into();
+        second["fallback"] = serde_json::Value::Null;
+        second["memory"] = serde_json::json!({
+            "mode": "lazy", "prefetch": null, "faults": 2, "fault_pages": 2, "zero_pages": 1,
+            "prefetched_pages": 0, "prefetched_bytes": 0, "wait_us": 90, "prefetch_us": 0,
+        });
+        let mut third = second.clone();
+        third["version"] = 3.into();
+        third["fault_timeline"] = serde_json::json!({
+            "attached_us": 512, "every": 1, "residual": [[7, 4096], [60, 12]], "awaited": [],
+        });
+        lines.extend([second, third]);
+        assert_eq!(lines.len(), RECORD_VERSION as usize, "one of each version");
+        let records: Vec<InvocationRecord> =
+            lines.into_iter().map(|l| serde_json::from_value(l).expect("a record")).collect();
+        let faults = |record: &InvocationRecord| {
+            let timeline = record.fault_timeline.as_ref();
+            (record.memory.and_then(|memory| memory.faults), timeline.map(|t| t.len()))
+        };
+        let read: Vec<_> = records.iter().map(faults).collect();
+        assert_eq!(read, [(None, None), (Some(2), None), (Some(2), Some(2))]);
+        for record in &records {
+            let line = serde_json::to_string(record).expect("serialises");
+            assert_eq!(line.contains("fault_timeline"), record.fault_timeline.is_some());
+            assert_eq!(serde_json::from_str::<InvocationRecord>(&line).expect("again"), *record);
         }
     }
 

@@ -31,6 +31,7 @@
 
 pub mod config;
 mod drain;
+mod footprint;
 mod limits;
 mod logs;
 mod metrics;
@@ -50,6 +51,7 @@ mod testing;
 
 pub use config::{Config, ConfigError, RecordsConfig, SnapshotsConfig};
 pub use drain::ShutdownError;
+pub use footprint::Footprint;
 pub use limits::Full;
 pub use logs::{InstanceLog, LogFollower};
 pub use node::{CreateError, Node, OpenError, ResolveError, Runtimes, Tools};

@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use rustix::process::Pid;
 use vhive_api::{Bytes, MemoryFigures, Revision, SandboxId};
 
+use crate::footprint::Footprint;
 use crate::pool::{InstanceState, PoolView};
 use crate::start::{StartFailure, StartReport};
 
@@ -65,6 +66,16 @@ pub struct InstanceStatus {
     pub memory: Option<Bytes>,
     /// How its memory has arrived up to now, if it came from a snapshot.
     pub paging: Option<MemoryFigures>,
+    processes: Vec<Pid>,
+}
+
+impl InstanceStatus {
+    /// Memory of its processes on the host, if it has any that still run. The kernel looks at each
+    /// of their pages: milliseconds, in which they may wait when they change their mappings.
+    #[must_use]
+    pub fn footprint(&self) -> Option<Footprint> {
+        Footprint::of(&self.processes)
+    }
 }
 
 impl RevisionStatus {
@@ -77,6 +88,7 @@ impl RevisionStatus {
             endpoint: instance.endpoint,
             memory: resident(&instance.processes),
             paging: instance.paging,
+            processes: instance.processes,
         });
         Self {
             revision: view.revision,

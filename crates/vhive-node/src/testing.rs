@@ -36,7 +36,7 @@ pub(crate) fn revision(name: &str) -> Revision {
 /// A record that says `status`.
 pub(crate) fn record(status: u16) -> InvocationRecord {
     InvocationRecord {
-        version: 2,
+        version: vhive_api::RECORD_VERSION,
         id: InvocationId::random(),
         at: jiff::Timestamp::UNIX_EPOCH,
         namespace: "default".to_owned(),
@@ -52,6 +52,7 @@ pub(crate) fn record(status: u16) -> InvocationRecord {
         phases: Vec::new(),
         guest_clock_error_us: None,
         memory: None,
+        fault_timeline: None,
         fallback: None,
         error: None,
     }

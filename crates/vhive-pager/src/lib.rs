@@ -44,6 +44,7 @@ mod handler;
 pub mod handshake;
 mod install;
 mod loader;
+mod memory_file;
 mod pager;
 pub mod pages;
 pub mod policy;
@@ -51,6 +52,7 @@ pub mod regions;
 mod stats;
 #[expect(unsafe_code, reason = "the one place: see its first lines")]
 pub mod sys;
+mod timeline;
 mod trace;
 mod vm;
 pub mod working_set;
@@ -61,7 +63,8 @@ pub use pager::{
     Session, WaitError,
 };
 pub use policy::PrefetchPolicy;
-pub use stats::{FaultAt, MOST_TIMELINE, PagerStats};
+pub use stats::PagerStats;
+pub use timeline::{FaultAt, MOST_TIMELINE, Timeline};
 pub use trace::FaultTrace;
 pub use vm::ServeError;
 pub use working_set::{WorkingSet, WorkingSetError};

@@ -3,18 +3,7 @@
 use std::time::Duration;
 
 use crate::pages::PageNumber;
-
-/// The most entries of a session's fault timeline; later faults are only counted.
-pub const MOST_TIMELINE: usize = 65_536;
-
-/// One fault: when, and of which page.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FaultAt {
-    /// Microseconds since the memory was attached; an hour and more reads as `u32::MAX`.
-    pub micros: u32,
-    /// The page of the memory file.
-    pub page: PageNumber,
-}
+use crate::timeline::{FaultAt, Timeline};
 
 /// What happened to one guest's memory since it was attached.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -40,8 +29,8 @@ pub struct PagerStats {
     pub last_fault: Option<Duration>,
     /// When prefetching had installed everything, since the memory was attached (zero if before).
     pub prefetch_done: Option<Duration>,
-    /// The first faults in their order, at most [`MOST_TIMELINE`].
-    pub timeline: Vec<FaultAt>,
+    /// When which page was missing.
+    pub timeline: Timeline,
 }
 
 impl PagerStats {
@@ -50,9 +39,7 @@ impl PagerStats {
         self.residual_faults += u64::from(is_residual);
         self.first_fault.get_or_insert(since_attach);
         self.last_fault = Some(since_attach);
-        if self.timeline.len() < MOST_TIMELINE {
-            let micros = u32::try_from(since_attach.as_micros()).unwrap_or(u32::MAX);
-            self.timeline.push(FaultAt { micros, page });
-        }
+        let micros = u32::try_from(since_attach.as_micros()).unwrap_or(u32::MAX);
+        self.timeline.note(FaultAt { micros, page, residual: is_residual });
     }
 }

@@ -1,7 +1,6 @@
 //! One guest's memory while it is served: its faults, its changes, its end.
 
 use std::fmt;
-use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -13,12 +12,12 @@ use rustix::io::Errno;
 use crate::events::{self, Event};
 use crate::install::{Content, Stop, install};
 use crate::loader::Progress;
-use crate::pages::{PageNumber, PageSet, Run, by_content};
+use crate::memory_file::{LOOKED_AT, MemoryFile};
+use crate::pages::{PageNumber, PageSet, Run, all_zero, by_content};
 use crate::regions::{Placed, Regions};
 use crate::stats::PagerStats;
 use crate::sys::{self, PAGE};
 use crate::trace::FaultTrace;
-use crate::working_set::read_up_to;
 
 /// Why a guest's memory could not be served any more; the guest was reported dead then.
 #[derive(Debug, thiserror::Error)]
@@ -87,7 +86,7 @@ pub(crate) enum Flow {
 pub(crate) struct Vm {
     uffd: OwnedFd,
     regions: Regions,
-    memory: File,
+    memory: MemoryFile,
     window: u32,
     progress: Option<Arc<Progress>>,
     attached: Instant,
@@ -117,7 +116,7 @@ struct Ward {
 pub(crate) struct Parts {
     pub(crate) uffd: OwnedFd,
     pub(crate) regions: Regions,
-    pub(crate) memory: File,
+    pub(crate) memory: std::fs::File,
     pub(crate) memory_pages: u32,
     pub(crate) window: u32,
     pub(crate) records: bool,
@@ -132,7 +131,7 @@ impl Vm {
         Self {
             uffd,
             regions,
-            memory,
+            memory: MemoryFile::new(memory, memory_pages, records),
             window: window.clamp(1, MOST_WINDOW),
             progress,
             attached: Instant::now(),
@@ -254,9 +253,8 @@ impl Vm {
     ) -> Result<Flow, ServeError> {
         let page = self.regions.page_at(address).ok_or(ServeError::Outside(address))?;
         let is_residual = self.progress.as_ref().is_none_or(|progress| !progress.will_bring(page));
-        let run = self.window_around(page);
-        let bytes = &mut scratch.0[..run.bytes()];
-        self.read_memory(run, bytes)?;
+        let run = self.read_for(page, scratch)?;
+        let bytes = &scratch.0[..run.bytes()];
         let removed = self.removed.read().unwrap_or_else(PoisonError::into_inner);
         let (mut pages, mut zero_pages, mut stop) = (0, 0, None);
         if removed.pages.holds(page) {
@@ -302,21 +300,33 @@ impl Vm {
         Ok(Flow::GoesOn)
     }
 
-    /// The aligned pages around this one that one fault brings.
-    fn window_around(&self, page: PageNumber) -> Run {
-        let window = Run { first: page - page % self.window, pages: self.window };
+    /// Reads what one fault brings: the policy's window; for a recorded page of zeros the zeros around it, which
+    /// cost neither a read at the replay nor memory.
+    fn read_for(&self, page: PageNumber, scratch: &mut Scratch) -> Result<Run, ServeError> {
+        self.memory.look_around(page);
+        let run = self.window_around(page, self.window);
+        let bytes = &mut scratch.0[..run.bytes()];
+        self.memory.read(run, bytes)?;
+        if !self.memory.looks_around() || run.pages > 1 || !all_zero(bytes) {
+            return Ok(run);
+        }
+        let run = self.window_around(page, LOOKED_AT);
+        self.memory.read(run, &mut scratch.0[..run.bytes()])?;
+        let parts = by_content(run, &scratch.0[..run.bytes()]);
+        let around =
+            |(part, is_zero): &(Run, bool)| *is_zero && part.iter().any(|other| other == page);
+        let zeros = parts.into_iter().find(around);
+        let zeros = zeros.map_or(Run { first: page, pages: 1 }, |(part, _)| part);
+        scratch.0[..zeros.bytes()].fill(0);
+        Ok(zeros)
+    }
+
+    /// So many aligned pages around this one, as far as they were handed over in one piece.
+    fn window_around(&self, page: PageNumber, pages: u32) -> Run {
+        let window = Run { first: page - page % pages, pages };
         let mut pieces = self.regions.place(window).map(|placed| placed.run);
         let piece = pieces.find(|run| run.iter().any(|other| other == page));
         piece.unwrap_or(Run { first: page, pages: 1 })
-    }
-
-    fn read_memory(&self, run: Run, bytes: &mut [u8]) -> Result<(), ServeError> {
-        let count = read_up_to(&self.memory, bytes, run.offset())
-            .map_err(|error| ServeError::Read(run.first, error))?;
-        if count == bytes.len() {
-            return Ok(());
-        }
-        Err(ServeError::Ended(run.first + u32::try_from(count / PAGE).unwrap_or(0)))
     }
 
     /// Installs a run (zeros without `bytes`), but for what was removed.

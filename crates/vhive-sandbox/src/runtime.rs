@@ -4,13 +4,17 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Instant;
 
 use vhive_api::guest::{Hooks, Process};
-use vhive_api::{Bytes, MemoryFigures, MemoryMode, PrefetchPolicy, RuntimeName, SandboxId};
+use vhive_api::{
+    Bytes, FaultTimeline, MemoryFigures, MemoryMode, PrefetchPolicy, RuntimeName, SandboxId,
+};
 
 use crate::deadline::Deadline;
 use crate::journal::{Journal, Milestone};
 use crate::network::NetworkSlot;
+use crate::qemu::AcceleratorChoice;
 use crate::run_dir::RunRoot;
 use crate::snapshot::{DraftError, Mismatch, OpenError, Platform, Snapshot, SnapshotDraft};
 
@@ -102,6 +106,12 @@ pub trait Runtime: Send + Sync + fmt::Debug {
     /// # Errors
     /// [`HostLacks`] with the reason and the fix.
     fn check_host(&self) -> Result<(), HostLacks>;
+
+    /// How its guests' instructions are run, and why so; none before that has been found out (by
+    /// [`Runtime::check_host`] or the first start), and for runtimes without guests. Never waits.
+    fn known_accelerator(&self) -> Option<AcceleratorChoice> {
+        None
+    }
 
     /// Starts a sandbox and returns when its function's process has been started
     /// ([`Milestone::Started`] is in the journal). Whether it is *ready* is the caller's business.
@@ -269,11 +279,25 @@ impl SnapshotError {
     }
 }
 
+/// How a restored sandbox's memory has arrived.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Arrival {
+    /// In figures.
+    pub figures: MemoryFigures,
+    /// Fault by fault, where a pager serves it; taken at the same moment as the figures.
+    pub timeline: Option<FaultTimeline>,
+}
+
 /// The way in which a restored sandbox's memory arrives. Every method may be called from any
 /// thread, also after the sandbox has ended.
 pub trait Paging: Send + Sync + fmt::Debug {
     /// What has happened so far. Costs microseconds, and waits for no page.
     fn figures(&self) -> MemoryFigures;
+
+    /// The same, with its faults; times count from `began`. Costs tens of microseconds at most.
+    fn arrival(&self, _began: Instant) -> Arrival {
+        Arrival { figures: self.figures(), timeline: None }
+    }
 
     /// Why memory does not arrive as it was asked for, as far as that is known now: for instance, that
     /// no working set could be used. [`MemoryFigures::mode`] is what happens instead.

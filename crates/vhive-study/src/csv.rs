@@ -5,7 +5,7 @@
 
 use std::fmt::Write as _;
 
-use vhive_api::{Phase, StartKind};
+use vhive_api::{FaultAt, Phase, StartKind};
 
 use crate::analysis::Analysis;
 use crate::row::Row;
@@ -43,7 +43,7 @@ const OURS: [&str; 16] = [
     "status",
 ];
 
-const MEMORY: [&str; 7] = [
+const MEMORY: [&str; 11] = [
     "faults",
     "fault_pages",
     "zero_pages",
@@ -51,6 +51,10 @@ const MEMORY: [&str; 7] = [
     "prefetched_bytes",
     "wait_us",
     "prefetch_us",
+    "attached_us",
+    "timeline_every",
+    "timeline_residual",
+    "timeline_awaited",
 ];
 
 const REST: [&str; 8] = [
@@ -91,6 +95,7 @@ fn cells(row: &Row) -> impl Iterator<Item = String> {
         (!known.is_empty()).then(|| known.iter().sum::<u64>())
     };
     let memory = record.and_then(|record| record.memory);
+    let timeline = record.and_then(|record| record.fault_timeline.as_ref());
     let original = [
         Some(row.function.clone()),
         show(of(Phase::Image)),
@@ -130,6 +135,10 @@ fn cells(row: &Row) -> impl Iterator<Item = String> {
         show(memory.map(|m| m.prefetched_bytes)),
         show(memory.map(|m| m.wait_us)),
         show(memory.map(|m| m.prefetch_us)),
+        show(timeline.map(|t| t.attached_us)),
+        show(timeline.map(|t| t.every)),
+        show(timeline.map(|t| t.residual.len())),
+        show(timeline.map(|t| t.awaited.len())),
     ];
     let outcome = record.and_then(|record| serde_json::to_value(&record.outcome).ok());
     let rest = [
@@ -144,6 +153,33 @@ fn cells(row: &Row) -> impl Iterator<Item = String> {
     ];
     let all = original.into_iter().chain(ours).chain(phases).chain(memory).chain(rest);
     all.map(Option::unwrap_or_default).collect::<Vec<_>>().into_iter()
+}
+
+/// A line per fault of every row that has any: in the order of time, awaited ones apart.
+#[must_use]
+pub fn faults(rows: &[Row]) -> Option<String> {
+    let headings = ["order", "function", "kind", "input", "repetition", "us", "page", "awaited"];
+    let mut text = line(headings.map(str::to_owned));
+    let empty = text.len();
+    for row in rows {
+        let timeline = row.record.as_ref().and_then(|record| record.fault_timeline.as_ref());
+        let Some(timeline) = timeline else { continue };
+        for (faults, awaited) in [(&timeline.residual, false), (&timeline.awaited, true)] {
+            text.extend(faults.iter().map(|FaultAt(us, page)| {
+                line([
+                    row.order.to_string(),
+                    row.function.clone(),
+                    row.kind.to_string(),
+                    row.input.clone(),
+                    row.repetition.to_string(),
+                    us.to_string(),
+                    page.to_string(),
+                    awaited.to_string(),
+                ])
+            }));
+        }
+    }
+    (text.len() > empty).then_some(text)
 }
 
 fn show(value: Option<impl ToString>) -> Option<String> {

@@ -32,6 +32,7 @@ pub async fn run(session: &mut Session) -> Result<(), StudyError> {
             }
         }
     }
+    session.keep_accelerators().await?;
     for step in schedule::parallel(&session.plan) {
         if !unfit.contains(&(step.key.function.clone(), step.key.kind)) {
             measure(session, &step).await?;

@@ -255,6 +255,17 @@ impl Session {
         Ok(Err(format!("it never started so; it started by {}", seen.join(", "))))
     }
 
+    /// Keeps what the node can tell of its guests' CPU only after a start.
+    pub(crate) async fn keep_accelerators(&mut self) -> Result<(), StudyError> {
+        let asked = self.target.accelerators(self.step_deadline()).await;
+        let doing = || "cannot ask for the node's accelerators".to_owned();
+        let found = asked.map_err(|source| StudyError::Node { doing: doing(), source })?;
+        if let (Some(node), Some(found)) = (self.facts.node.as_object_mut(), found) {
+            node.insert("accelerators".to_owned(), found);
+        }
+        Ok(self.writer.facts(&self.facts)?)
+    }
+
     /// Keeps what the working set of a function holds.
     pub(crate) async fn keep_working_set(&mut self, function: &str) -> Result<(), StudyError> {
         let service = service_name(function, Kind::Reap);

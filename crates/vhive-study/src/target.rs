@@ -18,9 +18,6 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// How long an invocation's record may take to appear.
 const RECORD_PATIENCE: Duration = Duration::from_secs(5);
 
-/// Records that are searched for one invocation.
-const RECORDS: usize = 1024;
-
 /// A running node.
 #[derive(Clone, Debug)]
 pub struct Target {
@@ -155,6 +152,16 @@ impl Target {
         self.door.json(Method::GET, &self.view(service, "describe"), None, deadline).await
     }
 
+    /// Under which accelerators the node runs guests, as far as it has found that out: by the
+    /// first start at the latest.
+    ///
+    /// # Errors
+    /// When the node does not answer.
+    pub async fn accelerators(&self, deadline: Deadline) -> Result<Option<Value>, ApiError> {
+        let facts = self.door.json(Method::GET, "/vhive/v1/node", None, deadline).await?;
+        Ok(facts.get("accelerators").cloned())
+    }
+
     /// Memory of the service's instances, on average.
     ///
     /// # Errors
@@ -164,7 +171,8 @@ impl Target {
         service: &str,
         deadline: Deadline,
     ) -> Result<Footprint, ApiError> {
-        let now = self.describe(service, deadline).await?;
+        let path = self.view(service, "describe?footprint=true");
+        let now = self.door.json(Method::GET, &path, None, deadline).await?;
         let instances = now["instances"].as_array().cloned().unwrap_or_default();
         let mean = |name: &str| {
             let known: Vec<u64> = instances.iter().filter_map(|i| i[name].as_u64()).collect();
@@ -254,9 +262,11 @@ impl Target {
         deadline: Deadline,
     ) -> Result<Option<InvocationRecord>, ApiError> {
         let id = reply.headers.get("x-request-id").and_then(|value| value.to_str().ok());
-        let Some(id) = id else { return Ok(None) };
+        // Goes into a query.
+        let plain = |id: &&str| id.chars().all(|c| c.is_ascii_alphanumeric());
+        let Some(id) = id.filter(plain) else { return Ok(None) };
         let path = format!(
-            "/vhive/v1/records?namespace={}&service={service}&limit={RECORDS}",
+            "/vhive/v1/records?namespace={}&service={service}&id={id}&faults=true",
             self.namespace
         );
         // A record is made when the reply's last byte has left the node, which may be after we

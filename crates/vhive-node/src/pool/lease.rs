@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 use std::time::Instant;
 
 use vhive_api::{MemoryFigures, SandboxId};
-use vhive_sandbox::{End, Journal};
+use vhive_sandbox::{Arrival, End, Journal};
 
 use super::core::InstanceNo;
 use super::{Back, Instance, Pool};
@@ -90,6 +90,13 @@ impl Lease {
     pub fn memory(&self) -> Option<MemoryFigures> {
         let paging = self.instance.paging.as_ref().filter(|_| self.cold)?;
         Some(paging.figures())
+    }
+
+    /// The same with its faults, whose times count from `began`.
+    #[must_use]
+    pub fn arrival(&self, began: Instant) -> Option<Arrival> {
+        let paging = self.instance.paging.as_ref().filter(|_| self.cold)?;
+        Some(paging.arrival(began))
     }
 }
 

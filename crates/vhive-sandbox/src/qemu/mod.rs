@@ -27,7 +27,7 @@ mod vm;
 
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 
 use vhive_api::guest::{GuestConfig, Stream};
 use vhive_api::{Bytes, RuntimeName};
@@ -99,6 +99,16 @@ impl Runtime for Qemu {
 
     fn check_host(&self) -> Result<(), HostLacks> {
         self.ground().map(drop)
+    }
+
+    fn known_accelerator(&self) -> Option<AcceleratorChoice> {
+        let known = match self.ground.try_lock() {
+            Ok(known) => known,
+            Err(TryLockError::Poisoned(known)) => known.into_inner(),
+            // Somebody is finding it out.
+            Err(TryLockError::WouldBlock) => return None,
+        };
+        Some(known.as_ref()?.choice.clone())
     }
 
     fn boot(&self, spec: &SandboxSpec, deadline: Deadline) -> Result<Box<dyn Sandbox>, BootError> {

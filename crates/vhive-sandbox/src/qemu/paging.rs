@@ -6,19 +6,19 @@ use std::io;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use vhive_api::{Digest, MemoryFigures, MemoryMode, PrefetchPolicy};
+use vhive_api::{Digest, FaultAt, FaultTimeline, MemoryFigures, MemoryMode, PrefetchPolicy};
 use vhive_pager::{
-    FaultTrace, Handoff, Mode, Pager, Prepared, PreparedMemory, Session, WaitError, handshake,
-    policy, working_set,
+    FaultTrace, Handoff, Mode, Pager, PagerStats, Prepared, PreparedMemory, Session, WaitError,
+    handshake, policy, working_set,
 };
 
 use super::supervisor::Supervised;
 use crate::deadline::Deadline;
 use crate::journal::{End, Journal};
 use crate::process;
-use crate::runtime::{Memory, Paging, RecordingError, RestoreError};
+use crate::runtime::{Arrival, Memory, Paging, RecordingError, RestoreError};
 use crate::snapshot::{MEMORY, OpenError, Snapshot};
 
 /// A snapshot's memory on its way. With a working set, reading has begun.
@@ -36,6 +36,8 @@ pub(super) struct QemuPaging {
     session: Option<Session>,
     /// Why it is not prefetched although that was asked for.
     shortfall: Option<String>,
+    /// When it was attached.
+    attached: Instant,
     /// The snapshot's directory, its memory, and that memory's digest.
     dir: PathBuf,
     file: File,
@@ -56,8 +58,9 @@ impl QemuPaging {
         };
         let digest = from.memory_digest().ok_or_else(missing).map_err(RestoreError::Snapshot)?;
         let file = from.file(MEMORY).map_err(RestoreError::Snapshot)?;
-        let (session, shortfall, dir) = (None, None, from.dir().to_owned());
-        Ok(Self { memory, session, shortfall, dir, file, digest })
+        let (session, shortfall, dir, attached) =
+            (None, None, from.dir().to_owned(), Instant::now());
+        Ok(Self { memory, session, shortfall, attached, dir, file, digest })
     }
 }
 
@@ -98,6 +101,7 @@ impl Preparing {
                 let (step, reason) = ("serve guest memory", "the pager gave up");
                 journal.end(End::Failed { step: step.to_owned(), reason: reason.to_owned() });
             });
+            paging.attached = Instant::now();
             paging.session = Some(prepared.attach(handed, on_death).map_err(pager)?);
         }
         Ok(Arc::new(paging))
@@ -153,17 +157,15 @@ impl QemuPaging {
     }
 }
 
-impl Paging for QemuPaging {
-    fn figures(&self) -> MemoryFigures {
+impl QemuPaging {
+    /// `stats` are those of the pager, if one serves it.
+    fn figures_of(&self, stats: Option<&PagerStats>) -> MemoryFigures {
         let Memory { mode, policy } = self.memory;
         let prefetch = match mode {
             MemoryMode::Record | MemoryMode::Prefetch => Some(policy),
             MemoryMode::File | MemoryMode::Lazy => None,
         };
-        let Some(session) = &self.session else {
-            return MemoryFigures::new(mode, prefetch);
-        };
-        let stats = session.stats();
+        let Some(stats) = stats else { return MemoryFigures::new(mode, prefetch) };
         let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
         MemoryFigures {
             mode,
@@ -176,6 +178,36 @@ impl Paging for QemuPaging {
             wait_us: micros(stats.wait),
             prefetch_us: stats.prefetch_done.map_or(0, micros),
         }
+    }
+
+    fn timeline_of(&self, stats: &PagerStats, began: Instant) -> FaultTimeline {
+        let faults = stats.timeline.faults();
+        let of = |residual: bool| -> Vec<FaultAt> {
+            let wanted = faults.iter().filter(|fault| fault.residual == residual);
+            wanted.map(|fault| FaultAt(fault.micros, fault.page)).collect()
+        };
+        let micros = |time: Duration| i64::try_from(time.as_micros()).unwrap_or(i64::MAX);
+        FaultTimeline {
+            attached_us: match self.attached.checked_duration_since(began) {
+                Some(after) => micros(after),
+                None => -micros(began.saturating_duration_since(self.attached)),
+            },
+            every: stats.timeline.every(),
+            residual: of(true),
+            awaited: of(false),
+        }
+    }
+}
+
+impl Paging for QemuPaging {
+    fn figures(&self) -> MemoryFigures {
+        self.figures_of(self.session.as_ref().map(Session::stats).as_ref())
+    }
+
+    fn arrival(&self, began: Instant) -> Arrival {
+        let stats = self.session.as_ref().map(Session::stats);
+        let figures = self.figures_of(stats.as_ref());
+        Arrival { figures, timeline: stats.map(|stats| self.timeline_of(&stats, began)) }
     }
 
     fn shortfall(&self) -> Option<String> {

@@ -3,6 +3,7 @@
 use std::fs;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use vhive_api::RuntimeName;
 use vhive_api::guest::{Process, Stream};
 use vhive_sandbox::{BootError, Deadline, End, Milestone};
 
@@ -73,6 +74,9 @@ fn boots_and_answers(site: &Site) {
     assert_eq!(steps, all);
     assert!(booted.journal.clock_error().is_some_and(|error| error < Duration::from_secs(1)));
     assert_eq!(booted.journal.ended(), None);
+    let accelerated = site.runtime.known_accelerator();
+    assert_eq!(accelerated.is_some(), site.runtime.name() == RuntimeName::Qemu);
+    assert!(accelerated.is_none_or(|choice| !choice.reason.is_empty()), "it says why");
     if !spec.rootfs.as_os_str().is_empty() {
         assert_eq!(reply, "hello from inside\n");
         assert_eq!(booted.endpoint().port(), 8080);

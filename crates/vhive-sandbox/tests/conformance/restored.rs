@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use vhive_api::guest::Hooks;
 use vhive_api::{Digest, MemoryMode, PrefetchPolicy, RevisionKey};
@@ -96,6 +96,23 @@ fn finish(clone: &Booted) {
     }
 }
 
+/// Where a pager serves the memory, the timeline of its faults agrees with its figures.
+fn faults_are_told(clone: &Booted, began: Instant) {
+    let paging = clone.sandbox.paging().expect("a restored sandbox's memory arrives somehow");
+    let (arrival, since) = (paging.arrival(began), began.elapsed());
+    let Some(timeline) = arrival.timeline else { return };
+    let (faults, every) = (arrival.figures.faults.expect("counted"), u64::from(timeline.every));
+    assert_eq!(timeline.len() as u64, faults.div_ceil(every), "{:?}", arrival.figures);
+    let attached = u128::try_from(timeline.attached_us).expect("attached after it was asked for");
+    for faults in [&timeline.residual, &timeline.awaited] {
+        assert!(faults.is_sorted_by_key(|fault| fault.0), "in their order");
+        assert!(faults.last().is_none_or(|at| attached + u128::from(at.0) <= since.as_micros()));
+    }
+    let prefetches = arrival.figures.mode == MemoryMode::Prefetch;
+    assert!(prefetches || timeline.awaited.is_empty(), "nothing is on its way");
+    assert!(prefetches || !timeline.residual.is_empty(), "a guest needs some of its memory");
+}
+
 /// A clone answers as the original does; its steps are told in order; the original goes on.
 pub(crate) fn a_clone_answers_as_the_original(site: &Site) {
     let dir = tempfile::tempdir().expect("a temporary directory");
@@ -106,6 +123,7 @@ pub(crate) fn a_clone_answers_as_the_original(site: &Site) {
     assert_eq!(ask(&original, "sums"), sums);
     for mode in modes(site) {
         let spec = site.spec("never run");
+        let began = Instant::now();
         let clone = clone(site, &spec, &snapshot, mode);
         let told = spec.journal.milestones();
         assert!(told.is_sorted_by_key(|(_, at)| *at), "{told:?}");
@@ -115,6 +133,7 @@ pub(crate) fn a_clone_answers_as_the_original(site: &Site) {
         assert_eq!(steps, all, "{mode}");
         assert_eq!(ask(&clone, "sums"), sums, "{mode}");
         assert_eq!(spec.journal.ended(), None);
+        faults_are_told(&clone, began);
         finish(&clone);
     }
     snapshot.verify().expect("clones change nothing");

@@ -13,18 +13,28 @@ use http::header;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use vhive_api::{InvocationRecord, SandboxId};
-use vhive_node::{Line, LogFollower, StartFailure, StartReport};
+use vhive_node::{InstanceStatus, Line, LogFollower, StartFailure, StartReport};
 
 use super::State;
 use super::objects;
 use super::status::Problem;
 use crate::status::chain;
 
+/// What may follow `…/describe?`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct DescribeQuery {
+    /// With the instances' proportional memory, which the kernel takes milliseconds to add up.
+    footprint: bool,
+}
+
 /// `GET …/describe`: everything that is known of a service.
 pub(super) async fn describe(
     shared: State,
     Path((namespace, name)): Path<(String, String)>,
+    query: Result<Query<DescribeQuery>, QueryRejection>,
 ) -> Result<Json<Value>, Problem> {
+    let Query(query) = query?;
     let services = &shared.services;
     let entry = services.catalog.get(&namespace, &name);
     let entry = entry.ok_or_else(|| Problem::not_found(&name))?;
@@ -32,19 +42,14 @@ pub(super) async fn describe(
     let key = stored.revision.key.clone();
     let node = services.node.clone();
     // Reads /proc for each instance.
-    let status = tokio::task::spawn_blocking(move || node.status(&key)).await.ok().flatten();
-    let instances = status.iter().flat_map(|status| &status.instances).map(|instance| {
-        json!({
-            "sandbox": instance.id,
-            "state": instance.state.as_str(),
-            "leases": instance.leases,
-            "since": instance.since,
-            "endpoint": instance.endpoint,
-            "memory_bytes": instance.memory.map(|bytes| bytes.0),
-            "paging": instance.paging,
-        })
-    });
-    let instances: Vec<Value> = instances.collect();
+    let look = move || {
+        let status = node.status(&key)?;
+        let instances = status.instances.iter().map(|one| instance(one, query.footprint));
+        let instances: Vec<Value> = instances.collect();
+        Some((status, instances))
+    };
+    let looked = tokio::task::spawn_blocking(look).await.ok().flatten();
+    let (status, instances) = looked.unzip();
     let last_start = status.as_ref().and_then(|status| status.last_start.as_deref());
     let last_failure = status.as_ref().and_then(|status| status.last_failure.as_deref());
     Ok(Json(json!({
@@ -56,10 +61,25 @@ pub(super) async fn describe(
         "in_flight": throttle.in_flight(),
         "queued": throttle.queued(),
         "queue_depth": throttle.depth(),
-        "instances": instances,
+        "instances": instances.unwrap_or_default(),
         "last_start": last_start.map(start),
         "last_failure": last_failure.map(failure),
     })))
+}
+
+fn instance(instance: &InstanceStatus, with_footprint: bool) -> Value {
+    let footprint = if with_footprint { instance.footprint() } else { None };
+    let resident = footprint.map(|found| found.rss).or(instance.memory);
+    json!({
+        "sandbox": instance.id,
+        "state": instance.state.as_str(),
+        "leases": instance.leases,
+        "since": instance.since,
+        "endpoint": instance.endpoint,
+        "memory_bytes": resident.map(|bytes| bytes.0),
+        "pss_bytes": footprint.map(|found| found.pss.0),
+        "paging": instance.paging,
+    })
 }
 
 fn start(report: &StartReport) -> Value {
@@ -160,7 +180,11 @@ fn write_line(text: &mut Vec<u8>, sandbox: &SandboxId, line: &Line) {
 pub(super) struct RecordQuery {
     namespace: Option<String>,
     service: Option<String>,
+    /// Only this invocation.
+    id: Option<String>,
     limit: Option<usize>,
+    /// With the timelines of faults, which may be a hundred times as long as the rest.
+    faults: bool,
 }
 
 /// `GET /vhive/v1/records`: the newest records that are kept, oldest first.
@@ -172,11 +196,20 @@ pub(super) async fn records(
     let wanted = |record: &&Arc<InvocationRecord>| {
         query.namespace.as_ref().is_none_or(|namespace| *namespace == record.namespace)
             && query.service.as_ref().is_none_or(|service| *service == record.service)
+            && query.id.as_ref().is_none_or(|id| id == record.id.as_str())
+    };
+    let shown = |record: &Arc<InvocationRecord>| match record.fault_timeline {
+        Some(_) if !query.faults => {
+            let mut short = InvocationRecord::clone(record);
+            short.fault_timeline = None;
+            Arc::new(short)
+        }
+        _ => Arc::clone(record),
     };
     shared.gateway.ledger.write();
     let all = shared.services.node.records().recent(usize::MAX);
     let limit = query.limit.unwrap_or(100);
-    let mut found: Vec<_> = all.iter().rev().filter(wanted).take(limit).cloned().collect();
+    let mut found: Vec<_> = all.iter().rev().filter(wanted).take(limit).map(shown).collect();
     found.reverse();
     Ok(Json(found))
 }
@@ -185,12 +218,18 @@ pub(super) async fn records(
 pub(super) async fn node(shared: State) -> Json<Value> {
     let (services, node) = (&shared.services, &shared.services.node);
     let runtimes: Vec<&str> = node.runtimes().names().map(vhive_api::RuntimeName::as_str).collect();
+    let accelerators = node.runtimes().names().filter_map(|name| {
+        let known = node.runtimes().get(name)?.known_accelerator()?;
+        Some((name.as_str().to_owned(), json!(known)))
+    });
+    let accelerators: serde_json::Map<String, Value> = accelerators.collect();
     let config = node.config();
     Json(json!({
         "version": env!("CARGO_PKG_VERSION"),
         "gateway": shared.gateway_address.to_string(),
         "domain": services.config.gateway.domain,
         "runtimes": runtimes,
+        "accelerators": accelerators,
         "default_runtime": services.config.defaults.runtime,
         "max_instances": config.max_instances,
         "max_memory_bytes": config.max_memory().0,

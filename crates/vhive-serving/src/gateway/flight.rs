@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use tokio::time::{Instant, Sleep, sleep_until};
 use vhive_api::{
-    InvocationId, InvocationRecord, MemoryFigures, Outcome, Phase, PhaseSpan, StartKind,
+    FaultTimeline, InvocationId, InvocationRecord, MemoryFigures, Outcome, Phase, PhaseSpan,
+    RECORD_VERSION, StartKind,
 };
 use vhive_node::Lease;
 
@@ -213,6 +214,7 @@ struct Cold {
     clock_error: Option<Duration>,
     fallback: Option<String>,
     memory: Option<MemoryFigures>,
+    timeline: Option<Arc<FaultTimeline>>,
 }
 
 impl Flight {
@@ -271,6 +273,7 @@ impl Flight {
                 clock_error: report.guest_clock_error,
                 fallback: report.fallback.clone(),
                 memory: None,
+                timeline: None,
             })
         });
         self.served_by = Some(Served { sandbox: lease.sandbox().clone(), cold });
@@ -319,7 +322,9 @@ impl Flight {
         self.conclude(Outcome::Replied, None);
         if let Some(lease) = self.lease.take() {
             if let Some(cold) = self.served_by.as_mut().and_then(|served| served.cold.as_mut()) {
-                cold.memory = lease.memory();
+                let arrival = lease.arrival(self.began.into_std());
+                cold.memory = arrival.as_ref().map(|arrival| arrival.figures);
+                cold.timeline = arrival.and_then(|arrival| arrival.timeline).map(Arc::new);
             }
             lease.replied();
         }
@@ -360,11 +365,13 @@ impl Flight {
             phases.push(PhaseSpan { phase: Phase::Queue, begin_us: 0, length_us });
         }
         let warm = sandbox.as_ref().map(|_| StartKind::Warm);
-        let (mut guest_clock_error_us, mut memory, mut fallback) = (None, None, None);
+        let (mut guest_clock_error_us, mut fallback) = (None, None);
+        let (mut memory, mut fault_timeline) = (None, None);
         let kind = cold.map_or(warm, |cold| {
             phases.extend(cold.spans);
             guest_clock_error_us = cold.clock_error.map(micros);
-            (memory, fallback) = (cold.memory, cold.fallback);
+            (memory, fault_timeline) = (cold.memory, cold.timeline);
+            fallback = cold.fallback;
             Some(cold.kind)
         });
         if let Some(forwarded) = self.forwarded {
@@ -372,7 +379,7 @@ impl Flight {
         }
         let revision = &self.route.revision;
         InvocationRecord {
-            version: 2,
+            version: RECORD_VERSION,
             id: self.id,
             at: wall_clock(self.began),
             namespace: revision.key.namespace.clone(),
@@ -388,6 +395,7 @@ impl Flight {
             phases,
             guest_clock_error_us,
             memory,
+            fault_timeline,
             fallback,
             error: self.error.take(),
         }

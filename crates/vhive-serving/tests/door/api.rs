@@ -194,6 +194,13 @@ async fn views_tell_starts_failures_logs_and_metrics() {
     assert_eq!(hello["last_start"]["kind"], "boot");
     assert_eq!(hello["last_start"]["phases"][0]["phase"], "start");
     assert_eq!(hello["instances"][0]["state"], "ready");
+    let (_, footprint) = world.api("GET", &(view("hello") + "?footprint=true"), None).await;
+    let (one, same) = (&footprint["instances"][0], &hello["instances"][0]["sandbox"]);
+    assert_eq!(one["sandbox"], *same);
+    assert_eq!(one.get("pss_bytes"), Some(&Value::Null), "`sim` has no processes: {one}");
+    assert_eq!(world.api("GET", &(view("hello") + "?colour=red"), None).await.0, 400);
+    let (_, node) = world.api("GET", "/vhive/v1/node", None).await;
+    assert_eq!(node["accelerators"], json!({}), "`sim` has no guests");
     let (_, broken) = world.api("GET", &view("broken"), None).await;
     assert!(broken["last_failure"]["console"].to_string().contains("as told"), "{broken}");
     let (_, object) = world.api("GET", &format!("{SERVICES}/broken"), None).await;

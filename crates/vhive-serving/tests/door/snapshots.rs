@@ -41,11 +41,44 @@ async fn records_tell_boot_record_and_reap_apart_with_their_memory() {
     assert_eq!(kinds, [StartKind::Boot, StartKind::Record, StartKind::Reap]);
     let modes: Vec<_> = records.iter().map(|record| Some(record.memory.as_ref()?.mode)).collect();
     assert_eq!(modes, [None, Some(MemoryMode::Record), Some(MemoryMode::Prefetch)]);
-    assert!(records.iter().all(|record| record.version == 2 && record.fallback.is_none()));
+    assert!(
+        records
+            .iter()
+            .all(|record| record.version == vhive_api::RECORD_VERSION && record.fallback.is_none())
+    );
     let last = records[2].memory.unwrap();
     assert_eq!((last.prefetched_pages, last.faults), (64, Some(0)));
     let (_, metrics) = world.api("GET", "/metrics", None).await;
     assert_eq!(metrics, Value::Null, "text, not JSON");
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn timelines_of_faults_are_listed_only_when_asked_for() {
+    let world = World::new().await;
+    assert_eq!(world.apply("one", |_| {}).await.0, 201);
+    for _ in 0..2 {
+        assert_eq!(world.get("one").await.status, 200);
+    }
+    let records = world.records(|records| records.len() == 2).await;
+    // `sim` has no pager: a record as one would have made it.
+    let mut record = vhive_api::InvocationRecord::clone(&records[0]);
+    record.id = vhive_api::InvocationId::from_bits(7);
+    record.fault_timeline = Some(std::sync::Arc::new(vhive_api::FaultTimeline {
+        attached_us: 300,
+        every: 1,
+        residual: vec![vhive_api::FaultAt(20, 4)],
+        awaited: Vec::new(),
+    }));
+    let id = record.id;
+    world.node.records().push(record);
+    let (status, all) = world.api("GET", "/vhive/v1/records", None).await;
+    assert_eq!((status, all.as_array().map(Vec::len)), (200, Some(3)));
+    assert!(all.as_array().unwrap().iter().all(|one| one.get("fault_timeline").is_none()));
+    let path = format!("/vhive/v1/records?id={id}&faults=true");
+    let (status, one) = world.api("GET", &path, None).await;
+    assert_eq!((status, one.as_array().map(Vec::len)), (200, Some(1)));
+    assert_eq!(one[0]["fault_timeline"]["residual"], serde_json::json!([[20, 4]]));
     world.stop().await;
 }
 

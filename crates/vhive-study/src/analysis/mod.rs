@@ -3,6 +3,7 @@
 mod pages;
 mod ratios;
 mod series;
+mod timelines;
 mod warnings;
 
 #[cfg(test)]
@@ -11,6 +12,7 @@ pub(crate) mod tests;
 pub use pages::PageStats;
 pub use ratios::{Comparison, FaultsLeft};
 pub use series::{Key, LeftOut, Measure, Series, Slice};
+pub use timelines::{FaultPoint, StartFaults};
 
 use crate::row::StudyResult;
 
@@ -25,6 +27,8 @@ pub struct Analysis {
     pub faults_left: Vec<FaultsLeft>,
     /// Page statistics of the working sets that were looked at.
     pub pages: Vec<PageStats>,
+    /// Faults over time, of one start of each series.
+    pub timelines: Vec<StartFaults>,
     /// What a reader should mind.
     pub warnings: Vec<String>,
 }
@@ -37,8 +41,9 @@ impl Analysis {
         let comparisons = ratios::comparisons(&series, &result.facts.plan);
         let faults_left = ratios::faults_left(&series, &result.facts.plan);
         let pages = pages::all(result, &series);
+        let timelines = timelines::all(result, &series);
         let warnings = warnings::all(result, &series);
-        Self { series, comparisons, faults_left, pages, warnings }
+        Self { series, comparisons, faults_left, pages, timelines, warnings }
     }
 
     /// The series of a key.

@@ -17,14 +17,14 @@ pub struct Comparison {
     pub input: String,
     /// Which measure.
     pub measure: &'static str,
-    /// How many times as long the slow one takes: geometric mean over the functions.
+    /// How many times as long the slow one takes, or as much memory: geometric mean over the functions.
     pub ratio: Ratio,
     /// The same for each function.
     pub functions: Vec<(String, f64)>,
 }
 
 /// What is compared: fast, slow, measure.
-const PAIRS: [(Kind, Kind, &str); 9] = [
+const PAIRS: [(Kind, Kind, &str); 11] = [
     (Kind::Snapshot, Kind::Boot, "total"),
     (Kind::Reap, Kind::Boot, "total"),
     (Kind::Reap, Kind::Snapshot, "total"),
@@ -34,6 +34,8 @@ const PAIRS: [(Kind, Kind, &str); 9] = [
     (Kind::Snapshot, Kind::Record, "total"),
     (Kind::Reap, Kind::Snapshot, "memory wait"),
     (Kind::Reap, Kind::Lazy, "memory wait"),
+    (Kind::Snapshot, Kind::Boot, "RSS"),
+    (Kind::Reap, Kind::Boot, "RSS"),
 ];
 
 pub(super) fn comparisons(series: &[Series], plan: &Plan) -> Vec<Comparison> {

@@ -236,6 +236,10 @@ fn series(key: Key, rows: &[&Row], facts: &Facts) -> Series {
         measure("prefetched", "MiB", mib, &|row| {
             memory(row).filter(|m| m.prefetch.is_some()).map(|m| m.prefetched_bytes)
         }),
+        measure("working set", "MiB", mib, &|row| {
+            let served = memory(row).filter(|m| m.faults.is_some())?;
+            Some((served.prefetched_pages + served.fault_pages).saturating_mul(4096))
+        }),
         measure("RSS", "MiB", mib, &|row| row.rss_bytes),
         measure("PSS", "MiB", mib, &|row| row.pss_bytes),
     ];

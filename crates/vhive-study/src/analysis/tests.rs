@@ -1,6 +1,6 @@
 use std::path::Path;
 
-use vhive_api::{Phase, StartKind};
+use vhive_api::{FaultAt, FaultTimeline, Phase, RECORD_VERSION, StartKind};
 
 use super::*;
 use crate::plan::Kind;
@@ -11,6 +11,36 @@ use crate::row::Row;
 pub(crate) fn fixture() -> StudyResult {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/cold-start");
     StudyResult::read(&dir).expect("the fixture is a result")
+}
+
+/// The same as a node with a pager would have recorded them: a fault each 10 µs, every third of them
+/// awaited where pages are prefetched. Later repetitions have more.
+pub(crate) fn fixture_with_timelines() -> StudyResult {
+    let mut result = fixture();
+    for row in &mut result.rows {
+        let faults = match row.kind {
+            Kind::Lazy | Kind::Record => 300,
+            Kind::Reap => 7,
+            _ => continue,
+        };
+        let Some(record) = row.record.as_mut().filter(|record| record.memory.is_some()) else {
+            continue;
+        };
+        let faults = faults + row.repetition;
+        let at = |n: &u32| FaultAt(n * 10, n * 37 % 4096);
+        let awaited = |n: &u32| row.kind == Kind::Reap && n.is_multiple_of(3);
+        record.version = RECORD_VERSION;
+        record.fault_timeline = Some(std::sync::Arc::new(FaultTimeline {
+            attached_us: 1_000,
+            every: 1,
+            residual: (0..faults).filter(|n| !awaited(n)).map(|n| at(&n)).collect(),
+            awaited: (0..faults).filter(awaited).map(|n| at(&n)).collect(),
+        }));
+        if let Some(memory) = &mut record.memory {
+            memory.faults = Some(u64::from(faults));
+        }
+    }
+    result
 }
 
 fn series(result: &StudyResult, kind: Kind) -> Series {
@@ -66,6 +96,58 @@ fn slices_add_up_to_the_total() {
 }
 
 #[test]
+fn a_series_is_shown_by_the_faults_of_its_median_start() {
+    let mut result = fixture_with_timelines();
+    let lazy = |result: &StudyResult| {
+        let mut all = Analysis::of(result).timelines.into_iter();
+        all.find(|one| one.key.kind == Kind::Lazy).expect("recorded")
+    };
+    let rows = result.rows.iter().filter(|row| row.kind == Kind::Lazy);
+    let mut totals: Vec<(u64, u32)> =
+        rows.map(|row| (row.total_us().expect("measured"), row.repetition)).collect();
+    totals.sort_unstable();
+    let (total, repetition) = totals[1];
+    let one = lazy(&result);
+    assert_eq!((one.n, one.every, one.points.len() as u64), (3, 1, one.faults));
+    assert_eq!(one.faults, 300 + u64::from(repetition));
+    assert!((one.reply_ms - (total as f64 - 1e3) / 1e3).abs() < 1e-9);
+    let reap = Analysis::of(&result).timelines;
+    let reap = reap.iter().find(|one| one.key.kind == Kind::Reap).expect("recorded");
+    assert!(reap.points.is_sorted_by(|a, b| a.ms <= b.ms), "both lists in one order");
+    assert!(reap.points.iter().any(|p| p.awaited) && reap.points.iter().any(|p| !p.awaited));
+
+    // Whatever a file says, nothing breaks.
+    for row in &mut result.rows {
+        let record = row.record.as_mut();
+        if let Some(timeline) = record.and_then(|record| record.fault_timeline.as_mut()) {
+            let timeline = std::sync::Arc::make_mut(timeline);
+            (timeline.every, timeline.attached_us) = (0, i64::MAX);
+            timeline.residual.push(FaultAt(u32::MAX, u32::MAX));
+        }
+    }
+    let one = lazy(&result);
+    assert_eq!(one.every, 1);
+    assert!(one.reply_ms >= one.points.last().expect("has some").ms);
+    assert!(Analysis::of(&fixture()).timelines.is_empty(), "rows of version 2 have none");
+}
+
+#[test]
+fn memory_on_the_host_is_compared_with_that_of_a_boot() {
+    let analysis = Analysis::of(&fixture());
+    let found = analysis.comparisons.iter().find(|c| (c.fast, c.measure) == (Kind::Reap, "RSS"));
+    let medians = |kind| {
+        let same = |s: &&Series| s.key.kind == kind && s.key.input == "replay";
+        analysis.series.iter().find(same).and_then(|s| s.median("RSS")).expect("measured")
+    };
+    let by_hand = medians(Kind::Boot) / medians(Kind::Reap);
+    assert!((found.expect("both measured").ratio.ratio - by_hand).abs() < 1e-9);
+    let lazy = series(&fixture(), Kind::Lazy);
+    let pages = lazy.median("fault pages").expect("the pager counted");
+    assert_eq!(lazy.median("working set"), Some(pages / 256.0), "in MiB");
+    assert_eq!(series(&fixture(), Kind::Snapshot).median("working set"), None, "nobody counted");
+}
+
+#[test]
 fn kinds_are_compared_at_the_same_input() {
     let analysis = Analysis::of(&fixture());
     let find = |fast, slow, measure| {
@@ -105,6 +187,17 @@ fn what_a_reader_should_mind_is_said() {
     for part in ["page cache", "cut short", "busy"] {
         assert!(!warned(&result, part), "{part}");
     }
+
+    let mut emulated = result.clone();
+    for row in &mut emulated.rows {
+        if let Some(record) = &mut row.record {
+            record.runtime = vhive_api::RuntimeName::Qemu;
+        }
+    }
+    assert!(!warned(&emulated, "emulated"), "the node did not say so");
+    emulated.facts.node["accelerators"] =
+        serde_json::json!({"qemu": {"accelerator": "tcg", "reason": "this host has no /dev/kvm"}});
+    assert!(warned(&emulated, "emulated (TCG)"));
 
     let mut bad = result;
     bad.facts.ended = None;

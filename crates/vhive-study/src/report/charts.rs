@@ -11,9 +11,9 @@ use crate::row::{Facts, StudyName};
 use super::svg::{Anchor, Area, Chart, Fill, Scale, Svg, WIDTH, short, text_width};
 
 /// Where bars begin: labels are to the left.
-const LEFT: f64 = 190.0;
+pub(super) const LEFT: f64 = 190.0;
 /// Where bars end at the latest: figures are to the right.
-const RIGHT: f64 = WIDTH - 120.0;
+pub(super) const RIGHT: f64 = WIDTH - 120.0;
 const ROW: f64 = 20.0;
 
 /// Every chart for which there is something to show.
@@ -27,7 +27,8 @@ pub(super) fn all(analysis: &Analysis, facts: &Facts) -> Vec<Chart> {
         distribution(analysis),
         working_sets(analysis),
         faults(analysis),
-        footprint(analysis),
+        super::timelines::chart(analysis),
+        super::footprint::chart(analysis),
     ];
     charts.into_iter().flatten().collect()
 }
@@ -52,7 +53,12 @@ fn fill(slice: Slice) -> Fill {
     }
 }
 
-fn colour(kind: Kind) -> &'static str {
+/// A kind's mark; no two in one chart of starts from snapshots have the same.
+pub(super) fn shape(kind: Kind) -> usize {
+    Kind::ALL.iter().position(|k| *k == kind).unwrap_or(0)
+}
+
+pub(super) fn colour(kind: Kind) -> &'static str {
     match kind {
         Kind::Boot => "#D55E00",
         Kind::Warm => "#009E73",
@@ -66,7 +72,10 @@ fn colour(kind: Kind) -> &'static str {
     }
 }
 
-fn by_function(analysis: &Analysis, wanted: impl Fn(&Series) -> bool) -> Vec<(&str, Vec<&Series>)> {
+pub(super) fn by_function(
+    analysis: &Analysis,
+    wanted: impl Fn(&Series) -> bool,
+) -> Vec<(&str, Vec<&Series>)> {
     let mut groups: Vec<(&str, Vec<&Series>)> = Vec::new();
     for series in analysis.series.iter().filter(|series| wanted(series)) {
         match groups.last_mut() {
@@ -79,7 +88,7 @@ fn by_function(analysis: &Analysis, wanted: impl Fn(&Series) -> bool) -> Vec<(&s
 
 /// Rows grouped by function, from `top` down: draws headings and labels and calls `draw` with each
 /// series and the middle of its row. Returns the y below.
-fn rows(
+pub(super) fn rows(
     svg: &mut Svg,
     groups: &[(&str, Vec<&Series>)],
     top: f64,
@@ -100,11 +109,11 @@ fn rows(
     y
 }
 
-fn height_of(groups: &[(&str, Vec<&Series>)]) -> f64 {
+pub(super) fn height_of(groups: &[(&str, Vec<&Series>)]) -> f64 {
     groups.iter().map(|(_, all)| ROW + ROW * all.len() as f64 + 6.0).sum()
 }
 
-fn greatest(groups: &[(&str, Vec<&Series>)], of: impl Fn(&Series) -> f64) -> f64 {
+pub(super) fn greatest(groups: &[(&str, Vec<&Series>)], of: impl Fn(&Series) -> f64) -> f64 {
     groups.iter().flat_map(|(_, all)| all).map(|s| of(s)).fold(0.0, f64::max)
 }
 
@@ -185,7 +194,7 @@ fn distribution(analysis: &Analysis) -> Option<Chart> {
             return;
         };
         let (kind, s) = (series.key.kind, &total.summary);
-        let shape = Kind::ALL.iter().position(|k| *k == kind).unwrap_or(0);
+        let shape = shape(kind);
         svg.line((scale.at(s.min), middle), (scale.at(s.max), middle), (0.6, 1.0));
         let quartiles = (scale.at(s.q1), scale.at(s.median), scale.at(s.q3));
         svg.quartiles(middle, quartiles, colour(kind));
@@ -296,29 +305,6 @@ fn faults(analysis: &Analysis) -> Option<Chart> {
     })
 }
 
-fn footprint(analysis: &Analysis) -> Option<Chart> {
-    let look = Bars {
-        name: "footprint",
-        title: "Memory of a sandbox on the host",
-        caption: "Median resident memory of the sandbox's processes after the reply, split into \
-                  the proportional set size and the rest (pages shared with others) where the node \
-                  tells both; the VMM's own memory is in it.",
-        axis: "MiB",
-        parts: [
-            (Fill::plain("#009E73"), "PSS (or RSS alone)"),
-            (Fill::hatched("#56B4E9"), "RSS beyond PSS"),
-        ],
-    };
-    let of = |s: &Series| {
-        let rss = s.median("RSS")?;
-        Some(s.median("PSS").map_or([rss, 0.0], |pss| [pss, (rss - pss).max(0.0)]))
-    };
-    bars(analysis, &look, of, |series, parts| {
-        let guest = series.guest_mib.map(|guest| format!(", guest {} MiB", short(guest)));
-        format!("{} MiB{}", short(parts.iter().sum()), guest.unwrap_or_default())
-    })
-}
-
 /// Pages that the other input shares with the recorded one.
 fn pages(analysis: &Analysis) -> Option<Chart> {
     let known: Vec<(&PageStats, [f64; 2])> = analysis
@@ -395,7 +381,7 @@ fn levels(analysis: &Analysis) -> Option<Chart> {
         // Side by side, so that spreads do not hide each other.
         let x = |level: u32| x(level) + (at as f64 - (count - 1.0) / 2.0) * 8.0;
         let Some(kind) = all.first().map(|s| s.key.kind) else { continue };
-        let shape = Kind::ALL.iter().position(|k| *k == kind).unwrap_or(0);
+        let shape = shape(kind);
         let points: Vec<(f64, f64)> = all
             .iter()
             .filter_map(|s| Some((x(s.key.level), down.at(s.median("total")?))))

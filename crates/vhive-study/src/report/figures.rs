@@ -1,6 +1,7 @@
 //! The figures of a report as rows of text, for the page and for the terminal.
 
 use crate::analysis::{Analysis, Comparison, FaultsLeft, PageStats, Series};
+use crate::plan::Kind;
 use crate::stats::{Interval, Summary};
 
 use super::svg::short;
@@ -60,8 +61,15 @@ pub(super) fn brief(series: &Series) -> Vec<String> {
 }
 
 /// Headings of [`comparison`].
-pub(super) const COMPARISON: [&str; 7] =
-    ["faster", "slower", "input", "measure", "times as fast", "95 % interval", "functions"];
+pub(super) const COMPARISON: [&str; 7] = [
+    "faster",
+    "slower",
+    "input",
+    "measure",
+    "times as fast, or small",
+    "95 % interval",
+    "functions",
+];
 
 /// A comparison.
 pub(super) fn comparison(one: &Comparison) -> Vec<String> {
@@ -89,6 +97,38 @@ pub(super) fn faults_left(one: &FaultsLeft) -> Vec<String> {
         format!("{} ({})", percent(one.worst.1), one.worst.0),
         one.n.to_string(),
     ]
+}
+
+/// Headings of [`footprint`].
+pub(super) const FOOTPRINT: [&str; 8] = [
+    "function",
+    "start",
+    "n",
+    "RSS MiB",
+    "PSS MiB",
+    "working set MiB",
+    "guest MiB",
+    "RSS, of that after a boot",
+];
+
+/// Memory of a series on the host, if it was measured.
+pub(super) fn footprint(series: &Series, analysis: &Analysis) -> Option<Vec<String>> {
+    let rss = series.median("RSS")?;
+    let booted = analysis.series.iter().find(|other| {
+        other.key.kind == Kind::Boot
+            && (&other.key.function, other.key.level) == (&series.key.function, series.key.level)
+    });
+    let booted = booted.and_then(|boot| boot.median("RSS")).filter(|booted| *booted > 0.0);
+    Some(vec![
+        series.key.function.clone(),
+        series.label.clone(),
+        series.measure("RSS").map_or(0, |rss| rss.summary.n).to_string(),
+        short(rss),
+        cell(series.median("PSS")),
+        cell(series.median("working set")),
+        cell(series.guest_mib),
+        booted.map_or_else(dash, |booted| percent(rss / booted)),
+    ])
 }
 
 /// Headings of [`pages`].

@@ -39,12 +39,13 @@ pub(super) fn page(result: &StudyResult, analysis: &Analysis, charts: &[Chart]) 
         ));
     }
     page.push_str(&pages(analysis));
+    page.push_str(&footprint(analysis));
     page.push_str(&numbers(analysis));
     page.push_str(&ratios(analysis));
     page.push_str(&phases(analysis));
     page.push_str(&left_out(analysis));
     page.push_str(&host(facts));
-    page.push_str(&method(facts));
+    page.push_str(&method(facts, super::timelines::method(analysis)));
     page.push_str("</body>\n</html>\n");
     page
 }
@@ -124,6 +125,22 @@ fn pages(analysis: &Analysis) -> String {
          input needs is what a lazy start faulted in (median); unique is what was faulted in \
          although the working set had been prefetched; same is the difference of the two.</p>\n{}",
         table(&figures::PAGES, &rows, 1)
+    )
+}
+
+fn footprint(analysis: &Analysis) -> String {
+    let rows = analysis.series.iter().filter_map(|s| figures::footprint(s, analysis));
+    let rows: Vec<Vec<String>> = rows.collect();
+    if rows.is_empty() {
+        return String::new();
+    }
+    format!(
+        "<h2>Memory on the host</h2>\n<p class=\"dim\">Medians, right after the reply. RSS and PSS are \
+         those of the sandbox's processes (smaps_rollup), the VMM's own memory included, and if it \
+         emulates the CPU, the code that it has translated, of which a boot leaves most; the \
+         working set is the guest memory that the pager brought in up to the reply. Memory that a \
+         guest has not touched since it was restored is in none of them.</p>\n{}",
+        table(&figures::FOOTPRINT, &rows, 2)
     )
 }
 
@@ -226,24 +243,27 @@ fn host(facts: &Facts) -> String {
         ("start threads of the node", node("start_threads")),
         ("git revision of the working directory", text(&host.git)),
     ];
-    let accelerator = find(&facts.node, "accelerator");
-    if let Some(accelerator) = accelerator.and_then(Value::as_str) {
-        rows.push(("accelerator", accelerator.to_owned()));
+    let accelerators: Vec<String> = accelerators(&facts.node)
+        .map(|(runtime, name, reason)| format!("{runtime}: {name} ({reason})"))
+        .collect();
+    if !accelerators.is_empty() {
+        rows.push(("guests' CPU", accelerators.join("; ")));
     }
     let rows: Vec<Vec<String>> =
         rows.into_iter().map(|(name, value)| vec![name.to_owned(), value]).collect();
     format!("<h2 id=\"host\">Host</h2>\n{}", table(&["fact", "value"], &rows, 2))
 }
 
-fn find<'a>(value: &'a Value, name: &str) -> Option<&'a Value> {
-    match value {
-        Value::Object(map) => map.get(name).or_else(|| map.values().find_map(|v| find(v, name))),
-        Value::Array(all) => all.iter().find_map(|v| find(v, name)),
-        _ => None,
-    }
+/// Runtime, accelerator and the reason for it, as far as the node told.
+fn accelerators(node: &Value) -> impl Iterator<Item = (&str, &str, &str)> {
+    let all = node.get("accelerators").and_then(Value::as_object).into_iter().flatten();
+    all.filter_map(|(runtime, choice)| {
+        let text = |name: &str| choice.get(name).and_then(Value::as_str);
+        Some((runtime.as_str(), text("accelerator")?, text("reason").unwrap_or("no reason given")))
+    })
 }
 
-fn method(facts: &Facts) -> String {
+fn method(facts: &Facts, timelines: &str) -> String {
     let plan = &facts.plan;
     let cache = match plan.cache {
         Cache::Drop => {
@@ -290,7 +310,7 @@ fn method(facts: &Facts) -> String {
              left out.",
             plan.seed
         ),
-        "The records hold no time of single faults, so there is no fault timeline.".to_owned(),
+        timelines.to_owned(),
     ];
     let text: String = paragraphs.iter().map(|p| format!("<p>{}</p>\n", escape(p))).collect();
     let toml = toml::to_string_pretty(plan).unwrap_or_default();

@@ -10,9 +10,11 @@
 
 mod charts;
 mod figures;
+mod footprint;
 mod html;
 mod png;
 mod svg;
+mod timelines;
 
 #[cfg(test)]
 mod tests;
@@ -82,6 +84,8 @@ pub struct Texts {
     pub rows_csv: String,
     /// Every figure.
     pub summary_csv: String,
+    /// A line per fault, if any was recorded.
+    pub faults_csv: Option<String>,
     /// Page statistics, if the study looked at working sets.
     pub pages_csv: Option<String>,
 }
@@ -94,6 +98,7 @@ pub fn texts(result: &StudyResult, analysis: &Analysis) -> Texts {
         html: html::page(result, analysis, &charts),
         rows_csv: csv::rows(&result.rows),
         summary_csv: csv::summary(analysis),
+        faults_csv: csv::faults(&result.rows),
         pages_csv: (!analysis.pages.is_empty()).then(|| csv::pages(analysis)),
         charts,
     }
@@ -118,6 +123,9 @@ pub fn build(dir: &Path) -> Result<Built, ReportError> {
     write("report.html", texts.html.as_bytes())?;
     write("rows.csv", texts.rows_csv.as_bytes())?;
     write("summary.csv", texts.summary_csv.as_bytes())?;
+    if let Some(faults) = &texts.faults_csv {
+        write("faults.csv", faults.as_bytes())?;
+    }
     if let Some(pages) = &texts.pages_csv {
         write("pages.csv", pages.as_bytes())?;
     }

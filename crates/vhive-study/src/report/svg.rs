@@ -160,24 +160,46 @@ impl Svg {
         ));
     }
 
+    /// A line that is seen on any ground, whatever its colour.
+    pub(super) fn outlined(&mut self, points: &[(f64, f64)], colour: &str, dashes: &str) {
+        let points: Vec<String> =
+            points.iter().map(|(x, y)| format!("{},{}", number(*x), number(*y))).collect();
+        let points = points.join(" ");
+        for (stroke, width) in [("currentColor", "2.6"), (colour, "1.6")] {
+            self.push(&format!(
+                "<polyline points=\"{points}\" fill=\"none\" stroke=\"{stroke}\" \
+                 stroke-width=\"{width}\" stroke-dasharray=\"{dashes}\"/>\n"
+            ));
+        }
+    }
+
     /// A point; each shape is told apart without its colour.
-    pub(super) fn mark(&mut self, (x, y): (f64, f64), shape: usize, colour: &str) {
-        let p = |dx: f64, dy: f64| format!("{},{}", number(x + dx), number(y + dy));
+    pub(super) fn mark(&mut self, at: (f64, f64), shape: usize, colour: &str) {
         let outline = "stroke=\"currentColor\" stroke-opacity=\"0.7\" stroke-width=\"0.6\"";
-        let polygon = |points: &[String]| {
-            format!("<polygon points=\"{}\" fill=\"{colour}\" {outline}/>\n", points.join(" "))
+        let outlined = outline_of(at, shape, 3.2);
+        self.push(&format!("<path d=\"{outlined}\" fill=\"{colour}\" {outline}/>\n"));
+    }
+
+    /// Many small points of one shape; open ones have only their outline in the colour.
+    pub(super) fn marks(
+        &mut self,
+        points: &[(f64, f64)],
+        shape: usize,
+        (colour, open): (&str, bool),
+    ) {
+        if points.is_empty() {
+            return;
+        }
+        let outlines: String = points.iter().map(|at| outline_of(*at, shape, 1.7)).collect();
+        let look = if open {
+            format!("fill=\"none\" stroke=\"{colour}\" stroke-width=\"0.9\"")
+        } else {
+            format!(
+                "fill=\"{colour}\" stroke=\"currentColor\" stroke-opacity=\"0.5\" \
+                 stroke-width=\"0.3\""
+            )
         };
-        let shape = match shape % 4 {
-            0 => format!(
-                "<circle cx=\"{}\" cy=\"{}\" r=\"3.2\" fill=\"{colour}\" {outline}/>\n",
-                number(x),
-                number(y)
-            ),
-            1 => polygon(&[p(-3.0, -3.0), p(3.0, -3.0), p(3.0, 3.0), p(-3.0, 3.0)]),
-            2 => polygon(&[p(0.0, -3.8), p(3.5, 3.0), p(-3.5, 3.0)]),
-            _ => polygon(&[p(0.0, -4.2), p(4.2, 0.0), p(0.0, 4.2), p(-4.2, 0.0)]),
-        };
-        self.push(&shape);
+        self.push(&format!("<path d=\"{outlines}\" {look}/>\n"));
     }
 
     /// A box from first to third quartile with its median.
@@ -227,6 +249,39 @@ impl Svg {
 
     fn push(&mut self, text: &str) {
         self.body.push_str(text);
+    }
+}
+
+/// The outline of a mark of about this radius, as the data of a path.
+fn outline_of((x, y): (f64, f64), shape: usize, radius: f64) -> String {
+    let p = |dx: f64, dy: f64| format!("{},{}", number(x + dx * radius), number(y + dy * radius));
+    let polygon = |corners: &[(f64, f64)]| {
+        let corners: Vec<String> = corners.iter().map(|(dx, dy)| p(*dx, *dy)).collect();
+        format!("M{}Z", corners.join(" "))
+    };
+    match shape % 6 {
+        0 => {
+            let (r, left, right) = (number(radius), p(-1.0, 0.0), p(1.0, 0.0));
+            format!("M{left}A{r},{r} 0 1,1 {right}A{r},{r} 0 1,1 {left}Z")
+        }
+        1 => polygon(&[(-0.95, -0.95), (0.95, -0.95), (0.95, 0.95), (-0.95, 0.95)]),
+        2 => polygon(&[(0.0, -1.2), (1.1, 0.95), (-1.1, 0.95)]),
+        3 => polygon(&[(0.0, -1.3), (1.3, 0.0), (0.0, 1.3), (-1.3, 0.0)]),
+        4 => polygon(&[(0.0, 1.2), (1.1, -0.95), (-1.1, -0.95)]),
+        _ => polygon(&[
+            (-0.45, -1.35),
+            (0.45, -1.35),
+            (0.45, -0.45),
+            (1.35, -0.45),
+            (1.35, 0.45),
+            (0.45, 0.45),
+            (0.45, 1.35),
+            (-0.45, 1.35),
+            (-0.45, 0.45),
+            (-1.35, 0.45),
+            (-1.35, -0.45),
+            (-0.45, -0.45),
+        ]),
     }
 }
 

@@ -1,5 +1,5 @@
 use super::*;
-use crate::analysis::tests::fixture;
+use crate::analysis::tests::{fixture, fixture_with_timelines};
 
 #[test]
 fn the_report_is_well_formed_loads_nothing_and_names_every_kind() {
@@ -22,7 +22,7 @@ fn the_report_is_well_formed_loads_nothing_and_names_every_kind() {
 
 #[test]
 fn every_chart_is_well_formed_has_unique_names_and_stays_within_its_frame() {
-    let result = fixture();
+    let result = fixture_with_timelines();
     let texts = texts(&result, &Analysis::of(&result));
     let names: Vec<&str> = texts.charts.iter().map(|chart| chart.name).collect();
     let expected = [
@@ -31,6 +31,7 @@ fn every_chart_is_well_formed_has_unique_names_and_stays_within_its_frame() {
         "distribution",
         "working-sets",
         "memory-wait",
+        "fault-timeline",
         "footprint",
     ];
     assert_eq!(names, expected);
@@ -56,7 +57,78 @@ fn every_chart_is_well_formed_has_unique_names_and_stays_within_its_frame() {
             }
         }
         assert!(!chart.svg.contains("NaN"), "{}", chart.name);
-        assert!(chart.svg.contains("n=") || chart.name == "footprint", "{} states n", chart.name);
+        assert!(chart.svg.contains("n="), "{} states n", chart.name);
+        for line in parsed.descendants().filter_map(|node| node.attribute("points")) {
+            for at in line.split([' ', ',']).enumerate() {
+                let limit = if at.0 % 2 == 0 { width } else { height };
+                let within = at.1.parse::<f64>().is_ok_and(|at| (0.0..=limit).contains(&at));
+                assert!(within, "{}: {line}", chart.name);
+            }
+        }
+    }
+}
+
+#[test]
+fn faults_over_time_tell_kinds_apart_by_colour_and_shape() {
+    let result = fixture_with_timelines();
+    let analysis = Analysis::of(&result);
+    let made = texts(&result, &analysis);
+    let chart = made.charts.iter().find(|chart| chart.name == "fault-timeline").expect("drawn");
+    for one in &analysis.timelines {
+        let label = format!("{}  n={}", one.label, one.n);
+        assert!(chart.svg.contains(&label), "{label}");
+    }
+    let kinds = [crate::plan::Kind::Lazy, crate::plan::Kind::Record, crate::plan::Kind::Reap];
+    for (at, kind) in kinds.into_iter().enumerate() {
+        assert!(chart.svg.contains(&format!("fill=\"{}\"", charts::colour(kind))), "{kind}");
+        for other in &kinds[at + 1..] {
+            assert_ne!(charts::shape(kind), charts::shape(*other), "{kind} and {other}");
+            assert_ne!(charts::colour(kind), charts::colour(*other), "{kind} and {other}");
+        }
+    }
+    let open = format!("fill=\"none\" stroke=\"{}\"", charts::colour(kinds[2]));
+    assert!(chart.svg.contains(&open), "awaited pages are open marks");
+
+    let faults = made.faults_csv.expect("a line each");
+    let recorded =
+        result.rows.iter().filter_map(|row| row.record.as_ref()?.fault_timeline.as_ref());
+    let count: usize = recorded.map(|timeline| timeline.len()).sum();
+    assert_eq!(faults.lines().count(), count + 1);
+    let without = texts(&fixture(), &Analysis::of(&fixture()));
+    assert_eq!(without.faults_csv, None);
+    assert!(without.html.contains("There are no timelines of faults"));
+}
+
+#[test]
+fn a_thinned_timeline_says_so_and_counts_all_faults() {
+    let mut result = fixture_with_timelines();
+    for row in &mut result.rows {
+        let Some(record) = &mut row.record else { continue };
+        if let (Some(timeline), Some(memory)) = (&mut record.fault_timeline, &mut record.memory) {
+            let timeline = std::sync::Arc::make_mut(timeline);
+            timeline.every = 4;
+            memory.faults = Some(timeline.len() as u64 * 4);
+        }
+    }
+    let made = texts(&result, &Analysis::of(&result));
+    let chart = made.charts.iter().find(|chart| chart.name == "fault-timeline").expect("drawn");
+    assert!(chart.svg.contains("1 of 4 shown"));
+}
+
+#[test]
+fn memory_on_the_host_and_the_guests_cpu_are_in_the_page() {
+    let mut result = fixture();
+    result.facts.node["accelerators"] =
+        serde_json::json!({"qemu": {"accelerator": "kvm", "reason": "it <works>"}});
+    let analysis = Analysis::of(&result);
+    let page = texts(&result, &analysis).html;
+    assert!(page.contains("qemu: kvm (it &lt;works&gt;)"));
+    let boot = analysis.series.iter().find(|s| s.key.kind == crate::plan::Kind::Boot);
+    let cells = figures::footprint(boot.expect("planned"), &analysis).expect("measured");
+    assert_eq!(cells.len(), figures::FOOTPRINT.len());
+    assert_eq!(cells.last().map(String::as_str), Some("100 %"));
+    for heading in figures::FOOTPRINT {
+        assert!(page.contains(&format!(">{heading}</th>")), "{heading}");
     }
 }
 

@@ -55,7 +55,8 @@ struct Failure {
 /// [`crate::exit::Exit::NotFound`], or when the node does not answer.
 pub(crate) async fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
     let namespace = &context.global.namespace;
-    let path = format!("/vhive/v1/namespaces/{namespace}/services/{}/describe", args.name);
+    let path =
+        format!("/vhive/v1/namespaces/{namespace}/services/{}/describe?footprint=true", args.name);
     let answer: Value = context.client.get(&path).await?;
     if context.global.output == Format::Json {
         output::json(&answer)?;
@@ -93,19 +94,22 @@ fn print(described: &Described) {
             .instances
             .iter()
             .map(|instance| {
-                let memory = instance["memory_bytes"].as_u64();
-                let memory = memory.map_or_else(|| "-".to_owned(), |m| format!("{} MiB", m >> 20));
+                let mib = |name: &str| {
+                    let bytes = instance[name].as_u64();
+                    bytes.map_or_else(|| "-".to_owned(), |bytes| format!("{} MiB", bytes >> 20))
+                };
                 vec![
                     text(instance, "/sandbox"),
                     text(instance, "/state"),
                     text(instance, "/leases"),
                     text(instance, "/endpoint"),
-                    memory,
+                    mib("memory_bytes"),
+                    mib("pss_bytes"),
                     text(instance, "/since"),
                 ]
             })
             .collect();
-        let headings = ["INSTANCE", "STATE", "REQUESTS", "ENDPOINT", "MEMORY", "SINCE"];
+        let headings = ["INSTANCE", "STATE", "REQUESTS", "ENDPOINT", "RSS", "PSS", "SINCE"];
         output::line(format!("\n{}", output::table(&headings, &rows)));
     }
     if let Some(start) = &described.last_start {
