@@ -6,7 +6,7 @@ use std::sync::Mutex;
 
 use rustix::fs::{Advice, fadvise};
 
-use crate::pages::{PageNumber, PageSet, Run};
+use crate::pages::{PageSet, Run};
 use crate::sys::PAGE;
 use crate::vm::{ServeError, lock};
 use crate::working_set::read_up_to;
@@ -35,20 +35,18 @@ impl MemoryFile {
         self.asked.is_some()
     }
 
-    /// Begins to bring a page's neighbours into the page cache, once. The kernel does so also where the host's
-    /// readahead is switched off.
-    pub(crate) fn look_around(&self, page: PageNumber) {
-        let window = page / LOOKED_AT;
-        let is_new = self.asked.as_ref().is_some_and(|asked| lock(asked).insert(window));
-        if is_new {
-            let run = Run { first: window * LOOKED_AT, pages: LOOKED_AT };
-            // A hint: without it the pages come one by one.
-            let _ = fadvise(
-                &self.file,
-                run.offset(),
-                NonZeroU64::new(run.bytes() as u64),
-                Advice::WillNeed,
-            );
+    /// Begins to bring a run and its neighbours into the page cache, once. The kernel does so also where the
+    /// host's readahead is switched off.
+    pub(crate) fn look_around(&self, run: Run) {
+        let Some(asked) = &self.asked else { return };
+        let last = run.first.saturating_add(run.pages.saturating_sub(1));
+        for window in run.first / LOOKED_AT..=last / LOOKED_AT {
+            if lock(asked).insert(window) {
+                let run = Run { first: window * LOOKED_AT, pages: LOOKED_AT };
+                let bytes = NonZeroU64::new(run.bytes() as u64);
+                // A hint: without it the pages come one by one.
+                let _ = fadvise(&self.file, run.offset(), bytes, Advice::WillNeed);
+            }
         }
     }
 

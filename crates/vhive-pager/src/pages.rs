@@ -24,6 +24,12 @@ impl Run {
         self.first as u64 + self.pages as u64
     }
 
+    /// Whether the page is in it.
+    #[must_use]
+    pub const fn holds(self, page: PageNumber) -> bool {
+        self.first <= page && (page as u64) < self.end()
+    }
+
     /// Where its bytes begin in the memory file.
     #[must_use]
     pub const fn offset(self) -> u64 {

@@ -300,11 +300,11 @@ impl Vm {
         Ok(Flow::GoesOn)
     }
 
-    /// Reads what one fault brings: the policy's window; for a recorded page of zeros the zeros around it, which
-    /// cost neither a read at the replay nor memory.
+    /// Reads what one fault brings: the policy's window, or what a streak of recorded pages leads to; for a
+    /// recorded page of zeros the zeros around it, which cost neither a read at the replay nor memory.
     fn read_for(&self, page: PageNumber, scratch: &mut Scratch) -> Result<Run, ServeError> {
-        self.memory.look_around(page);
-        let run = self.window_around(page, self.window);
+        let run = self.streak(page).unwrap_or_else(|| self.window_around(page, self.window));
+        self.memory.look_around(run);
         let bytes = &mut scratch.0[..run.bytes()];
         self.memory.read(run, bytes)?;
         if !self.memory.looks_around() || run.pages > 1 || !all_zero(bytes) {
@@ -313,19 +313,28 @@ impl Vm {
         let run = self.window_around(page, LOOKED_AT);
         self.memory.read(run, &mut scratch.0[..run.bytes()])?;
         let parts = by_content(run, &scratch.0[..run.bytes()]);
-        let around =
-            |(part, is_zero): &(Run, bool)| *is_zero && part.iter().any(|other| other == page);
+        let around = |(part, is_zero): &(Run, bool)| *is_zero && part.holds(page);
         let zeros = parts.into_iter().find(around);
         let zeros = zeros.map_or(Run { first: page, pages: 1 }, |(part, _)| part);
         scratch.0[..zeros.bytes()].fill(0);
         Ok(zeros)
     }
 
+    /// What is likely to be touched next, if the recorded pages lead up (or down) to this one without a gap:
+    /// as many as lead there.
+    fn streak(&self, page: PageNumber) -> Option<Run> {
+        let recording = lock(&self.recording);
+        let trace = recording.as_ref()?;
+        let streak = trace.streak(page, MOST_WINDOW)?;
+        let mut pieces = self.regions.place(streak).map(|placed| placed.run);
+        pieces.find(|run| run.holds(page))
+    }
+
     /// So many aligned pages around this one, as far as they were handed over in one piece.
     fn window_around(&self, page: PageNumber, pages: u32) -> Run {
         let window = Run { first: page - page % pages, pages };
         let mut pieces = self.regions.place(window).map(|placed| placed.run);
-        let piece = pieces.find(|run| run.iter().any(|other| other == page));
+        let piece = pieces.find(|run| run.holds(page));
         piece.unwrap_or(Run { first: page, pages: 1 })
     }
 
