@@ -57,8 +57,9 @@ pub struct SnapshotsConfig {
     /// A start that prefetches and still faults on more than this share of the pages prefetched,
     /// in per cent, lets the next one record again.
     pub rerecord_above_percent: u32,
-    /// VMMs spawned ahead for starts from snapshots, at most one per revision; each takes a network
-    /// slot and the memory of a VMM without its guest's. 0 = none.
+    /// VMMs spawned ahead for starts from snapshots, in all: one per revision, and as many as its
+    /// largest burst of starts within ten minutes while there is room. Each takes a network slot and
+    /// the memory of a VMM without its guest's. 0 = none.
     pub standby: u32,
 }
 
@@ -69,7 +70,7 @@ impl Default for SnapshotsConfig {
             take_deadline: Span(Duration::from_secs(30)),
             restore_deadline: Span(Duration::from_secs(20)),
             rerecord_above_percent: 25,
-            standby: 4,
+            standby: 16,
         }
     }
 }

@@ -1,5 +1,5 @@
-//! VMMs that have been spawned ahead for a snapshot, one per revision, so that a start from it need
-//! not wait for a process.
+//! VMMs that have been spawned ahead for a snapshot, so that a start from it need not wait for a
+//! process: one per revision, and as many as its largest burst of starts of late, if there is room.
 //!
 //! ```text
 //!   reply of a start from a snapshot ──► refill (behind it) ──► Standby
@@ -9,8 +9,11 @@
 //! A standby owns a network slot and a process that has no guest memory yet. It is no instance: it
 //! can serve nothing, and the autoscaler does not see it.
 
-use std::collections::{HashSet, VecDeque};
+mod demand;
+
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Instant;
 
 use vhive_api::{MemoryMode, Revision, RevisionKey, RuntimeName, SandboxId};
 use vhive_sandbox::{Deadline, Journal, Prespawned, SandboxSpec};
@@ -19,6 +22,7 @@ use crate::node::Shared;
 use crate::process;
 use crate::snapshots::{Hold, StoredSnapshot, chain};
 use crate::start::wanted_mode;
+use demand::Demand;
 
 /// A VMM that waits for a snapshot's state.
 #[derive(Debug)]
@@ -52,18 +56,24 @@ struct State {
     /// Oldest first.
     ready: VecDeque<Standby>,
     making: HashSet<RevisionKey>,
+    /// Of revisions that have started from a snapshot.
+    demand: HashMap<RevisionKey, Demand>,
     closed: bool,
 }
 
 impl Standbys {
-    /// A living standby of the revision.
+    /// A living standby of the revision, for a start that may be from a snapshot.
     pub(crate) fn take(&self, revision: &RevisionKey) -> Option<Standby> {
         let mut state = self.state();
-        let at = state.ready.iter().position(|standby| standby.revision == *revision)?;
-        // One that has ended is not worth a start; refilling replaces it.
-        if state.ready[at].journal.ended().is_some() {
-            return None;
+        let now = Instant::now();
+        match state.demand.get_mut(revision) {
+            Some(demand) => demand.add(now),
+            None => drop(state.demand.insert(revision.clone(), Demand::new(now))),
         }
+        // One that has ended is not worth a start; refilling replaces it.
+        let lives = |standby: &Standby| standby.journal.ended().is_none();
+        let fits = |standby: &Standby| standby.revision == *revision && lives(standby);
+        let at = state.ready.iter().position(fits)?;
         state.ready.remove(at)
     }
 
@@ -76,6 +86,9 @@ impl Standbys {
     pub(crate) fn give_up(&self, revision: Option<&RevisionKey>) {
         let mut state = self.state();
         state.closed |= revision.is_none();
+        if let Some(key) = revision {
+            state.demand.remove(key);
+        }
         let all = std::mem::take(&mut state.ready);
         let goes = |standby: &Standby| revision.is_none_or(|key| standby.revision == *key);
         let (gone, kept): (VecDeque<_>, VecDeque<_>) = all.into_iter().partition(goes);
@@ -84,12 +97,19 @@ impl Standbys {
         drop(gone);
     }
 
-    /// Reserves the right to make one for the revision; what is no longer of use comes with it.
+    /// Reserves the right to make one for the revision; what is no longer of use comes with it. Its first
+    /// takes the place of others' oldest, further ones take free places only.
     fn begin(&self, revision: &RevisionKey, most: usize) -> Option<VecDeque<Standby>> {
         let mut state = self.state();
         let dead = |standby: &Standby| standby.journal.ended().is_some();
-        let there = |standby: &Standby| standby.revision == *revision && !dead(standby);
-        if state.closed || state.ready.iter().any(there) || !state.making.insert(revision.clone()) {
+        let there = |standby: &&Standby| standby.revision == *revision && !dead(standby);
+        let (there, living) = (
+            state.ready.iter().filter(there).count(),
+            state.ready.iter().filter(|standby| !dead(standby)).count(),
+        );
+        let wanted = state.demand.get(revision).map_or(1, |demand| demand.wanted(Instant::now()));
+        let is_enough = there >= wanted || (there > 0 && living >= most);
+        if state.closed || is_enough || !state.making.insert(revision.clone()) {
             return None;
         }
         let all = std::mem::take(&mut state.ready);
@@ -117,21 +137,26 @@ impl Standbys {
     }
 }
 
-/// Makes a standby for the revision's next start, if there is none and it would be of use. Blocks;
-/// for a thread that nobody waits for.
+/// Makes standbys for the revision's next starts, as far as they are not there and would be of use.
+/// Blocks; for a thread that nobody waits for.
 pub(crate) fn refill(shared: &Shared, revision: &Revision) {
     let most = usize::try_from(shared.config.snapshots.standby).unwrap_or(usize::MAX);
     if most == 0 || revision.runtime == RuntimeName::Sim {
         return;
     }
-    let Some(gone) = shared.standbys.begin(&revision.key, most) else { return };
-    drop(gone);
-    let made = make(shared, revision).unwrap_or_else(|why| {
-        tracing::debug!(revision = %revision.key, why, "no VMM spawned ahead");
-        None
-    });
-    // If the node has closed meanwhile, it comes back and ends here.
-    drop(shared.standbys.end(&revision.key, made));
+    while let Some(gone) = shared.standbys.begin(&revision.key, most) {
+        drop(gone);
+        let made = make(shared, revision).unwrap_or_else(|why| {
+            tracing::debug!(revision = %revision.key, why, "no VMM spawned ahead");
+            None
+        });
+        let is_made = made.is_some();
+        // If the node has closed meanwhile, it comes back and ends here.
+        drop(shared.standbys.end(&revision.key, made));
+        if !is_made {
+            return;
+        }
+    }
 }
 
 fn make(shared: &Shared, revision: &Revision) -> Result<Option<Standby>, String> {
