@@ -15,8 +15,8 @@ const AT_ONCE: usize = 64;
 /// One message of a userfaultfd. Addresses are the VMM's.
 #[derive(Debug)]
 pub(crate) enum Event {
-    /// Somebody waits for this page.
-    Fault { address: u64 },
+    /// This thread (0: not told) waits for this page.
+    Fault { address: u64, thread: u32 },
     /// A fault of a kind that we never asked for: write protection, or a minor one.
     OtherFault { address: u64, flags: u64 },
     /// The range was given back (`MADV_DONTNEED`, `MADV_REMOVE`): its pages now read as zero.
@@ -47,16 +47,17 @@ fn parse(message: &[u8]) -> Event {
         bytes.copy_from_slice(&message[at..at + 8]);
         u64::from_ne_bytes(bytes)
     };
+    let short = |at: usize| {
+        let mut bytes = [0; 4];
+        bytes.copy_from_slice(&message[at..at + 4]);
+        u32::from_ne_bytes(bytes)
+    };
     // Bits 1 and 2 of a fault's flags: write protection, minor.
     const OTHER: u64 = 0b110;
     match message[0] {
-        0x12 if word(8) & OTHER == 0 => Event::Fault { address: word(16) },
+        0x12 if word(8) & OTHER == 0 => Event::Fault { address: word(16), thread: short(24) },
         0x12 => Event::OtherFault { address: word(16), flags: word(8) },
-        0x13 => {
-            let mut bytes = [0; 4];
-            bytes.copy_from_slice(&message[8..12]);
-            Event::Fork { child: sys::adopt_from_event(i32::from_ne_bytes(bytes)) }
-        }
+        0x13 => Event::Fork { child: sys::adopt_from_event(short(8).cast_signed()) },
         0x14 => Event::Remap { from: word(8) },
         0x15 => Event::Remove { start: word(8), end: word(16) },
         0x16 => Event::Unmap { start: word(8), end: word(16) },

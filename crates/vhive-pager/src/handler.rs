@@ -12,6 +12,7 @@ use std::thread::{self, JoinHandle};
 use rustix::event::{EventfdFlags, epoll, eventfd};
 use rustix::thread::{CpuSet, sched_setaffinity};
 
+use crate::place::Place;
 use crate::vm::{Flow, Scratch, ServeError, Vm, lock};
 
 const STOP: u64 = u64::MAX;
@@ -57,8 +58,8 @@ impl Roster {
         let _ = epoll::delete(&self.epoll, vm.uffd());
     }
 
-    fn serve(&self) -> rustix::io::Result<()> {
-        let mut scratch = Scratch::new();
+    fn serve(&self, place: Place) -> rustix::io::Result<()> {
+        let mut scratch = Scratch::new(place);
         let mut events = Vec::with_capacity(EVENTS_AT_ONCE);
         loop {
             events.clear();
@@ -109,7 +110,7 @@ impl Handler {
         epoll::add(&epoll, stop.as_fd(), epoll::EventData::new_u64(STOP), epoll::EventFlags::IN)?;
         let is_stopping = AtomicBool::new(false);
         let roster = Arc::new(Roster { epoll, stop, is_stopping, vms: Mutex::default() });
-        let set = cpu_set(cpus)?;
+        let (set, fixed) = (cpu_set(cpus)?, !cpus.is_empty());
         let (placed, is_placed) = mpsc::sync_channel(1);
         let of_thread = Arc::clone(&roster);
         let thread = thread::Builder::new().name(format!("pager-{number}")).spawn(move || {
@@ -120,7 +121,7 @@ impl Handler {
                 return;
             }
             let _end = EndAll(&of_thread);
-            if let Err(errno) = of_thread.serve() {
+            if let Err(errno) = of_thread.serve(Place::of_this_thread(fixed)) {
                 tracing::error!(error = %errno, "page faults are no longer served");
             }
         })?;

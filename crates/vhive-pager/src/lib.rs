@@ -47,6 +47,7 @@ mod loader;
 mod memory_file;
 mod pager;
 pub mod pages;
+mod place;
 pub mod policy;
 pub mod regions;
 mod stats;

@@ -25,8 +25,8 @@ use crate::working_set::WorkingSetError;
 pub struct PagerConfig {
     /// Threads that serve faults.
     pub handlers: usize,
-    /// The CPUs that these may run on; all if empty. Best those of the guests: a fault served on
-    /// another CPU takes three times as long.
+    /// The CPUs that these may run on. If empty, each follows the guest that it serves, as far as the VMM's
+    /// userfaultfd names faulting threads: a fault served on another CPU takes three times as long.
     pub handler_cpus: Vec<usize>,
     /// Reads of working sets in flight at a time.
     pub readers: usize,

@@ -28,6 +28,8 @@ const HUGE_PAGE: usize = 2 << 20;
 const API_VERSION: u64 = 0xaa;
 /// Asks for a message when a range is given back with `madvise` (`UFFD_FEATURE_EVENT_REMOVE`).
 pub const FEATURE_EVENT_REMOVE: u64 = 1 << 3;
+/// Asks that a fault names its thread (`UFFD_FEATURE_THREAD_ID`).
+pub const FEATURE_THREAD_ID: u64 = 1 << 8;
 const MODE_MISSING: u64 = 1 << 0;
 
 #[repr(C)]

@@ -14,6 +14,7 @@ use crate::install::{Content, Stop, install};
 use crate::loader::Progress;
 use crate::memory_file::{LOOKED_AT, MemoryFile};
 use crate::pages::{PageNumber, PageSet, Run, all_zero, by_content};
+use crate::place::Place;
 use crate::regions::{Placed, Regions};
 use crate::stats::PagerStats;
 use crate::sys::{self, PAGE};
@@ -56,12 +57,12 @@ pub enum ServeError {
 
 pub(crate) type OnDeath = Box<dyn FnOnce() + Send>;
 
-/// A page buffer of a thread that serves faults.
-pub(crate) struct Scratch(Vec<u8>);
+/// What a thread that serves faults has of its own: a buffer for pages, and its place.
+pub(crate) struct Scratch(Vec<u8>, Place);
 
 impl Scratch {
-    pub(crate) fn new() -> Self {
-        Self(vec![0; MOST_WINDOW as usize * PAGE])
+    pub(crate) fn new(place: Place) -> Self {
+        Self(vec![0; MOST_WINDOW as usize * PAGE], place)
     }
 }
 
@@ -200,7 +201,8 @@ impl Vm {
     pub(crate) fn serve(&self, scratch: &mut Scratch) -> Result<Flow, ServeError> {
         let _serving = lock(&self.serving);
         let read_at = Instant::now();
-        for address in self.read_messages()? {
+        for (address, thread) in self.read_messages()? {
+            scratch.1.near(thread);
             if self.fault(address, read_at, scratch)? == Flow::ProcessGone {
                 return Ok(Flow::ProcessGone);
             }
@@ -208,8 +210,8 @@ impl Vm {
         Ok(Flow::GoesOn)
     }
 
-    /// Reads messages, notes changes of the mapping, returns the addresses of faults.
-    fn read_messages(&self) -> Result<Vec<u64>, ServeError> {
+    /// Reads messages, notes changes of the mapping, returns the faults' addresses and threads.
+    fn read_messages(&self) -> Result<Vec<(u64, u32)>, ServeError> {
         let mut removed = self.removed.write().unwrap_or_else(PoisonError::into_inner);
         let messages =
             events::read(self.uffd()).map_err(|e| ServeError::Kernel("tell of faults", e))?;
@@ -217,7 +219,7 @@ impl Vm {
         let mut changed = false;
         for message in messages {
             match message {
-                Event::Fault { address } => faults.push(address),
+                Event::Fault { address, thread } => faults.push((address, thread)),
                 Event::Remove { start, end } | Event::Unmap { start, end } => {
                     changed = true;
                     for run in self.regions.pages_between(start, end) {

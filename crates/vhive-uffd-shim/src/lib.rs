@@ -30,6 +30,8 @@ const UFFDIO_API: libc::c_ulong = 0xC018_AA3F;
 const UFFDIO_REGISTER: libc::c_ulong = 0xC020_AA00;
 const UFFD_API: u64 = 0xAA;
 const UFFD_FEATURE_EVENT_REMOVE: u64 = 1 << 3;
+/// The pager serves a fault best on the CPU of the thread that waits.
+const UFFD_FEATURE_THREAD_ID: u64 = 1 << 8;
 const UFFDIO_REGISTER_MODE_MISSING: u64 = 1;
 /// Bytes in a page of guest memory.
 const PAGE: usize = 4096;
@@ -206,7 +208,8 @@ fn register(device: c_int, memory: *mut c_void, length: usize) -> c_int {
     if uffd < 0 {
         fail("no userfaultfd");
     }
-    let mut api = UffdioApi { api: UFFD_API, features: UFFD_FEATURE_EVENT_REMOVE, ioctls: 0 };
+    let features = UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_THREAD_ID;
+    let mut api = UffdioApi { api: UFFD_API, features, ioctls: 0 };
     // SAFETY: the argument is the structure that the operation takes.
     if unsafe { libc::ioctl(uffd, UFFDIO_API, &raw mut api) } != 0 {
         fail("the userfaultfd does not offer what is needed");

@@ -13,7 +13,7 @@ use anyhow_lite::Result;
 use serde::{Deserialize, Serialize};
 use vhive_pager::handshake;
 use vhive_pager::regions::Region;
-use vhive_pager::sys::{self, FEATURE_EVENT_REMOVE, Mapping, PAGE};
+use vhive_pager::sys::{self, FEATURE_EVENT_REMOVE, FEATURE_THREAD_ID, Mapping, PAGE};
 
 /// A page: of which region, and which one there.
 pub(crate) type Spot = (usize, usize);
@@ -49,7 +49,7 @@ pub(crate) fn run(layout: &str) -> Result {
     let device = io::stdin().as_fd().try_clone_to_owned()?;
     let socket = UnixStream::from(io::stdout().as_fd().try_clone_to_owned()?);
     let uffd = sys::from_device(device.as_fd())?;
-    sys::handshake(uffd.as_fd(), FEATURE_EVENT_REMOVE)?;
+    sys::handshake(uffd.as_fd(), FEATURE_EVENT_REMOVE | FEATURE_THREAD_ID)?;
     let (mut memory, mut regions) = (Vec::new(), Vec::new());
     for (pages, offset) in layout {
         let mapping = Mapping::reserve(pages * PAGE)?;
