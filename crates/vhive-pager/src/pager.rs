@@ -84,7 +84,8 @@ pub struct PreparedMemory {
 pub enum Mode {
     /// Each when it is touched.
     Lazy,
-    /// Each when it is touched, and the order is noted.
+    /// Each when it is touched, and the order is noted; zeros bring the zeros around them, and a streak what it
+    /// leads to.
     Record {
         /// How.
         policy: PrefetchPolicy,
