@@ -6,9 +6,10 @@
 
 use std::mem::MaybeUninit;
 
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf as _, Bytes, BytesMut};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, StatusCode};
+use httparse::{Header, Status};
 
 use super::field::{Field, lists};
 use super::head::{Length, strip_hop_fields};
@@ -58,47 +59,61 @@ pub(super) fn read_reply(input: &mut BytesMut, to: &Method) -> Result<Option<Rep
 }
 
 fn read_one_reply(input: &mut BytesMut, to: &Method) -> Result<Option<ReplyHead>, BadReply> {
-    let Some(end) = memchr::memmem::find(input, b"\r\n\r\n") else {
-        let sound =
-            input.len() < MAX_REPLY_HEAD && b"HTTP/1.".starts_with(&input[..input.len().min(7)]);
-        return match sound {
-            true => Ok(None),
-            false if input.len() < MAX_REPLY_HEAD => Err(BadReply::Head),
-            false => Err(BadReply::TooLarge),
-        };
-    };
-    if end > MAX_REPLY_HEAD {
-        return Err(BadReply::TooLarge);
+    let mut slots = [const { MaybeUninit::uninit() }; MAX_REPLY_FIELDS];
+    let Some(raw) = parse_reply(input, &mut slots)? else { return Ok(None) };
+    let size = raw.size;
+    let head = collect_fields(&raw, input, to)?;
+    input.advance(size);
+    Ok(Some(head))
+}
+
+/// A reply's head as it stands in the input.
+#[derive(Debug)]
+pub(super) struct RawReply<'b, 'h> {
+    pub(super) status: StatusCode,
+    pub(super) is_http11: bool,
+    pub(super) fields: &'h [Header<'b>],
+    pub(super) size: usize,
+}
+
+/// Finds a reply's head at the front of `input`; none if it is not complete yet.
+pub(super) fn parse_reply<'b, 'h>(
+    input: &'b [u8],
+    slots: &'h mut [MaybeUninit<Header<'b>>; MAX_REPLY_FIELDS],
+) -> Result<Option<RawReply<'b, 'h>>, BadReply> {
+    if !b"HTTP/1.".starts_with(&input[..input.len().min(7)]) {
+        return Err(BadReply::Head);
     }
-    // The values share the input's memory.
-    let bytes = input.split_to(end + 4).freeze();
-    let mut fields = [const { MaybeUninit::uninit() }; MAX_REPLY_FIELDS];
     let mut parsed = httparse::Response::new(&mut []);
     let config = httparse::ParserConfig::default();
-    match config.parse_response_with_uninit_headers(&mut parsed, &bytes, &mut fields) {
-        Ok(httparse::Status::Complete(size)) if size == bytes.len() => {}
-        Err(httparse::Error::TooManyHeaders) => return Err(BadReply::TooLarge),
-        Ok(_) | Err(_) => return Err(BadReply::Head),
-    }
+    let size = match config.parse_response_with_uninit_headers(&mut parsed, input, slots) {
+        Ok(Status::Complete(size)) if size > MAX_REPLY_HEAD => return Err(BadReply::TooLarge),
+        Ok(Status::Complete(size)) if input[..size].ends_with(b"\r\n\r\n") => size,
+        Ok(Status::Partial) if input.len() < MAX_REPLY_HEAD => return Ok(None),
+        Ok(Status::Partial) | Err(httparse::Error::TooManyHeaders) => {
+            return Err(BadReply::TooLarge);
+        }
+        Ok(Status::Complete(_)) | Err(_) => return Err(BadReply::Head),
+    };
     let status = parsed.code.and_then(|code| StatusCode::from_u16(code).ok());
     let status = status.ok_or(BadReply::Head)?;
-    collect_fields(&bytes, parsed.headers, status, parsed.version == Some(1), to).map(Some)
+    let (is_http11, fields) = (parsed.version == Some(1), &*parsed.headers);
+    Ok(Some(RawReply { status, is_http11, fields, size }))
 }
 
 fn collect_fields(
-    bytes: &Bytes,
-    fields: &[httparse::Header<'_>],
-    status: StatusCode,
-    is_http11: bool,
+    raw: &RawReply<'_, '_>,
+    input: &[u8],
     to: &Method,
 ) -> Result<ReplyHead, BadReply> {
+    // The values share memory of their own.
+    let bytes = Bytes::copy_from_slice(&input[..raw.size]);
     // One more for the invocation's identifier.
-    let mut headers = HeaderMap::with_capacity(fields.len() + 1);
-    let mut framing = Framing::new(is_http11);
-    for field in fields {
-        let value = bytes.slice_ref(field.value);
+    let mut headers = HeaderMap::with_capacity(raw.fields.len() + 1);
+    let mut framing = Framing::new(raw.is_http11);
+    for field in raw.fields {
         let kind = Field::of(field.name.as_bytes());
-        let first = framing.learn(kind, &value)?;
+        let first = framing.learn(kind, field.value)?;
         let skip = match kind {
             Field::Connection => !framing.names_others,
             Field::ContentLength => !first,
@@ -107,6 +122,8 @@ fn collect_fields(
         if skip {
             continue;
         }
+        let at = field.value.as_ptr().addr() - input.as_ptr().addr();
+        let value = bytes.slice(at..at + field.value.len());
         let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| BadReply::Head)?;
         let value = HeaderValue::from_maybe_shared(value).map_err(|_| BadReply::Head)?;
         headers.append(name, value);
@@ -114,11 +131,19 @@ fn collect_fields(
     if framing.names_others {
         strip_hop_fields(&mut headers);
     }
-    let (length, keep_alive) = framing.conclude(status, to)?;
+    let (length, keep_alive) = framing.conclude(raw.status, to)?;
     if length == Length::Chunked {
         headers.remove(header::CONTENT_LENGTH);
     }
-    Ok(ReplyHead { status, headers, length, keep_alive })
+    Ok(ReplyHead { status: raw.status, headers, length, keep_alive })
+}
+
+/// What a reply's last `Transfer-Encoding` is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Coding {
+    None,
+    Chunked,
+    Unknown,
 }
 
 /// What the fields of a reply say about where it ends.
@@ -126,16 +151,15 @@ fn collect_fields(
 pub(super) struct Framing {
     keep_alive: bool,
     exact: Option<u64>,
-    coded: bool,
-    chunked: bool,
+    coding: Coding,
     /// A `Connection` field names other fields.
     pub(super) names_others: bool,
 }
 
 impl Framing {
     pub(super) fn new(is_http11: bool) -> Self {
-        let (exact, coded, chunked) = (None, false, false);
-        Self { keep_alive: is_http11, exact, coded, chunked, names_others: false }
+        let (exact, coding) = (None, Coding::None);
+        Self { keep_alive: is_http11, exact, coding, names_others: false }
     }
 
     /// Takes note of a field. False for one that only repeats what has been said.
@@ -149,8 +173,8 @@ impl Framing {
                 return Ok(self.exact.replace(length).is_none());
             }
             Field::TransferEncoding => {
-                self.coded = true;
-                self.chunked = value.trim_ascii().eq_ignore_ascii_case(b"chunked");
+                let chunked = value.trim_ascii().eq_ignore_ascii_case(b"chunked");
+                self.coding = if chunked { Coding::Chunked } else { Coding::Unknown };
             }
             Field::Connection => {
                 if lists(value, b"close") {
@@ -177,13 +201,15 @@ impl Framing {
             || status == StatusCode::NO_CONTENT
             || status == StatusCode::NOT_MODIFIED
             || status.is_informational();
-        match (bodiless, self.coded, self.exact) {
-            (true, ..) => Ok((Length::None, self.keep_alive)),
-            (false, true, _) if !self.chunked => Err(BadReply::Length),
+        if bodiless {
+            return Ok((Length::None, self.keep_alive));
+        }
+        match (self.coding, self.exact) {
+            (Coding::Unknown, _) => Err(BadReply::Length),
             // Both lengths at once: the chunks count, and nothing after them can be trusted.
-            (false, true, exact) => Ok((Length::Chunked, self.keep_alive && exact.is_none())),
-            (false, false, Some(exact)) => Ok((Length::Exact(exact), self.keep_alive)),
-            (false, false, None) => Ok((Length::ToEnd, false)),
+            (Coding::Chunked, exact) => Ok((Length::Chunked, self.keep_alive && exact.is_none())),
+            (Coding::None, Some(exact)) => Ok((Length::Exact(exact), self.keep_alive)),
+            (Coding::None, None) => Ok((Length::ToEnd, false)),
         }
     }
 }

@@ -8,3 +8,4 @@ mod malformed;
 mod scaling;
 mod snapshots;
 mod support;
+mod ways;

@@ -7,12 +7,12 @@ use std::mem::MaybeUninit;
 
 use bytes::{Buf as _, BytesMut};
 use http::{Method, StatusCode};
-use httparse::{Header, ParserConfig, Status};
+use httparse::Header;
 
 use super::date::Date;
 use crate::gateway::field::{Field, lists, write_field};
 use crate::gateway::head::Length;
-use crate::gateway::reply_head::{BadReply, Framing, MAX_REPLY_FIELDS, MAX_REPLY_HEAD};
+use crate::gateway::reply_head::{BadReply, Framing, MAX_REPLY_FIELDS, RawReply, parse_reply};
 
 /// What the gateway adds to a reply's head.
 pub(super) struct Added<'a> {
@@ -58,29 +58,13 @@ fn translate_one(
     out: &mut Vec<u8>,
     added: &mut Added<'_>,
 ) -> Result<Option<(usize, ReplyLine)>, BadReply> {
-    if !b"HTTP/1.".starts_with(&input[..input.len().min(7)]) {
-        return Err(BadReply::Head);
-    }
     let mut slots = [const { MaybeUninit::uninit() }; MAX_REPLY_FIELDS];
-    let mut parsed = httparse::Response::new(&mut []);
-    let config = ParserConfig::default();
-    let size = match config.parse_response_with_uninit_headers(&mut parsed, input, &mut slots) {
-        Ok(Status::Complete(size)) if size > MAX_REPLY_HEAD => return Err(BadReply::TooLarge),
-        Ok(Status::Complete(size)) if input[..size].ends_with(b"\r\n\r\n") => size,
-        Ok(Status::Partial) if input.len() < MAX_REPLY_HEAD => return Ok(None),
-        Ok(Status::Partial) | Err(httparse::Error::TooManyHeaders) => {
-            return Err(BadReply::TooLarge);
-        }
-        Ok(Status::Complete(_)) | Err(_) => return Err(BadReply::Head),
-    };
-    let status = parsed.code.and_then(|code| StatusCode::from_u16(code).ok());
-    let status = status.ok_or(BadReply::Head)?;
-    let is_http11 = parsed.version == Some(1);
-
+    let Some(raw) = parse_reply(input, &mut slots)? else { return Ok(None) };
+    let RawReply { status, is_http11, fields, size } = raw;
     let mut kinds = [Field::Other; MAX_REPLY_FIELDS];
     let mut framing = Framing::new(is_http11);
     let (mut has_date, mut has_id, mut exact) = (false, false, None);
-    for (field, kind) in parsed.headers.iter().zip(&mut kinds) {
+    for (field, kind) in fields.iter().zip(&mut kinds) {
         *kind = Field::of(field.name.as_bytes());
         if framing.learn(*kind, field.value)? && *kind == Field::ContentLength {
             exact = Some(field.value);
@@ -90,7 +74,7 @@ fn translate_one(
     }
     if framing.names_others {
         let names = |kind: Field, kinds: &[Field; MAX_REPLY_FIELDS]| kinds.contains(&kind);
-        drop_named(parsed.headers, &mut kinds);
+        drop_named(fields, &mut kinds);
         (has_date, has_id) = (names(Field::Date, &kinds), names(Field::RequestId, &kinds));
         exact = exact.filter(|_| names(Field::ContentLength, &kinds) || *to != Method::HEAD);
     }
@@ -101,7 +85,7 @@ fn translate_one(
     }
 
     write_status(out, status);
-    for (field, kind) in parsed.headers.iter().zip(kinds) {
+    for (field, kind) in fields.iter().zip(kinds) {
         match kind {
             Field::ContentLength => continue,
             // Only chunks have trailers.
