@@ -236,7 +236,8 @@ async fn obtain(
     let connection = loop {
         tries += 1;
         let route = Arc::clone(&flight.route);
-        let acquire = client.gateway.node.acquire(&route.revision.key);
+        // Pinned here: it is large, and would be moved on the way.
+        let acquire = pin!(client.gateway.node.acquire(&route.revision.key));
         let (lease, waited) =
             route.throttle.admit(acquire).await.map_err(GatewayError::QueueFull)?;
         match lease {

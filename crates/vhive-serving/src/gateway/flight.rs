@@ -212,6 +212,8 @@ pub(super) struct Flight {
     outcome: Option<Outcome>,
     error: Option<String>,
     ended: Option<Instant>,
+    /// Read for many records at once.
+    pub(super) clock: Option<Clock>,
 }
 
 /// The instance that served, as the record tells it.
@@ -255,6 +257,7 @@ impl Flight {
             outcome: None,
             error: None,
             ended: None,
+            clock: None,
         })
     }
 
@@ -399,7 +402,7 @@ impl Flight {
         InvocationRecord {
             version: 2,
             id: self.id,
-            at: wall_clock(self.began),
+            at: self.clock.unwrap_or_else(Clock::read).at(self.began),
             namespace: revision.key.namespace.clone(),
             service: revision.service.clone(),
             revision: revision.key.name.clone(),
@@ -419,11 +422,24 @@ impl Flight {
     }
 }
 
-/// The wall clock at an instant that has passed not long ago.
-fn wall_clock(at: Instant) -> jiff::Timestamp {
-    let ago = jiff::SignedDuration::try_from(at.elapsed());
-    let wall = jiff::Timestamp::now();
-    wall.checked_sub(ago.unwrap_or_default()).unwrap_or(wall)
+/// Both clocks at one moment.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Clock {
+    instant: Instant,
+    wall: jiff::Timestamp,
+}
+
+impl Clock {
+    pub(super) fn read() -> Self {
+        Self { instant: Instant::now(), wall: jiff::Timestamp::now() }
+    }
+
+    /// The wall clock at an instant that has passed not long ago.
+    fn at(self, instant: Instant) -> jiff::Timestamp {
+        let ago = self.instant.saturating_duration_since(instant);
+        let ago = jiff::SignedDuration::try_from(ago).unwrap_or_default();
+        self.wall.checked_sub(ago).unwrap_or(self.wall)
+    }
 }
 
 /// How much of a start lies within the first `total` microseconds of an invocation.

@@ -11,7 +11,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use vhive_node::Runtimes;
 
-use crate::support::{InProcess, Setup, World, host, read_head, within};
+use crate::support::{InProcess, Setup, World, eventually, host, read_head, within};
 
 /// What reached the function: line, fields by name, body.
 type Seen = Arc<Mutex<Vec<Message>>>;
@@ -424,4 +424,93 @@ fn both_ways_give_the_same_whatever_comes_and_however_it_is_cut() {
         short.world.stop().await;
         long.world.stop().await;
     });
+}
+
+fn request(line: &str, fields: &str, body: &[u8]) -> Vec<u8> {
+    let mut wire = format!("{line} HTTP/1.1\r\nHost: {}\r\n{fields}", host("hello")).into_bytes();
+    if !body.is_empty() {
+        wire.extend_from_slice(format!("Content-Length: {}\r\n", body.len()).as_bytes());
+    }
+    wire.extend_from_slice(b"\r\n");
+    wire.extend_from_slice(body);
+    wire
+}
+
+#[tokio::test]
+async fn both_ways_write_the_same_records() {
+    let mut all = Vec::new();
+    for by_hyper_only in [false, true] {
+        let way = Way::open(by_hyper_only).await;
+        let body = vec![b'b'; 70_000];
+        for (line, body) in [
+            ("GET /ok", &b""[..]),
+            ("POST /ok", b"12345"),
+            ("POST /long", &body),
+            ("HEAD /long", b""),
+            ("GET /chunks", b""),
+            ("GET /to-end", b""),
+            ("GET /same", b""),
+            ("PUT /lengths", b"1"),
+            ("GET /hang-up", b""),
+            ("GET /early", b""),
+        ] {
+            let before = way.world.node.records().pushed();
+            let wire = request(line, "Connection: close\r\n", body);
+            way.play(&[&wire], &["HEAD".to_owned()]).await;
+            let pushed = || way.world.node.records().pushed();
+            eventually(|| (pushed() > before).then_some(())).await;
+        }
+        // A body that ends early, and a client that does not wait.
+        let mut stream = way.world.connect().await;
+        stream.write_all(&request("POST /ok", "", &body)[..1000]).await.unwrap();
+        stream.shutdown().await.unwrap();
+        let mut reply = String::new();
+        within(stream.read_to_string(&mut reply)).await.unwrap();
+        assert!(reply.starts_with("HTTP/1.1 400 "), "{reply:?}");
+        let records = way.world.records(|records| records.len() == 12).await;
+        let told: Vec<_> = records
+            .iter()
+            .map(|record| {
+                // How much of a broken body has been forwarded depends on what has arrived.
+                let sent = if record.status == 400 { 0 } else { record.request_bytes };
+                (record.outcome.clone(), record.status, sent, record.response_bytes)
+            })
+            .collect();
+        all.push(told);
+        way.world.stop().await;
+    }
+    assert_eq!(all[0], all[1]);
+}
+
+#[tokio::test]
+async fn http2_does_not_begin_behind_a_request() {
+    for by_hyper_only in [false, true] {
+        let way = Way::open(by_hyper_only).await;
+        let mut wire = request("GET /ok", "", b"");
+        wire.extend_from_slice(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0");
+        let came = way.play(&[&wire], &[]).await;
+        assert!(came.ended && came.seen.len() == 1, "{came:?}");
+        assert!(came.replies.len() <= 2 && !came.more.0.starts_with(b"\0"), "{came:?}");
+        way.world.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn what_is_not_plain_is_answered_by_hyper_in_the_middle_of_a_connection() {
+    let way = Way::open(false).await;
+    let mut wire = request("GET /ok", "", b"");
+    wire.extend_from_slice(&request("POST /ok", "Expect: 100-continue\r\n", b"12345"));
+    wire.extend_from_slice(&request(
+        "GET /chunks",
+        "TE: trailers\r\nConnection: close, TE\r\n",
+        b"",
+    ));
+    let mut stream = way.world.connect().await;
+    stream.write_all(&wire).await.unwrap();
+    let mut all = Vec::new();
+    within(stream.read_to_end(&mut all)).await.unwrap();
+    let all = String::from_utf8(all).unwrap();
+    assert_eq!(all.matches("HTTP/1.1 200 OK").count(), 3, "{all}");
+    assert!(all.to_lowercase().contains("\r\nx-t: 1\r\n"), "{all}");
+    way.world.stop().await;
 }

@@ -1,7 +1,7 @@
 //! One plain request, from its head to the end of its reply.
 
 use std::future::{Future, poll_fn};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::task::Poll;
 
 use bytes::Buf as _;
@@ -82,7 +82,8 @@ impl Front {
         request: &mut Accepted,
         doing: &mut &'static str,
     ) -> Result<(ReplyLine, Box<Connection>), Stop> {
-        let Some(mut connection) = self.watch(request.left, obtain(flight, doing)).await?? else {
+        let Some(mut connection) = self.watch(request.left, pin!(obtain(flight, doing))).await??
+        else {
             // Its revision has just been replaced by one that speaks HTTP/2.
             let key = flight.route.revision.key.clone();
             return Err(GatewayError::NoInstance(AcquireError::Closing(key)).into());
@@ -96,7 +97,7 @@ impl Front {
                     return Ok((line, connection));
                 }
                 Err(ExchangeError::NothingSent(_)) if connection.is_used() => {
-                    let fresh = self.watch(request.left, connect(flight)).await??;
+                    let fresh = self.watch(request.left, pin!(connect(flight))).await??;
                     connection.switch_to(*fresh);
                 }
                 Err(error) => {
@@ -130,8 +131,11 @@ impl Front {
     }
 
     /// Does something for a request as long as nothing speaks against it.
-    async fn watch<T>(&mut self, left: u64, work: impl Future<Output = T>) -> Result<T, Stop> {
-        let mut work = pin!(work);
+    async fn watch<T>(
+        &mut self,
+        left: u64,
+        mut work: Pin<&mut impl Future<Output = T>>,
+    ) -> Result<T, Stop> {
         poll_fn(|cx| match work.as_mut().poll(cx) {
             Poll::Ready(done) => Poll::Ready(Ok(done)),
             Poll::Pending => self.poll_alarm(cx, left).map(Stop::Alarm).map(Err),
