@@ -1,9 +1,11 @@
 //! One request from the client's head to the reply: the hop between client and instance.
 //!
 //! ```text
-//!   client ──hyper──► handle ──► Catalog::route ──► Throttle::admit ──► Node::acquire ──► Lease
-//!                       │                                                                  │
-//!   client ◄──hyper── ReplyBody ◄── upstream (our own HTTP/1.1 half, or hyper for h2c) ◄───┘
+//!   client ──► plain::serve ───────────► answer ┐
+//!                   │ what is not plain         ├─► obtain: Throttle::admit ──► Node::acquire
+//!                   └──► hyper ───────► handle ─┘       │
+//!                                                       ▼
+//!   client ◄── relay, or hyper ◄── upstream (our own HTTP/1.1 half, or hyper for h2c)
 //! ```
 //!
 //! Nothing is buffered beyond one read, in either direction; a slow side slows the other down.

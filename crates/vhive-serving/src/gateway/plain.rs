@@ -135,7 +135,7 @@ impl Front {
                 return Next::Other;
             }
             let more = poll_fn(|cx| {
-                if self.input.is_empty() && self.end.is_draining() {
+                if (self.begun || self.input.is_empty()) && self.end.is_draining() {
                     return Poll::Ready(false);
                 }
                 self.poll_fill(cx).map(|read| read.is_ok_and(|size| size > 0))

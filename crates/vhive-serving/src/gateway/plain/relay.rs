@@ -84,7 +84,9 @@ impl Front {
                 Ok(Step::Read) => {}
                 Ok(Step::Waits) => match self.poll_alarm(cx, relay.request.left) {
                     Poll::Ready(Alarm::Late) => {
-                        set_sent(relay);
+                        if let Some(flight) = &mut relay.flight {
+                            flight.sent = relay.request.sent();
+                        }
                         cut(&mut relay.flight, &CutOff::TimedOut);
                         return Poll::Ready(Ended::CutOff);
                     }
@@ -148,11 +150,5 @@ impl Front {
             flying.replied();
         }
         Ok(step)
-    }
-}
-
-fn set_sent(relay: &mut Relay) {
-    if let Some(flight) = &mut relay.flight {
-        flight.sent = relay.request.sent();
     }
 }
