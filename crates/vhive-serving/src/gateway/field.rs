@@ -66,6 +66,16 @@ pub(super) fn write_field(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
     let at = out.len();
     out.extend_from_slice(name);
     out[at..].make_ascii_lowercase();
+    write_value(out, value);
+}
+
+/// Writes a field whose name is in lower case.
+pub(super) fn write_own(out: &mut Vec<u8>, name: &'static str, value: &[u8]) {
+    out.extend_from_slice(name.as_bytes());
+    write_value(out, value);
+}
+
+fn write_value(out: &mut Vec<u8>, value: &[u8]) {
     out.extend_from_slice(b": ");
     out.extend_from_slice(value);
     out.extend_from_slice(b"\r\n");

@@ -9,7 +9,7 @@ use http::request::Parts;
 use http::{Method, Uri};
 use vhive_api::InvocationId;
 
-use super::field::{Field, lists, write_field};
+use super::field::{Field, lists, write_field, write_own};
 
 /// Where `X-Request-Id` travels.
 pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -110,7 +110,7 @@ pub(super) fn write_request_of<'a>(
     write_forwarded(out, from.client);
     out.extend_from_slice(b"\r\n");
     if !has_id {
-        write_field(out, REQUEST_ID.as_str().as_bytes(), from.id.as_bytes());
+        write_own(out, "x-request-id", from.id.as_bytes());
     }
     match length {
         Length::Exact(n) => {

@@ -12,7 +12,7 @@ use vhive_node::AcquireError;
 use super::relay::Relay;
 use super::reply::{self, Added, ReplyLine};
 use super::{Alarm, Front};
-use crate::gateway::field::write_field;
+use crate::gateway::field::{write_field, write_own};
 use crate::gateway::flight::Flight;
 use crate::gateway::head::Length;
 use crate::gateway::reply::ReplyBody;
@@ -117,7 +117,7 @@ impl Front {
         poll_fn(|cx| {
             let Self { io, input, out, date, end, .. } = self;
             let mut body = super::Body { io, input, left: &mut request.left };
-            let id = request.id.as_ref().map(InvocationId::as_str);
+            let id = request.id.as_ref();
             let close = request.close || end.is_draining();
             let mut added = Added { id, close, date };
             let read =
@@ -163,9 +163,9 @@ impl Front {
         let ReplyBody::Text(text) = response.into_body() else { return false };
         let length = text.len() as u64;
         let number = itoa::Buffer::new().format(length).to_owned();
-        write_field(out, b"content-length", number.as_bytes());
+        write_own(out, "content-length", number.as_bytes());
         if let Some(id) = &request.id {
-            write_field(out, b"x-request-id", id.as_str().as_bytes());
+            write_own(out, "x-request-id", id.as_str().as_bytes());
         }
         let close = request.close && !says_close;
         reply::finish(out, &mut Added { id: None, close, date: &mut self.date }, false);

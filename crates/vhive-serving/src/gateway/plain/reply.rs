@@ -8,16 +8,17 @@ use std::mem::MaybeUninit;
 use bytes::{Buf as _, BytesMut};
 use http::{Method, StatusCode};
 use httparse::Header;
+use vhive_api::InvocationId;
 
 use super::date::Date;
-use crate::gateway::field::{Field, lists, write_field};
+use crate::gateway::field::{Field, lists, write_field, write_own};
 use crate::gateway::head::Length;
 use crate::gateway::reply_head::{BadReply, Framing, MAX_REPLY_FIELDS, RawReply, parse_reply};
 
 /// What the gateway adds to a reply's head.
 pub(super) struct Added<'a> {
     /// The invocation's identifier, unless the function tells one.
-    pub(super) id: Option<&'a str>,
+    pub(super) id: Option<&'a InvocationId>,
     /// The connection ends after the reply.
     pub(super) close: bool,
     pub(super) date: &'a mut Date,
@@ -95,11 +96,11 @@ fn translate_one(
         }
     }
     match (length, exact) {
-        (Length::Exact(0), _) => write_field(out, b"content-length", b"0"),
-        (Length::Exact(_), Some(exact)) => write_field(out, b"content-length", exact),
+        (Length::Exact(0), _) => write_own(out, "content-length", b"0"),
+        (Length::Exact(_), Some(exact)) => write_own(out, "content-length", exact),
         // The length that the reply to a GET would have.
         (Length::None, Some(exact)) if *to == Method::HEAD => {
-            write_field(out, b"content-length", exact);
+            write_own(out, "content-length", exact);
         }
         (Length::Chunked | Length::ToEnd, _) => {
             out.extend_from_slice(b"transfer-encoding: chunked\r\n");
@@ -107,7 +108,7 @@ fn translate_one(
         _ => {}
     }
     if let Some(id) = added.id.filter(|_| !has_id) {
-        write_field(out, b"x-request-id", id.as_bytes());
+        write_own(out, "x-request-id", id.as_str().as_bytes());
     }
     finish(out, added, has_date);
     Ok(Some((size, line)))
@@ -141,7 +142,7 @@ pub(super) fn finish(out: &mut Vec<u8>, added: &mut Added<'_>, has_date: bool) {
         out.extend_from_slice(b"connection: close\r\n");
     }
     if !has_date {
-        write_field(out, b"date", added.date.now().as_bytes());
+        write_own(out, "date", added.date.now().as_bytes());
     }
     out.extend_from_slice(b"\r\n");
 }

@@ -10,7 +10,8 @@ fn translated(
 ) -> Result<Option<(ReplyLine, String)>, BadReply> {
     let (mut input, mut out) = (BytesMut::from(wire), Vec::new());
     let mut date = Date::default();
-    let mut added = Added { id: Some("1234"), close, date: &mut date };
+    let id = InvocationId::from_bits(0x1234);
+    let mut added = Added { id: Some(&id), close, date: &mut date };
     let line = translate(&mut input, to, &mut out, &mut added)?;
     Ok(line.map(|line| (line, String::from_utf8_lossy(&out).into_owned())))
 }
@@ -26,7 +27,7 @@ fn heads_are_written_anew() {
         (
             "HTTP/1.1 200 Fine\r\nContent-Length: 5\r\nX-A: b\r\n\r\n",
             Method::GET,
-            vec!["x-a: b", "content-length: 5", "x-request-id: 1234"],
+            vec!["x-a: b", "content-length: 5", "x-request-id: 0000000000001234"],
         ),
         (
             "HTTP/1.1 200 OK\r\nContent-Length: 0\r\nX-Request-Id: own\r\n\r\n",
@@ -36,32 +37,32 @@ fn heads_are_written_anew() {
         (
             "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n",
             Method::HEAD,
-            vec!["content-length: 5", "x-request-id: 1234"],
+            vec!["content-length: 5", "x-request-id: 0000000000001234"],
         ),
         (
             "HTTP/1.1 304 \r\nContent-Length: 5\r\nTrailer: a\r\n\r\n",
             Method::GET,
-            vec!["x-request-id: 1234"],
+            vec!["x-request-id: 0000000000001234"],
         ),
         (
             "HTTP/1.1 200 OK\r\n\r\n",
             Method::GET,
-            vec!["transfer-encoding: chunked", "x-request-id: 1234"],
+            vec!["transfer-encoding: chunked", "x-request-id: 0000000000001234"],
         ),
         (
             "HTTP/1.1 200 OK\r\nTransfer-Encoding: Chunked\r\nContent-Length: 3\r\n\r\n",
             Method::GET,
-            vec!["transfer-encoding: chunked", "x-request-id: 1234"],
+            vec!["transfer-encoding: chunked", "x-request-id: 0000000000001234"],
         ),
         (
             "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: x-a, content-length\r\nX-A: b\r\nKeep-Alive: 5\r\n\r\n",
             Method::GET,
-            vec!["content-length: 5", "x-request-id: 1234"],
+            vec!["content-length: 5", "x-request-id: 0000000000001234"],
         ),
         (
             "HTTP/1.1 103 Early\r\nLink: x\r\n\r\nHTTP/1.1 404 Gone\r\nContent-Length: 1\r\n\r\nx",
             Method::GET,
-            vec!["content-length: 1", "x-request-id: 1234"],
+            vec!["content-length: 1", "x-request-id: 0000000000001234"],
         ),
     ] {
         let (_, text) = translated(wire.as_bytes(), &to, false).unwrap().unwrap();
