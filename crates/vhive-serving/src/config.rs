@@ -43,6 +43,9 @@ pub struct GatewayConfig {
     pub idle_connections: usize,
     /// Most client connections at a time; further ones wait to be accepted.
     pub max_connections: usize,
+    /// No request takes the short way: for comparisons. Not to be set from a file.
+    #[serde(skip)]
+    pub by_hyper_only: bool,
 }
 
 impl Default for GatewayConfig {
@@ -56,6 +59,7 @@ impl Default for GatewayConfig {
             connect_timeout: Span(Duration::from_secs(5)),
             idle_connections: 256,
             max_connections: 10_000,
+            by_hyper_only: false,
         }
     }
 }

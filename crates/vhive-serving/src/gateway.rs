@@ -1,21 +1,28 @@
 //! One request from the client's head to the reply: the hop between client and instance.
 //!
 //! ```text
-//!   client ──hyper──► handle ──► Catalog::route ──► Throttle::admit ──► Node::acquire ──► Lease
-//!                       │                                                                  │
-//!   client ◄──hyper── ReplyBody ◄── upstream (our own HTTP/1.1 half, or hyper for h2c) ◄───┘
+//!   client ──► plain::serve ───────────► answer ┐
+//!                   │ what is not plain         ├─► obtain: Throttle::admit ──► Node::acquire
+//!                   └──► hyper ───────► handle ─┘       │
+//!                                                       ▼
+//!   client ◄── relay, or hyper ◄── upstream (our own HTTP/1.1 half, or hyper for h2c)
 //! ```
 //!
 //! Nothing is buffered beyond one read, in either direction; a slow side slows the other down.
 
 mod chunks;
+mod field;
 mod flight;
 mod h2c;
 mod head;
 mod ledger;
 mod listen;
+mod outgoing;
+mod plain;
 mod pool;
+mod replay;
 mod reply;
+mod reply_head;
 mod upload;
 mod upstream;
 
@@ -26,7 +33,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::header::{self, HeaderName, HeaderValue};
 use http::request::Parts;
 use http::{Method, Request, Response, StatusCode, Version};
@@ -42,7 +49,7 @@ use self::head::{Length, Origin};
 pub(crate) use self::ledger::Ledger;
 pub(crate) use self::listen::{Listening, listen};
 pub(crate) use self::pool::Upstreams;
-use self::reply::ReplyBody;
+use self::reply::{Exchange, ReplyBody};
 use self::upload::{RequestBody, UploadError};
 use self::upstream::{Connection, ExchangeError};
 use crate::catalog::{Catalog, Route};
@@ -104,7 +111,7 @@ impl Gateway {
         flight.uploaded = body.uploaded();
         let mut request = Some((parts, body));
 
-        let mut timer = flight.take_timer();
+        let mut timer = flight.start_timer();
         let mut doing = "waiting for an instance";
         let served = {
             let mut work = pin!(forward(&mut flight, &mut doing, &mut request));
@@ -112,16 +119,15 @@ impl Gateway {
                 if let Poll::Ready(served) = work.as_mut().poll(cx) {
                     return Poll::Ready(Some(served));
                 }
-                let late = timer.as_mut().is_some_and(|timer| timer.poll(cx).is_ready());
-                if late { Poll::Ready(None) } else { Poll::Pending }
+                timer.poll(cx).map(|()| None)
             })
             .await
         };
         flight.put_timer(timer);
         let mut response = match served {
-            Some(Ok(Served::Http1(head, connection))) => {
+            Some(Ok(Served::Http1(head, exchange))) => {
                 flight.set_status(head.status);
-                let mut response = Response::new(ReplyBody::http1(connection, flight));
+                let mut response = Response::new(ReplyBody::http1(exchange, flight));
                 *response.status_mut() = head.status;
                 *response.headers_mut() = head.headers;
                 response
@@ -204,7 +210,7 @@ fn without_port(host: &str) -> &str {
 
 /// A reply whose head has come.
 enum Served {
-    Http1(head::ReplyHead, Box<Connection>),
+    Http1(reply_head::ReplyHead, Box<Exchange>),
     Http2(Response<Incoming>),
 }
 
@@ -214,12 +220,26 @@ async fn forward(
     doing: &mut &'static str,
     request: &mut Option<(Parts, RequestBody)>,
 ) -> Result<Served, GatewayError> {
+    let connection = obtain(flight, doing).await?;
+    let Some((parts, body)) = request.take() else { unreachable!("a request is sent once") };
+    match connection {
+        Some(connection) => exchange(flight, connection, &parts, body).await,
+        None => h2c::exchange(flight, parts, body).await.map(Served::Http2),
+    }
+}
+
+/// Gets an instance and an HTTP/1.1 connection to it; no connection if it speaks HTTP/2.
+async fn obtain(
+    flight: &mut Flight,
+    doing: &mut &'static str,
+) -> Result<Option<Box<Connection>>, GatewayError> {
     let client = Arc::clone(flight.client());
     let mut tries = 0;
     let connection = loop {
         tries += 1;
         let route = Arc::clone(&flight.route);
-        let acquire = client.gateway.node.acquire(&route.revision.key);
+        // Pinned here: it is large, and would be moved on the way.
+        let acquire = pin!(client.gateway.node.acquire(&route.revision.key));
         let (lease, waited) =
             route.throttle.admit(acquire).await.map_err(GatewayError::QueueFull)?;
         match lease {
@@ -252,11 +272,7 @@ async fn forward(
     };
     flight.forward();
     *doing = "being served";
-    let Some((parts, body)) = request.take() else { unreachable!("a request is sent once") };
-    match connection {
-        Some(connection) => exchange(flight, connection, &parts, body).await,
-        None => h2c::exchange(flight, parts, body).await.map(Served::Http2),
-    }
+    Ok(connection)
 }
 
 /// Connects to the leased instance. One that does not accept is given up as broken.
@@ -282,18 +298,19 @@ async fn exchange(
     flight: &mut Flight,
     mut connection: Box<Connection>,
     parts: &Parts,
-    body: RequestBody,
+    mut body: RequestBody,
 ) -> Result<Served, GatewayError> {
     let id = flight.id();
     let length = length_of(parts, &body);
     let client = Arc::clone(flight.client());
-    connection.begin(body, length, |out| {
+    connection.begin(length, |out| {
         let host = host_of(parts).ok().flatten().unwrap_or_default();
         let origin = Origin { client: &client.address, host, id: id.as_str() };
         head::write_request(out, parts, length, &origin);
     });
     loop {
-        let head = poll_fn(|cx| match connection.poll_head(cx, &parts.method) {
+        let read = |input: &mut BytesMut| reply_head::read_reply(input, &parts.method);
+        let head = poll_fn(|cx| match connection.poll_head(cx, &mut body, read) {
             Poll::Ready(head) => Poll::Ready(Some(head)),
             Poll::Pending => flight.poll_ended(cx).map(|()| None),
         });
@@ -303,27 +320,29 @@ async fn exchange(
         };
         match head {
             Ok(head) => {
-                connection.expect_body(&head);
-                return Ok(Served::Http1(head, connection));
+                connection.expect_body(head.length, head.keep_alive);
+                return Ok(Served::Http1(head, Box::new(Exchange { connection, body })));
             }
             Err(ExchangeError::NothingSent(_)) if connection.is_used() => {
                 connection.switch_to(*connect(flight).await?);
             }
-            Err(ExchangeError::NothingSent(error) | ExchangeError::Broke(error)) => {
+            Err(error) => {
                 drop(connection);
-                return Err(broke(flight, error.to_string()));
-            }
-            Err(ExchangeError::Bad(bad)) => {
-                drop(connection);
-                return Err(broke(flight, bad.to_string()));
-            }
-            Err(ExchangeError::Upload(UploadError::TooLarge)) => {
-                return Err(client.gateway.too_large());
-            }
-            Err(ExchangeError::Upload(UploadError::ClientGone)) => {
-                return Err(GatewayError::ClientGone);
+                return Err(failed(flight, error));
             }
         }
+    }
+}
+
+/// What is said of an exchange that failed before the reply's head.
+fn failed(flight: &mut Flight, error: ExchangeError) -> GatewayError {
+    match error {
+        ExchangeError::NothingSent(error) | ExchangeError::Broke(error) => {
+            broke(flight, error.to_string())
+        }
+        ExchangeError::Bad(bad) => broke(flight, bad.to_string()),
+        ExchangeError::Upload(UploadError::TooLarge) => flight.client().gateway.too_large(),
+        ExchangeError::Upload(UploadError::ClientGone) => GatewayError::ClientGone,
     }
 }
 

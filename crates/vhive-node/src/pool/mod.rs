@@ -238,23 +238,23 @@ impl Pool {
     /// Lends a slot: at once, or after waiting for one. Dropping the future gives up the place in
     /// the queue (or the slot); a start that it caused goes on.
     pub(crate) async fn acquire(self: &Arc<Self>) -> Result<Lease, AcquireError> {
-        let (tell, told) = oneshot::channel();
         let now = Instant::now();
-        let waiter = {
+        let (waiter, told) = {
             let mut entered = None;
             self.run(|state, out| {
                 let answer = state.core.acquire(now, out);
                 entered = Some(match answer {
                     Ok(Answer::Granted(no)) => Ok(Err(state.lend(self, no, now))),
                     Ok(Answer::Waits(waiter)) => {
+                        let (tell, told) = oneshot::channel();
                         state.waiters.insert(waiter, Waiter { tell, since: now });
-                        Ok(Ok(waiter))
+                        Ok(Ok((waiter, told)))
                     }
                     Err(why) => Err(state.explain(&self.key, why, now)),
                 });
             });
             match entered.expect("run calls its closure once")? {
-                Ok(waiter) => waiter,
+                Ok(waiting) => waiting,
                 Err(lease) => return lease.ok_or_else(|| AcquireError::Closing(self.key.clone())),
             }
         };

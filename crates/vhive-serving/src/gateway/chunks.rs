@@ -6,7 +6,7 @@
 use bytes::{Buf as _, Bytes, BytesMut};
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 
-use super::head::BadReply;
+use super::reply_head::BadReply;
 
 /// Longest chunk size line, and longest trailer section, in bytes.
 const MAX_LINE: usize = 4 << 10;

@@ -83,12 +83,14 @@ impl Client {
         }
     }
 
+    /// Notes a request.
+    fn begin(&self, id: u64, deadline: Instant) {
+        self.state().flights.push((id, deadline));
+    }
+
     /// A timer for a request with this deadline.
-    fn begin(&self, id: u64, deadline: Instant) -> Timer {
-        let mut state = self.state();
-        state.flights.push((id, deadline));
-        let timer = state.timers.pop();
-        drop(state);
+    fn timer(&self, deadline: Instant) -> Timer {
+        let timer = self.state().timers.pop();
         match timer {
             Some(mut timer) => {
                 timer.set(deadline);
@@ -147,18 +149,30 @@ pub(super) enum Check {
 pub(super) struct Timer {
     sleep: Pin<Box<Sleep>>,
     deadline: Instant,
+    polled: bool,
 }
 
 impl Timer {
     pub(super) fn new(deadline: Instant) -> Self {
-        Self { sleep: Box::pin(sleep_until(deadline)), deadline }
+        Self { sleep: Box::pin(sleep_until(deadline)), deadline, polled: false }
     }
 
     pub(super) fn set(&mut self, deadline: Instant) {
         self.deadline = deadline;
         if deadline < self.sleep.deadline() {
             self.sleep.as_mut().reset(deadline);
+            self.polled = false;
         }
+    }
+
+    /// As [`Timer::poll`], for one who always polls it from the same task: costs one load unless
+    /// it has fired.
+    pub(super) fn poll_from_same_task(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.polled && !self.may_have_fired() {
+            return Poll::Pending;
+        }
+        self.polled = true;
+        self.poll(cx)
     }
 
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
@@ -191,12 +205,16 @@ pub(super) struct Flight {
     /// When it got its lease, if it had to wait.
     leased: Option<Instant>,
     forwarded: Option<Instant>,
+    /// Counted elsewhere, and counted here.
     pub(super) uploaded: Option<Uploaded>,
+    pub(super) sent: u64,
     pub(super) downloaded: u64,
     status: u16,
     outcome: Option<Outcome>,
     error: Option<String>,
     ended: Option<Instant>,
+    /// Read for many records at once.
+    pub(super) clock: Option<Clock>,
 }
 
 /// The instance that served, as the record tells it.
@@ -221,8 +239,7 @@ impl Flight {
     /// Counts a request in.
     pub(super) fn begin(client: &Arc<Client>, route: Arc<Route>, began: Instant) -> Box<Self> {
         let number = client.gateway.next_id();
-        let deadline = began + route.revision.timeout;
-        let timer = client.begin(number, deadline);
+        client.begin(number, began + route.revision.timeout);
         route.throttle.enter(began);
         Box::new(Self {
             client: Arc::clone(client),
@@ -230,17 +247,19 @@ impl Flight {
             number,
             id: InvocationId::from_bits(number),
             began,
-            timer: Some(timer),
+            timer: None,
             lease: None,
             served_by: None,
             leased: None,
             forwarded: None,
             uploaded: None,
+            sent: 0,
             downloaded: 0,
             status: 0,
             outcome: None,
             error: None,
             ended: None,
+            clock: None,
         })
     }
 
@@ -285,13 +304,18 @@ impl Flight {
         self.forwarded = Some(self.leased.unwrap_or(self.began));
     }
 
-    /// Takes the timer out, to be put back with [`Flight::put_timer`].
-    pub(super) fn take_timer(&mut self) -> Option<Timer> {
-        self.timer.take()
+    /// When the reply must be complete.
+    pub(super) fn deadline(&self) -> Instant {
+        self.began + self.route.revision.timeout
     }
 
-    pub(super) fn put_timer(&mut self, timer: Option<Timer>) {
-        self.timer = timer;
+    /// A timer for the deadline, to be put back with [`Flight::put_timer`].
+    pub(super) fn start_timer(&self) -> Timer {
+        self.client.timer(self.deadline())
+    }
+
+    pub(super) fn put_timer(&mut self, timer: Timer) {
+        self.timer = Some(timer);
     }
 
     /// Ready once the deadline has passed.
@@ -316,9 +340,8 @@ impl Flight {
         }
     }
 
-    /// The function's reply has been read to its end: the slot goes back at once, the record is
-    /// written when the client has the reply.
-    pub(super) fn complete(mut self: Box<Self>) {
+    /// The function's reply has been read to its end: the slot goes back at once.
+    pub(super) fn replied(&mut self) {
         self.conclude(Outcome::Replied, None);
         if let Some(lease) = self.lease.take() {
             if let Some(cold) = self.served_by.as_mut().and_then(|served| served.cold.as_mut()) {
@@ -328,16 +351,26 @@ impl Flight {
             }
             lease.replied();
         }
+    }
+
+    /// As [`Flight::replied`]; the record is written when the client has the reply.
+    pub(super) fn complete(mut self: Box<Self>) {
+        self.replied();
         let client = Arc::clone(&self.client);
         client.park(self);
+    }
+
+    /// The client has the reply.
+    pub(super) fn settle(mut self: Box<Self>) {
+        self.land(Instant::now());
+        let client = Arc::clone(&self.client);
+        client.gateway.ledger.put(self);
     }
 
     /// The request ends here, without a reply of the function's or in the middle of it.
     pub(super) fn fail(mut self: Box<Self>, outcome: Outcome, error: String) {
         self.conclude(outcome, Some(error));
-        self.land(Instant::now());
-        let client = Arc::clone(&self.client);
-        client.gateway.ledger.put(self);
+        self.settle();
     }
 
     fn record(&mut self, ended: Instant) -> InvocationRecord {
@@ -381,7 +414,7 @@ impl Flight {
         InvocationRecord {
             version: RECORD_VERSION,
             id: self.id,
-            at: wall_clock(self.began),
+            at: self.clock.unwrap_or_else(Clock::read).at(self.began),
             namespace: revision.key.namespace.clone(),
             service: revision.service.clone(),
             revision: revision.key.name.clone(),
@@ -390,7 +423,7 @@ impl Flight {
             start: kind,
             outcome: self.outcome.take().unwrap_or(Outcome::ClientGone),
             status: self.status,
-            request_bytes: self.uploaded.as_ref().map_or(0, |n| n.load(Ordering::Relaxed)),
+            request_bytes: self.uploaded.as_ref().map_or(self.sent, |n| n.load(Ordering::Relaxed)),
             response_bytes: self.downloaded,
             phases,
             guest_clock_error_us,
@@ -402,11 +435,24 @@ impl Flight {
     }
 }
 
-/// The wall clock at an instant that has passed not long ago.
-fn wall_clock(at: Instant) -> jiff::Timestamp {
-    let ago = jiff::SignedDuration::try_from(at.elapsed());
-    let wall = jiff::Timestamp::now();
-    wall.checked_sub(ago.unwrap_or_default()).unwrap_or(wall)
+/// Both clocks at one moment.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Clock {
+    instant: Instant,
+    wall: jiff::Timestamp,
+}
+
+impl Clock {
+    pub(super) fn read() -> Self {
+        Self { instant: Instant::now(), wall: jiff::Timestamp::now() }
+    }
+
+    /// The wall clock at an instant that has passed not long ago.
+    fn at(self, instant: Instant) -> jiff::Timestamp {
+        let ago = self.instant.saturating_duration_since(instant);
+        let ago = jiff::SignedDuration::try_from(ago).unwrap_or_default();
+        self.wall.checked_sub(ago).unwrap_or(self.wall)
+    }
 }
 
 /// How much of a start lies within the first `total` microseconds of an invocation.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 
-use super::flight::Flight;
+use super::flight::{Clock, Flight};
 
 /// How long a record may wait.
 const DELAY: Duration = Duration::from_millis(20);
@@ -46,9 +46,12 @@ impl Ledger {
     pub(crate) fn write(&self) {
         let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let mut flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
-        let all = std::mem::take(&mut *flights);
+        let mut all = std::mem::take(&mut *flights);
         drop(flights);
-        drop(all);
+        let clock = Clock::read();
+        for flight in &mut all {
+            flight.clock = Some(clock);
+        }
     }
 
     /// Writes what has waited long enough, for ever.

@@ -4,14 +4,15 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use bytes::Bytes;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioExecutor, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::server::graceful::GracefulConnection;
 use pin_project_lite::pin_project;
@@ -23,6 +24,8 @@ use tokio_util::task::TaskTracker;
 
 use super::Gateway;
 use super::flight::{Check, Client, Timer};
+use super::plain::{self, HandedOver};
+use super::replay::Replay;
 
 /// The open port. Closes when told to, or when dropped.
 #[derive(Debug)]
@@ -35,7 +38,7 @@ pub(crate) struct Listening {
 /// How far the end of all connections has come: an atomic that every poll may look at, and tokens
 /// that wake the tasks.
 #[derive(Debug, Default)]
-struct End {
+pub(super) struct End {
     stage: AtomicU8,
     drain: CancellationToken,
     abort: CancellationToken,
@@ -45,6 +48,11 @@ const DRAINING: u8 = 1;
 const ABORTED: u8 = 2;
 
 impl End {
+    /// Whether no request should follow those that are being served.
+    pub(super) fn is_draining(&self) -> bool {
+        self.stage.load(Ordering::Acquire) >= DRAINING
+    }
+
     fn drain(&self) {
         self.stage.fetch_max(DRAINING, Ordering::AcqRel);
         self.drain.cancel();
@@ -102,7 +110,7 @@ struct Accept {
 impl Accept {
     async fn run(self) {
         let room = Arc::new(Semaphore::new(self.gateway.config.max_connections));
-        let builder = builder(&self.gateway);
+        let builders = Arc::new(Builders::new(&self.gateway));
         loop {
             let next = async {
                 let permit = Arc::clone(&room).acquire_owned().await;
@@ -114,7 +122,7 @@ impl Accept {
             };
             match accepted {
                 Ok((io, peer)) => {
-                    let connection = self.connection(&builder, io, peer);
+                    let connection = self.connection(&builders, io, peer);
                     self.tasks.spawn(async move {
                         connection.await;
                         drop(permit);
@@ -131,7 +139,7 @@ impl Accept {
 
     fn connection(
         &self,
-        builder: &Builder<TokioExecutor>,
+        builders: &Arc<Builders>,
         io: TcpStream,
         peer: SocketAddr,
     ) -> impl Future<Output = ()> + Send + 'static {
@@ -140,51 +148,109 @@ impl Accept {
         }
         let address = peer.ip().to_canonical().to_string().into_boxed_str();
         let client = Client::new(Arc::clone(&self.gateway), address);
-        let builder = builder.clone();
-        let end = Arc::clone(&self.end);
+        let (builders, end) = (Arc::clone(builders), Arc::clone(&self.end));
         async move {
-            let for_requests = Arc::clone(&client);
-            let service = service_fn(move |request| {
-                let client = Arc::clone(&for_requests);
-                async move { Ok::<_, Infallible>(Gateway::handle(&client, request).await) }
-            });
-            let idle = client.gateway.config.head_timeout.0;
-            let serve = Serve {
-                connection: builder.serve_connection(TokioIo::new(io), service),
-                settle: Settle(client),
-                timer: Timer::new(Instant::now() + idle),
-                idle,
-                drain: end.drain.clone().cancelled_owned(),
-                abort: end.abort.clone().cancelled_owned(),
-                end,
-                draining: false,
-                registered: false,
+            let mut watch = pin!(Watch::new(Arc::clone(&client), Arc::clone(&end)));
+            let over = if client.gateway.config.by_hyper_only {
+                HandedOver { io, read: Bytes::new(), begun: false }
+            } else {
+                let plain = Plain { serve: plain::serve(io, Arc::clone(&client), end) };
+                match (Serve { connection: plain, watch: watch.as_mut(), draining: false }).await {
+                    Some(Some(over)) => over,
+                    Some(None) | None => return,
+                }
             };
-            serve.await;
+            // Rare, and large: not part of the task of a connection that never comes here.
+            Box::pin(by_hyper(&builders, client, over, watch)).await;
         }
     }
 }
 
-fn builder(gateway: &Gateway) -> Builder<TokioExecutor> {
-    let max_head = usize::try_from(gateway.config.max_head.0).unwrap_or(usize::MAX);
-    let mut builder = Builder::new(TokioExecutor::new());
-    builder.http1().max_buf_size(max_head).half_close(false);
-    builder
-        .http2()
-        .timer(TokioTimer::new())
-        .max_header_list_size(u32::try_from(max_head).unwrap_or(u32::MAX))
-        .initial_stream_window_size(1 << 20)
-        .initial_connection_window_size(8 << 20)
-        .max_concurrent_streams(1000);
-    builder
+/// Serves what the short way does not.
+async fn by_hyper(
+    builders: &Builders,
+    client: Arc<Client>,
+    over: HandedOver,
+    watch: Pin<&mut Watch>,
+) {
+    let service = service_fn(move |request| {
+        let client = Arc::clone(&client);
+        async move { Ok::<_, Infallible>(Gateway::handle(&client, request).await) }
+    });
+    let builder = if over.begun { &builders.http1 } else { &builders.any };
+    let connection = builder.serve_connection(Replay::new(over.read, over.io), service);
+    if let Some(Err(error)) = (Serve { connection, watch, draining: false }).await {
+        tracing::debug!(%error, "client connection ended");
+    }
+}
+
+/// How hyper serves a connection from its beginning, and after it has been used already.
+#[derive(Debug)]
+struct Builders {
+    any: Builder<TokioExecutor>,
+    http1: Builder<TokioExecutor>,
+}
+
+impl Builders {
+    fn new(gateway: &Gateway) -> Self {
+        let max_head = usize::try_from(gateway.config.max_head.0).unwrap_or(usize::MAX);
+        let mut any = Builder::new(TokioExecutor::new());
+        any.http1().max_buf_size(max_head).half_close(false);
+        any.http2()
+            .timer(TokioTimer::new())
+            .max_header_list_size(u32::try_from(max_head).unwrap_or(u32::MAX))
+            .initial_stream_window_size(1 << 20)
+            .initial_connection_window_size(8 << 20)
+            .max_concurrent_streams(1000);
+        let http1 = any.clone().http1_only();
+        Self { any, http1 }
+    }
+}
+
+/// A connection that can be told to take no more requests.
+trait Drain: Future {
+    /// Whether replies leave behind the back of the code that makes them, so that their records
+    /// must be settled afterwards.
+    const SETTLES: bool;
+
+    /// Called once, before the next poll.
+    fn drain(self: Pin<&mut Self>);
+}
+
+impl<C: GracefulConnection> Drain for C {
+    const SETTLES: bool = true;
+
+    fn drain(self: Pin<&mut Self>) {
+        self.graceful_shutdown();
+    }
 }
 
 pin_project! {
-    /// One client connection: hyper's, and around it what hyper does not do — records are written
-    /// once replies have left, idle and stuck clients are let go, a drain is begun.
-    struct Serve<C> {
+    /// The short way looks at the stage by itself.
+    struct Plain<F> {
         #[pin]
-        connection: C,
+        serve: F,
+    }
+}
+
+impl<F: Future> Future for Plain<F> {
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        self.project().serve.poll(cx)
+    }
+}
+
+impl<F: Future> Drain for Plain<F> {
+    const SETTLES: bool = false;
+
+    fn drain(self: Pin<&mut Self>) {}
+}
+
+pin_project! {
+    /// What is looked at around a client's connection: idle and stuck clients are let go, a drain
+    /// is begun.
+    struct Watch {
         settle: Settle,
         timer: Timer,
         idle: Duration,
@@ -193,52 +259,34 @@ pin_project! {
         #[pin]
         abort: WaitForCancellationFutureOwned,
         end: Arc<End>,
-        draining: bool,
         registered: bool,
     }
 }
 
-/// Settles what is left when the connection goes.
-struct Settle(Arc<Client>);
-
-impl Drop for Settle {
-    fn drop(&mut self) {
-        self.0.close();
-    }
-}
-
-impl<C> Future for Serve<C>
-where
-    C: GracefulConnection,
-    C::Error: std::fmt::Display,
-{
-    type Output = ();
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let mut this = self.project();
-        let polled = this.connection.as_mut().poll(cx);
-        this.settle.0.settle();
-        if let Poll::Ready(ended) = polled {
-            if let Err(error) = ended {
-                tracing::debug!(%error, "client connection ended");
-            }
-            return Poll::Ready(());
+impl Watch {
+    fn new(client: Arc<Client>, end: Arc<End>) -> Self {
+        let idle = client.gateway.config.head_timeout.0;
+        Self {
+            settle: Settle(client),
+            timer: Timer::new(Instant::now() + idle),
+            idle,
+            drain: end.drain.clone().cancelled_owned(),
+            abort: end.abort.clone().cancelled_owned(),
+            end,
+            registered: false,
         }
+    }
+
+    /// Ready when the connection should be given up.
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = self.project();
         // A task keeps its waker, so what can wake it is polled once, and then only looked at.
         if !*this.registered {
             let _pending = this.drain.poll(cx);
             let _pending = this.abort.poll(cx);
         }
-        let stage = this.end.stage.load(Ordering::Acquire);
-        if stage == ABORTED {
+        if this.end.stage.load(Ordering::Acquire) == ABORTED {
             return Poll::Ready(());
-        }
-        if stage == DRAINING && !*this.draining {
-            *this.draining = true;
-            this.connection.as_mut().graceful_shutdown();
-            if this.connection.as_mut().poll(cx).is_ready() {
-                return Poll::Ready(());
-            }
         }
         if !*this.registered || this.timer.may_have_fired() {
             loop {
@@ -252,6 +300,52 @@ where
             }
         }
         *this.registered = true;
+        Poll::Pending
+    }
+}
+
+/// Settles what is left when the connection goes.
+#[derive(Debug)]
+struct Settle(Arc<Client>);
+
+impl Drop for Settle {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
+pin_project! {
+    /// One client connection under watch; nothing comes of one that is given up.
+    struct Serve<'a, C> {
+        #[pin]
+        connection: C,
+        watch: Pin<&'a mut Watch>,
+        draining: bool,
+    }
+}
+
+impl<C: Drain> Future for Serve<'_, C> {
+    type Output = Option<C::Output>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut this = self.project();
+        let polled = this.connection.as_mut().poll(cx);
+        if C::SETTLES {
+            this.watch.settle.0.settle();
+        }
+        if let Poll::Ready(ended) = polled {
+            return Poll::Ready(Some(ended));
+        }
+        if this.watch.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(None);
+        }
+        if !*this.draining && this.watch.end.is_draining() {
+            *this.draining = true;
+            this.connection.as_mut().drain();
+            if let Poll::Ready(ended) = this.connection.as_mut().poll(cx) {
+                return Poll::Ready(Some(ended));
+            }
+        }
         Poll::Pending
     }
 }

@@ -1,6 +1,7 @@
 //! Idle connections to the instances of one revision.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -17,8 +18,29 @@ use super::upstream::Connection;
 pub(crate) struct Upstreams {
     most: usize,
     #[expect(clippy::vec_box, reason = "a connection is moved around as a pointer")]
-    idle: Mutex<HashMap<SandboxId, Vec<Box<Connection>>>>,
-    shared: Mutex<HashMap<SandboxId, Shared>>,
+    idle: Mutex<ByInstance<Vec<Box<Connection>>>>,
+    shared: Mutex<ByInstance<Shared>>,
+}
+
+type ByInstance<T> = HashMap<SandboxId, T, BuildHasherDefault<NameHasher>>;
+
+/// Names of instances are random digits of this node's own making: they need no strong hash.
+#[derive(Debug, Default)]
+struct NameHasher(u64);
+
+impl Hasher for NameHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        for chunk in bytes.chunks(8) {
+            let mut word = [0; 8];
+            word[..chunk.len()].copy_from_slice(chunk);
+            let mixed = self.0.rotate_left(5) ^ u64::from_le_bytes(word);
+            self.0 = mixed.wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        }
+    }
+
+    fn finish(&self) -> u64 {
+        self.0 ^ (self.0 >> 32)
+    }
 }
 
 /// An HTTP/2 connection, and the task that carries it: the connection is closed when that ends,

@@ -9,7 +9,7 @@ use hyper::body::Incoming;
 use vhive_api::Outcome;
 
 use super::flight::Flight;
-use super::upload::UploadError;
+use super::upload::{RequestBody, UploadError};
 use super::upstream::{BrokenReply, Connection, ReplyPiece};
 
 /// What a client gets.
@@ -18,9 +18,16 @@ pub(super) enum ReplyBody {
     /// A text of the gateway's own.
     Text(Bytes),
     /// From an instance that speaks HTTP/1.1.
-    Http1 { connection: Option<Box<Connection>>, flight: Option<Box<Flight>> },
+    Http1 { exchange: Option<Box<Exchange>>, flight: Option<Box<Flight>> },
     /// From an instance that speaks HTTP/2.
     Http2 { body: Incoming, flight: Option<Box<Flight>> },
+}
+
+/// A reply that is being read, with the request that may still be on its way.
+#[derive(Debug)]
+pub(super) struct Exchange {
+    pub(super) connection: Box<Connection>,
+    pub(super) body: RequestBody,
 }
 
 /// Why a reply is cut off: the client sees its connection (or stream) aborted.
@@ -34,10 +41,28 @@ pub(super) enum CutOff {
     Upload,
 }
 
+impl From<BrokenReply> for CutOff {
+    fn from(error: BrokenReply) -> Self {
+        match error {
+            BrokenReply::Upload(UploadError::ClientGone | UploadError::TooLarge) => Self::Upload,
+            BrokenReply::Io(_) | BrokenReply::Bad(_) => Self::Instance(error.to_string()),
+        }
+    }
+}
+
+/// Keeps a connection whose reply has been read to its end, if it may be used again.
+pub(super) fn keep(mut connection: Box<Connection>, flight: &Flight) {
+    if let Some(lease) = &flight.lease
+        && connection.finish()
+    {
+        flight.route.upstreams.put(lease.sandbox(), connection);
+    }
+}
+
 impl ReplyBody {
     /// The reply of an HTTP/1.1 instance. One without content ends here.
-    pub(super) fn http1(connection: Box<Connection>, flight: Box<Flight>) -> Self {
-        let mut body = Self::Http1 { connection: Some(connection), flight: Some(flight) };
+    pub(super) fn http1(exchange: Box<Exchange>, flight: Box<Flight>) -> Self {
+        let mut body = Self::Http1 { exchange: Some(exchange), flight: Some(flight) };
         body.end_if_done();
         body
     }
@@ -53,19 +78,16 @@ impl ReplyBody {
 
     /// Returns connection and slot as soon as the last byte has been read.
     fn end_if_done(&mut self) {
-        let Self::Http1 { connection, flight } = self else { return };
-        let Some(mut done) = connection.take_if(|connection| connection.is_done()) else { return };
+        let Self::Http1 { exchange, flight } = self else { return };
+        let Some(done) = exchange.take_if(|exchange| exchange.connection.is_done()) else { return };
         let Some(flight) = flight.take() else { return };
-        if let Some(lease) = &flight.lease
-            && done.finish()
-        {
-            flight.route.upstreams.put(lease.sandbox(), done);
-        }
+        keep(done.connection, &flight);
         flight.complete();
     }
 }
 
-fn cut(flight: &mut Option<Box<Flight>>, cut_off: &CutOff) {
+/// Ends a request whose reply has begun.
+pub(super) fn cut(flight: &mut Option<Box<Flight>>, cut_off: &CutOff) {
     if let Some(mut flight) = flight.take() {
         let outcome = match cut_off {
             CutOff::Instance(_) => Outcome::InstanceFailed,
@@ -96,15 +118,13 @@ impl Body for ReplyBody {
                 let frame = (!text.is_empty()).then(|| Ok(Frame::data(text)));
                 return Poll::Ready(frame);
             }
-            Self::Http1 { connection: None, .. } => return Poll::Ready(None),
-            Self::Http1 { connection: Some(connection), flight } => {
-                let polled = connection.poll_piece(cx).map(|piece| match piece {
+            Self::Http1 { exchange: None, .. } => return Poll::Ready(None),
+            Self::Http1 { exchange: Some(exchange), flight } => {
+                let Exchange { connection, body } = &mut **exchange;
+                let polled = connection.poll_piece(cx, body).map(|piece| match piece {
                     Ok(ReplyPiece::Data(data)) => Ok(Some(Frame::data(data))),
                     Ok(ReplyPiece::End(trailers)) => Ok(trailers.map(Frame::trailers)),
-                    Err(BrokenReply::Upload(UploadError::ClientGone | UploadError::TooLarge)) => {
-                        Err(CutOff::Upload)
-                    }
-                    Err(error) => Err(CutOff::Instance(error.to_string())),
+                    Err(error) => Err(CutOff::from(error)),
                 });
                 (polled, flight)
             }
@@ -138,8 +158,8 @@ impl Body for ReplyBody {
             }
             Poll::Ready(Err(cut_off)) => {
                 cut(flight, &cut_off);
-                if let Self::Http1 { connection, .. } = this {
-                    *connection = None;
+                if let Self::Http1 { exchange, .. } = this {
+                    *exchange = None;
                 }
                 Poll::Ready(Some(Err(cut_off)))
             }
@@ -153,8 +173,8 @@ impl Body for ReplyBody {
                     return Poll::Pending;
                 };
                 cut(flight, &cut_off);
-                if let Self::Http1 { connection, .. } = this {
-                    *connection = None;
+                if let Self::Http1 { exchange, .. } = this {
+                    *exchange = None;
                 }
                 Poll::Ready(Some(Err(cut_off)))
             }
@@ -164,7 +184,7 @@ impl Body for ReplyBody {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Text(text) => text.is_empty(),
-            Self::Http1 { connection, .. } => connection.is_none(),
+            Self::Http1 { exchange, .. } => exchange.is_none(),
             Self::Http2 { body, flight } => flight.is_none() || body.is_end_stream(),
         }
     }
@@ -172,9 +192,9 @@ impl Body for ReplyBody {
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Text(text) => SizeHint::with_exact(text.len() as u64),
-            Self::Http1 { connection: None, .. } => SizeHint::with_exact(0),
-            Self::Http1 { connection: Some(connection), .. } => {
-                connection.left().map_or_else(SizeHint::default, SizeHint::with_exact)
+            Self::Http1 { exchange: None, .. } => SizeHint::with_exact(0),
+            Self::Http1 { exchange: Some(exchange), .. } => {
+                exchange.connection.left().map_or_else(SizeHint::default, SizeHint::with_exact)
             }
             Self::Http2 { body, .. } => body.size_hint(),
         }

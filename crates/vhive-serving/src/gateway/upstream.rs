@@ -8,22 +8,22 @@
 //! # Source
 //! RFC 9112; why this half is not hyper's is in `docs/decisions/0012-gateway.md`.
 
-use std::io::{self, IoSlice};
+use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf as _, Bytes, BytesMut};
-use http::Method;
 use http::header::HeaderMap;
-use http_body::Body as _;
-use tokio::io::AsyncWrite as _;
+use http_body::Body;
 use tokio::net::TcpStream;
 use tokio_util::io::poll_read_buf;
 
 use super::chunks::{Chunks, Piece};
-use super::head::{BadReply, Length, MAX_REPLY_HEAD, ReplyHead, read_reply};
-use super::upload::{RequestBody, UploadError};
+use super::head::Length;
+use super::outgoing::Outgoing;
+use super::reply_head::{BadReply, MAX_REPLY_HEAD};
+use super::upload::UploadError;
 
 /// Bytes asked for in the first read, and in later ones when replies turn out to be long.
 const FIRST_READ: usize = 8 << 10;
@@ -35,16 +35,9 @@ const LONG_READ: usize = 64 << 10;
 pub(super) struct Connection {
     io: TcpStream,
     input: BytesMut,
-    /// Written first: the head, or the beginning of a chunk.
-    output: BytesMut,
-    /// Written after `output`.
-    data: Bytes,
-    /// Written after `data`.
-    tail: &'static [u8],
+    output: Outgoing,
     upload: Upload,
     decode: Decode,
-    /// A byte of the request has left.
-    sent: bool,
     /// It has carried a request before.
     used: bool,
     keep_alive: bool,
@@ -54,8 +47,8 @@ pub(super) struct Connection {
 
 #[derive(Debug)]
 enum Upload {
+    /// More is asked of the body, and sent as it is or in chunks.
     Body {
-        body: RequestBody,
         chunked: bool,
     },
     /// All is in the buffers.
@@ -81,12 +74,9 @@ impl Connection {
         Ok(Box::new(Self {
             io,
             input: BytesMut::new(),
-            output: BytesMut::new(),
-            data: Bytes::new(),
-            tail: b"",
+            output: Outgoing::default(),
             upload: Upload::Done,
             decode: Decode::Done,
-            sent: false,
             used: false,
             keep_alive: true,
             at_once: FIRST_READ,
@@ -107,20 +97,14 @@ impl Connection {
     }
 
     /// Prepares to send a request; `write_head` appends its head.
-    pub(super) fn begin(
-        &mut self,
-        body: RequestBody,
-        length: Length,
-        write_head: impl FnOnce(&mut BytesMut),
-    ) {
+    pub(super) fn begin(&mut self, length: Length, write_head: impl FnOnce(&mut Vec<u8>)) {
         self.output.clear();
-        write_head(&mut self.output);
+        write_head(&mut self.output.first);
         self.upload = match length {
             Length::None | Length::Exact(0) => Upload::Last,
-            Length::Exact(_) | Length::ToEnd => Upload::Body { body, chunked: false },
-            Length::Chunked => Upload::Body { body, chunked: true },
+            Length::Exact(_) | Length::ToEnd => Upload::Body { chunked: false },
+            Length::Chunked => Upload::Body { chunked: true },
         };
-        self.sent = false;
     }
 
     /// Goes on with another connection, when nothing had been sent.
@@ -131,9 +115,9 @@ impl Connection {
     }
 
     /// Turns to reading the reply's body.
-    pub(super) fn expect_body(&mut self, head: &ReplyHead) {
-        self.keep_alive = head.keep_alive;
-        self.decode = match head.length {
+    pub(super) fn expect_body(&mut self, length: Length, keep_alive: bool) {
+        self.keep_alive = keep_alive;
+        self.decode = match length {
             Length::None | Length::Exact(0) => Decode::Done,
             Length::Exact(left) => Decode::Exact(left),
             Length::Chunked => Decode::Chunked(Chunks::default()),
@@ -153,6 +137,20 @@ impl Connection {
             Decode::Exact(left) => Some(left),
             Decode::Chunked(_) | Decode::ToEnd => None,
         }
+    }
+
+    /// Moves the rest of the reply to `out` if it is there already and no longer than this, and
+    /// says how long it was.
+    pub(super) fn take_short(&mut self, most: usize, out: &mut Vec<u8>) -> Option<usize> {
+        let Decode::Exact(left) = self.decode else { return None };
+        let left = usize::try_from(left).ok().filter(|left| *left <= most)?;
+        if !matches!(self.upload, Upload::Done) {
+            return None;
+        }
+        out.extend_from_slice(self.input.get(..left)?);
+        self.input.advance(left);
+        self.decode = Decode::Done;
+        Some(left)
     }
 
     /// Ends the exchange; whether another request may follow.
@@ -186,28 +184,33 @@ pub(super) enum ExchangeError {
 // === sending ===
 
 impl Connection {
-    /// Sends what can be sent and looks for the reply's head.
-    pub(super) fn poll_head(
+    /// Sends what can be sent and looks for the reply's head, which `read` takes from the front of
+    /// what has come.
+    pub(super) fn poll_head<B, T>(
         &mut self,
         cx: &mut Context<'_>,
-        method: &Method,
-    ) -> Poll<Result<ReplyHead, ExchangeError>> {
-        match self.poll_upload(cx) {
+        body: &mut B,
+        mut read: impl FnMut(&mut BytesMut) -> Result<Option<T>, BadReply>,
+    ) -> Poll<Result<T, ExchangeError>>
+    where
+        B: Body<Data = Bytes, Error = UploadError> + Unpin,
+    {
+        match self.poll_upload(cx, body) {
             Poll::Ready(Ok(())) | Poll::Pending => {}
             Poll::Ready(Err(SendError::Upload(error))) => {
                 return Poll::Ready(Err(ExchangeError::Upload(error)));
             }
-            Poll::Ready(Err(SendError::Io(error))) if !self.sent => {
+            Poll::Ready(Err(SendError::Io(error))) if !self.output.begun => {
                 return Poll::Ready(Err(ExchangeError::NothingSent(error)));
             }
             // It may have replied before it closed.
             Poll::Ready(Err(SendError::Io(_))) => self.upload = Upload::Refused,
         }
-        if !self.sent {
+        if !self.output.begun {
             return Poll::Pending;
         }
         loop {
-            match read_reply(&mut self.input, method) {
+            match read(&mut self.input) {
                 Ok(Some(head)) => return Poll::Ready(Ok(head)),
                 Ok(None) => {}
                 Err(bad) => return Poll::Ready(Err(ExchangeError::Bad(bad))),
@@ -229,14 +232,17 @@ impl Connection {
         }
     }
 
-    fn poll_upload(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SendError>> {
+    fn poll_upload<B>(&mut self, cx: &mut Context<'_>, body: &mut B) -> Poll<Result<(), SendError>>
+    where
+        B: Body<Data = Bytes, Error = UploadError> + Unpin,
+    {
         loop {
             if matches!(self.upload, Upload::Done | Upload::Refused) {
                 return Poll::Ready(Ok(()));
             }
             // Content that is there already leaves together with the head.
-            if self.data.is_empty() && self.tail.is_empty() {
-                match self.poll_more(cx) {
+            if self.output.is_open() {
+                match self.poll_more(cx, body) {
                     Poll::Ready(Ok(())) => {}
                     Poll::Ready(Err(error)) => return Poll::Ready(Err(SendError::Upload(error))),
                     Poll::Pending => {
@@ -253,11 +259,13 @@ impl Connection {
     }
 
     /// Takes the next piece of the client's body into the buffers.
-    fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), UploadError>> {
-        let Upload::Body { body, chunked } = &mut self.upload else {
+    fn poll_more<B>(&mut self, cx: &mut Context<'_>, body: &mut B) -> Poll<Result<(), UploadError>>
+    where
+        B: Body<Data = Bytes, Error = UploadError> + Unpin,
+    {
+        let Upload::Body { chunked } = self.upload else {
             return Poll::Ready(Ok(()));
         };
-        let chunked = *chunked;
         match ready!(Pin::new(body).poll_frame(cx)) {
             Some(Ok(frame)) => {
                 let Ok(data) = frame.into_data() else {
@@ -266,16 +274,16 @@ impl Connection {
                 };
                 if chunked && !data.is_empty() {
                     let size = format!("{:x}\r\n", data.len());
-                    self.output.extend_from_slice(size.as_bytes());
-                    self.tail = b"\r\n";
+                    self.output.first.extend_from_slice(size.as_bytes());
+                    self.output.tail = b"\r\n";
                 }
-                self.data = data;
+                self.output.data = data;
             }
             Some(Err(error)) => return Poll::Ready(Err(error)),
             None => {
                 self.upload = Upload::Last;
                 if chunked {
-                    self.tail = b"0\r\n\r\n";
+                    self.output.tail = b"0\r\n\r\n";
                 }
             }
         }
@@ -283,29 +291,7 @@ impl Connection {
     }
 
     fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        loop {
-            let output = &mut self.output;
-            let io = Pin::new(&mut self.io);
-            let written = if self.data.is_empty() && self.tail.is_empty() {
-                if output.is_empty() {
-                    return Poll::Ready(Ok(()));
-                }
-                ready!(io.poll_write(cx, output))?
-            } else {
-                let parts =
-                    [IoSlice::new(output), IoSlice::new(&self.data), IoSlice::new(self.tail)];
-                ready!(io.poll_write_vectored(cx, &parts))?
-            };
-            if written == 0 {
-                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
-            }
-            self.sent = true;
-            let from_output = written.min(output.len());
-            output.advance(from_output);
-            let from_data = (written - from_output).min(self.data.len());
-            self.data.advance(from_data);
-            self.tail = &self.tail[written - from_output - from_data..];
-        }
+        self.output.poll_write(&mut self.io, cx)
     }
 }
 
@@ -335,11 +321,15 @@ pub(super) enum BrokenReply {
 
 impl Connection {
     /// The next piece. The rest of the request goes on being sent meanwhile.
-    pub(super) fn poll_piece(
+    pub(super) fn poll_piece<B>(
         &mut self,
         cx: &mut Context<'_>,
-    ) -> Poll<Result<ReplyPiece, BrokenReply>> {
-        match self.poll_upload(cx) {
+        body: &mut B,
+    ) -> Poll<Result<ReplyPiece, BrokenReply>>
+    where
+        B: Body<Data = Bytes, Error = UploadError> + Unpin,
+    {
+        match self.poll_upload(cx, body) {
             Poll::Ready(Ok(())) | Poll::Pending => {}
             Poll::Ready(Err(SendError::Upload(error))) => {
                 return Poll::Ready(Err(BrokenReply::Upload(error)));

@@ -9,3 +9,4 @@ mod malformed;
 mod scaling;
 mod snapshots;
 mod support;
+mod ways;
