@@ -34,6 +34,7 @@ struct Watched {
 #[derive(Debug, Default)]
 pub(crate) struct Poke {
     keys: Mutex<Vec<ServiceKey>>,
+    forgotten: Mutex<Vec<ServiceKey>>,
     told: Notify,
 }
 
@@ -44,8 +45,17 @@ impl Poke {
         self.told.notify_one();
     }
 
+    /// What a service's requests have been like counts no more from the next look on.
+    pub(crate) fn forget(&self, service: &ServiceKey) {
+        self.forgotten.lock().unwrap_or_else(PoisonError::into_inner).push(service.clone());
+    }
+
     fn take(&self) -> Vec<ServiceKey> {
         std::mem::take(&mut *self.keys.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn take_forgotten(&self) -> Vec<ServiceKey> {
+        std::mem::take(&mut *self.forgotten.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
@@ -64,17 +74,23 @@ pub(crate) async fn run(node: Node, catalog: Arc<Catalog>, tick: Duration) {
                 () = catalog.poke.told.notified() => false,
             },
         };
+        if !ticks {
+            // Whatever else happens in this moment is looked at together.
+            tokio::time::sleep(BREATH).await;
+        }
+        let now = Instant::now();
+        for service in catalog.poke.take_forgotten() {
+            if let Some(watched) = watched.get_mut(&service) {
+                *watched = Watched::new(Arc::clone(&watched.route), now);
+            }
+        }
         if ticks {
-            let now = Instant::now();
             watched.retain(|service, watched| {
                 watched.is_current(&catalog, service)
                     && (step(&node, watched, now) || !watched.route.throttle.rest())
             });
             due = Some(now + tick);
         } else {
-            // Whatever else happens in this moment is looked at together.
-            tokio::time::sleep(BREATH).await;
-            let now = Instant::now();
             for service in catalog.poke.take() {
                 look_at(&node, &catalog, &mut watched, service, now);
             }

@@ -79,13 +79,15 @@ pub(super) async fn create(
     Ok((status, Json(info)))
 }
 
-/// `POST …/services/{name}/evict`: stops what idles now, so that the next request starts cold.
+/// `POST …/services/{name}/evict`: stops what idles now, so that the next request starts cold, and
+/// alone: how busy the service was before lets nothing start beside it.
 pub(super) async fn evict(
     shared: State,
     Path((namespace, name)): Named,
 ) -> Result<Json<Value>, Problem> {
     let entry = shared.services.catalog.get(&namespace, &name);
     let entry = entry.ok_or_else(|| Problem::not_found(&name))?;
+    shared.services.catalog.poke.forget(&(namespace, name));
     let gone = shared.services.node.evict(&entry.stored.revision.key).await;
     Ok(Json(json!({"evicted": gone.unwrap_or(0)})))
 }

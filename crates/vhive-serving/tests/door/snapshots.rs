@@ -201,3 +201,22 @@ fn unchunk(mut wire: &[u8]) -> Vec<u8> {
         wire = &wire[end + 2 + size + 2..];
     }
 }
+
+#[tokio::test]
+async fn what_was_busy_before_an_eviction_starts_nothing_after_it() {
+    let world = World::new().await;
+    let changes = |document: &mut Value| {
+        document["spec"]["template"]["spec"]["containerConcurrency"] = Value::from(1);
+        annotate(document, "autoscaling.knative.dev/target-utilization-percentage", "100");
+        document["spec"]["template"]["spec"]["containers"][0]["env"] =
+            serde_json::json!([{"name": "VHIVE_SIM_REPLY_MS", "value": "200"}]);
+    };
+    assert_eq!(world.apply("one", changes).await.0, 201);
+    let (a, b, c) = tokio::join!(world.get("one"), world.get("one"), world.get("one"));
+    assert_eq!([a.status, b.status, c.status], [200; 3]);
+    assert_eq!(evict(&world, "one").await, 3);
+    // Long enough for the autoscaler to have looked.
+    assert_eq!(world.get("one").await.status, 200);
+    assert_eq!(evict(&world, "one").await, 1);
+    world.stop().await;
+}
