@@ -120,7 +120,13 @@ impl Measured<'_> {
         let lazy =
             self.each(|s| middle(s, Series::Lazy, Sample::waited) / waited(s).max(LEAST_WAIT_MS));
         let pages = self.each(|s| middle(s, Series::Vanilla, |x| x.account.major_faults));
-        row.value(MEMORY, geometric(&each))
+        let is_known = |(_, ratio): &&(&str, f64)| ratio.is_finite();
+        let known: Vec<(&str, f64)> = each.iter().filter(is_known).copied().collect();
+        let missing = each.len() - known.len();
+        if known.is_empty() {
+            return row.unmeasured(MEMORY, "no sample's account can be right");
+        }
+        row.value(MEMORY, geometric(&known))
             .peer(format!(
                 "vanilla, ms its virtual CPU waited for the disk (delay accounting, ticks of \
                  10 ms): {}; major faults: {}; read, MiB: {}",
@@ -131,7 +137,7 @@ impl Measured<'_> {
             .note(format!(
                 "{}; REAP waited, ms: {} (less than {LEAST_WAIT_MS} counts as that); with the \
                  host's readahead {:.2}x; {unknown} samples left out, whose account was longer than \
-                 the start; other measures of the slow side: whole start cold less cached, ms: {}; \
+                 the start, and {missing} functions that had no other; other measures of the slow side: whole start cold less cached, ms: {}; \
                  one by one by our pager (lazy) {:.2}x; other input; {}",
                 list(&each, "x"),
                 list(&self.each(waited), ""),
