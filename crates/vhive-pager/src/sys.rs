@@ -1,9 +1,8 @@
 //! The kernel's side of paging: userfaultfd, and memory owned by mapping it. All unsafe code of the
 //! crate is here, one operation per block.
 //!
-//! A userfaultfd belongs to the memory of the process that made it. What is written through it appears
-//! there from outside, as with `/proc/<pid>/mem`: Rust's rules about references cannot speak of
-//! that, so the functions are safe. The addresses are the other process's; nothing here follows them.
+//! What is written through a userfaultfd appears in its maker's memory from outside, as with `/proc/<pid>/mem`: Rust's
+//! rules about references cannot speak of that, so the functions are safe. Nothing here follows such addresses.
 //!
 //! # Source
 //! `Documentation/admin-guide/mm/userfaultfd.rst` and `include/uapi/linux/userfaultfd.h` of Linux.
@@ -31,7 +30,6 @@ pub const FEATURE_EVENT_REMOVE: u64 = 1 << 3;
 /// Asks that a fault names its thread (`UFFD_FEATURE_THREAD_ID`).
 pub const FEATURE_THREAD_ID: u64 = 1 << 8;
 const MODE_MISSING: u64 = 1 << 0;
-
 #[repr(C)]
 struct Api {
     api: u64,
