@@ -323,8 +323,11 @@ impl Vm {
     }
 
     /// What is likely to be touched next, if the recorded pages lead up (or down) to this one without a gap:
-    /// as many as lead there.
+    /// as many as lead there. A policy that brings windows brings just these.
     fn streak(&self, page: PageNumber) -> Option<Run> {
+        if self.window > 1 {
+            return None;
+        }
         let recording = lock(&self.recording);
         let trace = recording.as_ref()?;
         let streak = trace.streak(page, MOST_WINDOW)?;

@@ -47,7 +47,10 @@ impl Poke {
 
     /// What a service's requests have been like counts no more from the next look on.
     pub(crate) fn forget(&self, service: &ServiceKey) {
-        self.forgotten.lock().unwrap_or_else(PoisonError::into_inner).push(service.clone());
+        let mut forgotten = self.forgotten.lock().unwrap_or_else(PoisonError::into_inner);
+        if !forgotten.contains(service) {
+            forgotten.push(service.clone());
+        }
     }
 
     fn take(&self) -> Vec<ServiceKey> {

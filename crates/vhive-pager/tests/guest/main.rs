@@ -120,8 +120,14 @@ fn no_fault_is_left() {
             order.truncate(1 + random.below(order.len()));
             let (trace, faulted) = recorded(&pager, &memory, &order, policy);
             assert!(trace.pages().len() >= order.len());
-            if vhive_pager::policy::pages_per_fault(policy) == 1 {
-                let page_of = |(region, page): &guest::Spot| memory.layout[*region].1 + page;
+            let page_of = |(region, page): &guest::Spot| memory.layout[*region].1 + page;
+            let window = vhive_pager::policy::pages_per_fault(policy);
+            if window > 1 {
+                let touched: Vec<usize> = order.iter().map(page_of).collect();
+                let of = |page: usize| page / window as usize;
+                let near = |page: &u32| touched.iter().any(|t| of(*t) == of(*page as usize));
+                assert!(trace.pages().iter().all(near), "the policy's windows only");
+            } else {
                 // Zeros bring zeros, and a streak what it leads to; the rest comes when it is touched.
                 let mut touched =
                     order.iter().map(|spot| u32::try_from(page_of(spot)).expect("small"));
