@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Instant;
 
 use vhive_api::{MemoryMode, Revision, RevisionKey, RuntimeName, SandboxId};
-use vhive_sandbox::{Deadline, Journal, Prespawned, SandboxSpec};
+use vhive_sandbox::{Deadline, Guest, Journal, Prespawned, SandboxSpec};
 
 use crate::node::Shared;
 use crate::process;
@@ -174,6 +174,7 @@ fn make(shared: &Shared, revision: &Revision) -> Result<Option<Standby>, String>
     let network = network.take(deadline).map_err(|error| chain(&error))?;
     let (id, journal) = (SandboxId::random(), Journal::new());
     let spec = SandboxSpec {
+        guest: Guest::default(),
         id: id.clone(),
         rootfs: rootfs.path.clone(),
         process,

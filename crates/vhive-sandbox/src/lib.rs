@@ -32,7 +32,7 @@ pub use journal::{End, Journal, Line, Milestone, WaitError};
 pub use network::NetworkSlot;
 pub use run_dir::{RunRoot, SandboxDir};
 pub use runtime::{
-    Arrival, BootError, Checkpoint, HostLacks, Memory, Paging, Prespawned, RecordingError, Restore,
-    RestoreError, Runtime, Sandbox, SandboxSpec, SnapshotError,
+    Arrival, BootError, Checkpoint, Guest, HostLacks, Memory, Paging, Prespawned, RecordingError,
+    Restore, RestoreError, Runtime, Sandbox, SandboxSpec, SnapshotError,
 };
 pub use snapshot::{Snapshot, SnapshotDraft};

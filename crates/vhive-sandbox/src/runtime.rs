@@ -18,12 +18,29 @@ use crate::qemu::AcceleratorChoice;
 use crate::run_dir::RunRoot;
 use crate::snapshot::{DraftError, Mismatch, OpenError, Platform, Snapshot, SnapshotDraft};
 
+/// What runs inside a sandbox, below the function.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Guest {
+    /// Linux with our init: the microVM's own kernel, or the host's.
+    #[default]
+    Linux,
+    /// A program without an operating system that is booted in the kernel's place and serves the
+    /// function's port itself. It speaks no guest contract: it is ready when its port answers, and
+    /// nothing makes its clones differ. Only runtimes with virtual machines boot it.
+    Bare {
+        /// A static ELF with a PVH entry.
+        kernel: PathBuf,
+    },
+}
+
 /// What to start.
 #[derive(Clone, Debug)]
 pub struct SandboxSpec {
     /// Names the sandbox's directory, cgroup and host name.
     pub id: SandboxId,
-    /// The function's root file system: a read-only EROFS image. `sim` ignores it.
+    /// What runs inside, below the function.
+    pub guest: Guest,
+    /// The function's root file system: a read-only EROFS image. `sim` and bare guests ignore it.
     pub rootfs: PathBuf,
     /// What to run in it.
     pub process: Process,

@@ -11,7 +11,7 @@ use vhive_api::{Bytes, Digest, MemoryMode, PrefetchPolicy, RevisionKey, SandboxI
 use vhive_sandbox::sim::{Fault, Sim, SimConfig};
 use vhive_sandbox::snapshot::Owner;
 use vhive_sandbox::{
-    Deadline, End, Journal, Memory, Milestone, RestoreError, RunRoot, Runtime as _, Sandbox,
+    Deadline, End, Guest, Journal, Memory, Milestone, RestoreError, RunRoot, Runtime as _, Sandbox,
     SandboxSpec, Snapshot, SnapshotDraft,
 };
 
@@ -26,6 +26,7 @@ struct Up {
 fn spec(dir: &TempDir, env: &[&str]) -> SandboxSpec {
     let env = env.iter().map(|entry| (*entry).to_owned()).collect();
     SandboxSpec {
+        guest: Guest::default(),
         id: SandboxId::random(),
         rootfs: dir.path().join("none"),
         process: Process { args: vec!["sim".to_owned()], env, ..Process::default() },

@@ -15,7 +15,7 @@ use vhive_image::{ImageStore, Progress};
 use vhive_sandbox::kernel::{self, GuestKernel, KernelStore, StoreError};
 use vhive_sandbox::network::{NetworkConfig, NetworkPool};
 use vhive_sandbox::qemu::{Choose, Qemu, QemuConfig};
-use vhive_sandbox::{Deadline, Journal, Milestone, RunRoot, Runtime as _, SandboxSpec};
+use vhive_sandbox::{Deadline, Guest, Journal, Milestone, RunRoot, Runtime as _, SandboxSpec};
 
 const MEMORY_MIB: u64 = 128;
 const PORT: u16 = 8080;
@@ -74,6 +74,7 @@ impl Ground {
         let begin = Instant::now();
         let journal = Journal::new();
         let spec = SandboxSpec {
+            guest: Guest::default(),
             id: SandboxId::random(),
             rootfs: self.rootfs.clone(),
             process: self.process.clone(),

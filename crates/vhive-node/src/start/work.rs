@@ -9,8 +9,8 @@ use tokio::sync::OwnedSemaphorePermit;
 use vhive_api::{MemoryMode, Revision, RuntimeName, SandboxId, SnapshotPolicy, StartKind};
 use vhive_image::ImageConfig;
 use vhive_sandbox::{
-    Deadline, Journal, Memory, NetworkSlot, Paging, Prespawned, Restore, RestoreError, Runtime,
-    Sandbox, SandboxSpec,
+    Deadline, Guest, Journal, Memory, NetworkSlot, Paging, Prespawned, Restore, RestoreError,
+    Runtime, Sandbox, SandboxSpec,
 };
 
 use super::choose::{self, Start, choose};
@@ -245,6 +245,7 @@ impl Work {
             }
         };
         let spec = SandboxSpec {
+            guest: Guest::default(),
             id: self.id.clone(),
             rootfs: self.rootfs.clone(),
             process,

@@ -41,7 +41,7 @@ use crate::journal::{End, Milestone, WaitError};
 use crate::kernel::KernelStore;
 use crate::network::NetworkSlot;
 use crate::run_dir::{SandboxDir, SandboxRecord};
-use crate::runtime::{BootError, HostLacks, Restore, Runtime, Sandbox, SandboxSpec};
+use crate::runtime::{BootError, Guest, HostLacks, Restore, Runtime, Sandbox, SandboxSpec};
 use crate::snapshot::MemoryShape;
 use checkpoint::Taken;
 use ground::Ground;
@@ -115,6 +115,10 @@ impl Runtime for Qemu {
         let host = |lacks| BootError::Host { runtime: RuntimeName::Qemu, lacks };
         let ground = self.ground().map_err(host)?;
         let network = network_of(spec)?;
+        if let Guest::Bare { kernel } = &spec.guest {
+            let step = format!("boot the bare guest {}", kernel.display());
+            return Err(BootError::Resource { step, source: io::ErrorKind::Unsupported.into() });
+        }
         if spec.memory < LEAST_MEMORY {
             let source = io::Error::new(
                 io::ErrorKind::InvalidInput,

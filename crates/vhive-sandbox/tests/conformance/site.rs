@@ -17,7 +17,8 @@ use vhive_sandbox::network::{NetworkConfig, NetworkPool};
 use vhive_sandbox::qemu::{Qemu, QemuConfig};
 use vhive_sandbox::sim::{Sim, SimConfig};
 use vhive_sandbox::{
-    BootError, Deadline, Journal, Milestone, NetworkSlot, RunRoot, Runtime, Sandbox, SandboxSpec,
+    BootError, Deadline, Guest, Journal, Milestone, NetworkSlot, RunRoot, Runtime, Sandbox,
+    SandboxSpec,
 };
 
 use crate::traces::Traces;
@@ -105,6 +106,7 @@ impl Site {
 
     pub(crate) fn spec_of(&self, process: Process) -> SandboxSpec {
         SandboxSpec {
+            guest: Guest::default(),
             id: SandboxId::random(),
             rootfs: self.rootfs.clone(),
             process,
