@@ -21,6 +21,7 @@ pub mod host;
 pub mod journal;
 pub mod kernel;
 pub mod network;
+pub mod oci;
 pub mod process;
 pub mod qemu;
 pub mod run_dir;
