@@ -192,7 +192,9 @@ fn limits_are_real(site: &Site) {
     assert_eq!(modest.journal.wait_end(soon()), Some(End::Exited(0)));
     assert_eq!(modest.lines(Stream::Stderr)[0], "1+0 records in");
     drop(modest);
-    let mut spec = site.spec(&take(600));
+    // Three that together have more than there is; the last is the largest, and is the function.
+    let hog = "dd if=/dev/zero bs=30M count=1 | sleep 60 &";
+    let mut spec = site.spec(&format!("{hog} {hog} sleep 2; {}", take(80)));
     spec.memory = Bytes::mib(128);
     let greedy = site.boot(&spec);
     let end = greedy.journal.wait_end(soon()).expect("ended");
