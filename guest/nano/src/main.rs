@@ -96,10 +96,12 @@ fn run(options: &Options, ram: Ram) -> ! {
 /// its own.
 fn find_nic(options: &Options) -> Option<Nic> {
     let mut buffers = BUFFERS.take();
-    let named = options.devices.iter().map(|address| (*address, NAMED_DEVICE));
-    let usual = QEMU_DEVICES.step_by(QEMU_DEVICE).map(|address| (address, QEMU_DEVICE));
-    let usual = usual.filter(|_| options.devices.is_empty());
-    named.chain(usual).find_map(|place| start::open_nic(place, &mut buffers))
+    let mut named = options.devices.iter().map(|address| (*address, NAMED_DEVICE));
+    if !options.devices.is_empty() {
+        return named.find_map(|place| start::open_nic(place, false, &mut buffers));
+    }
+    let mut usual = QEMU_DEVICES.step_by(QEMU_DEVICE).map(|address| (address, QEMU_DEVICE));
+    usual.find_map(|place| start::open_nic(place, true, &mut buffers))
 }
 
 impl Guest {

@@ -21,9 +21,9 @@ nano_entry:
     movl $nano_stack_top, %esp
     movl %ebx, %edi
 
-    # PAE, SSE and its exceptions.
+    # PAE. There is no SSE in the image: processors that are emulated by KVM lack most of it.
     movl %cr4, %eax
-    orl $0x620, %eax
+    orl $0x20, %eax
     movl %eax, %cr4
     movl $nano_pml4, %eax
     movl %eax, %cr3
@@ -32,10 +32,9 @@ nano_entry:
     rdmsr
     orl $0x100, %eax
     wrmsr
-    # Paging; no emulation of the floating point unit.
+    # Paging.
     movl %cr0, %eax
-    andl $0xfffffff3, %eax
-    orl $0x80000002, %eax
+    orl $0x80000000, %eax
     movl %eax, %cr0
     lgdt nano_gdt_pointer
     ljmp $8, $nano_long

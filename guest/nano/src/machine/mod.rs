@@ -11,3 +11,4 @@ pub(crate) mod nic;
 pub(crate) mod once;
 pub(crate) mod start;
 pub(crate) mod start_info;
+mod transport;

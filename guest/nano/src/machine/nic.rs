@@ -12,6 +12,7 @@ use virtio_drivers::transport::{DeviceType, Transport as _};
 use virtio_drivers::{BufferDirection, Hal, PAGE_SIZE, PhysAddr};
 
 use super::cpu;
+use super::transport::StepByStep;
 
 /// Descriptors of a queue, and buffers for each direction.
 const QUEUE: usize = 16;
@@ -77,7 +78,7 @@ impl Buffers {
         Self { receive: [[0; BUFFER]; QUEUE], send: [[0; BUFFER]; QUEUE], frame: [0; FRAME] };
 }
 
-type Net = VirtIONetRaw<Flat, MmioTransport<'static>, QUEUE>;
+type Net = VirtIONetRaw<Flat, StepByStep, QUEUE>;
 
 /// The interface.
 pub(crate) struct Nic {
@@ -122,7 +123,7 @@ impl Nic {
         if transport.device_type() != DeviceType::Network {
             return None;
         }
-        let net = Net::new(transport).ok()?;
+        let net = Net::new(StepByStep(transport)).ok()?;
         let Buffers { receive, send, frame } = buffers.take()?;
         let free = (0..QUEUE).collect();
         let mut sender = Sender { net, receive, send, free, sent: [(0, 0); QUEUE] };
