@@ -14,11 +14,17 @@ use virtio_drivers::{BufferDirection, Hal, PAGE_SIZE, PhysAddr};
 use super::cpu;
 use super::transport::StepByStep;
 
-/// Descriptors of a queue, and buffers for each direction.
-const QUEUE: usize = 16;
+/// Descriptors of a queue, and buffers for receiving. Firecracker hands over no frame while all
+/// buffers together hold less than the longest packet that there could be.
+const QUEUE: usize = 32;
 
-/// Bytes of a buffer: the longest frame and virtio's header.
-const BUFFER: usize = 2048;
+/// Buffers for sending.
+const SENT: usize = 8;
+
+/// Bytes of a buffer: more than the longest frame and virtio's header.
+const BUFFER: usize = 2304;
+
+const _: () = assert!(QUEUE * BUFFER >= 65562);
 
 /// Longest frame, with its Ethernet header.
 const FRAME: usize = 1514;
@@ -69,13 +75,13 @@ unsafe impl Hal for Flat {
 #[derive(Debug)]
 pub(crate) struct Buffers {
     receive: [[u8; BUFFER]; QUEUE],
-    send: [[u8; BUFFER]; QUEUE],
+    send: [[u8; BUFFER]; SENT],
     frame: [u8; FRAME],
 }
 
 impl Buffers {
     pub(crate) const EMPTY: Self =
-        Self { receive: [[0; BUFFER]; QUEUE], send: [[0; BUFFER]; QUEUE], frame: [0; FRAME] };
+        Self { receive: [[0; BUFFER]; QUEUE], send: [[0; BUFFER]; SENT], frame: [0; FRAME] };
 }
 
 type Net = VirtIONetRaw<Flat, StepByStep, QUEUE>;
@@ -91,9 +97,9 @@ pub(crate) struct Nic {
 struct Sender {
     net: Net,
     receive: &'static mut [[u8; BUFFER]; QUEUE],
-    send: &'static mut [[u8; BUFFER]; QUEUE],
+    send: &'static mut [[u8; BUFFER]; SENT],
     /// Buffers for sending that are free.
-    free: Vec<usize, QUEUE>,
+    free: Vec<usize, SENT>,
     /// The buffer that went with each descriptor, and how much of it.
     sent: [(usize, usize); QUEUE],
 }
@@ -125,7 +131,7 @@ impl Nic {
         }
         let net = Net::new(StepByStep(transport)).ok()?;
         let Buffers { receive, send, frame } = buffers.take()?;
-        let free = (0..QUEUE).collect();
+        let free = (0..SENT).collect();
         let mut sender = Sender { net, receive, send, free, sent: [(0, 0); QUEUE] };
         (0..QUEUE).for_each(|number| sender.offer(number));
         Some(Self { frame, sender })
