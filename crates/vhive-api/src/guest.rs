@@ -99,12 +99,15 @@ pub enum FromGuest {
         /// The text without its newline; bytes that are no UTF-8 are replaced.
         line: String,
     },
-    /// The function ended; init powers the guest off after this.
+    /// The function ended; init ends the sandbox after this.
     Exited {
         /// Guest time.
         at_ns: u64,
         /// Exit code, or 128 + signal number.
         code: i32,
+        /// It was killed because the guest's memory was used up.
+        #[serde(default)]
+        out_of_memory: bool,
     },
     /// Init could not do a step; it powers the guest off after this.
     Failed {

@@ -53,6 +53,8 @@ pub struct Line {
 pub enum End {
     /// The function's process ended: exit code, or 128 + signal number.
     Exited(i32),
+    /// The function was killed because it used more memory than it was given.
+    OutOfMemory,
     /// Init, VMM or runtime failed at a step.
     Failed {
         /// The step, e.g. `mount root`.
@@ -68,6 +70,9 @@ impl fmt::Display for End {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Exited(code) => write!(f, "the function exited with code {code}"),
+            Self::OutOfMemory => f.write_str(
+                "the function used more memory than its limit and was killed (OOM); give it more",
+            ),
             Self::Failed { step, reason } => write!(f, "{step} failed: {reason}"),
             Self::Vanished(how) => f.write_str(how),
         }

@@ -15,6 +15,7 @@
 #![warn(missing_docs)]
 
 pub mod cgroup;
+mod contract;
 pub mod deadline;
 pub mod host;
 pub mod journal;

@@ -26,9 +26,10 @@ pub struct Launch<'a> {
     pub args: &'a [OsString],
     /// `NAME=value`, besides `PATH`, which is the caller's.
     pub environment: &'a [OsString],
-    /// Open in the child under the same numbers. Its standard input is `/dev/null`; nothing else
-    /// is inherited.
+    /// Open in the child under the same numbers; nothing else is inherited.
     pub inherit: &'a [BorrowedFd<'a>],
+    /// The child's standard input; `None` = `/dev/null`.
+    pub stdin: Option<BorrowedFd<'a>>,
     /// The child's standard output.
     pub stdout: BorrowedFd<'a>,
     /// The child's standard error.
@@ -129,7 +130,7 @@ pub fn spawn(launch: &Launch<'_>) -> io::Result<Child> {
     attributes.set_sigmask(&SigSet::empty())?;
 
     let null = File::open("/dev/null")?;
-    let descriptors = descriptors(launch, null.as_fd())?;
+    let descriptors = descriptors(launch, launch.stdin.unwrap_or(null.as_fd()))?;
     let pid = posix_spawnp(&words[0], &descriptors, &attributes, &words, &environment)?;
     let pid = Pid::from_raw(pid.as_raw()).expect("posix_spawn gives a positive number");
     // Nobody but us reaps it, so the number still means our child.
@@ -227,6 +228,7 @@ mod tests {
             args: &args,
             environment: &[],
             inherit,
+            stdin: None,
             stdout: writer.as_fd(),
             stderr: writer.as_fd(),
             confinement: None,
@@ -264,6 +266,7 @@ mod tests {
             args: &[],
             environment: &[],
             inherit: &[],
+            stdin: None,
             stdout: writer.as_fd(),
             stderr: writer.as_fd(),
             confinement: None,
@@ -280,6 +283,7 @@ mod tests {
             args: &args,
             environment: &[],
             inherit: &[],
+            stdin: None,
             stdout: writer.as_fd(),
             stderr: writer.as_fd(),
             confinement: None,
@@ -306,6 +310,7 @@ mod tests {
                 args: &args,
                 environment: &[],
                 inherit: &[],
+                stdin: None,
                 stdout: writer.as_fd(),
                 stderr: writer.as_fd(),
                 confinement: Some(Confinement { uid: 1_900_000_007, extra_group: None }),

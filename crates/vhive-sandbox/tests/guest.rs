@@ -61,6 +61,7 @@ impl Guest {
             args: &args,
             environment: &[],
             inherit: &[guests.as_fd()],
+            stdin: None,
             stdout: console.as_fd(),
             stderr: console.as_fd(),
             confinement: None,

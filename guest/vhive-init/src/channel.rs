@@ -1,4 +1,5 @@
-//! The framed channel to the host: a virtio-serial port, found by its name.
+//! The framed channel to the host: in a microVM a virtio-serial port, found by its name; in a
+//! container standard input and output, which are pipes.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
@@ -7,7 +8,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{OFlags, fcntl_setfl};
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::io::Errno;
 use vhive_api::guest::{
     FrameError, FromGuest, GuestConfig, MAX_FRAME, ToGuest, VERSION, read_frame, write_frame,
@@ -23,7 +24,10 @@ const PORT: &str = "vhive.0";
 /// The channel, with what has been read of a frame and what the host has not yet taken.
 #[derive(Debug)]
 pub(crate) struct Channel {
-    port: File,
+    /// From the host.
+    input: File,
+    /// To the host; in a microVM the same port.
+    output: File,
     incoming: Vec<u8>,
     outgoing: Vec<u8>,
 }
@@ -41,8 +45,33 @@ impl Channel {
     pub(crate) fn open(uevents: &Uevents) -> Result<Self, Failure> {
         let path = uevents.until(find_port)?;
         let port = OpenOptions::new().read(true).write(true).open(&path);
-        let port = port.step(format!("open the host's channel {}", path.display()))?;
-        Ok(Self { port, incoming: Vec::new(), outgoing: Vec::new() })
+        let step = || format!("open the host's channel {}", path.display());
+        let output = port.step(step())?;
+        let input = output.try_clone().step(step())?;
+        Ok(Self::new(input, output))
+    }
+
+    /// Takes standard input and output.
+    pub(crate) fn of_stdio() -> Result<Self, Failure> {
+        let take = |fd: BorrowedFd<'_>| fd.try_clone_to_owned().map(File::from);
+        let step = "open the host's channel";
+        let input = take(io::stdin().as_fd()).step(step)?;
+        let output = take(io::stdout().as_fd()).step(step)?;
+        Ok(Self::new(input, output))
+    }
+
+    const fn new(input: File, output: File) -> Self {
+        Self { input, output, incoming: Vec::new(), outgoing: Vec::new() }
+    }
+
+    /// Readable when the host has said something.
+    pub(crate) fn input(&self) -> BorrowedFd<'_> {
+        self.input.as_fd()
+    }
+
+    /// Writable when the host takes something.
+    pub(crate) fn output(&self) -> BorrowedFd<'_> {
+        self.output.as_fd()
     }
 
     /// Says hello and waits for what to start. The only part of the conversation that blocks:
@@ -50,10 +79,13 @@ impl Channel {
     pub(crate) fn hello(&mut self) -> Result<Started, Failure> {
         let step = "greet the host";
         let at_ns = clock::now_ns();
-        write_frame(&mut self.port, &FromGuest::Hello { version: VERSION, at_ns }).step(step)?;
-        let answer = read_frame(&mut self.port).map_err(|error| describe(&error)).step(step)?;
+        write_frame(&mut self.output, &FromGuest::Hello { version: VERSION, at_ns }).step(step)?;
+        let answer = read_frame(&mut self.input).map_err(|error| describe(&error)).step(step)?;
         let handshake_ns = clock::now_ns() - at_ns;
-        fcntl_setfl(&self.port, OFlags::RDWR | OFlags::NONBLOCK).step(step)?;
+        for end in [&self.input, &self.output] {
+            let flags = fcntl_getfl(end).step(step)?;
+            fcntl_setfl(end, flags | OFlags::NONBLOCK).step(step)?;
+        }
         match answer {
             Some(ToGuest::Start(config)) => Ok(Started { config: *config, handshake_ns }),
             Some(_) => Err("it said something else before start").step(step),
@@ -78,7 +110,7 @@ impl Channel {
     /// Hands the host as much as it takes now.
     pub(crate) fn flush(&mut self) -> Result<(), Failure> {
         while !self.outgoing.is_empty() {
-            match self.port.write(&self.outgoing) {
+            match self.output.write(&self.outgoing) {
                 Ok(0) => return Err("it takes nothing").step("write to the host"),
                 Ok(sent) => drop(self.outgoing.drain(..sent)),
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(()),
@@ -101,7 +133,7 @@ impl Channel {
                 return Err("it does not take the last messages").step("write to the host");
             }
             let timeout = Timespec::try_from(left).step("write to the host")?;
-            let mut port = [PollFd::new(&self.port, PollFlags::OUT)];
+            let mut port = [PollFd::new(&self.output, PollFlags::OUT)];
             match poll(&mut port, Some(&timeout)) {
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(error) => return Err(error).step("write to the host"),
@@ -116,7 +148,7 @@ impl Channel {
         let mut chunk = [0; 4096];
         let mut messages = Vec::new();
         loop {
-            match self.port.read(&mut chunk) {
+            match self.input.read(&mut chunk) {
                 Ok(0) => return Err("it hung up").step(step),
                 Ok(got) => self.incoming.extend_from_slice(&chunk[..got]),
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(messages),
@@ -129,12 +161,6 @@ impl Channel {
                 messages.push(message);
             }
         }
-    }
-}
-
-impl AsFd for Channel {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.port.as_fd()
     }
 }
 

@@ -1,10 +1,14 @@
-//! PID 1 inside vHive's microVM guests.
+//! PID 1 inside vHive's sandboxes: in a microVM the first process of the guest's own kernel, in a
+//! container (`vhive-init container`) the first of its process namespace.
 //!
 //! ```text
 //!   modules ─► Hello ─► (host: Start) ─► clock, entropy ─► root ─► network ─► Mounted
 //!           ─► start the function ─► Started ─► Listening · Output… ─► Exited ─► power off
 //!                                               └─ Prepared ─ (snapshot) ─ Resumed
 //! ```
+//!
+//! In a container the host has set up root and network, and there is no kernel whose modules, clock
+//! or entropy would be ours.
 //!
 //! Whatever fails is told to the host (`Failed`) and to the console, and the guest powers off.
 //! The contract is `docs/design/guest-contract.md`.
@@ -41,17 +45,28 @@ use crate::modules::{Modules, Stage};
 use crate::supervise::{Function, Supervisor};
 use crate::uevent::Uevents;
 
+/// What the sandbox is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum World {
+    /// A kernel of its own, with this program in its initramfs.
+    Machine,
+    /// Name spaces of a kernel that others use as well; standard input and output are the channel.
+    Container,
+}
+
 fn main() -> ExitCode {
     if std::process::id() != 1 {
-        say("this program is the first process of a vHive guest, not a command");
+        say("this program is the first process of a vHive sandbox, not a command");
         return ExitCode::FAILURE;
     }
-    std::panic::set_hook(Box::new(|panic| {
+    let container = std::env::args_os().nth(1).is_some_and(|word| word == "container");
+    let world = if container { World::Container } else { World::Machine };
+    std::panic::set_hook(Box::new(move |panic| {
         say(&format!("internal error: {panic}"));
-        power_off();
+        leave(world);
     }));
     let mut channel = None;
-    if let Err(failure) = run(&mut channel) {
+    if let Err(failure) = run(world, &mut channel) {
         say(&format!("{}: {}", failure.step, failure.reason));
         if let Some(channel) = &mut channel {
             let Failure { step, reason } = failure;
@@ -60,45 +75,73 @@ fn main() -> ExitCode {
             let _ = channel.finish(Instant::now() + Duration::from_secs(1));
         }
     }
-    power_off();
+    leave(world);
     ExitCode::FAILURE
 }
 
-fn run(open: &mut Option<Channel>) -> Result<(), Failure> {
+fn run(world: World, open: &mut Option<Channel>) -> Result<(), Failure> {
+    match world {
+        World::Machine => run_machine(open),
+        World::Container => {
+            let channel = open.insert(Channel::of_stdio()?);
+            let started = channel.hello()?;
+            mounts::make_usual_directories()?;
+            serve(world, channel, started, None, || ())
+        }
+    }
+}
+
+fn run_machine(open: &mut Option<Channel>) -> Result<(), Failure> {
     mounts::mount_early()?;
     let uevents = Uevents::open()?;
     let modules = Modules::of_initramfs()?;
     modules.load(Stage::Channel)?;
     let channel = open.insert(Channel::open(&uevents)?);
-    let Started { config, handshake_ns } = channel.hello()?;
+    let started = channel.hello()?;
     modules.load(Stage::Root)?;
     let spent = modules.into_files();
-    clock::set_wall(config.now_unix_ns)?;
+    clock::set_wall(started.config.now_unix_ns)?;
     let entropy = Entropy::open()?;
-    entropy.reseed(&config.entropy)?;
-    network::configure(config.network.as_ref(), &uevents)?;
+    entropy.reseed(&started.config.entropy)?;
+    network::configure(started.config.network.as_ref(), &uevents)?;
     mounts::mount_root(&uevents)?;
+    serve(World::Machine, channel, started, Some(entropy), || spent.remove())
+}
+
+/// Starts the function in its root and looks after it.
+fn serve(
+    world: World,
+    channel: &mut Channel,
+    started: Started,
+    entropy: Option<Entropy>,
+    tidy: impl FnOnce(),
+) -> Result<(), Failure> {
+    let Started { config, handshake_ns } = started;
     let names = network::name(&config.hostname, config.network.as_ref())?;
     channel.queue(&FromGuest::Mounted { at_ns: clock::now_ns(), handshake_ns });
     channel.flush()?;
     let stop_signal = process::stop_signal(&config.process.stop_signal)?;
     let children = supervise::watch_children()?;
-    let child = process::start(&config.process)?;
+    let child = process::start(&config.process, world)?;
     channel.queue(&FromGuest::Started { at_ns: clock::now_ns(), pid: child.id() });
     channel.flush()?;
     let listening = listen::watch(config.port)?;
-    spent.remove();
+    tidy();
     let function = Function { stop_signal, port: config.port, hooks: config.hooks, names, entropy };
     Supervisor::new(channel, children, child, listening, function).run()
 }
 
-/// Prints to the guest's console, which the host keeps.
+/// Prints to the sandbox's console, which the host keeps.
 fn say(text: &str) {
     // Without a console there is nobody to hear it.
     let _ = writeln!(io::stderr(), "vhive-init: {text}");
 }
 
-fn power_off() {
+/// Ends the sandbox. A container goes with its first process, when this returns.
+fn leave(world: World) {
+    if world == World::Container {
+        return;
+    }
     rustix::fs::sync();
     if let Err(error) = reboot(RebootCommand::PowerOff) {
         say(&format!("cannot power off: {error}"));

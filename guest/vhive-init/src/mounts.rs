@@ -59,6 +59,11 @@ fn mount_inside() -> Result<(), Failure> {
     attach("devpts", "/dev/pts", "devpts", NOSUID.union(NOEXEC), terminals)?;
     attach("shm", "/dev/shm", "tmpfs", hard, "mode=1777")?;
     attach("mqueue", "/dev/mqueue", "mqueue", hard, "")?;
+    make_usual_directories()
+}
+
+/// Makes the directories that programs expect, where the image has none.
+pub(crate) fn make_usual_directories() -> Result<(), Failure> {
     for (path, mode) in [("/tmp", 0o1777), ("/var/tmp", 0o1777), ("/run", 0o755)] {
         if !Path::new(path).exists() {
             make_dir(path)?;

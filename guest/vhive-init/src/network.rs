@@ -68,7 +68,10 @@ impl Names {
         hostname: &str,
         network: Option<&GuestNetwork>,
     ) -> Result<(), Failure> {
-        rustix::system::sethostname(hostname.as_bytes()).step("set the host name")?;
+        // A container's runtime has set it.
+        if rustix::system::uname().nodename().to_bytes() != hostname.as_bytes() {
+            rustix::system::sethostname(hostname.as_bytes()).step("set the host name")?;
+        }
         let address = network.map(|network| network.address);
         let servers = network.map_or(&[][..], |network| &network.dns);
         self.hostname.set(format!("{hostname}\n"))?;

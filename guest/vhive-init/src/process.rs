@@ -13,9 +13,13 @@ use std::thread;
 
 use nix::sys::signal::Signal;
 use rustix::process::{Gid, Resource, Rlimit, Uid, setrlimit};
-use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
+use rustix::thread::{
+    CapabilitySet, remove_capability_from_bounding_set, set_thread_groups, set_thread_res_gid,
+    set_thread_res_uid,
+};
 use vhive_api::guest::Process;
 
+use crate::World;
 use crate::failure::{Failure, Step as _};
 use crate::user::{self, User};
 
@@ -25,7 +29,7 @@ const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/s
 const OPEN_FILES: Rlimit = Rlimit { current: Some(1024), maximum: Some(1 << 19) };
 
 /// Starts the process with its output on pipes and nothing to read.
-pub(crate) fn start(process: &Process) -> Result<Child, Failure> {
+pub(crate) fn start(process: &Process, world: World) -> Result<Child, Failure> {
     let name = process.args.first().map_or("", String::as_str);
     let step = || format!("start {name}");
     let user = user::look_up(&process.user).step(step())?;
@@ -39,15 +43,20 @@ pub(crate) fn start(process: &Process) -> Result<Child, Failure> {
     command.env_clear().envs(env);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command.process_group(0);
-    spawn_as(command, &user).map_err(|error| explain(&error, &program)).step(step())
+    spawn_as(command, &user, world).map_err(|error| explain(&error, &program)).step(step())
 }
 
 /// Spawns from a thread that has the user's credentials, so that the child is born with them.
 /// (The standard library would drop the supplementary groups, or need an unsafe hook.)
-fn spawn_as(mut command: Command, user: &User) -> io::Result<Child> {
+fn spawn_as(mut command: Command, user: &User, world: World) -> io::Result<Child> {
     let user = user.clone();
     let spawner = thread::spawn(move || {
-        setrlimit(Resource::Nofile, OPEN_FILES)?;
+        if world == World::Container {
+            // What init may do that a container's function may not: give a clone its name.
+            remove_capability_from_bounding_set(CapabilitySet::SYS_ADMIN)?;
+        } else {
+            setrlimit(Resource::Nofile, OPEN_FILES)?;
+        }
         let groups: Vec<Gid> = user.groups.iter().map(|gid| Gid::from_raw(*gid)).collect();
         let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
         set_thread_groups(&groups)?;

@@ -59,7 +59,8 @@ pub(crate) struct Function {
     pub(crate) port: u16,
     pub(crate) hooks: Hooks,
     pub(crate) names: Names,
-    pub(crate) entropy: Entropy,
+    /// Of the guest's own kernel, whose clock is ours to set as well; none in a container.
+    pub(crate) entropy: Option<Entropy>,
 }
 
 /// One output stream of the function until it is closed.
@@ -131,13 +132,11 @@ impl<'a> Supervisor<'a> {
         let left = wake.map(|at| at.saturating_duration_since(Instant::now()));
         let timeout = left.and_then(|left| Timespec::try_from(left).ok());
         let taking = self.channel.backlog() < BACKLOG && !self.quiet;
-        let host =
-            if self.channel.backlog() > 0 { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
         let children = self.children.as_fd();
-        // Once listening has been told, its place is taken by something that is watched anyway.
+        // What is not waited for has its place taken by something that is watched anyway.
         let listening = self.listening.as_ref().map_or(children, AsFd::as_fd);
         let mut sources = vec![
-            PollFd::new(&*self.channel, host),
+            PollFd::from_borrowed_fd(self.channel.input(), PollFlags::IN),
             PollFd::from_borrowed_fd(children, PollFlags::IN),
             PollFd::from_borrowed_fd(listening, PollFlags::IN),
         ];
@@ -145,13 +144,17 @@ impl<'a> Supervisor<'a> {
             let pipes = self.outputs.iter().map(|o| PollFd::new(o, PollFlags::IN));
             sources.extend(pipes);
         }
+        let pipes = 3..sources.len();
+        if self.channel.backlog() > 0 {
+            sources.push(PollFd::from_borrowed_fd(self.channel.output(), PollFlags::OUT));
+        }
         match poll(&mut sources, timeout.as_ref()) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error).step("wait for events"),
         }
         let ready = |fd: &PollFd<'_>| !fd.revents().is_empty();
         let listens = self.listening.is_some() && ready(&sources[2]);
-        let pipes: Vec<bool> = sources[3..].iter().map(ready).collect();
+        let pipes: Vec<bool> = sources[pipes].iter().map(ready).collect();
         if listens {
             self.listening = None;
             self.channel.queue(&FromGuest::Listening { at_ns: clock::now_ns() });
@@ -222,9 +225,13 @@ impl<'a> Supervisor<'a> {
 
     /// Goes on after a snapshot; a clone becomes somebody of its own first.
     fn resume(&mut self, identity: &Identity) -> Result<(), Failure> {
-        clock::set_wall(identity.now_unix_ns)?;
+        if self.function.entropy.is_some() {
+            clock::set_wall(identity.now_unix_ns)?;
+        }
         if identity.clone {
-            self.function.entropy.reseed(&identity.entropy)?;
+            if let Some(entropy) = &self.function.entropy {
+                entropy.reseed(&identity.entropy)?;
+            }
             let names = &mut self.function.names;
             names.rename(&identity.hostname, identity.network.as_ref())?;
             if let Some(path) = &self.function.hooks.after_restore {
@@ -261,9 +268,21 @@ impl<'a> Supervisor<'a> {
             self.reap()?;
             self.channel.receive()?;
         }
-        self.channel.queue(&FromGuest::Exited { at_ns: clock::now_ns(), code });
+        let out_of_memory =
+            code == KILLED && self.function.entropy.is_some() && kernel_has_killed();
+        self.channel.queue(&FromGuest::Exited { at_ns: clock::now_ns(), code, out_of_memory });
         self.channel.finish(until)
     }
+}
+
+/// The exit code of a process that was killed.
+const KILLED: i32 = 128 + 9;
+
+/// Whether the guest's kernel has killed a process for want of memory.
+fn kernel_has_killed() -> bool {
+    let counters = std::fs::read_to_string("/proc/vmstat").unwrap_or_default();
+    let kills = counters.lines().find_map(|line| line.strip_prefix("oom_kill "));
+    kills.is_some_and(|count| count.trim() != "0")
 }
 
 /// Exit code as a shell gives it.

@@ -13,7 +13,7 @@ use ipnet::Ipv4Net;
 
 use super::addresses::{GUEST, Range};
 use super::slot::UPLINK;
-use super::tap;
+use super::{inner, tap};
 
 /// Connections that one guest may have open at a time, so that none fills the host's table.
 const MOST_FLOWS: u32 = 4096;
@@ -181,7 +181,7 @@ fn quoted<'a>(names: impl IntoIterator<Item = &'a str>) -> Vec<String> {
 /// The script for a slot's own namespace: its clone address stands for the guest, only the node
 /// itself may connect, and only to whom the guest is may it send.
 pub(super) fn slot_script(node: Ipv4Addr, clone: Ipv4Addr) -> String {
-    let tap = tap::NAME;
+    let guest = format!("{{ \"{}\", \"{}\" }}", tap::NAME, inner::OUTER);
     let syn_only = "tcp flags & (fin | syn | rst | ack) != syn";
     format!(
         "table ip slot {{
@@ -195,17 +195,17 @@ pub(super) fn slot_script(node: Ipv4Addr, clone: Ipv4Addr) -> String {
   }}
   chain gateway {{
     type filter hook input priority filter; policy drop;
-    iifname \"{tap}\" ip saddr {GUEST} icmp type echo-request accept
+    iifname {guest} ip saddr {GUEST} icmp type echo-request accept
   }}
   chain passing {{
     type filter hook forward priority filter; policy drop;
-    iifname \"{tap}\" ip saddr != {GUEST} drop
+    iifname {guest} ip saddr != {GUEST} drop
     ct state established,related accept
     iifname \"{UPLINK}\" {syn_only} reject with tcp reset
     ct state != new drop
     iifname \"{UPLINK}\" ct status dnat accept
     ct count over {MOST_FLOWS} drop
-    iifname \"{tap}\" oifname \"{UPLINK}\" accept
+    iifname {guest} oifname \"{UPLINK}\" accept
   }}
 }}
 "

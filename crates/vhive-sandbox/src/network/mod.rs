@@ -24,6 +24,7 @@ mod conntrack;
 mod error;
 mod firewall;
 mod host;
+mod inner;
 mod links;
 mod namespace;
 mod netlink;

@@ -420,6 +420,15 @@ impl NetworkSlot {
         }
     }
 
+    /// Makes a network namespace in which `eth0` is what a microVM's guest has: for a container,
+    /// instead of the tap device, once per slot. It goes with its last process and descriptor.
+    ///
+    /// # Errors
+    /// Any of making namespace and devices; `AlreadyExists` the second time.
+    pub fn make_namespace(&self) -> io::Result<OwnedFd> {
+        self.devices().make_inner()
+    }
+
     fn devices(&self) -> &Devices {
         self.devices.as_ref().expect("only Drop takes them")
     }

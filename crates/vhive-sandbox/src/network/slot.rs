@@ -18,7 +18,7 @@ use super::addresses::{
 };
 use super::firewall::{self, Nft};
 use super::netlink::Netlink;
-use super::{conntrack, links, namespace, tap};
+use super::{conntrack, inner, links, namespace, tap};
 use crate::deadline::Deadline;
 
 /// The slot's way to the host, inside its namespace.
@@ -194,6 +194,11 @@ impl Site {
 }
 
 impl Devices {
+    /// Makes a namespace of the sandbox's own, in the tap device's place.
+    pub(super) fn make_inner(&self) -> io::Result<OwnedFd> {
+        inner::make(&self.namespace)
+    }
+
     /// Opens the tap device once more, on a thread of its own. If it is still open somewhere, it
     /// is replaced by a new one.
     pub(super) fn open_tap(&self) -> io::Result<OwnedFd> {
@@ -226,6 +231,11 @@ fn new_tap(netlink: &mut Netlink) -> io::Result<OwnedFd> {
 /// Kernel parameters of the calling thread's new namespace: forward IPv4, no IPv6 at all.
 fn settle() -> io::Result<()> {
     fs::write("/proc/sys/net/ipv4/ip_forward", "1")?;
+    no_ipv6()
+}
+
+/// No IPv6 in the calling thread's namespace.
+pub(super) fn no_ipv6() -> io::Result<()> {
     for scope in ["all", "default"] {
         match fs::write(format!("/proc/sys/net/ipv6/conf/{scope}/disable_ipv6"), "1") {
             // A kernel without IPv6.

@@ -20,9 +20,9 @@ use rustix::io::Errno;
 use serde_json::{Value, json};
 use vhive_api::guest::{Identity, ToGuest};
 
-use super::conversation::{Answer, unix_now_ns};
 use super::qmp::{Qmp, QmpError};
 use super::sandbox::QemuSandbox;
+use crate::contract::{Answer, unix_now_ns};
 use crate::deadline::Deadline;
 use crate::runtime::{Checkpoint, SnapshotError};
 use crate::snapshot::{DraftError, MEMORY, MemoryShape, Platform, SnapshotDraft, VM_STATE};

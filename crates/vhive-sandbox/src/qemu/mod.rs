@@ -14,15 +14,13 @@ mod accelerator;
 mod checkpoint;
 mod command;
 mod config;
-mod conversation;
 mod ground;
 mod memory;
 mod paging;
+mod program;
 mod qmp;
 mod restore;
 mod sandbox;
-mod streams;
-mod supervisor;
 mod vm;
 
 use std::io;
@@ -36,6 +34,7 @@ pub use accelerator::AcceleratorChoice;
 pub use command::Accelerator;
 pub use config::{Choose, QemuConfig};
 
+use crate::contract::{chain, entropy};
 use crate::deadline::Deadline;
 use crate::journal::{End, Milestone, WaitError};
 use crate::kernel::KernelStore;
@@ -260,24 +259,4 @@ impl Qemu {
             }),
         }
     }
-}
-
-/// Random bytes for a guest's pool, hexadecimal.
-fn entropy() -> String {
-    let mut bytes = [0; 64];
-    // The host's pool is ready long before any of this runs; a short answer is only less.
-    let _ = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
-    hex::encode(bytes)
-}
-
-/// An error with its causes in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }

@@ -14,7 +14,7 @@ use vhive_pager::{
     handshake, policy, working_set,
 };
 
-use super::supervisor::Supervised;
+use crate::contract::Supervised;
 use crate::deadline::Deadline;
 use crate::journal::{End, Journal};
 use crate::process;

@@ -20,15 +20,14 @@ use vhive_api::{MemoryMode, RuntimeName};
 use vhive_pager::{Handoff, Pager};
 
 use super::checkpoint::{set_capabilities, wait_migration};
-use super::conversation::{Answer, unix_now_ns};
 use super::ground::Ground;
 use super::memory::Backing;
 use super::paging::{self, Preparing, QemuPaging};
 use super::qmp::QmpError;
 use super::sandbox::QemuSandbox;
-use super::supervisor::Supervised;
-use super::vm::{Spawned, Vm, words};
+use super::vm::{Spawned, Vm};
 use super::{Qemu, chain, entropy};
+use crate::contract::{Answer, Supervised, own_words as words, unix_now_ns};
 use crate::deadline::Deadline;
 use crate::journal::{End, Journal, Milestone};
 use crate::network::NetworkSlot;

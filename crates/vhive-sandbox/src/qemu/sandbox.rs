@@ -2,23 +2,19 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
 
 use rustix::process::Pid;
 use vhive_api::SandboxId;
-use vhive_api::guest::ToGuest;
 
 use super::checkpoint::Taken;
 use super::paging::QemuPaging;
 use super::vm::Vm;
+use crate::contract;
 use crate::deadline::Deadline;
 use crate::journal::{End, Journal};
 use crate::network::NetworkSlot;
 use crate::run_dir::SandboxDir;
 use crate::runtime::{Checkpoint, Paging, Sandbox};
-
-/// Of the time for stopping, what is kept for killing the function and reporting.
-const RESERVE: Duration = Duration::from_millis(500);
 
 /// The fields are dropped in this order: process, what served its memory, directory, network slot.
 #[derive(Debug)]
@@ -58,11 +54,7 @@ impl Sandbox for QemuSandbox {
     }
 
     fn stop(&mut self, deadline: Deadline) {
-        let left = deadline.left();
-        let grace = left.saturating_sub(RESERVE.min(left / 2));
-        let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
-        self.vm.supervised.send(ToGuest::Stop { grace_ms });
-        self.journal.wait_end(deadline);
+        contract::stop(&self.vm.supervised, &self.journal, deadline);
     }
 }
 

@@ -7,17 +7,17 @@ use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use vhive_api::guest::GuestConfig;
 use vhive_api::{Bytes, Digest, SandboxId};
 
 use super::command::{self, Accelerator, Interface, Machine};
-use super::conversation::Conversation;
 use super::memory::Backing;
+use super::program::Program;
 use super::qmp::Qmp;
-use super::supervisor::{self, Outputs, Program, Supervised};
 use crate::cgroup::{Cgroup, Limits};
+use crate::contract::{self, Conversation, Outputs, Supervised, Words, own_words};
 use crate::deadline::Deadline;
 use crate::journal::{Journal, Milestone};
 use crate::network::NetworkSlot;
@@ -169,14 +169,27 @@ impl Spawned {
             cgroup: cgroup.clone(),
             netns: wanted.network.map(|slot| slot.netns().to_owned()),
         };
-        let outputs = Outputs { console, errors, channel };
+        let from_guest = OwnedFd::from(channel);
+        let to_guest = resource("make the guest channel", || from_guest.try_clone())?;
+        let outputs = Outputs {
+            console: Some(console),
+            errors,
+            from_guest: from_guest.into(),
+            to_guest: to_guest.into(),
+        };
         let journal = Arc::clone(wanted.journal);
         let conversation = if is_clone {
             Conversation::with_clone(Arc::clone(&journal))
         } else {
             Conversation::new(Arc::clone(&journal), wanted.config)
         };
-        let start = || supervisor::start(program, outputs, conversation, journal);
+        let words = Words {
+            name: "QEMU",
+            out_of_memory: "QEMU exceeded its memory limit and was killed; raise qemu.overhead",
+            silent: "the guest powered off without saying why",
+            limit: cgroup.as_ref().map(|cgroup| cgroup.out_of_memory()),
+        };
+        let start = || contract::start(|| program.spawn(), outputs, conversation, journal, words);
         let supervised = resource("start QEMU", start)?;
         Ok(Self { supervised, control, cgroup, memory: ours, state_fd })
     }
@@ -195,22 +208,12 @@ impl Spawned {
         match Qmp::greet(control, deadline) {
             Ok(qmp) => Ok(Vm { supervised, qmp, _cgroup: cgroup, memory }),
             Err(error) => {
-                let reason = words(&supervised, journal, &super::chain(&error));
+                let reason = own_words(&supervised, journal, &super::chain(&error));
                 Err(BootError::Spawn { program: binary.display().to_string(), reason })
             }
         }
     }
 }
-
-/// If QEMU has ended, its own words say more than what was noticed of it.
-pub(super) fn words(supervised: &Supervised, journal: &Journal, error: &str) -> String {
-    let end = journal.wait_end(Deadline::after(LAST_WORDS));
-    supervised.abandon();
-    end.map_or_else(|| error.to_owned(), |end| end.to_string())
-}
-
-/// How long after a failure a QEMU that dies of it may take to do so.
-const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// The group that may open `/dev/kvm`, if there is one.
 fn kvm_group() -> Option<u32> {

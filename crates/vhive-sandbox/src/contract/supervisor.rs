@@ -1,21 +1,20 @@
-//! The one thread of a running microVM: spawns QEMU, listens to everything it and the guest say,
-//! and reaps it.
+//! The one thread of a running sandbox: starts its process, listens to everything that it and the
+//! guest's init say, and reaps it.
 //!
 //! ```text
-//!   stdout (console) ─┐
-//!   stderr ───────────┤                     ┌─► Journal: milestones, lines, end
-//!   vhive.0 ◄─────────┼─► poll ─► run() ────┤
+//!   console ──────────┐
+//!   errors ───────────┤                     ┌─► Journal: milestones, lines, end
+//!   channel ◄─────────┼─► poll ─► run() ────┤
 //!   pidfd ────────────┤                     └─► kill, reap
 //!   commands (Stop) ──┘
 //! ```
 //!
-//! QEMU is born in the thread's network namespace and dies with the thread, so the thread lives
-//! exactly as long as QEMU.
+//! A process may be born in the thread's namespaces and die with the thread, so the thread lives
+//! exactly as long as the sandbox.
 
+use std::fs::File;
 use std::io::{self, Read, Write as _};
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -24,49 +23,84 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::process::Pid;
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use vhive_api::guest::{Stream, ToGuest, write_frame};
 
 use super::conversation::{Answer, Conversation, Next};
 use super::streams::{Frames, Lines};
-use crate::cgroup::{Cgroup, OutOfMemory};
+use crate::cgroup::OutOfMemory;
 use crate::deadline::Deadline;
 use crate::journal::{End, Journal};
-use crate::process::{self, Child, Confinement, Exit, Launch};
+use crate::process::{Child, Exit};
 
-/// How long a killed QEMU may take to end: one that takes longer hangs in the kernel.
+/// How long a killed process may take to end: one that takes longer hangs in the kernel.
 const KILLED: Duration = Duration::from_secs(10);
 
-/// What to run, and everything that becomes the child's.
-#[derive(Debug)]
-pub(super) struct Program {
-    pub(super) path: PathBuf,
-    pub(super) arguments: Vec<std::ffi::OsString>,
-    /// `NAME=value`; nothing else but `PATH` is in its environment.
-    pub(super) environment: Vec<std::ffi::OsString>,
-    pub(super) inherit: Vec<OwnedFd>,
-    pub(super) stdout: OwnedFd,
-    pub(super) stderr: OwnedFd,
-    pub(super) confinement: Confinement,
-    /// The network namespace in which it runs; `None` = the caller's.
-    pub(super) netns: Option<PathBuf>,
-    /// Where its limits are; it is moved there right after it has been spawned.
-    pub(super) cgroup: Option<Arc<Cgroup>>,
+/// What is supervised: one process, or several that take each other's place. Dropping it reaps
+/// what is left of it.
+pub(crate) trait Subject {
+    /// The process of now.
+    fn pid(&self) -> Pid;
+
+    /// Becomes readable when that process has ended.
+    fn pidfd(&self) -> BorrowedFd<'_>;
+
+    /// Called when it has. `None` if another one has taken its place.
+    fn ended(&mut self) -> Option<Exit>;
+
+    /// Ends it, whichever it is. Called more than once.
+    fn kill(&mut self);
 }
 
-/// The host's ends of what QEMU and the guest write to.
-#[derive(Debug)]
-pub(super) struct Outputs {
-    pub(super) console: io::PipeReader,
-    pub(super) errors: io::PipeReader,
-    pub(super) channel: UnixStream,
+impl Subject for Child {
+    fn pid(&self) -> Pid {
+        Self::pid(self)
+    }
+
+    fn pidfd(&self) -> BorrowedFd<'_> {
+        Self::pidfd(self)
+    }
+
+    fn ended(&mut self) -> Option<Exit> {
+        Some(self.wait())
+    }
+
+    fn kill(&mut self) {
+        Self::kill(self);
+    }
 }
 
-/// A running QEMU under supervision. Dropping it kills and reaps it, then returns.
+/// How the end of a sandbox is put into words.
+#[derive(Clone, Debug)]
+pub(crate) struct Words {
+    /// What its process is called, e.g. `QEMU`.
+    pub(crate) name: &'static str,
+    /// When the host's memory limit has killed it.
+    pub(crate) out_of_memory: &'static str,
+    /// When it has ended in good order without having said why.
+    pub(crate) silent: &'static str,
+    /// Tells whether the limit has killed something.
+    pub(crate) limit: Option<OutOfMemory>,
+}
+
+/// The host's ends of what a sandbox writes to.
 #[derive(Debug)]
-pub(super) struct Supervised {
+pub(crate) struct Outputs {
+    /// What is printed before init speaks: a guest's console.
+    pub(crate) console: Option<io::PipeReader>,
+    /// The runtime's own messages.
+    pub(crate) errors: io::PipeReader,
+    /// From the guest's init.
+    pub(crate) from_guest: File,
+    /// To the guest's init.
+    pub(crate) to_guest: File,
+}
+
+/// A running sandbox under supervision. Dropping it kills and reaps it, then returns.
+#[derive(Debug)]
+pub(crate) struct Supervised {
     pid: Pid,
     pidfd: OwnedFd,
+    name: &'static str,
     control: Arc<Control>,
     thread: Option<JoinHandle<()>>,
     /// Ends with the thread.
@@ -79,6 +113,8 @@ pub(super) struct Supervised {
 struct Control {
     wake: OwnedFd,
     commands: Mutex<Vec<ToGuest>>,
+    /// It is to be ended.
+    doomed: AtomicBool,
     /// Its end is not the sandbox's.
     abandoned: AtomicBool,
     /// It was ended by SIGKILL.
@@ -89,24 +125,35 @@ impl Control {
     fn commands(&self) -> MutexGuard<'_, Vec<ToGuest>> {
         self.commands.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    fn wake(&self) {
+        // An event counter takes any number of ones.
+        let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
+    }
 }
 
-/// Starts QEMU and the thread that looks after it.
+/// Starts a thread that launches the process and looks after it. `launch` may move the thread into
+/// other namespaces.
 ///
 /// # Errors
-/// Whatever kept QEMU from being spawned; nothing is left behind.
-pub(super) fn start(
-    program: Program,
+/// Whatever kept it from being launched; nothing is left behind.
+pub(crate) fn start<S: Subject>(
+    launch: impl FnOnce() -> io::Result<S> + Send + 'static,
     outputs: Outputs,
     conversation: Conversation,
     journal: Arc<Journal>,
+    words: Words,
 ) -> io::Result<Supervised> {
-    outputs.channel.set_nonblocking(true)?;
-    rustix::io::ioctl_fionbio(&outputs.console, true)?;
+    rustix::io::ioctl_fionbio(&outputs.from_guest, true)?;
+    rustix::io::ioctl_fionbio(&outputs.to_guest, true)?;
+    if let Some(console) = &outputs.console {
+        rustix::io::ioctl_fionbio(console, true)?;
+    }
     rustix::io::ioctl_fionbio(&outputs.errors, true)?;
     let control = Arc::new(Control {
         wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
         commands: Mutex::default(),
+        doomed: AtomicBool::new(false),
         abandoned: AtomicBool::new(false),
         killed: AtomicBool::new(false),
     });
@@ -115,20 +162,17 @@ pub(super) fn start(
     let (alive, ended) = mpsc::channel::<()>();
     // A guest that answers what nobody has asked fills the one place and is not heard.
     let (answer, answers) = mpsc::sync_channel(1);
-    let thread = std::thread::Builder::new().name("qemu".to_owned()).spawn(move || {
-        let spawned = spawn(&program);
-        let out_of_memory = program.cgroup.as_ref().map(|cgroup| cgroup.out_of_memory());
-        // QEMU has its own copies now; ours would hide its end from the readers.
-        drop(program);
-        let spawned = spawned.and_then(|child| {
-            let pidfd = child.pidfd().try_clone_to_owned()?;
-            Ok((child.pid(), pidfd, child))
+    let name = words.name;
+    let thread = std::thread::Builder::new().name(name.to_ascii_lowercase()).spawn(move || {
+        let launched = launch().and_then(|subject| {
+            let pidfd = subject.pidfd().try_clone_to_owned()?;
+            Ok((subject.pid(), pidfd, subject))
         });
-        let child = match spawned {
-            Ok((pid, pidfd, child)) => {
+        let subject = match launched {
+            Ok((pid, pidfd, subject)) => {
                 // The receiver waits for exactly this.
                 let _ = tell.send(Ok((pid, pidfd)));
-                child
+                subject
             }
             Err(error) => {
                 let _ = tell.send(Err(error));
@@ -137,13 +181,13 @@ pub(super) fn start(
         };
         let mut session = Session::new(outputs, conversation, journal, theirs);
         session.answer = Some(answer);
-        session.run(child, out_of_memory.as_ref());
+        session.run(subject, &words);
         drop(alive);
     })?;
     let told = told.recv().unwrap_or_else(|_| Err(io::Error::other("its thread panicked")));
     match told {
         Ok((pid, pidfd)) => {
-            Ok(Supervised { pid, pidfd, control, thread: Some(thread), ended, answers })
+            Ok(Supervised { pid, pidfd, name, control, thread: Some(thread), ended, answers })
         }
         Err(error) => {
             // It ends right after an error.
@@ -153,52 +197,26 @@ pub(super) fn start(
     }
 }
 
-fn spawn(program: &Program) -> io::Result<Child> {
-    if let Some(netns) = &program.netns {
-        enter(netns)?;
-    }
-    let inherit: Vec<_> = program.inherit.iter().map(AsFd::as_fd).collect();
-    let child = process::spawn(&Launch {
-        program: &program.path,
-        args: &program.arguments,
-        environment: &program.environment,
-        inherit: &inherit,
-        stdout: program.stdout.as_fd(),
-        stderr: program.stderr.as_fd(),
-        confinement: Some(program.confinement),
-    })?;
-    if let Some(cgroup) = &program.cgroup {
-        // Here, where nobody can have reaped it: its number is still its own.
-        cgroup.add(child.pid())?;
-    }
-    Ok(child)
-}
-
-fn enter(netns: &Path) -> io::Result<()> {
-    let file = std::fs::File::open(netns)?;
-    Ok(move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))?)
-}
-
 impl Supervised {
-    pub(super) fn pid(&self) -> Pid {
+    /// The process that was launched first.
+    pub(crate) fn pid(&self) -> Pid {
         self.pid
     }
 
-    /// A descriptor of the process, for whoever must be able to kill it.
-    pub(super) fn pidfd(&self) -> io::Result<OwnedFd> {
+    /// A descriptor of that process, for whoever must be able to kill it.
+    pub(crate) fn pidfd(&self) -> io::Result<OwnedFd> {
         self.pidfd.try_clone()
     }
 
-    /// Sends a message to the guest; it is lost if QEMU ends first.
-    pub(super) fn send(&self, message: ToGuest) {
+    /// Sends a message to the guest; it is lost if the sandbox ends first.
+    pub(crate) fn send(&self, message: ToGuest) {
         self.control.commands().push(message);
-        // An event counter takes any number of ones.
-        let _ = rustix::io::write(&self.control.wake, &1_u64.to_ne_bytes());
+        self.control.wake();
     }
 
     /// Sends a message and waits for the guest's answer; none if the guest ends or the deadline
     /// passes first.
-    pub(super) fn ask(&self, message: ToGuest, deadline: Deadline) -> Option<Answer> {
+    pub(crate) fn ask(&self, message: ToGuest, deadline: Deadline) -> Option<Answer> {
         // An answer that came too late for an earlier question.
         while self.answers.try_recv().is_ok() {}
         self.send(message);
@@ -206,28 +224,30 @@ impl Supervised {
     }
 
     /// From now on its end says nothing about the sandbox: it is not written to the journal.
-    pub(super) fn abandon(&self) {
+    pub(crate) fn abandon(&self) {
         self.control.abandoned.store(true, Ordering::SeqCst);
     }
 
     /// Whether it has ended by SIGKILL, which no state of a guest's makes it do.
-    pub(super) fn was_killed(&self) -> bool {
+    pub(crate) fn was_killed(&self) -> bool {
         self.control.killed.load(Ordering::SeqCst)
     }
 }
 
 impl Drop for Supervised {
     fn drop(&mut self) {
-        process::kill(self.pidfd.as_fd());
+        self.control.doomed.store(true, Ordering::SeqCst);
+        self.control.wake();
         // Nothing is ever sent; what is waited for is the other end's disappearance.
         if self.ended.recv_timeout(KILLED) == Err(mpsc::RecvTimeoutError::Timeout) {
-            tracing::error!(pid = %self.pid, "QEMU survives SIGKILL and is left to the next sweep");
+            let (pid, name) = (self.pid, self.name);
+            tracing::error!(%pid, name, "it survives SIGKILL and is left to the next sweep");
             return;
         }
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
-            tracing::error!(pid = %self.pid, "thread of a microVM panicked");
+            tracing::error!(pid = %self.pid, "thread of a sandbox panicked");
         }
     }
 }
@@ -247,6 +267,8 @@ struct Session {
     unsent: Vec<u8>,
     /// Console, errors, channel: whether more can come.
     open: [bool; 3],
+    /// Whether the guest takes messages.
+    takes: bool,
 }
 
 impl Session {
@@ -256,6 +278,7 @@ impl Session {
         journal: Arc<Journal>,
         control: Arc<Control>,
     ) -> Self {
+        let open = [outputs.console.is_some(), true, true];
         Self {
             outputs,
             conversation,
@@ -267,54 +290,65 @@ impl Session {
             last_error: None,
             frames: Frames::default(),
             unsent: Vec::new(),
-            open: [true; 3],
+            open,
+            takes: true,
         }
     }
 
-    fn run(mut self, mut child: Child, out_of_memory: Option<&OutOfMemory>) {
-        loop {
-            let ready = match self.wait(&child) {
+    fn run(mut self, mut subject: impl Subject, words: &Words) {
+        let exit = loop {
+            let ready = match self.wait(&subject) {
                 Ok(ready) => ready,
                 Err(error) => {
-                    tracing::error!(%error, "microVM cannot be supervised and is ended");
-                    child.kill();
-                    break;
+                    tracing::error!(%error, "sandbox cannot be supervised and is ended");
+                    subject.kill();
+                    break Exit::Unknown;
                 }
             };
             if ready.woken {
                 self.take_commands();
+                if self.control.doomed.load(Ordering::SeqCst) {
+                    subject.kill();
+                }
             }
             self.flush();
             if self.read(ready.readable) == Fate::End {
-                child.kill();
+                subject.kill();
             }
-            if ready.ended {
-                break;
+            if ready.ended
+                && let Some(exit) = subject.ended()
+            {
+                break exit;
             }
-        }
-        let exit = child.wait();
+        };
+        drop(subject);
         self.drain();
-        self.finish(exit, out_of_memory.is_some_and(OutOfMemory::happened));
+        self.finish(exit, words);
     }
 
     /// Waits until there is something to do.
-    fn wait(&self, child: &Child) -> io::Result<Ready> {
-        let channel =
-            if self.unsent.is_empty() { PollFlags::IN } else { PollFlags::IN | PollFlags::OUT };
-        let Outputs { console, errors, channel: port } = &self.outputs;
-        let pidfd = child.pidfd();
+    fn wait(&self, subject: &impl Subject) -> io::Result<Ready> {
+        let Outputs { console, errors, from_guest, to_guest } = &self.outputs;
+        let pidfd = subject.pidfd();
         let mut fds = vec![
             PollFd::new(&pidfd, PollFlags::IN),
             PollFd::new(&self.control.wake, PollFlags::IN),
         ];
         let sources = [
-            PollFd::new(console, PollFlags::IN),
-            PollFd::new(errors, PollFlags::IN),
-            PollFd::new(port, channel),
+            console.as_ref().map(|pipe| pipe.as_fd()),
+            Some(errors.as_fd()),
+            Some(from_guest.as_fd()),
         ];
-        let open = (0..3).filter(|at| self.open[*at]);
-        let polled: Vec<usize> = open.collect();
-        fds.extend(sources.into_iter().zip(self.open).filter_map(|(fd, open)| open.then_some(fd)));
+        let mut polled = Vec::new();
+        for (at, source) in sources.into_iter().enumerate() {
+            if let Some(source) = source.filter(|_| self.open[at]) {
+                polled.push(at);
+                fds.push(PollFd::from_borrowed_fd(source, PollFlags::IN));
+            }
+        }
+        if self.takes && !self.unsent.is_empty() {
+            fds.push(PollFd::new(to_guest, PollFlags::OUT));
+        }
         loop {
             match poll(&mut fds, None) {
                 Err(rustix::io::Errno::INTR) => {}
@@ -346,12 +380,12 @@ impl Session {
 
     /// Hands the guest as much as it takes now.
     fn flush(&mut self) {
-        while self.open[CHANNEL] && !self.unsent.is_empty() {
-            match self.outputs.channel.write(&self.unsent) {
+        while self.takes && !self.unsent.is_empty() {
+            match self.outputs.to_guest.write(&self.unsent) {
                 Ok(sent) => drop(self.unsent.drain(..sent)),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => self.open[CHANNEL] = false,
+                Err(_) => self.takes = false,
             }
         }
     }
@@ -360,8 +394,10 @@ impl Session {
     fn read(&mut self, readable: [bool; 3]) -> Fate {
         let mut piece = [0; 16 << 10];
         let mut total = 0;
-        if readable[CONSOLE] {
-            let got = read_some(&mut self.outputs.console, &mut piece, &mut self.open[CONSOLE]);
+        if readable[CONSOLE]
+            && let Some(console) = &mut self.outputs.console
+        {
+            let got = read_some(console, &mut piece, &mut self.open[CONSOLE]);
             let journal = &self.journal;
             total += got;
             self.console.take(&piece[..got], |line| journal.line(Stream::Console, line));
@@ -373,7 +409,7 @@ impl Session {
             self.errors.take(&piece[..got], |line| note(journal, last, line));
         }
         if readable[CHANNEL] {
-            let got = read_some(&mut self.outputs.channel, &mut piece, &mut self.open[CHANNEL]);
+            let got = read_some(&mut self.outputs.from_guest, &mut piece, &mut self.open[CHANNEL]);
             total += got;
             if self.listen(&piece[..got]) == Fate::End {
                 return Fate::End;
@@ -417,7 +453,7 @@ impl Session {
         }
     }
 
-    /// Reads what an ended QEMU left in its pipes. That is finite, and all there already.
+    /// Reads what an ended sandbox left in its pipes. That is finite, and all there already.
     fn drain(&mut self) {
         for source in [CONSOLE, ERRORS, CHANNEL] {
             let mut only = [false; 3];
@@ -426,7 +462,7 @@ impl Session {
         }
     }
 
-    fn finish(mut self, exit: Exit, out_of_memory: bool) {
+    fn finish(mut self, exit: Exit, words: &Words) {
         self.control.killed.store(exit == Exit::Signal(9), Ordering::SeqCst);
         let journal = &self.journal;
         self.console.finish(|line| journal.line(Stream::Console, line));
@@ -435,13 +471,13 @@ impl Session {
         if self.control.abandoned.load(Ordering::SeqCst) {
             return;
         }
+        let by_limit = words.limit.as_ref().is_some_and(OutOfMemory::happened);
+        let name = words.name;
         self.journal.end(End::Vanished(match (exit, self.last_error) {
-            (Exit::Signal(9), _) if out_of_memory => {
-                "QEMU exceeded its memory limit and was killed; raise qemu.overhead".to_owned()
-            }
-            (Exit::Code(0), _) => "the guest powered off without saying why".to_owned(),
-            (exit, None) => format!("QEMU {exit}"),
-            (exit, Some(words)) => format!("QEMU {exit}: {words}"),
+            (Exit::Signal(9) | Exit::Unknown, _) if by_limit => words.out_of_memory.to_owned(),
+            (Exit::Code(0), _) => words.silent.to_owned(),
+            (exit, None) => format!("{name} {exit}"),
+            (exit, Some(last)) => format!("{name} {exit}: {last}"),
         }));
     }
 }
@@ -464,7 +500,7 @@ enum Fate {
     GoOn,
     /// There is nothing for now.
     Pause,
-    /// The virtual machine has no purpose any more.
+    /// The sandbox has no purpose any more.
     End,
 }
 

@@ -9,13 +9,13 @@ const LONGEST_LINE: usize = 1 << 10;
 /// Turns pieces of text into lines. Control characters are dropped, and bytes that are no UTF-8
 /// are replaced, so that a hostile console cannot reprogram the terminal that shows it.
 #[derive(Debug, Default)]
-pub(super) struct Lines {
+pub(crate) struct Lines {
     pending: Vec<u8>,
 }
 
 impl Lines {
     /// Takes a piece and hands each line that it completes to `each`.
-    pub(super) fn take(&mut self, piece: &[u8], mut each: impl FnMut(String)) {
+    pub(crate) fn take(&mut self, piece: &[u8], mut each: impl FnMut(String)) {
         for byte in piece {
             if *byte != b'\n' {
                 self.pending.push(*byte);
@@ -27,7 +27,7 @@ impl Lines {
     }
 
     /// Hands over what is left without a newline.
-    pub(super) fn finish(&mut self, mut each: impl FnMut(String)) {
+    pub(crate) fn finish(&mut self, mut each: impl FnMut(String)) {
         if self.pending.is_empty() {
             return;
         }
@@ -42,18 +42,18 @@ impl Lines {
 
 /// Turns pieces of the guest channel into messages.
 #[derive(Debug, Default)]
-pub(super) struct Frames {
+pub(crate) struct Frames {
     pending: Vec<u8>,
 }
 
 impl Frames {
     /// Takes a piece.
-    pub(super) fn take(&mut self, piece: &[u8]) {
+    pub(crate) fn take(&mut self, piece: &[u8]) {
         self.pending.extend_from_slice(piece);
     }
 
     /// The next complete message; `None` until more has arrived.
-    pub(super) fn next(&mut self) -> Result<Option<FromGuest>, FrameError> {
+    pub(crate) fn next(&mut self) -> Result<Option<FromGuest>, FrameError> {
         let Some((head, _)) = self.pending.split_first_chunk::<4>() else { return Ok(None) };
         let length = u32::from_le_bytes(*head);
         let whole = 4 + length as usize;

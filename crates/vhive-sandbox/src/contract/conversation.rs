@@ -9,6 +9,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use vhive_api::guest::{FromGuest, GuestConfig, MAX_LINE, ToGuest, VERSION};
 
+use crate::cgroup::OutOfMemory;
 use crate::journal::{End, Journal, Milestone};
 
 /// Longest text of a failure that is kept, in bytes.
@@ -16,7 +17,7 @@ const LONGEST_REASON: usize = 4 << 10;
 
 /// What the guest did that no init of ours does.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Misbehaviour {
+pub(crate) enum Misbehaviour {
     /// The image of init and the host disagree.
     #[error("guest speaks version {0} of the guest contract, this host {VERSION}")]
     Version(u32),
@@ -27,7 +28,7 @@ pub(super) enum Misbehaviour {
 
 /// What follows from a message.
 #[derive(Debug, PartialEq)]
-pub(super) enum Next {
+pub(crate) enum Next {
     /// Go on listening.
     Listen,
     /// Send this.
@@ -40,7 +41,7 @@ pub(super) enum Next {
 
 /// What a guest answers when it is asked to get ready for a snapshot or to go on.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Answer {
+pub(crate) enum Answer {
     /// It is ready to be snapshotted; its own time.
     Prepared { at_ns: u64 },
     /// It is not.
@@ -51,13 +52,18 @@ pub(super) enum Answer {
 
 /// One guest's conversation.
 #[derive(Debug)]
-pub(super) struct Conversation {
+pub(crate) struct Conversation {
     journal: Arc<Journal>,
     /// Sent in answer to `Hello`; without one the conversation is over then.
     config: Option<Box<GuestConfig>>,
     hello: Option<Hello>,
     started: bool,
+    /// The limit on the function's own memory, where that is the host's.
+    limit: Option<OutOfMemory>,
 }
+
+/// The exit code of a function that was killed.
+const KILLED: i32 = 128 + 9;
 
 #[derive(Clone, Copy, Debug)]
 struct Hello {
@@ -66,18 +72,24 @@ struct Hello {
 }
 
 impl Conversation {
-    pub(super) fn new(journal: Arc<Journal>, config: Option<GuestConfig>) -> Self {
-        Self { journal, config: config.map(Box::new), hello: None, started: false }
+    pub(crate) fn new(journal: Arc<Journal>, config: Option<GuestConfig>) -> Self {
+        Self { journal, config: config.map(Box::new), hello: None, started: false, limit: None }
+    }
+
+    /// Says which limit of the host's the function may have exceeded when it was killed.
+    pub(crate) fn limited_by(mut self, limit: OutOfMemory) -> Self {
+        self.limit = Some(limit);
+        self
     }
 
     /// The conversation with a clone, which has said hello and started its function in the life
     /// before the snapshot. Its times are placed once it goes on: see [`Answer::Resumed`].
-    pub(super) fn with_clone(journal: Arc<Journal>) -> Self {
-        Self { journal, config: None, hello: None, started: true }
+    pub(crate) fn with_clone(journal: Arc<Journal>) -> Self {
+        Self { journal, config: None, hello: None, started: true, limit: None }
     }
 
     /// Takes a message that arrived at `now`.
-    pub(super) fn receive(
+    pub(crate) fn receive(
         &mut self,
         message: FromGuest,
         now: Instant,
@@ -95,8 +107,8 @@ impl Conversation {
                     self.fail(step, reason);
                     Ok(Next::Over)
                 }
-                FromGuest::Exited { code, .. } if self.started => {
-                    self.journal.end(End::Exited(code));
+                FromGuest::Exited { code, out_of_memory, .. } if self.started => {
+                    self.exited(code, out_of_memory);
                     Ok(Next::Over)
                 }
                 FromGuest::Output { stream, line, .. } if self.started => {
@@ -128,8 +140,8 @@ impl Conversation {
             }
             FromGuest::Listening { at_ns } => journal.reach(Milestone::Listening, at(at_ns)),
             FromGuest::Output { stream, line, .. } => journal.line(stream, cut(line, MAX_LINE)),
-            FromGuest::Exited { code, .. } => {
-                journal.end(End::Exited(code));
+            FromGuest::Exited { code, out_of_memory, .. } => {
+                self.exited(code, out_of_memory);
                 return Ok(Next::Over);
             }
             FromGuest::Failed { step, reason, .. } => {
@@ -144,6 +156,16 @@ impl Conversation {
             FromGuest::Resumed { .. } => return Ok(Next::Answer(Answer::Resumed)),
         }
         Ok(Next::Listen)
+    }
+
+    fn exited(&self, code: i32, out_of_memory: bool) {
+        let by_limit = || self.limit.as_ref().is_some_and(OutOfMemory::happened);
+        let killed = code == KILLED;
+        self.journal.end(if killed && (out_of_memory || by_limit()) {
+            End::OutOfMemory
+        } else {
+            End::Exited(code)
+        });
     }
 
     fn fail(&self, step: String, reason: String) {
@@ -165,14 +187,14 @@ impl Conversation {
     }
 }
 
-pub(super) fn unix_now_ns() -> u64 {
+pub(crate) fn unix_now_ns() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     // 64 bits of nanoseconds last until the year 2554.
     u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// Shortens a text to at most so many bytes, at a character's boundary.
-pub(super) fn cut(mut text: String, most: usize) -> String {
+pub(crate) fn cut(mut text: String, most: usize) -> String {
     text.truncate(text.floor_char_boundary(most));
     text
 }
@@ -215,7 +237,7 @@ mod tests {
         assert_eq!(journal.reached(Milestone::KernelUp), Some(t0));
         assert_eq!(journal.reached(Milestone::Mounted), Some(t0 + ms(5)));
         assert_eq!(journal.clock_error(), Some(Duration::from_micros(500)));
-        let exited = FromGuest::Exited { at_ns: 0, code: 3 };
+        let exited = FromGuest::Exited { at_ns: 0, code: 3, out_of_memory: false };
         assert_eq!(talk.receive(exited, t0 + ms(9)), Ok(Next::Over));
         assert_eq!(journal.ended(), Some(End::Exited(3)));
     }

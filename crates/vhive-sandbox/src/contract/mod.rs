@@ -1,0 +1,59 @@
+//! The host's side of the guest contract: one thread per sandbox that supervises its process and
+//! talks to the init inside. The page is `docs/design/guest-contract.md`.
+
+mod conversation;
+mod streams;
+mod supervisor;
+
+pub(crate) use conversation::{Answer, Conversation, unix_now_ns};
+pub(crate) use supervisor::{Outputs, Subject, Supervised, Words, start};
+
+use std::time::Duration;
+
+use vhive_api::guest::ToGuest;
+
+use crate::deadline::Deadline;
+use crate::journal::Journal;
+
+/// How long after a failure a process that dies of it may take to do so.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// Of the time for stopping, what is kept for killing the function and reporting.
+const RESERVE: Duration = Duration::from_millis(500);
+
+/// If the sandbox has ended, its own words say more than what was noticed of it.
+pub(crate) fn own_words(supervised: &Supervised, journal: &Journal, error: &str) -> String {
+    let end = journal.wait_end(Deadline::after(LAST_WORDS));
+    supervised.abandon();
+    end.map_or_else(|| error.to_owned(), |end| end.to_string())
+}
+
+/// Asks the function to end by its stop signal and waits until the sandbox has ended or the
+/// deadline passed.
+pub(crate) fn stop(supervised: &Supervised, journal: &Journal, deadline: Deadline) {
+    let left = deadline.left();
+    let grace = left.saturating_sub(RESERVE.min(left / 2));
+    let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
+    supervised.send(ToGuest::Stop { grace_ms });
+    journal.wait_end(deadline);
+}
+
+/// Random bytes for a guest's pool, hexadecimal.
+pub(crate) fn entropy() -> String {
+    let mut bytes = [0; 64];
+    // The host's pool is ready long before any of this runs; a short answer is only less.
+    let _ = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
+    hex::encode(bytes)
+}
+
+/// An error with its causes in one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
