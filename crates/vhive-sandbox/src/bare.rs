@@ -47,6 +47,14 @@ impl Guest {
     }
 }
 
+/// A restored guest runs again: it is told nothing, so it is itself at once, and it listened when the
+/// snapshot was taken.
+pub(crate) fn resumed(journal: &Journal) {
+    let now = Instant::now();
+    journal.reach(Milestone::Resumed, now);
+    journal.reach(Milestone::Listening, now);
+}
+
 /// Waits until a guest without an init of ours listens, and writes that to the journal.
 ///
 /// Nobody tells when that is, so the port is tried. A guest that has no interface yet does not refuse:

@@ -23,6 +23,7 @@ pub mod journal;
 pub mod kernel;
 pub mod nano;
 pub mod network;
+pub mod oci;
 pub mod process;
 pub mod qemu;
 pub mod run_dir;

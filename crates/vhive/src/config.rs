@@ -6,6 +6,7 @@ use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 use vhive_sandbox::RunRoot;
 use vhive_sandbox::network::NetworkConfig;
+use vhive_sandbox::oci::{ContainerConfig, GvisorConfig};
 use vhive_sandbox::qemu::QemuConfig;
 use vhive_sandbox::sim::SimConfig;
 
@@ -26,6 +27,12 @@ pub(crate) struct Config {
     pub(crate) network: NetworkConfig,
     /// The runtime `qemu`.
     pub(crate) qemu: QemuConfig,
+    /// The runtime `runsc`: gVisor.
+    pub(crate) runsc: GvisorConfig,
+    /// The runtime `runc`.
+    pub(crate) runc: ContainerConfig,
+    /// The runtime `crun`.
+    pub(crate) crun: ContainerConfig,
     /// The runtime `sim`.
     pub(crate) sim: SimConfig,
 }
