@@ -14,12 +14,14 @@
 //! registries, or be async.
 #![warn(missing_docs)]
 
+mod bare;
 pub mod cgroup;
 mod contract;
 pub mod deadline;
 pub mod host;
 pub mod journal;
 pub mod kernel;
+pub mod nano;
 pub mod network;
 pub mod oci;
 pub mod process;
