@@ -1,4 +1,4 @@
-//! Running one of a runtime's commands on a sandbox that is there.
+//! Running one of gVisor's commands on a sandbox that is there.
 
 use std::ffi::OsString;
 use std::io::{self, Read as _};
@@ -10,10 +10,11 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::retry_on_intr;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
+use super::container::{hide_from_gvisor, part_from_mounts};
 use crate::deadline::Deadline;
 use crate::process::{self, Exit, Launch};
 
-/// Runs it in a sandbox's network namespace, where gVisor has its control socket, and waits until
+/// Runs it in the sandbox's network namespace, where its control socket is, and waits until
 /// it has ended. At the deadline it is killed.
 ///
 /// # Errors
@@ -27,7 +28,9 @@ pub(super) fn run_inside(
     let ran = thread::scope(|scope| {
         let runner = thread::Builder::new().name("vhive-command".to_owned());
         let handle = runner.spawn_scoped(scope, || {
+            part_from_mounts()?;
             move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network))?;
+            hide_from_gvisor()?;
             run(binary, words, deadline)
         })?;
         handle.join().unwrap_or_else(|_| Err(io::Error::other("its thread panicked")))

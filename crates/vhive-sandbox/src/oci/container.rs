@@ -85,8 +85,7 @@ impl Start {
     }
 
     fn enter(&self) -> io::Result<()> {
-        unshare(CloneFlags::CLONE_NEWNS)?;
-        mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::PRIVATE)?;
+        part_from_mounts()?;
         self.mount_root().map_err(|error| naming("mount the container's root", &error))?;
         match &self.netns {
             Some(netns) => {
@@ -94,13 +93,7 @@ impl Start {
             }
             None => unshare(CloneFlags::CLONE_NEWNET)?,
         }
-        if self.tool.is_gvisor() {
-            // gVisor takes a namespace with this directory for the host's own and refuses to use
-            // it; since Linux 6.9 every namespace has it.
-            mount("none", "/proc/sys/net/core", "tmpfs", MountFlags::RDONLY, None)
-                .map_err(|error| naming("hide /proc/sys/net/core", &error.into()))?;
-        }
-        Ok(())
+        if self.tool.is_gvisor() { hide_from_gvisor() } else { Ok(()) }
     }
 
     /// The image with init on top; above it memory for what is written, except for gVisor, which
@@ -152,6 +145,20 @@ impl Start {
             confinement: None,
         })
     }
+}
+
+/// Gives the calling thread a mount namespace of its own, whose mounts nobody else sees.
+pub(super) fn part_from_mounts() -> io::Result<()> {
+    unshare(CloneFlags::CLONE_NEWNS)?;
+    mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::PRIVATE)?;
+    Ok(())
+}
+
+/// gVisor takes a network namespace with this directory for the host's own and refuses to use it;
+/// since Linux 6.9 every namespace has it. To be called in the namespace.
+pub(super) fn hide_from_gvisor() -> io::Result<()> {
+    mount("none", "/proc/sys/net/core", "tmpfs", MountFlags::RDONLY, None)
+        .map_err(|error| naming("hide /proc/sys/net/core", &error.into()))
 }
 
 /// A path that overlayfs does not take for several.
