@@ -104,7 +104,7 @@ impl Ground {
             fs::create_dir(bundle.path().join(place))?;
         }
         thread::scope(|scope| {
-            let runner = scope.spawn(|| self.run_bare(bundle.path(), netns, &slot, deadline));
+            let runner = scope.spawn(|| self.run_bare(bundle.path(), &netns, &slot, deadline));
             runner.join().expect("the thread does not panic")
         })
     }
@@ -125,7 +125,7 @@ impl Ground {
     fn run_bare(
         &self,
         bundle: &Path,
-        netns: OwnedFd,
+        netns: &OwnedFd,
         slot: &NetworkSlot,
         deadline: Deadline,
     ) -> Result<Duration> {

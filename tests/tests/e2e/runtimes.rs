@@ -156,7 +156,7 @@ fn start_and_kill(node: &TestNode, random: &mut Random, offered: &[String], tag:
     let fits = offered.iter().filter(|name| (*name == "qemu") == machine);
     let fits: Vec<&String> =
         if machine { offered.iter().take(1).collect() } else { fits.collect() };
-    let runtime = fits[random.below(fits.len() as u64) as usize];
+    let runtime = random.one_of(&fits);
     let moment = Duration::from_millis(random.below(if machine { 2500 } else { 400 }));
     let (_hold, tick) = mpsc::channel::<()>();
     std::thread::scope(|scope| {
@@ -197,6 +197,10 @@ fn groups(tag: &str) -> Vec<PathBuf> {
 struct Random(u64);
 
 impl Random {
+    fn one_of<'a>(&mut self, all: &[&'a String]) -> &'a String {
+        all[usize::try_from(self.below(all.len() as u64)).expect("below a length")]
+    }
+
     fn below(&mut self, most: u64) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
