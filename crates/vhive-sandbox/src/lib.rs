@@ -17,10 +17,12 @@
 pub mod cgroup;
 mod contract;
 pub mod deadline;
+pub mod firecracker;
 pub mod host;
 pub mod journal;
 pub mod kernel;
 pub mod network;
+mod paging;
 pub mod process;
 pub mod qemu;
 pub mod run_dir;

@@ -22,7 +22,6 @@ use vhive_pager::{Handoff, Pager};
 use super::checkpoint::{set_capabilities, wait_migration};
 use super::ground::Ground;
 use super::memory::Backing;
-use super::paging::{self, Preparing, QemuPaging};
 use super::qmp::QmpError;
 use super::sandbox::QemuSandbox;
 use super::vm::{Spawned, Vm};
@@ -31,6 +30,7 @@ use crate::contract::{Answer, Supervised, own_words as words, unix_now_ns};
 use crate::deadline::Deadline;
 use crate::journal::{End, Journal, Milestone};
 use crate::network::NetworkSlot;
+use crate::paging::{self, ClonePaging, Preparing};
 use crate::run_dir::{SandboxDir, SandboxRecord};
 use crate::runtime::{
     BootError, HostLacks, Memory, Prespawned, Restore, RestoreError, Runtime as _, Sandbox,
@@ -258,7 +258,7 @@ impl Waiting {
         &mut self,
         preparing: Preparing,
         deadline: Deadline,
-    ) -> Result<Arc<QemuPaging>, RestoreError> {
+    ) -> Result<Arc<ClonePaging>, RestoreError> {
         let journal = &self.spec.journal;
         let paging = preparing.attach(self.handed.take(), &self.vm.supervised, journal)?;
         let loaded = load(&mut self.vm, self.state_fd, &paging, deadline)?;
@@ -309,7 +309,7 @@ impl Waiting {
 fn load(
     vm: &mut Vm,
     state_fd: Option<RawFd>,
-    paging: &QemuPaging,
+    paging: &ClonePaging,
     deadline: Deadline,
 ) -> Result<Result<(), QmpError>, RestoreError> {
     let qmp = &mut vm.qmp;
