@@ -15,21 +15,27 @@ mod site;
 #[path = "conformance/traces.rs"]
 mod traces;
 
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::fs;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use rustix::process::Pid;
 use vhive_api::guest::{Hooks, Process};
 use vhive_api::{Bytes, Digest, MemoryMode, PrefetchPolicy, RevisionKey, SandboxId};
 use vhive_sandbox::firecracker::{Firecracker, FirecrackerConfig};
 use vhive_sandbox::network::{NetworkConfig, NetworkPool};
-use vhive_sandbox::snapshot::Owner;
+use vhive_sandbox::snapshot::{Owner, VM_STATE};
 use vhive_sandbox::{
-    Guest, Journal, Memory, Milestone, Restore as _, RunRoot, Runtime as _, Sandbox, SandboxSpec,
-    Snapshot, SnapshotDraft,
+    BootError, Guest, Journal, Memory, Milestone, Restore as _, RestoreError, RunRoot,
+    Runtime as _, Sandbox, SandboxSpec, Snapshot, SnapshotDraft,
 };
 
 use site::{get, soon};
 use traces::Traces;
+
+/// One test at a time: each looks at the children of the whole process.
+static TURN: Mutex<()> = Mutex::new(());
 
 struct Lab {
     firecracker: Firecracker,
@@ -38,6 +44,7 @@ struct Lab {
     before: Traces,
     pool: NetworkPool,
     dir: tempfile::TempDir,
+    _turn: MutexGuard<'static, ()>,
 }
 
 fn config() -> FirecrackerConfig {
@@ -54,6 +61,7 @@ impl Lab {
             eprintln!("SKIP {test}: {missing}");
             None
         };
+        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let firecracker = Firecracker::new(config);
         if let Err(lacks) = firecracker.check_bare() {
             return skip(&lacks);
@@ -67,7 +75,7 @@ impl Lab {
             Err(error) => return skip(&error),
         };
         let before = Traces::of(&root);
-        Some(Self { firecracker, kernel, root, before, pool, dir })
+        Some(Self { firecracker, kernel, root, before, pool, dir, _turn: turn })
     }
 
     fn spec(&self) -> SandboxSpec {
@@ -100,12 +108,7 @@ impl Lab {
     }
 
     fn snapshot(&self, sandbox: &mut dyn Sandbox) -> Snapshot {
-        let owner = Owner {
-            revision: RevisionKey { namespace: "default".to_owned(), name: "nano".to_owned() },
-            digest: Digest::of(b"revision"),
-            image: Digest::of(b"image"),
-        };
-        let mut draft = SnapshotDraft::begin(self.dir.path(), owner).expect("begun");
+        let mut draft = SnapshotDraft::begin(self.dir.path(), owner()).expect("begun");
         let checkpoint = sandbox.checkpoint().expect("it was booted");
         checkpoint.snapshot_into(&mut draft, soon()).expect("written");
         draft.publish(&self.dir.path().join("snapshot")).expect("published")
@@ -117,26 +120,246 @@ impl Lab {
     }
 }
 
-#[test]
-fn a_clone_reads_what_the_original_wrote_however_its_memory_arrives() {
-    let name = "a_clone_reads_what_the_original_wrote_however_its_memory_arrives";
-    let Some(lab) = Lab::open(name, config()) else { return };
+fn owner() -> Owner {
+    Owner {
+        revision: RevisionKey { namespace: "default".to_owned(), name: "nano".to_owned() },
+        digest: Digest::of(b"revision"),
+        image: Digest::of(b"image"),
+    }
+}
+
+/// What the guest has to read, and what it answers.
+const TOUCH: &str = "/touch?pages=200&seed=7&write=0";
+
+/// A snapshot of a guest that has written pages, and what it reads in them.
+fn filled(lab: &Lab) -> (Snapshot, String) {
     let spec = lab.spec();
     let mut original = lab.boot(&spec);
-    let filled = get(original.endpoint(), "/fill?pages=300");
-    eprintln!("{filled}");
-    let sums = get(original.endpoint(), "/touch?pages=200&seed=7&write=0");
+    get(original.endpoint(), "/fill?pages=300");
+    let sums = get(original.endpoint(), TOUCH);
     let snapshot = lab.snapshot(&mut *original);
-    assert_eq!(get(original.endpoint(), "/touch?pages=200&seed=7&write=0"), sums, "it goes on");
-    let order = [MemoryMode::File, MemoryMode::Lazy, MemoryMode::Record, MemoryMode::Prefetch];
-    for mode in order {
+    assert_eq!(get(original.endpoint(), TOUCH), sums, "the original goes on");
+    (snapshot, sums)
+}
+
+fn every_mode(name: &str, config: FirecrackerConfig) {
+    let Some(lab) = Lab::open(name, config) else { return };
+    let (snapshot, sums) = filled(&lab);
+    snapshot.verify().expect("whole");
+    // In this order: what is recorded is prefetched then.
+    let modes = lab.firecracker.memory_modes().to_vec();
+    assert!(modes.starts_with(&[MemoryMode::File]));
+    let mut prefetched = None;
+    for mode in modes {
         let spec = lab.spec();
         let clone = lab.restore(&spec, &snapshot, mode);
-        assert_eq!(get(clone.endpoint(), "/touch?pages=200&seed=7&write=0"), sums, "{mode}");
+        assert_eq!(get(clone.endpoint(), TOUCH), sums, "{mode}");
+        assert!(spec.journal.reached(Milestone::Resumed).is_some());
         let paging = clone.paging().expect("it is a clone");
-        eprintln!("{mode}: {:?} {:?}", paging.figures(), spec.journal.milestones());
+        let figures = paging.figures();
+        assert_eq!((figures.mode, paging.shortfall()), (mode, None));
+        if mode == MemoryMode::Prefetch {
+            prefetched = Some(figures);
+        } else if mode != MemoryMode::File {
+            assert!(figures.fault_pages >= 200, "{figures:?}");
+        }
         paging.finish_recording().expect("written");
     }
-    drop((original, spec));
+    if let Some(figures) = prefetched {
+        assert!(figures.prefetched_pages >= 200, "{figures:?}");
+        assert!(figures.faults.is_some_and(|faults| faults < 20), "{figures:?}");
+    } else {
+        eprintln!("SKIP {name}: a userfaultfd for Firecracker");
+    }
     lab.expect_no_traces();
+}
+
+#[test]
+fn a_clone_reads_what_the_original_wrote_however_its_memory_arrives() {
+    every_mode("a_clone_reads_what_the_original_wrote_however_its_memory_arrives", config());
+}
+
+#[test]
+fn it_works_without_the_jailer() {
+    let name = "it_works_without_the_jailer";
+    every_mode(name, FirecrackerConfig { use_jailer: false, ..config() });
+}
+
+#[test]
+fn clones_differ_from_each_other_once_they_run() {
+    let name = "clones_differ_from_each_other_once_they_run";
+    let Some(lab) = Lab::open(name, config()) else { return };
+    let (snapshot, sums) = filled(&lab);
+    let (one, other) = (lab.spec(), lab.spec());
+    let one = lab.restore(&one, &snapshot, MemoryMode::File);
+    let other = lab.restore(&other, &snapshot, MemoryMode::File);
+    let written = "/touch?pages=200&seed=7&write=1";
+    get(one.endpoint(), written);
+    assert_ne!(get(one.endpoint(), TOUCH), sums);
+    assert_eq!(get(other.endpoint(), TOUCH), sums);
+    drop((one, other));
+    snapshot.verify().expect("nobody writes into a snapshot");
+    lab.expect_no_traces();
+}
+
+#[test]
+fn it_isolates_each_firecracker() {
+    let Some(lab) = Lab::open("it_isolates_each_firecracker", config()) else { return };
+    let spec = lab.spec();
+    let sandbox = lab.boot(&spec);
+    assert!(Traces::of(&lab.root).is_more_than(&lab.before));
+    let pid = sandbox.processes()[0].as_raw_nonzero();
+    let of = |what: &str| fs::read_link(format!("/proc/{pid}/{what}")).expect("readable");
+    let own = |what: &str| fs::read_link(format!("/proc/self/{what}")).expect("readable");
+    assert_ne!(of("ns/net"), own("ns/net"));
+    assert_ne!(of("ns/mnt"), own("ns/mnt"));
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("readable");
+    let field = |name: &str| {
+        let line = status.lines().find(|line| line.starts_with(name));
+        line.unwrap_or_else(|| panic!("no {name}")).split_whitespace().nth(1).expect("a value")
+    };
+    let uid: u32 = field("Uid:").parse().expect("a number");
+    assert!(uid >= FirecrackerConfig::default().first_uid, "{uid}");
+    assert_eq!(field("CapEff:"), "0000000000000000");
+    let root = fs::read_dir(format!("/proc/{pid}/root")).expect("readable");
+    let names: Vec<_> = root.map(|entry| entry.expect("readable").file_name()).collect();
+    assert!(names.iter().all(|name| name != "etc" && name != "home"), "{names:?}");
+    let cgroup = fs::read_to_string(format!("/proc/{pid}/cgroup")).expect("readable");
+    assert!(cgroup.contains(spec.id.as_str()), "{cgroup}");
+    drop((sandbox, spec));
+    lab.expect_no_traces();
+}
+
+/// The Firecracker of a sandbox, wherever in its start it is.
+fn kill(id: &SandboxId) {
+    let all = fs::read_dir("/proc").expect("readable").filter_map(Result::ok);
+    for entry in all {
+        let words = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let text = String::from_utf8_lossy(&words);
+        let is_it = text.split('\0').any(|word| word == id.as_str());
+        let pid = entry.file_name().to_string_lossy().parse().ok().and_then(Pid::from_raw);
+        if let Some(pid) = pid.filter(|_| is_it) {
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        }
+    }
+}
+
+/// A specification whose Firecracker is killed as soon as it has reached a milestone.
+fn doomed(lab: &Lab, at: Milestone) -> SandboxSpec {
+    let spec = lab.spec();
+    let (id, journal) = (spec.id.clone(), Arc::downgrade(&spec.journal));
+    let done = AtomicBool::new(false);
+    spec.journal.watch(move || {
+        let reached = journal.upgrade().is_some_and(|journal| journal.reached(at).is_some());
+        if reached && !done.swap(true, Ordering::SeqCst) {
+            kill(&id);
+        }
+    });
+    spec
+}
+
+#[test]
+fn one_that_is_killed_at_any_step_is_told_and_leaves_nothing() {
+    let name = "one_that_is_killed_at_any_step_is_told_and_leaves_nothing";
+    let Some(lab) = Lab::open(name, config()) else { return };
+    let (snapshot, sums) = filled(&lab);
+    for at in [Milestone::Spawned, Milestone::Started] {
+        let spec = doomed(&lab, at);
+        let error = lab.firecracker.boot(&spec, soon()).expect_err("it was killed");
+        let end = spec.journal.ended().expect("told").to_string();
+        assert!(end.contains("Firecracker was killed by signal 9"), "{at:?}: {error:?}, {end}");
+    }
+    for mode in lab.firecracker.memory_modes() {
+        let (spec, memory) = (
+            doomed(&lab, Milestone::Spawned),
+            Memory { mode: *mode, policy: PrefetchPolicy::default() },
+        );
+        let error = lab.firecracker.restore(&spec, &snapshot, memory, soon());
+        let error = error.expect_err("it was killed");
+        assert!(!error.blames_snapshot(), "{mode}: {error:?}");
+    }
+    let spec = doomed(&lab, Milestone::Listening);
+    let sandbox = lab.boot(&spec);
+    let end = spec.journal.wait_end(soon()).expect("told").to_string();
+    assert_eq!(end, "Firecracker was killed by signal 9");
+    drop((sandbox, spec));
+    // While its state is being saved.
+    let spec = lab.spec();
+    let mut sandbox = lab.boot(&spec);
+    let id = spec.id.clone();
+    kill(&id);
+    let mut draft = SnapshotDraft::begin(lab.dir.path(), owner()).expect("begun");
+    let checkpoint = sandbox.checkpoint().expect("it was booted");
+    let error = checkpoint.snapshot_into(&mut draft, soon()).expect_err("it was killed");
+    assert!(error.is_lost(), "{error:?}");
+    drop((sandbox, spec, draft));
+    // None of that has hurt the snapshot.
+    let spec = lab.spec();
+    let clone = lab.restore(&spec, &snapshot, MemoryMode::File);
+    assert_eq!(get(clone.endpoint(), TOUCH), sums);
+    drop((clone, spec));
+    lab.expect_no_traces();
+}
+
+#[test]
+fn a_damaged_state_and_a_bad_kernel_are_told_in_firecrackers_words() {
+    let name = "a_damaged_state_and_a_bad_kernel_are_told_in_firecrackers_words";
+    let Some(lab) = Lab::open(name, config()) else { return };
+    let (snapshot, _) = filled(&lab);
+    let state = snapshot.dir().join(VM_STATE);
+    let mut bytes = fs::read(&state).expect("readable");
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 0xff;
+    fs::write(&state, bytes).expect("written");
+    for mode in lab.firecracker.memory_modes() {
+        let (spec, memory) =
+            (lab.spec(), Memory { mode: *mode, policy: PrefetchPolicy::default() });
+        let error = lab.firecracker.restore(&spec, &snapshot, memory, soon());
+        let error = error.expect_err("it is damaged");
+        assert!(error.blames_snapshot(), "{mode}: {error:?}");
+    }
+    let kernel = lab.dir.path().join("no-kernel");
+    fs::write(&kernel, "this is no ELF file").expect("written");
+    let spec = SandboxSpec { guest: Guest::Bare { kernel }, ..lab.spec() };
+    let error = lab.firecracker.boot(&spec, soon()).expect_err("no kernel");
+    let text = format!("{error}");
+    assert!(text.contains("refused InstanceStart"), "{text}");
+    let kernel = lab.dir.path().join("missing");
+    let spec = SandboxSpec { guest: Guest::Bare { kernel }, ..lab.spec() };
+    let error = lab.firecracker.boot(&spec, soon()).expect_err("no kernel");
+    assert!(error.to_string().starts_with("cannot lend "), "{error}");
+    drop(spec);
+    lab.expect_no_traces();
+}
+
+#[test]
+fn one_that_waits_becomes_a_clone_or_goes_without_a_trace() {
+    let name = "one_that_waits_becomes_a_clone_or_goes_without_a_trace";
+    let Some(lab) = Lab::open(name, config()) else { return };
+    let (snapshot, sums) = filled(&lab);
+    let wait = |mode| {
+        let (spec, firecracker) = (lab.spec(), &lab.firecracker);
+        firecracker.spawn_waiting(&spec, &snapshot, mode, soon()).expect("it waits")
+    };
+    for mode in lab.firecracker.memory_modes() {
+        let memory = Memory { mode: *mode, policy: PrefetchPolicy::default() };
+        let mut clone = wait(*mode).load(memory, soon()).expect("loaded");
+        assert_eq!(get(clone.endpoint(), TOUCH), sums, "{mode}");
+        let metrics = clone.metrics(soon()).expect("measured");
+        assert!(!metrics.load.is_zero() && metrics.load >= metrics.vmm_load, "{metrics:?}");
+    }
+    drop(wait(MemoryMode::File));
+    let lazy = Memory { mode: MemoryMode::Lazy, policy: PrefetchPolicy::default() };
+    let error = wait(MemoryMode::File).load(lazy, soon()).expect_err("it has its memory already");
+    assert!(matches!(error, RestoreError::Mode { .. }), "{error:?}");
+    lab.expect_no_traces();
+}
+
+#[test]
+fn a_function_is_refused_by_name() {
+    let Some(lab) = Lab::open("a_function_is_refused_by_name", config()) else { return };
+    let lacks = lab.firecracker.check_host().expect_err("no Linux guests");
+    let spec = SandboxSpec { guest: Guest::Linux, ..lab.spec() };
+    let error = lab.firecracker.boot(&spec, soon()).expect_err("no Linux guests");
+    assert!(matches!(error, BootError::Host { lacks: its, .. } if its == lacks));
 }

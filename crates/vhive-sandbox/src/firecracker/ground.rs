@@ -6,6 +6,8 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use object::read::elf::ElfFile64;
+use object::{Endianness, ReadCache, elf};
 use vhive_api::RuntimeName;
 use vhive_pager::{Pager, PagerConfig, PagerError};
 
@@ -54,6 +56,10 @@ impl Ground {
         let version = version::of_program(&binary)?;
         let format = version::snapshot_format(&binary)?;
         let jailer = config.use_jailer.then(|| jailer(config, version, &path)).transpose()?;
+        if jailer.is_some() && is_dynamic(&binary)? {
+            let what = format!("{} is linked dynamically", binary.display());
+            return Err(lacks(&what, "use a release, or set firecracker.use_jailer = false"));
+        }
         if let Err(error) = File::options().read(true).write(true).open(KVM) {
             let fix = "use a bare-metal host, or one with nested virtualisation";
             return Err(lacks(&format!("{KVM}: {error}"), fix));
@@ -113,6 +119,17 @@ fn jailer(
         return Err(lacks(&what, "let the name of firecracker.binary contain `firecracker`"));
     }
     Ok(jailer)
+}
+
+/// Whether a program needs files besides its own: in the jailer's root directory there are none.
+fn is_dynamic(binary: &Path) -> Result<bool, HostLacks> {
+    let unreadable = |error: &dyn std::error::Error| {
+        lacks(&format!("{}: {error}", binary.display()), "reinstall Firecracker")
+    };
+    let cache = ReadCache::new(File::open(binary).map_err(|error| unreadable(&error))?);
+    let elf = ElfFile64::<Endianness, _>::parse(&cache).map_err(|error| unreadable(&error))?;
+    let endian = elf.endian();
+    Ok(elf.elf_program_headers().iter().any(|header| header.p_type.get(endian) == elf::PT_INTERP))
 }
 
 /// What guests see of the processor.
@@ -175,6 +192,20 @@ mod tests {
         }
         assert_eq!(lacks.what, "no no-such-vmm");
         assert!(lacks.fix.contains("releases"), "{lacks}");
+    }
+
+    #[test]
+    fn a_program_that_needs_others_files_is_told_from_one_that_does_not() {
+        assert_eq!(is_dynamic(Path::new("/bin/sh")), Ok(true));
+        assert!(is_dynamic(Path::new("/etc/passwd")).is_err());
+        let ours = tempfile::NamedTempFile::new().expect("a file");
+        fs::write(ours.path(), vhive_init()).expect("written");
+        assert_eq!(is_dynamic(ours.path()), Ok(false));
+    }
+
+    /// A static program that is at hand.
+    fn vhive_init() -> &'static [u8] {
+        include_bytes!(env!("VHIVE_INIT"))
     }
 
     #[test]
