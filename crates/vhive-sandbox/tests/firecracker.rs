@@ -169,7 +169,7 @@ fn every_mode(name: &str, config: FirecrackerConfig) {
         assert!(figures.prefetched_pages >= 200, "{figures:?}");
         assert!(figures.faults.is_some_and(|faults| faults < 20), "{figures:?}");
     } else {
-        eprintln!("SKIP {name}: a userfaultfd for Firecracker");
+        eprintln!("SKIP {name}: /dev/userfaultfd");
     }
     lab.expect_no_traces();
 }

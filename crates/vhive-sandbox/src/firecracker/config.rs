@@ -16,9 +16,8 @@ pub struct FirecrackerConfig {
     pub binary: PathBuf,
     /// Its jailer, likewise.
     pub jailer: PathBuf,
-    /// Whether each Firecracker is started by the jailer: in a root directory of its own, with the
-    /// devices that it needs. Without it, it sees the host's files, as a user who owns none, and
-    /// what root alone may open (often `/dev/userfaultfd`) is closed to it.
+    /// Whether each Firecracker is started by the jailer, in a root directory of its own. Without
+    /// it, it sees the host's files, as a user who owns none.
     pub use_jailer: bool,
     /// First of the 16,777,216 user and group numbers of which each Firecracker gets one. No user
     /// may have a number in that range.

@@ -1,8 +1,7 @@
 //! What all Firecrackers on this host have in common: programs, versions, devices, pager.
 
 use std::ffi::OsStr;
-use std::fs::{self, File};
-use std::os::unix::fs::MetadataExt as _;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -36,8 +35,6 @@ pub(super) struct Ground {
     pub(super) platform: Platform,
     /// Whether Firecracker can make userfaultfds.
     pub(super) has_userfaultfd: bool,
-    /// The group that may open `/dev/kvm`, if there is one.
-    pub(super) kvm_group: Option<u32>,
     /// Started by the first clone that it serves; its threads are shared by all.
     pager: Mutex<Option<Arc<Pager>>>,
 }
@@ -60,15 +57,13 @@ impl Ground {
             let what = format!("{} is linked dynamically", binary.display());
             return Err(lacks(&what, "use a release, or set firecracker.use_jailer = false"));
         }
+        if jailer.is_none() {
+            program(Path::new("setpriv"), &path)
+                .map_err(|lacks| HostLacks { fix: "install util-linux".to_owned(), ..lacks })?;
+        }
         if let Err(error) = File::options().read(true).write(true).open(KVM) {
             let fix = "use a bare-metal host, or one with nested virtualisation";
             return Err(lacks(&format!("{KVM}: {error}"), fix));
-        }
-        let kvm = group(KVM);
-        if jailer.is_none() && kvm.is_none() && !everybody(KVM) {
-            let what = format!("{KVM} does not admit Firecracker's unprivileged user");
-            let fix = "set firecracker.use_jailer = true, or `chgrp kvm /dev/kvm`";
-            return Err(lacks(&what, fix));
         }
         let cpu = cpu(config)?;
         let bus = if config.pci { "pci" } else { "mmio" };
@@ -79,10 +74,9 @@ impl Ground {
             kernel: None,
             page_size: u32::try_from(rustix::param::page_size()).unwrap_or(0),
         };
-        let has_userfaultfd = Path::new(USERFAULTFD).exists()
-            && (jailer.is_some() || everybody(USERFAULTFD) || unprivileged_userfaultfd());
+        let has_userfaultfd = Path::new(USERFAULTFD).exists();
         let pager = Mutex::default();
-        Ok(Self { binary, jailer, version, platform, has_userfaultfd, kvm_group: kvm, pager })
+        Ok(Self { binary, jailer, version, platform, has_userfaultfd, pager })
     }
 
     /// The pager.
@@ -146,21 +140,6 @@ fn cpu(config: &FirecrackerConfig) -> Result<String, HostLacks> {
     Ok(format!("{template:?} on {name}"))
 }
 
-fn unprivileged_userfaultfd() -> bool {
-    let knob = fs::read_to_string("/proc/sys/vm/unprivileged_userfaultfd");
-    knob.is_ok_and(|text| text.trim() == "1")
-}
-
-fn everybody(device: &str) -> bool {
-    fs::metadata(device).is_ok_and(|device| device.mode() & 0o006 == 0o006)
-}
-
-/// The group, other than root's, that may use a device.
-fn group(device: &str) -> Option<u32> {
-    let device = fs::metadata(device).ok()?;
-    (device.mode() & 0o060 == 0o060 && device.gid() != 0).then_some(device.gid())
-}
-
 /// The program as `exec` would find it, by its absolute path.
 fn program(program: &Path, path: &OsStr) -> Result<PathBuf, HostLacks> {
     let found = if program.components().count() > 1 {
@@ -178,6 +157,8 @@ fn lacks(what: &str, fix: &str) -> HostLacks {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
     use crate::firecracker::CpuTemplate;
 

@@ -22,7 +22,7 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use nix::sched::{CloneFlags, unshare};
-use rustix::fs::CWD;
+use rustix::fs::{CWD, FileType, Mode, mknodat};
 use rustix::mount::{
     MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount_bind,
     mount_change, mount_remount, move_mount, open_tree, unmount,
@@ -42,8 +42,19 @@ pub(super) struct Jail {
     chroot: bool,
     uid: u32,
     /// What is bound where.
-    lent: Vec<(PathBuf, PathBuf)>,
+    bound: Vec<Bound>,
 }
+
+#[derive(Debug)]
+struct Bound {
+    what: PathBuf,
+    place: PathBuf,
+    device: bool,
+}
+
+/// The devices that Firecracker opens. The jailer makes nodes of them in the root directory;
+/// without it, nodes of its own are bound over the host's, which often only root may open.
+const DEVICES: [&str; 3] = ["/dev/kvm", "/dev/net/tun", "/dev/userfaultfd"];
 
 impl Jail {
     /// Makes the directory. With the name of the program that the jailer starts, it lies where the
@@ -63,9 +74,25 @@ impl Jail {
             None => base.clone(),
         };
         fs::create_dir_all(&root)?;
-        let jail = Self { base, root, chroot: jailed.is_some(), uid, lent: Vec::new() };
-        jail.give(&jail.root)?;
+        let mut jail = Self { base, root, chroot: jailed.is_some(), uid, bound: Vec::new() };
+        jail.give(&jail.root, 0o700)?;
+        if !jail.chroot {
+            jail.make_devices()?;
+        }
         Ok(jail)
+    }
+
+    fn make_devices(&mut self) -> io::Result<()> {
+        for device in DEVICES {
+            let Ok(status) = fs::metadata(device) else { continue };
+            let node = self.host(&device.replace('/', "-"));
+            let mode = Mode::RUSR | Mode::WUSR;
+            mknodat(CWD, &node, FileType::CharacterDevice, mode, status.rdev())?;
+            self.give(&node, 0o600)?;
+            let place = PathBuf::from(device);
+            self.bound.push(Bound { what: node, place, device: true });
+        }
+        Ok(())
     }
 
     /// The jailer's `--chroot-base-dir`.
@@ -94,7 +121,7 @@ impl Jail {
         }
         let place = self.host(name);
         File::create_new(&place)?;
-        self.lent.push((file.to_owned(), place));
+        self.bound.push(Bound { what: file.to_owned(), place, device: false });
         Ok(())
     }
 
@@ -107,11 +134,11 @@ impl Jail {
         if !fs::exists(&path)? {
             File::create_new(&path)?;
         }
-        self.give(&path)
+        self.give(&path, 0o600)
     }
 
-    fn give(&self, path: &Path) -> io::Result<()> {
-        fs::set_permissions(path, fs::Permissions::from_mode(0o700))?;
+    fn give(&self, path: &Path, mode: u32) -> io::Result<()> {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
         std::os::unix::fs::lchown(path, Some(self.uid), Some(self.uid))
     }
 
@@ -126,10 +153,12 @@ impl Jail {
         mount_change("/", downstream)?;
         mount_bind(&self.base, &self.base)?;
         mount_remount(&self.base, MountFlags::BIND | MountFlags::NOSUID, "")?;
-        for (file, place) in &self.lent {
-            mount_bind(file, place)?;
-            let flags = MountFlags::RDONLY | MountFlags::NODEV | MountFlags::NOEXEC;
-            mount_remount(place, MountFlags::BIND | MountFlags::NOSUID | flags, "")?;
+        for Bound { what, place, device } in &self.bound {
+            mount_bind(what, place)?;
+            if !device {
+                let flags = MountFlags::RDONLY | MountFlags::NODEV | MountFlags::NOEXEC;
+                mount_remount(place, MountFlags::BIND | MountFlags::NOSUID | flags, "")?;
+            }
         }
         Ok(())
     }
@@ -144,7 +173,7 @@ impl Jail {
         if !fs::exists(&place)? {
             File::create_new(&place)?;
         }
-        self.give(file)?;
+        self.give(file, 0o600)?;
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
         let tree = open_tree(CWD, file, flags)?;
         let (place, there) = (self.inside(name), self.inside(name));

@@ -180,7 +180,7 @@ impl Program {
         let confinement = match ground.jailer {
             // It needs privileges, and gives them up itself.
             Some(_) => None,
-            None => Some(Confinement { uid, extra_group: ground.kvm_group }),
+            None => Some(Confinement { uid, extra_group: None }),
         };
         let netns = wanted.network.netns().to_owned();
         Self { path, arguments, confinement, jail, netns, cgroup }
