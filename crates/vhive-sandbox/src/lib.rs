@@ -22,6 +22,7 @@ pub mod host;
 pub mod journal;
 pub mod kernel;
 pub mod network;
+pub mod oci;
 mod paging;
 pub mod process;
 pub mod qemu;

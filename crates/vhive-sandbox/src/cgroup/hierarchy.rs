@@ -1,5 +1,6 @@
 //! Where this host has its control groups, and how each version spells a limit.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -55,6 +56,13 @@ pub(super) struct Hierarchy {
 
 /// Every hierarchy that holds a controller of ours, and the v2 one in any case.
 pub(super) fn mounted() -> io::Result<Vec<Hierarchy>> {
+    let mut all = every()?;
+    all.retain(|h| h.version == Version::V2 || !h.controllers.is_empty());
+    Ok(all)
+}
+
+/// Every hierarchy: container runtimes use those that we set nothing in as well.
+pub(super) fn every() -> io::Result<Vec<Hierarchy>> {
     let mut all = parse(&fs::read_to_string("/proc/self/mountinfo")?);
     for hierarchy in all.iter_mut().filter(|h| h.version == Version::V2) {
         let offered = fs::read_to_string(hierarchy.mount.join("cgroup.controllers"));
@@ -70,6 +78,7 @@ pub(super) fn mounted() -> io::Result<Vec<Hierarchy>> {
 /// proc_pid_mountinfo(5)
 fn parse(mountinfo: &str) -> Vec<Hierarchy> {
     let mut all: Vec<Hierarchy> = Vec::new();
+    let mut seen = BTreeSet::new();
     for line in mountinfo.lines() {
         let Some((before, after)) = line.split_once(" - ") else { continue };
         let Some(mount) = before.split(' ').nth(4) else { continue };
@@ -82,8 +91,9 @@ fn parse(mountinfo: &str) -> Vec<Hierarchy> {
             }
             _ => continue,
         };
-        let known = |h: &Hierarchy| h.version == version && h.controllers == controllers;
-        if all.iter().any(known) || version == Version::V1 && controllers.is_empty() {
+        // The options name what is in a hierarchy, besides read-only or not.
+        let options = options.trim_start_matches("rw").trim_start_matches("ro");
+        if !seen.insert((kind, options)) {
             continue;
         }
         all.push(Hierarchy { mount: mount.into(), version, controllers });

@@ -67,8 +67,32 @@ impl Cgroup {
     /// Any I/O error, e.g. `PermissionDenied` without root, `AlreadyExists` if the identifier is
     /// in use; nothing is left behind.
     pub fn create(root: &RunRoot, id: &SandboxId, limits: &Limits) -> io::Result<Self> {
+        Self::create_in(hierarchy::mounted()?, root, id, limits)
+    }
+
+    /// Likewise in every hierarchy of the host: for a container runtime, which uses those as well
+    /// that no limit is set in. Its name for the group is [`Cgroup::name`].
+    ///
+    /// # Errors
+    /// As [`Cgroup::create`].
+    pub fn create_everywhere(root: &RunRoot, id: &SandboxId, limits: &Limits) -> io::Result<Self> {
+        Self::create_in(hierarchy::every()?, root, id, limits)
+    }
+
+    /// What a container runtime calls the groups of a sandbox (`cgroupsPath`).
+    #[must_use]
+    pub fn name(root: &RunRoot, id: &SandboxId) -> String {
+        format!("/vhive-{}/{id}", root.tag())
+    }
+
+    fn create_in(
+        hierarchies: Vec<Hierarchy>,
+        root: &RunRoot,
+        id: &SandboxId,
+        limits: &Limits,
+    ) -> io::Result<Self> {
         let mut group = Self { dirs: Vec::new() };
-        for hierarchy in hierarchy::mounted()? {
+        for hierarchy in hierarchies {
             let parent = parent_of(root, &hierarchy);
             let dir = parent.join(id.as_str());
             make_both(&hierarchy, &parent, &dir).map_err(|e| naming(&dir, &e))?;
@@ -165,7 +189,7 @@ impl Drop for Cgroup {
 pub fn sweep(root: &RunRoot) -> io::Result<Vec<String>> {
     let mut found = Vec::new();
     let mut first_error = None;
-    for hierarchy in hierarchy::mounted()? {
+    for hierarchy in hierarchy::every()? {
         let parent = parent_of(root, &hierarchy);
         let entries = match fs::read_dir(&parent) {
             Ok(entries) => entries,
@@ -201,12 +225,29 @@ fn make_both(hierarchy: &Hierarchy, parent: &Path, dir: &Path) -> io::Result<()>
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             Err(error) => return Err(error),
         }
+        inherit_processors(parent)?;
         match fs::create_dir(dir) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Ok(()) => return inherit_processors(dir),
             made => return made,
         }
     }
     Err(io::Error::new(io::ErrorKind::NotFound, "its parent keeps vanishing"))
+}
+
+/// In version 1, a new group of the hierarchy `cpuset` has no processor, and takes no process
+/// before it has been given some: those of its parent.
+fn inherit_processors(dir: &Path) -> io::Result<()> {
+    for file in ["cpuset.cpus", "cpuset.mems"] {
+        let (own, parent) = (dir.join(file), dir.join("..").join(file));
+        if fs::read_to_string(&own).is_ok_and(|text| text.trim().is_empty())
+            && let Ok(inherited) = fs::read_to_string(&parent)
+            && !inherited.trim().is_empty()
+        {
+            fs::write(&own, inherited.trim()).map_err(|error| naming(&own, &error))?;
+        }
+    }
+    Ok(())
 }
 
 fn naming(path: &Path, error: &io::Error) -> io::Error {

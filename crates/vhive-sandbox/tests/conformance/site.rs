@@ -14,6 +14,7 @@ use vhive_api::guest::{Process, Stream};
 use vhive_api::{Bytes, SandboxId};
 use vhive_sandbox::kernel::{KernelStore, StoreError};
 use vhive_sandbox::network::{NetworkConfig, NetworkPool};
+use vhive_sandbox::oci::{ContainerConfig, GvisorConfig, Oci};
 use vhive_sandbox::qemu::{Qemu, QemuConfig};
 use vhive_sandbox::sim::{Sim, SimConfig};
 use vhive_sandbox::{
@@ -28,13 +29,44 @@ pub(crate) struct Kind {
     pub(crate) name: &'static str,
     /// Runs the function's own program, in its own root file system.
     pub(crate) real: bool,
+    /// Has a kernel of its own, of the size that was asked for, behind a process of the host's.
+    pub(crate) machine: bool,
     make: fn() -> Result<Arc<dyn Runtime>, String>,
 }
 
 pub(crate) const RUNTIMES: &[Kind] = &[
-    Kind { name: "sim", real: false, make: || Ok(Arc::new(Sim::new(SimConfig::default()))) },
-    Kind { name: "qemu", real: true, make: qemu },
+    Kind {
+        name: "sim",
+        real: false,
+        machine: false,
+        make: || Ok(Arc::new(Sim::new(SimConfig::default()))),
+    },
+    Kind { name: "qemu", real: true, machine: true, make: qemu },
+    Kind { name: "runc", real: true, machine: false, make: runc },
+    Kind { name: "crun", real: true, machine: false, make: crun },
+    Kind { name: "runsc", real: true, machine: false, make: runsc },
 ];
+
+fn runc() -> Result<Arc<dyn Runtime>, String> {
+    fit(Oci::runc(ContainerConfig::default(), cache()))
+}
+
+fn crun() -> Result<Arc<dyn Runtime>, String> {
+    fit(Oci::crun(ContainerConfig::default(), cache()))
+}
+
+fn runsc() -> Result<Arc<dyn Runtime>, String> {
+    fit(Oci::runsc(GvisorConfig::default(), cache()))
+}
+
+fn fit(runtime: impl Runtime + 'static) -> Result<Arc<dyn Runtime>, String> {
+    runtime.check_host().map_err(|lacks| lacks.to_string())?;
+    Ok(Arc::new(runtime))
+}
+
+fn cache() -> PathBuf {
+    Path::new(env!("CARGO_TARGET_TMPDIR")).join("containers")
+}
 
 fn qemu() -> Result<Arc<dyn Runtime>, String> {
     qemu_with(QemuConfig::default())
@@ -43,9 +75,7 @@ fn qemu() -> Result<Arc<dyn Runtime>, String> {
 pub(crate) fn qemu_with(config: QemuConfig) -> Result<Arc<dyn Runtime>, String> {
     let kernels = kernels()?;
     let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("qemu");
-    let qemu = Qemu::new(config, kernels, cache);
-    qemu.check_host().map_err(|lacks| lacks.to_string())?;
-    Ok(Arc::new(qemu))
+    fit(Qemu::new(config, kernels, cache))
 }
 
 /// The guest kernel, installed once for all tests.

@@ -18,9 +18,7 @@ impl Traces {
     /// Whether each kind has grown that a running sandbox must show in.
     pub(crate) fn is_more_than(&self, before: &Self) -> bool {
         let grown = |now: &BTreeSet<String>, then: &BTreeSet<String>| now.len() > then.len();
-        grown(&self.children, &before.children)
-            && grown(&self.cgroups, &before.cgroups)
-            && grown(&self.files, &before.files)
+        grown(&self.cgroups, &before.cgroups) && grown(&self.files, &before.files)
     }
 
     pub(crate) fn of(root: &RunRoot) -> Self {

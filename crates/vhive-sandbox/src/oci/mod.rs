@@ -1,0 +1,105 @@
+//! The runtimes `runc`, `crun` and `runsc` (gVisor): containers, started straight from a bundle.
+//!
+//! ```text
+//!   Oci::boot ─► directory · cgroups · image mount · network namespace ─► config.json
+//!            ─► thread in a mount namespace of its own: overlay ─► `runc run --detach`
+//!            ─► vhive-init (first process of the container) ⇄ pipes = Hello, Started, …
+//! ```
+//!
+//! The same init as in a microVM is the first process, and its standard input and output are the
+//! guest channel; so readiness, output, exit codes and stop signals are the same code everywhere.
+//! No daemon, and no mount that outlives its container. Why: `docs/decisions/0018-containers.md`.
+
+mod bundle;
+mod config;
+mod container;
+mod image;
+mod layer;
+mod probe;
+mod sandbox;
+mod seccomp;
+mod start;
+mod tool;
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use vhive_api::RuntimeName;
+
+pub use config::{ContainerConfig, GvisorConfig, Platform};
+pub use image::sweep;
+
+use crate::deadline::Deadline;
+use crate::runtime::{BootError, HostLacks, Runtime, Sandbox, SandboxSpec};
+use image::Images;
+use layer::Layer;
+use probe::Found;
+use tool::Tool;
+
+/// One of the three runtimes.
+#[derive(Debug)]
+pub struct Oci {
+    tool: Tool,
+    /// Directory of what is kept for all sandboxes: the layer with init.
+    cache: PathBuf,
+    images: Images,
+    /// What has been found out about the host; asked once.
+    found: Mutex<Option<Result<Arc<Found>, HostLacks>>>,
+}
+
+impl Oci {
+    /// runc. Nothing is looked at before the first use; `cache` is a directory of the node's.
+    #[must_use]
+    pub fn runc(config: ContainerConfig, cache: impl Into<PathBuf>) -> Self {
+        Self::new(Tool::runc(config), cache.into())
+    }
+
+    /// crun.
+    #[must_use]
+    pub fn crun(config: ContainerConfig, cache: impl Into<PathBuf>) -> Self {
+        Self::new(Tool::crun(config), cache.into())
+    }
+
+    /// gVisor.
+    #[must_use]
+    pub fn runsc(config: GvisorConfig, cache: impl Into<PathBuf>) -> Self {
+        Self::new(Tool::runsc(config), cache.into())
+    }
+
+    fn new(tool: Tool, cache: PathBuf) -> Self {
+        Self { tool, cache, images: Images::default(), found: Mutex::default() }
+    }
+
+    /// What the host has of it, e.g. `runc 1.1.5`; may take seconds the first time.
+    ///
+    /// # Errors
+    /// [`HostLacks`] as from [`Runtime::check_host`].
+    pub fn version(&self) -> Result<String, HostLacks> {
+        Ok(self.found()?.version.clone())
+    }
+
+    fn found(&self) -> Result<Arc<Found>, HostLacks> {
+        let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
+        let look = || {
+            let layer = Layer::make(&self.cache)?;
+            probe::look(&self.tool, layer).map(Arc::new)
+        };
+        found.get_or_insert_with(look).clone()
+    }
+}
+
+impl Runtime for Oci {
+    fn name(&self) -> RuntimeName {
+        self.tool.name
+    }
+
+    fn check_host(&self) -> Result<(), HostLacks> {
+        self.found().map(drop)
+    }
+
+    fn boot(&self, spec: &SandboxSpec, deadline: Deadline) -> Result<Box<dyn Sandbox>, BootError> {
+        let host = |lacks| BootError::Host { runtime: self.name(), lacks };
+        let found = self.found().map_err(host)?;
+        start::boot(&self.tool, &found, &self.images, spec, deadline)
+    }
+}

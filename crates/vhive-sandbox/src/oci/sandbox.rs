@@ -1,0 +1,57 @@
+//! A running container as the node sees it.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use rustix::process::Pid;
+use vhive_api::SandboxId;
+
+use super::image::Mounted;
+use crate::cgroup::Cgroup;
+use crate::contract::{self, Supervised};
+use crate::deadline::Deadline;
+use crate::journal::{End, Journal};
+use crate::network::NetworkSlot;
+use crate::run_dir::SandboxDir;
+use crate::runtime::Sandbox;
+
+/// The fields are dropped in this order: processes, then what they used.
+#[derive(Debug)]
+pub(super) struct OciSandbox {
+    pub(super) supervised: Supervised,
+    /// The first process; none if it had ended before it was known.
+    pub(super) pid: Option<Pid>,
+    pub(super) id: SandboxId,
+    pub(super) port: u16,
+    pub(super) journal: Arc<Journal>,
+    /// Ends what its first process left, and what the runtime keeps running beside it.
+    pub(super) _cgroup: Cgroup,
+    pub(super) _image: Arc<Mounted>,
+    pub(super) _dir: SandboxDir,
+    pub(super) network: Arc<NetworkSlot>,
+}
+
+impl Sandbox for OciSandbox {
+    fn id(&self) -> &SandboxId {
+        &self.id
+    }
+
+    fn endpoint(&self) -> SocketAddr {
+        SocketAddr::new(IpAddr::V4(self.network.address()), self.port)
+    }
+
+    fn processes(&self) -> &[Pid] {
+        self.pid.as_slice()
+    }
+
+    fn stop(&mut self, deadline: Deadline) {
+        contract::stop(&self.supervised, &self.journal, deadline);
+    }
+}
+
+impl Drop for OciSandbox {
+    fn drop(&mut self) {
+        // What follows is our doing, whatever the container's end looks like.
+        self.journal.end(End::Vanished("the sandbox was removed".to_owned()));
+    }
+}

@@ -1,0 +1,73 @@
+//! What the three programs have in common, and where they differ.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use vhive_api::{Bytes, RuntimeName};
+
+use super::config::{ContainerConfig, GvisorConfig};
+
+/// One of the programs, as configured.
+#[derive(Clone, Debug)]
+pub(super) struct Tool {
+    pub(super) name: RuntimeName,
+    pub(super) binary: PathBuf,
+    /// Options before the command.
+    options: Vec<String>,
+    /// Where it comes from on Debian.
+    pub(super) package: &'static str,
+    /// Least memory of a container: with less, not even its first process gets to run.
+    pub(super) least_memory: Bytes,
+}
+
+impl Tool {
+    pub(super) fn runc(config: ContainerConfig) -> Self {
+        Self::plain(RuntimeName::Runc, config)
+    }
+
+    pub(super) fn crun(config: ContainerConfig) -> Self {
+        Self::plain(RuntimeName::Crun, config)
+    }
+
+    fn plain(name: RuntimeName, config: ContainerConfig) -> Self {
+        let program = name.as_str();
+        Self {
+            name,
+            binary: config.binary.unwrap_or_else(|| PathBuf::from(program)),
+            options: Vec::new(),
+            package: program,
+            // runc copies itself into memory that counts as the container's.
+            least_memory: Bytes::mib(24),
+        }
+    }
+
+    pub(super) fn runsc(config: GvisorConfig) -> Self {
+        let options = [
+            format!("--platform={}", config.platform.as_str()),
+            // What the function writes is kept in the sandbox's own memory, so that a checkpoint
+            // has it and nothing of it is left on the host.
+            "--overlay2=root:memory".to_owned(),
+            "--network=sandbox".to_owned(),
+        ];
+        Self {
+            name: RuntimeName::Runsc,
+            binary: config.binary,
+            options: options.to_vec(),
+            package: "runsc, from Debian's backports",
+            least_memory: Bytes::mib(64),
+        }
+    }
+
+    /// Whether it is gVisor: a kernel of its own, with its own overlay and network stack.
+    pub(super) fn is_gvisor(&self) -> bool {
+        self.name == RuntimeName::Runsc
+    }
+
+    /// The words of a command; its own files are below `root`.
+    pub(super) fn words(&self, root: &Path, command: &[&str]) -> Vec<OsString> {
+        let mut words = vec![OsString::from("--root"), root.into()];
+        words.extend(self.options.iter().map(OsString::from));
+        words.extend(command.iter().map(OsString::from));
+        words
+    }
+}
