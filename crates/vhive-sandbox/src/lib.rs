@@ -14,6 +14,7 @@
 //! registries, or be async.
 #![warn(missing_docs)]
 
+mod bare;
 pub mod cgroup;
 mod contract;
 pub mod deadline;
@@ -21,6 +22,7 @@ pub mod firecracker;
 pub mod host;
 pub mod journal;
 pub mod kernel;
+pub mod nano;
 pub mod network;
 pub mod oci;
 mod paging;

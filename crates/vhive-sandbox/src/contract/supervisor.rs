@@ -223,6 +223,12 @@ impl Supervised {
         self.answers.recv_timeout(deadline.left()).ok()
     }
 
+    /// Ends it, without waiting until it has ended.
+    pub(crate) fn kill(&self) {
+        self.control.doomed.store(true, Ordering::SeqCst);
+        self.control.wake();
+    }
+
     /// From now on its end says nothing about the sandbox: it is not written to the journal.
     pub(crate) fn abandon(&self) {
         self.control.abandoned.store(true, Ordering::SeqCst);
@@ -236,8 +242,7 @@ impl Supervised {
 
 impl Drop for Supervised {
     fn drop(&mut self) {
-        self.control.doomed.store(true, Ordering::SeqCst);
-        self.control.wake();
+        self.kill();
         // Nothing is ever sent; what is waited for is the other end's disappearance.
         if self.ended.recv_timeout(KILLED) == Err(mpsc::RecvTimeoutError::Timeout) {
             let (pid, name) = (self.pid, self.name);

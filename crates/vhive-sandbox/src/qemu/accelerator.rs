@@ -202,7 +202,7 @@ mod tests {
         let guest = Guest {
             digest: Digest::of(b"guest"),
             vmlinux: binary.clone(),
-            initramfs: binary,
+            initramfs: Some(binary),
             command_line: String::new(),
         };
         let begin = std::time::Instant::now();

@@ -61,10 +61,11 @@ pub(super) struct Machine<'a> {
     /// Saved devices and virtual CPUs to wait for, instead of starting the kernel.
     pub(super) incoming: bool,
     pub(super) kernel_fd: RawFd,
-    pub(super) initramfs_fd: RawFd,
+    pub(super) initramfs_fd: Option<RawFd>,
     pub(super) command_line: &'a str,
-    /// Connected stream socket: the guest's `vhive.0` port.
-    pub(super) channel_fd: RawFd,
+    /// Connected stream socket: the guest's `vhive.0` port. None for a guest that has no init of
+    /// ours.
+    pub(super) channel_fd: Option<RawFd>,
     /// Connected stream socket: QMP.
     pub(super) qmp_fd: RawFd,
     /// Read-only disk; `vda` in the guest.
@@ -108,7 +109,9 @@ pub(super) fn arguments(machine: &Machine<'_>) -> Vec<OsString> {
         option("-incoming", "defer".to_owned());
     }
     option("-kernel", opened(machine.kernel_fd));
-    option("-initrd", opened(machine.initramfs_fd));
+    if let Some(fd) = machine.initramfs_fd {
+        option("-initrd", opened(fd));
+    }
     option("-append", machine.command_line.to_owned());
 
     option("-sandbox", SANDBOX.to_owned());
@@ -117,9 +120,11 @@ pub(super) fn arguments(machine: &Machine<'_>) -> Vec<OsString> {
     option("-serial", "chardev:console".to_owned());
     option("-chardev", format!("socket,id=qmp,fd={}", machine.qmp_fd));
     option("-mon", "chardev=qmp,mode=control".to_owned());
-    option("-chardev", format!("socket,id=channel,fd={}", machine.channel_fd));
-    option("-device", "virtio-serial-device".to_owned());
-    option("-device", "virtserialport,chardev=channel,name=vhive.0".to_owned());
+    if let Some(fd) = machine.channel_fd {
+        option("-chardev", format!("socket,id=channel,fd={fd}"));
+        option("-device", "virtio-serial-device".to_owned());
+        option("-device", "virtserialport,chardev=channel,name=vhive.0".to_owned());
+    }
     if let Some(fd) = machine.rootfs_fd {
         option("-add-fd", format!("fd={fd},set=1"));
         let file = "driver=file,node-name=rootfs,filename=/dev/fdset/1";
@@ -152,9 +157,9 @@ mod tests {
             memory_shared: true,
             incoming: false,
             kernel_fd: 11,
-            initramfs_fd: 12,
+            initramfs_fd: Some(12),
             command_line: "console=ttyS0, quiet",
-            channel_fd: 13,
+            channel_fd: Some(13),
             qmp_fd: 14,
             rootfs_fd: Some(15),
             interface: Some(Interface { tap_fd: 16, mac: "02:00:00:00:00:01".to_owned() }),
@@ -195,6 +200,16 @@ mod tests {
             words.iter().filter(differs).cloned().collect()
         };
         assert_eq!(rest(&booted), rest(&restored));
+    }
+
+    #[test]
+    fn a_bare_guest_has_its_interface_alone() {
+        let bare =
+            Machine { initramfs_fd: None, channel_fd: None, rootfs_fd: None, ..machine() };
+        let words = arguments(&bare);
+        assert!(value_of(&words, "-initrd").is_empty());
+        let devices = value_of(&words, "-device");
+        assert!(matches!(&devices[..], [one] if one.starts_with("virtio-net-device")));
     }
 
     #[test]

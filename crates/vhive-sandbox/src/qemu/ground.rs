@@ -67,7 +67,7 @@ impl Ground {
         let guest = Guest {
             digest: kernel.digest,
             vmlinux: kernel.vmlinux,
-            initramfs: kernel.initramfs,
+            initramfs: Some(kernel.initramfs),
             command_line: kernel::command_line(tsc_khz),
         };
         let qemu = version(&config.binary)?;

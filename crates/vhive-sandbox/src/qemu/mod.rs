@@ -23,8 +23,10 @@ mod sandbox;
 mod vm;
 
 use std::io;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, TryLockError};
+use std::time::Instant;
 
 use vhive_api::guest::{GuestConfig, Stream};
 use vhive_api::{Bytes, RuntimeName};
@@ -34,13 +36,14 @@ pub use command::Accelerator;
 pub use config::{Choose, QemuConfig};
 
 use crate::contract::{chain, entropy};
+use crate::bare;
 use crate::deadline::Deadline;
 use crate::journal::{End, Milestone, WaitError};
 use crate::kernel::KernelStore;
 use crate::network::NetworkSlot;
 use crate::run_dir::{SandboxDir, SandboxRecord};
 use crate::runtime::{BootError, Guest, HostLacks, Restore, Runtime, Sandbox, SandboxSpec};
-use crate::snapshot::MemoryShape;
+use crate::snapshot::{MemoryShape, Platform};
 use checkpoint::Taken;
 use ground::Ground;
 use memory::Backing;
@@ -113,11 +116,9 @@ impl Runtime for Qemu {
         let host = |lacks| BootError::Host { runtime: RuntimeName::Qemu, lacks };
         let ground = self.ground().map_err(host)?;
         let network = network_of(spec)?;
-        if let Guest::Bare { kernel } = &spec.guest {
-            let step = format!("boot the bare guest {}", kernel.display());
-            return Err(BootError::Resource { step, source: io::ErrorKind::Unsupported.into() });
-        }
-        if spec.memory < LEAST_MEMORY {
+        let kernel = kernel_of(spec, &network, &ground)?;
+        let is_bare = spec.guest != Guest::Linux;
+        if !is_bare && spec.memory < LEAST_MEMORY {
             let source = io::Error::new(
                 io::ErrorKind::InvalidInput,
                 format!("a guest needs at least {LEAST_MEMORY}"),
@@ -130,7 +131,12 @@ impl Runtime for Qemu {
             let step = format!("create the directory of sandbox {}", spec.id);
             BootError::Resource { step, source }
         })?;
-        let booted = self.boot_guest(spec, &network, &ground, deadline);
+        let on = (&*ground, &kernel);
+        let booted = if is_bare {
+            self.boot_bare(spec, &network, on, deadline)
+        } else {
+            self.boot_guest(spec, &network, on, deadline)
+        };
         let vm = booted.inspect_err(|error| {
             let (step, reason) = ("boot".to_owned(), chain(error));
             spec.journal.end(End::Failed { step, reason });
@@ -141,8 +147,9 @@ impl Runtime for Qemu {
             id: spec.id.clone(),
             port: spec.port,
             journal: Arc::clone(&spec.journal),
+            is_bare,
             taken: Some(Taken {
-                platform: ground.platform.clone(),
+                platform: Platform { kernel: Some(kernel.digest), ..ground.platform.clone() },
                 shape: MemoryShape { memory: guest_memory(spec), vcpus: vcpus(spec) },
             }),
             paging: None,
@@ -165,6 +172,21 @@ fn network_of(spec: &SandboxSpec) -> Result<Arc<NetworkSlot>, BootError> {
     })
 }
 
+/// What is booted.
+fn kernel_of(
+    spec: &SandboxSpec,
+    network: &NetworkSlot,
+    ground: &Ground,
+) -> Result<vm::Guest, BootError> {
+    let Guest::Bare { kernel } = &spec.guest else { return Ok(ground.guest.clone()) };
+    let digest = bare::digest(kernel).map_err(|source| {
+        let step = format!("read the bare guest {}", kernel.display());
+        BootError::Resource { step, source }
+    })?;
+    let command_line = bare::command_line(network.guest(), spec.port);
+    Ok(vm::Guest { digest, vmlinux: kernel.clone(), initramfs: None, command_line })
+}
+
 /// QEMU takes whole MiB.
 fn guest_memory(spec: &SandboxSpec) -> Bytes {
     Bytes::mib(spec.memory.mib_ceil())
@@ -180,7 +202,7 @@ impl Qemu {
         &self,
         spec: &SandboxSpec,
         network: &NetworkSlot,
-        ground: &Ground,
+        on: (&Ground, &vm::Guest),
         deadline: Deadline,
     ) -> Result<Vm, BootError> {
         let mut attempts = 0;
@@ -191,11 +213,7 @@ impl Qemu {
                 attempts,
                 reason: error.to_string(),
             };
-            let backing = Backing::fresh(guest_memory(spec)).map_err(|source| {
-                let step = "allocate guest memory".to_owned();
-                BootError::Resource { step, source }
-            })?;
-            let vm = Vm::start(self.wanted(spec, network, ground, backing), deadline)?;
+            let vm = self.start(spec, network, on, deadline)?;
             let hello = deadline.or_after(self.config.hello_deadline.into());
             match spec.journal.wait(Milestone::KernelUp, hello) {
                 Ok(_) => {}
@@ -225,13 +243,48 @@ impl Qemu {
         }
     }
 
+    /// Boots a guest that is ready when its port answers.
+    fn boot_bare(
+        &self,
+        spec: &SandboxSpec,
+        network: &NetworkSlot,
+        on: (&Ground, &vm::Guest),
+        deadline: Deadline,
+    ) -> Result<Vm, BootError> {
+        let vm = self.start(spec, network, on, deadline)?;
+        spec.journal.reach(Milestone::Started, Instant::now());
+        let endpoint = SocketAddr::new(network.address().into(), spec.port);
+        let listens = bare::wait_listening(endpoint, &spec.journal, deadline);
+        listens.map_err(|error| {
+            vm.supervised.abandon();
+            let (wanted, reason) = (Milestone::Listening, error.to_string());
+            BootError::Guest { wanted, attempts: 1, reason }
+        })?;
+        Ok(vm)
+    }
+
+    fn start(
+        &self,
+        spec: &SandboxSpec,
+        network: &NetworkSlot,
+        on: (&Ground, &vm::Guest),
+        deadline: Deadline,
+    ) -> Result<Vm, BootError> {
+        let backing = Backing::fresh(guest_memory(spec)).map_err(|source| {
+            let step = "allocate guest memory".to_owned();
+            BootError::Resource { step, source }
+        })?;
+        Vm::start(self.wanted(spec, network, on, backing), deadline)
+    }
+
     fn wanted<'a>(
         &'a self,
         spec: &'a SandboxSpec,
         network: &'a NetworkSlot,
-        ground: &'a Ground,
+        (ground, guest): (&'a Ground, &'a vm::Guest),
         backing: Backing,
     ) -> Wanted<'a> {
+        let is_linux = spec.guest == Guest::Linux;
         Wanted {
             id: &spec.id,
             run_root: Some(&spec.run_root),
@@ -239,15 +292,15 @@ impl Qemu {
             binary: &self.config.binary,
             accelerator: ground.choice.accelerator,
             uid: self.config.uid_of(&spec.id),
-            guest: &ground.guest,
+            guest,
             vcpus: vcpus(spec),
             memory: guest_memory(spec),
             backing,
             incoming: None,
             overhead: self.config.overhead,
-            rootfs: Some(&spec.rootfs),
+            rootfs: is_linux.then_some(&*spec.rootfs),
             network: Some(network),
-            config: Some(GuestConfig {
+            config: is_linux.then(|| GuestConfig {
                 process: spec.process.clone(),
                 hostname: spec.id.to_string(),
                 port: spec.port,

@@ -5,6 +5,8 @@
 //!                        ─► Resume{name, clock, entropy} ─► init answers = Resumed
 //! ```
 //!
+//! A bare guest goes on where it was: it is not told anything, and does not answer.
+//!
 //! The command line is the boot's, so that the machine is the same; QEMU loads no kernel while it
 //! waits for incoming state.
 
@@ -24,7 +26,7 @@ use super::ground::Ground;
 use super::memory::Backing;
 use super::qmp::QmpError;
 use super::sandbox::QemuSandbox;
-use super::vm::{Spawned, Vm};
+use super::vm::{self, Spawned, Vm};
 use super::{Qemu, chain, entropy};
 use crate::contract::{Answer, Supervised, own_words as words, unix_now_ns};
 use crate::deadline::Deadline;
@@ -33,7 +35,7 @@ use crate::network::NetworkSlot;
 use crate::paging::{self, ClonePaging, Preparing};
 use crate::run_dir::{SandboxDir, SandboxRecord};
 use crate::runtime::{
-    BootError, HostLacks, Memory, Prespawned, Restore, RestoreError, Runtime as _, Sandbox,
+    BootError, Guest, HostLacks, Memory, Prespawned, Restore, RestoreError, Runtime as _, Sandbox,
     SandboxSpec,
 };
 use crate::snapshot::{MEMORY, Mismatch, Platform, Snapshot, VM_STATE};
@@ -102,12 +104,20 @@ impl Qemu {
             let (has, wanted) = (format!("{was:?}"), format!("{:?}", network.guest()));
             return Err(RestoreError::Mismatch(Mismatch { field: "network", has, wanted }));
         }
+        let kernel = super::kernel_of(spec, &network, &ground)?;
+        let was = from.manifest().platform.kernel;
+        if spec.guest != Guest::Linux && was != Some(kernel.digest) {
+            // The one part of the platform that the caller knows nothing of.
+            let has = was.map_or_else(|| "none".to_owned(), |digest| digest.to_string());
+            let (field, wanted) = ("platform.kernel", kernel.digest.to_string());
+            return Err(RestoreError::Mismatch(Mismatch { field, has, wanted }));
+        }
         let record = SandboxRecord { id: spec.id.clone(), runtime: RuntimeName::Qemu };
         let dir = SandboxDir::create(&spec.run_root, &record).map_err(|source| {
             let step = format!("create the directory of sandbox {}", spec.id);
             BootError::Resource { step, source }
         })?;
-        let spawned = self.spawn(spec, &network, &ground, from, mode, deadline);
+        let spawned = self.spawn(spec, (&ground, &kernel), from, mode, deadline);
         let (vm, state_fd, handed) = spawned.inspect_err(|error| failed(spec, error))?;
         let (spec, from) = (spec.clone(), from.clone());
         let binary = self.config.binary.display().to_string();
@@ -118,14 +128,14 @@ impl Qemu {
     fn spawn(
         &self,
         spec: &SandboxSpec,
-        network: &NetworkSlot,
-        ground: &Ground,
+        (ground, kernel): (&Ground, &vm::Guest),
         from: &Snapshot,
         mode: MemoryMode,
         deadline: Deadline,
     ) -> Result<(Vm, Option<RawFd>, Option<Handoff>), RestoreError> {
         let (backing, socket) = backing(spec, ground, from, mode)?;
-        let mut wanted = self.wanted(spec, network, ground, backing);
+        let network = super::network_of(spec)?;
+        let mut wanted = self.wanted(spec, &network, (ground, kernel), backing);
         wanted.incoming = Some(from.file(VM_STATE).map_err(RestoreError::Snapshot)?);
         wanted.config = None;
         let binary = wanted.binary;
@@ -247,6 +257,7 @@ impl Waiting {
             id: spec.id.clone(),
             port: spec.port,
             journal: Arc::clone(&spec.journal),
+            is_bare: spec.guest != Guest::Linux,
             taken: None,
             paging: Some(paging),
             _dir: dir,
@@ -279,6 +290,10 @@ impl Waiting {
 
     /// Tells the guest who it is now, and waits until it is.
     fn resume(&self, deadline: Deadline) -> Result<(), RestoreError> {
+        if self.spec.guest != Guest::Linux {
+            self.resumed();
+            return Ok(());
+        }
         let identity = Identity {
             clone: true,
             hostname: self.spec.id.to_string(),
@@ -289,10 +304,7 @@ impl Waiting {
         let journal = &self.spec.journal;
         match self.vm.supervised.ask(ToGuest::Resume(Box::new(identity)), deadline) {
             Some(Answer::Resumed) => {
-                let now = Instant::now();
-                journal.reach(Milestone::Resumed, now);
-                // It listened when the snapshot was taken.
-                journal.reach(Milestone::Listening, now);
+                self.resumed();
                 Ok(())
             }
             _ => {
@@ -302,6 +314,15 @@ impl Waiting {
                 Err(BootError::Guest { wanted, attempts: 1, reason }.into())
             }
         }
+    }
+}
+
+impl Waiting {
+    fn resumed(&self) {
+        let now = Instant::now();
+        self.spec.journal.reach(Milestone::Resumed, now);
+        // It listened when the snapshot was taken.
+        self.spec.journal.reach(Milestone::Listening, now);
     }
 }
 

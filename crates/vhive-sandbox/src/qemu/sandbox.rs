@@ -24,6 +24,8 @@ pub(super) struct QemuSandbox {
     pub(super) id: SandboxId,
     pub(super) port: u16,
     pub(super) journal: Arc<Journal>,
+    /// Whether it is a bare guest, which does not speak the guest contract.
+    pub(super) is_bare: bool,
     /// What its snapshots say of themselves; none of a clone, which cannot be snapshotted.
     pub(super) taken: Option<Taken>,
     /// How a clone's memory arrives.
@@ -54,6 +56,12 @@ impl Sandbox for QemuSandbox {
     }
 
     fn stop(&mut self, deadline: Deadline) {
+        if self.is_bare {
+            // There is nobody to be asked, and nothing to be lost.
+            self.journal.end(End::Vanished("the sandbox was stopped".to_owned()));
+            self.vm.supervised.kill();
+            return;
+        }
         contract::stop(&self.vm.supervised, &self.journal, deadline);
     }
 }

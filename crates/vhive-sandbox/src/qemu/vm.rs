@@ -34,7 +34,8 @@ const THREADS: u32 = 80;
 pub(super) struct Guest {
     pub(super) digest: Digest,
     pub(super) vmlinux: PathBuf,
-    pub(super) initramfs: PathBuf,
+    /// None for a bare guest, which has no channel either.
+    pub(super) initramfs: Option<PathBuf>,
     pub(super) command_line: String,
 }
 
@@ -120,7 +121,9 @@ impl Spawned {
         let (console, stdout) = resource("make the console's pipe", io::pipe)?;
         let (errors, stderr) = resource("make the error pipe", io::pipe)?;
         let kernel = open(&wanted.guest.vmlinux)?;
-        let initramfs = open(&wanted.guest.initramfs)?;
+        let initramfs = wanted.guest.initramfs.as_deref().map(open).transpose()?;
+        // A bare guest's end is closed at once.
+        let their_channel = initramfs.is_some().then_some(their_channel);
         let rootfs = wanted.rootfs.map(open).transpose()?;
         let tap = wanted.network.map(|slot| resource("open the tap device", || slot.open_tap()));
         let tap = tap.transpose()?;
@@ -134,9 +137,9 @@ impl Spawned {
             memory_shared: shared,
             incoming: wanted.incoming.is_some(),
             kernel_fd: kernel.as_raw_fd(),
-            initramfs_fd: initramfs.as_raw_fd(),
+            initramfs_fd: initramfs.as_ref().map(|file| file.as_raw_fd()),
             command_line: &wanted.guest.command_line,
-            channel_fd: their_channel.as_raw_fd(),
+            channel_fd: their_channel.as_ref().map(|channel| channel.as_raw_fd()),
             qmp_fd: their_control.as_raw_fd(),
             rootfs_fd: rootfs.as_ref().map(|file| file.as_raw_fd()),
             interface: tap.as_ref().zip(wanted.network).map(|(tap, slot)| Interface {
@@ -150,8 +153,9 @@ impl Spawned {
         let state_fd = wanted.incoming.as_ref().map(|file| file.as_raw_fd());
         let is_clone = wanted.incoming.is_some();
         let mut inherit = inherit;
-        let files = [their_channel.into(), their_control.into(), kernel.into(), initramfs.into()];
-        inherit.extend(files);
+        inherit.extend([their_control.into(), kernel.into()]);
+        inherit.extend(their_channel.map(OwnedFd::from));
+        inherit.extend(initramfs.map(OwnedFd::from));
         inherit.push(memory);
         inherit.extend(rootfs.into_iter().chain(wanted.incoming).map(OwnedFd::from));
         inherit.extend(tap);
