@@ -66,8 +66,8 @@ impl Lab {
         if let Err(lacks) = firecracker.check_bare() {
             return skip(&lacks);
         }
-        let kernel = PathBuf::from(std::env::var_os("VHIVE_NANO").unwrap_or_default());
         let dir = tempfile::tempdir().expect("a temporary directory");
+        let kernel = vhive_sandbox::nano::write_to(dir.path()).expect("written");
         let root = RunRoot::below(&dir.path().join("run"), dir.path());
         let network = NetworkConfig { ready: 1, max: 4, ..NetworkConfig::default() };
         let pool = match NetworkPool::open(&network, &root) {
@@ -327,7 +327,7 @@ fn a_damaged_state_and_a_bad_kernel_are_told_in_firecrackers_words() {
     let kernel = lab.dir.path().join("missing");
     let spec = SandboxSpec { guest: Guest::Bare { kernel }, ..lab.spec() };
     let error = lab.firecracker.boot(&spec, soon()).expect_err("no kernel");
-    assert!(error.to_string().starts_with("cannot lend "), "{error}");
+    assert!(error.to_string().starts_with("cannot read the bare guest "), "{error}");
     drop(spec);
     lab.expect_no_traces();
 }

@@ -14,7 +14,6 @@ use crate::deadline::Deadline;
 use crate::journal::{End, Journal};
 use crate::network::NetworkSlot;
 use crate::paging::ClonePaging;
-use crate::process;
 use crate::run_dir::SandboxDir;
 use crate::runtime::{Checkpoint, Paging, Sandbox};
 
@@ -74,9 +73,7 @@ impl Sandbox for FirecrackerSandbox {
             Err(error) => tracing::debug!(sandbox = %self.id, %error, "no metrics"),
         }
         self.journal.end(End::Vanished("the sandbox was stopped".to_owned()));
-        if let Ok(pidfd) = self.vm.supervised.pidfd() {
-            process::kill(std::os::fd::AsFd::as_fd(&pidfd));
-        }
+        self.vm.supervised.kill();
     }
 }
 

@@ -204,8 +204,7 @@ mod tests {
 
     #[test]
     fn a_bare_guest_has_its_interface_alone() {
-        let bare =
-            Machine { initramfs_fd: None, channel_fd: None, rootfs_fd: None, ..machine() };
+        let bare = Machine { initramfs_fd: None, channel_fd: None, rootfs_fd: None, ..machine() };
         let words = arguments(&bare);
         assert!(value_of(&words, "-initrd").is_empty());
         let devices = value_of(&words, "-device");

@@ -35,8 +35,8 @@ pub use accelerator::AcceleratorChoice;
 pub use command::Accelerator;
 pub use config::{Choose, QemuConfig};
 
-use crate::contract::{chain, entropy};
 use crate::bare;
+use crate::contract::{chain, entropy};
 use crate::deadline::Deadline;
 use crate::journal::{End, Milestone, WaitError};
 use crate::kernel::KernelStore;
