@@ -180,9 +180,9 @@ fn a_clone_reads_what_the_original_wrote_however_its_memory_arrives() {
 }
 
 #[test]
-fn it_works_without_the_jailer() {
-    let name = "it_works_without_the_jailer";
-    every_mode(name, FirecrackerConfig { use_jailer: false, ..config() });
+fn it_works_without_the_jailer_and_with_more_devices() {
+    let name = "it_works_without_the_jailer_and_with_more_devices";
+    every_mode(name, FirecrackerConfig { use_jailer: false, balloon: true, ..config() });
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Firecracker's API with types: what is asked of it, in its own words.
 //!
 //! ```text
-//!   machine-config · boot-source · drives · network-interfaces · … ─► InstanceStart   (a boot)
+//!   machine-config · boot-source · network-interfaces · entropy · … ─► InstanceStart   (a boot)
 //!   snapshot/load ─► vm: Resumed                                                       (a clone)
 //!   vm: Paused ─► snapshot/create ─► vm: Resumed                                       (a snapshot)
 //! ```
@@ -38,18 +38,7 @@ pub(super) struct MachineConfig {
 #[derive(Debug, Serialize)]
 pub(super) struct BootSource {
     pub(super) kernel_image_path: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) initrd_path: Option<String>,
     pub(super) boot_args: String,
-}
-
-/// `PUT /drives/{drive_id}`.
-#[derive(Debug, Serialize)]
-pub(super) struct Drive {
-    pub(super) drive_id: String,
-    pub(super) path_on_host: String,
-    pub(super) is_root_device: bool,
-    pub(super) is_read_only: bool,
 }
 
 /// `PUT /network-interfaces/{iface_id}`.
@@ -60,17 +49,9 @@ pub(super) struct NetworkInterface {
     pub(super) guest_mac: String,
 }
 
-/// `PUT /entropy`: a virtio-rng device.
+/// `PUT /entropy`: a device that gives random bytes.
 #[derive(Debug, Serialize)]
-pub(super) struct Entropy {}
-
-/// `PUT /vsock`.
-#[derive(Debug, Serialize)]
-pub(super) struct Vsock {
-    pub(super) guest_cid: u32,
-    /// A guest's connection to port P arrives at `<uds_path>_P`.
-    pub(super) uds_path: String,
-}
+struct Entropy {}
 
 /// `PUT /balloon`.
 #[derive(Debug, Serialize)]
@@ -120,10 +101,6 @@ pub(super) struct LoadSnapshot {
     pub(super) snapshot_path: String,
     pub(super) mem_backend: MemBackend,
     pub(super) resume_vm: bool,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub(super) network_overrides: Vec<NetworkOverride>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) clock_realtime: Option<bool>,
 }
 
 /// Where a clone's memory comes from.
@@ -141,13 +118,6 @@ pub(super) enum BackendType {
     File,
     /// Whoever gets the userfaultfd serves faults.
     Uffd,
-}
-
-/// Another tap device than when the snapshot was taken.
-#[derive(Debug, Serialize)]
-pub(super) struct NetworkOverride {
-    pub(super) iface_id: String,
-    pub(super) host_dev_name: String,
 }
 
 /// `GET /`.
@@ -224,10 +194,6 @@ impl Api {
         self.put("boot-source", "/boot-source", source, deadline)
     }
 
-    pub(super) fn drive(&mut self, drive: &Drive, deadline: Deadline) -> Result<(), ApiError> {
-        self.put("drives", &format!("/drives/{}", drive.drive_id), drive, deadline)
-    }
-
     pub(super) fn network_interface(
         &mut self,
         interface: &NetworkInterface,
@@ -239,10 +205,6 @@ impl Api {
 
     pub(super) fn entropy(&mut self, deadline: Deadline) -> Result<(), ApiError> {
         self.put("entropy", "/entropy", &Entropy {}, deadline)
-    }
-
-    pub(super) fn vsock(&mut self, vsock: &Vsock, deadline: Deadline) -> Result<(), ApiError> {
-        self.put("vsock", "/vsock", vsock, deadline)
     }
 
     pub(super) fn balloon(
@@ -433,8 +395,6 @@ mod tests {
                 backend_path: "/uffd.sock".to_owned(),
             },
             resume_vm: true,
-            network_overrides: Vec::new(),
-            clock_realtime: None,
         };
         let wanted = json!({
             "snapshot_path": "/vmstate",

@@ -6,10 +6,12 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::Firecracker;
-use super::api::{ApiError, BootSource, MachineConfig, NetworkInterface};
+use super::api::{ApiError, Balloon, BootSource, MachineConfig, NetworkInterface};
 use super::checkpoint::Taken;
+use super::config::FirecrackerConfig;
 use super::ground::Ground;
 use super::sandbox::FirecrackerSandbox;
+use super::version::Version;
 use super::vm::{Vm, Wanted, guest_memory, vcpus};
 use crate::bare;
 use crate::contract::{chain, own_words};
@@ -50,7 +52,7 @@ pub(super) fn boot(
     let (mut vm, _) = Vm::spawn(&wanted, deadline)?;
     let journal = &spec.journal;
     journal.reach(Milestone::Spawned, Instant::now());
-    let started = start(&mut vm, spec, network, (firecracker, deadline));
+    let started = start(&mut vm, spec, network, (config, ground.version), deadline);
     started.map_err(|error| {
         let reason = own_words(&vm.supervised, journal, &chain(&error));
         BootError::Spawn { program: ground.binary.display().to_string(), reason }
@@ -82,7 +84,8 @@ fn start(
     vm: &mut Vm,
     spec: &SandboxSpec,
     network: &NetworkSlot,
-    (firecracker, deadline): (&Firecracker, Deadline),
+    (config, version): (&FirecrackerConfig, Version),
+    deadline: Deadline,
 ) -> Result<(), ApiError> {
     let inside = vm.jail.inside(KERNEL);
     let api = &mut vm.api;
@@ -91,12 +94,11 @@ fn start(
         mem_size_mib: guest_memory(spec).mib_ceil(),
         smt: false,
         track_dirty_pages: false,
-        cpu_template: firecracker.config.cpu_template,
+        cpu_template: config.cpu_template,
     };
     api.machine_config(&machine, deadline)?;
     let source = BootSource {
         kernel_image_path: inside,
-        initrd_path: None,
         // Firecracker adds where its devices are.
         boot_args: bare::command_line(network.guest(), spec.port),
     };
@@ -107,5 +109,11 @@ fn start(
         guest_mac: network.mac().to_string(),
     };
     api.network_interface(&interface, deadline)?;
+    if config.entropy {
+        api.entropy(deadline)?;
+    }
+    if config.balloon {
+        api.balloon(&Balloon::for_version(version), deadline)?;
+    }
     api.start(deadline)
 }

@@ -9,6 +9,7 @@ use vhive_api::{Bytes, SandboxId};
 const UIDS: u32 = 1 << 24;
 
 /// The section `[firecracker]`.
+#[expect(clippy::struct_excessive_bools, reason = "switches that are independent of each other")]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct FirecrackerConfig {
@@ -28,6 +29,11 @@ pub struct FirecrackerConfig {
     pub cpu_template: Option<CpuTemplate>,
     /// Whether guests see their devices on a PCI bus instead of as `virtio-mmio`.
     pub pci: bool,
+    /// Whether guests get a device that gives random bytes.
+    pub entropy: bool,
+    /// Whether guests get a device by which they give memory back; where Firecracker's can, by
+    /// itself.
+    pub balloon: bool,
 }
 
 /// A static CPU template of Firecracker's.
@@ -67,6 +73,8 @@ impl Default for FirecrackerConfig {
             overhead: Bytes::mib(128),
             cpu_template: None,
             pci: false,
+            entropy: true,
+            balloon: false,
         }
     }
 }

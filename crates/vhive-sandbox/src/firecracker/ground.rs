@@ -67,9 +67,17 @@ impl Ground {
         }
         let cpu = cpu(config)?;
         let bus = if config.pci { "pci" } else { "mmio" };
+        let devices = match (config.entropy, config.balloon) {
+            (false, false) => "",
+            (true, false) => ", entropy",
+            (false, true) => ", balloon",
+            (true, true) => ", entropy, balloon",
+        };
         let platform = Platform {
             runtime: RuntimeName::Firecracker,
-            version: format!("Firecracker {version}, format {format}, {bus}, machine {MACHINE}"),
+            version: format!(
+                "Firecracker {version}, format {format}, {bus}{devices}, machine {MACHINE}"
+            ),
             cpu,
             kernel: None,
             page_size: u32::try_from(rustix::param::page_size()).unwrap_or(0),

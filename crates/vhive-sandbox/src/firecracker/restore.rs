@@ -223,10 +223,7 @@ impl WaitingFirecracker {
             snapshot_path: jail.inside(VM_STATE),
             mem_backend: MemBackend { backend_type, backend_path: jail.inside(backend) },
             resume_vm,
-            // Every network slot has a tap device of the same name.
-            network_overrides: Vec::new(),
-            // Guests without an operating system have no such clock.
-            clock_realtime: None,
+            // The interface needs no other tap: all network slots' have the same name.
         };
         let api = &mut self.vm.api;
         let sent = api.begin_load(&load, deadline);

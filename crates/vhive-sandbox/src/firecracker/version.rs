@@ -23,8 +23,6 @@ pub(super) struct Version {
 /// Something that not every supported version can do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Ability {
-    /// `clock_realtime` in a load: the guest's kvmclock goes on with the host's time.
-    ClockRealtime,
     /// The balloon gives pages back by itself: `free_page_reporting`.
     FreePageReporting,
 }
@@ -34,7 +32,6 @@ impl Ability {
     const fn since(self) -> Version {
         match self {
             Self::FreePageReporting => Version { major: 1, minor: 14, patch: 0 },
-            Self::ClockRealtime => Version { major: 1, minor: 16, patch: 0 },
         }
     }
 }
@@ -121,8 +118,8 @@ mod tests {
         assert_eq!(parse("v1.16.1").to_string(), "1.16.1");
         assert_eq!(parse("1.17.0-dev-ab12.3"), Version { major: 1, minor: 17, patch: 0 });
         assert!(parse("v1.9.0") < LEAST && parse("v1.13.0") >= LEAST && parse("v2.0.0") > LEAST);
-        assert!(!parse("v1.15.1").has(Ability::ClockRealtime));
-        assert!(parse("v1.16.0").has(Ability::ClockRealtime));
+        assert!(!parse("v1.13.2").has(Ability::FreePageReporting));
+        assert!(parse("v1.14.0").has(Ability::FreePageReporting));
         for text in ["", "v", "1.2", "1.2.3.4", "1.2.x", "-1.2.3", "v99999999999.0.0"] {
             assert_eq!(Version::parse(text), None, "{text}");
         }
