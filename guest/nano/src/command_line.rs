@@ -106,7 +106,7 @@ mod tests {
     proptest::proptest! {
         #[test]
         fn any_line_is_survived(line: String) {
-            Options::parse(&line);
+            let _ = Options::parse(&line);
         }
     }
 }

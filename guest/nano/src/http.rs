@@ -16,7 +16,7 @@ const MOST_HEADERS: usize = 32;
 pub enum Command {
     /// `GET /`: a greeting.
     Hello,
-    /// `GET /memory`: how many pages there are, and how many are filled.
+    /// `GET /memory`: how many pages there are, how many are filled, and where the first is.
     Memory,
     /// `GET /fill?pages=N`.
     Fill {
@@ -128,11 +128,8 @@ pub fn parse(input: &[u8]) -> Option<Request> {
         }
     }
     let only_head = method == "HEAD";
-    let command = if method == "GET" || only_head {
-        command(target)
-    } else {
-        Err(Status::MethodNotAllowed)
-    };
+    let command =
+        if method == "GET" || only_head { command(target) } else { Err(Status::MethodNotAllowed) };
     Some(Request { command, after, only_head, length })
 }
 
@@ -283,7 +280,7 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn any_bytes_are_survived(bytes: Vec<u8>, target: String) {
+        fn any_bytes_are_survived(bytes: Vec<u8>, target: std::string::String) {
             if let Some(request) = parse(&bytes) {
                 assert!(request.length <= bytes.len());
             }

@@ -32,6 +32,8 @@ pub const fn mix(x: u64) -> u64 {
 pub trait Area {
     /// How many pages there are.
     fn pages(&self) -> u64;
+    /// The physical address of the first.
+    fn begin(&self) -> u64;
     /// A page's words; none if there is no such page.
     fn page(&mut self, number: u64) -> Option<&mut [u64; WORDS]>;
 }
@@ -167,6 +169,10 @@ mod tests {
     impl Area for Memory {
         fn pages(&self) -> u64 {
             self.0.len() as u64
+        }
+
+        fn begin(&self) -> u64 {
+            0
         }
 
         fn page(&mut self, number: u64) -> Option<&mut [u64; WORDS]> {

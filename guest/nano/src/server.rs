@@ -165,7 +165,7 @@ impl Connection {
         if let Some(request) = http::parse(&self.input) {
             let rest = self.input.get(request.length..).unwrap_or_default();
             self.input = Vec::from_slice(rest).unwrap_or_default();
-            self.begin(request, area.pages(), *filled);
+            self.begin(request, (area.begin(), area.pages()), *filled);
             return true;
         }
         if socket.state() == State::CloseWait {
@@ -213,7 +213,7 @@ impl Connection {
         }
     }
 
-    fn begin(&mut self, request: Request, pages: u64, filled: u64) {
+    fn begin(&mut self, request: Request, (begin, pages): (u64, u64), filled: u64) {
         let mut body: String<MOST_BODY> = String::new();
         let status = match request.command {
             Ok(Command::Hello) => {
@@ -222,7 +222,7 @@ impl Connection {
                 Status::Ok
             }
             Ok(Command::Memory) => {
-                let _ = writeln!(body, "pages {pages} filled {filled}");
+                let _ = writeln!(body, "pages {pages} filled {filled} begin {begin:#x}");
                 Status::Ok
             }
             Ok(Command::Fill { pages: wanted }) if wanted <= pages => {

@@ -41,6 +41,10 @@ impl Area for Ram {
         self.pages
     }
 
+    fn begin(&self) -> u64 {
+        self.begin
+    }
+
     fn page(&mut self, number: u64) -> Option<&mut [u64; WORDS]> {
         if number >= self.pages {
             return None;

@@ -39,8 +39,7 @@ struct Gate {
     _reserved: u32,
 }
 
-const EMPTY: Gate =
-    Gate { low: 0, selector: 0, attributes: 0, middle: 0, high: 0, _reserved: 0 };
+const EMPTY: Gate = Gate { low: 0, selector: 0, attributes: 0, middle: 0, high: 0, _reserved: 0 };
 
 static mut TABLE: [Gate; 256] = [EMPTY; 256];
 static SET_UP: AtomicBool = AtomicBool::new(false);

@@ -123,7 +123,8 @@ impl Nic {
         size: usize,
         buffers: &mut Option<&'static mut Buffers>,
     ) -> Option<Self> {
-        let header = ptr::with_exposed_provenance_mut::<VirtIOHeader>(usize::try_from(address).ok()?);
+        let header =
+            ptr::with_exposed_provenance_mut::<VirtIOHeader>(usize::try_from(address).ok()?);
         // SAFETY: the caller's promise.
         let transport = unsafe { MmioTransport::new(NonNull::new(header)?, size) }.ok()?;
         if transport.device_type() != DeviceType::Network {
