@@ -62,7 +62,7 @@ mod tests {
     use object::read::elf::{FileHeader as _, ProgramHeader as _};
 
     /// `XEN_ELFNOTE_PHYS32_ENTRY`.
-    const ENTRY: u32 = 18;
+    const ENTRY: object::elf::NoteType = object::elf::NoteType(18);
 
     #[test]
     fn the_guest_is_static_and_tells_its_entry() {

@@ -1,8 +1,6 @@
 //! The runtime `firecracker`, with a guest without an operating system: what `/dev/kvm` offers is
 //! enough for that wherever it opens.
-//!
-//! `VHIVE_FIRECRACKER` names the program, with its jailer beside it; else both are looked up in
-//! `PATH`.
+//! What it has in common with other runtimes is in `nano.rs`.
 #![expect(
     clippy::panic,
     clippy::print_stderr,
@@ -31,7 +29,7 @@ use vhive_sandbox::{
     Runtime as _, Sandbox, SandboxSpec, Snapshot, SnapshotDraft,
 };
 
-use site::{get, soon};
+use site::{firecracker_config as config, get, soon};
 use traces::Traces;
 
 /// One test at a time: each looks at the children of the whole process.
@@ -45,14 +43,6 @@ struct Lab {
     pool: NetworkPool,
     dir: tempfile::TempDir,
     _turn: MutexGuard<'static, ()>,
-}
-
-fn config() -> FirecrackerConfig {
-    let Some(binary) = std::env::var_os("VHIVE_FIRECRACKER").map(PathBuf::from) else {
-        return FirecrackerConfig::default();
-    };
-    let jailer = binary.with_file_name("jailer");
-    FirecrackerConfig { binary, jailer, ..FirecrackerConfig::default() }
 }
 
 impl Lab {

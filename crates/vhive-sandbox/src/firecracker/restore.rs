@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use vhive_api::MemoryMode;
+use vhive_api::{Digest, MemoryMode};
 use vhive_pager::Pager;
 
 use super::Firecracker;
@@ -110,6 +110,7 @@ impl Firecracker {
             let (has, wanted) = (format!("{was:?}"), format!("{:?}", network.guest()));
             return Err(RestoreError::Mismatch(Mismatch { field: "network", has, wanted }));
         }
+        same_guest(spec, from)?;
         let served = mode != MemoryMode::File;
         if served && !ground.has_userfaultfd {
             let reason = "Firecracker cannot make a userfaultfd".to_owned();
@@ -138,6 +139,21 @@ impl Firecracker {
         let (spec, from) = (spec.clone(), from.clone());
         Ok(WaitingFirecracker { vm, listener, mode, spec, from, ground, dir, network })
     }
+}
+
+/// A clone runs what was snapshotted, whatever is said now.
+fn same_guest(spec: &SandboxSpec, from: &Snapshot) -> Result<(), RestoreError> {
+    let was = &from.manifest().platform;
+    let is = spec.guest.platform(was.clone()).map_err(|source| {
+        let step = "read the bare guest".to_owned();
+        RestoreError::from(BootError::Resource { step, source })
+    })?;
+    if is.kernel == was.kernel {
+        return Ok(());
+    }
+    let text = |digest: Option<Digest>| digest.map_or_else(|| "none".to_owned(), |d| d.to_string());
+    let (has, wanted) = (text(was.kernel), text(is.kernel));
+    Err(RestoreError::Mismatch(Mismatch { field: "platform.kernel", has, wanted }))
 }
 
 /// Begins to read what the pager is going to need.
