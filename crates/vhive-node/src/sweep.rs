@@ -11,7 +11,7 @@ use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use vhive_sandbox::{RunRoot, cgroup, network};
+use vhive_sandbox::{RunRoot, cgroup, network, oci};
 
 /// The lock's name in the state directory.
 const LOCK: &str = "node.lock";
@@ -124,6 +124,9 @@ pub enum SweepError {
     /// Network namespaces, interfaces or firewall rules could not be removed.
     #[error("cannot remove networks of an earlier node")]
     Networks(#[source] network::SweepError),
+    /// Images could not be unmounted.
+    #[error("cannot unmount images of an earlier node")]
+    Images(#[source] io::Error),
 }
 
 /// Why a node has no ground to stand on.
@@ -189,7 +192,9 @@ impl Ground {
 impl Drop for Ground {
     /// Leaves no empty directories; one that something is in stays for the next sweep.
     fn drop(&mut self) {
-        for dir in [self.run_root.sandboxes(), self.run_root.dir().to_owned()] {
+        let run_root = &self.run_root;
+        let dirs = [run_root.sandboxes(), run_root.dir().join("images"), run_root.dir().to_owned()];
+        for dir in dirs {
             if let Err(error) = fs::remove_dir(&dir) {
                 tracing::debug!(path = %dir.display(), %error, "run directory not removed");
             }
@@ -202,6 +207,7 @@ fn sweep(root: &RunRoot) -> Result<usize, SweepError> {
     let mut swept: BTreeSet<String> =
         cgroup::sweep(root).map_err(SweepError::Cgroups)?.into_iter().collect();
     network::sweep(root).map_err(SweepError::Networks)?;
+    oci::sweep(root).map_err(SweepError::Images)?;
     let dir = root.sandboxes();
     let failed = |source| SweepError::Directory { path: dir.clone(), source };
     let entries = match fs::read_dir(&dir) {

@@ -61,6 +61,12 @@ pub fn facts(state_dir: &Path) -> Vec<Fact> {
     ]
 }
 
+/// The processor's own name.
+pub(crate) fn processor() -> String {
+    let brand = raw_cpuid::CpuId::new().get_processor_brand_string();
+    brand.map_or_else(|| "an unnamed processor".to_owned(), |name| name.as_str().trim().to_owned())
+}
+
 fn read(path: &str) -> String {
     fs::read_to_string(path).unwrap_or_default()
 }

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, Timespec, eventfd, poll};
 
+use crate::World;
 use crate::failure::{Failure, Step as _};
 
 const SHORTEST: Duration = Duration::from_millis(1);
@@ -34,19 +35,22 @@ enum Found {
 }
 
 /// Starts to look; the descriptor becomes readable once something listens.
-pub(crate) fn watch(port: u16) -> Result<OwnedFd, Failure> {
+pub(crate) fn watch(port: u16, world: World) -> Result<OwnedFd, Failure> {
     let step = "watch the function's port";
     let listening = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).step(step)?;
     let mine = listening.try_clone().step(step)?;
     let thread = thread::Builder::new().name("watch".to_owned());
-    thread.spawn(move || look_until_there(port, &mine)).step(step)?;
+    thread.spawn(move || look_until_there(port, world, &mine)).step(step)?;
     Ok(listening)
 }
 
-fn look_until_there(port: u16, listening: &OwnedFd) {
-    let thread = rustix::thread::gettid();
-    // At the usual priority it would only be less polite.
-    let _ = rustix::process::setpriority_process(Some(thread), LOWEST);
+fn look_until_there(port: u16, world: World, listening: &OwnedFd) {
+    // In a container it would be behind everything that the host has to do.
+    if world == World::Machine {
+        let thread = rustix::thread::gettid();
+        // At the usual priority it would only be less polite.
+        let _ = rustix::process::setpriority_process(Some(thread), LOWEST);
+    }
     let begun = Instant::now();
     let mut warned = false;
     loop {

@@ -125,7 +125,7 @@ fn serve(
     let child = process::start(&config.process, world)?;
     channel.queue(&FromGuest::Started { at_ns: clock::now_ns(), pid: child.id() });
     channel.flush()?;
-    let listening = listen::watch(config.port)?;
+    let listening = listen::watch(config.port, world)?;
     tidy();
     let function = Function { stop_signal, port: config.port, hooks: config.hooks, names, entropy };
     Supervisor::new(channel, children, child, listening, function).run()

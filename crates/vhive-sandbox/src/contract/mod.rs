@@ -2,10 +2,14 @@
 //! talks to the init inside. The page is `docs/design/guest-contract.md`.
 
 mod conversation;
+mod pause;
 mod streams;
 mod supervisor;
 
-pub(crate) use conversation::{Answer, Conversation, unix_now_ns};
+use conversation::{Answer, unix_now_ns};
+
+pub(crate) use conversation::Conversation;
+pub(crate) use pause::{become_clone, go_on, prepare, time_to_go_on};
 pub(crate) use supervisor::{Outputs, Subject, Supervised, Words, start};
 
 use std::time::Duration;

@@ -11,8 +11,10 @@
 //! No daemon, and no mount that outlives its container. Why: `docs/decisions/0018-containers.md`.
 
 mod bundle;
+mod command;
 mod config;
 mod container;
+mod gvisor;
 mod image;
 mod layer;
 mod probe;
@@ -30,7 +32,8 @@ pub use config::{ContainerConfig, GvisorConfig, Platform};
 pub use image::sweep;
 
 use crate::deadline::Deadline;
-use crate::runtime::{BootError, HostLacks, Runtime, Sandbox, SandboxSpec};
+use crate::runtime::{BootError, HostLacks, Restore, Runtime, Sandbox, SandboxSpec};
+use gvisor::Gvisor;
 use image::Images;
 use layer::Layer;
 use probe::Found;
@@ -100,6 +103,16 @@ impl Runtime for Oci {
     fn boot(&self, spec: &SandboxSpec, deadline: Deadline) -> Result<Box<dyn Sandbox>, BootError> {
         let host = |lacks| BootError::Host { runtime: self.name(), lacks };
         let found = self.found().map_err(host)?;
-        start::boot(&self.tool, &found, &self.images, spec, deadline)
+        let mut sandbox = start::boot(&self.tool, &found, &self.images, spec, deadline)?;
+        if self.tool.is_gvisor() {
+            let (tool, shape) = (self.tool.clone(), gvisor::shape(spec));
+            let platform = gvisor::platform(&tool, &found);
+            sandbox.gvisor = Some(Gvisor { tool, platform, shape });
+        }
+        Ok(Box::new(sandbox))
+    }
+
+    fn restores(&self) -> Option<&dyn Restore> {
+        self.tool.is_gvisor().then_some(self as &dyn Restore)
     }
 }

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::sync::Arc;
 use std::time::Duration;
 
 use vhive_api::SandboxId;
@@ -11,7 +12,7 @@ use super::layer::Layer;
 use super::start::Wanted;
 use super::tool::Tool;
 use crate::cgroup::{self, Cgroup};
-use crate::contract::{chain, own_words};
+use crate::contract::{Conversation, chain, own_words};
 use crate::deadline::Deadline;
 use crate::journal::{Journal, Milestone};
 use crate::run_dir::RunRoot;
@@ -98,9 +99,10 @@ fn probe(tool: &Tool, found: &Found) -> Result<(), String> {
         journal: &journal,
         image: None,
         netns: None,
+        from: None,
         cgroup: (Cgroup::name(&root, &id), &group),
         limits: None,
-        config: None,
+        conversation: Conversation::new(Arc::clone(&journal), None),
     };
     let started = wanted.start().map_err(|error| chain(&error))?;
     let reached = journal.wait(Milestone::KernelUp, Deadline::after(PATIENCE));

@@ -1,11 +1,13 @@
 //! A running container as the node sees it.
 
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use rustix::process::Pid;
 use vhive_api::SandboxId;
 
+use super::gvisor::{Gvisor, Loaded};
 use super::image::Mounted;
 use crate::cgroup::Cgroup;
 use crate::contract::{self, Supervised};
@@ -13,7 +15,7 @@ use crate::deadline::Deadline;
 use crate::journal::{End, Journal};
 use crate::network::NetworkSlot;
 use crate::run_dir::SandboxDir;
-use crate::runtime::Sandbox;
+use crate::runtime::{Checkpoint, Paging, Sandbox};
 
 /// The fields are dropped in this order: processes, then what they used.
 #[derive(Debug)]
@@ -24,10 +26,15 @@ pub(super) struct OciSandbox {
     pub(super) id: SandboxId,
     pub(super) port: u16,
     pub(super) journal: Arc<Journal>,
+    /// What its snapshots are made with, if it can be snapshotted.
+    pub(super) gvisor: Option<Gvisor>,
+    /// Whether it was restored from one.
+    pub(super) clone: bool,
     /// Ends what its first process left, and what the runtime keeps running beside it.
     pub(super) _cgroup: Cgroup,
     pub(super) _image: Arc<Mounted>,
-    pub(super) _dir: SandboxDir,
+    pub(super) dir: SandboxDir,
+    pub(super) netns: Arc<OwnedFd>,
     pub(super) network: Arc<NetworkSlot>,
 }
 
@@ -42,6 +49,14 @@ impl Sandbox for OciSandbox {
 
     fn processes(&self) -> &[Pid] {
         self.pid.as_slice()
+    }
+
+    fn checkpoint(&mut self) -> Option<&mut dyn Checkpoint> {
+        if self.gvisor.is_some() { Some(self) } else { None }
+    }
+
+    fn paging(&self) -> Option<Arc<dyn Paging>> {
+        self.clone.then(|| Arc::new(Loaded) as Arc<dyn Paging>)
     }
 
     fn stop(&mut self, deadline: Deadline) {

@@ -1,9 +1,9 @@
-//! Starting a container, for a function or for a probe.
+//! Starting a container: for a function, from a snapshot, or for a probe.
 
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::time::Instant;
@@ -22,8 +22,9 @@ use crate::cgroup::{self, Cgroup};
 use crate::contract::{self, Conversation, Outputs, Supervised, Words, chain, entropy, own_words};
 use crate::deadline::Deadline;
 use crate::journal::{End, Journal, Milestone};
+use crate::network::NetworkSlot;
 use crate::run_dir::{SandboxDir, SandboxRecord};
-use crate::runtime::{BootError, Guest, HostLacks, Sandbox, SandboxSpec};
+use crate::runtime::{BootError, Guest, HostLacks, SandboxSpec};
 
 /// Processes and threads that a container may have.
 const TASKS: u32 = 4096;
@@ -38,10 +39,12 @@ pub(super) struct Wanted<'a> {
     pub(super) journal: &'a Arc<Journal>,
     pub(super) image: Option<&'a Mounted>,
     pub(super) netns: Option<OwnedFd>,
+    /// A checkpoint's directory that it is restored from; none = it is started.
+    pub(super) from: Option<PathBuf>,
     /// Its control groups, and what a runtime calls them.
     pub(super) cgroup: (String, &'a Cgroup),
     pub(super) limits: Option<Limits>,
-    pub(super) config: Option<GuestConfig>,
+    pub(super) conversation: Conversation,
 }
 
 /// A container that is on its way.
@@ -58,7 +61,8 @@ impl Wanted<'_> {
     /// # Errors
     /// [`BootError`]; whatever is in the bundle is the caller's to remove.
     pub(super) fn start(self) -> Result<Started, BootError> {
-        let Self { tool, found, id, bundle, journal, image, netns, cgroup, limits, config } = self;
+        let Self { tool, found, id, bundle, journal, image, netns, from, .. } = self;
+        let (cgroup, limits, conversation) = (self.cgroup, self.limits, self.conversation);
         let name = id.as_str();
         let (cgroup, group) = cgroup;
         let container = bundle::Container {
@@ -79,7 +83,7 @@ impl Wanted<'_> {
             bundle: bundle.to_owned(),
             image: image.map(|image| image.dir().to_owned()),
             netns,
-            from: None,
+            from,
             name: name.to_owned(),
             stdin: stdin.into(),
             stdout: stdout.into(),
@@ -93,7 +97,7 @@ impl Wanted<'_> {
             to_guest: OwnedFd::from(to_guest).into(),
         };
         let limit = group.out_of_memory();
-        let conversation = Conversation::new(Arc::clone(journal), config).limited_by(limit.clone());
+        let conversation = conversation.limited_by(limit.clone());
         let words = Words {
             name: tool.name.as_str(),
             out_of_memory: "the container used more memory than its limit and was killed (OOM)",
@@ -120,14 +124,106 @@ fn write_bundle(bundle: &Path, container: &bundle::Container<'_>) -> io::Result<
     fs::write(bundle.join("config.json"), serde_json::to_vec(&bundle::config(container))?)
 }
 
-/// Starts a function's container and waits until its process has been started.
-pub(super) fn boot(
-    tool: &Tool,
-    found: &Found,
-    images: &Images,
-    spec: &SandboxSpec,
-    deadline: Deadline,
-) -> Result<Box<dyn Sandbox>, BootError> {
+/// Everything on the host that a function's container needs. Dropping it removes it.
+#[derive(Debug)]
+pub(super) struct Ground {
+    dir: SandboxDir,
+    cgroup: Cgroup,
+    image: Arc<Mounted>,
+    /// The container's network namespace, which the runtime's later commands must be in as well.
+    pub(super) netns: Arc<OwnedFd>,
+    network: Arc<NetworkSlot>,
+    limits: Limits,
+}
+
+impl Ground {
+    /// Makes it.
+    ///
+    /// # Errors
+    /// [`BootError`]; nothing is left behind.
+    pub(super) fn make(
+        tool: &Tool,
+        images: &Images,
+        spec: &SandboxSpec,
+    ) -> Result<Self, BootError> {
+        let network = check(tool, spec)?;
+        let record = SandboxRecord { id: spec.id.clone(), runtime: tool.name };
+        let make = || SandboxDir::create(&spec.run_root, &record);
+        let dir = resource(&format!("create the directory of sandbox {}", spec.id), make)?;
+        let limits = Limits { memory: spec.memory, cpu_millis: spec.cpu_millis, tasks: TASKS };
+        let group = cgroup::Limits {
+            memory: Some(limits.memory),
+            tasks: Some(limits.tasks),
+            cpu_millis: Some(limits.cpu_millis),
+        };
+        let make = || Cgroup::create_everywhere(&spec.run_root, &spec.id, &group);
+        let cgroup = resource("create the sandbox's cgroups", make)?;
+        let mount = || images.mount(&spec.rootfs, &spec.run_root);
+        let image = resource(&format!("mount {}", spec.rootfs.display()), mount)?;
+        let make = || network.make_namespace().map(Arc::new);
+        let netns = resource("make the container's network", make)?;
+        Ok(Self { dir, cgroup, image, netns, network, limits })
+    }
+
+    /// The sandbox's directory.
+    pub(super) fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Its network slot.
+    pub(super) fn network(&self) -> &NetworkSlot {
+        &self.network
+    }
+
+    /// Starts a container on it.
+    pub(super) fn start(
+        &self,
+        tool: &Tool,
+        found: &Found,
+        spec: &SandboxSpec,
+        (from, conversation): (Option<PathBuf>, Conversation),
+    ) -> Result<Started, BootError> {
+        let netns = resource("share the network namespace", || self.netns.try_clone())?;
+        Wanted {
+            tool,
+            found,
+            id: &spec.id,
+            bundle: self.dir(),
+            journal: &spec.journal,
+            image: Some(&self.image),
+            netns: Some(netns),
+            from,
+            cgroup: (Cgroup::name(&spec.run_root, &spec.id), &self.cgroup),
+            limits: Some(self.limits),
+            conversation,
+        }
+        .start()
+    }
+
+    /// What the node sees of a container that runs on it.
+    pub(super) fn sandbox(
+        self,
+        (supervised, pid): (Supervised, Option<Pid>),
+        spec: &SandboxSpec,
+    ) -> OciSandbox {
+        OciSandbox {
+            supervised,
+            pid,
+            id: spec.id.clone(),
+            port: spec.port,
+            journal: Arc::clone(&spec.journal),
+            gvisor: None,
+            clone: false,
+            _cgroup: self.cgroup,
+            _image: self.image,
+            dir: self.dir,
+            netns: self.netns,
+            network: self.network,
+        }
+    }
+}
+
+fn check(tool: &Tool, spec: &SandboxSpec) -> Result<Arc<NetworkSlot>, BootError> {
     let host = |what: &str, fix: &str| BootError::Host {
         runtime: tool.name,
         lacks: HostLacks { what: what.to_owned(), fix: fix.to_owned() },
@@ -135,98 +231,83 @@ pub(super) fn boot(
     if matches!(spec.guest, Guest::Bare { .. }) {
         return Err(host("a container cannot boot a bare guest", "use qemu or firecracker"));
     }
-    let network = spec.network.clone().ok_or_else(|| {
-        host(
-            "a container without a network slot cannot be reached",
-            "open the node with a network pool",
-        )
-    })?;
     if spec.memory < tool.least_memory {
         let reason = format!("{} needs at least {}", tool.name, tool.least_memory);
         let step = format!("start a container with {} of memory", spec.memory);
         let source = io::Error::new(io::ErrorKind::InvalidInput, reason);
         return Err(BootError::Resource { step, source });
     }
-    let record = SandboxRecord { id: spec.id.clone(), runtime: tool.name };
-    let make = || SandboxDir::create(&spec.run_root, &record);
-    let dir = resource(&format!("create the directory of sandbox {}", spec.id), make)?;
-    let limits = Limits { memory: spec.memory, cpu_millis: spec.cpu_millis, tasks: TASKS };
-    let group = cgroup::Limits {
-        memory: Some(limits.memory),
-        tasks: Some(limits.tasks),
-        cpu_millis: Some(limits.cpu_millis),
+    spec.network.clone().ok_or_else(|| {
+        let what = "a container without a network slot cannot be reached";
+        host(what, "open the node with a network pool")
+    })
+}
+
+/// Starts a function's container and waits until its process has been started.
+pub(super) fn boot(
+    tool: &Tool,
+    found: &Found,
+    images: &Images,
+    spec: &SandboxSpec,
+    deadline: Deadline,
+) -> Result<OciSandbox, BootError> {
+    let ground = Ground::make(tool, images, spec)?;
+    let config = GuestConfig {
+        process: spec.process.clone(),
+        hostname: spec.id.to_string(),
+        port: spec.port,
+        network: Some(ground.network.guest().clone()),
+        now_unix_ns: 0,
+        entropy: entropy(),
+        hooks: spec.hooks.clone(),
     };
-    let make = || Cgroup::create_everywhere(&spec.run_root, &spec.id, &group);
-    let group = resource("create the sandbox's cgroups", make)?;
-    let mount = || images.mount(&spec.rootfs, &spec.run_root);
-    let image = resource(&format!("mount {}", spec.rootfs.display()), mount)?;
-    let netns = resource("make the container's network", || network.make_namespace())?;
-    let wanted = Wanted {
-        tool,
-        found,
-        id: &spec.id,
-        bundle: dir.path(),
-        journal: &spec.journal,
-        image: Some(&image),
-        netns: Some(netns),
-        cgroup: (Cgroup::name(&spec.run_root, &spec.id), &group),
-        limits: Some(limits),
-        config: Some(GuestConfig {
-            process: spec.process.clone(),
-            hostname: spec.id.to_string(),
-            port: spec.port,
-            network: Some(network.guest().clone()),
-            now_unix_ns: 0,
-            entropy: entropy(),
-            hooks: spec.hooks.clone(),
-        }),
-    };
-    let started = wanted.start().and_then(|started| {
-        let pid = wait_started(&started, &spec.journal, tool, deadline)?;
+    let conversation = Conversation::new(Arc::clone(&spec.journal), Some(config));
+    let started = ground.start(tool, found, spec, (None, conversation)).and_then(|started| {
+        wait_started(&started, &spec.journal, tool, deadline)?;
+        let pid = started.wait_pid(&spec.journal, tool, deadline)?;
         Ok((started.supervised, pid))
     });
-    let (supervised, pid) = started.inspect_err(|error| {
+    let running = started.inspect_err(|error| {
         let (step, reason) = ("boot".to_owned(), chain(error));
         spec.journal.end(End::Failed { step, reason });
     })?;
-    Ok(Box::new(OciSandbox {
-        supervised,
-        pid,
-        id: spec.id.clone(),
-        port: spec.port,
-        journal: Arc::clone(&spec.journal),
-        _cgroup: group,
-        _image: image,
-        _dir: dir,
-        network,
-    }))
+    Ok(ground.sandbox(running, spec))
 }
 
-/// Waits until the function's process has been started, and until it is known which is the
-/// container's first.
+/// Waits until the function's process has been started.
 fn wait_started(
     started: &Started,
     journal: &Journal,
     tool: &Tool,
     deadline: Deadline,
-) -> Result<Option<Pid>, BootError> {
-    let supervised = &started.supervised;
-    journal.wait(Milestone::Started, deadline).map_err(|error| {
-        supervised.abandon();
+) -> Result<(), BootError> {
+    journal.wait(Milestone::Started, deadline).map(drop).map_err(|error| {
+        started.supervised.abandon();
+        let reason = error.to_string();
         let spoke = journal.milestones().iter().any(|(m, _)| *m >= Milestone::KernelUp);
         if spoke || deadline.passed() {
-            let reason = error.to_string();
             return BootError::Guest { wanted: Milestone::Started, attempts: 1, reason };
         }
-        BootError::Spawn { program: tool.binary.display().to_string(), reason: error.to_string() }
-    })?;
-    match started.pid.recv_timeout(deadline.left()) {
-        Ok(pid) => Ok(Some(pid)),
-        // It has ended, which the journal tells.
-        Err(RecvTimeoutError::Disconnected) => Ok(None),
-        Err(RecvTimeoutError::Timeout) => {
-            let reason = own_words(supervised, journal, "it does not end");
-            Err(BootError::Spawn { program: tool.binary.display().to_string(), reason })
+        BootError::Spawn { program: tool.binary.display().to_string(), reason }
+    })
+}
+
+impl Started {
+    /// Waits until it is known which process is the container's first; none if it has ended, which
+    /// the journal tells.
+    pub(super) fn wait_pid(
+        &self,
+        journal: &Journal,
+        tool: &Tool,
+        deadline: Deadline,
+    ) -> Result<Option<Pid>, BootError> {
+        match self.pid.recv_timeout(deadline.left()) {
+            Ok(pid) => Ok(Some(pid)),
+            Err(RecvTimeoutError::Disconnected) => Ok(None),
+            Err(RecvTimeoutError::Timeout) => {
+                let reason = own_words(&self.supervised, journal, "its command does not end");
+                Err(BootError::Spawn { program: tool.binary.display().to_string(), reason })
+            }
         }
     }
 }

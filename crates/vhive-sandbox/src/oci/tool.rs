@@ -48,6 +48,10 @@ impl Tool {
             // has it and nothing of it is left on the host.
             "--overlay2=root:memory".to_owned(),
             "--network=sandbox".to_owned(),
+            // A connection that is only just closed counts as open, and would forbid a checkpoint.
+            "--net-disconnect-ok".to_owned(),
+            // A function sees as many processors as it may use.
+            "--cpu-num-from-quota".to_owned(),
         ];
         Self {
             name: RuntimeName::Runsc,
@@ -61,6 +65,11 @@ impl Tool {
     /// Whether it is gVisor: a kernel of its own, with its own overlay and network stack.
     pub(super) fn is_gvisor(&self) -> bool {
         self.name == RuntimeName::Runsc
+    }
+
+    /// Options before the command.
+    pub(super) fn options(&self) -> &[String] {
+        &self.options
     }
 
     /// The words of a command; its own files are below `root`.

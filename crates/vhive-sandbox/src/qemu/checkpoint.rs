@@ -14,11 +14,10 @@ use std::fs::File;
 use std::os::fd::{AsFd as _, BorrowedFd};
 
 use serde_json::{Value, json};
-use vhive_api::guest::{Identity, ToGuest};
 
 use super::qmp::{Qmp, QmpError};
 use super::sandbox::QemuSandbox;
-use crate::contract::{Answer, unix_now_ns};
+use crate::contract::{self, time_to_go_on};
 use crate::deadline::Deadline;
 use crate::runtime::{Checkpoint, SnapshotError};
 use crate::snapshot::{
@@ -45,7 +44,9 @@ impl Checkpoint for QemuSandbox {
             let reason = "it is a clone, whose memory is not shared".to_owned();
             return Err(SnapshotError::Runtime { step: "snapshot the microVM", reason });
         };
-        let guest_ns = self.prepare(deadline)?;
+        // A bare guest has no clock to tell, and nothing to prepare.
+        let guest_ns =
+            if self.is_bare { 0 } else { contract::prepare(&self.vm.supervised, deadline)? };
         let written = self.write(draft, deadline);
         let resumed = self.go_on(deadline);
         // A sandbox that stands still is the worse news.
@@ -58,25 +59,6 @@ impl Checkpoint for QemuSandbox {
 }
 
 impl QemuSandbox {
-    /// Has the guest run the function's hook and fall silent; says its time. A bare guest has neither.
-    fn prepare(&self, deadline: Deadline) -> Result<u64, SnapshotError> {
-        if self.is_bare {
-            return Ok(0);
-        }
-        match self.vm.supervised.ask(ToGuest::PrepareSnapshot, deadline) {
-            Some(Answer::Prepared { at_ns }) => Ok(at_ns),
-            Some(Answer::Unprepared { reason }) => Err(SnapshotError::Guest(reason)),
-            Some(Answer::Resumed) => {
-                Err(SnapshotError::Guest("it answered something else".to_owned()))
-            }
-            None => {
-                // It may fall silent later, and would then stay so.
-                let reason = "it did not answer in time".to_owned();
-                Err(SnapshotError::Lost(reason))
-            }
-        }
-    }
-
     /// Stops the guest and writes both files.
     fn write(
         &mut self,
@@ -103,30 +85,15 @@ impl QemuSandbox {
 
     /// Lets the guest run again, with the right time.
     fn go_on(&mut self, deadline: Deadline) -> Result<(), SnapshotError> {
-        // The deadline may be what went wrong; a guest that cannot be resumed at once never will.
-        let deadline = Deadline::at(deadline.instant().max(std::time::Instant::now() + RESUME));
-        let lost = |reason: String| SnapshotError::Lost(reason);
+        let deadline = time_to_go_on(deadline);
         let cont = self.vm.qmp.execute("cont", None, deadline);
-        cont.map_err(|error| lost(super::chain(&error)))?;
+        cont.map_err(|error| SnapshotError::Lost(super::chain(&error)))?;
         if self.is_bare {
             return Ok(());
         }
-        let identity = Identity {
-            clone: false,
-            hostname: self.id.to_string(),
-            network: None,
-            now_unix_ns: unix_now_ns(),
-            entropy: String::new(),
-        };
-        match self.vm.supervised.ask(ToGuest::Resume(Box::new(identity)), deadline) {
-            Some(Answer::Resumed) => Ok(()),
-            _ => Err(lost("its init does not answer".to_owned())),
-        }
+        contract::go_on(&self.vm.supervised, &self.id, deadline)
     }
 }
-
-/// How long a stopped guest may take to go on.
-const RESUME: std::time::Duration = std::time::Duration::from_secs(10);
 
 /// What saving and loading have in common: memory is not in the stream, and the end is told.
 pub(super) fn set_capabilities(qmp: &mut Qmp, deadline: Deadline) -> Result<(), QmpError> {

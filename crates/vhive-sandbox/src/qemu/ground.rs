@@ -16,6 +16,7 @@ use super::vm::Guest;
 use vhive_api::RuntimeName;
 use vhive_pager::{Pager, PagerConfig, PagerError};
 
+use crate::host::processor;
 use crate::kernel::{self, KernelStore, StoreError};
 use crate::runtime::HostLacks;
 use crate::snapshot::Platform;
@@ -79,7 +80,7 @@ impl Ground {
         let platform = Platform {
             runtime: RuntimeName::Qemu,
             version: format!("{qemu}, {accelerator}, machine {}", command::MACHINE),
-            cpu: format!("{} on {}", choice.accelerator.cpu(), host_cpu()),
+            cpu: format!("{} on {}", choice.accelerator.cpu(), processor()),
             kernel: Some(guest.digest),
             page_size: u32::try_from(rustix::param::page_size()).unwrap_or(0),
         };
@@ -103,12 +104,6 @@ impl Ground {
         }
         Ok(Arc::clone(pager.insert(Arc::new(Pager::start(&PagerConfig::default())?))))
     }
-}
-
-/// The processor's own name.
-fn host_cpu() -> String {
-    let brand = raw_cpuid::CpuId::new().get_processor_brand_string();
-    brand.map_or_else(|| "an unnamed processor".to_owned(), |name| name.as_str().trim().to_owned())
 }
 
 /// Lets everybody read a file, whatever umask it was made under: QEMU opens it once more by itself.

@@ -17,7 +17,6 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use serde_json::json;
-use vhive_api::guest::{Identity, ToGuest};
 use vhive_api::{MemoryMode, RuntimeName};
 use vhive_pager::{Handoff, Pager};
 
@@ -27,8 +26,8 @@ use super::memory::Backing;
 use super::qmp::QmpError;
 use super::sandbox::QemuSandbox;
 use super::vm::{self, Spawned, Vm};
-use super::{Qemu, chain, entropy};
-use crate::contract::{Answer, Supervised, own_words as words, unix_now_ns};
+use super::{Qemu, chain};
+use crate::contract::{Supervised, become_clone, own_words as words};
 use crate::deadline::Deadline;
 use crate::journal::{End, Journal, Milestone};
 use crate::network::NetworkSlot;
@@ -284,36 +283,12 @@ impl Waiting {
             RestoreError::State { program: self.binary.clone(), reason }
         })?;
         journal.reach(Milestone::Restored, Instant::now());
-        self.resume(deadline)?;
-        Ok(paging)
-    }
-
-    /// Tells the guest who it is now, and waits until it is.
-    fn resume(&self, deadline: Deadline) -> Result<(), RestoreError> {
-        if self.spec.guest != Guest::Linux {
+        if self.spec.guest == Guest::Linux {
+            become_clone(&self.vm.supervised, &self.spec, &self.network, deadline)?;
+        } else {
             self.resumed();
-            return Ok(());
         }
-        let identity = Identity {
-            clone: true,
-            hostname: self.spec.id.to_string(),
-            network: Some(self.network.guest().clone()),
-            now_unix_ns: unix_now_ns(),
-            entropy: entropy(),
-        };
-        let journal = &self.spec.journal;
-        match self.vm.supervised.ask(ToGuest::Resume(Box::new(identity)), deadline) {
-            Some(Answer::Resumed) => {
-                self.resumed();
-                Ok(())
-            }
-            _ => {
-                let silent = "its init does not answer";
-                let reason = words(&self.vm.supervised, journal, silent);
-                let wanted = Milestone::Resumed;
-                Err(BootError::Guest { wanted, attempts: 1, reason }.into())
-            }
-        }
+        Ok(paging)
     }
 }
 

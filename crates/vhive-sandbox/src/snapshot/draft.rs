@@ -91,6 +91,17 @@ impl SnapshotDraft {
         Ok(file)
     }
 
+    /// Takes a file that a runtime has written inside [`SnapshotDraft::dir`] as one of its own.
+    ///
+    /// # Errors
+    /// [`DraftError::Write`].
+    pub fn adopt(&mut self, name: &str, file: &Path) -> Result<(), DraftError> {
+        let path = self.dir.join(name);
+        fs::rename(file, &path).map_err(|source| DraftError::Write { path, source })?;
+        self.files.push(name.to_owned());
+        Ok(())
+    }
+
     /// Says what the files were taken of; called by the runtime once they are complete.
     pub fn describe(
         &mut self,

@@ -268,13 +268,14 @@ fn rootfs(dir: &Path) -> Result<PathBuf, String> {
     fs::set_permissions(tree.join("tmp"), fs::Permissions::from_mode(0o1777)).expect("set");
     fs::copy(busybox, tree.join("bin/busybox")).expect("copied");
     let applets = "sh httpd cat id date hostname sleep nc grep seq sed tr touch mkdir chmod sha256sum \
-        head od";
+        head od ls dd mount mknod unshare";
     for applet in applets.split(' ') {
         std::os::unix::fs::symlink("busybox", tree.join("bin").join(applet)).expect("linked");
     }
     let passwd = "root:x:0:0::/:/bin/sh\nalice:x:1234:2345::/home/alice:/bin/sh\n";
     fs::write(tree.join("etc/passwd"), passwd).expect("written");
-    fs::write(tree.join("etc/group"), "root:x:0:\nstaff:x:2345:\n").expect("written");
+    fs::write(tree.join("etc/group"), "root:x:0:\nstaff:x:2345:\nextra:x:3456:bob,alice\n")
+        .expect("written");
     fs::write(tree.join("srv/index.html"), "hello from inside\n").expect("written");
     // Asked with `?<address>+<port>`; Debian's static busybox has no wget that works.
     let script = "#!/bin/sh\nprintf 'Content-Type: text/plain\\r\\n\\r\\n'\n\

@@ -5,9 +5,11 @@ use std::process::ExitCode;
 use serde::Serialize;
 use serde_json::json;
 use vhive_api::RuntimeName;
+use vhive_sandbox::firecracker::Firecracker;
 use vhive_sandbox::host::{Fact, Verdict, facts};
 use vhive_sandbox::kernel::KernelStore;
 use vhive_sandbox::network::{check_forwarding, check_host};
+use vhive_sandbox::oci::Oci;
 use vhive_sandbox::qemu::Qemu;
 use vhive_sandbox::{HostLacks, Runtime as _};
 
@@ -37,12 +39,16 @@ pub(crate) fn run(global: &Global, config: &Config, _: &Args) -> anyhow::Result<
     if global.output == Format::Table {
         output::note("looking at the host; the first time a guest is booted to try KVM …");
     }
-    let qemu = qemu(config)?;
-    let any = qemu.answer == "yes";
-    let runtimes = [qemu, later(RuntimeName::Firecracker), later(RuntimeName::Runsc)]
-        .into_iter()
-        .chain([later(RuntimeName::Runc), later(RuntimeName::Crun), sim()]);
-    let runtimes: Vec<Line> = runtimes.collect();
+    let cache = config.node.state_dir.join("host");
+    let isolating = [
+        qemu(config)?,
+        firecracker(config),
+        container(&Oci::runsc(config.runsc.clone(), &cache)),
+        container(&Oci::runc(config.runc.clone(), &cache)),
+        container(&Oci::crun(config.crun.clone(), &cache)),
+    ];
+    let any = isolating.iter().any(|line| line.answer == "yes");
+    let runtimes: Vec<Line> = isolating.into_iter().chain([sim()]).collect();
     let host: Vec<Line> = facts(&config.node.state_dir).into_iter().map(of_fact).collect();
     match global.output {
         Format::Json => output::json(&json!({ "runtimes": runtimes, "host": host }))?,
@@ -72,6 +78,38 @@ fn qemu(config: &Config) -> anyhow::Result<Line> {
             follows: choice.reason,
         },
     })
+}
+
+/// A container needs the same network as a microVM, and no kernel of its own.
+fn container(runtime: &Oci) -> Line {
+    let name = runtime.name().to_string();
+    let checks = [check_host(), check_forwarding()];
+    if let Some(lacks) = checks.into_iter().find_map(Result::err) {
+        return no(name, lacks);
+    }
+    match runtime.version() {
+        Err(lacks) => no(name, lacks),
+        Ok(found) => {
+            let follows = "a container has been started to find out".to_owned();
+            Line { name, answer: "yes", found, follows }
+        }
+    }
+}
+
+/// What functions need is one thing, what guests without an operating system need another.
+fn firecracker(config: &Config) -> Line {
+    let name = RuntimeName::Firecracker.to_string();
+    let firecracker = Firecracker::new(config.firecracker.clone());
+    if let Err(lacks) = firecracker.check_bare() {
+        return no(name, lacks);
+    }
+    match firecracker.check_host() {
+        Ok(()) => Line { name, answer: "yes", found: String::new(), follows: String::new() },
+        Err(HostLacks { what, fix }) => no(
+            name,
+            HostLacks { what, fix: format!("guests without an operating system run; {fix}") },
+        ),
+    }
 }
 
 fn no(name: String, lacks: HostLacks) -> Line {

@@ -10,8 +10,10 @@ use vhive_api::Span;
 use vhive_image::ImageStore;
 use vhive_node::{Ground, Node, Runtimes, Tools};
 use vhive_sandbox::Deadline;
+use vhive_sandbox::firecracker::Firecracker;
 use vhive_sandbox::kernel::KernelStore;
 use vhive_sandbox::network::{NetworkPool, check_host};
+use vhive_sandbox::oci::Oci;
 use vhive_sandbox::qemu::Qemu;
 use vhive_sandbox::sim::Sim;
 use vhive_serving::{Addresses, Serving};
@@ -113,8 +115,15 @@ fn prepare(config: &Config) -> anyhow::Result<(Ground, Tools)> {
     let ground = Ground::take(&config.node.state_dir, &config.node.run_dir)?;
     let images = ImageStore::open(config.images_dir())?;
     let kernels = KernelStore::open(config.kernels_dir())?;
-    let qemu = Qemu::new(config.qemu.clone(), kernels, config.node.state_dir.join("host"));
-    let runtimes = Runtimes::new().with(qemu).with(Sim::new(config.sim.clone()));
+    let cache = config.node.state_dir.join("host");
+    let qemu = Qemu::new(config.qemu.clone(), kernels, &cache);
+    let runtimes = Runtimes::new()
+        .with(qemu)
+        .with(Firecracker::new(config.firecracker.clone()))
+        .with(Oci::runsc(config.runsc.clone(), &cache))
+        .with(Oci::runc(config.runc.clone(), &cache))
+        .with(Oci::crun(config.crun.clone(), &cache))
+        .with(Sim::new(config.sim.clone()));
     let network = match check_host() {
         Ok(()) => Some(NetworkPool::open(&config.network, ground.run_root())?),
         Err(lacks) => {
