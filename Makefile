@@ -18,7 +18,7 @@ bench: setup-bench
 # Removes what the project made on the host (mounts, namespaces, firewall rules, cgroups, state of the demo), then the build.
 clean:
 	@if [ -x target/release/vhive ]; then $(SUDO) target/release/xtask clean; fi
-	@$(SUDO) rm -rf target functions/target guest/vhive-init/target
+	@$(SUDO) rm -rf target functions/target guest/vhive-init/target guest/nano/target
 
 setup-demo:
 	@scripts/host-packages build demo

@@ -18,10 +18,8 @@ pub(crate) fn run() -> anyhow::Result<()> {
         &["fmt", "--all", "--check"],
         &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"],
     ])?;
-    let init = shell::root().join("guest/vhive-init/Cargo.toml");
-    let functions = shell::root().join("functions/Cargo.toml");
-    for manifest in [init, functions] {
-        let manifest = manifest.to_string_lossy().into_owned();
+    for nested in ["guest/vhive-init/Cargo.toml", "guest/nano/Cargo.toml", "functions/Cargo.toml"] {
+        let manifest = shell::root().join(nested).to_string_lossy().into_owned();
         let common = ["--manifest-path", &manifest];
         shell::run(cargo(&["fmt", "--check"]).args(common))?;
         shell::run(

@@ -40,7 +40,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
         good &= logged(cargo(&args).args(["--", "--show-output"]), &mut log)?;
     }
     good &= logged(&mut cargo(&["test", "--workspace", "--doc", "--quiet"]), &mut log)?;
-    for nested in ["guest/vhive-init/Cargo.toml", "functions/Cargo.toml"] {
+    for nested in ["guest/vhive-init/Cargo.toml", "guest/nano/Cargo.toml", "functions/Cargo.toml"] {
         let manifest = shell::root().join(nested).to_string_lossy().into_owned();
         let args = ["test", "--quiet", "--manifest-path", &manifest];
         good &= logged(&mut cargo(&args), &mut log)?;

@@ -17,12 +17,10 @@ use crate::journal::{Journal, Milestone, WaitError};
 use crate::runtime::Guest;
 use crate::snapshot::{Platform, page_digest};
 
-/// Longest time for one try to connect; so long a guest's end may go unnoticed.
-const ONE_TRY: Duration = Duration::from_secs(1);
-/// Pause after the first refusal; doubles.
-const FIRST_PAUSE: Duration = Duration::from_millis(1);
-/// Longest pause between two tries.
-const LONGEST_PAUSE: Duration = Duration::from_millis(250);
+/// Time for the first try to connect; doubles with each.
+const FIRST_TRY: Duration = Duration::from_millis(10);
+/// Longest time for one try; so long a guest's end may go unnoticed.
+const LONGEST_TRY: Duration = Duration::from_secs(1);
 
 /// The kernel command line of a bare guest.
 pub(crate) fn command_line(network: &GuestNetwork, port: u16) -> String {
@@ -49,32 +47,43 @@ impl Guest {
     }
 }
 
+/// A restored guest runs again: it is told nothing, so it is itself at once, and it listened when the
+/// snapshot was taken.
+pub(crate) fn resumed(journal: &Journal) {
+    let now = Instant::now();
+    journal.reach(Milestone::Resumed, now);
+    journal.reach(Milestone::Listening, now);
+}
+
 /// Waits until a guest without an init of ours listens, and writes that to the journal.
 ///
-/// While the guest has no interface yet, the first packet waits for it in the tap device, so one
-/// try is enough for a guest that listens before it has one. A try that is refused is followed by
-/// another after a growing pause, in which the sandbox's end is waited for.
+/// Nobody tells when that is, so the port is tried. A guest that has no interface yet does not refuse:
+/// what is sent to it waits in the tap device, or is lost when the device is reset (QEMU), and
+/// would be sent again only after a second. So each try has twice the time of the one before, and
+/// the guest's way to its port takes at most twice as long as it must. What is left of the time of a
+/// try that was refused at once is spent waiting for the sandbox's end.
 pub(crate) fn wait_listening(
     endpoint: SocketAddr,
     journal: &Journal,
     deadline: Deadline,
 ) -> Result<(), WaitError> {
     let wanted = Milestone::Listening;
-    let mut pause = FIRST_PAUSE;
+    let mut time = FIRST_TRY;
     loop {
-        let left = deadline.or_after(ONE_TRY).left().max(Duration::from_millis(1));
+        let limit = deadline.or_after(time);
+        let left = limit.left().max(Duration::from_millis(1));
         if TcpStream::connect_timeout(&endpoint, left).is_ok() {
             journal.reach(wanted, Instant::now());
             return Ok(());
         }
-        if let Some(end) = journal.wait_end(deadline.or_after(pause)) {
+        if let Some(end) = journal.wait_end(limit) {
             return Err(WaitError::Ended(end));
         }
         if deadline.passed() {
             let last = journal.milestones().iter().map(|(milestone, _)| *milestone).max();
             return Err(WaitError::Deadline { wanted, last });
         }
-        pause = (pause * 2).min(LONGEST_PAUSE);
+        time = (time * 2).min(LONGEST_TRY);
     }
 }
 

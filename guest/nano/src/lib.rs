@@ -9,6 +9,7 @@
 //! The page is `docs/design/nano-guest.md`.
 #![cfg_attr(not(test), no_std)]
 
+pub mod announce;
 pub mod command_line;
 pub mod http;
 pub mod pages;

@@ -22,12 +22,13 @@ use machine::console::{Console, give_up};
 use machine::nic::{Buffers, Nic};
 use machine::once::Once;
 use machine::{cpu, interrupts, start};
+use nano::announce::announce;
 use nano::command_line::Options;
 use nano::pages::Area as _;
 use nano::server::{CONNECTIONS, Server, WINDOW};
 
 /// Where QEMU's `microvm` has virtio-mmio devices.
-const QEMU_DEVICES: Range<u64> = 0xfeb0_0000..0xfeb0_4000;
+const QEMU_DEVICES: Range<usize> = 0xfeb0_0000..0xfeb0_4000;
 const QEMU_DEVICE: usize = 0x200;
 
 /// Bytes of the devices that a command line names: Firecracker's have a page each.
@@ -87,6 +88,9 @@ fn run(options: &Options, ram: Ram) -> ! {
     // Nobody may be listening.
     let _ = writeln!(Console, "nano: {hardware} {own} port {port}, {pages} pages");
     let mut guest = Guest { clock, nic, interface, sockets, server, ram };
+    // Sockets listen before the first frame is looked at: it may be for them.
+    guest.server.serve(&mut guest.sockets, &mut guest.ram, guest.clock.now());
+    announce(&mut guest.nic, (hardware, *address), *gateway);
     loop {
         guest.turn();
     }

@@ -75,6 +75,8 @@ impl Server {
         }
         let mut socket = Socket::new(SocketBuffer::new(receive), SocketBuffer::new(send));
         socket.set_nagle_enabled(false);
+        // Clients that send a request in pieces wait for it.
+        socket.set_ack_delay(None);
         socket.set_timeout(Some(SILENCE));
         let connection = Connection {
             socket: sockets.add(socket),

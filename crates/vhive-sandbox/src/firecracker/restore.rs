@@ -22,6 +22,7 @@ use super::api::{Api, ApiError, BackendType, LoadSnapshot, MemBackend};
 use super::ground::Ground;
 use super::sandbox::FirecrackerSandbox;
 use super::vm::{UFFD, Vm, Wanted, guest_memory};
+use crate::bare;
 use crate::contract::{chain, own_words};
 use crate::deadline::Deadline;
 use crate::journal::{End, Milestone};
@@ -265,12 +266,8 @@ impl WaitingFirecracker {
             let resumed = self.vm.api.resume(deadline);
             resumed.map_err(|error| self.refused(&error))?;
         }
-        let now = Instant::now();
-        // There is nobody in it who would have to become himself again; it listened when the
-        // snapshot was taken.
-        for milestone in [Milestone::Restored, Milestone::Resumed, Milestone::Listening] {
-            journal.reach(milestone, now);
-        }
+        journal.reach(Milestone::Restored, Instant::now());
+        bare::resumed(&journal);
         Ok(paging)
     }
 

@@ -44,9 +44,7 @@ impl Checkpoint for QemuSandbox {
             let reason = "it is a clone, whose memory is not shared".to_owned();
             return Err(SnapshotError::Runtime { step: "snapshot the microVM", reason });
         };
-        // A bare guest has no clock to tell, and nothing to prepare.
-        let guest_ns =
-            if self.is_bare { 0 } else { contract::prepare(&self.vm.supervised, deadline)? };
+        let guest_ns = self.prepare(deadline)?;
         let written = self.write(draft, deadline);
         let resumed = self.go_on(deadline);
         // A sandbox that stands still is the worse news.
@@ -59,6 +57,14 @@ impl Checkpoint for QemuSandbox {
 }
 
 impl QemuSandbox {
+    /// Has the guest get ready, and says its time. A bare guest does neither.
+    fn prepare(&self, deadline: Deadline) -> Result<u64, SnapshotError> {
+        if self.is_bare {
+            return Ok(0);
+        }
+        contract::prepare(&self.vm.supervised, deadline)
+    }
+
     /// Stops the guest and writes both files.
     fn write(
         &mut self,

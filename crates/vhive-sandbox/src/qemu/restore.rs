@@ -27,6 +27,7 @@ use super::qmp::QmpError;
 use super::sandbox::QemuSandbox;
 use super::vm::{self, Spawned, Vm};
 use super::{Qemu, chain};
+use crate::bare;
 use crate::contract::{Supervised, become_clone, own_words as words};
 use crate::deadline::Deadline;
 use crate::journal::{End, Journal, Milestone};
@@ -286,18 +287,9 @@ impl Waiting {
         if self.spec.guest == Guest::Linux {
             become_clone(&self.vm.supervised, &self.spec, &self.network, deadline)?;
         } else {
-            self.resumed();
+            bare::resumed(journal);
         }
         Ok(paging)
-    }
-}
-
-impl Waiting {
-    fn resumed(&self) {
-        let now = Instant::now();
-        self.spec.journal.reach(Milestone::Resumed, now);
-        // It listened when the snapshot was taken.
-        self.spec.journal.reach(Milestone::Listening, now);
     }
 }
 

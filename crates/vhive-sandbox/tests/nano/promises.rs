@@ -233,7 +233,8 @@ fn arrived(clone: &Booted, mode: MemoryMode, began: Instant) {
             assert!(figures.fault_pages >= TOUCHED, "{figures:?}");
         }
         MemoryMode::Prefetch => {
-            assert!(figures.prefetched_pages >= TOUCHED, "{figures:?}");
+            let came = figures.prefetched_pages + figures.fault_pages;
+            assert!(figures.prefetched_pages > 0 && came >= TOUCHED, "{figures:?}");
             // What is asked for before it has come is no miss.
             let missed = timeline.expect("a pager serves it").residual.len() as u64;
             assert!(missed < TOUCHED / 20, "{missed} missed: {figures:?}");

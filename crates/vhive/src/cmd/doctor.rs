@@ -116,15 +116,6 @@ fn no(name: String, lacks: HostLacks) -> Line {
     Line { name, answer: "no", found: lacks.what, follows: lacks.fix }
 }
 
-fn later(runtime: RuntimeName) -> Line {
-    Line {
-        name: runtime.to_string(),
-        answer: "no",
-        found: "not in this version of vHive".to_owned(),
-        follows: "use runtimeClassName: qemu".to_owned(),
-    }
-}
-
 fn sim() -> Line {
     Line {
         name: RuntimeName::Sim.to_string(),

@@ -34,10 +34,10 @@ impl Clock {
     pub(crate) fn now(&mut self) -> Instant {
         let now = cpu::time_stamp();
         let micros = now.saturating_sub(self.last).saturating_mul(1000) / self.ticks_per_milli;
-        if micros > 0 || now < self.last {
-            self.micros = self.micros.saturating_add(micros);
-            self.last = now;
-        }
+        self.micros = self.micros.saturating_add(micros);
+        // What is less than a microsecond counts the next time.
+        let counted = micros.saturating_mul(self.ticks_per_milli) / 1000;
+        self.last = self.last.saturating_add(counted).min(now);
         Instant::from_micros(i64::try_from(self.micros).unwrap_or(i64::MAX))
     }
 }

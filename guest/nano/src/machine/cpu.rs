@@ -27,18 +27,18 @@ pub(crate) fn time_stamp() -> u64 {
 ///
 /// # Safety
 /// There must be such a register, and writing this to it must leave memory alone.
-pub(crate) unsafe fn write_register(address: u64, value: u32) {
+pub(crate) unsafe fn write_register(address: usize, value: u32) {
     // SAFETY: the caller's promise; devices lie in the first 4 GiB, which are mapped as they are.
-    unsafe { ptr::with_exposed_provenance_mut::<u32>(address as usize).write_volatile(value) };
+    unsafe { ptr::with_exposed_provenance_mut::<u32>(address).write_volatile(value) };
 }
 
 /// Reads a register of a device.
 ///
 /// # Safety
 /// The address must be mapped and aligned, and reading it must leave memory alone.
-pub(crate) unsafe fn read_register(address: u64) -> u32 {
+pub(crate) unsafe fn read_register(address: usize) -> u32 {
     // SAFETY: the caller's promise.
-    unsafe { ptr::with_exposed_provenance::<u32>(address as usize).read_volatile() }
+    unsafe { ptr::with_exposed_provenance::<u32>(address).read_volatile() }
 }
 
 /// Waits until an interrupt comes, or has come since they were off; they are off before and after.

@@ -8,21 +8,21 @@ use core::sync::atomic::{AtomicBool, Ordering};
 
 use super::cpu;
 
-const LOCAL: u64 = 0xfee0_0000;
-const SPURIOUS: u64 = LOCAL + 0xf0;
-const TIMER_ENTRY: u64 = LOCAL + 0x320;
-const LINT0: u64 = LOCAL + 0x350;
-const INITIAL_COUNT: u64 = LOCAL + 0x380;
-const CURRENT_COUNT: u64 = LOCAL + 0x390;
-const DIVIDE: u64 = LOCAL + 0x3e0;
+const LOCAL: usize = 0xfee0_0000;
+const SPURIOUS: usize = LOCAL + 0xf0;
+const TIMER_ENTRY: usize = LOCAL + 0x320;
+const LINT0: usize = LOCAL + 0x350;
+const INITIAL_COUNT: usize = LOCAL + 0x380;
+const CURRENT_COUNT: usize = LOCAL + 0x390;
+const DIVIDE: usize = LOCAL + 0x3e0;
 
 const MASKED: u32 = 1 << 16;
 const WAKE: u8 = 0x30;
 const SPURIOUS_VECTOR: u8 = 0xff;
 
 /// The I/O APIC that every machine has, and the second one of QEMU's `microvm`.
-pub(crate) const IO_APIC: u64 = 0xfec0_0000;
-pub(crate) const SECOND_IO_APIC: u64 = 0xfec1_0000;
+pub(crate) const IO_APIC: usize = 0xfec0_0000;
+pub(crate) const SECOND_IO_APIC: usize = 0xfec1_0000;
 
 /// First input that may be a virtio device's.
 const FIRST_INPUT: u32 = 5;
@@ -87,16 +87,16 @@ fn set_gate(vector: usize, handler: usize) {
         high: u32::from_le_bytes([e, f, g, h]),
         _reserved: 0,
     };
-    let table = &raw mut TABLE;
+    let place = (&raw mut TABLE).cast::<Gate>().wrapping_add(vector);
     // SAFETY: the one thread that there is writes it, before it is loaded; `vector` is less than 256.
-    unsafe { table.cast::<Gate>().add(vector).write(gate) };
+    unsafe { place.write(gate) };
 }
 
 /// Whether there is an I/O APIC at an address.
 ///
 /// # Safety
 /// Reading there and writing there must be harmless.
-pub(crate) unsafe fn is_io_apic(address: u64) -> bool {
+pub(crate) unsafe fn is_io_apic(address: usize) -> bool {
     // SAFETY: the caller's promise.
     unsafe { cpu::write_register(address, 1) };
     // SAFETY: likewise.
@@ -109,7 +109,7 @@ pub(crate) unsafe fn is_io_apic(address: u64) -> bool {
 ///
 /// # Safety
 /// There must be one at this address.
-pub(crate) unsafe fn route(io_apic: u64) {
+pub(crate) unsafe fn route(io_apic: usize) {
     let select = |register: u32| {
         // SAFETY: the caller's promise; it selects what the window shows.
         unsafe { cpu::write_register(io_apic, register) };
@@ -140,7 +140,7 @@ pub(crate) fn timer() -> u32 {
     unsafe { cpu::read_register(CURRENT_COUNT) }
 }
 
-fn set_local(register: u64, value: u32) {
+fn set_local(register: usize, value: u32) {
     // SAFETY: every processor has a local APIC there after a reset, and none of the registers in
     // use here reaches memory.
     unsafe { cpu::write_register(register, value) };

@@ -108,7 +108,7 @@ struct Sender {
 ///
 /// # Safety
 /// Reading there must be harmless.
-pub(crate) unsafe fn is_virtio(address: u64) -> bool {
+pub(crate) unsafe fn is_virtio(address: usize) -> bool {
     // SAFETY: the caller's promise.
     address.is_multiple_of(4) && unsafe { cpu::read_register(address) } == 0x7472_6976
 }
@@ -119,12 +119,11 @@ impl Nic {
     /// # Safety
     /// There must be a virtio-mmio device, that nobody else uses.
     pub(crate) unsafe fn open(
-        address: u64,
+        address: usize,
         size: usize,
         buffers: &mut Option<&'static mut Buffers>,
     ) -> Option<Self> {
-        let header =
-            ptr::with_exposed_provenance_mut::<VirtIOHeader>(usize::try_from(address).ok()?);
+        let header = ptr::with_exposed_provenance_mut::<VirtIOHeader>(address);
         // SAFETY: the caller's promise.
         let transport = unsafe { MmioTransport::new(NonNull::new(header)?, size) }.ok()?;
         if transport.device_type() != DeviceType::Network {

@@ -18,6 +18,7 @@ impl<T> Once<T> {
     }
 
     /// The value, the first time.
+    #[expect(clippy::mut_from_ref, reason = "the first is the only one")]
     pub(crate) fn take(&'static self) -> Option<&'static mut T> {
         if self.taken.swap(true, Ordering::AcqRel) {
             return None;

@@ -34,7 +34,7 @@ unsafe extern "C" fn nano_main(start_info: u64) -> ! {
 /// The network interface at a place, with its size, if it is one; its interrupts end waits. On
 /// QEMU's machine they may come by a second way.
 pub(crate) fn open_nic(
-    (address, size): (u64, usize),
+    (address, size): (usize, usize),
     from_qemu: bool,
     buffers: &mut Option<&'static mut Buffers>,
 ) -> Option<Nic> {

@@ -88,7 +88,7 @@ fn at<T>(address: u64) -> Option<*const T> {
 /// There must be a text that ends with a zero.
 unsafe fn text(begin: *const u8) -> &'static str {
     // SAFETY: each byte up to the zero is there.
-    let is_end = |at: usize| unsafe { begin.add(at).read() } == 0;
+    let is_end = |at: usize| unsafe { begin.wrapping_add(at).read() } == 0;
     let length = (0..MOST_LINE).find(|at| is_end(*at)).unwrap_or(0);
     // SAFETY: likewise, and nobody writes there.
     let bytes = unsafe { slice::from_raw_parts(begin, length) };
