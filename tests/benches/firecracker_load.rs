@@ -45,22 +45,20 @@ fn main() -> Result<()> {
         firecracker,
     };
     let snapshot = site.snapshot(dir.path())?;
-    let [mut ours, mut theirs, mut vmm, mut lazy] = [const { Vec::new() }; 4];
+    let [mut ours, mut theirs, mut lazy] = [const { Vec::new() }; 3];
     for round in 0..WARM_UP + ROUNDS {
-        let (took, load, vmm_load) = site.load(&snapshot, MemoryMode::File)?;
-        let (took_lazy, _, _) = site.load(&snapshot, MemoryMode::Lazy)?;
+        let (took, load) = site.load(&snapshot, MemoryMode::File)?;
+        let (took_lazy, _) = site.load(&snapshot, MemoryMode::Lazy)?;
         if round >= WARM_UP {
             ours.push(took);
             theirs.push(load);
-            vmm.push(vmm_load);
             lazy.push(took_lazy);
         }
     }
     let note = format!(
-        "ours {}; Firecracker's {}, of which the thread with the machine {}; with the pager {}",
+        "ours {}; Firecracker's {}; ours with the pager {}",
         spread(&ours, "us"),
         spread(&theirs, "us"),
-        spread(&vmm, "us"),
         spread(&lazy, "us"),
     );
     Row::new(ID, "us")
@@ -117,8 +115,8 @@ impl Site {
         Ok(draft.publish(&dir.join("snapshot"))?)
     }
 
-    /// Our time, Firecracker's, and that of its thread with the machine, in microseconds.
-    fn load(&self, from: &Snapshot, mode: MemoryMode) -> Result<(f64, f64, f64)> {
+    /// Our time and Firecracker's, in microseconds.
+    fn load(&self, from: &Snapshot, mode: MemoryMode) -> Result<(f64, f64)> {
         let waiting = self.firecracker.spawn_waiting(&self.spec()?, from, mode, within())?;
         let memory = Memory { mode, policy: PrefetchPolicy::default() };
         let asked = Instant::now();
@@ -126,7 +124,7 @@ impl Site {
         let took = asked.elapsed();
         let metrics = clone.metrics(within())?;
         let micros = |time: Duration| time.as_secs_f64() * 1e6;
-        Ok((micros(took), micros(metrics.load), micros(metrics.vmm_load)))
+        Ok((micros(took), micros(metrics.load)))
     }
 }
 

@@ -16,7 +16,7 @@ use super::vm::{Vm, Wanted, guest_memory, vcpus};
 use crate::bare;
 use crate::contract::{chain, own_words};
 use crate::deadline::Deadline;
-use crate::journal::Milestone;
+use crate::journal::{End, Milestone};
 use crate::network::{NetworkSlot, TAP};
 use crate::run_dir::SandboxDir;
 use crate::runtime::{BootError, Guest, Sandbox as _, SandboxSpec};
@@ -73,6 +73,8 @@ pub(super) fn boot(
     if let Err(error) = bare::wait_listening(sandbox.endpoint(), journal, deadline) {
         sandbox.vm.supervised.abandon();
         let (wanted, reason) = (Milestone::Listening, error.to_string());
+        // Before the sandbox is dropped, which would be taken for the reason.
+        journal.end(End::Failed { step: "boot".to_owned(), reason: reason.clone() });
         return Err(BootError::Guest { wanted, attempts: 1, reason });
     }
     Ok(sandbox)

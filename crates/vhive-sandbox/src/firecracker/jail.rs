@@ -142,12 +142,23 @@ impl Jail {
         std::os::unix::fs::lchown(path, Some(self.uid), Some(self.uid))
     }
 
-    /// Moves the calling thread into a mount namespace in which the directory is as it should be.
+    /// Does something in a mount namespace in which the directory is as it should be. The calling
+    /// thread, which must be one of our own, leaves it again: it would keep alive whatever the host
+    /// has mounted now, and unmounts later.
     ///
     /// # Errors
-    /// Any I/O error; the thread is of no other use afterwards in any case.
-    pub(super) fn mount(&self) -> io::Result<()> {
+    /// Any I/O error; the thread is of no other use then.
+    pub(super) fn within<T>(&self, work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+        let outside = File::open("/proc/thread-self/ns/mnt")?;
         unshare(CloneFlags::CLONE_NEWNS)?;
+        self.mount()?;
+        let done = work()?;
+        move_into_link_name_space(outside.as_fd(), Some(LinkNameSpaceType::Mount))?;
+        Ok(done)
+    }
+
+    /// Mounts what is wanted in the calling thread's new namespace.
+    fn mount(&self) -> io::Result<()> {
         // What the host unmounts goes here too; what is mounted here stays here.
         let downstream = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
         mount_change("/", downstream)?;
@@ -259,13 +270,15 @@ mod tests {
         let place = jail.host("kernel");
         std::thread::scope(|scope| {
             let inside = scope.spawn(|| {
-                jail.mount()?;
-                let read = fs::read_to_string(&place)?;
-                let written = fs::write(&place, "other").map_err(|error| error.kind());
-                Ok::<_, io::Error>((read, written))
+                let looked = jail.within(|| {
+                    let read = fs::read_to_string(&place)?;
+                    let written = fs::write(&place, "other").map_err(|error| error.kind());
+                    Ok((read, written))
+                })?;
+                Ok::<_, io::Error>((looked, fs::read_to_string(&place)?))
             });
-            let (read, written) = inside.join().expect("no panic").expect("mounted");
-            assert_eq!(read, "content");
+            let ((read, written), outside) = inside.join().expect("no panic").expect("mounted");
+            assert_eq!((read.as_str(), outside.as_str()), ("content", ""));
             assert_eq!(written, Err(io::ErrorKind::ReadOnlyFilesystem));
         });
         assert_eq!(fs::read_to_string(&place).expect("readable"), "");

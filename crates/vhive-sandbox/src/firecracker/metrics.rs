@@ -19,10 +19,9 @@ const MOST: u64 = 8 << 20;
 /// How long Firecracker took for what it was asked for, by its own clock. Zero = it was not asked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Metrics {
-    /// A snapshot's load, from the request's arrival on.
+    /// A snapshot's load, from the request's arrival to its answer, with the resumption if it was
+    /// asked for.
     pub load: Duration,
-    /// Of that, the work of the thread that has the machine.
-    pub vmm_load: Duration,
     /// Making a snapshot.
     pub create: Duration,
     /// Letting a paused machine run.
@@ -39,7 +38,6 @@ struct Written {
 #[derive(Default)]
 struct Latencies {
     load_snapshot: u64,
-    vmm_load_snapshot: u64,
     full_create_snapshot: u64,
     resume_vm: u64,
 }
@@ -60,7 +58,6 @@ fn last(text: &[u8]) -> Option<Metrics> {
     let micros = Duration::from_micros;
     Some(Metrics {
         load: micros(it.load_snapshot),
-        vmm_load: micros(it.vmm_load_snapshot),
         create: micros(it.full_create_snapshot),
         resume: micros(it.resume_vm),
     })

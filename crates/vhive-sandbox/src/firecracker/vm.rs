@@ -213,17 +213,19 @@ impl Program {
     fn spawn(&self, stdout: &OwnedFd, stderr: &OwnedFd) -> io::Result<Child> {
         let netns = File::open(&self.netns)?;
         move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network))?;
-        self.jail.mount()?;
-        let child = process::spawn(&Launch {
-            program: &self.path,
-            args: &self.arguments,
-            environment: &[],
-            inherit: &[],
-            stdin: None,
-            stdout: stdout.as_fd(),
-            stderr: stderr.as_fd(),
-            confinement: self.confinement,
-        })?;
+        let spawn = || {
+            process::spawn(&Launch {
+                program: &self.path,
+                args: &self.arguments,
+                environment: &[],
+                inherit: &[],
+                stdin: None,
+                stdout: stdout.as_fd(),
+                stderr: stderr.as_fd(),
+                confinement: self.confinement,
+            })
+        };
+        let child = self.jail.within(spawn)?;
         // Here, where nobody can have reaped it: its number is still its own.
         self.cgroup.add(child.pid())?;
         Ok(child)
