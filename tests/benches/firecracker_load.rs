@@ -70,11 +70,12 @@ fn main() -> Result<()> {
 }
 
 fn config() -> FirecrackerConfig {
+    let config = FirecrackerConfig { metrics: true, ..FirecrackerConfig::default() };
     let Some(binary) = std::env::var_os("VHIVE_FIRECRACKER").map(PathBuf::from) else {
-        return FirecrackerConfig::default();
+        return config;
     };
     let jailer = binary.with_file_name("jailer");
-    FirecrackerConfig { binary, jailer, ..FirecrackerConfig::default() }
+    FirecrackerConfig { binary, jailer, ..config }
 }
 
 struct Site {

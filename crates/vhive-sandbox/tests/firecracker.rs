@@ -326,7 +326,8 @@ fn a_damaged_state_and_a_bad_kernel_are_told_in_firecrackers_words() {
 #[test]
 fn one_that_waits_becomes_a_clone_or_goes_without_a_trace() {
     let name = "one_that_waits_becomes_a_clone_or_goes_without_a_trace";
-    let Some(lab) = Lab::open(name, config()) else { return };
+    let config = FirecrackerConfig { metrics: true, ..config() };
+    let Some(lab) = Lab::open(name, config) else { return };
     let (snapshot, sums) = filled(&lab);
     let wait = |mode| {
         let (spec, firecracker) = (lab.spec(), &lab.firecracker);

@@ -34,6 +34,9 @@ pub struct FirecrackerConfig {
     /// Whether guests get a device by which they give memory back; where Firecracker's can, by
     /// itself.
     pub balloon: bool,
+    /// Whether each Firecracker writes down what it measures, for [`super::Metrics`]: some ten
+    /// thousand bytes a minute, in memory.
+    pub metrics: bool,
 }
 
 /// A static CPU template of Firecracker's.
@@ -75,6 +78,7 @@ impl Default for FirecrackerConfig {
             pci: false,
             entropy: true,
             balloon: false,
+            metrics: false,
         }
     }
 }

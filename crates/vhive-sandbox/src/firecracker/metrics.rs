@@ -7,14 +7,14 @@
 //! Firecracker, `src/vmm/src/logger/metrics.rs` (`PerformanceMetrics`).
 
 use std::fs::File;
-use std::io::{self, Read as _};
+use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::path::Path;
 use std::time::Duration;
 
 use serde::Deserialize;
 
-/// Longest file that is looked at, in bytes; a line has some ten thousand.
-const MOST: u64 = 8 << 20;
+/// How much of the file's end is looked at, in bytes; a line has some ten thousand.
+const MOST: u64 = 128 << 10;
 
 /// How long Firecracker took for what it was asked for, by its own clock. Zero = it was not asked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -44,8 +44,9 @@ struct Latencies {
 
 /// Reads the last line of the file that is complete.
 pub(super) fn read(path: &Path) -> io::Result<Metrics> {
-    let mut text = Vec::new();
-    File::open(path)?.take(MOST).read_to_end(&mut text)?;
+    let (mut text, mut file) = (Vec::new(), File::open(path)?);
+    file.seek(SeekFrom::Start(file.metadata()?.len().saturating_sub(MOST)))?;
+    file.take(MOST).read_to_end(&mut text)?;
     last(&text).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no metrics in it"))
 }
 

@@ -38,7 +38,8 @@ impl FirecrackerSandbox {
     /// What its Firecracker has measured so far.
     ///
     /// # Errors
-    /// It does not answer in time, or writes no metrics.
+    /// It does not answer in time, or writes nothing down
+    /// ([`FirecrackerConfig::metrics`](super::FirecrackerConfig::metrics)).
     pub fn metrics(&mut self, deadline: Deadline) -> io::Result<Metrics> {
         self.vm.api.flush_metrics(deadline).map_err(io::Error::other)?;
         metrics::read(&self.vm.jail.host(METRICS))
@@ -68,9 +69,13 @@ impl Sandbox for FirecrackerSandbox {
 
     /// A guest without an operating system has nobody who could be told.
     fn stop(&mut self, deadline: Deadline) {
-        match self.metrics(deadline) {
-            Ok(metrics) => tracing::debug!(sandbox = %self.id, ?metrics, "Firecracker's metrics"),
-            Err(error) => tracing::debug!(sandbox = %self.id, %error, "no metrics"),
+        if self.vm.jail.host(METRICS).exists() {
+            match self.metrics(deadline) {
+                Ok(it) => {
+                    tracing::info!(sandbox = %self.id, metrics = ?it, "Firecracker's metrics")
+                }
+                Err(error) => tracing::warn!(sandbox = %self.id, %error, "no metrics"),
+            }
         }
         self.journal.end(End::Vanished("the sandbox was stopped".to_owned()));
         self.vm.supervised.kill();

@@ -89,7 +89,9 @@ impl Vm {
         for (name, file) in wanted.lent {
             resource(&format!("lend {} to Firecracker", file.display()), || jail.lend(name, file))?;
         }
-        resource("make the metrics file", || jail.own(METRICS))?;
+        if config.metrics {
+            resource("make the metrics file", || jail.own(METRICS))?;
+        }
         let listener = wanted.served.then(|| {
             resource("make the pager's socket", || {
                 let listener = bind(&jail.host(UFFD))?;
@@ -170,7 +172,8 @@ impl Program {
         } else {
             arguments.extend(["--id".into(), spec.id.as_str().into()]);
         }
-        for (name, value) in [("--api-sock", API), ("--metrics-path", METRICS)] {
+        let metrics = config.metrics.then_some(("--metrics-path", METRICS));
+        for (name, value) in [("--api-sock", API)].into_iter().chain(metrics) {
             arguments.extend([name.into(), jail.inside(value).into()]);
         }
         arguments.extend(["--level", "Warn"].map(OsString::from));
