@@ -18,6 +18,7 @@ const BENCHES: &[(&str, &[&str])] = &[
     ("network_slot", &["network-slot-pop"]),
     ("image_rootfs", &["image-rootfs"]),
     ("firecracker_load", &["firecracker-load"]),
+    ("containers", &["runc-overhead", "runsc-overhead", "gvisor-restore"]),
     ("prefetch", &["prefetch-8m", "prefetch-24m", "prefetch-99m", "prefetch-vs-reap"]),
     (
         "cold_start",
@@ -35,7 +36,7 @@ const BENCHES: &[(&str, &[&str])] = &[
 ];
 
 /// Benchmarks that drive the product's binary, which is built first.
-const DRIVES_BINARY: &[&str] = &["cold_start"];
+const DRIVES_BINARY: &[&str] = &["cold_start", "containers"];
 
 pub(crate) fn run(substring: &str) -> anyhow::Result<()> {
     let chosen: Vec<&(&str, &[&str])> = BENCHES

@@ -52,6 +52,7 @@ const PROMISES: &[Promise] = &[
         "a_clone_touches_what_the_original_filled",
         promises::a_clone_touches_what_the_original_filled,
     ),
+    ("a_waiting_vmm_goes_on", promises::a_waiting_vmm_goes_on),
     ("another_program_is_refused", promises::another_program_is_refused),
     ("it_stops", promises::it_stops),
     ("connections_are_kept_and_closed", hostile::connections_are_kept_and_closed),

@@ -132,7 +132,9 @@ fn e2e_a_taken_port_is_named_and_nothing_is_left() {
 #[test]
 fn e2e_doctor_names_what_is_missing_and_the_fix() {
     let dir = Dir::new("doctor");
-    let config = "[qemu]\nbinary = \"/nonexistent/qemu\"\n";
+    let config = ["qemu", "runsc", "runc", "crun"]
+        .map(|name| format!("[{name}]\nbinary = \"/nonexistent/{name}\"\n"))
+        .concat();
     std::fs::write(dir.path().join("vhive.toml"), config).expect("written");
     let done = vhive(dir.path(), &["-o", "json", "doctor"]).expect("runs");
     assert_eq!(code(&done), 5, "{}", said(&done));

@@ -4,6 +4,7 @@
 mod faults;
 mod lifecycle;
 mod microvm;
+mod runtimes;
 mod scene;
 mod snapshot_faults;
 mod study;

@@ -41,17 +41,22 @@ pub(crate) fn node_with(test: &str, dir: &Dir, config: &str) -> Option<TestNode>
     Some(TestNode::start(dir.path(), config).expect("the node starts"))
 }
 
-/// What this host lacks for microVMs; else their kernel and image are there.
-pub(crate) fn missing(dir: &Dir) -> Option<String> {
-    if !rustix::process::geteuid().is_root() {
-        return Some("root".to_owned());
-    }
+/// Gives a directory guest kernel and image.
+pub(crate) fn prepare(dir: &Dir) {
     let state = dir.path().join("state");
     fs::create_dir_all(&state).expect("made");
     let prepared = prepared();
     for part in ["kernels", "images"] {
         symlink(prepared.join(part), state.join(part)).expect("linked");
     }
+}
+
+/// What this host lacks for microVMs; else their kernel and image are there.
+pub(crate) fn missing(dir: &Dir) -> Option<String> {
+    if !rustix::process::geteuid().is_root() {
+        return Some("root".to_owned());
+    }
+    prepare(dir);
     let doctor = vhive(dir.path(), &["-o", "json", "doctor"]).expect("runs");
     let answer: Value = serde_json::from_slice(&doctor.stdout).expect("doctor's JSON");
     let qemu = &answer["runtimes"][0];
@@ -81,7 +86,8 @@ pub(crate) fn traces(tag: &str) -> Vec<String> {
     for process in fs::read_dir("/proc").expect("listed").flatten() {
         let command = fs::read(process.path().join("cmdline")).unwrap_or_default();
         let command = String::from_utf8_lossy(&command).replace('\0', " ");
-        if command.contains(tag) && command.contains("qemu") {
+        let program = |name: &&str| command.contains(*name);
+        if command.contains(tag) && ["qemu", "runsc", "runc", "crun"].iter().any(program) {
             found.push(format!("process {:?}: {command}", process.file_name()));
         }
     }
@@ -92,6 +98,8 @@ pub(crate) fn traces(tag: &str) -> Vec<String> {
         let text = String::from_utf8_lossy(&done.stdout).into_owned();
         found.extend(text.lines().filter(|line| line.contains(tag)).map(str::to_owned));
     }
+    let mounts = fs::read_to_string("/proc/self/mountinfo").expect("readable");
+    found.extend(mounts.lines().filter(|line| line.contains(tag)).map(str::to_owned));
     let mut dirs = vec![PathBuf::from("/sys/fs/cgroup"), PathBuf::from("/run/netns")];
     let controllers = fs::read_dir("/sys/fs/cgroup").expect("listed").flatten();
     dirs.extend(controllers.map(|entry| entry.path()).filter(|path| path.is_dir()));

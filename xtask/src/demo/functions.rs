@@ -19,7 +19,7 @@ const ORDER: [&str; 7] =
     ["hello", "sleep", "big-memory", "pyaes", "json_serdes", "chameleon", "image_rotate"];
 
 /// A demo function.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Function {
     pub(crate) name: String,
     /// Name of its service: Kubernetes allows no underscores.
@@ -61,6 +61,11 @@ fn load(name: &str) -> anyhow::Result<Function> {
 }
 
 impl Function {
+    /// The same under another service's name.
+    pub(crate) fn called(&self, service: &str) -> Self {
+        Self { service: service.to_owned(), ..self.clone() }
+    }
+
     /// A file of the function, as text for a command line.
     pub(crate) fn file(&self, name: &str) -> String {
         self.dir.join(name).to_string_lossy().into_owned()

@@ -7,6 +7,7 @@
 mod functions;
 mod node;
 mod report;
+mod runtimes;
 mod starts;
 mod step;
 mod study;
@@ -66,6 +67,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
         }
         Ok(())
     })?;
+    let elsewhere = runtimes::run(&mut steps, &node, &functions)?;
     let found = steps.run("study: hello and pyaes", study::run)?;
     steps.run(&format!("{name}: scales to zero when idle"), |step| {
         node.wait_for_zero(&first.service, TO_ZERO, step)
@@ -78,6 +80,9 @@ pub(crate) fn run() -> anyhow::Result<()> {
 
     println!("\n{}\n\n{}", report::phases(&rows), report::memory(&rows));
     println!("\n{}", report::side_by_side(&rows));
+    if !elsewhere.is_empty() {
+        println!("\n{}", runtimes::table(&elsewhere));
+    }
     println!("\nthe study of hello and pyaes, {} times each:\n{found}", study::REPETITIONS);
     report::what_next(begun.elapsed(), &records);
     Ok(())

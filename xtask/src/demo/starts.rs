@@ -13,11 +13,22 @@ use super::step::Steps;
 
 /// Puts a function's service on the node: its own manifest with a snapshot policy.
 pub(crate) fn deploy(node: &Node, function: &Function, policy: &str) -> anyhow::Result<()> {
+    deploy_changed(node, function, policy, |_| ())
+}
+
+/// Likewise with a change to the manifest.
+pub(crate) fn deploy_changed(
+    node: &Node,
+    function: &Function,
+    policy: &str,
+    change: impl FnOnce(&mut Value),
+) -> anyhow::Result<()> {
     let dir = state_dir().with_file_name("manifests");
     std::fs::create_dir_all(&dir)?;
     let annotations = [("vhive.dev/snapshot-policy", policy)];
     let service = &function.service;
-    let manifest = manifest::variant(&function.service_yaml(), service, &annotations)?;
+    let mut manifest = manifest::variant(&function.service_yaml(), service, &annotations)?;
+    change(&mut manifest);
     let path = dir.join(format!("{service}.json"));
     std::fs::write(&path, serde_json::to_vec_pretty(&manifest)?)?;
     // What an earlier run has left would make this the second revision, with another name.
@@ -68,7 +79,7 @@ pub(crate) fn run(steps: &mut Steps, node: &Node, function: &Function) -> anyhow
 }
 
 /// Makes the next invocation a cold start that finds no page of a snapshot in memory.
-fn cold(node: &Node, function: &Function, expected: StartKind) -> anyhow::Result<Row> {
+pub(crate) fn cold(node: &Node, function: &Function, expected: StartKind) -> anyhow::Result<Row> {
     // Returns when what is done behind the last reply is done: a snapshot taken, pages recorded.
     node.vhive(&["evict", &function.service])?;
     let snapshots = state_dir().join("snapshots");

@@ -102,6 +102,26 @@ pub(crate) fn a_clone_touches_what_the_original_filled(site: &Site) {
     snapshot.verify().expect("clones change nothing");
 }
 
+/// A VMM that was spawned ahead becomes a clone like any other.
+pub(crate) fn a_waiting_vmm_goes_on(site: &Site) {
+    let (kernel, dir) = (Kernel::new(), tempfile::tempdir().expect("a temporary directory"));
+    let mut original = site.boot(&kernel.spec(site));
+    ask(&original, &format!("/fill?pages={FILLED}"));
+    let snapshot = snapshot(&mut original, dir.path());
+    drop(original);
+    let restores = site.runtime.restores().expect("it restores");
+    for mode in modes(site) {
+        let spec = kernel.spec(site);
+        let waiting = restores.prespawn(&spec, &snapshot, mode, soon()).expect("spawned");
+        let Some(waiting) = waiting else { return };
+        let sandbox = waiting.restore(memory_by(mode), soon()).expect("restored");
+        let clone = Booted { sandbox, journal: Arc::clone(&spec.journal) };
+        assert_eq!(touch(&clone, 0), expected(None), "{mode}");
+        let paging = clone.sandbox.paging().expect("memory arrives somehow");
+        paging.finish_recording().expect("written");
+    }
+}
+
 /// What is no such guest, or not the one that was snapshotted, is refused in so many words.
 pub(crate) fn another_program_is_refused(site: &Site) {
     let (kernel, dir) = (Kernel::new(), tempfile::tempdir().expect("a temporary directory"));
