@@ -14,7 +14,8 @@ mod site;
 mod traces;
 
 use std::fs;
-use std::path::PathBuf;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -413,6 +414,41 @@ fn what_does_not_answer_is_given_up_in_time() {
     assert!(begun.elapsed() < Duration::from_secs(20), "{error:?}");
     assert!(matches!(error, BootError::Guest { wanted: Milestone::Listening, .. }), "{error:?}");
     assert!(spec.journal.ended().expect("told").to_string().starts_with("boot failed"));
+    drop(spec);
+    lab.expect_no_traces();
+}
+
+/// A program that says that it is Firecracker, and does something else when it is to be one.
+fn impostor(dir: &Path, does: &str) -> FirecrackerConfig {
+    let binary = dir.join("firecracker");
+    let script = format!(
+        "#!/bin/sh\ncase $1 in\n--version) echo Firecracker v1.16.1;;\n\
+         --snapshot-version) echo v10.0.0;;\n*) {does};;\nesac\n"
+    );
+    fs::write(&binary, script).expect("written");
+    fs::set_permissions(&binary, fs::Permissions::from_mode(0o755)).expect("set");
+    fs::set_permissions(dir, fs::Permissions::from_mode(0o755)).expect("set");
+    FirecrackerConfig { binary, use_jailer: false, ..FirecrackerConfig::default() }
+}
+
+#[test]
+fn an_impostor_is_told_from_a_firecracker() {
+    let name = "an_impostor_is_told_from_a_firecracker";
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let dies = impostor(dir.path(), "echo its last words >&2; exit 3");
+    let Some(lab) = Lab::open(name, dies) else { return };
+    let spec = lab.spec();
+    let error = lab.firecracker.boot(&spec, soon()).expect_err("it dies");
+    assert!(error.to_string().contains("exited with code 3: its last words"), "{error}");
+    drop(spec);
+    lab.expect_no_traces();
+    drop(lab);
+    let silent = impostor(dir.path(), "exec sleep 1000");
+    let Some(lab) = Lab::open(name, silent) else { return };
+    let spec = lab.spec();
+    let brief = Deadline::after(Duration::from_millis(300));
+    let error = lab.firecracker.boot(&spec, brief).expect_err("it does not answer");
+    assert!(error.to_string().contains("its API does not answer"), "{error}");
     drop(spec);
     lab.expect_no_traces();
 }
