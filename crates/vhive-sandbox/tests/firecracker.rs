@@ -294,6 +294,24 @@ fn one_that_is_killed_at_any_step_is_told_and_leaves_nothing() {
 }
 
 #[test]
+fn a_tap_that_is_in_use_is_not_blamed_on_the_snapshot() {
+    let name = "a_tap_that_is_in_use_is_not_blamed_on_the_snapshot";
+    let Some(lab) = Lab::open(name, config()) else { return };
+    let (snapshot, sums) = filled(&lab);
+    let spec = lab.spec();
+    let tap = spec.network.as_ref().map(|slot| slot.open_tap().expect("opened"));
+    let memory = Memory { mode: MemoryMode::File, policy: PrefetchPolicy::default() };
+    let error = lab.firecracker.restore(&spec, &snapshot, memory, soon()).expect_err("in use");
+    assert!(!error.blames_snapshot(), "{error:?}");
+    drop((tap, spec));
+    let spec = lab.spec();
+    let clone = lab.restore(&spec, &snapshot, MemoryMode::File);
+    assert_eq!(get(clone.endpoint(), TOUCH), sums);
+    drop((clone, spec));
+    lab.expect_no_traces();
+}
+
+#[test]
 fn a_damaged_state_and_a_bad_kernel_are_told_in_firecrackers_words() {
     let name = "a_damaged_state_and_a_bad_kernel_are_told_in_firecrackers_words";
     let Some(lab) = Lab::open(name, config()) else { return };

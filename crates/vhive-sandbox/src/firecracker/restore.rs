@@ -275,13 +275,21 @@ impl WaitingFirecracker {
     fn refused(&self, error: &ApiError) -> RestoreError {
         let program = self.ground.binary.display().to_string();
         if let ApiError::Refused { reason, .. } = error {
-            return RestoreError::State { program, reason: reason.clone() };
+            let reason = reason.clone();
+            if HOSTS.iter().any(|words| reason.contains(words)) {
+                return BootError::Spawn { program, reason }.into();
+            }
+            return RestoreError::State { program, reason };
         }
         // It has ended, or hangs: nothing is known of the state.
         let reason = own_words(&self.vm.supervised, &self.spec.journal, &chain(error));
         BootError::Guest { wanted: Milestone::Restored, attempts: 1, reason }.into()
     }
 }
+
+/// How Firecracker's refusals read that are about the host and not about the snapshot (`TapError`,
+/// `GuestMemoryFromUffdError`).
+const HOSTS: [&str; 3] = ["tap device", "UFFD", "UDS"];
 
 /// Waits for Firecracker to connect with its userfaultfd; none if it answers the load first, which
 /// it does only to refuse.
