@@ -5,6 +5,7 @@
 //! | `demo` | sets up, deploys and invokes the demo functions on a node of its own |
 //! | `test` | runs every test and counts what was skipped and why |
 //! | `bench [SUBSTRING]` | runs benchmarks, prints a table, writes `target/bench/summary.json` |
+//! | `conformance` | runs the conformance suite and writes its table, `docs/conformance.md` |
 //! | `check-docs` | proves that what the documents name exists |
 //! | `check-shape` | proves that the crates depend on each other as drawn |
 //! | `prepush` | formatting, lints, documents, dependencies (`deny.toml`), unit tests: CI without its slow part |
@@ -15,6 +16,7 @@ mod bench;
 mod check_docs;
 mod check_shape;
 mod clean;
+mod conformance;
 mod demo;
 mod prepush;
 mod shell;
@@ -42,6 +44,8 @@ enum Chore {
         /// Part of a benchmark's or a row's name.
         substring: Option<String>,
     },
+    /// Runs the conformance suite and writes its table.
+    Conformance,
     /// Proves that what the documents name exists.
     CheckDocs,
     /// Proves that the crates depend on each other as drawn.
@@ -57,6 +61,7 @@ fn main() -> ExitCode {
         Chore::Demo => demo::run(),
         Chore::Test => test::run(),
         Chore::Bench { substring } => bench::run(substring.as_deref().unwrap_or_default()),
+        Chore::Conformance => conformance::run(),
         Chore::CheckDocs => check_docs::run(),
         Chore::CheckShape => check_shape::run(),
         Chore::Prepush => prepush::run(),

@@ -299,6 +299,9 @@ impl Vm {
         stats.fault_pages += u64::from(pages);
         stats.zero_pages += u64::from(zero_pages);
         stats.wait += read_at.elapsed();
+        drop(stats);
+        // The guest goes on; what it will miss next is on its way meanwhile.
+        self.memory.look_around(Run { first: page, pages: 1 });
         Ok(Flow::GoesOn)
     }
 
@@ -306,13 +309,16 @@ impl Vm {
     /// recorded page of zeros the zeros around it, which cost neither a read at the replay nor memory.
     fn read_for(&self, page: PageNumber, scratch: &mut Scratch) -> Result<Run, ServeError> {
         let run = self.streak(page).unwrap_or_else(|| self.window_around(page, self.window));
-        self.memory.look_around(run);
+        if run.pages > 1 {
+            self.memory.look_around(run);
+        }
         let bytes = &mut scratch.0[..run.bytes()];
         self.memory.read(run, bytes)?;
         if !self.memory.looks_around() || run.pages > 1 || !all_zero(bytes) {
             return Ok(run);
         }
         let run = self.window_around(page, LOOKED_AT);
+        self.memory.look_around(run);
         self.memory.read(run, &mut scratch.0[..run.bytes()])?;
         let parts = by_content(run, &scratch.0[..run.bytes()]);
         let around = |(part, is_zero): &(Run, bool)| *is_zero && part.holds(page);

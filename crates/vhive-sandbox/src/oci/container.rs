@@ -20,6 +20,17 @@ use crate::process::{self, Child, Exit, Launch};
 /// Name of the file in a bundle that the runtime writes the first process' number to.
 const PID_FILE: &str = "pid";
 
+/// What the runtime is asked to do.
+#[derive(Clone, Debug)]
+pub(super) enum Verb {
+    /// To start a container.
+    Run,
+    /// To make one that waits for what it shall be (gVisor only).
+    Create,
+    /// To start one from the checkpoint in a directory (gVisor only).
+    Restore(PathBuf),
+}
+
 /// Everything that a container is started from.
 #[derive(Debug)]
 pub(super) struct Start {
@@ -31,8 +42,7 @@ pub(super) struct Start {
     pub(super) image: Option<PathBuf>,
     /// The network namespace; none = an empty one.
     pub(super) netns: Option<OwnedFd>,
-    /// Where it is restored from; none = it is started.
-    pub(super) from: Option<PathBuf>,
+    pub(super) verb: Verb,
     pub(super) name: String,
     /// The guest channel's two ends.
     pub(super) stdin: OwnedFd,
@@ -120,12 +130,16 @@ impl Start {
         let bundle = self.bundle.to_string_lossy();
         let pid_file = self.bundle.join(PID_FILE);
         let pid_file = pid_file.to_string_lossy();
-        let from = self.from.as_ref().map(|dir| dir.to_string_lossy());
-        let mut command = match &from {
-            None => vec!["run"],
-            Some(from) => vec!["restore", "--image-path", from],
+        let from;
+        let mut command = match &self.verb {
+            Verb::Run => vec!["run", "--detach"],
+            Verb::Create => vec!["create"],
+            Verb::Restore(dir) => {
+                from = dir.to_string_lossy();
+                vec!["restore", "--detach", "--image-path", &from]
+            }
         };
-        command.extend(["--detach", "--bundle", &bundle, "--pid-file", &pid_file, &self.name]);
+        command.extend(["--bundle", &bundle, "--pid-file", &pid_file, &self.name]);
         let arguments = self.tool.words(&self.bundle.join("runtime"), &command);
         process::spawn(&Launch {
             program: &self.tool.binary,

@@ -18,6 +18,7 @@ mod gvisor;
 mod image;
 mod layer;
 mod probe;
+mod restore;
 mod sandbox;
 mod seccomp;
 mod start;

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use vhive_api::SandboxId;
 
+use super::container::Verb;
 use super::layer::Layer;
 use super::start::Wanted;
 use super::tool::Tool;
@@ -99,7 +100,7 @@ fn probe(tool: &Tool, found: &Found) -> Result<(), String> {
         journal: &journal,
         image: None,
         netns: None,
-        from: None,
+        verb: Verb::Run,
         cgroup: (Cgroup::name(&root, &id), &group),
         limits: None,
         conversation: Conversation::new(Arc::clone(&journal), None),

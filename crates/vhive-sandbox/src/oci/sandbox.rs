@@ -7,8 +7,9 @@ use std::sync::Arc;
 use rustix::process::Pid;
 use vhive_api::SandboxId;
 
-use super::gvisor::{Gvisor, Loaded};
+use super::gvisor::Gvisor;
 use super::image::Mounted;
+use super::restore::Loaded;
 use crate::cgroup::Cgroup;
 use crate::contract::{self, Supervised};
 use crate::deadline::Deadline;

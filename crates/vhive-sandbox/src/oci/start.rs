@@ -3,7 +3,7 @@
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::time::Instant;
@@ -13,7 +13,7 @@ use vhive_api::SandboxId;
 use vhive_api::guest::GuestConfig;
 
 use super::bundle::{self, Limits};
-use super::container::Start;
+use super::container::{Start, Verb};
 use super::image::{Images, Mounted};
 use super::probe::Found;
 use super::sandbox::OciSandbox;
@@ -39,8 +39,7 @@ pub(super) struct Wanted<'a> {
     pub(super) journal: &'a Arc<Journal>,
     pub(super) image: Option<&'a Mounted>,
     pub(super) netns: Option<OwnedFd>,
-    /// A checkpoint's directory that it is restored from; none = it is started.
-    pub(super) from: Option<PathBuf>,
+    pub(super) verb: Verb,
     /// Its control groups, and what a runtime calls them.
     pub(super) cgroup: (String, &'a Cgroup),
     pub(super) limits: Option<Limits>,
@@ -61,7 +60,7 @@ impl Wanted<'_> {
     /// # Errors
     /// [`BootError`]; whatever is in the bundle is the caller's to remove.
     pub(super) fn start(self) -> Result<Started, BootError> {
-        let Self { tool, found, id, bundle, journal, image, netns, from, .. } = self;
+        let Self { tool, found, id, bundle, journal, image, netns, verb, .. } = self;
         let (cgroup, limits, conversation) = (self.cgroup, self.limits, self.conversation);
         let name = id.as_str();
         let (cgroup, group) = cgroup;
@@ -83,7 +82,7 @@ impl Wanted<'_> {
             bundle: bundle.to_owned(),
             image: image.map(|image| image.dir().to_owned()),
             netns,
-            from,
+            verb,
             name: name.to_owned(),
             stdin: stdin.into(),
             stdout: stdout.into(),
@@ -104,10 +103,14 @@ impl Wanted<'_> {
             silent: "the container ended without saying why",
             limit: Some(limit),
         };
+        // One that is only made waits for somebody to ask for it.
+        let asked_for = !matches!(start.verb, Verb::Create);
         let theirs = Arc::clone(journal);
         let launch = move || {
             let container = start.launch()?;
-            theirs.reach(Milestone::Spawned, Instant::now());
+            if asked_for {
+                theirs.reach(Milestone::Spawned, Instant::now());
+            }
             Ok(container)
         };
         let journal = Arc::clone(journal);
@@ -181,7 +184,7 @@ impl Ground {
         tool: &Tool,
         found: &Found,
         spec: &SandboxSpec,
-        (from, conversation): (Option<PathBuf>, Conversation),
+        (verb, conversation): (Verb, Conversation),
     ) -> Result<Started, BootError> {
         let netns = resource("share the network namespace", || self.netns.try_clone())?;
         Wanted {
@@ -192,7 +195,7 @@ impl Ground {
             journal: &spec.journal,
             image: Some(&self.image),
             netns: Some(netns),
-            from,
+            verb,
             cgroup: (Cgroup::name(&spec.run_root, &spec.id), &self.cgroup),
             limits: Some(self.limits),
             conversation,
@@ -262,7 +265,7 @@ pub(super) fn boot(
         hooks: spec.hooks.clone(),
     };
     let conversation = Conversation::new(Arc::clone(&spec.journal), Some(config));
-    let started = ground.start(tool, found, spec, (None, conversation)).and_then(|started| {
+    let started = ground.start(tool, found, spec, (Verb::Run, conversation)).and_then(|started| {
         wait_started(&started, &spec.journal, tool, deadline)?;
         let pid = started.wait_pid(&spec.journal, tool, deadline)?;
         Ok((started.supervised, pid))
