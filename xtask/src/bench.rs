@@ -17,6 +17,7 @@ const BENCHES: &[(&str, &[&str])] = &[
     ("boot", &["boot-overhead", "boot-reliability"]),
     ("network_slot", &["network-slot-pop"]),
     ("image_rootfs", &["image-rootfs"]),
+    ("firecracker_load", &["firecracker-load"]),
     ("containers", &["runc-overhead", "runsc-overhead", "gvisor-restore"]),
     ("prefetch", &["prefetch-8m", "prefetch-24m", "prefetch-99m", "prefetch-vs-reap"]),
     (

@@ -20,13 +20,26 @@ mod site;
 mod traces;
 
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use libtest_mimic::{Arguments, Trial};
+use vhive_sandbox::Runtime;
+use vhive_sandbox::firecracker::Firecracker;
 
-use site::{RUNTIMES, Site};
+use site::{Kind, Site, firecracker_config, qemu};
 
-/// The runtimes of the table that boot bare guests.
-const BARE: [&str; 1] = ["qemu"];
+/// The runtimes that boot guests without an operating system.
+const BARE: &[Kind] = &[
+    Kind { name: "qemu", real: true, machine: true, make: qemu },
+    Kind { name: "firecracker", real: true, machine: true, make: firecracker },
+];
+
+/// It is not asked for more than such guests need.
+fn firecracker() -> Result<Arc<dyn Runtime>, String> {
+    let firecracker = Firecracker::new(firecracker_config());
+    firecracker.check_bare().map_err(|lacks| lacks.to_string())?;
+    Ok(Arc::new(firecracker))
+}
 
 type Promise = (&'static str, fn(&Site));
 
@@ -48,8 +61,7 @@ const PROMISES: &[Promise] = &[
 ];
 
 fn main() -> ExitCode {
-    let kinds = RUNTIMES.iter().filter(|kind| BARE.contains(&kind.name));
-    let pairs = kinds.flat_map(|kind| PROMISES.iter().map(move |promise| (kind, promise)));
+    let pairs = BARE.iter().flat_map(|kind| PROMISES.iter().map(move |promise| (kind, promise)));
     let trials = pairs.map(|(kind, (promise, body))| {
         let name = format!("{}::{promise}", kind.name);
         Trial::test(name.clone(), move || {

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 use vhive_sandbox::RunRoot;
+use vhive_sandbox::firecracker::FirecrackerConfig;
 use vhive_sandbox::network::NetworkConfig;
 use vhive_sandbox::oci::{ContainerConfig, GvisorConfig};
 use vhive_sandbox::qemu::QemuConfig;
@@ -27,6 +28,8 @@ pub(crate) struct Config {
     pub(crate) network: NetworkConfig,
     /// The runtime `qemu`.
     pub(crate) qemu: QemuConfig,
+    /// The runtime `firecracker`.
+    pub(crate) firecracker: FirecrackerConfig,
     /// The runtime `runsc`: gVisor.
     pub(crate) runsc: GvisorConfig,
     /// The runtime `runc`.

@@ -44,6 +44,7 @@ pub use host::{check_forwarding, check_host};
 pub use pool::{NetworkPool, NetworkSlot};
 pub use site::sweep;
 pub use slot::BuildError;
+pub use tap::NAME as TAP;
 
 /// How many slots to keep, and what guests may reach.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -429,6 +429,12 @@ impl NetworkSlot {
         self.devices().make_inner()
     }
 
+    /// Closes the tap device if it is still open here, for a VMM that opens it by its name,
+    /// [`TAP`](super::TAP), from inside the namespace. Takes milliseconds.
+    pub fn release_tap(&self) {
+        drop(lock(&self.tap).take());
+    }
+
     fn devices(&self) -> &Devices {
         self.devices.as_ref().expect("only Drop takes them")
     }

@@ -5,8 +5,8 @@ use std::os::fd::{AsFd as _, OwnedFd};
 
 use tun_rs::{DeviceBuilder, Layer};
 
-/// Its name inside the slot's namespace.
-pub(super) const NAME: &str = "tap0";
+/// Name of a slot's tap device inside its namespace.
+pub const NAME: &str = "tap0";
 
 /// Opens the tap device of the calling thread's namespace, or creates it; it outlives the
 /// descriptor and goes with the namespace. Frames carry a virtio-net header, so that a VMM can

@@ -11,12 +11,8 @@
 //! QEMU, `docs/devel/migration.rst`, `qapi/migration.json` (`migrate`, `x-ignore-shared`).
 
 use std::fs::File;
-use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd};
-use std::os::unix::fs::FileExt as _;
 
-use rustix::fs::SeekFrom;
-use rustix::io::Errno;
 use serde_json::{Value, json};
 
 use super::qmp::{Qmp, QmpError};
@@ -24,16 +20,12 @@ use super::sandbox::QemuSandbox;
 use crate::contract::{self, time_to_go_on};
 use crate::deadline::Deadline;
 use crate::runtime::{Checkpoint, SnapshotError};
-use crate::snapshot::{DraftError, MEMORY, MemoryShape, Platform, SnapshotDraft, VM_STATE};
+use crate::snapshot::{
+    DraftError, MEMORY, MemoryShape, Platform, SnapshotDraft, VM_STATE, copy_sparse,
+};
 
 /// Name under which QEMU is given the file for its state.
 const STATE: &str = "vhive-state";
-
-/// Bytes copied at a time.
-const PIECE: usize = 1 << 20;
-
-/// The unit in which zeros become holes.
-const PAGE: usize = 4096;
 
 /// What a booted microVM's snapshots have in common.
 #[derive(Clone, Debug)]
@@ -133,71 +125,4 @@ fn save(qmp: &mut Qmp, state: BorrowedFd<'_>, deadline: Deadline) -> Result<(), 
     qmp.give_fd(STATE, state, deadline)?;
     qmp.execute("migrate", Some(json!({ "uri": format!("fd:{STATE}") })), deadline)?;
     wait_migration(qmp, deadline)
-}
-
-/// Copies what is not zero; the rest becomes holes.
-fn copy_sparse(from: &File, to: &File) -> io::Result<()> {
-    let length = from.metadata()?.len();
-    to.set_len(length)?;
-    let mut piece = vec![0; PIECE];
-    let mut at = 0;
-    while at < length {
-        at = match rustix::fs::seek(from, SeekFrom::Data(at)) {
-            Ok(data) => data,
-            Err(Errno::NXIO) => break,
-            Err(error) => return Err(error.into()),
-        };
-        let most = usize::try_from(length - at).unwrap_or(PIECE).min(PIECE);
-        from.read_exact_at(&mut piece[..most], at)?;
-        write_non_zero(&piece[..most], to, at)?;
-        at += most as u64;
-    }
-    Ok(())
-}
-
-/// Writes runs of pages that are not all zero.
-fn write_non_zero(piece: &[u8], to: &File, at: u64) -> io::Result<()> {
-    let is_zero = |page: &[u8]| page.iter().all(|byte| *byte == 0);
-    let mut begin = 0;
-    while begin < piece.len() {
-        let end = piece.len().min(begin + PAGE);
-        if is_zero(&piece[begin..end]) {
-            begin = end;
-            continue;
-        }
-        let rest = piece[begin..].chunks(PAGE);
-        let run: usize = rest.take_while(|page| !is_zero(page)).map(<[u8]>::len).sum();
-        to.write_all_at(&piece[begin..begin + run], at + begin as u64)?;
-        begin += run;
-    }
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    proptest::proptest! {
-        #![proptest_config(proptest::prelude::ProptestConfig::with_cases(32))]
-        #[test]
-        fn a_sparse_copy_is_equal_and_no_larger(pages: Vec<Option<u8>>, tail in 0_usize..PAGE) {
-            let (from, to) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
-            let length = pages.len() * PAGE + tail;
-            from.set_len(length as u64).unwrap();
-            for (at, byte) in pages.iter().enumerate() {
-                if let Some(byte) = byte {
-                    from.write_all_at(&[*byte; PAGE], (at * PAGE) as u64).unwrap();
-                }
-            }
-            copy_sparse(&from, &to).unwrap();
-            let read = |file: &File| {
-                let mut bytes = vec![0; length];
-                file.read_exact_at(&mut bytes, 0).unwrap();
-                bytes
-            };
-            assert_eq!(read(&from), read(&to));
-            let blocks = |file: &File| std::os::unix::fs::MetadataExt::blocks(&file.metadata().unwrap());
-            assert!(blocks(&to) <= blocks(&from));
-        }
-    }
 }

@@ -16,7 +16,6 @@ mod command;
 mod config;
 mod ground;
 mod memory;
-mod paging;
 mod program;
 mod qmp;
 mod restore;

@@ -23,7 +23,6 @@ use vhive_pager::{Handoff, Pager};
 use super::checkpoint::{set_capabilities, wait_migration};
 use super::ground::Ground;
 use super::memory::Backing;
-use super::paging::{self, Preparing, QemuPaging};
 use super::qmp::QmpError;
 use super::sandbox::QemuSandbox;
 use super::vm::{self, Spawned, Vm};
@@ -33,6 +32,7 @@ use crate::contract::{Supervised, become_clone, own_words as words};
 use crate::deadline::Deadline;
 use crate::journal::{End, Journal, Milestone};
 use crate::network::NetworkSlot;
+use crate::paging::{self, ClonePaging, Preparing};
 use crate::run_dir::{SandboxDir, SandboxRecord};
 use crate::runtime::{
     BootError, Guest, HostLacks, Memory, Prespawned, Restore, RestoreError, Runtime as _, Sandbox,
@@ -269,7 +269,7 @@ impl Waiting {
         &mut self,
         preparing: Preparing,
         deadline: Deadline,
-    ) -> Result<Arc<QemuPaging>, RestoreError> {
+    ) -> Result<Arc<ClonePaging>, RestoreError> {
         let journal = &self.spec.journal;
         let paging = preparing.attach(self.handed.take(), &self.vm.supervised, journal)?;
         let loaded = load(&mut self.vm, self.state_fd, &paging, deadline)?;
@@ -297,7 +297,7 @@ impl Waiting {
 fn load(
     vm: &mut Vm,
     state_fd: Option<RawFd>,
-    paging: &QemuPaging,
+    paging: &ClonePaging,
     deadline: Deadline,
 ) -> Result<Result<(), QmpError>, RestoreError> {
     let qmp = &mut vm.qmp;

@@ -7,12 +7,12 @@ use rustix::process::Pid;
 use vhive_api::SandboxId;
 
 use super::checkpoint::Taken;
-use super::paging::QemuPaging;
 use super::vm::Vm;
 use crate::contract;
 use crate::deadline::Deadline;
 use crate::journal::{End, Journal};
 use crate::network::NetworkSlot;
+use crate::paging::ClonePaging;
 use crate::run_dir::SandboxDir;
 use crate::runtime::{Checkpoint, Paging, Sandbox};
 
@@ -29,7 +29,7 @@ pub(super) struct QemuSandbox {
     /// What its snapshots say of themselves; none of a clone, which cannot be snapshotted.
     pub(super) taken: Option<Taken>,
     /// How a clone's memory arrives.
-    pub(super) paging: Option<Arc<QemuPaging>>,
+    pub(super) paging: Option<Arc<ClonePaging>>,
     pub(super) _dir: SandboxDir,
     pub(super) network: Arc<NetworkSlot>,
 }

@@ -17,6 +17,7 @@
 mod digest;
 mod draft;
 mod manifest;
+mod sparse;
 
 use std::fs::{self, File};
 use std::io;
@@ -25,6 +26,7 @@ use std::path::{Path, PathBuf};
 pub use digest::page_digest;
 pub use draft::{DraftError, SnapshotDraft};
 pub use manifest::{FORMAT, FileEntry, Manifest, MemoryShape, Mismatch, Owner, Platform};
+pub(crate) use sparse::copy_sparse;
 
 /// Names of the files.
 pub const MANIFEST: &str = "manifest.json";

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use vhive_api::guest::{Process, Stream};
 use vhive_api::{Bytes, SandboxId};
+use vhive_sandbox::firecracker::{Firecracker, FirecrackerConfig};
 use vhive_sandbox::kernel::{KernelStore, StoreError};
 use vhive_sandbox::network::{NetworkConfig, NetworkPool};
 use vhive_sandbox::oci::{ContainerConfig, GvisorConfig, Oci};
@@ -31,7 +32,7 @@ pub(crate) struct Kind {
     pub(crate) real: bool,
     /// Has a kernel of its own, of the size that was asked for, behind a process of the host's.
     pub(crate) machine: bool,
-    make: fn() -> Result<Arc<dyn Runtime>, String>,
+    pub(crate) make: fn() -> Result<Arc<dyn Runtime>, String>,
 }
 
 pub(crate) const RUNTIMES: &[Kind] = &[
@@ -42,10 +43,25 @@ pub(crate) const RUNTIMES: &[Kind] = &[
         make: || Ok(Arc::new(Sim::new(SimConfig::default()))),
     },
     Kind { name: "qemu", real: true, machine: true, make: qemu },
+    Kind { name: "firecracker", real: true, machine: true, make: firecracker },
     Kind { name: "runc", real: true, machine: false, make: runc },
     Kind { name: "crun", real: true, machine: false, make: crun },
     Kind { name: "runsc", real: true, machine: false, make: runsc },
 ];
+
+fn firecracker() -> Result<Arc<dyn Runtime>, String> {
+    fit(Firecracker::new(firecracker_config()))
+}
+
+/// The program that `VHIVE_FIRECRACKER` names, with its jailer beside it; else both are looked up
+/// in `PATH`.
+pub(crate) fn firecracker_config() -> FirecrackerConfig {
+    let Some(binary) = std::env::var_os("VHIVE_FIRECRACKER").map(PathBuf::from) else {
+        return FirecrackerConfig::default();
+    };
+    let jailer = binary.with_file_name("jailer");
+    FirecrackerConfig { binary, jailer, ..FirecrackerConfig::default() }
+}
 
 fn runc() -> Result<Arc<dyn Runtime>, String> {
     fit(Oci::runc(ContainerConfig::default(), cache()))
@@ -68,7 +84,7 @@ fn cache() -> PathBuf {
     Path::new(env!("CARGO_TARGET_TMPDIR")).join("containers")
 }
 
-fn qemu() -> Result<Arc<dyn Runtime>, String> {
+pub(crate) fn qemu() -> Result<Arc<dyn Runtime>, String> {
     qemu_with(QemuConfig::default())
 }
 

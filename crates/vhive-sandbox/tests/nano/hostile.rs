@@ -40,11 +40,11 @@ pub(crate) fn connections_are_kept_and_closed(site: &Site) {
 pub(crate) fn several_are_served_at_a_time(site: &Site) {
     let booted = site.boot(&Kernel::new().spec(site));
     let endpoint = booted.endpoint();
-    assert_eq!(get(endpoint, "/fill?pages=8000"), "pages 8000\n");
+    assert_eq!(get(endpoint, "/fill?pages=2000"), "pages 2000\n");
     let askers: Vec<_> = (0..8)
         .map(|seed| {
             std::thread::spawn(move || {
-                let path = format!("/touch?pages=4000&seed={seed}");
+                let path = format!("/touch?pages=300&seed={seed}");
                 let first = get(endpoint, &path);
                 assert_eq!(get(endpoint, &path), first);
                 first

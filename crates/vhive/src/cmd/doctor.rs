@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use serde::Serialize;
 use serde_json::json;
 use vhive_api::RuntimeName;
+use vhive_sandbox::firecracker::Firecracker;
 use vhive_sandbox::host::{Fact, Verdict, facts};
 use vhive_sandbox::kernel::KernelStore;
 use vhive_sandbox::network::{check_forwarding, check_host};
@@ -41,7 +42,7 @@ pub(crate) fn run(global: &Global, config: &Config, _: &Args) -> anyhow::Result<
     let cache = config.node.state_dir.join("host");
     let isolating = [
         qemu(config)?,
-        later(RuntimeName::Firecracker),
+        firecracker(config),
         container(&Oci::runsc(config.runsc.clone(), &cache)),
         container(&Oci::runc(config.runc.clone(), &cache)),
         container(&Oci::crun(config.crun.clone(), &cache)),
@@ -95,17 +96,24 @@ fn container(runtime: &Oci) -> Line {
     }
 }
 
-fn no(name: String, lacks: HostLacks) -> Line {
-    Line { name, answer: "no", found: lacks.what, follows: lacks.fix }
+/// What functions need is one thing, what guests without an operating system need another.
+fn firecracker(config: &Config) -> Line {
+    let name = RuntimeName::Firecracker.to_string();
+    let firecracker = Firecracker::new(config.firecracker.clone());
+    if let Err(lacks) = firecracker.check_bare() {
+        return no(name, lacks);
+    }
+    match firecracker.check_host() {
+        Ok(()) => Line { name, answer: "yes", found: String::new(), follows: String::new() },
+        Err(HostLacks { what, fix }) => no(
+            name,
+            HostLacks { what, fix: format!("guests without an operating system run; {fix}") },
+        ),
+    }
 }
 
-fn later(runtime: RuntimeName) -> Line {
-    Line {
-        name: runtime.to_string(),
-        answer: "no",
-        found: "not in this version of vHive".to_owned(),
-        follows: "use runtimeClassName: qemu".to_owned(),
-    }
+fn no(name: String, lacks: HostLacks) -> Line {
+    Line { name, answer: "no", found: lacks.what, follows: lacks.fix }
 }
 
 fn sim() -> Line {

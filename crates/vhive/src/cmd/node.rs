@@ -10,6 +10,7 @@ use vhive_api::Span;
 use vhive_image::ImageStore;
 use vhive_node::{Ground, Node, Runtimes, Tools};
 use vhive_sandbox::Deadline;
+use vhive_sandbox::firecracker::Firecracker;
 use vhive_sandbox::kernel::KernelStore;
 use vhive_sandbox::network::{NetworkPool, check_host};
 use vhive_sandbox::oci::Oci;
@@ -118,6 +119,7 @@ fn prepare(config: &Config) -> anyhow::Result<(Ground, Tools)> {
     let qemu = Qemu::new(config.qemu.clone(), kernels, &cache);
     let runtimes = Runtimes::new()
         .with(qemu)
+        .with(Firecracker::new(config.firecracker.clone()))
         .with(Oci::runsc(config.runsc.clone(), &cache))
         .with(Oci::runc(config.runc.clone(), &cache))
         .with(Oci::crun(config.crun.clone(), &cache))

@@ -23,14 +23,14 @@ use crate::snapshot::{MEMORY, OpenError, Snapshot};
 
 /// A snapshot's memory on its way. With a working set, reading has begun.
 #[derive(Debug)]
-pub(super) struct Preparing {
+pub(crate) struct Preparing {
     /// None where the kernel pages.
     prepared: Option<Prepared>,
-    paging: QemuPaging,
+    paging: ClonePaging,
 }
 
 /// What is known of a clone's memory.
-pub(super) struct QemuPaging {
+pub(crate) struct ClonePaging {
     memory: Memory,
     /// None where the kernel pages.
     session: Option<Session>,
@@ -44,13 +44,13 @@ pub(super) struct QemuPaging {
     digest: Digest,
 }
 
-impl fmt::Debug for QemuPaging {
+impl fmt::Debug for ClonePaging {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("QemuPaging").field("memory", &self.memory).finish_non_exhaustive()
+        f.debug_struct("ClonePaging").field("memory", &self.memory).finish_non_exhaustive()
     }
 }
 
-impl QemuPaging {
+impl ClonePaging {
     fn of(from: &Snapshot, memory: Memory) -> Result<Self, RestoreError> {
         let missing = || OpenError::Damaged {
             path: from.dir().to_owned(),
@@ -66,12 +66,12 @@ impl QemuPaging {
 
 impl Preparing {
     /// Begins; `pagers` serves the modes that need it.
-    pub(super) fn begin(
+    pub(crate) fn begin(
         from: &Snapshot,
         memory: Memory,
         pagers: Option<&Pager>,
     ) -> Result<Self, RestoreError> {
-        let mut paging = QemuPaging::of(from, memory)?;
+        let mut paging = ClonePaging::of(from, memory)?;
         let Some(pagers) = pagers else {
             if memory.policy == PrefetchPolicy::Mincore {
                 // Whatever is in the cache afterwards is there because of this clone.
@@ -86,13 +86,18 @@ impl Preparing {
         Ok(Self { prepared: Some(prepared), paging })
     }
 
-    /// Takes over the memory of a QEMU that has been spawned; from now on its faults are served.
-    pub(super) fn attach(
+    /// Whether the guest had better wait for what is being read.
+    pub(crate) fn is_prefetched(&self) -> bool {
+        self.paging.memory.mode == MemoryMode::Prefetch
+    }
+
+    /// Takes over the memory of a VMM; from now on its faults are served.
+    pub(crate) fn attach(
         self,
         handed: Option<Handoff>,
         supervised: &Supervised,
         journal: &Arc<Journal>,
-    ) -> Result<Arc<QemuPaging>, RestoreError> {
+    ) -> Result<Arc<ClonePaging>, RestoreError> {
         let Self { prepared, mut paging } = self;
         if let (Some(prepared), Some(handed)) = (prepared, handed) {
             let (pidfd, journal) = (supervised.pidfd().map_err(pager)?, Arc::clone(journal));
@@ -108,8 +113,8 @@ impl Preparing {
     }
 }
 
-/// Waits for QEMU to hand over its memory, of so many bytes.
-pub(super) fn receive(
+/// Waits for a VMM to hand over its memory, of so many bytes.
+pub(crate) fn receive(
     socket: &UnixStream,
     bytes: u64,
     deadline: Deadline,
@@ -119,7 +124,7 @@ pub(super) fn receive(
 
 /// What the pager is asked to do. Where a working set is wanted and none can be used, what is touched
 /// is recorded, so that the next start has one.
-fn mode(paging: &mut QemuPaging) -> io::Result<Mode> {
+fn mode(paging: &mut ClonePaging) -> io::Result<Mode> {
     let policy = paging.memory.policy;
     let record = Mode::Record { policy };
     match paging.memory.mode {
@@ -141,12 +146,12 @@ fn mode(paging: &mut QemuPaging) -> io::Result<Mode> {
 }
 
 fn pager<E: std::error::Error + 'static>(error: E) -> RestoreError {
-    RestoreError::Pager(super::chain(&error))
+    RestoreError::Pager(crate::contract::chain(&error))
 }
 
-impl QemuPaging {
+impl ClonePaging {
     /// Waits until enough of the working set is in place.
-    pub(super) fn may_resume(&self, deadline: Deadline) -> Result<(), RestoreError> {
+    pub(crate) fn may_resume(&self, deadline: Deadline) -> Result<(), RestoreError> {
         let Some(session) = &self.session else { return Ok(()) };
         match session.may_resume(deadline.instant()) {
             Ok(()) => Ok(()),
@@ -157,7 +162,7 @@ impl QemuPaging {
     }
 }
 
-impl QemuPaging {
+impl ClonePaging {
     /// `stats` are those of the pager, if one serves it.
     fn figures_of(&self, stats: Option<&PagerStats>) -> MemoryFigures {
         let Memory { mode, policy } = self.memory;
@@ -199,7 +204,7 @@ impl QemuPaging {
     }
 }
 
-impl Paging for QemuPaging {
+impl Paging for ClonePaging {
     fn figures(&self) -> MemoryFigures {
         self.figures_of(self.session.as_ref().map(Session::stats).as_ref())
     }
@@ -212,12 +217,12 @@ impl Paging for QemuPaging {
 
     fn shortfall(&self) -> Option<String> {
         let failure = || self.session.as_ref()?.prefetch_failure();
-        let failed = || failure().map(|error| super::chain(&*error));
+        let failed = || failure().map(|error| crate::contract::chain(&*error));
         self.shortfall.clone().or_else(failed)
     }
 
     fn finish_recording(&self) -> Result<Option<u32>, RecordingError> {
-        let lost = |error: &dyn std::error::Error| RecordingError(super::chain(error));
+        let lost = |error: &dyn std::error::Error| RecordingError(crate::contract::chain(error));
         let mut trace = match (&self.session, self.memory) {
             (Some(session), Memory { mode: MemoryMode::Record, .. }) => {
                 match session.finish_recording() {

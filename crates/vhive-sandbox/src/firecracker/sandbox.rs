@@ -1,0 +1,90 @@
+//! A running microVM as the node sees it.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use rustix::process::Pid;
+use vhive_api::SandboxId;
+
+use super::checkpoint::Taken;
+use super::metrics::{self, Metrics};
+use super::vm::{METRICS, Vm};
+use crate::deadline::Deadline;
+use crate::journal::{End, Journal};
+use crate::network::NetworkSlot;
+use crate::paging::ClonePaging;
+use crate::run_dir::SandboxDir;
+use crate::runtime::{Checkpoint, Paging, Sandbox};
+
+/// A sandbox in a Firecracker of its own. The fields are dropped in this order: process, what
+/// served its memory, directory, network slot.
+#[derive(Debug)]
+pub struct FirecrackerSandbox {
+    pub(super) vm: Vm,
+    pub(super) pids: [Pid; 1],
+    pub(super) id: SandboxId,
+    pub(super) port: u16,
+    pub(super) journal: Arc<Journal>,
+    /// What its snapshots say of themselves; none of a clone, which cannot be snapshotted.
+    pub(super) taken: Option<Taken>,
+    /// How a clone's memory arrives.
+    pub(super) paging: Option<Arc<ClonePaging>>,
+    pub(super) _dir: SandboxDir,
+    pub(super) network: Arc<NetworkSlot>,
+}
+
+impl FirecrackerSandbox {
+    /// What its Firecracker has measured so far.
+    ///
+    /// # Errors
+    /// It does not answer in time, or writes nothing down
+    /// ([`FirecrackerConfig::metrics`](super::FirecrackerConfig::metrics)).
+    pub fn metrics(&mut self, deadline: Deadline) -> io::Result<Metrics> {
+        self.vm.api.flush_metrics(deadline).map_err(io::Error::other)?;
+        metrics::read(&self.vm.jail.host(METRICS))
+    }
+}
+
+impl Sandbox for FirecrackerSandbox {
+    fn id(&self) -> &SandboxId {
+        &self.id
+    }
+
+    fn endpoint(&self) -> SocketAddr {
+        SocketAddr::new(IpAddr::V4(self.network.address()), self.port)
+    }
+
+    fn processes(&self) -> &[Pid] {
+        &self.pids
+    }
+
+    fn checkpoint(&mut self) -> Option<&mut dyn Checkpoint> {
+        if self.taken.is_some() { Some(self) } else { None }
+    }
+
+    fn paging(&self) -> Option<Arc<dyn Paging>> {
+        self.paging.clone().map(|paging| paging as Arc<dyn Paging>)
+    }
+
+    /// A guest without an operating system has nobody who could be told.
+    fn stop(&mut self, deadline: Deadline) {
+        if self.vm.jail.host(METRICS).exists() {
+            match self.metrics(deadline) {
+                Ok(it) => {
+                    tracing::info!(sandbox = %self.id, metrics = ?it, "Firecracker's metrics")
+                }
+                Err(error) => tracing::warn!(sandbox = %self.id, %error, "no metrics"),
+            }
+        }
+        self.journal.end(End::Vanished("the sandbox was stopped".to_owned()));
+        self.vm.supervised.kill();
+    }
+}
+
+impl Drop for FirecrackerSandbox {
+    fn drop(&mut self) {
+        // What follows is our doing, whatever Firecracker's exit looks like.
+        self.journal.end(End::Vanished("the sandbox was removed".to_owned()));
+    }
+}
