@@ -22,8 +22,11 @@ pub const WINDOW: usize = 2048;
 /// How long nothing must have come from a connection before it makes room for another.
 const IDLE: Duration = Duration::from_secs(1);
 
-/// How long a peer may leave bytes unacknowledged.
+/// How long a peer may say nothing at all …
 const SILENCE: Duration = Duration::from_secs(10);
+
+/// … though it is asked so often whether it is still there: one that waits for its reply is.
+const ASKED: Duration = Duration::from_secs(3);
 
 /// The server. Its sockets live in a set that the network stack polls.
 #[derive(Debug)]
@@ -78,6 +81,7 @@ impl Server {
         // Clients that send a request in pieces wait for it.
         socket.set_ack_delay(None);
         socket.set_timeout(Some(SILENCE));
+        socket.set_keep_alive(Some(ASKED));
         let connection = Connection {
             socket: sockets.add(socket),
             input: Vec::new(),

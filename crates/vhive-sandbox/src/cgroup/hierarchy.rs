@@ -57,7 +57,7 @@ pub(super) struct Hierarchy {
 /// Every hierarchy that holds a controller of ours, and the v2 one in any case.
 pub(super) fn mounted() -> io::Result<Vec<Hierarchy>> {
     let mut all = every()?;
-    all.retain(|h| h.version == Version::V2 || !h.controllers.is_empty());
+    all.retain(Hierarchy::is_ours);
     Ok(all)
 }
 
@@ -102,6 +102,10 @@ fn parse(mountinfo: &str) -> Vec<Hierarchy> {
 }
 
 impl Hierarchy {
+    fn is_ours(&self) -> bool {
+        self.version == Version::V2 || !self.controllers.is_empty()
+    }
+
     /// Lets children of `group` be limited (v2 only). What cannot be delegated, e.g. because the
     /// group holds processes, is a limit that will be missing from the children's files.
     pub(super) fn delegate(&self, group: &Path) {
@@ -188,7 +192,9 @@ mod tests {
 
     #[test]
     fn a_hybrid_host_is_understood() {
-        let all = parse(SEPARATE_V1_AND_UNIFIED);
+        let mut all = parse(SEPARATE_V1_AND_UNIFIED);
+        assert!(all.iter().any(|h| h.controllers.is_empty() && h.version == Version::V1));
+        all.retain(Hierarchy::is_ours);
         let mounts: Vec<_> = all.iter().map(|h| h.mount.to_str().unwrap()).collect();
         let expected = ["/sys/fs/cgroup/cpu", "/sys/fs/cgroup/memory", "/sys/fs/cgroup/unified"];
         assert_eq!(mounts, expected);
