@@ -5,6 +5,8 @@
 
 #[path = "boot/ground.rs"]
 mod ground;
+#[path = "boot/hello.rs"]
+mod hello;
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;

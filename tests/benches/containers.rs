@@ -5,6 +5,8 @@
 
 #[path = "containers/ground.rs"]
 mod ground;
+#[path = "boot/hello.rs"]
+mod hello;
 #[path = "containers/restore.rs"]
 mod restore;
 

@@ -11,11 +11,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use vhive_api::guest::{FromGuest, Process, read_frame};
 use vhive_api::{Bytes, SandboxId};
-use vhive_image::{ImageStore, Progress};
 use vhive_sandbox::kernel::{self, GuestKernel, KernelStore, StoreError};
 use vhive_sandbox::network::{NetworkConfig, NetworkPool};
 use vhive_sandbox::qemu::{Choose, Qemu, QemuConfig};
 use vhive_sandbox::{Deadline, Guest, Journal, Milestone, RunRoot, Runtime as _, SandboxSpec};
+
+use crate::hello::hello;
 
 const MEMORY_MIB: u64 = 128;
 const PORT: u16 = 8080;
@@ -60,7 +61,7 @@ impl Ground {
         let qemu = Qemu::new(config, kernels, dir.path());
         qemu.check_host()?;
         let command_line = kernel::command_line(kernel::tsc_khz()?);
-        let (rootfs, process) = hello(&kept.join("images"))?;
+        let (rootfs, process) = hello(&kept.join("images"), PORT)?;
         let root = RunRoot::below(&dir.path().join("run"), dir.path());
         let network = NetworkConfig { ready: 2, max: 4, ..NetworkConfig::default() };
         let pool = NetworkPool::open(&network, &root).context("a network for guests")?;
@@ -124,29 +125,6 @@ impl Ground {
         ensure!(matches!(hello?, Some(FromGuest::Hello { .. })), "init said something else");
         Ok(took)
     }
-}
-
-/// The demo's image, as the store makes it.
-fn hello(store: &Path) -> Result<(PathBuf, Process)> {
-    let recipe = Path::new(env!("CARGO_MANIFEST_DIR")).join("../functions/hello");
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build()?;
-    let (image, rootfs) = runtime.block_on(async {
-        let store = ImageStore::open(store)?;
-        let image = store.build(&recipe, None, Progress::default()).await?;
-        let rootfs = store.rootfs(&image.digest).await?;
-        anyhow::Ok((image, rootfs))
-    })?;
-    let config = image.config;
-    let mut env: Vec<String> = config.env.iter().map(|(n, v)| format!("{n}={v}")).collect();
-    env.push(format!("PORT={PORT}"));
-    let process = Process {
-        args: [config.entrypoint, config.cmd].concat(),
-        env,
-        user: config.user,
-        cwd: config.working_dir,
-        stop_signal: config.stop_signal.unwrap_or_default(),
-    };
-    Ok((rootfs.path, process))
 }
 
 fn ask(endpoint: SocketAddr) -> Result<()> {

@@ -17,13 +17,14 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use serde_json::{Value, json};
 use vhive_api::guest::Process;
 use vhive_api::{Bytes, SandboxId};
-use vhive_image::{ImageStore, Progress};
 use vhive_sandbox::network::{NetworkConfig, NetworkPool};
 use vhive_sandbox::oci::{ContainerConfig, GvisorConfig, Oci};
 use vhive_sandbox::process::{Child, Exit, Launch, spawn};
 use vhive_sandbox::{
     Deadline, Guest, Journal, Milestone, NetworkSlot, RunRoot, Runtime as _, SandboxSpec,
 };
+
+use crate::hello::hello;
 
 const PORT: u16 = 8080;
 /// Far beyond any start that works.
@@ -51,7 +52,8 @@ impl Ground {
             _ => Oci::runc(ContainerConfig::default(), dir.path()),
         };
         runtime.check_host()?;
-        let (rootfs, process) = hello(&Path::new(env!("CARGO_TARGET_TMPDIR")).join("images"))?;
+        let (rootfs, process) =
+            hello(&Path::new(env!("CARGO_TARGET_TMPDIR")).join("images"), PORT)?;
         let root = RunRoot::below(&dir.path().join("run"), dir.path());
         let network = NetworkConfig { ready: 2, max: 4, ..NetworkConfig::default() };
         let pool = NetworkPool::open(&network, &root).context("a network for containers")?;
@@ -220,27 +222,4 @@ fn ask(endpoint: SocketAddr) -> io::Result<()> {
         return Ok(());
     }
     Err(io::Error::other(String::from_utf8_lossy(&reply).into_owned()))
-}
-
-/// The demo's image, as the store makes it.
-fn hello(store: &Path) -> Result<(PathBuf, Process)> {
-    let recipe = Path::new(env!("CARGO_MANIFEST_DIR")).join("../functions/hello");
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build()?;
-    let (image, rootfs) = runtime.block_on(async {
-        let store = ImageStore::open(store)?;
-        let image = store.build(&recipe, None, Progress::default()).await?;
-        let rootfs = store.rootfs(&image.digest).await?;
-        anyhow::Ok((image, rootfs))
-    })?;
-    let config = image.config;
-    let mut env: Vec<String> = config.env.iter().map(|(n, v)| format!("{n}={v}")).collect();
-    env.push(format!("PORT={PORT}"));
-    let process = Process {
-        args: [config.entrypoint, config.cmd].concat(),
-        env,
-        user: config.user,
-        cwd: config.working_dir,
-        stop_signal: config.stop_signal.unwrap_or_default(),
-    };
-    Ok((rootfs.path, process))
 }
