@@ -131,6 +131,7 @@ impl Ground {
         slot: &NetworkSlot,
         deadline: Deadline,
     ) -> Result<Duration> {
+        let host = File::open("/proc/thread-self/ns/net")?;
         unshare(CloneFlags::CLONE_NEWNS)?;
         mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::PRIVATE)?;
         let (image, changes) = (bundle.join("image"), bundle.join("changes"));
