@@ -17,7 +17,17 @@ const BENCHES: &[(&str, &[&str])] = &[
     ("boot", &["boot-overhead", "boot-reliability"]),
     ("network_slot", &["network-slot-pop"]),
     ("image_rootfs", &["image-rootfs"]),
-    ("containers", &["runc-overhead", "runsc-overhead", "gvisor-restore"]),
+    (
+        "containers",
+        &[
+            "runc-overhead",
+            "runsc-overhead",
+            "gvisor-restore",
+            "density-hello-qemu",
+            "density-hello-runsc",
+            "density-hello-runc",
+        ],
+    ),
     ("prefetch", &["prefetch-8m", "prefetch-24m", "prefetch-99m", "prefetch-vs-reap"]),
     (
         "cold_start",

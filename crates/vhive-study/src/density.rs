@@ -2,9 +2,13 @@
 //!
 //! ```text
 //!   snapshot ahead of time, where the runtime restores
-//!   limit on the group of all the node's sandboxes ─► min-scale beyond all reason
-//!     ─► instances come … ─► the first failed start, or the first that is killed
+//!   limit on the group of all the node's sandboxes
+//!     ─► min-scale of a few ─► what they cost ─► min-scale of a few more than should fit ─┐
+//!     ┌───────────── all there: more ◄────────────────────────────────────────────────────┤
+//!     └──────────────────────────────►  the first failed start, or the first that is killed
 //! ```
+//!
+//! Not at once more than any host could hold: starts that wait for their turn are not called off.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -29,6 +33,8 @@ const STALLED: Duration = Duration::from_secs(60);
 const ANSWER: Duration = Duration::from_secs(120);
 /// More instances than any host has room for; the API's own bound.
 const MOST: u64 = 100_000;
+/// Instances in the first round.
+const FIRST: u64 = 16;
 
 /// One filling.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -153,13 +159,22 @@ pub async fn fill(target: &Target, wanted: &Wanted<'_>) -> Result<Density, Densi
     group.hold()?;
     let node = target.facts.get("max_instances").and_then(Value::as_u64);
     let most = node.unwrap_or(MOST).min(MOST);
-    target.apply(&self::service(wanted, most).1, Deadline::after(ANSWER)).await?;
-    let filled = watch(target, &name, (&group, most), wanted.patience).await;
-    let deleted = target.delete(&name, Deadline::after(ANSWER)).await;
-    let left = gone(&group).await;
-    let filled = filled?;
-    deleted?;
-    left?;
+    let deadline = Deadline::after(wanted.patience);
+    let mut room = FIRST.min(most);
+    let filled = loop {
+        group.hold()?;
+        target.apply(&self::service(wanted, room).1, Deadline::after(ANSWER)).await?;
+        let filled = watch(target, &name, (&group, room), deadline).await;
+        let deleted = target.delete(&name, Deadline::after(ANSWER)).await;
+        let left = gone(&group).await;
+        let filled = filled?;
+        deleted?;
+        left?;
+        if filled.ended != End::NodeFull || room >= most {
+            break filled;
+        }
+        room = next(&filled, wanted.limit).min(most);
+    };
     if filled.most == 0 {
         return Err(DensityError::Nothing(filled.why));
     }
@@ -179,6 +194,14 @@ pub async fn fill(target: &Target, wanted: &Wanted<'_>) -> Result<Density, Densi
         why: filled.why,
         load,
     })
+}
+
+/// How many instances to ask for when so many are there: an eighth more than should fit, by what
+/// those cost.
+fn next(filled: &Filled, limit: Bytes) -> u64 {
+    let each = filled.charged.all.and_then(|all| all.checked_div(filled.most));
+    let fit = each.and_then(|each| limit.0.checked_div(each)).unwrap_or(0);
+    (fit + fit / 8 + 1).max(filled.most + filled.most / 4 + 1).min(filled.most.saturating_mul(32))
 }
 
 /// The function's service with at least `least` instances, and its name.
@@ -226,10 +249,9 @@ async fn watch(
     target: &Target,
     name: &str,
     (group, room): (&MemoryGroup, u64),
-    patience: Duration,
+    deadline: Deadline,
 ) -> Result<Filled, DensityError> {
     let begun = tokio::time::Instant::now();
-    let deadline = Deadline::after(patience);
     let (mut ready, mut charged) = (BTreeSet::new(), Charged::default());
     let mut grown = begun;
     let (ended, why) = loop {
@@ -249,7 +271,7 @@ async fn watch(
             break (End::StartFailed, error.chars().take(400).collect());
         }
         if ready.len() as u64 >= room {
-            break (End::NodeFull, format!("the node's max_instances, {room}, are there"));
+            break (End::NodeFull, format!("as many as the node may have, {room}, are there"));
         }
         if grown.elapsed() > STALLED || deadline.passed() {
             let why = "no further instance came; the node's max_memory, or its turns, or the time";
@@ -306,6 +328,27 @@ mod tests {
         assert!(!Density { charged_bytes: Some(400), ..one.clone() }.is_full());
         assert!(!Density { ended: End::Stalled, ..one.clone() }.is_full());
         assert_eq!(Density { pss_bytes: None, ..one }.filled(), None);
+    }
+
+    #[test]
+    fn a_round_asks_for_a_few_more_than_should_fit() {
+        let filled = |most, all| Filled {
+            most,
+            pss: None,
+            rss: None,
+            charged: Charged { all, ..Charged::default() },
+            took: Duration::ZERO,
+            ended: End::NodeFull,
+            why: String::new(),
+        };
+        assert_eq!(next(&filled(16, Some(160)), Bytes(800)), 80 + 10 + 1);
+        assert_eq!(
+            next(&filled(16, Some(1000)), Bytes(800)),
+            16 + 4 + 1,
+            "never fewer than before"
+        );
+        assert_eq!(next(&filled(16, Some(16)), Bytes(1 << 40)), 16 * 32, "in steps");
+        assert_eq!(next(&filled(16, None), Bytes(800)), 21);
     }
 
     #[test]

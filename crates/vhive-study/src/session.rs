@@ -216,7 +216,7 @@ impl Session {
         if reply.status.is_success() {
             return Ok(Ok(record));
         }
-        let said: String = String::from_utf8_lossy(&reply.body).trim().chars().take(200).collect();
+        let said: String = String::from_utf8_lossy(&reply.body).trim().chars().take(400).collect();
         Ok(Err(format!("status {}: {said}", reply.status.as_u16())))
     }
 

@@ -73,7 +73,9 @@ fn against(analysis: &Analysis) -> Option<Chart> {
             svg.text((LEFT - 8.0, middle + 4.0), Anchor::End, measure);
             for one in &all {
                 let (low, high) = ends(one);
-                svg.line((scale.at(low), middle), (scale.at(high), middle), (0.6, 1.0));
+                if high > low {
+                    svg.line((scale.at(low), middle), (scale.at(high), middle), (0.6, 1.0));
+                }
             }
             for one in all {
                 let (colour, shape) = look(one.runtime);
