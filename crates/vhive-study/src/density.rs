@@ -299,7 +299,7 @@ fn ready_ones(description: &Value) -> BTreeSet<String> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     pub(crate) fn density(instances: u64, pss: u64) -> Density {
