@@ -3,6 +3,12 @@
 //!
 //! `gvisor-restore`: a heavy Python function's first reply after a restore, against a cold start.
 
+//!
+//! `density-hello-qemu`, `density-hello-runsc`, `density-hello-runc`: idle instances of `hello` in a
+//! given memory until no more fit.
+
+#[path = "containers/density.rs"]
+mod density;
 #[path = "containers/ground.rs"]
 mod ground;
 #[path = "boot/hello.rs"]
@@ -35,6 +41,12 @@ fn main() -> ExitCode {
     }
     if is_wanted(restore::ID) {
         row(restore::ID, "ms", restore::BOUND, restore::measure());
+    }
+    for (id, runtime, limit) in density::ALL {
+        if is_wanted(id) {
+            let bound = density::BOUND;
+            row(id, "part", bound, density::measure(id, (runtime, limit), bound));
+        }
     }
     ExitCode::SUCCESS
 }

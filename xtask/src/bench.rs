@@ -18,7 +18,17 @@ const BENCHES: &[(&str, &[&str])] = &[
     ("network_slot", &["network-slot-pop"]),
     ("image_rootfs", &["image-rootfs"]),
     ("firecracker_load", &["firecracker-load"]),
-    ("containers", &["runc-overhead", "runsc-overhead", "gvisor-restore"]),
+    (
+        "containers",
+        &[
+            "runc-overhead",
+            "runsc-overhead",
+            "gvisor-restore",
+            "density-hello-qemu",
+            "density-hello-runsc",
+            "density-hello-runc",
+        ],
+    ),
     ("prefetch", &["prefetch-8m", "prefetch-24m", "prefetch-99m", "prefetch-vs-reap"]),
     (
         "cold_start",

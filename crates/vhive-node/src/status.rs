@@ -1,6 +1,7 @@
 //! What a node tells about a revision.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -80,15 +81,19 @@ impl InstanceStatus {
 
 impl RevisionStatus {
     pub(crate) fn of(view: PoolView) -> Self {
-        let instances = view.instances.into_iter().map(|instance| InstanceStatus {
-            id: instance.id,
-            state: instance.state,
-            leases: instance.leases,
-            since: instance.since,
-            endpoint: instance.endpoint,
-            memory: resident(&instance.processes),
-            paging: instance.paging,
-            processes: instance.processes,
+        let instances = view.instances.into_iter().map(|instance| {
+            let group = instance.group.as_deref();
+            let processes = group.map(members).unwrap_or(instance.processes);
+            InstanceStatus {
+                id: instance.id,
+                state: instance.state,
+                leases: instance.leases,
+                since: instance.since,
+                endpoint: instance.endpoint,
+                memory: resident(&processes),
+                paging: instance.paging,
+                processes,
+            }
         });
         Self {
             revision: view.revision,
@@ -102,6 +107,12 @@ impl RevisionStatus {
             instances: instances.collect(),
         }
     }
+}
+
+/// The processes of a control group; none if it is gone.
+fn members(group: &Path) -> Vec<Pid> {
+    let text = std::fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
+    text.lines().filter_map(|line| Pid::from_raw(line.parse().ok()?)).collect()
 }
 
 /// Resident memory of these processes together; none if none of them can be read.

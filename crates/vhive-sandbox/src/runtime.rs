@@ -348,6 +348,12 @@ pub trait Sandbox: Send + fmt::Debug {
     /// Host processes; the first one's exit ends the sandbox. Empty for `sim`.
     fn processes(&self) -> &[rustix::process::Pid];
 
+    /// Directory of a control group that holds every process of the sandbox at any time, where there
+    /// may be more than [`Sandbox::processes`] tells: those that the function has started.
+    fn group(&self) -> Option<PathBuf> {
+        None
+    }
+
     /// The view of a sandbox that can be snapshotted.
     fn checkpoint(&mut self) -> Option<&mut dyn Checkpoint> {
         None

@@ -3,7 +3,7 @@
 use vhive_api::RuntimeName;
 
 use crate::analysis::Key;
-use crate::function::service_name;
+use crate::function::Variant;
 use crate::host::load_average;
 use crate::plan::{Cache, Kind};
 use crate::row::{Row, StudyName};
@@ -19,8 +19,9 @@ pub async fn run(session: &mut Session) -> Result<(), StudyError> {
     let mut unfit = Vec::new();
     for function in session.plan.functions.clone() {
         for kind in session.plan.kinds.clone() {
-            if let Err(why) = session.prepare(&function, kind, 1).await? {
-                session.note(format!("{function} {kind} is not measured: {why}."))?;
+            let what = Variant { function: &function, kind, runtime: None };
+            if let Err(why) = session.prepare(what, 1).await? {
+                session.note(format!("{what} is not measured: {why}."))?;
                 unfit.push((function.clone(), kind));
             } else if session.study == StudyName::Pages && kind == Kind::Reap {
                 session.keep_working_set(&function).await?;
@@ -38,8 +39,7 @@ pub async fn run(session: &mut Session) -> Result<(), StudyError> {
 
 /// Measures until it is served as asked for, at most as often as the plan says; every attempt is a
 /// row.
-async fn measure(session: &mut Session, step: &Step) -> Result<(), StudyError> {
-    let Key { function, kind, .. } = &step.key;
+pub(crate) async fn measure(session: &mut Session, step: &Step) -> Result<(), StudyError> {
     for attempt in 1..=session.plan.attempts {
         let cache = set_up(session, step, attempt).await?;
         let mut row = invoke(session, step, cache).await?;
@@ -49,7 +49,7 @@ async fn measure(session: &mut Session, step: &Step) -> Result<(), StudyError> {
         session.keep(&row)?;
         let good = row.left_out().is_none();
         if !(step.leave && good) {
-            session.empty(function, *kind).await?;
+            session.empty(step.key.variant()).await?;
         }
         if good {
             break;
@@ -64,46 +64,47 @@ async fn set_up(
     step: &Step,
     attempt: u32,
 ) -> Result<&'static str, StudyError> {
-    let (function, kind) = (step.key.function.as_str(), step.key.kind);
+    let what = step.key.variant();
+    let (function, kind) = (what.function, what.kind);
     match kind {
         Kind::Warm => {
             if !(step.follows && attempt == 1) {
                 // A failure shows in the measurement itself.
-                drop(session.rehearse(function, kind).await?);
+                drop(session.rehearse(what).await?);
             }
             return Ok(Cache::Keep.as_str());
         }
         Kind::Record if attempt == 1 => {
             // A revision that has no working set yet.
-            session.apply(function, kind, 1).await.map_err(|source| StudyError::Node {
-                doing: format!("cannot apply {}", service_name(function, kind)),
+            session.apply(what, 1).await.map_err(|source| StudyError::Node {
+                doing: format!("cannot apply {}", what.service()),
                 source,
             })?;
-            drop(session.rehearse(function, kind).await?);
+            drop(session.rehearse(what).await?);
         }
         // Prefetching another input missed so much that the node wants to record again; what is
         // recorded shall be the stated input.
         _ if kind.prefetches() => {
-            let service = service_name(function, kind);
+            let service = what.service();
             let asked = session.target.will_record(&service, session.step_deadline()).await;
             let again = asked.map_err(|source| StudyError::Node {
                 doing: format!("cannot ask for the snapshot of {service}"),
                 source,
             })?;
-            if again && let Err(why) = session.prepare(function, kind, 1).await? {
+            if again && let Err(why) = session.prepare(what, 1).await? {
                 session.note(format!("{function} {kind} could not be recorded again: {why}."))?;
             }
         }
         _ => {}
     }
-    session.empty(function, kind).await?;
+    session.empty(what).await?;
     session.drop_cache().await
 }
 
 /// Sends the measured invocation and collects everything about it.
 async fn invoke(session: &Session, step: &Step, cache: &'static str) -> Result<Row, StudyError> {
     let mut row = blank(session, step, cache);
-    let service = service_name(&step.key.function, step.key.kind);
+    let service = step.key.variant().service();
     let request = session.function(&step.key.function)?.request(&step.key.input)?;
     let deadline = session.step_deadline();
     let reply = match session.target.invoke(&service, request, deadline).await {
@@ -132,10 +133,11 @@ async fn invoke(session: &Session, step: &Step, cache: &'static str) -> Result<R
 
 /// A row of a step before anything is known.
 pub(crate) fn blank(session: &Session, step: &Step, cache: &str) -> Row {
-    let Key { function, kind, input, level } = step.key.clone();
+    let Key { function, runtime, kind, input, level } = step.key.clone();
     Row {
         study: session.study,
         function,
+        runtime,
         kind,
         repetition: step.repetition,
         order: 0,

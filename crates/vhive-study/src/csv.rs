@@ -8,6 +8,8 @@ use std::fmt::Write as _;
 use vhive_api::{FaultAt, Phase, StartKind};
 
 use crate::analysis::Analysis;
+use crate::density::Density;
+use crate::load::Load;
 use crate::row::Row;
 use crate::stats::Summary;
 
@@ -57,7 +59,7 @@ const MEMORY: [&str; 11] = [
     "timeline_awaited",
 ];
 
-const REST: [&str; 8] = [
+const REST: [&str; 9] = [
     "client_us",
     "rss_bytes",
     "pss_bytes",
@@ -66,6 +68,7 @@ const REST: [&str; 8] = [
     "fallback",
     "outcome",
     "id",
+    "runtime",
 ];
 
 /// All rows with a heading.
@@ -150,6 +153,7 @@ fn cells(row: &Row) -> impl Iterator<Item = String> {
         record.and_then(|record| record.fallback.clone()),
         outcome.and_then(|outcome| outcome.as_str().map(str::to_owned)),
         record.map(|record| record.id.as_str().to_owned()),
+        row.runtime.or(record.map(|record| record.runtime)).map(|name| name.to_string()),
     ];
     let all = original.into_iter().chain(ours).chain(phases).chain(memory).chain(rest);
     all.map(Option::unwrap_or_default).collect::<Vec<_>>().into_iter()
@@ -205,6 +209,7 @@ pub fn summary(analysis: &Analysis) -> String {
         "mean",
         "ci95_low",
         "ci95_high",
+        "runtime",
     ];
     let mut text = line(headings.iter().map(|heading| (*heading).to_owned()));
     for series in &analysis.series {
@@ -229,6 +234,7 @@ pub fn summary(analysis: &Analysis) -> String {
                 number(s.mean),
                 interval(|i| i.low),
                 interval(|i| i.high),
+                series.key.runtime.map(|name| name.to_string()).unwrap_or_default(),
             ]));
         }
     }
@@ -271,6 +277,89 @@ pub fn pages(analysis: &Analysis) -> String {
             one.zero.to_string(),
             number(one.mean_run),
             median(&one.unique_same),
+        ]));
+    }
+    text
+}
+
+/// Every throughput.
+#[must_use]
+pub fn loads(all: &[Load]) -> String {
+    let headings = [
+        "order",
+        "function",
+        "runtime",
+        "repetition",
+        "connections",
+        "seconds",
+        "replies",
+        "failures",
+        "replies_per_second",
+        "median_us",
+        "p99_us",
+        "load",
+        "first_failure",
+    ];
+    let mut text = line(headings.map(str::to_owned));
+    for one in all {
+        text.push_str(&line([
+            one.order.to_string(),
+            one.function.clone(),
+            one.runtime.to_string(),
+            one.repetition.to_string(),
+            one.connections.to_string(),
+            number(one.seconds),
+            one.replies.to_string(),
+            one.failures.to_string(),
+            number(one.rate()),
+            one.median_us.map(number).unwrap_or_default(),
+            one.p99_us.map(number).unwrap_or_default(),
+            one.load.map(number).unwrap_or_default(),
+            one.first_failure.clone().unwrap_or_default(),
+        ]));
+    }
+    text
+}
+
+/// Every density.
+#[must_use]
+pub fn densities(all: &[Density]) -> String {
+    let headings = [
+        "function",
+        "runtime",
+        "restored",
+        "limit_bytes",
+        "instances",
+        "pss_bytes",
+        "rss_bytes",
+        "filled",
+        "charged_bytes",
+        "kernel_bytes",
+        "file_bytes",
+        "seconds",
+        "full",
+        "load",
+        "why",
+    ];
+    let mut text = line(headings.map(str::to_owned));
+    let count = |value: Option<u64>| show(value).unwrap_or_default();
+    for one in all {
+        text.push_str(&line([
+            one.function.clone(),
+            one.runtime.to_string(),
+            one.restored.to_string(),
+            one.limit_bytes.to_string(),
+            one.instances.to_string(),
+            count(one.pss_bytes),
+            count(one.rss_bytes),
+            one.filled().map(number).unwrap_or_default(),
+            count(one.charged_bytes),
+            count(one.kernel_bytes),
+            count(one.file_bytes),
+            number(one.seconds),
+            one.is_full().to_string(),
+            one.load.map(number).unwrap_or_default(),
+            one.why.clone(),
         ]));
     }
     text

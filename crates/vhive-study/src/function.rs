@@ -140,7 +140,12 @@ impl Function {
         let mut service = self.manifest.clone();
         let (snapshot, prefetch) = shape.kind.policies();
         let metadata = object(&mut service, &["metadata"]);
-        metadata.insert("name".to_owned(), json!(service_name(&self.name, shape.kind)));
+        let named = Variant {
+            function: &self.name,
+            kind: shape.kind,
+            runtime: shape.runtime.filter(|_| shape.named),
+        };
+        metadata.insert("name".to_owned(), json!(named.service()));
         metadata.remove("namespace");
         object(&mut service, &["metadata", "labels"]).insert(LABEL.to_owned(), json!("true"));
         let template = object(&mut service, &["spec", "template", "metadata", "annotations"]);
@@ -183,6 +188,8 @@ pub struct Shape<'a> {
     pub kind: Kind,
     /// Instead of the manifest's runtime.
     pub runtime: Option<RuntimeName>,
+    /// Whether the runtime is part of the name, because the study varies it.
+    pub named: bool,
     /// Most instances.
     pub most_instances: u32,
     /// Different for each run, and wherever a snapshot must not be taken over.
@@ -192,11 +199,32 @@ pub struct Shape<'a> {
 /// Marks services that a study made.
 pub const LABEL: &str = "vhive.dev/study";
 
-/// The service's name: Kubernetes allows no underscores. Boot and warm share one.
-#[must_use]
-pub fn service_name(function: &str, kind: Kind) -> String {
-    let kind = if kind == Kind::Warm { Kind::Boot } else { kind };
-    format!("{}-{kind}", function.replace(['_', '.'], "-").to_lowercase())
+/// A function started in one way: what has a service of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Variant<'a> {
+    /// Name of the function.
+    pub function: &'a str,
+    /// How it starts.
+    pub kind: Kind,
+    /// In which sandbox, where a study varies it.
+    pub runtime: Option<RuntimeName>,
+}
+
+impl Variant<'_> {
+    /// The service's name: Kubernetes allows no underscores. Boot and warm share one.
+    #[must_use]
+    pub fn service(&self) -> String {
+        let kind = if self.kind == Kind::Warm { Kind::Boot } else { self.kind };
+        let runtime = self.runtime.map(|name| format!("{name}-")).unwrap_or_default();
+        format!("{}-{runtime}{kind}", self.function.replace(['_', '.'], "-").to_lowercase())
+    }
+}
+
+impl std::fmt::Display for Variant<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let runtime = self.runtime.map(|name| format!("{name} ")).unwrap_or_default();
+        write!(f, "{} {runtime}{}", self.function, self.kind)
+    }
 }
 
 impl Request {
@@ -278,6 +306,7 @@ mod tests {
         let shape = Shape {
             kind: Kind::ReapSerial,
             runtime: Some(RuntimeName::Sim),
+            named: false,
             most_instances: 1,
             edition: "x-1",
         };
@@ -296,7 +325,8 @@ mod tests {
         let boot = function.service(&Shape { kind: Kind::Boot, ..shape });
         let annotations = &boot["spec"]["template"]["metadata"]["annotations"];
         assert_eq!(annotations.get("vhive.dev/snapshot-policy"), None, "off is the default");
-        assert_eq!(service_name("hello", Kind::Warm), service_name("hello", Kind::Boot));
+        let named = function.service(&Shape { kind: Kind::Warm, named: true, ..shape });
+        assert_eq!(named["metadata"]["name"], "image-rotate-sim-boot", "a boot's instance is used");
     }
 
     #[test]

@@ -98,6 +98,9 @@ pub enum HostError {
         #[source]
         source: io::Error,
     },
+    /// There is nothing to limit memory with.
+    #[error("no memory controller is mounted (cgroup version 1 or 2)")]
+    NoMemoryController,
     /// There is no such device.
     #[error("no block device with a readahead is behind {}", path.display())]
     NoDevice {

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, StatusCode};
 use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::client::conn::http1::SendRequest;
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -164,6 +165,60 @@ pub async fn invoke(
     let stream = stream.map_err(|source| ApiError::NoNode { at: gateway.to_owned(), source })?;
     drop(stream.set_nodelay(true));
     send(gateway, stream, request, deadline).await
+}
+
+/// A connection to a gateway that is kept open between requests.
+#[derive(Debug)]
+pub struct Client {
+    at: String,
+    sender: SendRequest<Full<Bytes>>,
+    driver: tokio::task::JoinHandle<Result<(), hyper::Error>>,
+}
+
+impl Client {
+    /// Connects.
+    ///
+    /// # Errors
+    /// [`ApiError::NoNode`], [`ApiError::Broken`] or [`ApiError::Late`].
+    pub async fn open(gateway: &str, deadline: Deadline) -> Result<Self, ApiError> {
+        let at = gateway.to_owned();
+        let stream = in_time(&at, deadline, TcpStream::connect(gateway)).await?;
+        let stream = stream.map_err(|source| ApiError::NoNode { at: at.clone(), source })?;
+        drop(stream.set_nodelay(true));
+        let shaken = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
+        let (sender, connection) = shaken.map_err(|e| broken(&at, e))?;
+        Ok(Self { at, sender, driver: tokio::spawn(connection) })
+    }
+
+    /// Sends a request and reads the whole reply.
+    ///
+    /// # Errors
+    /// As [`invoke`]; the connection is of no more use then.
+    pub async fn send(
+        &mut self,
+        request: Request<Full<Bytes>>,
+        deadline: Deadline,
+    ) -> Result<Reply, ApiError> {
+        let (at, sender) = (&self.at, &mut self.sender);
+        let exchange = async {
+            let begun = Instant::now();
+            sender.ready().await.map_err(|e| broken(at, e))?;
+            let reply = sender.send_request(request).await.map_err(|e| broken(at, e))?;
+            let (head, body) = reply.into_parts();
+            let body = Limited::new(body, MOST_REPLY).collect().await;
+            let body = body.map_err(|source| ApiError::Broken { at: at.clone(), source })?;
+            let took_us = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
+            let (status, headers) = (head.status, head.headers);
+            Ok(Reply { status, headers, body: body.to_bytes(), took_us })
+        };
+        in_time(&self.at, deadline, exchange).await?
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        self.driver.abort();
+    }
 }
 
 async fn send(

@@ -1,7 +1,7 @@
 //! Experiments on a running node: vary one thing, measure, state the uncertainty.
 //!
 //! ```text
-//!   plan (TOML) ──► cold_start / parallel ──► rows.jsonl + study.json ──► Analysis ──► report
+//!   plan (TOML) ──► cold_start / parallel / runtimes ──► rows.jsonl + study.json ──► Analysis ──► report
 //!                        │      ▲
 //!                        ▼      │ records, memory
 //!                  a node's API and gateway
@@ -16,13 +16,17 @@ pub mod analysis;
 pub mod cold_start;
 pub mod csv;
 pub mod deadline;
+pub mod density;
 pub mod function;
 pub mod host;
 pub mod http;
+pub mod load;
+pub mod memory_group;
 pub mod parallel;
 pub mod plan;
 pub mod report;
 pub mod row;
+pub mod runtimes;
 pub mod schedule;
 pub mod session;
 pub mod stats;

@@ -6,7 +6,7 @@ use tokio::task::JoinSet;
 use vhive_api::{InvocationRecord, RuntimeName};
 
 use crate::cold_start::blank;
-use crate::function::service_name;
+use crate::function::Variant;
 use crate::http::{ApiError, Reply};
 use crate::plan::Kind;
 use crate::schedule::{self, Step};
@@ -26,8 +26,9 @@ pub async fn run(session: &mut Session) -> Result<(), StudyError> {
     let mut unfit = Vec::new();
     for function in session.plan.functions.clone() {
         for kind in session.plan.kinds.clone() {
-            if let Err(why) = session.prepare(&function, kind, most.max(2)).await? {
-                session.note(format!("{function} {kind} is not measured: {why}."))?;
+            let what = Variant { function: &function, kind, runtime: None };
+            if let Err(why) = session.prepare(what, most.max(2)).await? {
+                session.note(format!("{what} is not measured: {why}."))?;
                 unfit.push((function.clone(), kind));
             }
         }
@@ -42,11 +43,11 @@ pub async fn run(session: &mut Session) -> Result<(), StudyError> {
 }
 
 async fn measure(session: &mut Session, step: &Step) -> Result<(), StudyError> {
-    let (function, kind) = (&step.key.function, step.key.kind);
-    session.empty(function, kind).await?;
+    let what = step.key.variant();
+    session.empty(what).await?;
     let cache = session.drop_cache().await?;
-    let service: Arc<str> = service_name(function, kind).into();
-    let request = Arc::new(session.function(function)?.request(&step.key.input)?.clone());
+    let service: Arc<str> = what.service().into();
+    let request = Arc::new(session.function(what.function)?.request(&step.key.input)?.clone());
     let deadline = session.step_deadline();
     let begun = blank(session, step, cache);
     let mut waves: JoinSet<(Result<Reply, ApiError>, Option<InvocationRecord>)> = JoinSet::new();
@@ -92,5 +93,5 @@ async fn measure(session: &mut Session, step: &Step) -> Result<(), StudyError> {
         row.record = record;
         session.keep(&row)?;
     }
-    session.empty(function, kind).await
+    session.empty(what).await
 }

@@ -1,5 +1,7 @@
 //! What a study varies and how often: one TOML file.
 
+mod runtimes;
+
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -7,6 +9,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use vhive_api::{InvocationRecord, PrefetchPolicy, RuntimeName, SnapshotPolicy, Span, StartKind};
+
+pub use runtimes::Runtimes;
 
 /// The commented default of `vhive study cold-start`; a test proves that it equals
 /// [`Plan::default`].
@@ -16,6 +20,9 @@ pub const PARALLEL: &str = include_str!("../../../studies/parallel.toml");
 
 /// The commented default of `vhive study pages`.
 pub const PAGES: &str = include_str!("../../../studies/pages.toml");
+
+/// The commented default of `vhive study runtimes`.
+pub const RUNTIMES: &str = include_str!("../../../studies/runtimes.toml");
 
 /// A study's plan.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -54,6 +61,8 @@ pub struct Plan {
     pub seed: u64,
     /// `vhive study parallel`: most concurrent cold starts; levels are 1, 2, 4 … up to it.
     pub most_parallel: u32,
+    /// `vhive study runtimes`.
+    pub runtimes: Runtimes,
 }
 
 /// Which requests of a function's `requests.toml` are sent.
@@ -241,6 +250,7 @@ impl Default for Plan {
             prepare_deadline: Span(Duration::from_secs(300)),
             seed: 1,
             most_parallel: 1,
+            runtimes: Runtimes::default(),
         }
     }
 }
@@ -326,7 +336,7 @@ impl Plan {
         if !(1..=1024).contains(&self.most_parallel) {
             return bad("most_parallel", "must be from 1 to 1024");
         }
-        Ok(())
+        self.runtimes.validate()
     }
 }
 
@@ -339,9 +349,11 @@ mod tests {
         let documented = Plan::load(None, COLD_START).expect("the default is TOML");
         assert_eq!(documented, Plan::default());
         documented.validate().expect("the default makes sense");
-        for text in [PARALLEL, PAGES] {
+        for text in [PARALLEL, PAGES, RUNTIMES] {
             Plan::load(None, text).expect("TOML").validate().expect("makes sense");
         }
+        let documented = Plan::load(None, RUNTIMES).expect("TOML").runtimes;
+        assert_eq!(documented, Runtimes::default());
     }
 
     #[test]
@@ -350,11 +362,13 @@ mod tests {
             advise_dir: Some("x".into()),
             readahead_kib: Some(0),
             runtime: Some(RuntimeName::Sim),
+            runtimes: Runtimes { density: Some(vhive_api::Bytes::mib(64)), ..Runtimes::default() },
             ..Plan::default()
         });
         for line in text.expect("serialises").lines() {
             let key = line.split(" = ").next().unwrap_or(line);
-            assert!(COLD_START.contains(key), "{key} is not in studies/cold-start.toml");
+            let known = COLD_START.contains(key) || RUNTIMES.contains(key);
+            assert!(known, "{key} is in neither cold-start.toml nor runtimes.toml");
         }
     }
 
@@ -372,6 +386,9 @@ mod tests {
             ("most_parallel = 5000", "most_parallel"),
             ("attempts = 0", "attempts"),
             ("[inputs]\nmeasure = []", "inputs.measure"),
+            ("[runtimes]\nconnections = 0", "runtimes.connections"),
+            ("[runtimes]\nload_for = \"0s\"", "runtimes.load_for"),
+            ("[runtimes]\ndensity = \"1Mi\"", "runtimes.density"),
         ] {
             let plan = Plan::load(None, text).expect("TOML");
             let error = plan.validate().expect_err(text).to_string();

@@ -4,17 +4,21 @@
 //!   DIR/study.json   plan, host, node, begin and end, notes
 //!       rows.jsonl   one line per measured invocation, written as it is measured
 //!       rows.csv     the same, flat; made by the report
+//!       loads.jsonl, densities.jsonl   likewise, of `vhive study runtimes`
 //! ```
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use vhive_api::{InvocationRecord, Phase, StartKind};
+use vhive_api::{InvocationRecord, Phase, RuntimeName, StartKind};
 
+use crate::density::Density;
 use crate::host::Host;
+use crate::load::Load;
 use crate::plan::{Kind, Plan};
 use crate::working_set::WorkingSet;
 
@@ -22,6 +26,10 @@ use crate::working_set::WorkingSet;
 pub const STUDY: &str = "study.json";
 /// Name of the file with the rows.
 pub const ROWS: &str = "rows.jsonl";
+/// Name of the file with throughputs, if any were measured.
+pub const LOADS: &str = "loads.jsonl";
+/// Name of the file with densities, if any were measured.
+pub const DENSITIES: &str = "densities.jsonl";
 
 /// Which question a result answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,6 +41,8 @@ pub enum StudyName {
     Parallel,
     /// Which pages are touched.
     Pages,
+    /// The same functions in every sandbox.
+    Runtimes,
 }
 
 impl StudyName {
@@ -43,6 +53,7 @@ impl StudyName {
             Self::ColdStart => "cold-start",
             Self::Parallel => "parallel",
             Self::Pages => "pages",
+            Self::Runtimes => "runtimes",
         }
     }
 }
@@ -55,6 +66,9 @@ pub struct Row {
     pub study: StudyName,
     /// Name of the function.
     pub function: String,
+    /// In which sandbox it was to run, where the study varies it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub runtime: Option<RuntimeName>,
     /// How it was to start.
     pub kind: Kind,
     /// Counts from 1.
@@ -161,6 +175,20 @@ pub struct Facts {
     /// The working sets that were prefetched, where a study looks at them.
     #[serde(default)]
     pub working_sets: Vec<Recorded>,
+    /// The runtimes that are compared, where a study varies them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub runtimes: Vec<RuntimeName>,
+}
+
+impl Facts {
+    /// The runtimes that keys have: none where a study does not vary them.
+    #[must_use]
+    pub fn varied(&self) -> Vec<Option<RuntimeName>> {
+        if self.runtimes.is_empty() {
+            return vec![None];
+        }
+        self.runtimes.iter().copied().map(Some).collect()
+    }
 }
 
 /// The working set of a function.
@@ -216,6 +244,10 @@ pub struct StudyResult {
     pub facts: Facts,
     /// The rows, in the order in which they were measured.
     pub rows: Vec<Row>,
+    /// Throughputs, likewise.
+    pub loads: Vec<Load>,
+    /// Densities, likewise.
+    pub densities: Vec<Density>,
     /// Whether the last line was cut off by a crash and left out.
     pub cut: bool,
 }
@@ -226,28 +258,39 @@ impl StudyResult {
     /// # Errors
     /// The first file or line that cannot be used. A last line without its end is left out.
     pub fn read(dir: &Path) -> Result<Self, ResultError> {
-        let text = |name: &str| {
-            let path = dir.join(name);
-            match fs::read_to_string(&path) {
-                Ok(text) => Ok((path, text)),
-                Err(source) => Err(ResultError::Read { path, source }),
-            }
-        };
-        let (path, json) = text(STUDY)?;
+        let path = dir.join(STUDY);
+        let json = text(&path)?;
         let content = |source| ResultError::Content { path, line: 1, source };
         let facts: Facts = serde_json::from_str(&json).map_err(content)?;
-        let (path, lines) = text(ROWS)?;
-        let cut = !lines.is_empty() && !lines.ends_with('\n');
-        let whole = if cut { lines.rfind('\n').map_or("", |end| &lines[..end]) } else { &lines };
-        let mut rows = Vec::new();
-        for (number, line) in whole.lines().enumerate().filter(|(_, l)| !l.trim().is_empty()) {
-            let parsed = serde_json::from_str(line);
-            let content =
-                |source| ResultError::Content { path: path.clone(), line: number + 1, source };
-            rows.push(parsed.map_err(content)?);
-        }
-        Ok(Self { facts, rows, cut })
+        let (rows, cut) = lines(&dir.join(ROWS))?;
+        let (loads, _) = lines_if_there(&dir.join(LOADS))?;
+        let (densities, _) = lines_if_there(&dir.join(DENSITIES))?;
+        Ok(Self { facts, rows, loads, densities, cut })
     }
+}
+
+fn text(path: &Path) -> Result<String, ResultError> {
+    let read = fs::read_to_string(path);
+    read.map_err(|source| ResultError::Read { path: path.to_owned(), source })
+}
+
+/// The lines of a file, and whether the last one was cut off.
+fn lines<T: DeserializeOwned>(path: &Path) -> Result<(Vec<T>, bool), ResultError> {
+    let lines = text(path)?;
+    let cut = !lines.is_empty() && !lines.ends_with('\n');
+    let whole = if cut { lines.rfind('\n').map_or("", |end| &lines[..end]) } else { &lines };
+    let mut rows = Vec::new();
+    for (number, line) in whole.lines().enumerate().filter(|(_, l)| !l.trim().is_empty()) {
+        let parsed = serde_json::from_str(line);
+        let content =
+            |source| ResultError::Content { path: path.to_owned(), line: number + 1, source };
+        rows.push(parsed.map_err(content)?);
+    }
+    Ok((rows, cut))
+}
+
+fn lines_if_there<T: DeserializeOwned>(path: &Path) -> Result<(Vec<T>, bool), ResultError> {
+    if path.exists() { lines(path) } else { Ok((Vec::new(), false)) }
 }
 
 /// Writes a result while it is measured.
@@ -293,9 +336,36 @@ impl Writer {
     /// # Errors
     /// When it cannot be written.
     pub fn row(&mut self, row: &Row) -> Result<(), ResultError> {
-        let mut line = serde_json::to_string(row).expect("rows serialise");
-        line.push('\n');
-        let written = self.rows.write_all(line.as_bytes());
+        let written = self.rows.write_all(line(row).as_bytes());
         written.map_err(|source| ResultError::Write { path: self.dir.join(ROWS), source })
     }
+
+    /// Adds a throughput.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn load(&self, row: &Load) -> Result<(), ResultError> {
+        self.append(LOADS, &line(row))
+    }
+
+    /// Adds a density.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn density(&self, row: &Density) -> Result<(), ResultError> {
+        self.append(DENSITIES, &line(row))
+    }
+
+    fn append(&self, name: &str, line: &str) -> Result<(), ResultError> {
+        let path = self.dir.join(name);
+        let opened = File::options().create(true).append(true).open(&path);
+        let written = opened.and_then(|mut file| file.write_all(line.as_bytes()));
+        written.map_err(|source| ResultError::Write { path, source })
+    }
+}
+
+fn line(row: &impl Serialize) -> String {
+    let mut line = serde_json::to_string(row).expect("rows serialise");
+    line.push('\n');
+    line
 }

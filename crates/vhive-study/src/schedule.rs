@@ -1,5 +1,7 @@
 //! In which order a study measures. Pure.
 
+use vhive_api::RuntimeName;
+
 use crate::analysis::Key;
 use crate::plan::{Kind, Plan};
 use crate::row::StudyName;
@@ -22,33 +24,74 @@ pub struct Step {
 /// A warm invocation comes right after the boot whose instance it uses.
 #[must_use]
 pub fn cold_start(plan: &Plan) -> Vec<Step> {
+    varied(plan, &[None])
+}
+
+/// Every step of a study of sandboxes: likewise, and of each function all runtimes in turn,
+/// beginning with another one each time.
+#[must_use]
+pub fn runtimes(plan: &Plan, runtimes: &[RuntimeName]) -> Vec<Step> {
+    let runtimes: Vec<Option<RuntimeName>> = runtimes.iter().copied().map(Some).collect();
+    varied(plan, &runtimes)
+}
+
+/// Throughputs of one repetition: every function in every runtime, in turns.
+#[must_use]
+pub fn loads(plan: &Plan, runtimes: &[RuntimeName], repetition: u32) -> Vec<Step> {
+    let mut steps = Vec::new();
+    let input = plan.inputs.measure.first().unwrap_or(&plan.inputs.prepare);
+    for function in &plan.runtimes.load {
+        for runtime in turned(runtimes, repetition) {
+            let (function, input) = (function.clone(), input.clone());
+            let (runtime, level) = (Some(runtime), plan.runtimes.connections);
+            let key = Key { function, runtime, kind: Kind::Boot, input, level };
+            steps.push(Step { key, repetition, leave: false, follows: false });
+        }
+    }
+    steps
+}
+
+fn varied(plan: &Plan, runtimes: &[Option<RuntimeName>]) -> Vec<Step> {
     let mut steps = Vec::new();
     for repetition in 1..=plan.repetitions {
         for function in &plan.functions {
-            let mut kinds = plan.kinds.clone();
-            let both = kinds.contains(&Kind::Boot) && kinds.contains(&Kind::Warm);
-            kinds.retain(|kind| !(both && *kind == Kind::Warm));
-            let turn = (repetition as usize - 1) % kinds.len().max(1);
-            kinds.rotate_left(turn);
-            for kind in kinds {
-                for input in inputs(plan, kind) {
-                    let step = |kind| Step {
-                        key: Key {
-                            function: function.clone(),
-                            kind,
-                            input: input.clone(),
-                            level: 1,
-                        },
-                        repetition,
-                        leave: false,
-                        follows: false,
-                    };
-                    let pair = both && kind == Kind::Boot;
-                    steps.push(Step { leave: pair, ..step(kind) });
-                    if pair {
-                        steps.push(Step { follows: true, ..step(Kind::Warm) });
-                    }
-                }
+            for runtime in turned(runtimes, repetition) {
+                steps.extend(kinds(plan, (function, runtime), repetition));
+            }
+        }
+    }
+    steps
+}
+
+/// All, beginning with another one in each repetition.
+fn turned<T: Copy>(all: &[T], repetition: u32) -> Vec<T> {
+    let mut all = all.to_vec();
+    let turn = (repetition as usize).saturating_sub(1) % all.len().max(1);
+    all.rotate_left(turn);
+    all
+}
+
+/// One function's steps of one repetition, all kinds in turn.
+fn kinds(
+    plan: &Plan,
+    (function, runtime): (&str, Option<RuntimeName>),
+    repetition: u32,
+) -> Vec<Step> {
+    let mut steps = Vec::new();
+    let mut kinds = plan.kinds.clone();
+    let both = kinds.contains(&Kind::Boot) && kinds.contains(&Kind::Warm);
+    kinds.retain(|kind| !(both && *kind == Kind::Warm));
+    for kind in turned(&kinds, repetition) {
+        for input in inputs(plan, kind) {
+            let step = |kind| {
+                let (function, input) = (function.to_owned(), input.clone());
+                let key = Key { function, runtime, kind, input, level: 1 };
+                Step { key, repetition, leave: false, follows: false }
+            };
+            let pair = both && kind == Kind::Boot;
+            steps.push(Step { leave: pair, ..step(kind) });
+            if pair {
+                steps.push(Step { follows: true, ..step(Kind::Warm) });
             }
         }
     }
@@ -70,7 +113,7 @@ pub fn parallel(plan: &Plan) -> Vec<Step> {
                 for level in levels {
                     for input in inputs(plan, kind) {
                         let (function, input) = (function.clone(), input.clone());
-                        let key = Key { function, kind, input, level };
+                        let key = Key { function, runtime: None, kind, input, level };
                         steps.push(Step { key, repetition, leave: false, follows: false });
                     }
                 }
@@ -152,6 +195,26 @@ mod tests {
         }
         let alone = cold_start(&Plan { kinds: vec![Kind::Warm], ..plan() });
         assert!(alone.iter().all(|step| !step.follows));
+    }
+
+    #[test]
+    fn every_runtime_is_measured_as_often_and_none_is_always_first() {
+        let names = [RuntimeName::Qemu, RuntimeName::Runc];
+        let steps = runtimes(&plan(), &names);
+        assert_eq!(steps.len(), 2 * cold_start(&plan()).len());
+        for name in names {
+            let boots = steps.iter().filter(|step| step.key.kind == Kind::Boot);
+            assert_eq!(boots.filter(|step| step.key.runtime == Some(name)).count(), 6);
+        }
+        let first = |repetition| {
+            let step = steps.iter().find(|step| step.repetition == repetition);
+            step.and_then(|step| step.key.runtime)
+        };
+        assert_eq!((first(1), first(2)), (Some(names[0]), Some(names[1])));
+        let loads: Vec<_> = (1..=2).flat_map(|n| loads(&plan(), &names, n)).collect();
+        let order: Vec<_> = loads.iter().filter_map(|step| step.key.runtime).collect();
+        assert_eq!(order, [names[0], names[1], names[1], names[0]]);
+        assert!(loads.iter().all(|step| step.key.level == plan().runtimes.connections));
     }
 
     #[test]

@@ -5,12 +5,14 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use vhive_api::InvocationRecord;
+use vhive_api::{InvocationRecord, RuntimeName};
 
 use crate::deadline::Deadline;
-use crate::function::{Function, FunctionError, Shape, service_name};
+use crate::density::Density;
+use crate::function::{Function, FunctionError, Shape, Variant};
 use crate::host::{Host, Readahead, drop_files, drop_page_cache, load_average};
 use crate::http::{ApiError, Reply};
+use crate::load::Load;
 use crate::plan::{Cache, Kind, Plan};
 use crate::row::{Facts, Recorded, ResultError, Row, StudyName, Writer};
 use crate::target::Target;
@@ -21,6 +23,8 @@ const TRIES: u32 = 12;
 /// Pause after the first of them; twice as long after each further one, up to [`LONGEST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// How the node's reason ends where no further try would help.
+const RESTORES_NOTHING: &str = "restores no snapshots";
 
 /// Why a study ended early. What was measured is in its directory.
 #[derive(Debug, thiserror::Error)]
@@ -62,6 +66,7 @@ pub struct Session {
     run: String,
     editions: u32,
     pub(crate) order: u32,
+    loads: u32,
     tell: Box<dyn FnMut(&str) + Send>,
     /// Puts the readahead back when dropped.
     _readahead: Option<Readahead>,
@@ -86,8 +91,13 @@ impl Session {
         out: &Path,
         tell: Box<dyn FnMut(&str) + Send>,
     ) -> Result<Self, StudyError> {
+        let mut names = plan.functions.clone();
+        if study == StudyName::Runtimes {
+            let loaded = plan.runtimes.load.iter().filter(|name| !plan.functions.contains(name));
+            names.extend(loaded.cloned());
+        }
         let functions: Result<Vec<Function>, FunctionError> =
-            plan.functions.iter().map(|name| Function::load(&plan.functions_dir, name)).collect();
+            names.iter().map(|name| Function::load(&plan.functions_dir, name)).collect();
         let functions = functions?;
         for function in &functions {
             for input in plan.inputs.measure.iter().chain([&plan.inputs.prepare]) {
@@ -108,6 +118,7 @@ impl Session {
             readahead_set: None,
             notes: Vec::new(),
             working_sets: Vec::new(),
+            runtimes: Vec::new(),
         };
         let place = target.state_dir().unwrap_or(Path::new("/"));
         let readahead = plan.readahead_kib.map(|kib| Readahead::set(place, kib)).transpose()?;
@@ -128,6 +139,7 @@ impl Session {
             run,
             editions: 0,
             order: 0,
+            loads: 0,
             tell,
             _readahead: readahead,
         })
@@ -153,31 +165,40 @@ impl Session {
         Deadline::after(self.plan.step_deadline.0)
     }
 
+    /// What no revision of this or another run has had in its environment.
+    pub(crate) fn edition(&mut self) -> String {
+        self.editions += 1;
+        format!("{}-{}", self.run, self.editions)
+    }
+
     /// Puts the service of a function and kind on the node, as a revision that never was before.
     pub(crate) async fn apply(
         &mut self,
-        function: &str,
-        kind: Kind,
+        what: Variant<'_>,
         most_instances: u32,
     ) -> Result<(), ApiError> {
-        self.editions += 1;
-        let edition = format!("{}-{}", self.run, self.editions);
-        let shape = Shape { kind, runtime: self.plan.runtime, most_instances, edition: &edition };
-        let found = self.functions.iter().find(|f| f.name == function);
+        let edition = self.edition();
+        let shape = Shape {
+            kind: what.kind,
+            runtime: what.runtime.or(self.plan.runtime),
+            named: what.runtime.is_some(),
+            most_instances,
+            edition: &edition,
+        };
+        let found = self.functions.iter().find(|f| f.name == what.function);
         let Some(service) = found.map(|function| function.service(&shape)) else { return Ok(()) };
-        self.services.insert(service_name(function, kind));
+        self.services.insert(what.service());
         self.target.apply(&service, self.step_deadline()).await
     }
 
     /// Sends one input that is not measured.
     async fn send(
         &self,
-        function: &str,
-        kind: Kind,
+        what: Variant<'_>,
         input: &str,
     ) -> Result<(Reply, Option<InvocationRecord>), StudyError> {
-        let service = service_name(function, kind);
-        let request = self.function(function)?.request(input)?;
+        let service = what.service();
+        let request = self.function(what.function)?.request(input)?;
         let deadline = self.step_deadline();
         let failed =
             |source| StudyError::Node { doing: format!("cannot invoke {service}"), source };
@@ -189,20 +210,19 @@ impl Session {
     /// Invokes with the input of preparations and says why that is no start to build on.
     pub(crate) async fn rehearse(
         &self,
-        function: &str,
-        kind: Kind,
+        what: Variant<'_>,
     ) -> Result<Result<Option<InvocationRecord>, String>, StudyError> {
-        let (reply, record) = self.send(function, kind, &self.plan.inputs.prepare).await?;
+        let (reply, record) = self.send(what, &self.plan.inputs.prepare).await?;
         if reply.status.is_success() {
             return Ok(Ok(record));
         }
-        let said: String = String::from_utf8_lossy(&reply.body).trim().chars().take(200).collect();
+        let said: String = String::from_utf8_lossy(&reply.body).trim().chars().take(400).collect();
         Ok(Err(format!("status {}: {said}", reply.status.as_u16())))
     }
 
     /// Stops the instances of a function and kind.
-    pub(crate) async fn empty(&self, function: &str, kind: Kind) -> Result<(), StudyError> {
-        let service = service_name(function, kind);
+    pub(crate) async fn empty(&self, what: Variant<'_>) -> Result<(), StudyError> {
+        let service = what.service();
         let done = self.target.empty(&service, self.step_deadline()).await;
         done.map_err(|source| StudyError::Node {
             doing: format!("the instances of {service} do not end"),
@@ -214,16 +234,16 @@ impl Session {
     /// the kind cannot be measured.
     pub(crate) async fn prepare(
         &mut self,
-        function: &str,
-        kind: Kind,
+        what: Variant<'_>,
         most_instances: u32,
     ) -> Result<Result<(), String>, StudyError> {
-        self.say(&format!("preparing {function} {kind}"));
-        match self.apply(function, kind, most_instances).await {
+        let kind = what.kind;
+        self.say(&format!("preparing {what}"));
+        match self.apply(what, most_instances).await {
             Ok(()) => {}
             Err(ApiError::Refused { message, .. }) => return Ok(Err(message)),
             Err(source) => {
-                let doing = format!("cannot apply {}", service_name(function, kind));
+                let doing = format!("cannot apply {}", what.service());
                 return Err(StudyError::Node { doing, source });
             }
         }
@@ -231,18 +251,22 @@ impl Session {
         let mut pause = FIRST_PAUSE;
         let mut seen = Vec::new();
         for _ in 0..TRIES {
-            match self.rehearse(function, kind).await? {
+            match self.rehearse(what).await? {
                 Err(why) => {
-                    self.empty(function, kind).await?;
+                    self.empty(what).await?;
                     return Ok(Err(why));
                 }
                 Ok(record) => {
                     let ready = record.as_ref().is_some_and(|record| kind.is_how(record));
+                    let why = record.as_ref().and_then(|record| record.fallback.clone());
                     let start = record.and_then(|record| record.start);
                     seen.push(start.map_or("none", vhive_api::StartKind::as_str));
-                    self.empty(function, kind).await?;
+                    self.empty(what).await?;
                     if ready || matches!(kind, Kind::Boot | Kind::Warm | Kind::Record) {
                         return Ok(Ok(()));
+                    }
+                    if let Some(why) = why.filter(|why| why.ends_with(RESTORES_NOTHING)) {
+                        return Ok(Err(why));
                     }
                 }
             }
@@ -268,7 +292,7 @@ impl Session {
 
     /// Keeps what the working set of a function holds.
     pub(crate) async fn keep_working_set(&mut self, function: &str) -> Result<(), StudyError> {
-        let service = service_name(function, Kind::Reap);
+        let service = Variant { function, kind: Kind::Reap, runtime: None }.service();
         let path = self.target.working_set(&service, self.step_deadline()).await;
         let path = path.map_err(|source| StudyError::Node {
             doing: format!("cannot ask for the snapshot of {service}"),
@@ -323,9 +347,39 @@ impl Session {
             .total_us()
             .map_or_else(|| "-".to_owned(), |us| format!("{:.1} ms", us as f64 / 1e3));
         let left = row.left_out().map(|why| format!("  left out: {why}")).unwrap_or_default();
-        let Row { function, kind, input, repetition, .. } = row;
+        let Row { function, kind, runtime, input, repetition, .. } = row;
+        let what = Variant { function, kind: *kind, runtime: *runtime };
         let of = self.plan.repetitions;
-        self.say(&format!("{repetition}/{of}  {function} {kind} ({input})  {time}{left}"));
+        self.say(&format!("{repetition}/{of}  {what} ({input})  {time}{left}"));
+        Ok(())
+    }
+
+    /// Keeps which runtimes are compared.
+    pub(crate) fn keep_runtimes(&mut self, runtimes: &[RuntimeName]) -> Result<(), StudyError> {
+        self.facts.runtimes = runtimes.to_vec();
+        Ok(self.writer.facts(&self.facts)?)
+    }
+
+    /// Writes a throughput and says what it is.
+    pub(crate) fn keep_load(&mut self, mut load: Load) -> Result<(), StudyError> {
+        self.loads += 1;
+        load.order = self.loads;
+        self.writer.load(&load)?;
+        let Load { function, runtime, repetition, connections, failures, .. } = &load;
+        let (of, rate) = (self.plan.repetitions, load.rate());
+        let failed = if *failures > 0 { format!("  {failures} failed") } else { String::new() };
+        self.say(&format!(
+            "{repetition}/{of}  {function} {runtime} ×{connections}  {rate:.0}/s{failed}"
+        ));
+        Ok(())
+    }
+
+    /// Writes a density and says what it is.
+    pub(crate) fn keep_density(&mut self, density: &Density) -> Result<(), StudyError> {
+        self.writer.density(density)?;
+        let Density { runtime, instances, why, .. } = density;
+        let part = density.filled().map_or_else(|| "-".to_owned(), |f| format!("{f:.2}"));
+        self.say(&format!("{runtime}: {instances} instances, {part} of the memory; {why}"));
         Ok(())
     }
 

@@ -77,6 +77,13 @@ pub fn median(values: &[f64]) -> Option<f64> {
     (!sorted.is_empty()).then(|| quantile(&sorted, 0.5))
 }
 
+/// What only so many per cent of the finite values exceed; none if there is none.
+#[must_use]
+pub fn upper_percent(values: &[f64], percent: f64) -> Option<f64> {
+    let sorted = sorted(values);
+    (!sorted.is_empty()).then(|| quantile(&sorted, 1.0 - percent / 100.0))
+}
+
 /// The quantile of values in ascending order, interpolated between neighbours.
 ///
 /// # Source

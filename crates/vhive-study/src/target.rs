@@ -3,14 +3,15 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::{Method, Request as HttpRequest};
 use http_body_util::Full;
 use serde_json::Value;
-use vhive_api::InvocationRecord;
+use vhive_api::{InvocationRecord, RuntimeName};
 
 use crate::deadline::Deadline;
 use crate::function::{LABEL, Request};
-use crate::http::{ApiError, Door, Reply, invoke};
+use crate::http::{ApiError, Client, Door, Reply, invoke};
 
 /// Between two questions that wait for the node to do something.
 const PAUSE: Duration = Duration::from_millis(20);
@@ -171,8 +172,7 @@ impl Target {
         service: &str,
         deadline: Deadline,
     ) -> Result<Footprint, ApiError> {
-        let path = self.view(service, "describe?footprint=true");
-        let now = self.door.json(Method::GET, &path, None, deadline).await?;
+        let now = self.described(service, true, deadline).await?;
         let instances = now["instances"].as_array().cloned().unwrap_or_default();
         let mean = |name: &str| {
             let known: Vec<u64> = instances.iter().filter_map(|i| i[name].as_u64()).collect();
@@ -237,6 +237,18 @@ impl Target {
         request: &Request,
         deadline: Deadline,
     ) -> Result<Reply, ApiError> {
+        invoke(&self.gateway, self.request(service, request)?, deadline).await
+    }
+
+    /// A request as it is sent to the gateway.
+    ///
+    /// # Errors
+    /// When `requests.toml` says what no request can say.
+    pub fn request(
+        &self,
+        service: &str,
+        request: &Request,
+    ) -> Result<HttpRequest<Full<Bytes>>, ApiError> {
         let host = format!("{service}.{}.{}", self.namespace, self.domain);
         let built = HttpRequest::builder()
             .method(request.method.clone())
@@ -244,11 +256,57 @@ impl Target {
             .header("host", host)
             .header("content-type", &request.content_type)
             .body(Full::new(request.body.clone()));
-        let built = built.map_err(|error| ApiError::Strange {
+        built.map_err(|error| ApiError::Strange {
             at: "requests.toml".to_owned(),
             what: error.to_string(),
-        })?;
-        invoke(&self.gateway, built, deadline).await
+        })
+    }
+
+    /// A connection to the gateway.
+    ///
+    /// # Errors
+    /// As [`Client::open`].
+    pub async fn connection(&self, deadline: Deadline) -> Result<Client, ApiError> {
+        Client::open(&self.gateway, deadline).await
+    }
+
+    /// The runtimes that the node was given, whether they work or not.
+    #[must_use]
+    pub fn runtimes(&self) -> Vec<RuntimeName> {
+        let names = self.facts.get("runtimes").and_then(Value::as_array);
+        let names = names.into_iter().flatten().filter_map(Value::as_str);
+        names.filter_map(|name| name.parse().ok()).collect()
+    }
+
+    /// The tag in the names that the node makes on the host.
+    #[must_use]
+    pub fn tag(&self) -> Option<&str> {
+        let dir = Path::new(self.facts.get("run_dir")?.as_str()?);
+        let tag = dir.file_name()?.to_str()?;
+        tag.bytes().all(|b| b.is_ascii_hexdigit()).then_some(tag)
+    }
+
+    /// Has a snapshot of the service taken ahead of its first request.
+    ///
+    /// # Errors
+    /// When the node refuses, e.g. because the runtime restores nothing (status 422).
+    pub async fn create_snapshot(&self, service: &str, deadline: Deadline) -> Result<(), ApiError> {
+        let path = self.view(service, "snapshot");
+        self.door.json(Method::POST, &path, None, deadline).await.map(drop)
+    }
+
+    /// What the node tells of a service; with `memory`, that of every instance.
+    ///
+    /// # Errors
+    /// When the node does not answer.
+    pub async fn described(
+        &self,
+        service: &str,
+        memory: bool,
+        deadline: Deadline,
+    ) -> Result<Value, ApiError> {
+        let what = if memory { "describe?footprint=true" } else { "describe" };
+        self.door.json(Method::GET, &self.view(service, what), None, deadline).await
     }
 
     /// The record of an invocation, by the identifier in its reply.

@@ -119,6 +119,48 @@ fn e2e_a_study_of_concurrent_starts_has_a_row_per_invocation() {
 }
 
 #[test]
+fn e2e_a_study_of_runtimes_measures_starts_and_throughput() {
+    if skip("e2e_a_study_of_runtimes_measures_starts_and_throughput") {
+        return;
+    }
+    let dir = Dir::new("study-runtimes");
+    let functions = functions(dir.path());
+    let plan = dir.path().join("plan.toml");
+    let text = "functions = [\"tiny\"]\nkinds = [\"boot\", \"warm\", \"snapshot\"]\n\
+                repetitions = 2\ncache = \"keep\"\n[runtimes]\nload = [\"tiny\"]\n\
+                system_calls = [\"tiny\"]\nconnections = 3\nload_for = \"200ms\"\n";
+    fs::write(&plan, text).expect("written");
+    let node = node(&dir, "");
+    let out = dir.path().join("result");
+    let (plan, functions) = (plan.to_string_lossy(), functions.to_string_lossy());
+    let place = out.to_string_lossy();
+    let args = ["study", "runtimes", &plan, "--functions-dir", &functions];
+    let args = [&args[..], &["--runtimes", "sim,firecracker", "--out", &place]].concat();
+    let shown = node.ok(&args).expect("measured");
+    let rows = rows(&out);
+    for kind in ["boot", "warm", "snapshot"] {
+        let served = |row: &&Value| {
+            row["kind"] == kind && row["record"]["start"] == kind && row["runtime"] == "sim"
+        };
+        assert_eq!(rows.iter().filter(served).count(), 2, "{kind}\n{shown}");
+    }
+    assert_eq!(rows.len(), 6, "nothing of a runtime that is not offered");
+    let loads = fs::read_to_string(out.join("loads.jsonl")).expect("throughputs");
+    for line in loads.lines() {
+        let load: Value = serde_json::from_str(line).expect("JSON");
+        assert_eq!((&load["connections"], &load["failures"]), (&3.into(), &0.into()), "{load}");
+        assert!(load["replies"].as_u64() > Some(0), "{load}");
+    }
+    assert_eq!(loads.lines().count(), 2);
+    let page = fs::read_to_string(out.join("report.html")).expect("a report");
+    assert!(page.contains("Throughput of one instance"));
+    assert!(page.contains("firecracker boot is not measured"), "says what is missing");
+    assert!(out.join("loads.csv").exists() && !out.join("densities.csv").exists());
+    let listed = node.json(&["get", "services"]).expect("listed");
+    assert_eq!(listed["items"], serde_json::json!([]), "the study's services are gone");
+}
+
+#[test]
 fn e2e_a_study_says_what_it_cannot_use() {
     if skip("e2e_a_study_says_what_it_cannot_use") {
         return;

@@ -219,6 +219,21 @@ async fn sleep_uses_what_is_asked_for() {
 }
 
 #[tokio::test]
+async fn syscalls_makes_as_many_as_it_says() {
+    let refused = [r#"{"rounds":0}"#, r#"{"rounds":-1}"#, r#"{"rounds":1000001}"#];
+    check("syscalls", &refused).await;
+    let Some(function) = start("syscalls").await else { return };
+    let mut client = Client::http1(function.address).await;
+    let reply = client.get("/?rounds=500").await;
+    let reply: Value = serde_json::from_slice(&reply.body).expect("it is JSON");
+    assert_eq!((&reply["rounds"], &reply["calls"]), (&500.into(), &2000.into()));
+    for kind in ["getppid_ns", "stat_ns", "pipe_ns"] {
+        assert!(reply[kind].as_f64() > Some(0.0), "{reply}");
+    }
+    function.stop().await;
+}
+
+#[tokio::test]
 async fn big_memory_touches_its_working_set() {
     let refused = [
         r#"{"mib":0}"#,

@@ -12,6 +12,7 @@ mod users;
 
 use std::collections::HashMap;
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Instant;
 
@@ -137,6 +138,8 @@ struct Slot {
     since: Timestamp,
     journal: Arc<Journal>,
     processes: Vec<Pid>,
+    /// Lists them all, where there may be more.
+    group: Option<PathBuf>,
     /// Once it is ready.
     instance: Option<Arc<Instance>>,
     /// Likewise, but while a snapshot is taken of it.
@@ -173,6 +176,7 @@ pub(crate) struct InstanceView {
     pub(crate) since: Timestamp,
     pub(crate) endpoint: Option<std::net::SocketAddr>,
     pub(crate) processes: Vec<Pid>,
+    pub(crate) group: Option<PathBuf>,
     pub(crate) paging: Option<MemoryFigures>,
 }
 
@@ -322,6 +326,7 @@ impl Pool {
                     since: slot.since,
                     endpoint: slot.instance.as_ref().map(|instance| instance.endpoint),
                     processes: slot.processes.clone(),
+                    group: slot.group.clone(),
                     paging: slot
                         .instance
                         .as_ref()
@@ -369,6 +374,7 @@ impl Pool {
             let revision = Arc::clone(&state.revision);
             let Some(slot) = state.slots.get_mut(&no) else { return };
             slot.processes = running.sandbox.processes().to_vec();
+            slot.group = running.sandbox.group();
             let instance = Instance {
                 id: slot.id.clone(),
                 endpoint: running.sandbox.endpoint(),
@@ -555,6 +561,7 @@ impl Pool {
             since: Timestamp::now(),
             journal: Arc::clone(&journal),
             processes: Vec::new(),
+            group: None,
             instance: None,
             running: None,
         };

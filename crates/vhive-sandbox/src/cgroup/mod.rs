@@ -138,6 +138,15 @@ impl Cgroup {
         OutOfMemory { files: all.filter(|file| file.exists()).collect() }
     }
 
+    /// A directory whose `cgroup.procs` lists every process: that of the memory limit, if there is
+    /// one. Not every runtime uses version 2's hierarchy on a hybrid host.
+    #[must_use]
+    pub fn members(&self) -> Option<&Path> {
+        let limits = |h: &Hierarchy| h.controllers.contains(&Controller::Memory);
+        let found = self.dirs.iter().find(|(hierarchy, _)| limits(hierarchy));
+        found.or_else(|| self.dirs.first()).map(|(_, dir)| dir.as_path())
+    }
+
     /// The directories, one per hierarchy.
     pub fn dirs(&self) -> impl Iterator<Item = &Path> {
         self.dirs.iter().map(|(_, dir)| dir.as_path())

@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::process::Pid;
@@ -32,7 +33,7 @@ pub(super) struct OciSandbox {
     /// Whether it was restored from one.
     pub(super) clone: bool,
     /// Ends what its first process left, and what the runtime keeps running beside it.
-    pub(super) _cgroup: Cgroup,
+    pub(super) cgroup: Cgroup,
     pub(super) _image: Arc<Mounted>,
     pub(super) dir: SandboxDir,
     pub(super) netns: Arc<OwnedFd>,
@@ -50,6 +51,10 @@ impl Sandbox for OciSandbox {
 
     fn processes(&self) -> &[Pid] {
         self.pid.as_slice()
+    }
+
+    fn group(&self) -> Option<PathBuf> {
+        self.cgroup.members().map(Path::to_owned)
     }
 
     fn checkpoint(&mut self) -> Option<&mut dyn Checkpoint> {

@@ -217,7 +217,7 @@ impl Ground {
             journal: Arc::clone(&spec.journal),
             gvisor: None,
             clone: false,
-            _cgroup: self.cgroup,
+            cgroup: self.cgroup,
             _image: self.image,
             dir: self.dir,
             netns: self.netns,

@@ -2,6 +2,7 @@
 
 mod pages;
 mod ratios;
+mod runtimes;
 mod series;
 mod timelines;
 mod warnings;
@@ -11,6 +12,7 @@ pub(crate) mod tests;
 
 pub use pages::PageStats;
 pub use ratios::{Comparison, FaultsLeft};
+pub use runtimes::{Against, Group, Runtimes, Throughput};
 pub use series::{Key, LeftOut, Measure, Series, Slice};
 pub use timelines::{FaultPoint, StartFaults};
 
@@ -29,6 +31,8 @@ pub struct Analysis {
     pub pages: Vec<PageStats>,
     /// Faults over time, of one start of each series.
     pub timelines: Vec<StartFaults>,
+    /// Sandboxes against each other.
+    pub runtimes: Runtimes,
     /// What a reader should mind.
     pub warnings: Vec<String>,
 }
@@ -42,8 +46,9 @@ impl Analysis {
         let faults_left = ratios::faults_left(&series, &result.facts.plan);
         let pages = pages::all(result, &series);
         let timelines = timelines::all(result, &series);
+        let runtimes = runtimes::all(result, &series);
         let warnings = warnings::all(result, &series);
-        Self { series, comparisons, faults_left, pages, timelines, warnings }
+        Self { series, comparisons, faults_left, pages, timelines, runtimes, warnings }
     }
 
     /// The series of a key.

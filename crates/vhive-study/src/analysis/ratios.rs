@@ -1,5 +1,7 @@
 //! Start kinds against each other, over all functions.
 
+use vhive_api::RuntimeName;
+
 use crate::plan::{Kind, Plan};
 use crate::schedule::inputs;
 use crate::stats::{self, Ratio};
@@ -9,6 +11,8 @@ use super::series::Series;
 /// One kind against another.
 #[derive(Clone, Debug)]
 pub struct Comparison {
+    /// In which sandbox, where the study varies it.
+    pub runtime: Option<RuntimeName>,
     /// The faster one, as expected.
     pub fast: Kind,
     /// What it is compared with.
@@ -40,16 +44,26 @@ const PAIRS: [(Kind, Kind, &str); 11] = [
 
 pub(super) fn comparisons(series: &[Series], plan: &Plan) -> Vec<Comparison> {
     let mut found = Vec::new();
-    for (fast, slow, measure) in PAIRS {
-        for input in inputs(plan, fast) {
-            found.extend(compare(series, plan, (fast, slow), (&input, measure)));
+    let mut runtimes: Vec<Option<RuntimeName>> = Vec::new();
+    for runtime in series.iter().map(|s| s.key.runtime) {
+        if !runtimes.contains(&runtime) {
+            runtimes.push(runtime);
+        }
+    }
+    for runtime in runtimes {
+        let of: Vec<&Series> = series.iter().filter(|s| s.key.runtime == runtime).collect();
+        for (fast, slow, measure) in PAIRS {
+            for input in inputs(plan, fast) {
+                let compared = compare(&of, plan, (fast, slow), (&input, measure));
+                found.extend(compared.map(|one| Comparison { runtime, ..one }));
+            }
         }
     }
     found
 }
 
 fn compare(
-    series: &[Series],
+    series: &[&Series],
     plan: &Plan,
     (fast, slow): (Kind, Kind),
     (input, measure): (&str, &'static str),
@@ -74,7 +88,15 @@ fn compare(
         Some(((*name).clone(), stats::median(a)? / stats::median(b)?))
     };
     let functions = pairs.iter().filter_map(each).collect();
-    Some(Comparison { fast, slow, input: input.to_owned(), measure, ratio, functions })
+    Some(Comparison {
+        runtime: None,
+        fast,
+        slow,
+        input: input.to_owned(),
+        measure,
+        ratio,
+        functions,
+    })
 }
 
 /// Faults that prefetching left, as shares of the pages recorded.

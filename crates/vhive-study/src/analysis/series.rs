@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use vhive_api::Phase;
+use vhive_api::{Phase, RuntimeName};
 
+use crate::function::Variant;
 use crate::plan::Kind;
 use crate::row::{Facts, Row, StudyName, StudyResult};
 use crate::schedule::{inputs, levels};
@@ -14,12 +15,22 @@ use crate::stats::{Summary, median};
 pub struct Key {
     /// Name of the function.
     pub function: String,
+    /// In which sandbox, where the study varies it.
+    pub runtime: Option<RuntimeName>,
     /// How it started.
     pub kind: Kind,
     /// Name of the request.
     pub input: String,
     /// Invocations under way at the same time.
     pub level: u32,
+}
+
+impl Key {
+    /// What has a service of its own.
+    #[must_use]
+    pub fn variant(&self) -> Variant<'_> {
+        Variant { function: &self.function, kind: self.kind, runtime: self.runtime }
+    }
 }
 
 /// A part of an invocation's time; the slices of one invocation add up to its total.
@@ -153,13 +164,16 @@ impl Series {
 
 pub(super) fn all(result: &StudyResult) -> Vec<Series> {
     let (facts, plan) = (&result.facts, &result.facts.plan);
+    let varied = facts.varied();
     let mut keys = Vec::new();
     for function in &plan.functions {
-        for kind in &plan.kinds {
-            for input in inputs(plan, *kind) {
-                for level in levels(facts.study, plan.most_parallel) {
-                    let (function, input) = (function.clone(), input.clone());
-                    keys.push(Key { function, kind: *kind, input, level });
+        for runtime in varied.iter().copied() {
+            for kind in &plan.kinds {
+                for input in inputs(plan, *kind) {
+                    for level in levels(facts.study, plan.most_parallel) {
+                        let (function, input) = (function.clone(), input.clone());
+                        keys.push(Key { function, runtime, kind: *kind, input, level });
+                    }
                 }
             }
         }
@@ -167,11 +181,16 @@ pub(super) fn all(result: &StudyResult) -> Vec<Series> {
     let mut groups: BTreeMap<Key, Vec<&Row>> = BTreeMap::new();
     for row in &result.rows {
         let (function, input) = (row.function.clone(), row.input.clone());
-        let key = Key { function, kind: row.kind, input, level: row.level };
+        let (runtime, kind, level) = (row.runtime, row.kind, row.level);
+        let key = Key { function, runtime, kind, input, level };
         if !keys.contains(&key) {
             keys.push(key.clone());
         }
         groups.entry(key).or_default().push(row);
+    }
+    if facts.study == StudyName::Runtimes {
+        // What a runtime does not do is no gap; the notes name it.
+        keys.retain(|key| groups.contains_key(key));
     }
     let of = |key: Key| {
         let rows = groups.get(&key).cloned().unwrap_or_default();
@@ -202,9 +221,10 @@ fn series(key: Key, rows: &[&Row], facts: &Facts) -> Series {
     } else {
         format!("{} (other input)", key.kind)
     };
-    let label = match study {
-        StudyName::ColdStart | StudyName::Pages => label,
-        StudyName::Parallel => format!("{label} ×{}", key.level),
+    let label = match (study, key.runtime) {
+        (StudyName::Parallel, _) => format!("{label} ×{}", key.level),
+        (_, Some(runtime)) => format!("{runtime} {label}"),
+        (_, None) => label,
     };
     let measure = |name, unit, scale: f64, get: &dyn Fn(&Row) -> Option<u64>| {
         let values: Vec<f64> =

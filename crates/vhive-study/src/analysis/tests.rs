@@ -1,10 +1,11 @@
 use std::path::Path;
 
-use vhive_api::{FaultAt, FaultTimeline, Phase, RECORD_VERSION, StartKind};
+use vhive_api::{FaultAt, FaultTimeline, Phase, RECORD_VERSION, RuntimeName, StartKind};
 
 use super::*;
+use crate::load::Load;
 use crate::plan::Kind;
-use crate::row::Row;
+use crate::row::{Row, StudyName};
 
 /// Rows of `hello` on `sim`: six kinds, three repetitions, one row served otherwise, and one kind
 /// that could not be prepared.
@@ -41,6 +42,66 @@ pub(crate) fn fixture_with_timelines() -> StudyResult {
         }
     }
     result
+}
+
+/// The same rows in two sandboxes, of which QEMU's takes twice as long, with throughputs and one
+/// density.
+pub(crate) fn fixture_of_runtimes() -> StudyResult {
+    let mut result = fixture();
+    result.facts.study = StudyName::Runtimes;
+    result.facts.runtimes = vec![RuntimeName::Qemu, RuntimeName::Runc];
+    result.facts.plan.kinds = vec![Kind::Boot, Kind::Warm, Kind::Snapshot];
+    result.facts.plan.runtimes.cpu = vec!["hello".to_owned()];
+    result.rows.retain(|row| result.facts.plan.kinds.contains(&row.kind));
+    let mut slow = result.rows.clone();
+    for row in &mut slow {
+        row.runtime = Some(RuntimeName::Qemu);
+        let phases = row.record.iter_mut().flat_map(|record| &mut record.phases);
+        phases.for_each(|span| span.length_us *= 2);
+    }
+    result.rows.retain(|row| row.kind != Kind::Snapshot);
+    result.rows.iter_mut().for_each(|row| row.runtime = Some(RuntimeName::Runc));
+    result.rows.append(&mut slow);
+    for (order, runtime) in (1_u32..).zip(result.facts.runtimes.repeat(3)) {
+        result.loads.push(Load {
+            function: "hello".to_owned(),
+            runtime,
+            repetition: order.div_ceil(2),
+            order,
+            connections: 8,
+            seconds: 2.0,
+            replies: 200 * u64::from(order),
+            failures: 0,
+            first_failure: None,
+            median_us: Some(100.0),
+            p99_us: Some(900.0),
+            load: None,
+        });
+    }
+    result.densities.push(crate::density::tests::density(9, 100));
+    result
+}
+
+#[test]
+fn sandboxes_are_compared_with_runc_by_what_functions_do() {
+    let result = fixture_of_runtimes();
+    let analysis = Analysis::of(&result);
+    let found = &analysis.runtimes;
+    assert_eq!(found.base, Some(RuntimeName::Runc));
+    let of = |measure: &str, runtime| {
+        let one = found.against.iter().find(|o| o.measure == measure && o.runtime == runtime);
+        one.map(|one| (one.group, (one.ratio.ratio * 100.0).round() / 100.0))
+    };
+    assert_eq!(of("boot", RuntimeName::Qemu), Some((Group::Cpu, 2.0)));
+    assert_eq!(of("warm", RuntimeName::Runc), Some((Group::Cpu, 1.0)));
+    assert!(of("restored", RuntimeName::Qemu).is_some(), "against a boot");
+    assert_eq!(of("restored", RuntimeName::Runc), None);
+    let rates: Vec<f64> = found.throughputs.iter().map(|one| one.summary.median).collect();
+    assert_eq!(rates, [300.0, 400.0], "by runtime, in the plan's order");
+    let runc = |series: &&Series| series.key.runtime == Some(RuntimeName::Runc);
+    let labels: Vec<&str> =
+        analysis.series.iter().filter(runc).map(|series| series.label.as_str()).collect();
+    assert_eq!(labels, ["runc boot", "runc warm"], "what it does not do is no gap");
 }
 
 fn series(result: &StudyResult, kind: Kind) -> Series {
@@ -191,7 +252,7 @@ fn what_a_reader_should_mind_is_said() {
     let mut emulated = result.clone();
     for row in &mut emulated.rows {
         if let Some(record) = &mut row.record {
-            record.runtime = vhive_api::RuntimeName::Qemu;
+            record.runtime = RuntimeName::Qemu;
         }
     }
     assert!(!warned(&emulated, "emulated"), "the node did not say so");

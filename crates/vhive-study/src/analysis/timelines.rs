@@ -39,8 +39,8 @@ pub(super) fn all(result: &StudyResult, series: &[Series]) -> Vec<StartFaults> {
     let of = |one: &Series| {
         let key = &one.key;
         let ours = |row: &&Row| {
-            (&row.function, row.kind, &row.input, row.level)
-                == (&key.function, key.kind, &key.input, key.level)
+            (&row.function, row.runtime, row.kind, &row.input, row.level)
+                == (&key.function, key.runtime, key.kind, &key.input, key.level)
         };
         let rows = result.rows.iter().filter(ours).filter(|row| row.left_out().is_none());
         let mut found: Vec<(u64, StartFaults)> = rows.filter_map(|row| start(row, one)).collect();

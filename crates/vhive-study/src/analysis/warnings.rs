@@ -29,6 +29,8 @@ pub(super) fn all(result: &StudyResult, series: &[Series]) -> Vec<String> {
     all.extend(runtime(result));
     all.extend(served_otherwise(series));
     all.extend(fallbacks(result));
+    all.extend(loads(result));
+    all.extend(densities(result));
     all.extend(cache(result));
     all.extend(load(result));
     all.extend(noise(series));
@@ -86,6 +88,26 @@ fn fallbacks(result: &StudyResult) -> Option<String> {
     let parts = counts.into_iter().map(|(what, n)| format!("{what} ({n})"));
     let parts = some(parts.collect());
     (rows > 0).then(|| format!("{rows} start(s) went another way than their policy: {parts}."))
+}
+
+fn loads(result: &StudyResult) -> Option<String> {
+    let bad = result.loads.iter().filter(|load| load.failures > 0);
+    let parts = bad.map(|load| {
+        let why = load.first_failure.as_deref().unwrap_or("no reason known");
+        format!("{} {} {} ({why})", load.function, load.runtime, load.failures)
+    });
+    let parts: Vec<String> = parts.collect();
+    let some = some(parts.clone());
+    (!parts.is_empty()).then(|| format!("Requests failed while throughput was measured: {some}."))
+}
+
+fn densities(result: &StudyResult) -> Vec<String> {
+    let bad = result.densities.iter().filter(|density| !density.is_full());
+    bad.map(|density| {
+        let (runtime, why) = (density.runtime, &density.why);
+        format!("It was not the memory that ended filling it with {runtime}: {why}.")
+    })
+    .collect()
 }
 
 fn cache(result: &StudyResult) -> Option<String> {

@@ -30,7 +30,8 @@ pub(super) fn all(analysis: &Analysis, facts: &Facts) -> Vec<Chart> {
         super::timelines::chart(analysis),
         super::footprint::chart(analysis),
     ];
-    charts.into_iter().flatten().collect()
+    let of_sandboxes = super::runtimes::charts(analysis).into_iter();
+    of_sandboxes.chain(charts.into_iter().flatten()).collect()
 }
 
 fn fill(slice: Slice) -> Fill {

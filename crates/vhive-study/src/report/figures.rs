@@ -73,8 +73,9 @@ pub(super) const COMPARISON: [&str; 7] = [
 
 /// A comparison.
 pub(super) fn comparison(one: &Comparison) -> Vec<String> {
+    let fast = one.runtime.map_or_else(|| one.fast.to_string(), |on| format!("{on} {}", one.fast));
     vec![
-        one.fast.to_string(),
+        fast,
         one.slow.to_string(),
         one.input.clone(),
         one.measure.to_owned(),
@@ -117,6 +118,7 @@ pub(super) fn footprint(series: &Series, analysis: &Analysis) -> Option<Vec<Stri
     let booted = analysis.series.iter().find(|other| {
         other.key.kind == Kind::Boot
             && (&other.key.function, other.key.level) == (&series.key.function, series.key.level)
+            && other.key.runtime == series.key.runtime
     });
     let booted = booted.and_then(|boot| boot.median("RSS")).filter(|booted| *booted > 0.0);
     Some(vec![
@@ -165,8 +167,9 @@ pub(super) fn findings(analysis: &Analysis) -> Vec<String> {
     let ratio = |one: &Comparison| {
         let what = if one.measure == "total" { "the whole invocation" } else { one.measure };
         let sure = one.ratio.interval.map(|i| format!(" (95 %: {})", interval(&i)));
+        let on = one.runtime.map(|name| format!("{name}: ")).unwrap_or_default();
         format!(
-            "{} against {}, {what}, input {}: {}{} over {} function(s)",
+            "{on}{} against {}, {what}, input {}: {}{} over {} function(s)",
             one.fast,
             one.slow,
             one.input,
@@ -184,7 +187,8 @@ pub(super) fn findings(analysis: &Analysis) -> Vec<String> {
             one.kind
         )
     };
-    let mut all: Vec<String> = analysis.comparisons.iter().map(ratio).collect();
+    let mut all = super::runtimes::findings(analysis);
+    all.extend(analysis.comparisons.iter().map(ratio));
     all.extend(analysis.faults_left.iter().map(left));
     all.extend(levels(analysis));
     all.extend(analysis.pages.iter().map(|one| {
@@ -233,18 +237,18 @@ pub(super) fn cell(value: Option<f64>) -> String {
     value.map_or_else(dash, short)
 }
 
-fn dash() -> String {
+pub(super) fn dash() -> String {
     "–".to_owned()
 }
 
-fn interval(interval: &Interval) -> String {
+pub(super) fn interval(interval: &Interval) -> String {
     format!("{} – {}", short(interval.low), short(interval.high))
 }
 
-fn times(ratio: f64) -> String {
+pub(super) fn times(ratio: f64) -> String {
     format!("{}×", short(ratio))
 }
 
-fn percent(share: f64) -> String {
+pub(super) fn percent(share: f64) -> String {
     format!("{} %", short(share * 100.0))
 }

@@ -6,8 +6,8 @@ use crate::analysis::{Analysis, Series};
 use crate::plan::Cache;
 use crate::row::{Facts, StudyName, StudyResult};
 
-use super::figures;
 use super::svg::{Chart, escape};
+use super::{figures, runtimes};
 
 const STYLE: &str = include_str!("style.css");
 
@@ -18,6 +18,7 @@ pub(super) fn page(result: &StudyResult, analysis: &Analysis, charts: &[Chart]) 
         StudyName::ColdStart => "Cold starts by kind",
         StudyName::Parallel => "Concurrent cold starts",
         StudyName::Pages => "Pages of working sets",
+        StudyName::Runtimes => "The same functions in every sandbox",
     };
     let mut page = format!(
         "<!DOCTYPE html>\n<html lang=\"en\" xmlns=\"http://www.w3.org/1999/xhtml\">\n<head>\n\
@@ -38,6 +39,7 @@ pub(super) fn page(result: &StudyResult, analysis: &Analysis, charts: &[Chart]) 
             escape(&chart.caption)
         ));
     }
+    page.push_str(&sandboxes(analysis));
     page.push_str(&pages(analysis));
     page.push_str(&footprint(analysis));
     page.push_str(&numbers(analysis));
@@ -112,6 +114,29 @@ fn numbers(analysis: &Analysis) -> String {
          summary.csv.</p>\n{}",
         table(&figures::WHOLE, &rows, 2)
     )
+}
+
+fn sandboxes(analysis: &Analysis) -> String {
+    let Some(base) = analysis.runtimes.base else { return String::new() };
+    let mut html = String::new();
+    let mut section = |title: &str, note: &str, headings: &[&str], rows: Vec<Vec<String>>| {
+        if !rows.is_empty() {
+            let table = table(headings, &rows, 3);
+            html.push_str(&format!("<h2>{title}</h2>\n<p class=\"dim\">{note}</p>\n{table}"));
+        }
+    };
+    let note = format!(
+        "Geometric means over the functions of ratios of medians to those of {base}, whole \
+         invocations; restored against a boot of {base}; PSS after a boot."
+    );
+    let rows = runtimes::against_rows(analysis);
+    section("Sandboxes against each other, in numbers", &note, &runtimes::AGAINST, rows);
+    let note = "Medians over the repetitions; one instance, in a closed loop.";
+    section("Throughput", note, &runtimes::THROUGHPUT, runtimes::throughput_rows(analysis));
+    let note = "One filling per sandbox. What is theirs is the number of instances times their mean \
+                PSS, as a share of the memory.";
+    section("Density", note, &runtimes::DENSITY, runtimes::density_rows(analysis));
+    html
 }
 
 fn pages(analysis: &Analysis) -> String {
@@ -281,6 +306,12 @@ fn method(facts: &Facts, timelines: &str) -> String {
             "One invocation at a time. In each repetition every function, and \
              of each every kind in turn, beginning with another kind each time; a warm invocation \
              follows the boot whose instance it uses."
+        }
+        StudyName::Runtimes => {
+            "One invocation at a time. In each repetition every function, of each every sandbox in \
+             turn, and of each every kind in turn, beginning with another one each time; a warm \
+             invocation follows the boot whose instance it uses. After that, in each repetition, \
+             the throughputs, the sandboxes in turn; after all of these the densities, if asked for."
         }
         StudyName::Parallel => {
             "In each repetition every function and kind at every level; all \

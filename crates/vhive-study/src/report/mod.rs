@@ -13,6 +13,7 @@ mod figures;
 mod footprint;
 mod html;
 mod png;
+mod runtimes;
 mod svg;
 mod timelines;
 
@@ -88,6 +89,10 @@ pub struct Texts {
     pub faults_csv: Option<String>,
     /// Page statistics, if the study looked at working sets.
     pub pages_csv: Option<String>,
+    /// Throughputs, if any were measured.
+    pub loads_csv: Option<String>,
+    /// Densities likewise.
+    pub densities_csv: Option<String>,
 }
 
 /// Makes the texts; pure.
@@ -100,6 +105,8 @@ pub fn texts(result: &StudyResult, analysis: &Analysis) -> Texts {
         summary_csv: csv::summary(analysis),
         faults_csv: csv::faults(&result.rows),
         pages_csv: (!analysis.pages.is_empty()).then(|| csv::pages(analysis)),
+        loads_csv: (!result.loads.is_empty()).then(|| csv::loads(&result.loads)),
+        densities_csv: (!result.densities.is_empty()).then(|| csv::densities(&result.densities)),
         charts,
     }
 }
@@ -123,11 +130,15 @@ pub fn build(dir: &Path) -> Result<Built, ReportError> {
     write("report.html", texts.html.as_bytes())?;
     write("rows.csv", texts.rows_csv.as_bytes())?;
     write("summary.csv", texts.summary_csv.as_bytes())?;
-    if let Some(faults) = &texts.faults_csv {
-        write("faults.csv", faults.as_bytes())?;
-    }
-    if let Some(pages) = &texts.pages_csv {
-        write("pages.csv", pages.as_bytes())?;
+    for (name, text) in [
+        ("faults.csv", &texts.faults_csv),
+        ("pages.csv", &texts.pages_csv),
+        ("loads.csv", &texts.loads_csv),
+        ("densities.csv", &texts.densities_csv),
+    ] {
+        if let Some(text) = text {
+            write(name, text.as_bytes())?;
+        }
     }
     let mut warnings = analysis.warnings.clone();
     let renderer = png::Renderer::new();

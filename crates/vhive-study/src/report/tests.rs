@@ -1,5 +1,5 @@
 use super::*;
-use crate::analysis::tests::{fixture, fixture_with_timelines};
+use crate::analysis::tests::{fixture, fixture_of_runtimes, fixture_with_timelines};
 
 #[test]
 fn the_report_is_well_formed_loads_nothing_and_names_every_kind() {
@@ -113,6 +113,36 @@ fn a_thinned_timeline_says_so_and_counts_all_faults() {
     let made = texts(&result, &Analysis::of(&result));
     let chart = made.charts.iter().find(|chart| chart.name == "fault-timeline").expect("drawn");
     assert!(chart.svg.contains("1 of 4 shown"));
+}
+
+#[test]
+fn sandboxes_have_their_charts_and_tables() {
+    let result = fixture_of_runtimes();
+    let analysis = Analysis::of(&result);
+    let made = texts(&result, &analysis);
+    let xml = made.html.strip_prefix("<!DOCTYPE html>\n").expect("is HTML 5");
+    roxmltree::Document::parse(xml).expect("well-formed");
+    for name in ["against", "throughput", "density"] {
+        let chart = made.charts.iter().find(|chart| chart.name == name).expect(name);
+        roxmltree::Document::parse(&chart.svg).expect(name);
+        assert!(chart.svg.contains("n=") && !chart.svg.contains("NaN"), "{name}");
+    }
+    let tables = [
+        (&runtimes::AGAINST[..], runtimes::against_rows(&analysis)),
+        (&runtimes::THROUGHPUT[..], runtimes::throughput_rows(&analysis)),
+        (&runtimes::DENSITY[..], runtimes::density_rows(&analysis)),
+    ];
+    for (headings, rows) in tables {
+        assert!(!rows.is_empty() && rows.iter().all(|row| row.len() == headings.len()), "{rows:?}");
+        assert!(headings.iter().all(|heading| made.html.contains(&format!(">{heading}</th>"))));
+    }
+    for (csv, lines) in [(made.loads_csv, 7), (made.densities_csv, 2)] {
+        let csv = csv.expect("measured");
+        let commas = csv.lines().next().map(|line| line.matches(',').count());
+        assert!(csv.lines().all(|line| Some(line.matches(',').count()) == commas), "{csv}");
+        assert_eq!(csv.lines().count(), lines);
+    }
+    assert!(made.html.contains("qemu, functions of the CPU: boot 2× of runc"), "is a finding");
 }
 
 #[test]

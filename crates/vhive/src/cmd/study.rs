@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use tokio::signal::unix::{SignalKind, signal};
-use vhive_api::RuntimeName;
-use vhive_study::plan::{COLD_START, Cache, PAGES, PARALLEL};
+use vhive_api::{Bytes, RuntimeName};
+use vhive_study::plan::{COLD_START, Cache, PAGES, PARALLEL, RUNTIMES};
 use vhive_study::{
     Deadline, Door, Kind, Plan, Session, StudyError, StudyName, Target, cold_start, parallel,
+    runtimes,
 };
 
 use super::report;
@@ -30,6 +31,8 @@ pub(crate) enum Study {
     Parallel(ParallelArgs),
     /// Counts the pages of working sets, and those that another input shares.
     Pages(Args),
+    /// Compares the host's sandboxes on the same functions: starts, requests, memory, throughput.
+    Runtimes(RuntimesArgs),
 }
 
 /// Arguments of `vhive study cold-start`.
@@ -83,6 +86,19 @@ pub(crate) struct ParallelArgs {
     max: Option<u32>,
 }
 
+/// Arguments of `vhive study runtimes`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct RuntimesArgs {
+    #[command(flatten)]
+    common: Args,
+    /// Runtimes, instead of the plan's, or of all that work on the node.
+    #[arg(long, value_delimiter = ',', value_name = "NAMES", conflicts_with = "runtime")]
+    runtimes: Option<Vec<RuntimeName>>,
+    /// Fill so much memory with idle instances; takes minutes, and root on the node's host.
+    #[arg(long, value_name = "SIZE")]
+    density: Option<Bytes>,
+}
+
 /// Runs a study and makes its report.
 ///
 /// # Errors
@@ -92,10 +108,17 @@ pub(crate) async fn run(
     config: &Config,
     study: Study,
 ) -> anyhow::Result<ExitCode> {
-    let (name, args, max, default) = match study {
-        Study::ColdStart(args) => (StudyName::ColdStart, args, None, COLD_START),
-        Study::Parallel(args) => (StudyName::Parallel, args.common, args.max, PARALLEL),
-        Study::Pages(args) => (StudyName::Pages, args, None, PAGES),
+    let (name, args, own, default) = match study {
+        Study::ColdStart(args) => (StudyName::ColdStart, args, Own::default(), COLD_START),
+        Study::Parallel(ParallelArgs { common, max }) => {
+            (StudyName::Parallel, common, Own { max, ..Own::default() }, PARALLEL)
+        }
+        Study::Pages(args) => (StudyName::Pages, args, Own::default(), PAGES),
+        Study::Runtimes(RuntimesArgs { common, runtimes, density }) => {
+            let runtimes = runtimes.or_else(|| common.runtime.map(|one| vec![one]));
+            let own = Own { runtimes, density, ..Own::default() };
+            (StudyName::Runtimes, common, own, RUNTIMES)
+        }
     };
     if args.print_plan {
         output::line(default.trim_end());
@@ -103,7 +126,7 @@ pub(crate) async fn run(
     }
     let mut plan = Plan::load(args.plan.as_deref(), default)?;
     override_plan(&mut plan, &args);
-    plan.most_parallel = max.unwrap_or(plan.most_parallel);
+    own.override_plan(&mut plan);
     plan.validate()?;
     let out = args.out.clone().unwrap_or_else(|| default_out(name));
 
@@ -120,6 +143,24 @@ pub(crate) async fn run(
     Ok(ExitCode::SUCCESS)
 }
 
+/// What one study alone takes.
+#[derive(Debug, Default)]
+struct Own {
+    max: Option<u32>,
+    runtimes: Option<Vec<RuntimeName>>,
+    density: Option<Bytes>,
+}
+
+impl Own {
+    fn override_plan(self, plan: &mut Plan) {
+        plan.most_parallel = self.max.unwrap_or(plan.most_parallel);
+        plan.runtimes.density = self.density.or(plan.runtimes.density);
+        if let Some(names) = self.runtimes {
+            plan.runtimes.names = names;
+        }
+    }
+}
+
 /// Measures until done or interrupted.
 async fn measure(session: &mut Session, name: StudyName) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
@@ -128,6 +169,7 @@ async fn measure(session: &mut Session, name: StudyName) -> anyhow::Result<()> {
         match name {
             StudyName::ColdStart | StudyName::Pages => cold_start::run(session).await,
             StudyName::Parallel => parallel::run(session).await,
+            StudyName::Runtimes => runtimes::run(session).await,
         }
     };
     tokio::select! {

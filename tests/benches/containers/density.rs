@@ -1,0 +1,99 @@
+//! `density-hello-<runtime>`: how much of a given memory idle instances of `hello` have for
+//! themselves when no more of them fit, through a node.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use vhive_api::{Bytes, RuntimeName};
+use vhive_study::density::{Density, Wanted, fill};
+use vhive_study::function::Function;
+use vhive_study::{Deadline, Door, Target};
+use vhive_tests::bench::{Bound, Row};
+use vhive_tests::node::TestNode;
+
+/// Of every row.
+pub(crate) const BOUND: Bound = Bound::AtLeast { must: 0.85, goal: 0.95 };
+
+/// The rows. A plain container is so small that four gibibytes hold more of them than a row's two
+/// minutes can start: it gets less memory, and its row says so.
+pub(crate) const ALL: [(&str, RuntimeName, Bytes); 3] = [
+    ("density-hello-qemu", RuntimeName::Qemu, Bytes::mib(4096)),
+    ("density-hello-runsc", RuntimeName::Runsc, Bytes::mib(4096)),
+    ("density-hello-runc", RuntimeName::Runc, Bytes::mib(512)),
+];
+
+const GOAL: Bytes = Bytes::mib(4096);
+/// Far beyond any filling that works.
+const PATIENCE: Duration = Duration::from_secs(900);
+
+/// Room for more instances than fit, addresses for as many, nothing spawned ahead, and no second try
+/// after the failure that ends a filling.
+const CONFIG: &str = "\
+[node]
+max_instances = 4000
+max_memory = \"100000Gi\"
+back_off_first = \"1m\"
+[node.snapshots]
+standby = 0
+[network]
+range = \"198.19.192.0/20\"
+max = 4080
+ready = 16
+";
+
+pub(crate) fn measure(
+    id: &str,
+    (runtime, limit): (RuntimeName, Bytes),
+    bound: Bound,
+) -> Result<Row> {
+    let found = density(runtime, limit)?;
+    if !found.is_full() {
+        bail!("it was not the memory that ended it: {} ({} there)", found.why, found.instances);
+    }
+    let filled = found.filled().context("the node tells no PSS")?;
+    let mib = |bytes: Option<u64>| bytes.map_or(f64::NAN, |bytes| bytes as f64 / 1_048_576.0);
+    let smaller = if limit < GOAL { " instead of 4 GiB, which takes too long to fill" } else { "" };
+    let note = format!(
+        "{} instances {} in {} MiB{smaller}, {:.2} MiB of PSS each; besides it the kernel's own \
+         {:.0} MiB and files {:.0} MiB; {:.0} s; load {:.1}; ended by: {}",
+        found.instances,
+        if found.restored { "from a snapshot" } else { "booted" },
+        limit.mib_ceil(),
+        mib(found.pss_bytes),
+        mib(found.kernel_bytes),
+        mib(found.file_bytes),
+        found.seconds,
+        found.load.unwrap_or(f64::NAN),
+        found.why.split(": ").last().unwrap_or_default(),
+    );
+    Ok(Row::new(id, "part").value(bound, filled).note(note))
+}
+
+fn density(runtime: RuntimeName, limit: Bytes) -> Result<Density> {
+    ensure!(rustix::process::geteuid().is_root(), "root is missing");
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let made = root.join("target/demo/state");
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR"))?;
+    let state = dir.path().join("state");
+    fs::create_dir(&state)?;
+    for part in ["kernels", "images"] {
+        let there = made.join(part);
+        ensure!(there.is_dir(), "no {}: `make demo` makes it", there.display());
+        symlink(there.canonicalize()?, state.join(part))?;
+    }
+    let node = TestNode::start(dir.path(), CONFIG)?;
+    let function = Function::load(&root.join("functions"), "hello")?;
+    let api = node.json(&["get", "node"])?;
+    let socket = Path::new(api["run_dir"].as_str().context("no run directory")?).join("api.sock");
+    let wanted =
+        Wanted { function: &function, runtime, limit, patience: PATIENCE, edition: "bench" };
+    let here = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    here.block_on(async {
+        let door = Door::Socket(socket);
+        let target = Target::connect(door, "default", Deadline::after(PATIENCE)).await?;
+        Ok(fill(&target, &wanted).await?)
+    })
+}
