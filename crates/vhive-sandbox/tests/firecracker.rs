@@ -367,12 +367,48 @@ fn one_that_waits_becomes_a_clone_or_goes_without_a_trace() {
 }
 
 #[test]
-fn a_function_is_refused_by_name() {
-    let Some(lab) = Lab::open("a_function_is_refused_by_name", config()) else { return };
+fn a_function_is_refused_by_name_where_linux_does_not_boot() {
+    let name = "a_function_is_refused_by_name_where_linux_does_not_boot";
+    let Some(lab) = Lab::open(name, config()) else { return };
+    // Without kernels it offers none on any host.
     let lacks = lab.firecracker.check_host().expect_err("no Linux guests");
     let spec = SandboxSpec { guest: Guest::Linux, ..lab.spec() };
     let error = lab.firecracker.boot(&spec, soon()).expect_err("no Linux guests");
     assert!(matches!(error, BootError::Host { lacks: its, .. } if its == lacks));
+    let kernels = match site::kernels() {
+        Ok(kernels) => kernels,
+        Err(missing) => {
+            eprintln!("SKIP {name}: {missing}");
+            return;
+        }
+    };
+    // Asked anew, and it leaves nothing; then remembered.
+    let cache = tempfile::tempdir().expect("a temporary directory");
+    let firecracker = || Firecracker::new(config()).with_kernels(kernels.clone(), cache.path());
+    let begun = Instant::now();
+    let Err(lacks) = firecracker().check_host() else {
+        eprintln!("SKIP {name}: a KVM that does not boot Linux");
+        return;
+    };
+    assert!(begun.elapsed() < Duration::from_secs(40), "{:?}", begun.elapsed());
+    assert!(lacks.what.starts_with("KVM here does not boot a Linux guest: "), "{lacks}");
+    assert!(cache.path().join("firecracker.json").exists());
+    let begun = Instant::now();
+    assert_eq!(firecracker().check_host(), Err(lacks.clone()));
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+    let error = firecracker().boot(&spec, soon()).expect_err("refused");
+    assert!(matches!(error, BootError::Host { lacks: its, .. } if its == lacks));
+    // What functions cannot do with is named before anything is tried.
+    for (config, word) in [
+        (FirecrackerConfig { use_jailer: false, ..config() }, "need its jailer"),
+        (FirecrackerConfig { pci: true, ..config() }, "no driver for PCI"),
+    ] {
+        let firecracker = Firecracker::new(config).with_kernels(kernels.clone(), cache.path());
+        let lacks = firecracker.check_host().expect_err("not so");
+        assert!(lacks.what.contains(word), "{lacks}");
+    }
+    drop(spec);
+    lab.expect_no_traces();
 }
 
 #[test]
