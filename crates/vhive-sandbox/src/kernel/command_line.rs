@@ -38,7 +38,8 @@ pub fn command_line(tsc_khz: u32) -> String {
 pub fn serial_command_line(tsc_khz: u32) -> String {
     let options = [
         "vhive.channel=ttyS0",
-        // With none named, the serial port would be taken for the console.
+        // With none named, the serial port would be taken for the console. A kernel that has no such
+        // driver has no console then.
         "console=ttynull",
         "loglevel=0",
         // The one port, instead of trying all that a PC may have.
