@@ -10,6 +10,8 @@
 
 #[path = "conformance/site.rs"]
 mod site;
+#[path = "firecracker/speaker.rs"]
+mod speaker;
 #[path = "conformance/traces.rs"]
 mod traces;
 
@@ -21,7 +23,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::process::Pid;
-use vhive_api::guest::{Hooks, Process};
+use vhive_api::guest::{FromGuest, Hooks, Process, Stream, VERSION};
 use vhive_api::{Bytes, Digest, MemoryMode, PrefetchPolicy, RevisionKey, SandboxId};
 use vhive_sandbox::firecracker::{Firecracker, FirecrackerConfig};
 use vhive_sandbox::network::{NetworkConfig, NetworkPool};
@@ -367,12 +369,115 @@ fn one_that_waits_becomes_a_clone_or_goes_without_a_trace() {
 }
 
 #[test]
-fn a_function_is_refused_by_name() {
-    let Some(lab) = Lab::open("a_function_is_refused_by_name", config()) else { return };
+fn a_function_is_refused_by_name_where_linux_does_not_boot() {
+    let name = "a_function_is_refused_by_name_where_linux_does_not_boot";
+    let Some(lab) = Lab::open(name, config()) else { return };
+    // Without kernels it offers none on any host.
     let lacks = lab.firecracker.check_host().expect_err("no Linux guests");
     let spec = SandboxSpec { guest: Guest::Linux, ..lab.spec() };
     let error = lab.firecracker.boot(&spec, soon()).expect_err("no Linux guests");
     assert!(matches!(error, BootError::Host { lacks: its, .. } if its == lacks));
+    let kernels = match site::kernels() {
+        Ok(kernels) => kernels,
+        Err(missing) => {
+            eprintln!("SKIP {name}: {missing}");
+            return;
+        }
+    };
+    // Asked anew, and it leaves nothing; then remembered.
+    let cache = tempfile::tempdir().expect("a temporary directory");
+    let firecracker = || Firecracker::new(config()).with_kernels(kernels.clone(), cache.path());
+    let begun = Instant::now();
+    let Err(lacks) = firecracker().check_host() else {
+        eprintln!("SKIP {name}: a KVM that does not boot Linux");
+        return;
+    };
+    assert!(begun.elapsed() < Duration::from_secs(40), "{:?}", begun.elapsed());
+    assert!(lacks.what.starts_with("KVM here does not boot a Linux guest: "), "{lacks}");
+    assert!(cache.path().join("firecracker.json").exists());
+    let begun = Instant::now();
+    assert_eq!(firecracker().check_host(), Err(lacks.clone()));
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+    let error = firecracker().boot(&spec, soon()).expect_err("refused");
+    assert!(matches!(error, BootError::Host { lacks: its, .. } if its == lacks));
+    // What functions cannot do with is named before anything is tried.
+    for (config, word) in [
+        (FirecrackerConfig { use_jailer: false, ..config() }, "need its jailer"),
+        (FirecrackerConfig { pci: true, ..config() }, "no driver for PCI"),
+    ] {
+        let firecracker = Firecracker::new(config).with_kernels(kernels.clone(), cache.path());
+        let lacks = firecracker.check_host().expect_err("not so");
+        assert!(lacks.what.contains(word), "{lacks}");
+    }
+    drop(spec);
+    lab.expect_no_traces();
+}
+
+/// Everything that a function needs of Firecracker, with a guest in Linux' place that this host's KVM
+/// boots.
+#[test]
+fn the_contract_is_kept_over_the_serial_port_also_by_clones() {
+    let name = "the_contract_is_kept_over_the_serial_port_also_by_clones";
+    let Some(mut lab) = Lab::open(name, config()) else { return };
+    // More than the pipe holds.
+    let line =
+        |n: u32| FromGuest::Output { at_ns: 4, stream: Stream::Stdout, line: format!("{n:0>200}") };
+    let mut started = vec![
+        FromGuest::Mounted { at_ns: 2, handshake_ns: 1 },
+        FromGuest::Started { at_ns: 3, pid: 2 },
+    ];
+    started.extend((0..LINES).map(line));
+    started.push(FromGuest::Listening { at_ns: 5 });
+    let groups = [
+        vec![FromGuest::Hello { version: VERSION, at_ns: 1 }],
+        started,
+        vec![FromGuest::Prepared { at_ns: 6 }],
+        vec![FromGuest::Resumed { at_ns: 7 }],
+        vec![FromGuest::Exited { at_ns: 8, code: 3, out_of_memory: false }],
+    ];
+    let kernels = speaker::store(&lab.dir.path().join("kernels"), &groups);
+    let cache = lab.dir.path().join("host");
+    lab.firecracker = Firecracker::new(config()).with_kernels(kernels, cache);
+    lab.firecracker.check_host().expect("a guest says hello");
+    let rootfs = lab.dir.path().join("rootfs");
+    fs::write(&rootfs, [0; 4096]).expect("written");
+    let linux = || SandboxSpec { guest: Guest::Linux, rootfs: rootfs.clone(), ..lab.spec() };
+    let stopped = |mut sandbox: Box<dyn Sandbox>, spec: &SandboxSpec| {
+        sandbox.stop(soon());
+        assert_eq!(spec.journal.ended(), Some(vhive_sandbox::End::Exited(3)));
+    };
+
+    let spec = linux();
+    let mut sandbox = lab.boot(&spec);
+    spec.journal.wait(Milestone::Listening, soon()).expect("all of it arrives");
+    let lines = spec.journal.lines_from(0);
+    let last = lines.last().expect("lines").text.clone();
+    assert_eq!(last, format!("{:0>200}", LINES - 1));
+    expect_no_byte_dropped(sandbox.processes()[0]);
+    let snapshot = lab.snapshot(&mut *sandbox);
+    let platform = lab.firecracker.platform().expect("it is fit");
+    assert_eq!(snapshot.manifest().platform, platform);
+    stopped(sandbox, &spec);
+    drop(spec);
+    for mode in lab.firecracker.memory_modes() {
+        let spec = linux();
+        let clone = lab.restore(&spec, &snapshot, *mode);
+        assert!(spec.journal.wait(Milestone::Resumed, soon()).is_ok(), "{mode}");
+        expect_no_byte_dropped(clone.processes()[0]);
+        stopped(clone, &spec);
+    }
+    lab.expect_no_traces();
+}
+
+const LINES: u32 = 500;
+
+/// Firecracker waits for room in what it writes to, instead of dropping bytes.
+fn expect_no_byte_dropped(pid: Pid) {
+    let info = fs::read_to_string(format!("/proc/{}/fdinfo/1", pid.as_raw_nonzero()));
+    let info = info.expect("readable");
+    let flags = info.lines().find_map(|line| line.strip_prefix("flags:")).expect("flags");
+    let flags = u32::from_str_radix(flags.trim(), 8).expect("a number");
+    assert_eq!(flags & 0o4000, 0, "O_NONBLOCK: {info}");
 }
 
 #[test]
@@ -399,32 +504,13 @@ fn fifty_leave_nothing() {
     lab.expect_no_traces();
 }
 
-/// A program that waits for an interrupt that never comes.
-fn idle() -> Vec<u8> {
-    const ADDRESS: u64 = 2 << 20;
-    const CODE: &[u8] = b"\xfa\xf4\xeb\xfd";
-    let (head, segment) = (64_u16, 56_u16);
-    let begin = u64::from(head + segment);
-    let mut elf = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0".to_vec();
-    elf.extend([2_u16, 62].iter().flat_map(|half| half.to_le_bytes()));
-    elf.extend(1_u32.to_le_bytes());
-    elf.extend([ADDRESS, u64::from(head), 0].iter().flat_map(|word| word.to_le_bytes()));
-    elf.extend(0_u32.to_le_bytes());
-    elf.extend([head, segment, 1, 0, 0, 0].iter().flat_map(|half| half.to_le_bytes()));
-    elf.extend([1_u32, 5].iter().flat_map(|half| half.to_le_bytes()));
-    let length = CODE.len() as u64;
-    let words = [begin, ADDRESS, ADDRESS, length, length, 4096];
-    elf.extend(words.iter().flat_map(|word| word.to_le_bytes()));
-    elf.extend(CODE);
-    elf
-}
-
 #[test]
 fn what_does_not_answer_is_given_up_in_time() {
     let name = "what_does_not_answer_is_given_up_in_time";
     let Some(lab) = Lab::open(name, config()) else { return };
     let kernel = lab.dir.path().join("idle.elf");
-    fs::write(&kernel, idle()).expect("written");
+    // It waits for an interrupt that never comes: `cli; hlt; jmp` back.
+    fs::write(&kernel, speaker::elf(b"\xfa\xf4\xeb\xfd")).expect("written");
     let spec = SandboxSpec { guest: Guest::Bare { kernel }, ..lab.spec() };
     let begun = Instant::now();
     let error = lab.firecracker.boot(&spec, Deadline::after(Duration::from_secs(2)));

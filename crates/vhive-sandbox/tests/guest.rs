@@ -21,6 +21,15 @@ use vhive_sandbox::process::{Child, Exit, Launch, spawn};
 const QEMU: &str = "qemu-system-x86_64";
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Over what the guest's init speaks to the host.
+#[derive(Clone, Copy, PartialEq)]
+enum Line {
+    /// A virtio-serial port, as under the runtime `qemu`; the serial port is the console.
+    Virtio,
+    /// The serial port, as under the runtime `firecracker`; there is no console.
+    Serial,
+}
+
 /// A guest that is booting, and the host's end of its channel.
 struct Guest {
     qemu: Child,
@@ -31,6 +40,10 @@ struct Guest {
 impl Guest {
     /// Boots one, or says what the host lacks.
     fn boot() -> Result<Self, String> {
+        Self::boot_over(Line::Virtio)
+    }
+
+    fn boot_over(line: Line) -> Result<Self, String> {
         let kernel = installed_kernel()?;
         let khz = kernel::tsc_khz().map_err(|error| error.to_string())?;
         let dir = tempfile::tempdir().expect("a temporary directory");
@@ -40,14 +53,22 @@ impl Guest {
         let console = File::create(dir.path().join("console")).expect("a file");
         let args = format!(
             "-M microvm -accel tcg,tb-size=64 -m 128 -nodefaults -no-user-config -no-reboot \
-             -display none -serial stdio -device virtio-serial-device -chardev \
-             socket,id=channel,fd={} -device virtserialport,chardev=channel,name=vhive.0 \
-             -device virtio-blk-device,drive=root",
-            guests.as_raw_fd()
+             -display none -chardev socket,id=channel,fd={} {} -device virtio-blk-device,drive=root",
+            guests.as_raw_fd(),
+            match line {
+                Line::Virtio => {
+                    "-serial stdio -device virtio-serial-device \
+                     -device virtserialport,chardev=channel,name=vhive.0"
+                }
+                Line::Serial => "-serial chardev:channel",
+            }
         );
         let mut args: Vec<OsString> = args.split_whitespace().map(OsString::from).collect();
         let drive = format!("id=root,file={},format=raw,if=none,readonly=on", rootfs.display());
-        let line = kernel::command_line(khz);
+        let line = match line {
+            Line::Virtio => kernel::command_line(khz),
+            Line::Serial => kernel::serial_command_line(khz),
+        };
         for (option, value) in [
             ("-drive", OsString::from(drive)),
             ("-kernel", kernel.vmlinux.into()),
@@ -81,9 +102,14 @@ impl Guest {
 
     /// Answers the greeting and waits until a shell runs `script`.
     fn start(&mut self, script: &str) {
+        self.start_with(script, Vec::new());
+    }
+
+    fn start_with(&mut self, script: &str, env: Vec<String>) {
         self.expect_hello();
         let process = Process {
             args: ["/bin/sh", "-c", script].map(str::to_owned).to_vec(),
+            env,
             ..Process::default()
         };
         let config = GuestConfig {
@@ -186,13 +212,27 @@ fn qemu_guest_does_not_outlive_its_host() {
 
 #[test]
 fn qemu_guest_obeys_a_stop_behind_a_flood_of_output() {
-    let mut guest = match Guest::boot() {
-        Ok(guest) => guest,
+    match Guest::boot() {
+        Ok(guest) => obeys_a_stop_behind_a_flood(guest),
         Err(missing) => {
             eprintln!("SKIP qemu_guest_obeys_a_stop_behind_a_flood_of_output: {missing}");
-            return;
         }
-    };
+    }
+}
+
+#[test]
+fn qemu_guest_obeys_a_stop_behind_a_flood_over_the_serial_port() {
+    match Guest::boot_over(Line::Serial) {
+        Ok(guest) => obeys_a_stop_behind_a_flood(guest),
+        Err(missing) => {
+            eprintln!(
+                "SKIP qemu_guest_obeys_a_stop_behind_a_flood_over_the_serial_port: {missing}"
+            );
+        }
+    }
+}
+
+fn obeys_a_stop_behind_a_flood(mut guest: Guest) {
     guest.start("n=0; while :; do echo $n; n=$((n+1)); done");
     write_frame(&mut guest.channel, &ToGuest::Stop { grace_ms: 0 }).expect("sent");
     let mut next = 0_u32;
@@ -209,6 +249,38 @@ fn qemu_guest_obeys_a_stop_behind_a_flood_of_output() {
             other => panic!("{other:?}: {}", guest.console()),
         }
     }
+    guest.expect_off();
+}
+
+#[test]
+fn qemu_guest_keeps_the_contract_over_the_serial_port() {
+    let mut guest = match Guest::boot_over(Line::Serial) {
+        Ok(guest) => guest,
+        Err(missing) => {
+            eprintln!("SKIP qemu_guest_keeps_the_contract_over_the_serial_port: {missing}");
+            return;
+        }
+    };
+    // More than the port's queues hold; and frames of all lengths, of which some look like what
+    // a terminal would act upon.
+    let long: String = (' '..='~').cycle().take(20_000).collect();
+    let script = "echo ${#LONG}; while [ ${#s} -lt 300 ]; do s=\u{fc}$s; echo $s; done; exit 3";
+    guest.start_with(script, vec![format!("LONG={long}")]);
+    let mut lines = Vec::new();
+    loop {
+        match guest.next() {
+            Some(FromGuest::Output { line, .. }) => lines.push(line),
+            Some(FromGuest::Exited { code, .. }) => {
+                assert_eq!(code, 3);
+                break;
+            }
+            other => panic!("{other:?}: {}", guest.console()),
+        }
+    }
+    assert_eq!(lines[0], "20000");
+    let lengths: Vec<usize> = lines[1..].iter().map(String::len).collect();
+    let wanted: Vec<usize> = (2..).step_by(2).take(lengths.len()).collect();
+    assert!(lengths.len() >= 150 && lengths == wanted, "{lengths:?}");
     guest.expect_off();
 }
 

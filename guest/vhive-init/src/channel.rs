@@ -1,5 +1,5 @@
-//! The framed channel to the host: in a microVM a virtio-serial port, found by its name; in a
-//! container standard input and output, which are pipes.
+//! The framed channel to the host: in a microVM a virtio-serial port, found by its name, or the
+//! serial port, if the host says so; in a container standard input and output, which are pipes.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
@@ -16,6 +16,7 @@ use vhive_api::guest::{
 
 use crate::clock;
 use crate::failure::{Failure, Step as _};
+use crate::serial;
 use crate::uevent::Uevents;
 
 /// Name of the port among the guest's virtio-serial ports.
@@ -30,6 +31,8 @@ pub(crate) struct Channel {
     output: File,
     incoming: Vec<u8>,
     outgoing: Vec<u8>,
+    /// Whether it is a serial port, which takes bytes long before they are sent.
+    is_serial: bool,
 }
 
 /// What the host's answer to `Hello` brought.
@@ -43,6 +46,11 @@ pub(crate) struct Started {
 impl Channel {
     /// Waits for the port and opens it.
     pub(crate) fn open(uevents: &Uevents) -> Result<Self, Failure> {
+        if serial::is_channel() {
+            let output = serial::open()?;
+            let input = output.try_clone().step("open the serial port")?;
+            return Ok(Self { is_serial: true, ..Self::new(input, output) });
+        }
         let path = uevents.until(find_port)?;
         let port = OpenOptions::new().read(true).write(true).open(&path);
         let step = || format!("open the host's channel {}", path.display());
@@ -61,7 +69,7 @@ impl Channel {
     }
 
     const fn new(input: File, output: File) -> Self {
-        Self { input, output, incoming: Vec::new(), outgoing: Vec::new() }
+        Self { input, output, incoming: Vec::new(), outgoing: Vec::new(), is_serial: false }
     }
 
     /// Readable when the host has said something.
@@ -127,7 +135,7 @@ impl Channel {
             self.flush()?;
             let left = until.saturating_duration_since(Instant::now());
             if self.outgoing.is_empty() {
-                return Ok(());
+                return if self.is_serial { serial::drain(&self.output) } else { Ok(()) };
             }
             if left.is_zero() {
                 return Err("it does not take the last messages").step("write to the host");

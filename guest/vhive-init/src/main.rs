@@ -27,6 +27,7 @@ mod mounts;
 mod netlink;
 mod network;
 mod process;
+mod serial;
 mod supervise;
 mod uevent;
 mod user;
@@ -143,7 +144,9 @@ fn leave(world: World) {
         return;
     }
     rustix::fs::sync();
-    if let Err(error) = reboot(RebootCommand::PowerOff) {
+    // Firecracker knows no power button, and takes a reset for it.
+    let end = if serial::is_channel() { RebootCommand::Restart } else { RebootCommand::PowerOff };
+    if let Err(error) = reboot(end) {
         say(&format!("cannot power off: {error}"));
     }
 }

@@ -38,7 +38,19 @@ pub(super) struct MachineConfig {
 #[derive(Debug, Serialize)]
 pub(super) struct BootSource {
     pub(super) kernel_image_path: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) initrd_path: Option<String>,
     pub(super) boot_args: String,
+}
+
+/// `PUT /drives/{drive_id}`.
+#[derive(Debug, Serialize)]
+pub(super) struct Drive {
+    pub(super) drive_id: String,
+    pub(super) path_on_host: String,
+    /// Whether the kernel is told to mount it; our init does that by itself.
+    pub(super) is_root_device: bool,
+    pub(super) is_read_only: bool,
 }
 
 /// `PUT /network-interfaces/{iface_id}`.
@@ -192,6 +204,10 @@ impl Api {
         deadline: Deadline,
     ) -> Result<(), ApiError> {
         self.put("boot-source", "/boot-source", source, deadline)
+    }
+
+    pub(super) fn drive(&mut self, drive: &Drive, deadline: Deadline) -> Result<(), ApiError> {
+        self.put("drives", &format!("/drives/{}", drive.drive_id), drive, deadline)
     }
 
     pub(super) fn network_interface(

@@ -1,10 +1,11 @@
 //! Taking a snapshot of a running microVM.
 //!
 //! ```text
-//!   vm: Paused ─► snapshot/create (into files lent to it) ─► vm: Resumed ─► copy, sparse
+//!   PrepareSnapshot ─► Prepared ─► vm: Paused ─► snapshot/create (into files lent to it) ─► vm: Resumed
+//!                                                     ─► Resume ─► Resumed ─► copy, sparse
 //! ```
 //!
-//! Firecracker writes its memory whole, zeros too, into a file that it may keep open; so what is
+//! A guest without an operating system is told nothing. Firecracker writes its memory whole, zeros too, into a file that it may keep open; so what is
 //! published is a copy of that.
 //!
 //! # Source
@@ -13,11 +14,10 @@
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
 use super::api::{ApiError, CreateSnapshot, SnapshotType};
 use super::sandbox::FirecrackerSandbox;
-use crate::contract::chain;
+use crate::contract::{self, chain, time_to_go_on};
 use crate::deadline::Deadline;
 use crate::runtime::{Checkpoint, SnapshotError};
 use crate::snapshot::{
@@ -26,9 +26,6 @@ use crate::snapshot::{
 
 /// Under which names Firecracker writes what is to become a snapshot.
 const NAMES: [(&str, &str); 2] = [(VM_STATE, "new-vmstate"), (MEMORY, "new-memory")];
-
-/// How long a paused guest may take to go on.
-const RESUME: Duration = Duration::from_secs(10);
 
 /// What a booted microVM's snapshots have in common.
 #[derive(Clone, Debug)]
@@ -47,6 +44,12 @@ impl Checkpoint for FirecrackerSandbox {
             let reason = "it is a clone".to_owned();
             return Err(SnapshotError::Runtime { step: "snapshot the microVM", reason });
         };
+        let guest_ns = if self.is_bare {
+            // It has no clock to tell.
+            0
+        } else {
+            contract::prepare(&self.vm.supervised, deadline)?
+        };
         let raws = NAMES.map(|(_, name)| Raw(draft.dir().join(name)));
         let written = self.write(&raws, deadline);
         let resumed = self.go_on(deadline);
@@ -61,8 +64,7 @@ impl Checkpoint for FirecrackerSandbox {
             copied.map_err(|source| DraftError::Write { path, source })?;
         }
         let network = Some(self.network.guest().clone());
-        // A guest without an operating system has no clock to tell.
-        draft.describe(taken.platform, taken.shape, network, 0);
+        draft.describe(taken.platform, taken.shape, network, guest_ns);
         Ok(())
     }
 }
@@ -90,12 +92,15 @@ impl FirecrackerSandbox {
         created.map_err(refused("save the guest"))
     }
 
-    /// Lets the guest run again.
+    /// Lets the guest run again, with the right time.
     fn go_on(&mut self, deadline: Deadline) -> Result<(), SnapshotError> {
-        // The deadline may be what went wrong; a guest that cannot be resumed at once never will.
-        let deadline = Deadline::at(deadline.instant().max(Instant::now() + RESUME));
+        let deadline = time_to_go_on(deadline);
         let resumed = self.vm.api.resume(deadline);
-        resumed.map_err(|error| SnapshotError::Lost(chain(&error)))
+        resumed.map_err(|error| SnapshotError::Lost(chain(&error)))?;
+        if self.is_bare {
+            return Ok(());
+        }
+        contract::go_on(&self.vm.supervised, &self.id, deadline)
     }
 }
 

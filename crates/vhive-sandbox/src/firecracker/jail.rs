@@ -3,7 +3,8 @@
 //! ```text
 //!   <sandbox dir>/jail/<program>/<id>/root     becomes `/` (by the jailer)
 //!        api.sock   uffd.sock   metrics        made in it; the host sees them too
-//!        kernel   memory   vmstate             empty here; bound to the real files in there
+//!        log                                   a pipe, if the guest's init has standard output
+//!        kernel  initrd  rootfs  memory  vmstate  empty here; bound to the real files in there
 //! ```
 //!
 //! What is bound is bound in a mount namespace of the thread that spawns Firecracker: it is seen
@@ -22,7 +23,7 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use nix::sched::{CloneFlags, unshare};
-use rustix::fs::{CWD, FileType, Mode, mknodat};
+use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat, openat};
 use rustix::mount::{
     MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount_bind,
     mount_change, mount_remount, move_mount, open_tree, unmount,
@@ -135,6 +136,18 @@ impl Jail {
             File::create_new(&path)?;
         }
         self.give(&path, 0o600)
+    }
+
+    /// Makes a pipe with a name, and opens it for reading.
+    ///
+    /// # Errors
+    /// Any I/O error.
+    pub(super) fn pipe(&self, name: &str) -> io::Result<io::PipeReader> {
+        let path = self.host(name);
+        mknodat(CWD, &path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)?;
+        self.give(&path, 0o600)?;
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        Ok(openat(CWD, &path, flags, Mode::empty())?.into())
     }
 
     fn give(&self, path: &Path, mode: u32) -> io::Result<()> {

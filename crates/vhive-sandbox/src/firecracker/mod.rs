@@ -6,6 +6,9 @@
 //!              └── API answers = Spawned    configuration, InstanceStart = Started
 //! ```
 //!
+//! A function's init speaks to the host over the serial port, which is Firecracker's standard input
+//! and output, and so is there again in every clone.
+//!
 //! There are two questions to a host. [`Firecracker::check_bare`]: are program and `/dev/kvm`
 //! there? That is enough for guests without an operating system. [`Runtime::check_host`]: does it
 //! also run what functions need, a Linux guest? Why it is set up like this:
@@ -18,13 +21,15 @@ mod config;
 mod ground;
 mod http;
 mod jail;
+mod linux;
 mod metrics;
 mod restore;
 mod sandbox;
 mod version;
 mod vm;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 
 use vhive_api::RuntimeName;
 
@@ -36,10 +41,13 @@ pub use sandbox::FirecrackerSandbox;
 use crate::contract::chain;
 use crate::deadline::Deadline;
 use crate::journal::End;
+use crate::kernel::KernelStore;
 use crate::network::NetworkSlot;
+use crate::qemu::{Accelerator, AcceleratorChoice};
 use crate::run_dir::{SandboxDir, SandboxRecord};
 use crate::runtime::{BootError, Guest, HostLacks, Restore, Runtime, Sandbox, SandboxSpec};
 use ground::Ground;
+use linux::Linux;
 
 /// The runtime.
 #[derive(Debug)]
@@ -47,13 +55,24 @@ pub struct Firecracker {
     config: FirecrackerConfig,
     /// What all guests have in common; kept once it has been found.
     ground: Mutex<Option<Arc<Ground>>>,
+    /// Where guest kernels are, and where what is found out about the host is kept.
+    kernels: Option<(KernelStore, PathBuf)>,
+    /// What functions need besides; kept once it has been found.
+    linux: Mutex<Option<Arc<Linux>>>,
 }
 
 impl Firecracker {
-    /// A runtime that looks at nothing before its first use.
+    /// A runtime for guests without an operating system. It looks at nothing before its first use.
     #[must_use]
     pub fn new(config: FirecrackerConfig) -> Self {
-        Self { config, ground: Mutex::default() }
+        Self { config, ground: Mutex::default(), kernels: None, linux: Mutex::default() }
+    }
+
+    /// Functions too: they run on the current kernel of `kernels`, and what is found out about the
+    /// host is kept in the directory `cache`.
+    #[must_use]
+    pub fn with_kernels(self, kernels: KernelStore, cache: impl Into<PathBuf>) -> Self {
+        Self { kernels: Some((kernels, cache.into())), ..self }
     }
 
     /// Says whether this host can run guests without an operating system ([`Guest::Bare`]).
@@ -73,21 +92,25 @@ impl Firecracker {
         Ok(Arc::clone(known.insert(Arc::new(found))))
     }
 
-    /// The ground for a guest of this kind.
-    fn ground_of(&self, guest: &Guest) -> Result<Arc<Ground>, BootError> {
-        let host = |lacks| BootError::Host { runtime: RuntimeName::Firecracker, lacks };
-        if *guest == Guest::Linux {
-            return Err(host(no_linux()));
+    fn linux(&self) -> Result<Arc<Linux>, HostLacks> {
+        let ground = self.ground()?;
+        let mut known = self.linux.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(linux) = &*known {
+            return Ok(Arc::clone(linux));
         }
-        self.ground().map_err(host)
+        let (kernels, cache) = self.kernels.as_ref().ok_or_else(|| HostLacks {
+            what: "opened for guests without an operating system only".to_owned(),
+            fix: "open it with guest kernels".to_owned(),
+        })?;
+        let found = Linux::find(&self.config, &ground, (kernels, cache))?;
+        Ok(Arc::clone(known.insert(Arc::new(found))))
     }
-}
 
-/// What keeps Linux guests from being offered on any host.
-fn no_linux() -> HostLacks {
-    HostLacks {
-        what: "Linux guests are not offered on Firecracker in this version of vHive".to_owned(),
-        fix: "use runtimeClassName: qemu".to_owned(),
+    /// The ground for a guest of this kind, with what is booted if it is Linux.
+    fn ground_of(&self, guest: &Guest) -> Result<(Arc<Ground>, Option<Arc<Linux>>), BootError> {
+        let host = |lacks| BootError::Host { runtime: RuntimeName::Firecracker, lacks };
+        let linux = (*guest == Guest::Linux).then(|| self.linux()).transpose().map_err(host)?;
+        Ok((self.ground().map_err(host)?, linux))
     }
 }
 
@@ -97,15 +120,26 @@ impl Runtime for Firecracker {
     }
 
     fn check_host(&self) -> Result<(), HostLacks> {
-        self.check_bare()?;
-        Err(no_linux())
+        self.linux().map(drop)
+    }
+
+    fn known_accelerator(&self) -> Option<AcceleratorChoice> {
+        let known = match self.linux.try_lock() {
+            Ok(known) => known,
+            Err(TryLockError::Poisoned(known)) => known.into_inner(),
+            // Somebody is finding it out.
+            Err(TryLockError::WouldBlock) => return None,
+        };
+        known.as_ref()?;
+        let reason = "Firecracker knows no other, and has booted a guest".to_owned();
+        Some(AcceleratorChoice { accelerator: Accelerator::Kvm, reason })
     }
 
     fn boot(&self, spec: &SandboxSpec, deadline: Deadline) -> Result<Box<dyn Sandbox>, BootError> {
-        let ground = self.ground_of(&spec.guest)?;
+        let (ground, linux) = self.ground_of(&spec.guest)?;
         let network = network_of(spec)?;
         let dir = directory(spec)?;
-        let booted = boot::boot(self, spec, (&ground, &network, dir), deadline);
+        let booted = boot::boot(self, spec, (&ground, linux.as_deref()), (&network, dir), deadline);
         let sandbox = booted.inspect_err(|error| {
             let (step, reason) = ("boot".to_owned(), chain(error));
             spec.journal.end(End::Failed { step, reason });

@@ -3,6 +3,7 @@
 //! ```text
 //!   spawn, may wait here ─► Spawned ─► snapshot/load ─► userfaultfd arrives, pager serves
 //!                        ─► loaded ─► (working set in place) ─► vm: Resumed = Restored
+//!                        ─► Resume{name, clock, entropy} ─► init answers = Resumed
 //! ```
 //!
 //! Firecracker touches guest memory while it loads, so its faults are served before it answers.
@@ -19,18 +20,19 @@ use vhive_pager::Pager;
 
 use super::Firecracker;
 use super::api::{Api, ApiError, BackendType, LoadSnapshot, MemBackend};
+use super::boot::ROOTFS;
 use super::ground::Ground;
 use super::sandbox::FirecrackerSandbox;
-use super::vm::{UFFD, Vm, Wanted, guest_memory};
+use super::vm::{Port, UFFD, Vm, Wanted, guest_memory};
 use crate::bare;
-use crate::contract::{chain, own_words};
+use crate::contract::{become_clone, chain, own_words};
 use crate::deadline::Deadline;
 use crate::journal::{End, Milestone};
 use crate::network::NetworkSlot;
 use crate::paging::{self, ClonePaging, Preparing};
 use crate::run_dir::SandboxDir;
 use crate::runtime::{
-    BootError, HostLacks, Memory, Prespawned, Restore, RestoreError, Sandbox, SandboxSpec,
+    BootError, Guest, HostLacks, Memory, Prespawned, Restore, RestoreError, Sandbox, SandboxSpec,
 };
 use crate::snapshot::{MEMORY, Mismatch, Platform, Snapshot, VM_STATE};
 
@@ -42,7 +44,10 @@ impl Restore for Firecracker {
     }
 
     fn platform(&self) -> Result<Platform, HostLacks> {
-        Ok(self.ground()?.platform.clone())
+        let platform = self.ground()?.platform.clone();
+        // Without, there are no functions' snapshots to be told apart.
+        let kernel = self.linux().ok().map(|linux| linux.digest);
+        Ok(Platform { kernel, ..platform })
     }
 
     fn prespawn(
@@ -89,7 +94,7 @@ pub struct WaitingFirecracker {
 
 impl Firecracker {
     fn ground_for(&self, spec: &SandboxSpec) -> Result<Arc<Ground>, RestoreError> {
-        Ok(self.ground_of(&spec.guest)?)
+        Ok(self.ground_of(&spec.guest)?.0)
     }
 
     /// Spawns a Firecracker for a snapshot, as [`Restore::prespawn`] does.
@@ -126,14 +131,19 @@ impl Firecracker {
         if !served {
             lent.push((MEMORY, from.dir().join(MEMORY)));
         }
+        let is_bare = spec.guest != Guest::Linux;
+        if !is_bare {
+            lent.push((ROOTFS, spec.rootfs.clone()));
+        }
         let wanted = Wanted {
             spec,
-            network: &network,
+            network: Some(&network),
             ground: &ground,
             config: &self.config,
             dir: dir.path(),
             lent: &lent,
             served,
+            port: if is_bare { Port::Console } else { Port::Clone },
         };
         let spawned = Vm::spawn(&wanted, deadline).map_err(RestoreError::from);
         let (vm, listener) = spawned.inspect_err(|error| failed(spec, error))?;
@@ -215,6 +225,7 @@ impl WaitingFirecracker {
             id: spec.id.clone(),
             port: spec.port,
             journal: Arc::clone(&spec.journal),
+            is_bare: spec.guest != Guest::Linux,
             taken: None,
             paging: Some(paging),
             _dir: dir,
@@ -267,7 +278,16 @@ impl WaitingFirecracker {
             resumed.map_err(|error| self.refused(&error))?;
         }
         journal.reach(Milestone::Restored, Instant::now());
-        bare::resumed(&journal);
+        if self.spec.guest == Guest::Linux {
+            let kept = self.vm.keep_every_byte();
+            kept.map_err(|source| {
+                let step = "keep what the guest says".to_owned();
+                RestoreError::from(BootError::Resource { step, source })
+            })?;
+            become_clone(&self.vm.supervised, &self.spec, &self.network, deadline)?;
+        } else {
+            bare::resumed(&journal);
+        }
         Ok(paging)
     }
 

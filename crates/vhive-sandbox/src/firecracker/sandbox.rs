@@ -10,6 +10,7 @@ use vhive_api::SandboxId;
 use super::checkpoint::Taken;
 use super::metrics::{self, Metrics};
 use super::vm::{METRICS, Vm};
+use crate::contract;
 use crate::deadline::Deadline;
 use crate::journal::{End, Journal};
 use crate::network::NetworkSlot;
@@ -26,6 +27,8 @@ pub struct FirecrackerSandbox {
     pub(super) id: SandboxId,
     pub(super) port: u16,
     pub(super) journal: Arc<Journal>,
+    /// Whether it is a bare guest, which does not speak the guest contract.
+    pub(super) is_bare: bool,
     /// What its snapshots say of themselves; none of a clone, which cannot be snapshotted.
     pub(super) taken: Option<Taken>,
     /// How a clone's memory arrives.
@@ -67,7 +70,6 @@ impl Sandbox for FirecrackerSandbox {
         self.paging.clone().map(|paging| paging as Arc<dyn Paging>)
     }
 
-    /// A guest without an operating system has nobody who could be told.
     fn stop(&mut self, deadline: Deadline) {
         if self.vm.jail.host(METRICS).exists() {
             match self.metrics(deadline) {
@@ -77,6 +79,11 @@ impl Sandbox for FirecrackerSandbox {
                 Err(error) => tracing::warn!(sandbox = %self.id, %error, "no metrics"),
             }
         }
+        if !self.is_bare {
+            contract::stop(&self.vm.supervised, &self.journal, deadline);
+            return;
+        }
+        // There is nobody to be asked, and nothing to be lost.
         self.journal.end(End::Vanished("the sandbox was stopped".to_owned()));
         self.vm.supervised.kill();
     }

@@ -11,8 +11,10 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::inotify;
+use rustix::io::ioctl_fionbio;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use vhive_api::Bytes;
+use vhive_api::guest::GuestConfig;
 
 use super::api::Api;
 use super::config::FirecrackerConfig;
@@ -21,6 +23,7 @@ use super::jail::Jail;
 use crate::cgroup::{Cgroup, Limits};
 use crate::contract::{self, Conversation, Outputs, Supervised, Words, chain, own_words};
 use crate::deadline::Deadline;
+use crate::journal::Journal;
 use crate::network::NetworkSlot;
 use crate::process::{self, Child, Confinement, Launch};
 use crate::runtime::{BootError, SandboxSpec};
@@ -31,6 +34,9 @@ const API: &str = "api.sock";
 pub(super) const METRICS: &str = "metrics";
 /// Name of the socket to which Firecracker sends its userfaultfd.
 pub(super) const UFFD: &str = "uffd.sock";
+
+/// Name of the pipe that it logs to when its standard output is the guest's.
+const LOG: &str = "log";
 
 /// Threads that one Firecracker may have besides its virtual CPUs.
 const THREADS: u32 = 16;
@@ -45,14 +51,39 @@ pub(super) struct Vm {
     pub(super) supervised: Supervised,
     pub(super) api: Api,
     pub(super) jail: Arc<Jail>,
+    /// Our end of what it writes the serial port's bytes to.
+    serial: Option<OwnedFd>,
     _cgroup: Arc<Cgroup>,
+}
+
+/// What the guest's serial port is connected to, which is Firecracker's standard input and output.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Port<'a> {
+    /// Nobody speaks to the guest; what it prints is kept.
+    Console,
+    /// A guest's init that is to start this; none = it is only waited for.
+    Init(Option<&'a GuestConfig>),
+    /// The init of a clone.
+    Clone,
+}
+
+impl Port<'_> {
+    fn conversation(self, journal: &Arc<Journal>) -> Conversation {
+        let journal = Arc::clone(journal);
+        match self {
+            Self::Init(config) => Conversation::new(journal, config.cloned()),
+            // A guest without our init has no channel: it ends before it has begun.
+            Self::Console | Self::Clone => Conversation::with_clone(journal),
+        }
+    }
 }
 
 /// What a Firecracker is to be spawned with.
 #[derive(Debug)]
 pub(super) struct Wanted<'a> {
     pub(super) spec: &'a SandboxSpec,
-    pub(super) network: &'a NetworkSlot,
+    /// None only to find out whether it boots at all.
+    pub(super) network: Option<&'a NetworkSlot>,
     pub(super) ground: &'a Ground,
     pub(super) config: &'a FirecrackerConfig,
     /// The sandbox's directory.
@@ -61,6 +92,7 @@ pub(super) struct Wanted<'a> {
     pub(super) lent: &'a [(&'static str, PathBuf)],
     /// Whether memory is handed to us.
     pub(super) served: bool,
+    pub(super) port: Port<'a>,
 }
 
 impl Vm {
@@ -101,12 +133,17 @@ impl Vm {
         });
         let listener = listener.transpose()?;
         // It opens the tap by itself, and that must not be open twice.
-        wanted.network.release_tap();
+        if let Some(network) = wanted.network {
+            network.release_tap();
+        }
         let watch = resource("watch for the API's socket", || watch(&jail.host("")))?;
 
+        let streams = resource("make its streams", || Streams::new(wanted.port, &jail))?;
         let jail = Arc::new(jail);
         let launch = Program::of(wanted, Arc::clone(&jail), uid, Arc::clone(&cgroup));
-        let supervised = resource("start Firecracker", || launch.start(spec, &cgroup))?;
+        let conversation = wanted.port.conversation(&spec.journal);
+        let started = || launch.start(streams, conversation, spec, &cgroup);
+        let (supervised, serial) = resource("start Firecracker", started)?;
         let connected = connect(&jail.host(API), &watch, &supervised, deadline);
         let failed = |error: String| {
             let reason = own_words(&supervised, &spec.journal, &error);
@@ -122,7 +159,55 @@ impl Vm {
             let error = format!("it is {its} ({state}), and was {version}: restart vhive");
             return Err(failed(error));
         }
-        Ok((Self { supervised, api, jail, _cgroup: cgroup }, listener))
+        Ok((Self { supervised, api, jail, serial, _cgroup: cgroup }, listener))
+    }
+
+    /// Has every byte of the serial port's wait until there is room for it. Firecracker drops those
+    /// for which there is none at once: it makes its standard output non-blocking when it starts or
+    /// loads a guest. That is a property of the pipe's end, which we have as well.
+    ///
+    /// # Errors
+    /// Any I/O error.
+    pub(super) fn keep_every_byte(&mut self) -> io::Result<()> {
+        self.serial.take().map_or(Ok(()), |end| Ok(ioctl_fionbio(end, false)?))
+    }
+}
+
+/// What Firecracker's three standard streams are connected to.
+struct Streams {
+    stdin: Option<OwnedFd>,
+    stdout: OwnedFd,
+    stderr: OwnedFd,
+    outputs: Outputs,
+    serial: Option<OwnedFd>,
+}
+
+impl Streams {
+    fn new(port: Port<'_>, jail: &Jail) -> io::Result<Self> {
+        let (errors, stderr) = io::pipe()?;
+        let (from_guest, stdout) = io::pipe()?;
+        let (stdin, to_guest) = io::pipe()?;
+        if let Port::Console = port {
+            let outputs = Outputs {
+                console: Some(from_guest),
+                errors,
+                from_guest: OwnedFd::from(io::pipe()?.0).into(),
+                to_guest: OwnedFd::from(to_guest).into(),
+            };
+            let (stdout, stderr) = (stdout.into(), stderr.into());
+            return Ok(Self { stdin: None, stdout, stderr, outputs, serial: None });
+        }
+        // Firecracker looks for input also when it has not been told that there is some.
+        ioctl_fionbio(&stdin, true)?;
+        let outputs = Outputs {
+            console: Some(jail.pipe(LOG)?),
+            errors,
+            from_guest: OwnedFd::from(from_guest).into(),
+            to_guest: OwnedFd::from(to_guest).into(),
+        };
+        let serial = Some(stdout.try_clone()?.into());
+        let (stdin, stdout) = (Some(stdin.into()), stdout.into());
+        Ok(Self { stdin, stdout, stderr: stderr.into(), outputs, serial })
     }
 }
 
@@ -148,7 +233,7 @@ struct Program {
     arguments: Vec<OsString>,
     confinement: Option<Confinement>,
     jail: Arc<Jail>,
-    netns: PathBuf,
+    netns: Option<PathBuf>,
     cgroup: Arc<Cgroup>,
 }
 
@@ -173,7 +258,10 @@ impl Program {
             arguments.extend(["--id".into(), spec.id.as_str().into()]);
         }
         let metrics = config.metrics.then_some(("--metrics-path", METRICS));
-        for (name, value) in [("--api-sock", API)].into_iter().chain(metrics) {
+        // Else it logs to its standard output.
+        let is_console = matches!(wanted.port, Port::Console);
+        let log = (!is_console).then_some(("--log-path", LOG));
+        for (name, value) in [("--api-sock", API)].into_iter().chain(metrics).chain(log) {
             arguments.extend([name.into(), jail.inside(value).into()]);
         }
         arguments.extend(["--level", "Warn"].map(OsString::from));
@@ -185,21 +273,18 @@ impl Program {
             Some(_) => None,
             None => Some(Confinement { uid, extra_group: None }),
         };
-        let netns = wanted.network.netns().to_owned();
+        let netns = wanted.network.map(|network| network.netns().to_owned());
         Self { path, arguments, confinement, jail, netns, cgroup }
     }
 
-    fn start(self, spec: &SandboxSpec, cgroup: &Cgroup) -> io::Result<Supervised> {
-        let (console, stdout) = io::pipe()?;
-        let (errors, stderr) = io::pipe()?;
-        // A guest without our init has no channel: it ends before it has begun.
-        let (from_guest, to_guest) = (io::pipe()?.0, io::pipe()?.1);
-        let outputs = Outputs {
-            console: Some(console),
-            errors,
-            from_guest: OwnedFd::from(from_guest).into(),
-            to_guest: OwnedFd::from(to_guest).into(),
-        };
+    fn start(
+        self,
+        streams: Streams,
+        conversation: Conversation,
+        spec: &SandboxSpec,
+        cgroup: &Cgroup,
+    ) -> io::Result<(Supervised, Option<OwnedFd>)> {
+        let Streams { stdin, stdout, stderr, outputs, serial } = streams;
         let words = Words {
             name: "Firecracker",
             out_of_memory: "Firecracker exceeded its memory limit and was killed; raise \
@@ -207,22 +292,30 @@ impl Program {
             silent: "the guest powered off without saying why",
             limit: Some(cgroup.out_of_memory()),
         };
-        let conversation = Conversation::with_clone(Arc::clone(&spec.journal));
-        let launch = move || self.spawn(&stdout.into(), &stderr.into());
-        contract::start(launch, outputs, conversation, Arc::clone(&spec.journal), words)
+        let launch = move || self.spawn(stdin.as_ref(), &stdout, &stderr);
+        let journal = Arc::clone(&spec.journal);
+        let supervised = contract::start(launch, outputs, conversation, journal, words)?;
+        Ok((supervised, serial))
     }
 
     /// On the thread that looks after it, which moves into its namespaces.
-    fn spawn(&self, stdout: &OwnedFd, stderr: &OwnedFd) -> io::Result<Child> {
-        let netns = File::open(&self.netns)?;
-        move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network))?;
+    fn spawn(
+        &self,
+        stdin: Option<&OwnedFd>,
+        stdout: &OwnedFd,
+        stderr: &OwnedFd,
+    ) -> io::Result<Child> {
+        if let Some(netns) = &self.netns {
+            let netns = File::open(netns)?;
+            move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network))?;
+        }
         let spawn = || {
             process::spawn(&Launch {
                 program: &self.path,
                 args: &self.arguments,
                 environment: &[],
                 inherit: &[],
-                stdin: None,
+                stdin: stdin.map(OwnedFd::as_fd),
                 stdout: stdout.as_fd(),
                 stderr: stderr.as_fd(),
                 confinement: self.confinement,

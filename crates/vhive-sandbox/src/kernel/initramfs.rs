@@ -9,6 +9,7 @@ const DIRECTORY: u32 = 0o040_755;
 const PROGRAM: u32 = 0o100_755;
 const FILE: u32 = 0o100_644;
 const CONSOLE: u32 = 0o020_600;
+const NULL: u32 = 0o020_666;
 
 /// Writes the archive. Same input, same bytes: no times, no owners, inode numbers by position.
 pub(super) fn build(init: &[u8], modules: &[Module]) -> Vec<u8> {
@@ -18,6 +19,8 @@ pub(super) fn build(init: &[u8], modules: &[Module]) -> Vec<u8> {
     }
     // The kernel opens it as init's standard streams before anything is mounted.
     archive.add_device("dev/console", CONSOLE, (5, 1));
+    // Without a console, init's runtime library opens this one, and gives up if it cannot.
+    archive.add_device("dev/null", NULL, (1, 3));
     archive.add("init", PROGRAM, init);
     let mut list = String::new();
     for Module { name, stage, image } in modules {

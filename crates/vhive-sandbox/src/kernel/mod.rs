@@ -22,7 +22,7 @@ mod tsc;
 
 pub use apt::AptError;
 pub use bzimage::{ImageError, extract_vmlinux};
-pub use command_line::command_line;
+pub use command_line::{command_line, serial_command_line};
 pub use decompress::DecompressError;
 pub use install::InstallError;
 pub use modules::ModulesError;

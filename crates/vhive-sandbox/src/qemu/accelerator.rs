@@ -18,6 +18,7 @@ use super::memory::Backing;
 use super::vm::{Guest, Vm, Wanted};
 use crate::deadline::Deadline;
 use crate::journal::{Journal, Milestone, WaitError};
+use crate::remembered;
 
 /// How long a guest may take under KVM from QEMU's start to its init; a fit one takes a tenth.
 const PROBE: Duration = Duration::from_secs(5);
@@ -44,18 +45,11 @@ pub(super) struct Question {
     pub(super) guest: Digest,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Answer {
-    question: Question,
-    choice: AcceleratorChoice,
-}
-
 /// Looks the answer up in `file`, or finds it out and writes it there.
 pub(super) fn choose(
     config: &QemuConfig,
     guest: &Guest,
-    question: Question,
+    question: &Question,
     file: &Path,
 ) -> AcceleratorChoice {
     if let Some(accelerator) = config.forced() {
@@ -66,7 +60,7 @@ pub(super) fn choose(
     if let Err(reason) = device(Path::new("/dev/kvm")) {
         return AcceleratorChoice { accelerator: Accelerator::Tcg, reason };
     }
-    if let Some(choice) = remembered(&question, file) {
+    if let Some(choice) = remembered::recall(question, file) {
         return choice;
     }
     let choice = match probe(config, guest, PROBE) {
@@ -77,11 +71,8 @@ pub(super) fn choose(
         Err(reason) => AcceleratorChoice { accelerator: Accelerator::Tcg, reason },
     };
     tracing::info!(accelerator = choice.accelerator.as_str(), reason = %choice.reason, "accelerator chosen");
-    let answer = Answer { question, choice };
-    if let Err(error) = remember(&answer, file) {
-        tracing::warn!(path = %file.display(), %error, "choice of accelerator not kept");
-    }
-    answer.choice
+    remembered::keep(question, &choice, file);
+    choice
 }
 
 /// Whether an unprivileged QEMU may open the device.
@@ -146,45 +137,9 @@ fn probe(config: &QemuConfig, guest: &Guest, most: Duration) -> Result<Duration,
     }
 }
 
-fn remembered(question: &Question, file: &Path) -> Option<AcceleratorChoice> {
-    // Unreadable, or from another version: as good as never asked.
-    let answer: Answer = serde_json::from_slice(&fs::read(file).ok()?).ok()?;
-    (answer.question == *question).then_some(answer.choice)
-}
-
-fn remember(answer: &Answer, file: &Path) -> io::Result<()> {
-    if let Some(dir) = file.parent() {
-        fs::create_dir_all(dir)?;
-    }
-    let draft = file.with_extension(format!("draft-{}", std::process::id()));
-    fs::write(&draft, serde_json::to_vec_pretty(answer)?)?;
-    fs::rename(&draft, file)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn an_answer_is_kept_until_the_question_changes() {
-        let dir = tempfile::tempdir().expect("a temporary directory");
-        let file = dir.path().join("qemu/accelerator.json");
-        let question = Question {
-            host_kernel: "6.1".to_owned(),
-            qemu: "7.2".to_owned(),
-            guest: Digest::of(b"guest"),
-        };
-        assert_eq!(remembered(&question, &file), None);
-        let choice =
-            AcceleratorChoice { accelerator: Accelerator::Tcg, reason: "it hung".to_owned() };
-        remember(&Answer { question: question.clone(), choice: choice.clone() }, &file)
-            .expect("kept");
-        assert_eq!(remembered(&question, &file), Some(choice));
-        let other = Question { host_kernel: "6.2".to_owned(), ..question.clone() };
-        assert_eq!(remembered(&other, &file), None);
-        fs::write(&file, "{").expect("written");
-        assert_eq!(remembered(&question, &file), None);
-    }
 
     #[test]
     fn a_qemu_that_hangs_is_ended_in_time() {

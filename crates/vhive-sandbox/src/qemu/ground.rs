@@ -1,9 +1,7 @@
 //! What all boots on this host have in common: program, kernel, clock, accelerator.
 
 use std::ffi::OsStr;
-use std::fs::{self, File};
-use std::io;
-use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,7 +15,8 @@ use vhive_api::RuntimeName;
 use vhive_pager::{Pager, PagerConfig, PagerError};
 
 use crate::host::processor;
-use crate::kernel::{self, KernelStore, StoreError};
+use crate::kernel::{self, KernelStore};
+use crate::linux;
 use crate::runtime::HostLacks;
 use crate::snapshot::Platform;
 
@@ -52,19 +51,7 @@ impl Ground {
         })?;
         find(Path::new("setpriv"), &path)
             .ok_or_else(|| lacks("no setpriv", "install the Debian package util-linux"))?;
-        let kernel = kernels.current().map_err(|error| match &error {
-            StoreError::None(_) => lacks("no guest kernel", "run `vhive kernel install`"),
-            _ => lacks(&super::chain(&error), "run `vhive kernel install`"),
-        })?;
-        for file in [&kernel.vmlinux, &kernel.initramfs] {
-            readable(file).map_err(|error| {
-                let what = format!("{} is closed to QEMU's user ({error})", file.display());
-                lacks(&what, "make it readable for everybody: chmod a+r")
-            })?;
-        }
-        let tsc_khz = kernel::tsc_khz().map_err(|error| {
-            lacks(&error.to_string(), "use a host whose time stamp counter is constant")
-        })?;
+        let (kernel, tsc_khz) = linux::kernel(kernels, "QEMU")?;
         let guest = Guest {
             digest: kernel.digest,
             vmlinux: kernel.vmlinux,
@@ -73,9 +60,9 @@ impl Ground {
         };
         let qemu = version(&config.binary)?;
         let question =
-            Question { host_kernel: host_kernel(), qemu: qemu.clone(), guest: guest.digest };
+            Question { host_kernel: linux::host_kernel(), qemu: qemu.clone(), guest: guest.digest };
         let file = cache.join("accelerator.json");
-        let choice = accelerator::choose(config, &guest, question, &file);
+        let choice = accelerator::choose(config, &guest, &question, &file);
         let accelerator = choice.accelerator.as_str();
         let platform = Platform {
             runtime: RuntimeName::Qemu,
@@ -106,15 +93,6 @@ impl Ground {
     }
 }
 
-/// Lets everybody read a file, whatever umask it was made under: QEMU opens it once more by itself.
-fn readable(path: &Path) -> io::Result<()> {
-    let mode = fs::metadata(path)?.mode();
-    if mode & 0o004 == 0 {
-        fs::set_permissions(path, fs::Permissions::from_mode(mode | 0o444))?;
-    }
-    Ok(())
-}
-
 fn lacks(what: &str, fix: &str) -> HostLacks {
     HostLacks { what: what.to_owned(), fix: fix.to_owned() }
 }
@@ -125,10 +103,6 @@ fn find(program: &Path, path: &OsStr) -> Option<PathBuf> {
         return program.is_file().then(|| program.to_owned());
     }
     std::env::split_paths(path).map(|dir| dir.join(program)).find(|file| file.is_file())
-}
-
-fn host_kernel() -> String {
-    rustix::system::uname().release().to_string_lossy().into_owned()
 }
 
 /// The first line of what QEMU says about itself.

@@ -50,7 +50,11 @@ pub(crate) const RUNTIMES: &[Kind] = &[
 ];
 
 fn firecracker() -> Result<Arc<dyn Runtime>, String> {
-    fit(Firecracker::new(firecracker_config()))
+    let firecracker = Firecracker::new(firecracker_config());
+    // Before a guest kernel is installed for nothing.
+    firecracker.check_bare().map_err(|lacks| lacks.to_string())?;
+    let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("firecracker");
+    fit(firecracker.with_kernels(kernels()?, cache))
 }
 
 /// The program that `VHIVE_FIRECRACKER` names, with its jailer beside it; else both are looked up
@@ -95,7 +99,7 @@ pub(crate) fn qemu_with(config: QemuConfig) -> Result<Arc<dyn Runtime>, String> 
 }
 
 /// The guest kernel, installed once for all tests.
-fn kernels() -> Result<KernelStore, String> {
+pub(crate) fn kernels() -> Result<KernelStore, String> {
     let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("kernels");
     let store = KernelStore::open(dir).map_err(|error| error.to_string())?;
     match store.current() {

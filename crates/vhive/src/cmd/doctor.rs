@@ -42,7 +42,7 @@ pub(crate) fn run(global: &Global, config: &Config, _: &Args) -> anyhow::Result<
     let cache = config.node.state_dir.join("host");
     let isolating = [
         qemu(config)?,
-        firecracker(config),
+        firecracker(config)?,
         container(&Oci::runsc(config.runsc.clone(), &cache)),
         container(&Oci::runc(config.runc.clone(), &cache)),
         container(&Oci::crun(config.crun.clone(), &cache)),
@@ -97,19 +97,24 @@ fn container(runtime: &Oci) -> Line {
 }
 
 /// What functions need is one thing, what guests without an operating system need another.
-fn firecracker(config: &Config) -> Line {
+fn firecracker(config: &Config) -> anyhow::Result<Line> {
     let name = RuntimeName::Firecracker.to_string();
     let firecracker = Firecracker::new(config.firecracker.clone());
     if let Err(lacks) = firecracker.check_bare() {
-        return no(name, lacks);
+        return Ok(no(name, lacks));
     }
-    match firecracker.check_host() {
-        Ok(()) => Line { name, answer: "yes", found: String::new(), follows: String::new() },
+    let kernels = KernelStore::open(config.kernels_dir())?;
+    let cache = config.node.state_dir.join("host");
+    Ok(match firecracker.with_kernels(kernels, cache).check_host() {
+        Ok(()) => {
+            let found = "a guest has been booted to find out".to_owned();
+            Line { name, answer: "yes", found, follows: String::new() }
+        }
         Err(HostLacks { what, fix }) => no(
             name,
             HostLacks { what, fix: format!("guests without an operating system run; {fix}") },
         ),
-    }
+    })
 }
 
 fn no(name: String, lacks: HostLacks) -> Line {

@@ -116,10 +116,12 @@ fn prepare(config: &Config) -> anyhow::Result<(Ground, Tools)> {
     let images = ImageStore::open(config.images_dir())?;
     let kernels = KernelStore::open(config.kernels_dir())?;
     let cache = config.node.state_dir.join("host");
+    let firecracker = Firecracker::new(config.firecracker.clone());
+    let firecracker = firecracker.with_kernels(kernels.clone(), &cache);
     let qemu = Qemu::new(config.qemu.clone(), kernels, &cache);
     let runtimes = Runtimes::new()
         .with(qemu)
-        .with(Firecracker::new(config.firecracker.clone()))
+        .with(firecracker)
         .with(Oci::runsc(config.runsc.clone(), &cache))
         .with(Oci::runc(config.runc.clone(), &cache))
         .with(Oci::crun(config.crun.clone(), &cache))
