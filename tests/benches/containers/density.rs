@@ -29,14 +29,17 @@ const GOAL: Bytes = Bytes::mib(4096);
 /// Far beyond any filling that works.
 const PATIENCE: Duration = Duration::from_secs(900);
 
-/// Room for more instances than fit, addresses for as many, nothing spawned ahead, and no second try
-/// after the failure that ends a filling.
+/// Room for more instances than fit, addresses for as many, nothing spawned ahead, no second try
+/// after the failure that ends a filling, and patience: a hundred idle microVMs whose CPU is emulated
+/// leave the host little time.
 const CONFIG: &str = "\
 [node]
 max_instances = 4000
 max_memory = \"100000Gi\"
 back_off_first = \"1m\"
+start_deadline = \"5m\"
 [node.snapshots]
+restore_deadline = \"2m\"
 standby = 0
 [network]
 range = \"198.19.192.0/20\"
