@@ -21,7 +21,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
     let list = shell::output(cargo(&suite).args(["--list"]))?;
     let pairs: Vec<(&str, &str)> = list.lines().filter_map(pair_of).collect();
     let passed =
-        shell::run(cargo(&suite).arg("--test-threads=2").env("VHIVE_CONFORMANCE", &results));
+        shell::run(cargo(&suite).arg("--test-threads=1").env("VHIVE_CONFORMANCE", &results));
     let text = fs::read_to_string(&results).context("the suite told nothing")?;
     let told: BTreeMap<&str, &str> = text.lines().filter_map(|l| l.split_once('\t')).collect();
     let page = page(&pairs, &told);
