@@ -81,7 +81,9 @@ fn logged(command: &mut Command, log: &mut File) -> anyhow::Result<bool> {
         let word = line.split_whitespace().next().unwrap_or_default();
         failing = match word {
             "FAIL" | "TIMEOUT" | "SIGABRT" | "SIGSEGV" | "failures:" => true,
-            "PASS" | "Summary" | "test" => false,
+            "PASS" | "Summary" => false,
+            // Of `cargo test`; nextest quotes such lines, indented, before what the test has said.
+            "test" if line.starts_with("test ") => false,
             _ => failing,
         };
         let telling = ["PASS", "SLOW", "Summary", "error", "error:", "warning:", "SKIP"];
