@@ -52,7 +52,8 @@ pub struct Oci {
 }
 
 impl Oci {
-    /// runc. Nothing is looked at before the first use; `cache` is a directory of the node's.
+    /// runc. Nothing is looked at before the first use; `cache` is a directory in the node's state
+    /// directory, whose tag what a killed node was trying out carries: its sweep finds it.
     #[must_use]
     pub fn runc(config: ContainerConfig, cache: impl Into<PathBuf>) -> Self {
         Self::new(Tool::runc(config), cache.into())
@@ -86,7 +87,7 @@ impl Oci {
         let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
         let look = || {
             let layer = Layer::make(&self.cache)?;
-            probe::look(&self.tool, layer).map(Arc::new)
+            probe::look(&self.tool, layer, &self.cache).map(Arc::new)
         };
         found.get_or_insert_with(look).clone()
     }

@@ -32,7 +32,7 @@ pub(super) struct Found {
 }
 
 /// Looks for everything, and starts a container without image and network.
-pub(super) fn look(tool: &Tool, layer: Layer) -> Result<Found, HostLacks> {
+pub(super) fn look(tool: &Tool, layer: Layer, cache: &Path) -> Result<Found, HostLacks> {
     if !rustix::process::geteuid().is_root() {
         let fix = "run vhive as root, e.g. with sudo; containers without root are out of scope";
         return Err(lacks("not run as root", fix));
@@ -40,7 +40,7 @@ pub(super) fn look(tool: &Tool, layer: Layer) -> Result<Found, HostLacks> {
     let version = version(tool)?;
     file_systems()?;
     let found = Found { version, layer };
-    probe(tool, &found).map_err(|reason| {
+    probe(tool, &found, cache).map_err(|reason| {
         let what = format!("{} starts no container here: {reason}", tool.name);
         lacks(&what, "mend what it says, or use another runtime")
     })?;
@@ -83,11 +83,12 @@ fn kernel() -> String {
 }
 
 /// Starts a container that says hello, and ends it.
-fn probe(tool: &Tool, found: &Found) -> Result<(), String> {
-    let dir = tempfile::Builder::new().prefix("vhive-probe-").tempdir();
+fn probe(tool: &Tool, found: &Found, cache: &Path) -> Result<(), String> {
+    let dir = tempfile::Builder::new().prefix("probe-").tempdir_in(cache);
     let dir = dir.map_err(|error| error.to_string())?;
     let (id, journal) = (SandboxId::random(), Journal::new());
-    let root = RunRoot::below(dir.path(), dir.path());
+    // The node's own tag: if it is killed now, its next sweep finds the groups.
+    let root = RunRoot::below(dir.path(), cache.parent().unwrap_or(cache));
     let group = Cgroup::create_everywhere(&root, &id, &cgroup::Limits::default());
     let group = group.map_err(|error| error.to_string())?;
     let bundle = dir.path().join("bundle");
