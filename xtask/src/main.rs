@@ -5,6 +5,7 @@
 //! | `demo` | sets up, deploys and invokes the demo functions on a node of its own |
 //! | `test` | runs every test and counts what was skipped and why |
 //! | `bench [SUBSTRING]` | runs benchmarks, prints a table, writes `target/bench/summary.json` |
+//! | `clients` | brings the real clients of Kubernetes that tests drive |
 //! | `conformance` | runs the conformance suite and writes its table, `docs/conformance.md` |
 //! | `check-docs` | proves that what the documents name exists |
 //! | `check-shape` | proves that the crates depend on each other as drawn |
@@ -16,6 +17,7 @@ mod bench;
 mod check_docs;
 mod check_shape;
 mod clean;
+mod clients;
 mod conformance;
 mod demo;
 mod prepush;
@@ -44,6 +46,8 @@ enum Chore {
         /// Part of a benchmark's or a row's name.
         substring: Option<String>,
     },
+    /// Brings the real clients of Kubernetes that tests drive.
+    Clients,
     /// Runs the conformance suite and writes its table.
     Conformance,
     /// Proves that what the documents name exists.
@@ -61,6 +65,10 @@ fn main() -> ExitCode {
         Chore::Demo => demo::run(),
         Chore::Test => test::run(),
         Chore::Bench { substring } => bench::run(substring.as_deref().unwrap_or_default()),
+        Chore::Clients => {
+            clients::bring();
+            Ok(())
+        }
         Chore::Conformance => conformance::run(),
         Chore::CheckDocs => check_docs::run(),
         Chore::CheckShape => check_shape::run(),

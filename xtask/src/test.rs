@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context as _, bail};
 
 use crate::shell::{self, cargo};
-use crate::{check_docs, check_shape};
+use crate::{check_docs, check_shape, clients};
 
 pub(crate) fn run() -> anyhow::Result<()> {
     let dir = shell::root().join("target/test");
@@ -21,6 +21,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
 
     check_docs::run()?;
     check_shape::run()?;
+    clients::bring();
     println!("test: building the binary that end-to-end tests drive, and its example");
     shell::run(&mut cargo(&["build", "--package", "vhive", "--bins", "--examples"]))?;
     let have_nextest = cargo(&["nextest", "--version"])

@@ -62,7 +62,7 @@ pub use snapshots::{
     StaleField, StoreError,
 };
 pub use start::{StartError, StartFailure, StartPhase, StartReport};
-pub use status::{InstanceStatus, RevisionCounts, RevisionStatus};
+pub use status::{Instance, InstanceStatus, RevisionCounts, RevisionStanding, RevisionStatus};
 pub use sweep::{Ground, GroundError, PurgeError, Purged, purge};
 pub use take::TakeError;
 // Words of the hands that the node's own interface uses; doors need no other way to them.

@@ -23,7 +23,7 @@ use crate::pool::{AcquireError, Lease, Pool};
 use crate::records::Records;
 use crate::snapshots::{SnapshotId, SnapshotInfo, Snapshots, StoreError};
 use crate::standby::Standbys;
-use crate::status::{RevisionCounts, RevisionStatus};
+use crate::status::{Instance, RevisionCounts, RevisionStanding, RevisionStatus};
 use crate::sweep::{Ground, GroundError};
 use crate::take::TakeError;
 
@@ -136,6 +136,8 @@ pub(crate) struct Shared {
     reading: Arc<Semaphore>,
     /// Told before a snapshot of an instance is taken.
     quiesce: OnceLock<Quiesce>,
+    /// Told of each change of a revision's instances.
+    changed: OnceLock<Changed>,
     pub(crate) standbys: Standbys,
     pub(crate) handle: Handle,
     /// Set when the node is being shut down.
@@ -146,12 +148,20 @@ pub(crate) struct Shared {
 }
 
 type Quiesce = Box<dyn Fn(&RevisionKey, &SandboxId) + Send + Sync>;
+type Changed = Box<dyn Fn(&RevisionKey) + Send + Sync>;
 
 impl Shared {
     /// Has the door close its connections to an instance that holds no request.
     pub(crate) fn quiesce(&self, revision: &RevisionKey, sandbox: &SandboxId) {
         if let Some(quiesce) = self.quiesce.get() {
             quiesce(revision, sandbox);
+        }
+    }
+
+    /// Tells the door that instances of a revision have come, gone or failed.
+    pub(crate) fn changed(&self, revision: &RevisionKey) {
+        if let Some(changed) = self.changed.get() {
+            changed(revision);
         }
     }
 
@@ -251,6 +261,7 @@ impl Node {
             snapshots,
             reading: Arc::new(Semaphore::new(1)),
             quiesce: OnceLock::new(),
+            changed: OnceLock::new(),
             budget: Budget::new(config.max_instances, config.max_memory()),
             turns: Arc::new(Semaphore::new(config.start_threads())),
             metrics: Metrics::new(),
@@ -401,6 +412,35 @@ impl Node {
         }
     }
 
+    /// Registers who wants to be told that a revision's instances have come, gone or failed to
+    /// start; called on whichever thread that happened, so it must be quick and must not call the
+    /// node. Only the first registration counts.
+    pub fn on_change(&self, changed: impl Fn(&RevisionKey) + Send + Sync + 'static) {
+        if self.0.shared.changed.set(Box::new(changed)).is_err() {
+            tracing::error!("a second door wants to be told of changes; it is not");
+        }
+    }
+
+    /// A revision's figures with its last start and last failure; cheap.
+    #[must_use]
+    pub fn standing(&self, key: &RevisionKey) -> Option<RevisionStanding> {
+        self.pool(key).map(|pool| pool.standing())
+    }
+
+    /// A revision with its instances, oldest first; cheap: without what only `/proc` knows.
+    #[must_use]
+    pub fn instances(&self, key: &RevisionKey) -> Option<(Arc<Revision>, Vec<Instance>)> {
+        let view = self.pool(key)?.view();
+        let instances = view.instances.into_iter().map(|one| Instance {
+            id: one.id,
+            state: one.state,
+            leases: one.leases,
+            since: one.since,
+            endpoint: one.endpoint,
+        });
+        Some((view.revision, instances.collect()))
+    }
+
     /// A revision's instances, queue, last start and last failure. Reads `/proc` per instance.
     #[must_use]
     pub fn status(&self, key: &RevisionKey) -> Option<RevisionStatus> {
@@ -410,14 +450,7 @@ impl Node {
     /// A revision's figures alone.
     #[must_use]
     pub fn counts(&self, key: &RevisionKey) -> Option<RevisionCounts> {
-        let counts = self.pool(key)?.counts();
-        Some(RevisionCounts {
-            ready: counts.ready,
-            starting: counts.starting,
-            busy: counts.busy,
-            queued: counts.queued,
-            in_flight: counts.leases,
-        })
+        Some(self.pool(key)?.counts().into())
     }
 
     /// Every registered revision, by key.

@@ -9,7 +9,7 @@ use rustix::process::Pid;
 use vhive_api::{Bytes, MemoryFigures, Revision, SandboxId};
 
 use crate::footprint::Footprint;
-use crate::pool::{InstanceState, PoolView};
+use crate::pool::{Counts, InstanceState, PoolView};
 use crate::start::{StartFailure, StartReport};
 
 /// A revision's instances and queue at the time of asking.
@@ -48,6 +48,54 @@ pub struct RevisionCounts {
     pub queued: u32,
     /// Requests that hold a slot.
     pub in_flight: u32,
+}
+
+impl From<Counts> for RevisionCounts {
+    fn from(counts: Counts) -> Self {
+        Self {
+            ready: counts.ready,
+            starting: counts.starting,
+            busy: counts.busy,
+            queued: counts.queued,
+            in_flight: counts.leases,
+        }
+    }
+}
+
+/// How a revision does: its figures, and how its last starts ended.
+#[derive(Clone, Debug, Default)]
+pub struct RevisionStanding {
+    /// The figures.
+    pub counts: RevisionCounts,
+    /// The last successful start.
+    pub last_start: Option<Arc<StartReport>>,
+    /// The last failed start.
+    pub last_failure: Option<Arc<StartFailure>>,
+}
+
+impl RevisionStanding {
+    /// The failure that is the present state: nothing is ready, and no start has succeeded since.
+    #[must_use]
+    pub fn failure(&self) -> Option<&Arc<StartFailure>> {
+        let failure = self.last_failure.as_ref().filter(|_| self.counts.ready == 0)?;
+        let healed = self.last_start.as_ref().is_some_and(|start| start.at >= failure.at);
+        (!healed).then_some(failure)
+    }
+}
+
+/// One instance, as far as the node itself knows.
+#[derive(Clone, Debug)]
+pub struct Instance {
+    /// Its sandbox.
+    pub id: SandboxId,
+    /// What it is doing.
+    pub state: InstanceState,
+    /// Requests that it holds.
+    pub leases: u32,
+    /// Since when it exists, its start included.
+    pub since: Timestamp,
+    /// Where its function listens, once known.
+    pub endpoint: Option<SocketAddr>,
 }
 
 /// One instance.

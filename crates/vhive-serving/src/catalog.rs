@@ -1,8 +1,10 @@
 //! The services of this node: which there are, and which revision answers to which host.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use jiff::Timestamp;
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 use vhive_api::{Revision, RevisionKey, SandboxId};
@@ -11,8 +13,13 @@ use crate::autoscale::Rules;
 use crate::gateway::Upstreams;
 use crate::metrics::RouteMetrics;
 use crate::scaler::Poke;
-use crate::store::StoredService;
+use crate::standing::Standing;
+use crate::store::{StoredRevision, StoredService};
 use crate::throttle::Throttle;
+use crate::traffic;
+
+/// Where a host of the cluster itself ends.
+const CLUSTER: &str = ".svc.cluster.local";
 
 /// Everything that a request to one revision needs.
 #[derive(Debug)]
@@ -22,17 +29,79 @@ pub(crate) struct Route {
     pub(crate) throttle: Throttle,
     pub(crate) upstreams: Upstreams,
     pub(crate) metrics: RouteMetrics,
+    /// Whether new requests can come: otherwise no least number of instances is kept.
+    reachable: AtomicBool,
 }
 
-/// One service with its present revision.
+impl Route {
+    /// Whether new requests can come.
+    pub(crate) fn is_reachable(&self) -> bool {
+        self.reachable.load(Ordering::Relaxed)
+    }
+}
+
+/// One service as it is now.
 #[derive(Clone, Debug)]
 pub(crate) struct Entry {
     pub(crate) stored: Arc<StoredService>,
-    pub(crate) route: Arc<Route>,
+    /// Of each revision, in the order of `stored.revisions`.
+    pub(crate) standings: Arc<[Standing]>,
+    /// Of the revisions that can be reached, and of the latest one, which comes last.
+    pub(crate) routes: Arc<[Arc<Route>]>,
+    /// Version of the service as an object, and of its configuration and route.
+    pub(crate) version: u64,
+    /// When its conditions changed last.
+    pub(crate) changed: Timestamp,
+}
+
+impl Entry {
+    /// The latest revision's.
+    pub(crate) fn latest(&self) -> &Arc<Route> {
+        self.routes.last().expect("a service has a latest revision")
+    }
+
+    /// Revisions with how they do.
+    pub(crate) fn revisions(
+        &self,
+    ) -> impl DoubleEndedIterator<Item = (&StoredRevision, &Standing)> {
+        self.stored.revisions.iter().zip(self.standings.iter())
+    }
 }
 
 /// Namespace and name.
 pub(crate) type ServiceKey = (String, String);
+
+/// What answers to the hosts of one service.
+#[derive(Debug)]
+struct Split {
+    shares: Vec<(u32, Arc<Route>)>,
+    tags: Vec<(String, Arc<Route>)>,
+}
+
+impl Split {
+    fn choose(&self, tag: Option<&str>, random: impl FnOnce() -> u64) -> Option<&Arc<Route>> {
+        if let Some(tag) = tag
+            && let Some((_, route)) = self.tags.iter().find(|(name, _)| name == tag)
+        {
+            return Some(route);
+        }
+        match self.shares.as_slice() {
+            [(_, only)] => Some(only),
+            shares => {
+                let index = traffic::pick(shares.iter().map(|(percent, _)| *percent), random())?;
+                Some(&shares[index].1)
+            }
+        }
+    }
+}
+
+/// The revision for a request.
+#[derive(Debug)]
+pub(crate) struct Choice {
+    pub(crate) route: Arc<Route>,
+    /// Whether the request's header could have chosen another one.
+    pub(crate) has_tags: bool,
+}
 
 /// The services by name and by host.
 #[derive(Debug)]
@@ -47,7 +116,19 @@ pub(crate) struct Catalog {
 #[derive(Debug, Default)]
 struct Tables {
     services: BTreeMap<ServiceKey, Entry>,
-    hosts: HashMap<Box<str>, Arc<Route>>,
+    revisions: HashMap<RevisionKey, Arc<Route>>,
+    hosts: HashMap<Box<str>, Arc<Split>>,
+    /// Hosts of tags; a service of the same host goes first.
+    tags: HashMap<Box<str>, Arc<Route>>,
+}
+
+/// What a change of a service did to its revisions.
+#[derive(Debug, Default)]
+pub(crate) struct Turnover {
+    /// Known from now on.
+    pub(crate) begun: Vec<Arc<Route>>,
+    /// No request comes to them any more.
+    pub(crate) retired: Vec<Arc<Route>>,
 }
 
 impl Catalog {
@@ -61,83 +142,211 @@ impl Catalog {
         format!("{name}.{namespace}.{}", self.domain)
     }
 
-    /// The revision that answers to a host, whatever its case.
-    pub(crate) fn route(&self, host: &str) -> Option<Arc<Route>> {
-        let tables = self.tables.read().unwrap_or_else(PoisonError::into_inner);
-        if let Some(route) = tables.hosts.get(host) {
-            return Some(Arc::clone(route));
-        }
-        let host = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
-        tables.hosts.get(host.as_str()).cloned()
+    /// The host name that a tag of a service answers to.
+    pub(crate) fn tag_host(&self, tag: &str, namespace: &str, name: &str) -> String {
+        format!("{tag}-{name}.{namespace}.{}", self.domain)
     }
 
-    /// Puts a service in place and returns the route that its host led to before.
-    pub(crate) fn put(&self, stored: StoredService) -> (Entry, Option<Arc<Route>>) {
-        let host = self.host(stored.namespace(), stored.name()).into_boxed_str();
-        let key = (stored.namespace().to_owned(), stored.name().to_owned());
-        let mut tables = self.tables.write().unwrap_or_else(PoisonError::into_inner);
-        let before = tables.hosts.get(&host).cloned();
-        let same = before.as_ref().filter(|route| {
-            *route.revision == stored.revision
-                && route.rules == stored.rules
-                && route.throttle.depth() == stored.queue_depth
-        });
-        let route = match same {
-            Some(route) => Arc::clone(route),
-            None => Arc::new(self.make_route(&stored)),
-        };
-        let entry = Entry { stored: Arc::new(stored), route };
-        tables.hosts.insert(host, Arc::clone(&entry.route));
+    /// The revision for a request to a host, whatever its case. `random` is asked if there are
+    /// several.
+    pub(crate) fn choose(
+        &self,
+        host: &str,
+        tag: Option<&str>,
+        random: impl FnOnce() -> u64,
+    ) -> Option<Choice> {
+        let tables = self.read();
+        if let Some(split) = tables.hosts.get(host) {
+            let has_tags = !split.tags.is_empty();
+            let route = Arc::clone(split.choose(tag, random)?);
+            return Some(Choice { route, has_tags });
+        }
+        let mut host = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
+        if let Some(local) = host.strip_suffix(CLUSTER) {
+            host = format!("{local}.{}", self.domain);
+        }
+        if let Some(split) = tables.hosts.get(host.as_str()) {
+            let has_tags = !split.tags.is_empty();
+            let route = Arc::clone(split.choose(tag, random)?);
+            return Some(Choice { route, has_tags });
+        }
+        let route = Arc::clone(tables.tags.get(host.as_str())?);
+        Some(Choice { route, has_tags: false })
+    }
+
+    /// The revision that a service's requests go to now: for one whose revision is gone.
+    pub(crate) fn choose_again(&self, gone: &Route, random: u64) -> Option<Arc<Route>> {
+        let revision = &gone.revision;
+        let host = self.host(&revision.key.namespace, &revision.service);
+        let choice = self.choose(&host, None, || random)?;
+        (!std::ptr::eq(choice.route.as_ref(), gone)).then_some(choice.route)
+    }
+
+    /// What a request to a revision needs, if any can come to it.
+    pub(crate) fn route(&self, key: &RevisionKey) -> Option<Arc<Route>> {
+        self.read().revisions.get(key).cloned()
+    }
+
+    /// Puts a service in place.
+    pub(crate) fn put(
+        &self,
+        stored: Arc<StoredService>,
+        standings: Arc<[Standing]>,
+        version: u64,
+        changed: Timestamp,
+    ) -> (Entry, Turnover) {
+        let key = (stored.namespace.clone(), stored.name.clone());
+        let mut tables = self.write();
+        let before = tables.services.get(&key).cloned();
+        let mut turnover = Turnover::default();
+        let mut routes = Vec::new();
+        for revision in stored.revisions.iter().filter(|one| is_kept(&stored, one)) {
+            let known = tables.revisions.get(&revision.revision.key);
+            let route = known.cloned().unwrap_or_else(|| {
+                let route = Arc::new(self.make_route(revision));
+                turnover.begun.push(Arc::clone(&route));
+                route
+            });
+            let reachable = stored.routed.is_empty() || stored.is_routed(revision.name());
+            route.reachable.store(reachable, Ordering::Relaxed);
+            routes.push(route);
+        }
+        for route in before.iter().flat_map(|entry| entry.routes.iter()) {
+            if !routes.iter().any(|kept| Arc::ptr_eq(kept, route)) {
+                tables.revisions.remove(&route.revision.key);
+                turnover.retired.push(Arc::clone(route));
+            }
+        }
+        for route in &turnover.begun {
+            tables.revisions.insert(route.revision.key.clone(), Arc::clone(route));
+        }
+        if let Some(before) = &before {
+            self.remove_hosts(&mut tables, &before.stored);
+        }
+        self.insert_hosts(&mut tables, &stored, &routes);
+        let entry = Entry { stored, standings, routes: routes.into(), version, changed };
         tables.services.insert(key, entry.clone());
-        let replaced = before.filter(|before| !Arc::ptr_eq(before, &entry.route));
-        (entry, replaced)
+        (entry, turnover)
+    }
+
+    /// Shows other standings of a service, which leads requests as before.
+    pub(crate) fn update(&self, entry: &Entry) {
+        let key = (entry.stored.namespace.clone(), entry.stored.name.clone());
+        if let Some(present) = self.write().services.get_mut(&key) {
+            *present = entry.clone();
+        }
     }
 
     /// Takes a service out.
     pub(crate) fn remove(&self, namespace: &str, name: &str) -> Option<Entry> {
         let key = (namespace.to_owned(), name.to_owned());
-        let mut tables = self.tables.write().unwrap_or_else(PoisonError::into_inner);
+        let mut tables = self.write();
         let entry = tables.services.remove(&key)?;
-        tables.hosts.remove(self.host(namespace, name).as_str());
+        for route in entry.routes.iter() {
+            tables.revisions.remove(&route.revision.key);
+        }
+        self.remove_hosts(&mut tables, &entry.stored);
         Some(entry)
     }
 
     pub(crate) fn get(&self, namespace: &str, name: &str) -> Option<Entry> {
         let key = (namespace.to_owned(), name.to_owned());
-        let tables = self.tables.read().unwrap_or_else(PoisonError::into_inner);
-        tables.services.get(&key).cloned()
+        self.read().services.get(&key).cloned()
+    }
+
+    /// The service that a revision belongs to.
+    pub(crate) fn of_revision(&self, key: &RevisionKey) -> Option<Entry> {
+        let tables = self.read();
+        if let Some(route) = tables.revisions.get(key) {
+            let service = (key.namespace.clone(), route.revision.service.clone());
+            return tables.services.get(&service).cloned();
+        }
+        // One that no request can reach: seldom asked for, so that no table is kept for it.
+        drop(tables);
+        let mut of_it = self.list(Some(&key.namespace)).into_iter();
+        of_it.find(|entry| entry.stored.revision(&key.name).is_some())
     }
 
     /// Closes the connections to an instance of a revision. Blocks; not for a thread of the async
     /// runtime.
     pub(crate) fn quiesce(&self, revision: &RevisionKey, instance: &SandboxId, runtime: &Handle) {
-        let routes: Vec<Arc<Route>> = {
-            let tables = self.tables.read().unwrap_or_else(PoisonError::into_inner);
-            let routes = tables.services.values().map(|entry| &entry.route);
-            routes.filter(|route| route.revision.key == *revision).cloned().collect()
-        };
-        for route in routes {
+        if let Some(route) = self.route(revision) {
             route.upstreams.quiesce(instance, runtime);
         }
     }
 
     /// Every service, or those of one namespace, by name.
     pub(crate) fn list(&self, namespace: Option<&str>) -> Vec<Entry> {
-        let tables = self.tables.read().unwrap_or_else(PoisonError::into_inner);
-        let all = tables.services.iter();
-        let wanted = all.filter(|((of, _), _)| namespace.is_none_or(|namespace| namespace == of));
-        wanted.map(|(_, entry)| entry.clone()).collect()
+        let tables = self.read();
+        match namespace {
+            None => tables.services.values().cloned().collect(),
+            Some(namespace) => {
+                let from = (namespace.to_owned(), String::new());
+                let of_it = tables.services.range(from..);
+                let of_it = of_it.take_while(|((of, _), _)| of == namespace);
+                of_it.map(|(_, entry)| entry.clone()).collect()
+            }
+        }
     }
 
-    fn make_route(&self, stored: &StoredService) -> Route {
-        let service = (stored.namespace().to_owned(), stored.name().to_owned());
+    /// Every revision that requests can reach, and the latest of each service; by service.
+    pub(crate) fn routes(&self) -> Vec<Arc<Route>> {
+        let tables = self.read();
+        tables.services.values().flat_map(|entry| entry.routes.iter().cloned()).collect()
+    }
+
+    fn insert_hosts(&self, tables: &mut Tables, stored: &StoredService, routes: &[Arc<Route>]) {
+        let find = |name: &str| routes.iter().find(|route| route.revision.key.name == name);
+        let mut split = Split { shares: Vec::new(), tags: Vec::new() };
+        for assigned in &stored.routed {
+            let Some(route) = find(&assigned.revision) else { continue };
+            if assigned.percent > 0 {
+                split.shares.push((assigned.percent, Arc::clone(route)));
+            }
+            if let Some(tag) = &assigned.tag {
+                split.tags.push((tag.clone(), Arc::clone(route)));
+                let host = self.tag_host(tag, &stored.namespace, &stored.name);
+                tables.tags.insert(host.into_boxed_str(), Arc::clone(route));
+            }
+        }
+        if stored.routed.is_empty() {
+            // Nothing has been ready yet: requests wait for the first instance.
+            split.shares.extend(routes.last().map(|latest| (100, Arc::clone(latest))));
+        }
+        let host = self.host(&stored.namespace, &stored.name);
+        tables.hosts.insert(host.into_boxed_str(), Arc::new(split));
+    }
+
+    fn remove_hosts(&self, tables: &mut Tables, stored: &StoredService) {
+        tables.hosts.remove(self.host(&stored.namespace, &stored.name).as_str());
+        for tag in stored.routed.iter().filter_map(|assigned| assigned.tag.as_ref()) {
+            tables.tags.remove(self.tag_host(tag, &stored.namespace, &stored.name).as_str());
+        }
+    }
+
+    fn make_route(&self, stored: &StoredRevision) -> Route {
         let poke = Arc::clone(&self.poke);
+        let key = stored.revision.key.clone();
         Route {
             revision: Arc::new(stored.revision.clone()),
             rules: stored.rules.clone(),
-            throttle: Throttle::new(stored.queue_depth, service, poke, Instant::now()),
+            throttle: Throttle::new(stored.queue_depth, key, poke, Instant::now()),
             upstreams: Upstreams::new(self.idle_connections),
             metrics: RouteMetrics::default(),
+            reachable: AtomicBool::new(true),
         }
     }
+
+    fn read(&self) -> RwLockReadGuard<'_, Tables> {
+        self.tables.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Tables> {
+        self.tables.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Whether the node keeps a revision known: one that requests reach, or the latest one.
+fn is_kept(stored: &StoredService, revision: &StoredRevision) -> bool {
+    stored.is_routed(revision.name()) || revision.name() == stored.latest().name()
 }

@@ -19,6 +19,30 @@ pub struct Config {
     pub defaults: Defaults,
     /// How the number of instances follows the demand.
     pub autoscale: AutoscaleConfig,
+    /// How long revisions are kept that serve nothing any more.
+    pub retention: RetentionConfig,
+}
+
+/// How long revisions are kept that no request can reach any more. Defaults as in Knative's
+/// `config-gc`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RetentionConfig {
+    /// A younger one is kept.
+    pub since_created: Span,
+    /// One that was reached more recently is kept.
+    pub since_routed: Span,
+    /// So many of a service are kept however old they are.
+    pub min_idle: usize,
+    /// No more than so many of a service are kept however young they are.
+    pub max_idle: usize,
+}
+
+impl Default for RetentionConfig {
+    fn default() -> Self {
+        let hours = |n: u64| Span(Duration::from_secs(n * 3600));
+        Self { since_created: hours(48), since_routed: hours(15), min_idle: 20, max_idle: 1000 }
+    }
 }
 
 /// Where and how requests to functions are taken.

@@ -59,6 +59,12 @@ use crate::status::GatewayError;
 /// Where a reply of the gateway's own says what went wrong, for programs.
 const ERROR: HeaderName = HeaderName::from_static("x-vhive-error");
 
+/// Where a client says which tag of a service it wants.
+///
+/// # Source
+/// Knative Serving, tag header based routing.
+const TAG: HeaderName = HeaderName::from_static("knative-serving-tag");
+
 /// Instances tried when they do not even accept a connection.
 const TRIES: usize = 3;
 
@@ -165,14 +171,14 @@ impl Gateway {
             return bad("it has both Content-Length and Transfer-Encoding");
         }
         let unknown = || GatewayError::UnknownHost(host.chars().take(255).collect());
-        self.catalog.route(without_port(host)).ok_or_else(unknown)
+        let tag = parts.headers.get(TAG).and_then(|value| value.to_str().ok());
+        let choice = self.catalog.choose(without_port(host), tag, || self.next_id());
+        choice.map(|choice| choice.route).ok_or_else(unknown)
     }
 
-    /// The revision that has taken the place of another one.
+    /// The revision that requests go to now, in the place of one that is gone.
     fn successor(&self, route: &Arc<Route>) -> Option<Arc<Route>> {
-        let revision = &route.revision;
-        let entry = self.catalog.get(&revision.key.namespace, &revision.service)?;
-        (!Arc::ptr_eq(&entry.route, route)).then_some(entry.route)
+        self.catalog.choose_again(route, self.next_id())
     }
 
     fn too_large(&self) -> GatewayError {

@@ -17,17 +17,25 @@ pub mod admission;
 mod api;
 pub mod autoscale;
 mod catalog;
+mod changes;
 pub mod config;
 mod gateway;
+mod kind;
 mod metrics;
+mod objects;
+mod retention;
 mod scaler;
 mod services;
 mod serving;
+mod standing;
 mod status;
 mod store;
 mod throttle;
+pub mod traffic;
 
-pub use api::TokenError;
-pub use config::{ApiConfig, AutoscaleConfig, Config, ConfigError, Defaults, GatewayConfig};
+pub use api::{CertificateError, TokenError};
+pub use config::{
+    ApiConfig, AutoscaleConfig, Config, ConfigError, Defaults, GatewayConfig, RetentionConfig,
+};
 pub use serving::{Addresses, Drained, RunError, Serving};
 pub use store::StoreError;

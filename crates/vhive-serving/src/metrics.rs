@@ -105,9 +105,9 @@ pub(crate) fn register(catalog: Arc<Catalog>, registry: &mut Registry) {
 
 impl Collector for Gateway {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
-        let entries = self.0.list(None);
-        let labels = |entry: &crate::catalog::Entry| {
-            let revision = &entry.route.revision;
+        let routes = self.0.routes();
+        let labels = |route: &crate::catalog::Route| {
+            let revision = &route.revision;
             (revision.key.namespace.clone(), revision.service.clone(), revision.key.name.clone())
         };
 
@@ -115,9 +115,9 @@ impl Collector for Gateway {
         let about = "Requests by how they ended and by class of status";
         let mut requests =
             encoder.encode_descriptor("vhive_gateway_requests", about, None, zero.metric_type())?;
-        for entry in &entries {
-            let (namespace, service, revision) = labels(entry);
-            for (outcome, classes) in OUTCOMES.iter().zip(&entry.route.metrics.requests) {
+        for route in &routes {
+            let (namespace, service, revision) = labels(route);
+            for (outcome, classes) in OUTCOMES.iter().zip(&route.metrics.requests) {
                 for (status, n) in ["none", "1xx", "2xx", "3xx", "4xx", "5xx"].iter().zip(classes) {
                     let n = n.load(Ordering::Relaxed);
                     if n == 0 {
@@ -138,10 +138,10 @@ impl Collector for Gateway {
         let gauge = ConstGauge::new(0_i64);
         for (name, about, read) in GAUGES {
             let mut family = encoder.encode_descriptor(name, about, None, gauge.metric_type())?;
-            for entry in &entries {
-                let (namespace, service, revision) = labels(entry);
+            for route in &routes {
+                let (namespace, service, revision) = labels(route);
                 let labels = RevisionLabels { namespace, service, revision };
-                let value = ConstGauge::new(i64::from(read(&entry.route.throttle)));
+                let value = ConstGauge::new(i64::from(read(&route.throttle)));
                 value.encode(family.encode_family(&labels)?)?;
             }
         }
@@ -149,10 +149,10 @@ impl Collector for Gateway {
         for (name, about, read) in BYTES {
             let unit = Some(&Unit::Bytes);
             let mut family = encoder.encode_descriptor(name, about, unit, zero.metric_type())?;
-            for entry in &entries {
-                let (namespace, service, revision) = labels(entry);
+            for route in &routes {
+                let (namespace, service, revision) = labels(route);
                 let labels = RevisionLabels { namespace, service, revision };
-                let value = ConstCounter::new(read(&entry.route.metrics));
+                let value = ConstCounter::new(read(&route.metrics));
                 value.encode(family.encode_family(&labels)?)?;
             }
         }
@@ -161,10 +161,10 @@ impl Collector for Gateway {
         let kind = prometheus_client::metrics::MetricType::Histogram;
         let name = "vhive_gateway_request_duration";
         let mut family = encoder.encode_descriptor(name, about, Some(&Unit::Seconds), kind)?;
-        for entry in &entries {
-            let metrics = &entry.route.metrics;
+        for route in &routes {
+            let metrics = &route.metrics;
             for (start, histogram) in [("warm", &metrics.warm), ("cold", &metrics.cold)] {
-                let (namespace, service, revision) = labels(entry);
+                let (namespace, service, revision) = labels(route);
                 let labels = StartLabels { namespace, service, revision, start };
                 histogram.encode(family.encode_family(&labels)?)?;
             }

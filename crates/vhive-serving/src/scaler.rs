@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
+use vhive_api::RevisionKey;
 use vhive_node::Node;
 
 use crate::autoscale::{History, Panic, Seen, decide};
-use crate::catalog::{Catalog, Route, ServiceKey};
+use crate::catalog::{Catalog, Route};
 
 /// Least time between two looks, however many requests queue up.
 const BREATH: Duration = Duration::from_millis(20);
@@ -33,38 +34,38 @@ struct Watched {
 /// Revisions that want to be looked at before the next tick: woken from zero, or queueing.
 #[derive(Debug, Default)]
 pub(crate) struct Poke {
-    keys: Mutex<Vec<ServiceKey>>,
-    forgotten: Mutex<Vec<ServiceKey>>,
+    keys: Mutex<Vec<RevisionKey>>,
+    forgotten: Mutex<Vec<RevisionKey>>,
     told: Notify,
 }
 
 impl Poke {
-    /// Asks for a look at a service's present revision.
-    pub(crate) fn poke(&self, service: &ServiceKey) {
-        self.keys.lock().unwrap_or_else(PoisonError::into_inner).push(service.clone());
+    /// Asks for a look at a revision.
+    pub(crate) fn poke(&self, revision: &RevisionKey) {
+        self.keys.lock().unwrap_or_else(PoisonError::into_inner).push(revision.clone());
         self.told.notify_one();
     }
 
-    /// What a service's requests have been like counts no more from the next look on.
-    pub(crate) fn forget(&self, service: &ServiceKey) {
+    /// What a revision's requests have been like counts no more from the next look on.
+    pub(crate) fn forget(&self, revision: &RevisionKey) {
         let mut forgotten = self.forgotten.lock().unwrap_or_else(PoisonError::into_inner);
-        if !forgotten.contains(service) {
-            forgotten.push(service.clone());
+        if !forgotten.contains(revision) {
+            forgotten.push(revision.clone());
         }
     }
 
-    fn take(&self) -> Vec<ServiceKey> {
+    fn take(&self) -> Vec<RevisionKey> {
         std::mem::take(&mut *self.keys.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn take_forgotten(&self) -> Vec<ServiceKey> {
+    fn take_forgotten(&self) -> Vec<RevisionKey> {
         std::mem::take(&mut *self.forgotten.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
 /// Runs until the task is aborted.
 pub(crate) async fn run(node: Node, catalog: Arc<Catalog>, tick: Duration) {
-    let mut watched: HashMap<ServiceKey, Watched> = HashMap::new();
+    let mut watched: HashMap<RevisionKey, Watched> = HashMap::new();
     let mut due = None;
     loop {
         let ticks = match due {
@@ -82,20 +83,20 @@ pub(crate) async fn run(node: Node, catalog: Arc<Catalog>, tick: Duration) {
             tokio::time::sleep(BREATH).await;
         }
         let now = Instant::now();
-        for service in catalog.poke.take_forgotten() {
-            if let Some(watched) = watched.get_mut(&service) {
+        for revision in catalog.poke.take_forgotten() {
+            if let Some(watched) = watched.get_mut(&revision) {
                 *watched = Watched::new(Arc::clone(&watched.route), now);
             }
         }
         if ticks {
-            watched.retain(|service, watched| {
-                watched.is_current(&catalog, service)
+            watched.retain(|_, watched| {
+                watched.is_current(&catalog)
                     && (step(&node, watched, now) || !watched.route.throttle.rest())
             });
             due = Some(now + tick);
         } else {
-            for service in catalog.poke.take() {
-                look_at(&node, &catalog, &mut watched, service, now);
+            for revision in catalog.poke.take() {
+                look_at(&node, &catalog, &mut watched, revision, now);
             }
             due = due.or(Some(now + tick));
         }
@@ -108,18 +109,18 @@ pub(crate) async fn run(node: Node, catalog: Arc<Catalog>, tick: Duration) {
 fn look_at(
     node: &Node,
     catalog: &Catalog,
-    watched: &mut HashMap<ServiceKey, Watched>,
-    service: ServiceKey,
+    watched: &mut HashMap<RevisionKey, Watched>,
+    revision: RevisionKey,
     now: Instant,
 ) {
-    let Some(entry) = catalog.get(&service.0, &service.1) else {
-        watched.remove(&service);
+    let Some(route) = catalog.route(&revision) else {
+        watched.remove(&revision);
         return;
     };
-    entry.route.throttle.looked_at();
-    match watched.get_mut(&service) {
-        Some(one) if Arc::ptr_eq(&one.route, &entry.route) => _ = step(node, one, now),
-        _ => _ = watched.insert(service, Watched::new(entry.route, now)),
+    route.throttle.looked_at();
+    match watched.get_mut(&revision) {
+        Some(one) if Arc::ptr_eq(&one.route, &route) => _ = step(node, one, now),
+        _ => _ = watched.insert(revision, Watched::new(route, now)),
     }
 }
 
@@ -139,16 +140,23 @@ impl Watched {
         }
     }
 
-    fn is_current(&self, catalog: &Catalog, service: &ServiceKey) -> bool {
-        let entry = catalog.get(&service.0, &service.1);
-        entry.is_some_and(|entry| Arc::ptr_eq(&entry.route, &self.route))
+    fn is_current(&self, catalog: &Catalog) -> bool {
+        let route = catalog.route(&self.route.revision.key);
+        route.is_some_and(|route| Arc::ptr_eq(&route, &self.route))
     }
 }
 
 /// Decides for one revision; false once there is nothing more to decide until the next request.
 fn step(node: &Node, watched: &mut Watched, now: Instant) -> bool {
     let route = Arc::clone(&watched.route);
-    let (key, rules) = (&route.revision.key, &route.rules);
+    let key = &route.revision.key;
+    let out_of_reach;
+    let rules = if route.is_reachable() {
+        &route.rules
+    } else {
+        out_of_reach = crate::autoscale::Rules { min: 0, ..route.rules.clone() };
+        &out_of_reach
+    };
     let Some(counts) = node.counts(key) else { return false };
     if let Some((sample, in_flight)) = route.throttle.sample(now) {
         if in_flight > 0 || sample.concurrency > 0.0 {

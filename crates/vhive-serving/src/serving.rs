@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::task::JoinHandle;
 use vhive_node::{Deadline, Node};
 
-use crate::api::{self, TokenError};
+use crate::api::{self, CertificateError, TokenError};
 use crate::catalog::Catalog;
 use crate::config::{Config, ConfigError};
 use crate::gateway::{self, Gateway, Listening};
@@ -29,6 +29,9 @@ pub enum RunError {
     /// The API's token cannot be read or made.
     #[error("no API token")]
     Token(#[from] TokenError),
+    /// The API's certificate cannot be read or made.
+    #[error("no certificate for the API")]
+    Certificate(#[from] CertificateError),
     /// A port or socket cannot be opened.
     #[error("{what} cannot listen on {at}; choose another with {key}")]
     Listen {
@@ -71,7 +74,7 @@ pub struct Serving {
     gateway: Arc<Gateway>,
     listening: Listening,
     api: api::Running,
-    tasks: [AbortOnDrop; 2],
+    tasks: [AbortOnDrop; 3],
 }
 
 #[derive(Debug)]
@@ -97,6 +100,7 @@ impl Serving {
         let store = state_dir.join("state.redb");
         let services =
             Services::open(node.clone(), Arc::clone(&catalog), config.clone(), &store).await?;
+        let services = Arc::new(services);
 
         let quieted = Arc::clone(&catalog);
         let runtime = tokio::runtime::Handle::current();
@@ -109,9 +113,10 @@ impl Serving {
                 key: "serving.gateway.listen",
                 source,
             })?;
-        let api = api::run(services, Arc::clone(&gateway), listening.address).await?;
+        let api = api::run(Arc::clone(&services), Arc::clone(&gateway), listening.address).await?;
         let tick = config.autoscale.tick.0;
         let scaler = AbortOnDrop(tokio::spawn(scaler::run(node, catalog, tick)));
+        let follower = AbortOnDrop(tokio::spawn(services.follow()));
         let keeper = Arc::clone(&gateway);
         let keeper = AbortOnDrop(tokio::spawn(async move { keeper.ledger.keep().await }));
         let addresses = Addresses {
@@ -126,7 +131,7 @@ impl Serving {
             socket = %addresses.socket.display(),
             "serving"
         );
-        Ok(Self { addresses, gateway, listening, api, tasks: [scaler, keeper] })
+        Ok(Self { addresses, gateway, listening, api, tasks: [scaler, keeper, follower] })
     }
 
     /// Where everything listens.

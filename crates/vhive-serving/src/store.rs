@@ -1,63 +1,22 @@
-//! What outlives the node: the services, in `<state directory>/state.redb`.
+//! What outlives the node: the services with their revisions, in `<state directory>/state.redb`.
 //!
 //! Every change is one transaction that is on disk before the change is answered; a node killed at
 //! any moment serves after its restart what it had acknowledged before.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use redb::{Database, DatabaseError, ReadableDatabase as _, ReadableTable as _, TableDefinition};
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
-use vhive_api::Revision;
 
-use crate::autoscale::Rules;
+mod earlier;
+mod stored;
+
+pub(crate) use self::stored::{StoredRevision, StoredService, first, revision, uid_of};
 
 const SERVICES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("services");
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 
-/// Version of what the tables hold.
-const FORMAT: u64 = 1;
-
-/// One service as it is kept.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct StoredService {
-    /// Random, for as long as the service exists.
-    pub(crate) uid: String,
-    /// When it was made, UTC.
-    pub(crate) created: jiff::Timestamp,
-    /// When the present generation was made, UTC.
-    pub(crate) updated: jiff::Timestamp,
-    /// Counts the changes of `spec`, from 1.
-    pub(crate) generation: u64,
-    /// Number of the last change to any service that concerned this one.
-    pub(crate) resource_version: u64,
-    /// Labels.
-    pub(crate) labels: BTreeMap<String, String>,
-    /// Annotations.
-    pub(crate) annotations: BTreeMap<String, String>,
-    /// The `spec` as written.
-    pub(crate) spec: Value,
-    /// The present revision.
-    pub(crate) revision: Revision,
-    /// Its scaling rules.
-    pub(crate) rules: Rules,
-    /// Requests that may wait for it.
-    pub(crate) queue_depth: u32,
-}
-
-impl StoredService {
-    /// Namespace.
-    pub(crate) fn namespace(&self) -> &str {
-        &self.revision.key.namespace
-    }
-
-    /// Name of the service.
-    pub(crate) fn name(&self) -> &str {
-        &self.revision.service
-    }
-}
+/// Version of what the tables hold. [`earlier`] reads the ones before.
+const FORMAT: u64 = 2;
 
 /// Why the store cannot be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -77,7 +36,10 @@ pub enum StoreError {
         reason: String,
     },
     /// It was written by another version.
-    #[error("{} has format {found}, this version reads {FORMAT}; use the version that wrote it", path.display())]
+    #[error(
+        "{} has format {found}, this version reads up to {FORMAT}; use the version that wrote it",
+        path.display()
+    )]
     Format {
         /// The file.
         path: PathBuf,
@@ -140,51 +102,83 @@ impl Store {
         {
             let mut meta = write.open_table(META).map_err(|e| self.io(&e))?;
             let found = meta.get("format").map_err(|e| self.io(&e))?.map(|value| value.value());
+            let mut services = write.open_table(SERVICES).map_err(|e| self.io(&e))?;
             match found {
-                Some(FORMAT) => {}
+                Some(FORMAT) | None => {}
+                Some(1) => self.renew(&mut services)?,
                 Some(found) => return Err(StoreError::Format { path: self.path.clone(), found }),
-                None => _ = meta.insert("format", FORMAT).map_err(|e| self.io(&e))?,
             }
-            write.open_table(SERVICES).map_err(|e| self.io(&e))?;
+            meta.insert("format", FORMAT).map_err(|e| self.io(&e))?;
         }
         write.commit().map_err(|e| self.io(&e))
     }
 
-    /// Every service, by namespace and name.
+    /// Writes what format 1 left in this version's way.
+    fn renew(&self, services: &mut redb::Table<'_, &str, &[u8]>) -> Result<(), StoreError> {
+        let mut renewed = Vec::new();
+        for entry in services.iter().map_err(|e| self.io(&e))? {
+            let (key, value) = entry.map_err(|e| self.io(&e))?;
+            let service = earlier::read_1(value.value());
+            let service = service.map_err(|error| self.damaged(key.value(), &error))?;
+            renewed.push((key.value().to_owned(), service));
+        }
+        for (key, service) in renewed {
+            let bytes = serde_json::to_vec(&service).map_err(|e| self.io(&e))?;
+            services.insert(key.as_str(), bytes.as_slice()).map_err(|e| self.io(&e))?;
+        }
+        Ok(())
+    }
+
+    /// Every service, by namespace and name, and a version that is no lower than any that was
+    /// given out before.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub(crate) fn all(&self) -> Result<Vec<StoredService>, StoreError> {
+    pub(crate) fn all(&self) -> Result<(Vec<StoredService>, u64), StoreError> {
         let read = self.database.begin_read().map_err(|e| self.io(&e))?;
         let table = read.open_table(SERVICES).map_err(|e| self.io(&e))?;
         let mut services = Vec::new();
         for entry in table.iter().map_err(|e| self.io(&e))? {
             let (key, value) = entry.map_err(|e| self.io(&e))?;
-            let service = serde_json::from_slice(value.value()).map_err(|error| {
-                let reason = format!("service {}: {error}", key.value());
-                StoreError::Damaged { path: self.path.clone(), reason }
-            })?;
+            let service: StoredService = serde_json::from_slice(value.value())
+                .map_err(|error| self.damaged(key.value(), &error))?;
+            if service.revisions.is_empty() {
+                return Err(self.damaged(key.value(), &"it has no revision"));
+            }
             services.push(service);
         }
-        Ok(services)
+        let meta = read.open_table(META).map_err(|e| self.io(&e))?;
+        let version = meta.get("version").map_err(|e| self.io(&e))?.map_or(0, |v| v.value());
+        Ok((services, version))
     }
 
-    /// Puts a service in place of what there was, gives it the next resource version, and returns
-    /// when that is on disk.
+    /// Puts a service in place of what there was, notes that no version above `ceiling` is given
+    /// out, and returns when that is on disk.
     ///
     /// # Errors
     /// [`StoreError`]; the store is unchanged.
-    pub(crate) fn put(&self, service: &mut StoredService) -> Result<(), StoreError> {
+    pub(crate) fn put(&self, service: &StoredService, ceiling: u64) -> Result<(), StoreError> {
         let write = self.database.begin_write().map_err(|e| self.io(&e))?;
         {
             let mut meta = write.open_table(META).map_err(|e| self.io(&e))?;
-            let last = meta.get("version").map_err(|e| self.io(&e))?.map_or(0, |v| v.value());
-            meta.insert("version", last + 1).map_err(|e| self.io(&e))?;
-            service.resource_version = last + 1;
+            meta.insert("version", ceiling).map_err(|e| self.io(&e))?;
             let mut table = write.open_table(SERVICES).map_err(|e| self.io(&e))?;
             let bytes = serde_json::to_vec(service).map_err(|e| self.io(&e))?;
-            let key = format!("{}/{}", service.namespace(), service.name());
+            let key = format!("{}/{}", service.namespace, service.name);
             table.insert(key.as_str(), bytes.as_slice()).map_err(|e| self.io(&e))?;
+        }
+        write.commit().map_err(|e| self.io(&e))
+    }
+
+    /// Notes that no version above `ceiling` is given out.
+    ///
+    /// # Errors
+    /// [`StoreError`]; the store is unchanged.
+    pub(crate) fn reserve(&self, ceiling: u64) -> Result<(), StoreError> {
+        let write = self.database.begin_write().map_err(|e| self.io(&e))?;
+        {
+            let mut meta = write.open_table(META).map_err(|e| self.io(&e))?;
+            meta.insert("version", ceiling).map_err(|e| self.io(&e))?;
         }
         write.commit().map_err(|e| self.io(&e))
     }
@@ -200,6 +194,11 @@ impl Store {
             table.remove(format!("{namespace}/{name}").as_str()).map_err(|e| self.io(&e))?;
         }
         write.commit().map_err(|e| self.io(&e))
+    }
+
+    fn damaged(&self, key: &str, error: &dyn std::fmt::Display) -> StoreError {
+        let reason = format!("service {key}: {error}");
+        StoreError::Damaged { path: self.path.clone(), reason }
     }
 
     fn io(&self, error: &dyn std::fmt::Display) -> StoreError {
@@ -219,41 +218,52 @@ mod tests {
             "spec": {"template": {"spec": {"containers": [{"image": "dev.local/hello"}]}}},
         });
         let admitted = crate::admission::admit(&document, &crate::Config::default()).unwrap();
-        let key = vhive_api::RevisionKey::new("default", format!("{name}-00001"));
         let digest = vhive_api::Digest::of(b"image");
-        StoredService {
-            uid: "u".to_owned(),
-            created: jiff::Timestamp::UNIX_EPOCH,
-            updated: jiff::Timestamp::UNIX_EPOCH,
-            generation: 1,
-            resource_version: 0,
-            labels: BTreeMap::new(),
-            annotations: BTreeMap::new(),
-            spec: admitted.spec.clone(),
-            revision: admitted.template.revision(key, name, digest),
-            rules: admitted.template.rules.clone(),
-            queue_depth: 1,
-        }
+        first(&admitted, digest, jiff::Timestamp::UNIX_EPOCH)
     }
 
     #[test]
     fn what_was_put_is_there_after_a_restart() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("state.redb");
-        let (mut one, mut two) = (service("one"), service("two"));
+        let (one, two) = (service("one"), service("two"));
         {
             let store = Store::open(&path).unwrap();
-            store.put(&mut one).unwrap();
-            store.put(&mut two).unwrap();
-            assert_eq!((one.resource_version, two.resource_version), (1, 2));
+            store.put(&one, 1000).unwrap();
+            store.put(&two, 1001).unwrap();
             let second = Store::open(&path).unwrap_err();
             assert!(matches!(second, StoreError::InUse(_)), "{second}");
         }
         let store = Store::open(&path).unwrap();
-        assert_eq!(store.all().unwrap(), [one, two.clone()]);
+        assert_eq!(store.all().unwrap(), (vec![one, two.clone()], 1001));
         store.remove("default", "one").unwrap();
+        store.reserve(5000).unwrap();
         drop(store);
-        assert_eq!(Store::open(&path).unwrap().all().unwrap(), [two]);
+        assert_eq!(Store::open(&path).unwrap().all().unwrap(), (vec![two], 5000));
+    }
+
+    #[test]
+    fn a_store_of_format_1_is_renewed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state.redb");
+        {
+            let database = Database::create(&path).unwrap();
+            let write = database.begin_write().unwrap();
+            write.open_table(META).unwrap().insert("format", 1).unwrap();
+            write.open_table(META).unwrap().insert("version", 7).unwrap();
+            let golden = include_bytes!("store/format-1.json").as_slice();
+            write.open_table(SERVICES).unwrap().insert("default/hello", golden).unwrap();
+            write.commit().unwrap();
+        }
+        for _ in 0..2 {
+            let (services, version) = Store::open(&path).unwrap().all().unwrap();
+            let [hello] = services.as_slice() else { panic!("one service") };
+            assert_eq!((hello.name.as_str(), hello.generation, version), ("hello", 3, 7));
+            let [revision] = hello.revisions.as_slice() else { panic!("one revision") };
+            assert_eq!(revision.name(), "hello-00003");
+            assert_eq!(revision.queue_depth, 7);
+            assert_eq!(hello.routed[0].revision, "hello-00003");
+        }
     }
 
     #[test]
@@ -267,7 +277,7 @@ mod tests {
             assert!(error.contains("state.redb is damaged"), "{error}");
         }
         std::fs::remove_file(&path).unwrap();
-        Store::open(&path).unwrap().put(&mut service("one")).unwrap();
+        Store::open(&path).unwrap().put(&service("one"), 1).unwrap();
         let sound = std::fs::read(&path).unwrap();
         noise[..9].copy_from_slice(&sound[..9]);
         std::fs::write(&path, &noise).unwrap();

@@ -8,9 +8,9 @@ use std::task::Poll;
 use std::time::Duration;
 
 use tokio::time::Instant;
+use vhive_api::RevisionKey;
 
 use crate::autoscale::Sample;
-use crate::catalog::ServiceKey;
 use crate::scaler::Poke;
 
 /// Why a request was not let in.
@@ -30,7 +30,7 @@ pub(crate) struct Throttle {
     queued: AtomicU32,
     watched: AtomicBool,
     poked: AtomicBool,
-    service: ServiceKey,
+    revision: RevisionKey,
     poke: Arc<Poke>,
     meter: Mutex<Meter>,
 }
@@ -53,15 +53,15 @@ impl Meter {
 }
 
 impl Throttle {
-    /// The queue of a service's revision. `poke` wakes the autoscaler.
-    pub(crate) fn new(depth: u32, service: ServiceKey, poke: Arc<Poke>, now: Instant) -> Self {
+    /// The queue of a revision. `poke` wakes the autoscaler.
+    pub(crate) fn new(depth: u32, revision: RevisionKey, poke: Arc<Poke>, now: Instant) -> Self {
         let meter = Meter { in_flight: 0, area: Duration::ZERO, changed: now, sampled: now };
         Self {
             depth,
             queued: AtomicU32::new(0),
             watched: AtomicBool::new(false),
             poked: AtomicBool::new(false),
-            service,
+            revision,
             poke,
             meter: Mutex::new(meter),
         }
@@ -80,7 +80,7 @@ impl Throttle {
 
     fn poke(&self) {
         if !self.poked.swap(true, Ordering::AcqRel) {
-            self.poke.poke(&self.service);
+            self.poke.poke(&self.revision);
         }
     }
 
@@ -204,8 +204,8 @@ mod tests {
     use super::*;
 
     fn throttle(depth: u32, now: Instant) -> Throttle {
-        let service = ("default".to_owned(), "hello".to_owned());
-        Throttle::new(depth, service, Arc::default(), now)
+        let revision = RevisionKey::new("default", "hello-00001");
+        Throttle::new(depth, revision, Arc::default(), now)
     }
 
     #[tokio::test]

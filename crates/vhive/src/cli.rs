@@ -84,6 +84,8 @@ pub(crate) enum ClientCommand {
     Evict(cmd::evict::Args),
     /// Lists, makes, removes, exports and imports snapshots.
     Snapshot(cmd::snapshot::Args),
+    /// Prints the configuration with which kubectl, kn and other clients reach the node.
+    Kubeconfig(cmd::kubeconfig::Args),
     /// Prints what a service's instances wrote.
     Logs(cmd::logs::Args),
 }

@@ -2,6 +2,7 @@
 //! and in real microVMs (where the host can).
 
 mod faults;
+mod kubernetes;
 mod lifecycle;
 mod microvm;
 mod runtimes;

@@ -381,6 +381,11 @@ impl Core {
         failed.into_iter().chain(crashed).min().filter(|_| demand && !self.closing)
     }
 
+    /// Instances altogether, and of them those that start: what a door sees change.
+    pub(crate) fn size(&self) -> (u32, u32) {
+        (self.total(), self.starting)
+    }
+
     pub(crate) fn counts(&self) -> Counts {
         let mut counts = Counts { starting: self.starting, ..Counts::default() };
         counts.queued = u32::try_from(self.waiting.len()).unwrap_or(u32::MAX);

@@ -25,7 +25,8 @@ use vhive_sandbox::{Journal, Paging, Sandbox};
 pub(crate) use self::back_off::BackOff;
 use self::behind::Creator;
 pub(crate) use self::behind::Gone;
-use self::core::{Action, Answer, Bounds, Core, Counts, InstanceNo, Refusal, WaiterNo};
+pub(crate) use self::core::Counts;
+use self::core::{Action, Answer, Bounds, Core, InstanceNo, Refusal, WaiterNo};
 pub use self::lease::Lease;
 use self::users::Users;
 use crate::limits::{Full, NoRoom, Reservation};
@@ -33,6 +34,7 @@ use crate::node::Shared;
 use crate::snapshots::CloneToken;
 use crate::standby::Standby;
 use crate::start::{self, StartFailure, StartReport};
+use crate::status::RevisionStanding;
 use crate::take::{self, AfterReply, TakeJob};
 
 /// What an instance is doing.
@@ -310,6 +312,15 @@ impl Pool {
         self.state().core.counts()
     }
 
+    pub(crate) fn standing(&self) -> RevisionStanding {
+        let state = self.state();
+        RevisionStanding {
+            counts: state.core.counts().into(),
+            last_start: state.last_start.clone(),
+            last_failure: state.last_failure.clone(),
+        }
+    }
+
     pub(crate) fn view(&self) -> PoolView {
         let state = self.state();
         let mut numbers: Vec<InstanceNo> = state.slots.keys().copied().collect();
@@ -425,6 +436,8 @@ impl Pool {
         if let Some(creator) = creator {
             creator.refuse(AcquireError::StartFailed(failure));
         }
+        // Another start may be under way already, and the numbers the same.
+        self.shared.changed(&self.key);
         Gone(Arc::clone(self))
     }
 
@@ -461,11 +474,13 @@ impl Pool {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Feeds one event to the core and does what it asks for.
+    /// Feeds one event to the core, does what it asks for, and tells the door if the number of
+    /// instances is another one now.
     fn run(self: &Arc<Self>, event: impl FnOnce(&mut State, &mut Vec<Action>)) {
         let mut effects = Effects::default();
-        {
+        let changed = {
             let mut state = self.state();
+            let before = state.core.size();
             let mut actions = Vec::new();
             event(&mut state, &mut actions);
             if !actions.is_empty() {
@@ -476,8 +491,12 @@ impl Pool {
                 effects.timer = due;
             }
             state.timer = due;
-        }
+            state.core.size() != before
+        };
         self.perform(effects);
+        if changed {
+            self.shared.changed(&self.key);
+        }
     }
 
     fn apply(self: &Arc<Self>, state: &mut State, actions: Vec<Action>, effects: &mut Effects) {

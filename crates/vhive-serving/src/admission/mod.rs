@@ -22,6 +22,7 @@ use vhive_api::{
 
 use crate::autoscale::Rules;
 use crate::config::Config;
+use crate::traffic::Target;
 
 pub use cursor::{Problem, ProblemKind};
 pub use documents::{DocumentError, documents};
@@ -43,8 +44,12 @@ pub struct Admitted {
     pub annotations: BTreeMap<String, String>,
     /// The version of the object that the client believes to replace.
     pub resource_version: Option<String>,
-    /// The `spec` as it was written: two equal ones make one revision.
+    /// The `spec` as it was written: two equal templates in a row make one revision.
     pub spec: Value,
+    /// Where requests shall go; never empty.
+    pub traffic: Vec<Target>,
+    /// The name that the template gives its revision.
+    pub revision_name: Option<String>,
     /// What it means.
     pub template: Template,
 }

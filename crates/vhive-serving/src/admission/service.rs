@@ -14,6 +14,7 @@ use super::container::read_container;
 use super::cursor::{Cursor, Fields, Problems};
 use super::{Admitted, Invalid, Template, annotations};
 use crate::config::Config;
+use crate::traffic::Target;
 
 const DOCUMENT: Fields =
     Fields { known: &["apiVersion", "kind", "metadata", "spec", "status"], refused: &[] };
@@ -25,6 +26,7 @@ const METADATA: Fields = Fields {
         "labels",
         "annotations",
         // Set by the server; ignored when a client sends back what it has read.
+        "generateName",
         "uid",
         "resourceVersion",
         "generation",
@@ -33,7 +35,6 @@ const METADATA: Fields = Fields {
         "selfLink",
     ],
     refused: &[
-        ("generateName", "give the service a name"),
         ("finalizers", "a deletion is complete at once"),
         ("ownerReferences", "there is nothing that could own a service"),
     ],
@@ -42,21 +43,17 @@ const METADATA: Fields = Fields {
 const SPEC: Fields = Fields { known: &["template", "traffic"], refused: &[] };
 
 const TARGET: Fields = Fields {
-    known: &["latestRevision", "percent"],
+    known: &["latestRevision", "percent", "revisionName", "tag"],
     refused: &[
-        ("revisionName", "all traffic goes to the latest revision"),
-        ("configurationName", "all traffic goes to the latest revision"),
-        ("tag", "all traffic goes to the latest revision"),
+        ("configurationName", "a service has one configuration"),
         ("url", "set by the server"),
     ],
 };
 
 const TEMPLATE: Fields = Fields { known: &["metadata", "spec"], refused: &[] };
 
-const TEMPLATE_METADATA: Fields = Fields {
-    known: &["labels", "annotations", "creationTimestamp"],
-    refused: &[("name", "revisions are named <service>-<generation>")],
-};
+const TEMPLATE_METADATA: Fields =
+    Fields { known: &["name", "labels", "annotations", "creationTimestamp"], refused: &[] };
 
 const REVISION: Fields = Fields {
     known: &[
@@ -90,6 +87,9 @@ const REVISION: Fields = Fields {
         ("shareProcessNamespace", "an instance is one container"),
     ],
 };
+
+/// Longest tag, so that `<tag>-<name>` may still be a label.
+const MAX_TAG: usize = 32;
 
 /// Longest service name, so that `<name>-00001` is still a label.
 const MAX_NAME: usize = 57;
@@ -146,13 +146,12 @@ fn read_document(root: &Cursor<'_>, config: &Config) -> Option<Admitted> {
         return None;
     };
     spec.expect_fields(&SPEC);
-    if let Some(traffic) = spec.get("traffic") {
-        read_traffic(&traffic);
-    }
+    let traffic = spec.get("traffic").map(|traffic| read_traffic(&traffic)).unwrap_or_default();
     let Some(template) = spec.get("template") else {
         spec.missing("template");
         return None;
     };
+    let revision_name = name.as_ref().and_then(|name| read_revision_name(&template, name));
     let template = read_template(&template, config)?;
     Some(Admitted {
         namespace: namespace?,
@@ -161,27 +160,59 @@ fn read_document(root: &Cursor<'_>, config: &Config) -> Option<Admitted> {
         annotations,
         resource_version,
         spec: spec.value().clone(),
+        traffic: if traffic.is_empty() { vec![Target::latest()] } else { traffic },
+        revision_name,
         template,
     })
 }
 
-fn read_traffic(traffic: &Cursor<'_>) {
-    let targets = traffic.items();
-    if targets.len() > 1 {
-        traffic.unsupported("all traffic goes to the latest revision, so one target is enough");
+/// The name that the template gives its revision, if it gives one.
+fn read_revision_name(template: &Cursor<'_>, service: &str) -> Option<String> {
+    let metadata = template.get("metadata")?;
+    let given = metadata.get("name")?;
+    if given.text() == Some("") {
+        return None;
     }
-    for target in targets {
-        target.expect_fields(&TARGET);
-        if let Some(percent) = target.get("percent") {
-            percent.whole(100..=100);
-        }
-        match target.get("latestRevision") {
-            Some(latest) if latest.boolean() == Some(false) => {
-                latest.unsupported("all traffic goes to the latest revision");
-            }
-            _ => {}
+    let name = label(&metadata, "name", 63)?;
+    if !name.starts_with(&format!("{service}-")) {
+        given.invalid(format!("must begin with the service's name and a dash, `{service}-`"));
+    }
+    Some(name)
+}
+
+/// Reads `spec.traffic`. Whether the revisions exist is seen by who knows them.
+fn read_traffic(traffic: &Cursor<'_>) -> Vec<Target> {
+    let items = traffic.items();
+    let targets: Vec<Target> = items.iter().map(read_target).collect();
+    let sum: u32 = targets.iter().map(|target| target.percent).sum();
+    if !targets.is_empty() && sum != 100 {
+        traffic.invalid(format!("percent of all targets together must be 100, not {sum}"));
+    }
+    let tags: Vec<&String> = targets.iter().filter_map(|target| target.tag.as_ref()).collect();
+    for (at, tag) in tags.iter().enumerate() {
+        if tags[..at].contains(tag) {
+            traffic.invalid(format!("tag {tag:?} is given to more than one target"));
         }
     }
+    targets
+}
+
+fn read_target(target: &Cursor<'_>) -> Target {
+    target.expect_fields(&TARGET);
+    let percent = target.get("percent").and_then(|percent| percent.whole(0..=100)).unwrap_or(0);
+    let tag = target.get("tag").filter(|tag| tag.value() != "");
+    let tag = tag.and_then(|_| label(target, "tag", MAX_TAG));
+    let revision = target.get("revisionName").filter(|name| name.value() != "");
+    let revision = revision.and_then(|_| label(target, "revisionName", 63));
+    let latest = target.get("latestRevision").map(|latest| (latest.boolean(), latest));
+    match (&revision, latest) {
+        (Some(_), Some((Some(true), latest))) => {
+            latest.invalid("must not be true for a target with revisionName");
+        }
+        (None, Some((Some(false), _))) => target.missing("revisionName"),
+        _ => {}
+    }
+    Target { revision, percent, tag }
 }
 
 fn read_template(template: &Cursor<'_>, config: &Config) -> Option<Template> {

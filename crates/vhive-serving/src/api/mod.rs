@@ -6,12 +6,22 @@
 //!   loopback TCP ──► bearer token ──┘
 //! ```
 
-mod objects;
-mod services;
+mod apply;
+mod call;
+mod discovery;
+mod document;
+mod openapi;
+mod pods;
+mod query;
+mod resources;
+mod shape;
 mod snapshots;
 mod status;
+mod tls;
 mod token;
 mod views;
+mod watch;
+mod write;
 
 use std::io;
 use std::net::SocketAddr;
@@ -28,6 +38,8 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+pub use self::tls::CertificateError;
+use self::tls::EitherListener;
 pub use self::token::TokenError;
 use crate::gateway::Gateway;
 use crate::services::Services;
@@ -36,9 +48,10 @@ use crate::serving::RunError;
 /// What every handler may use.
 #[derive(Debug)]
 struct Shared {
-    services: Services,
+    services: Arc<Services>,
     gateway: Arc<Gateway>,
     gateway_address: SocketAddr,
+    api_address: SocketAddr,
     /// Ends streams when the node shuts down.
     end: CancellationToken,
 }
@@ -76,7 +89,7 @@ impl Drop for Running {
 
 /// Opens socket and port.
 pub(crate) async fn run(
-    services: Services,
+    services: Arc<Services>,
     gateway: Arc<Gateway>,
     gateway_address: SocketAddr,
 ) -> Result<Running, RunError> {
@@ -84,6 +97,7 @@ pub(crate) async fn run(
     let state_dir = services.node.config().state_dir.clone();
     let socket = config.socket.clone().unwrap_or_else(|| state_dir.join("api.sock"));
     let (token, path) = token::open(&state_dir)?;
+    let certificate = tls::open(&state_dir)?;
 
     let tcp = TcpListener::bind(config.listen).await;
     let bound = tcp.and_then(|tcp| Ok((tcp.local_addr()?, tcp)));
@@ -101,7 +115,9 @@ pub(crate) async fn run(
     })?;
 
     let end = CancellationToken::new();
-    let shared = Arc::new(Shared { services, gateway, gateway_address, end: end.clone() });
+    let api_address = address;
+    let shared = Shared { services, gateway, gateway_address, api_address, end: end.clone() };
+    let shared = Arc::new(shared);
     let max_body = usize::try_from(config.max_body.0).unwrap_or(usize::MAX);
     let router = router(shared, max_body);
     let with_token =
@@ -110,24 +126,66 @@ pub(crate) async fn run(
     let until = |end: CancellationToken| async move { end.cancelled().await };
     let on_unix = axum::serve(unix, router).with_graceful_shutdown(until(end.clone()));
     tasks.spawn(async move { on_unix.await });
+    let tcp = EitherListener::new(tcp, address, certificate);
     let on_tcp = axum::serve(tcp, with_token).with_graceful_shutdown(until(end.clone()));
     tasks.spawn(async move { on_tcp.await });
     Ok(Running { address, socket, token: path, end, tasks })
 }
 
 fn router(shared: Arc<Shared>, max_body: usize) -> Router {
-    let service = "/apis/serving.knative.dev/v1/namespaces/{namespace}/services/{name}";
+    kubernetes()
+        .merge(own())
+        .fallback(status::no_such_path)
+        .method_not_allowed_fallback(status::no_such_method)
+        .layer(DefaultBodyLimit::max(max_body))
+        .with_state(shared)
+}
+
+/// What clients of Kubernetes ask for.
+fn kubernetes() -> Router<Arc<Shared>> {
+    let serving = "/apis/serving.knative.dev/v1";
+    let in_serving = format!("{serving}/namespaces/{{namespace}}/{{plural}}");
+    let in_core = "/api/v1/namespaces/{namespace}/{plural}";
+    let reviews = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews";
+    Router::new()
+        .route("/version", get(discovery::version))
+        .route("/api", get(discovery::core_versions))
+        .route("/apis", get(discovery::groups))
+        .route("/apis/serving.knative.dev", get(discovery::serving_group))
+        .route("/api/v1", get(discovery::core))
+        .route(serving, get(discovery::serving))
+        .route("/apis/authorization.k8s.io/v1", get(discovery::authorization))
+        .route(reviews, post(discovery::may_i))
+        .route("/openapi/v2", get(openapi::v2))
+        .route("/openapi/v3", get(openapi::v3))
+        .route("/openapi/v3/apis/serving.knative.dev/v1", get(openapi::serving))
+        .route(&format!("{serving}/{{plural}}"), get(resources::serving_in_all))
+        .route(&in_serving, get(resources::serving_in_one).post(write::create))
+        .route(
+            &format!("{in_serving}/{{name}}"),
+            get(resources::one_of_serving)
+                .put(write::replace)
+                .patch(write::patch)
+                .delete(write::remove),
+        )
+        .route(
+            &format!("{in_serving}/{{name}}/status"),
+            get(resources::one_of_serving).put(write::status_is_ours).patch(write::status_is_ours),
+        )
+        .route("/api/v1/{plural}", get(resources::core_in_all))
+        .route("/api/v1/namespaces/{name}", get(resources::namespace))
+        .route(in_core, get(resources::core_in_one))
+        .route(&format!("{in_core}/{{name}}"), get(resources::one_of_core))
+        .route("/api/v1/namespaces/{namespace}/pods/{name}/log", get(pods::log))
+}
+
+/// vHive's own views.
+fn own() -> Router<Arc<Shared>> {
     let of_service = "/vhive/v1/namespaces/{namespace}/services/{name}";
     let snapshot = "/vhive/v1/snapshots/{digest}/{runtime}";
     // An archive is as long as it is; the store bounds what it takes in.
     let import = post(snapshots::import).layer(DefaultBodyLimit::disable());
     Router::new()
-        .route("/apis/serving.knative.dev/v1/services", get(services::list_all))
-        .route(
-            "/apis/serving.knative.dev/v1/namespaces/{namespace}/services",
-            get(services::list).post(services::create),
-        )
-        .route(service, get(services::read).put(services::replace).delete(services::remove))
         .route(&format!("{of_service}/describe"), get(views::describe))
         .route(&format!("{of_service}/logs"), get(views::logs))
         .route(&format!("{of_service}/evict"), post(snapshots::evict))
@@ -141,10 +199,8 @@ fn router(shared: Arc<Shared>, max_body: usize) -> Router {
         .route("/vhive/v1/node", get(views::node))
         .route("/metrics", get(views::metrics))
         .route("/healthz", get(views::healthz))
-        .fallback(status::no_such_path)
-        .method_not_allowed_fallback(status::no_such_method)
-        .layer(DefaultBodyLimit::max(max_body))
-        .with_state(shared)
+        .route("/readyz", get(views::healthz))
+        .route("/livez", get(views::healthz))
 }
 
 /// Binds the socket with mode 0660. One that nobody listens on any more is replaced; the node's

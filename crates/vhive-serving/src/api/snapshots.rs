@@ -60,8 +60,8 @@ pub(super) async fn create(
     Path((namespace, name)): Named,
 ) -> Result<(StatusCode, Json<SnapshotInfo>), Problem> {
     let entry = shared.services.catalog.get(&namespace, &name);
-    let entry = entry.ok_or_else(|| Problem::not_found(&name))?;
-    let made = shared.services.node.create_snapshot(&entry.stored.revision.key).await;
+    let entry = entry.ok_or_else(|| Problem::no_service(&name))?;
+    let made = shared.services.node.create_snapshot(&entry.latest().revision.key).await;
     let (info, new) = made.map_err(|error| match error {
         CreateError::Instance(error) => {
             let error = GatewayError::from(error);
@@ -86,10 +86,14 @@ pub(super) async fn evict(
     Path((namespace, name)): Named,
 ) -> Result<Json<Value>, Problem> {
     let entry = shared.services.catalog.get(&namespace, &name);
-    let entry = entry.ok_or_else(|| Problem::not_found(&name))?;
-    shared.services.catalog.poke.forget(&(namespace, name));
-    let gone = shared.services.node.evict(&entry.stored.revision.key).await;
-    Ok(Json(json!({"evicted": gone.unwrap_or(0)})))
+    let entry = entry.ok_or_else(|| Problem::no_service(&name))?;
+    let mut gone = 0;
+    for route in entry.routes.iter() {
+        let key = &route.revision.key;
+        shared.services.catalog.poke.forget(key);
+        gone += shared.services.node.evict(key).await.unwrap_or(0);
+    }
+    Ok(Json(json!({"evicted": gone})))
 }
 
 /// `GET …/archive`: a tar archive.

@@ -10,6 +10,7 @@ use http::{StatusCode, Uri, header};
 use serde_json::{Value, json};
 
 use crate::admission::{DocumentError, Invalid};
+use crate::kind::Kind;
 use crate::services::ChangeError;
 use crate::status::chain;
 use crate::store::StoreError;
@@ -44,9 +45,35 @@ impl Problem {
         Self::new(StatusCode::UNAUTHORIZED, "Unauthorized", message)
     }
 
+    /// There is no such object.
+    pub(super) fn not_found(kind: Kind, name: &str) -> Self {
+        let plural = kind.plural();
+        let dot = if kind.group().is_empty() { "" } else { "." };
+        let message = format!("{plural}{dot}{} {name:?} not found", kind.group());
+        Self::new(StatusCode::NOT_FOUND, "NotFound", message).about(kind, name)
+    }
+
     /// There is no such service.
-    pub(super) fn not_found(name: &str) -> Self {
-        ChangeError::NotFound(name.to_owned()).into()
+    pub(super) fn no_service(name: &str) -> Self {
+        Self::not_found(Kind::Service, name)
+    }
+
+    /// There is nothing at a path.
+    pub(super) fn no_such_path(uri: &Uri) -> Self {
+        let message = format!("the server could not find the requested resource: {}", uri.path());
+        Self::new(StatusCode::NOT_FOUND, "NotFound", message)
+    }
+
+    /// Names the object that it is about.
+    pub(super) fn about(mut self, kind: Kind, name: &str) -> Self {
+        self.details = json!({"group": kind.group(), "kind": kind.plural(), "name": name});
+        self
+    }
+
+    /// Adds what led to it, in the form of `details.causes`.
+    pub(super) fn with_causes(mut self, causes: Vec<Value>) -> Self {
+        self.details["causes"] = Value::from(causes);
+        self
     }
 
     /// The request makes no sense.
@@ -79,24 +106,32 @@ impl IntoResponse for Problem {
 impl From<ChangeError> for Problem {
     fn from(error: ChangeError) -> Self {
         let message = chain(&error);
-        let (status, reason, name) = match &error {
-            ChangeError::Invalid(invalid) => return Self::from(invalid.clone()),
-            ChangeError::Exists(name) => (StatusCode::CONFLICT, "AlreadyExists", Some(name)),
-            ChangeError::NotFound(name) => (StatusCode::NOT_FOUND, "NotFound", Some(name)),
-            ChangeError::Conflict { name, .. } => (StatusCode::CONFLICT, "Conflict", Some(name)),
-            ChangeError::Image { .. } => (StatusCode::UNPROCESSABLE_ENTITY, "Invalid", None),
+        let conflict = StatusCode::CONFLICT;
+        match &error {
+            ChangeError::Invalid(invalid) => Self::from(invalid.clone()),
+            ChangeError::Exists { kind, name } => {
+                Self::new(conflict, "AlreadyExists", message).about(*kind, name)
+            }
+            ChangeError::NotFound { kind, name } => Self::not_found(*kind, name),
+            ChangeError::Conflict { kind, name, .. } => {
+                Self::new(conflict, "Conflict", message).about(*kind, name)
+            }
+            ChangeError::InUse(name, _) => {
+                Self::new(conflict, "Conflict", message).about(Kind::Revision, name)
+            }
+            ChangeError::Image { .. } => {
+                Self::new(StatusCode::UNPROCESSABLE_ENTITY, "Invalid", message)
+            }
             ChangeError::Store(
                 StoreError::InUse(_)
                 | StoreError::Damaged { .. }
                 | StoreError::Format { .. }
                 | StoreError::Io { .. },
-            ) => (StatusCode::INTERNAL_SERVER_ERROR, "InternalError", None),
-            ChangeError::ShutDown => (StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailable", None),
-        };
-        let details = json!({
-            "group": "serving.knative.dev", "kind": "services", "name": name,
-        });
-        Self { details, ..Self::new(status, reason, message) }
+            ) => Self::internal(message),
+            ChangeError::ShutDown => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailable", message)
+            }
+        }
     }
 }
 
@@ -145,8 +180,7 @@ impl From<QueryRejection> for Problem {
 
 /// Any other path.
 pub(super) async fn no_such_path(uri: Uri) -> Problem {
-    let message = format!("the server could not find the requested resource: {}", uri.path());
-    Problem::new(StatusCode::NOT_FOUND, "NotFound", message)
+    Problem::no_such_path(&uri)
 }
 
 /// Another method on a known path.

@@ -16,8 +16,9 @@ use vhive_api::{InvocationRecord, SandboxId};
 use vhive_node::{InstanceStatus, Line, LogFollower, StartFailure, StartReport};
 
 use super::State;
-use super::objects;
 use super::status::Problem;
+use crate::kind::Kind;
+use crate::objects;
 use crate::status::chain;
 
 /// What may follow `…/describe?`.
@@ -36,10 +37,11 @@ pub(super) async fn describe(
 ) -> Result<Json<Value>, Problem> {
     let Query(query) = query?;
     let services = &shared.services;
+    services.settle().await;
     let entry = services.catalog.get(&namespace, &name);
-    let entry = entry.ok_or_else(|| Problem::not_found(&name))?;
-    let (stored, throttle) = (&entry.stored, &entry.route.throttle);
-    let key = stored.revision.key.clone();
+    let entry = entry.ok_or_else(|| Problem::no_service(&name))?;
+    let (route, latest) = (entry.latest(), entry.stored.latest());
+    let (key, throttle) = (latest.revision.key.clone(), &route.throttle);
     let node = services.node.clone();
     // Reads /proc for each instance.
     let look = move || {
@@ -53,9 +55,9 @@ pub(super) async fn describe(
     let last_start = status.as_ref().and_then(|status| status.last_start.as_deref());
     let last_failure = status.as_ref().and_then(|status| status.last_failure.as_deref());
     Ok(Json(json!({
-        "service": objects::service(services, &entry),
-        "revision": stored.revision,
-        "scaling": stored.rules,
+        "service": objects::of_service(Kind::Service, &services.catalog, &entry),
+        "revision": latest.revision,
+        "scaling": latest.rules,
         "ready": status.as_ref().map_or(0, |status| status.ready),
         "starting": status.as_ref().map_or(0, |status| status.starting),
         "in_flight": throttle.in_flight(),
@@ -124,9 +126,9 @@ pub(super) async fn logs(
     query: Result<Query<LogQuery>, QueryRejection>,
 ) -> Result<Response, Problem> {
     let entry = shared.services.catalog.get(&namespace, &name);
-    let entry = entry.ok_or_else(|| Problem::not_found(&name))?;
-    let (key, node) = (&entry.stored.revision.key, &shared.services.node);
-    let gone = || Problem::not_found(&name);
+    let entry = entry.ok_or_else(|| Problem::no_service(&name))?;
+    let (key, node) = (&entry.latest().revision.key, &shared.services.node);
+    let gone = || Problem::no_service(&name);
     let body = if query?.follow {
         let follower = node.follow_logs(key, true).ok_or_else(gone)?;
         Body::from_stream(follow(follower, shared.end.clone()))
@@ -227,6 +229,7 @@ pub(super) async fn node(shared: State) -> Json<Value> {
     Json(json!({
         "version": env!("CARGO_PKG_VERSION"),
         "gateway": shared.gateway_address.to_string(),
+        "api": shared.api_address.to_string(),
         "domain": services.config.gateway.domain,
         "runtimes": runtimes,
         "accelerators": accelerators,

@@ -224,7 +224,7 @@ impl Front {
 }
 
 /// Counts a request in. None if it is one for hyper: nobody answers to its host, its body is too
-/// long, or its function speaks HTTP/2.
+/// long, its function speaks HTTP/2, or a header may choose the revision.
 fn begin(
     client: &Arc<Client>,
     request: &PlainRequest<'_, '_>,
@@ -235,9 +235,11 @@ fn begin(
     if request.length.is_some_and(|length| length > most) {
         return None;
     }
-    let route = gateway.catalog.route(super::without_port(request.host))?;
-    if route.revision.protocol == Protocol::H2c {
+    let host = super::without_port(request.host);
+    let choice = gateway.catalog.choose(host, None, || gateway.next_id())?;
+    if choice.has_tags || choice.route.revision.protocol == Protocol::H2c {
         return None;
     }
+    let route = choice.route;
     Some(Flight::begin(client, route, began))
 }

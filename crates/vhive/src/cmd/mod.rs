@@ -10,6 +10,7 @@ pub(crate) mod get;
 pub(crate) mod image;
 pub(crate) mod invoke;
 pub(crate) mod kernel;
+pub(crate) mod kubeconfig;
 pub(crate) mod logs;
 pub(crate) mod node;
 pub(crate) mod report;
@@ -62,6 +63,7 @@ async fn run_client(context: &Context, command: ClientCommand) -> anyhow::Result
         ClientCommand::Invoke(args) => invoke::run(context, args).await,
         ClientCommand::Evict(args) => evict::run(context, &args).await,
         ClientCommand::Snapshot(args) => snapshot::run(context, args).await,
+        ClientCommand::Kubeconfig(args) => kubeconfig::run(context, &args).await,
         ClientCommand::Logs(args) => logs::run(context, &args).await,
     }
 }

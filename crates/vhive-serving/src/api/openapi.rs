@@ -1,0 +1,166 @@
+//! What clients may write, so that they ask this node to check it, and `kubectl explain` knows it.
+//!
+//! # Source
+//! Kubernetes, "The Kubernetes API", OpenAPI V3; what kubectl looks for is the query parameter
+//! `fieldValidation` of PATCH.
+
+use axum::Json;
+use axum::response::{IntoResponse as _, Response};
+use http::header;
+use serde_json::{Value, json};
+
+/// `GET /openapi/v2`: the empty protobuf document. It knows no kind, so that no client checks by it.
+pub(super) async fn v2() -> Response {
+    let kind = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
+    ([(header::CONTENT_TYPE, kind)], ()).into_response()
+}
+
+/// `GET /openapi/v3`.
+pub(super) async fn v3() -> Json<Value> {
+    let path = "apis/serving.knative.dev/v1";
+    let hash = env!("CARGO_PKG_VERSION");
+    let url = format!("/openapi/v3/{path}?hash={hash}");
+    Json(json!({"paths": {path: {"serverRelativeURL": url}}}))
+}
+
+/// `GET /openapi/v3/apis/serving.knative.dev/v1`.
+pub(super) async fn serving() -> Json<Value> {
+    let kinds = [
+        ("Service", "services"),
+        ("Configuration", "configurations"),
+        ("Route", "routes"),
+        ("Revision", "revisions"),
+    ];
+    let mut paths = json!({});
+    let mut schemas = json!({});
+    for (kind, plural) in kinds {
+        let one =
+            format!("/apis/serving.knative.dev/v1/namespaces/{{namespace}}/{plural}/{{name}}");
+        let gvk = json!({"group": "serving.knative.dev", "version": "v1", "kind": kind});
+        paths[one] = json!({
+            "get": operation(&gvk, "get"),
+            "put": operation(&gvk, "put"),
+            "patch": operation(&gvk, "patch"),
+            "delete": operation(&gvk, "delete"),
+        });
+        schemas[format!("dev.knative.serving.v1.{kind}")] = json!({
+            "type": "object",
+            "description": about(kind),
+            "x-kubernetes-group-version-kind": [gvk],
+            "properties": {
+                "apiVersion": text("The version of this object's schema."),
+                "kind": text("What this object is."),
+                "metadata": {
+                    "type": "object",
+                    "description": "Name, namespace, labels and annotations.",
+                },
+                "spec": spec(kind),
+                "status": {"type": "object", "description": "What the node has found."},
+            },
+        });
+    }
+    Json(json!({
+        "openapi": "3.0.0",
+        "info": {"title": "vHive", "version": env!("CARGO_PKG_VERSION")},
+        "paths": paths,
+        "components": {"schemas": schemas},
+    }))
+}
+
+fn operation(gvk: &Value, verb: &str) -> Value {
+    let parameters = ["dryRun", "fieldManager", "fieldValidation", "force"]
+        .map(|name| json!({"name": name, "in": "query", "schema": {"type": "string"}}));
+    json!({
+        "operationId": format!("{verb}ServingKnativeDevV1Namespaced{}", gvk["kind"].as_str().unwrap_or_default()),
+        "parameters": parameters,
+        "responses": {"200": {"description": "OK"}},
+        "x-kubernetes-action": verb,
+        "x-kubernetes-group-version-kind": gvk,
+    })
+}
+
+fn text(about: &str) -> Value {
+    json!({"type": "string", "description": about})
+}
+
+fn number(about: &str) -> Value {
+    json!({"type": "integer", "format": "int64", "description": about})
+}
+
+fn object(about: &str, properties: &Value) -> Value {
+    json!({"type": "object", "description": about, "properties": properties})
+}
+
+fn list(about: &str, items: &Value) -> Value {
+    json!({"type": "array", "description": about, "items": items})
+}
+
+fn about(kind: &str) -> &'static str {
+    match kind {
+        "Service" => {
+            "A function: its template makes revisions, its traffic says which of them gets requests."
+        }
+        "Configuration" => "The part of a service that makes revisions.",
+        "Route" => "The part of a service that leads requests to revisions.",
+        _ => "One version of a function, never changed.",
+    }
+}
+
+fn spec(kind: &str) -> Value {
+    let traffic = list(
+        "Where requests go; the latest ready revision without it.",
+        &object(
+            "One revision's share.",
+            &json!({
+                "revisionName": text("Name of the revision."),
+                "latestRevision": {"type": "boolean", "description": "The latest ready revision."},
+                "percent": number("Share of the requests; together 100."),
+                "tag": text("Under which name the revision answers besides: TAG-NAME.NAMESPACE.DOMAIN."),
+            }),
+        ),
+    );
+    let template = object(
+        "What each new revision is.",
+        &json!({
+            "metadata": object("Labels, annotations (scaling, snapshots) and the revision's name.", &json!({})),
+            "spec": revision(),
+        }),
+    );
+    match kind {
+        "Service" => object("What is wanted.", &json!({"template": template, "traffic": traffic})),
+        "Configuration" => object("What is wanted.", &json!({"template": template})),
+        "Route" => object("What is wanted.", &json!({"traffic": traffic})),
+        _ => revision(),
+    }
+}
+
+fn revision() -> Value {
+    let container = object(
+        "The function.",
+        &json!({
+            "name": text("Its name."),
+            "image": text("Reference of its image."),
+            "command": list("Replaces the image's entrypoint.", &text("A word.")),
+            "args": list("Replaces the image's arguments.", &text("A word.")),
+            "env": list("Variables, added to the image's.", &object("A variable.", &json!({
+                "name": text("Its name."), "value": text("Its value."),
+            }))),
+            "workingDir": text("Replaces the image's working directory."),
+            "ports": list("The port of the function, one at most.", &object("A port.", &json!({
+                "containerPort": number("Its number."),
+                "name": text("`h2c` if it speaks HTTP/2 (gRPC), `http1` otherwise."),
+            }))),
+            "resources": object("Limits of CPU and memory.", &json!({})),
+            "readinessProbe": object("How it is confirmed to be ready.", &json!({})),
+        }),
+    );
+    object(
+        "What a revision is.",
+        &json!({
+            "containerConcurrency": number("Requests per instance at a time; 0 for no limit."),
+            "timeoutSeconds": number("Time for a request."),
+            "runtimeClassName": text("The sandbox: qemu, firecracker, runsc, runc, crun."),
+            "containers": list("One.", &container),
+        }),
+    )
+}

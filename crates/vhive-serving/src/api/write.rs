@@ -1,0 +1,306 @@
+//! Changing objects: create, replace, patch, delete.
+//!
+//! Clients make services; configurations, routes and revisions come of them.
+
+use axum::Json;
+use axum::extract::Path;
+use axum::extract::rejection::BytesRejection;
+use axum::response::{IntoResponse as _, Response};
+use bytes::Bytes;
+use http::{StatusCode, Uri};
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use super::apply::{self, Conflicts};
+use super::call::Call;
+use super::document::{media_type, parse, place};
+use super::resources::{find, kind};
+use super::shape::Shape;
+use super::status::Problem;
+use super::{Shared, State};
+use crate::catalog::Entry;
+use crate::kind::Kind;
+use crate::objects;
+use crate::services::{ChangeError, Mode, Wish};
+
+/// How often a patch is tried again on what another client has made of the object.
+const TRIES: usize = 5;
+
+type Body = Result<Bytes, BytesRejection>;
+type Placed = Path<(String, String)>;
+type Named = Path<(String, String, String)>;
+
+/// What is asked of one object.
+struct Request<'a> {
+    shared: &'a Shared,
+    namespace: &'a str,
+    name: &'a str,
+    call: &'a Call,
+}
+
+impl Request<'_> {
+    fn reply(&self, status: StatusCode, entry: &Entry) -> Response {
+        let catalog = &self.shared.services.catalog;
+        let object = objects::of_service(Kind::Service, catalog, entry).unwrap_or_default();
+        let shape = Shape::wanted(&self.call.headers);
+        let shown = shape.one(Kind::Service, object, &self.call.query.include_object);
+        (status, Json(shown)).into_response()
+    }
+
+    async fn put(&self, document: &Value, wish: Wish) -> Result<Response, Problem> {
+        let (entry, new) = self.shared.services.put(document, wish).await?;
+        Ok(self.reply(if new { StatusCode::CREATED } else { StatusCode::OK }, &entry))
+    }
+}
+
+/// Only services are made by clients.
+fn must_be_service(kind: Kind) -> Result<(), Problem> {
+    if kind == Kind::Service {
+        return Ok(());
+    }
+    let message = match kind {
+        Kind::Configuration | Kind::Route | Kind::Revision => {
+            format!("{} are made by services; change the Service instead", kind.plural())
+        }
+        _ => format!("{} are the node's own and cannot be changed by clients", kind.plural()),
+    };
+    Err(Problem::new(StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowed", message))
+}
+
+/// `POST`.
+pub(super) async fn create(
+    shared: State,
+    Path((namespace, plural)): Placed,
+    call: Call,
+    body: Body,
+) -> Result<Response, Problem> {
+    must_be_service(kind("serving.knative.dev", &plural, &call.uri)?)?;
+    let mut document = parse(&call.headers, &body?)?;
+    place(&mut document, &namespace, None)?;
+    let request = Request { shared: &shared, namespace: &namespace, name: "", call: &call };
+    let wish = Wish { dry_run: call.query.dry_run()?, ..Wish::new(Mode::Create) };
+    request.put(&document, wish).await
+}
+
+/// `PUT`.
+pub(super) async fn replace(
+    shared: State,
+    Path((namespace, plural, name)): Named,
+    call: Call,
+    body: Body,
+) -> Result<Response, Problem> {
+    must_be_service(kind("serving.knative.dev", &plural, &call.uri)?)?;
+    let mut document = parse(&call.headers, &body?)?;
+    place(&mut document, &namespace, Some(&name))?;
+    let request = Request { shared: &shared, namespace: &namespace, name: &name, call: &call };
+    let wish = Wish { dry_run: call.query.dry_run()?, ..Wish::new(Mode::Replace) };
+    request.put(&document, wish).await
+}
+
+/// `PATCH`: merge, JSON patch, or server-side apply.
+pub(super) async fn patch(
+    shared: State,
+    Path((namespace, plural, name)): Named,
+    call: Call,
+    body: Body,
+) -> Result<Response, Problem> {
+    must_be_service(kind("serving.knative.dev", &plural, &call.uri)?)?;
+    let body = body?;
+    let headers = &call.headers;
+    let request = Request { shared: &shared, namespace: &namespace, name: &name, call: &call };
+    match media_type(headers) {
+        "application/apply-patch+yaml" | "application/apply-patch+json" => {
+            server_side_apply(&request, &body).await
+        }
+        "application/merge-patch+json" => {
+            let patch = parse(headers, &body)?;
+            edit(&request, |object| {
+                json_patch::merge(object, &patch);
+                Ok(patch.pointer("/metadata/resourceVersion").is_some())
+            })
+            .await
+        }
+        "application/json-patch+json" => {
+            let unreadable =
+                |error| Problem::bad_request(format!("body is no JSON patch: {error}"));
+            let patch: json_patch::Patch = serde_json::from_slice(&body).map_err(unreadable)?;
+            edit(&request, |object| {
+                let applied = json_patch::patch(object, &patch);
+                let unfit = |error| {
+                    let message = format!("the patch cannot be applied: {error}");
+                    Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "Invalid", message)
+                };
+                applied.map(|()| false).map_err(unfit)
+            })
+            .await
+        }
+        other => {
+            let message = format!(
+                "the body of the request was in an unknown format - {other:?}: accepted media \
+                 types include application/json-patch+json, application/merge-patch+json, \
+                 application/apply-patch+yaml"
+            );
+            let status = StatusCode::UNSUPPORTED_MEDIA_TYPE;
+            Err(Problem::new(status, "UnsupportedMediaType", message))
+        }
+    }
+}
+
+/// Reads the object, changes it, and puts it back, again if another client was quicker, unless the
+/// change itself names a version.
+async fn edit(
+    request: &Request<'_>,
+    change: impl Fn(&mut Value) -> Result<bool, Problem>,
+) -> Result<Response, Problem> {
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        request.shared.services.settle().await;
+        let found = find(request.shared, Kind::Service, request.namespace, request.name);
+        let found = found.ok_or_else(|| Problem::not_found(Kind::Service, request.name))?;
+        let mut object = found;
+        let has_version = change(&mut object)?;
+        place(&mut object, request.namespace, Some(request.name))?;
+        let wish = Wish { dry_run: request.call.query.dry_run()?, ..Wish::new(Mode::Replace) };
+        match request.shared.services.put(&object, wish).await {
+            Ok((entry, _)) => return Ok(request.reply(StatusCode::OK, &entry)),
+            Err(ChangeError::Conflict { .. }) if !has_version && tries < TRIES => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+async fn server_side_apply(request: &Request<'_>, body: &Bytes) -> Result<Response, Problem> {
+    let manager = request.call.query.field_manager.as_str();
+    if manager.is_empty() {
+        return Err(Problem::bad_request("fieldManager is required for apply"));
+    }
+    let mut wanted = parse(&request.call.headers, body)?;
+    place(&mut wanted, request.namespace, Some(request.name))?;
+    let has_version = wanted.pointer("/metadata/resourceVersion").is_some();
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        request.shared.services.settle().await;
+        let live = find(request.shared, Kind::Service, request.namespace, request.name);
+        let now = objects::seconds(Timestamp::now());
+        let applied =
+            apply::apply(live.as_ref(), &wanted, manager, request.call.query.force(), &now);
+        let (object, managed) = applied.map_err(|conflicts| conflicting(request, &conflicts))?;
+        let wish = Wish {
+            mode: if live.is_some() { Mode::Replace } else { Mode::Create },
+            dry_run: request.call.query.dry_run()?,
+            managed: Some(keep_times(live.as_ref(), managed)),
+        };
+        match request.shared.services.put(&object, wish).await {
+            Ok((entry, new)) => {
+                let status = if new { StatusCode::CREATED } else { StatusCode::OK };
+                return Ok(request.reply(status, &entry));
+            }
+            Err(ChangeError::Conflict { .. } | ChangeError::Exists { .. })
+                if !has_version && tries < TRIES => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// An entry whose fields are what they were keeps its time, so that nothing has changed.
+fn keep_times(live: Option<&Value>, mut managed: Value) -> Value {
+    let before = live.and_then(|live| live.pointer("/metadata/managedFields"));
+    let before = before.and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    for entry in managed.as_array_mut().into_iter().flatten() {
+        let same = before
+            .iter()
+            .find(|old| old["manager"] == entry["manager"] && old["fieldsV1"] == entry["fieldsV1"]);
+        if let Some(time) = same.and_then(|old| old.get("time")) {
+            entry["time"] = time.clone();
+        }
+    }
+    managed
+}
+
+fn conflicting(request: &Request<'_>, conflicts: &Conflicts) -> Problem {
+    let causes = conflicts.0.iter().map(|(manager, field)| {
+        json!({
+            "reason": "FieldManagerConflict",
+            "message": format!("conflict with {manager:?}"),
+            "field": format!(".{field}"),
+        })
+    });
+    let causes: Vec<Value> = causes.collect();
+    let fields: Vec<String> =
+        conflicts.0.iter().map(|(manager, field)| format!(".{field} ({manager})")).collect();
+    let message = format!(
+        "Apply failed with {} conflict(s): {}; use force to take the fields over",
+        fields.len(),
+        fields.join(", ")
+    );
+    Problem::new(StatusCode::CONFLICT, "Conflict", message)
+        .about(Kind::Service, request.name)
+        .with_causes(causes)
+}
+
+/// `DELETE`.
+pub(super) async fn remove(
+    shared: State,
+    Path((namespace, plural, name)): Named,
+    call: Call,
+    body: Body,
+) -> Result<Response, Problem> {
+    let kind = kind("serving.knative.dev", &plural, &call.uri)?;
+    let body = body?;
+    // kubectl says JSON, client-go may say nothing.
+    let options = if body.is_empty() { Value::Null } else { parse(&call.headers, &body)? };
+    let text = |pointer| options.pointer(pointer).and_then(Value::as_str);
+    let asked = options.pointer("/dryRun/0").is_some() || call.query.dry_run()?;
+    let services = &shared.services;
+    services.settle().await;
+    let uid = match kind {
+        Kind::Service => {
+            let (version, uid) =
+                (text("/preconditions/resourceVersion"), text("/preconditions/uid"));
+            if asked {
+                find(&shared, kind, &namespace, &name)
+                    .ok_or_else(|| Problem::not_found(kind, &name))?
+                    .pointer("/metadata/uid")
+                    .cloned()
+            } else {
+                let entry = services.remove(&namespace, &name, version, uid).await?;
+                Some(Value::from(entry.stored.uid.as_str()))
+            }
+        }
+        Kind::Revision => {
+            let found = find(&shared, kind, &namespace, &name);
+            let found = found.ok_or_else(|| Problem::not_found(kind, &name))?;
+            if !asked {
+                services.remove_revision(&namespace, &name).await?;
+            }
+            found.pointer("/metadata/uid").cloned()
+        }
+        _ => {
+            return Err(must_be_service(kind)
+                .err()
+                .unwrap_or_else(|| Problem::no_such_path(&call.uri)));
+        }
+    };
+    Ok(Json(json!({
+        "kind": "Status",
+        "apiVersion": "v1",
+        "metadata": {},
+        "status": "Success",
+        "details": {
+            "group": kind.group(),
+            "kind": kind.plural(),
+            "name": name,
+            "uid": uid,
+        },
+    }))
+    .into_response())
+}
+
+/// Any change of `…/status`, which is the node's to say.
+pub(super) async fn status_is_ours(uri: Uri) -> Problem {
+    let message =
+        format!("{}: status is what the node has found, not what clients say", uri.path());
+    Problem::new(StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowed", message)
+}

@@ -1,0 +1,95 @@
+//! The kinds of objects that the API shows.
+
+/// A kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Kind {
+    Service,
+    Configuration,
+    Route,
+    Revision,
+    Pod,
+    Namespace,
+    Event,
+}
+
+/// Group and version of Knative's kinds.
+pub(crate) const SERVING: &str = "serving.knative.dev/v1";
+
+impl Kind {
+    /// Every kind.
+    pub(crate) const ALL: [Self; 7] = [
+        Self::Service,
+        Self::Configuration,
+        Self::Route,
+        Self::Revision,
+        Self::Pod,
+        Self::Namespace,
+        Self::Event,
+    ];
+
+    /// Its place in [`Kind::ALL`].
+    pub(crate) const fn index(self) -> usize {
+        self as usize
+    }
+
+    /// As `kind` says it.
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Service => "Service",
+            Self::Configuration => "Configuration",
+            Self::Route => "Route",
+            Self::Revision => "Revision",
+            Self::Pod => "Pod",
+            Self::Namespace => "Namespace",
+            Self::Event => "Event",
+        }
+    }
+
+    /// As paths say it.
+    pub(crate) const fn plural(self) -> &'static str {
+        match self {
+            Self::Service => "services",
+            Self::Configuration => "configurations",
+            Self::Route => "routes",
+            Self::Revision => "revisions",
+            Self::Pod => "pods",
+            Self::Namespace => "namespaces",
+            Self::Event => "events",
+        }
+    }
+
+    /// As `apiVersion` says it.
+    pub(crate) const fn api_version(self) -> &'static str {
+        match self {
+            Self::Service | Self::Configuration | Self::Route | Self::Revision => SERVING,
+            Self::Pod | Self::Namespace | Self::Event => "v1",
+        }
+    }
+
+    /// The group, empty for the core's.
+    pub(crate) const fn group(self) -> &'static str {
+        match self {
+            Self::Service | Self::Configuration | Self::Route | Self::Revision => {
+                "serving.knative.dev"
+            }
+            Self::Pod | Self::Namespace | Self::Event => "",
+        }
+    }
+
+    /// Whether its objects belong to a namespace.
+    pub(crate) const fn is_namespaced(self) -> bool {
+        !matches!(self, Self::Namespace)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_index_is_the_place() {
+        for (place, kind) in Kind::ALL.into_iter().enumerate() {
+            assert_eq!(kind.index(), place, "{kind:?}");
+        }
+    }
+}

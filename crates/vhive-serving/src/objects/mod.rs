@@ -1,0 +1,82 @@
+//! The objects that clients see, as Kubernetes and Knative write them. Pure: from what is stored
+//! and how it stands.
+//!
+//! # Source
+//! Knative Serving, `specs/serving/knative-api-specification-1.0.md`; Kubernetes API conventions.
+
+mod conditions;
+mod namespace;
+mod pod;
+mod revision;
+mod service;
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use serde_json::{Map, Value, json};
+
+pub(crate) use self::namespace::namespace;
+pub(crate) use self::pod::{is_pod_of, pod};
+pub(crate) use self::revision::revision;
+use crate::catalog::{Catalog, Entry};
+use crate::kind::{Kind, SERVING};
+use crate::store::{StoredService, uid_of};
+
+/// A service, its configuration or its route; none for other kinds.
+pub(crate) fn of_service(kind: Kind, catalog: &Catalog, entry: &Entry) -> Option<Value> {
+    match kind {
+        Kind::Service => Some(service::service(catalog, entry)),
+        Kind::Configuration => Some(service::configuration(entry)),
+        Kind::Route => Some(service::route(catalog, entry)),
+        Kind::Revision | Kind::Pod | Kind::Namespace | Kind::Event => None,
+    }
+}
+
+/// The uid of a service's configuration or route.
+fn uid_of_kind(stored: &StoredService, kind: Kind) -> String {
+    uid_of(&stored.uid, kind.as_str())
+}
+
+/// A reference to the one that an object goes away with.
+fn owner(kind: Kind, name: &str, uid: &str) -> Value {
+    json!([{
+        "apiVersion": kind.api_version(),
+        "kind": kind.as_str(),
+        "name": name,
+        "uid": uid,
+        "controller": true,
+        "blockOwnerDeletion": true,
+    }])
+}
+
+/// Adds a map of strings unless it is empty.
+fn put_strings(metadata: &mut Value, field: &str, strings: &BTreeMap<String, String>) {
+    if !strings.is_empty() {
+        metadata[field] = json!(strings);
+    }
+}
+
+/// The labels of a template, then those that say where an object belongs.
+fn labels(template: &Value, more: &[(&str, &str)]) -> Value {
+    let given = template.pointer("/metadata/labels").and_then(Value::as_object);
+    let mut labels = given.cloned().unwrap_or_else(Map::new);
+    for (name, value) in more {
+        labels.insert((*name).to_owned(), Value::from(*value));
+    }
+    Value::Object(labels)
+}
+
+/// A time as Kubernetes writes it: UTC, whole seconds.
+pub(crate) fn seconds(at: Timestamp) -> String {
+    at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+}
+
+fn serving(kind: Kind, metadata: &Value, spec: &Value, status: &Value) -> Value {
+    json!({
+        "apiVersion": SERVING,
+        "kind": kind.as_str(),
+        "metadata": metadata,
+        "spec": spec,
+        "status": status,
+    })
+}

@@ -1,0 +1,330 @@
+//! Changes that a client makes.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use serde_json::Value;
+use vhive_api::Digest;
+
+use super::{ChangeError, Services, precondition};
+use crate::admission::{Admitted, Invalid, Problem, ProblemKind};
+use crate::catalog::Entry;
+use crate::changes::{Change, What};
+use crate::config::RetentionConfig;
+use crate::kind::Kind;
+use crate::objects;
+use crate::retention::{Candidate, expired};
+use crate::standing::Standing;
+use crate::store::{StoredService, first, revision};
+use crate::traffic::{Held, Target, assign};
+
+/// What a client wants with a document.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// There must be none yet.
+    Create,
+    /// There must be one.
+    Replace,
+}
+
+/// How a document is to be put.
+#[derive(Clone, Debug)]
+pub(crate) struct Wish {
+    pub(crate) mode: Mode,
+    /// Says what would come of it; nothing is changed.
+    pub(crate) dry_run: bool,
+    /// `metadata.managedFields` from now on, if they change.
+    pub(crate) managed: Option<Value>,
+}
+
+impl Wish {
+    pub(crate) fn new(mode: Mode) -> Self {
+        Self { mode, dry_run: false, managed: None }
+    }
+}
+
+impl Services {
+    /// Checks a document and makes or replaces its service. The boolean says whether there was none
+    /// before.
+    ///
+    /// # Errors
+    /// [`ChangeError`].
+    pub(crate) async fn put(
+        &self,
+        document: &Value,
+        wish: Wish,
+    ) -> Result<(Entry, bool), ChangeError> {
+        let uid = document.pointer("/metadata/uid").and_then(Value::as_str);
+        let uid = uid.filter(|uid| !uid.is_empty() && wish.mode != Mode::Create);
+        let admitted = self.admit(document)?;
+        self.settle().await;
+        let before = self.check(&admitted, wish.mode, uid)?;
+        // Looking an image up may take long: not under the lock.
+        let digest = match before.is_some_and(|entry| has_template(&entry, &admitted)) {
+            true => None,
+            false => Some(self.resolve(&admitted).await?),
+        };
+
+        let _changing = self.changing.lock().await;
+        let before = self.check(&admitted, wish.mode, uid)?;
+        let digest = match (&before, digest) {
+            // Removed and made again meanwhile.
+            (before, None) if !before.as_ref().is_some_and(|e| has_template(e, &admitted)) => {
+                Some(self.resolve(&admitted).await?)
+            }
+            (_, digest) => digest,
+        };
+        let now = Timestamp::now();
+        let name = admitted.name.clone();
+        let mut stored = match &before {
+            None => {
+                let digest = digest.unwrap_or_else(|| Digest::of(b""));
+                self.begin(&admitted, digest, now)?
+            }
+            Some(entry) => prepare(&entry.stored, &admitted, digest, now)?,
+        };
+        if let Some(managed) = wish.managed {
+            stored.managed = managed;
+        }
+        if let Some(entry) = &before
+            && *entry.stored == stored
+        {
+            return Ok((entry.clone(), false));
+        }
+        retain(&mut stored, now, &self.config.retention);
+        if wish.dry_run {
+            return Ok((preview(stored, before.as_ref(), now), before.is_none()));
+        }
+        let version = self.next_version();
+        stored.resource_version = version;
+        let stored = self.write(stored).await?;
+        tracing::info!(service = %name, revision = stored.latest().name(), "service set");
+        Ok((self.install(stored, before.as_ref(), now), before.is_none()))
+    }
+
+    fn begin(
+        &self,
+        admitted: &Admitted,
+        digest: Digest,
+        now: Timestamp,
+    ) -> Result<StoredService, ChangeError> {
+        let mut stored = first(admitted, digest, now);
+        route(&mut stored, &admitted.traffic, now)?;
+        Ok(stored)
+    }
+
+    /// Shows a service that has been written, and tells whoever watches.
+    pub(super) fn install(
+        &self,
+        stored: StoredService,
+        before: Option<&Entry>,
+        now: Timestamp,
+    ) -> Entry {
+        let version = stored.resource_version;
+        let mut told = Vec::new();
+        let standings = stored.revisions.iter().map(|one| {
+            let known =
+                before.and_then(|entry| entry.revisions().find(|(old, _)| old.uid == one.uid));
+            match known {
+                Some((old, standing)) if old == one => standing.clone(),
+                Some((_, standing)) => {
+                    told.push((one.uid.clone(), What::Modified));
+                    Standing { version: self.next_version(), ..standing.clone() }
+                }
+                None => {
+                    told.push((one.uid.clone(), What::Added));
+                    Standing::at_first(one, self.next_version())
+                }
+            }
+        });
+        let standings: Arc<[Standing]> = standings.collect();
+        let (entry, turnover) = self.catalog.put(Arc::new(stored), standings, version, now);
+        self.turn_over(turnover);
+        let what = if before.is_none() { What::Added } else { What::Modified };
+        let mut changes = self.tell_service(&entry, what);
+        for (revision, standing) in entry.revisions() {
+            let Some((_, what)) = told.iter().find(|(uid, _)| *uid == revision.uid) else {
+                continue;
+            };
+            let object = objects::revision(&self.catalog, &entry, revision, standing);
+            changes.push(Change {
+                version: standing.version,
+                kind: Kind::Revision,
+                what: *what,
+                object,
+            });
+        }
+        for (revision, standing) in before.iter().flat_map(|entry| entry.revisions()) {
+            if entry.stored.revisions.iter().any(|kept| kept.uid == revision.uid) {
+                continue;
+            }
+            let (version, kind) = (self.next_version(), Kind::Revision);
+            let standing = Standing { version, ..standing.clone() };
+            let object = objects::revision(&self.catalog, &entry, revision, &standing);
+            changes.push(Change { version, kind, what: What::Deleted, object });
+        }
+        changes.sort_by_key(|change| change.version);
+        self.changes.publish(changes);
+        entry
+    }
+
+    /// Removes a service with all that belongs to it; its instances finish what they hold.
+    ///
+    /// # Errors
+    /// [`ChangeError`].
+    pub(crate) async fn remove(
+        &self,
+        namespace: &str,
+        name: &str,
+        version: Option<&str>,
+        uid: Option<&str>,
+    ) -> Result<Entry, ChangeError> {
+        let not_found = || ChangeError::NotFound { kind: Kind::Service, name: name.to_owned() };
+        let _changing = self.changing.lock().await;
+        let entry = self.catalog.get(namespace, name).ok_or_else(not_found)?;
+        precondition(&entry, version, uid)?;
+        let store = Arc::clone(&self.store);
+        let key = (namespace.to_owned(), name.to_owned());
+        let removed = tokio::task::spawn_blocking(move || store.remove(&key.0, &key.1));
+        removed.await.map_err(|_| ChangeError::ShutDown)??;
+        let mut entry = self.catalog.remove(namespace, name).ok_or_else(not_found)?;
+        tracing::info!(service = name, namespace, "service removed");
+        for route in entry.routes.iter() {
+            self.retire(Arc::clone(route));
+        }
+        entry.version = self.next_version();
+        let mut changes = self.tell_service(&entry, What::Deleted);
+        for (revision, standing) in entry.revisions() {
+            let (version, kind) = (self.next_version(), Kind::Revision);
+            let standing = Standing { version, ..standing.clone() };
+            let object = objects::revision(&self.catalog, &entry, revision, &standing);
+            changes.push(Change { version, kind, what: What::Deleted, object });
+        }
+        self.changes.publish(changes);
+        Ok(entry)
+    }
+
+    /// Removes a revision that requests cannot reach.
+    ///
+    /// # Errors
+    /// [`ChangeError`].
+    pub(crate) async fn remove_revision(
+        &self,
+        namespace: &str,
+        name: &str,
+    ) -> Result<(), ChangeError> {
+        let _changing = self.changing.lock().await;
+        let all = self.catalog.list(Some(namespace));
+        let entry = all.into_iter().find(|entry| entry.stored.revision(name).is_some());
+        let Some(entry) = entry else {
+            let (kind, name) = (Kind::Revision, name.to_owned());
+            return Err(ChangeError::NotFound { kind, name });
+        };
+        if entry.stored.is_routed(name) {
+            return Err(ChangeError::InUse(name.to_owned(), "its service sends it requests"));
+        }
+        if entry.stored.latest().name() == name {
+            return Err(ChangeError::InUse(name.to_owned(), "it is its service's latest one"));
+        }
+        let mut stored = StoredService::clone(&entry.stored);
+        stored.revisions.retain(|revision| revision.name() != name);
+        stored.resource_version = self.next_version();
+        let stored = self.write(stored).await?;
+        self.install(stored, Some(&entry), Timestamp::now());
+        Ok(())
+    }
+}
+
+fn has_template(entry: &Entry, admitted: &Admitted) -> bool {
+    entry.stored.spec.get("template") == admitted.spec.get("template")
+}
+
+/// What becomes of a service by a document. A digest is given if the template is another one.
+fn prepare(
+    before: &StoredService,
+    admitted: &Admitted,
+    digest: Option<Digest>,
+    now: Timestamp,
+) -> Result<StoredService, ChangeError> {
+    let mut stored = before.clone();
+    stored.labels.clone_from(&admitted.labels);
+    stored.annotations.clone_from(&admitted.annotations);
+    if let Some(digest) = digest {
+        stored.configuration_generation += 1;
+        let next = revision(admitted, stored.configuration_generation, digest, now);
+        if before.revision(next.name()).is_some() {
+            let reason = format!(
+                "revision {:?} exists and is another one; a changed template needs a new name, or none",
+                next.name()
+            );
+            return Err(invalid(admitted, "spec.template.metadata.name", reason));
+        }
+        stored.revisions.push(next);
+    }
+    if stored.spec != admitted.spec {
+        stored.generation += 1;
+        stored.spec = admitted.spec.clone();
+    }
+    route(&mut stored, &admitted.traffic, now)?;
+    Ok(stored)
+}
+
+/// Lets traffic go where it shall, as far as it can already.
+fn route(
+    stored: &mut StoredService,
+    targets: &[Target],
+    now: Timestamp,
+) -> Result<(), ChangeError> {
+    match assign(targets, &stored.known()) {
+        Ok(routed) => stored.routed = routed,
+        Err(Held::Missing(name)) => {
+            let at = targets.iter().position(|target| target.revision.as_ref() == Some(&name));
+            let path = format!("spec.traffic[{}].revisionName", at.unwrap_or(0));
+            let reason = format!("service {:?} has no revision {name:?}", stored.name);
+            let problems = vec![Problem { path, kind: ProblemKind::Invalid, reason }];
+            return Err(Invalid { name: stored.name.clone(), problems }.into());
+        }
+        Err(Held::NotReady(_) | Held::NoneReady) => {}
+    }
+    mark_idle(stored, now);
+    Ok(())
+}
+
+fn invalid(admitted: &Admitted, path: &str, reason: String) -> ChangeError {
+    let problems = vec![Problem { path: path.to_owned(), kind: ProblemKind::Invalid, reason }];
+    Invalid { name: admitted.name.clone(), problems }.into()
+}
+
+/// Notes since when revisions are out of reach.
+pub(super) fn mark_idle(stored: &mut StoredService, now: Timestamp) {
+    let last = stored.revisions.len() - 1;
+    for at in 0..stored.revisions.len() {
+        let reachable = at == last || stored.is_routed(stored.revisions[at].name());
+        let revision = &mut stored.revisions[at];
+        revision.idle_since = match (reachable, revision.idle_since) {
+            (true, _) => None,
+            (false, since) => since.or(Some(now)),
+        };
+    }
+}
+
+/// Removes the revisions whose time is over.
+fn retain(stored: &mut StoredService, now: Timestamp, config: &RetentionConfig) {
+    let candidates = stored.revisions.iter().map(|one| Candidate {
+        name: one.name(),
+        created: one.created,
+        idle_since: one.idle_since,
+    });
+    let candidates: Vec<_> = candidates.collect();
+    let gone: Vec<String> =
+        expired(&candidates, now, config).into_iter().map(str::to_owned).collect();
+    stored.revisions.retain(|one| !gone.iter().any(|name| name == one.name()));
+}
+
+/// What a service would be.
+fn preview(stored: StoredService, before: Option<&Entry>, now: Timestamp) -> Entry {
+    let version = before.map_or(0, |entry| entry.version);
+    let standings = stored.revisions.iter().map(|one| Standing::at_first(one, version)).collect();
+    let routes = before.map(|entry| Arc::clone(&entry.routes)).unwrap_or_default();
+    Entry { stored: Arc::new(stored), standings, routes, version, changed: now }
+}

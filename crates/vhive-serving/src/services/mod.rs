@@ -1,0 +1,308 @@
+//! What happens when a service is made, changed or removed, when its instances come and go, and
+//! when the node starts again. One change at a time; who reads never waits for one.
+
+mod change;
+mod events;
+mod pods;
+mod settle;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use serde_json::Value;
+use tokio::sync::Mutex;
+use vhive_api::{Digest, RuntimeName};
+use vhive_node::{Node, ResolveError};
+
+pub(crate) use self::change::{Mode, Wish};
+pub(crate) use self::settle::Pending;
+use crate::admission::{Admitted, Invalid, Problem, ProblemKind, admit};
+use crate::catalog::{Catalog, Entry, Route, Turnover};
+use crate::changes::{Change, Changes, What};
+use crate::config::Config;
+use crate::kind::Kind;
+use crate::objects;
+use crate::standing::Standing;
+use crate::store::{Store, StoreError, StoredService};
+
+/// Versions that may be given out without a write of the store.
+const RESERVED: u64 = 1_000_000;
+
+/// Why a change was refused; nothing has changed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ChangeError {
+    /// The document is not accepted.
+    #[error("{0}")]
+    Invalid(#[from] Invalid),
+    /// There is such an object already.
+    #[error("{}.serving.knative.dev {name:?} already exists", kind.plural())]
+    Exists {
+        /// Of which kind.
+        kind: Kind,
+        /// Its name.
+        name: String,
+    },
+    /// There is no such object.
+    #[error("{}.serving.knative.dev {name:?} not found", kind.plural())]
+    NotFound {
+        /// Of which kind.
+        kind: Kind,
+        /// Its name.
+        name: String,
+    },
+    /// The client has seen an older version than the present one.
+    #[error(
+        "{} {name:?} has changed: {field} is {present}, not {given}; read it again and repeat \
+         the change", kind.plural()
+    )]
+    Conflict {
+        /// Of which kind.
+        kind: Kind,
+        /// Its name.
+        name: String,
+        /// What is compared.
+        field: &'static str,
+        /// What the client gave.
+        given: String,
+        /// What it is.
+        present: String,
+    },
+    /// The revision is in use.
+    #[error("revision {0:?} cannot be deleted: {1}")]
+    InUse(String, &'static str),
+    /// The image cannot be found or pulled.
+    #[error("image {image:?}")]
+    Image {
+        /// The reference.
+        image: String,
+        /// Why not.
+        #[source]
+        source: Box<ResolveError>,
+    },
+    /// The change could not be made durable.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The task that should have made it durable is gone.
+    #[error("the node is shutting down")]
+    ShutDown,
+}
+
+/// The services with everything that a change of one concerns.
+#[derive(Debug)]
+pub(crate) struct Services {
+    pub(crate) node: Node,
+    pub(crate) catalog: Arc<Catalog>,
+    pub(crate) config: Config,
+    pub(crate) changes: Arc<Changes>,
+    store: Arc<Store>,
+    /// No version above it is given out before the store knows.
+    ceiling: AtomicU64,
+    pending: Arc<Pending>,
+    pods: pods::Pods,
+    events: events::Events,
+    /// Held while a change is made; one at a time.
+    changing: Mutex<()>,
+}
+
+impl Services {
+    /// Opens the store and serves what it holds.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub(crate) async fn open(
+        node: Node,
+        catalog: Arc<Catalog>,
+        config: Config,
+        path: &Path,
+    ) -> Result<Self, StoreError> {
+        let at = path.to_owned();
+        let opened = tokio::task::spawn_blocking(move || {
+            let store = Store::open(&at)?;
+            let (all, version) = store.all()?;
+            store.reserve(version + RESERVED)?;
+            Ok((store, all, version))
+        });
+        let gone = || StoreError::Io { path: path.to_owned(), reason: "interrupted".to_owned() };
+        let (store, all, version) = opened.await.map_err(|_| gone())??;
+        let pending: Arc<Pending> = Arc::default();
+        let told = Arc::clone(&pending);
+        node.on_change(move |revision| told.add(revision));
+        let services = Self {
+            node,
+            catalog,
+            config,
+            changes: Arc::new(Changes::new(version)),
+            store: Arc::new(store),
+            ceiling: AtomicU64::new(version + RESERVED),
+            pending,
+            pods: pods::Pods::default(),
+            events: events::Events::default(),
+            changing: Mutex::default(),
+        };
+        for stored in all {
+            let version = stored.resource_version;
+            let standings = stored.revisions.iter().map(|one| Standing::at_first(one, version));
+            let standings: Arc<[Standing]> = standings.collect();
+            let changed = stored.latest().created;
+            let turnover = services.catalog.put(Arc::new(stored), standings, version, changed).1;
+            services.turn_over(turnover);
+        }
+        Ok(services)
+    }
+
+    /// Makes new revisions known, with the instances that they want from the beginning, and lets
+    /// those of the retired ones go once they are idle.
+    fn turn_over(&self, turnover: Turnover) {
+        for route in turnover.begun {
+            self.node.register(Arc::clone(&route.revision));
+            let first = route.rules.initial.max(route.rules.min);
+            if first > 0 {
+                self.node.resize(&route.revision.key, first);
+                route.throttle.watch();
+            }
+        }
+        for route in turnover.retired {
+            self.retire(route);
+        }
+    }
+
+    fn retire(&self, route: Arc<Route>) {
+        let node = self.node.clone();
+        tokio::spawn(async move {
+            node.forget(&route.revision.key).await;
+            route.upstreams.retain(|_| false);
+        });
+    }
+
+    /// A version that no other change has, durably no lower after a restart.
+    fn next_version(&self) -> u64 {
+        let version = self.changes.next_version();
+        if version >= self.ceiling.load(Ordering::Acquire) {
+            // Once in a million changes that nobody made by hand.
+            match self.store.reserve(version + RESERVED) {
+                Ok(()) => self.ceiling.store(version + RESERVED, Ordering::Release),
+                Err(error) => tracing::error!(%error, "versions may repeat after a restart"),
+            }
+        }
+        version
+    }
+
+    /// Makes a service durable.
+    async fn write(&self, stored: StoredService) -> Result<StoredService, ChangeError> {
+        let store = Arc::clone(&self.store);
+        let ceiling = self.changes.version() + RESERVED;
+        let written = tokio::task::spawn_blocking(move || {
+            store.put(&stored, ceiling)?;
+            Ok::<_, StoreError>(stored)
+        });
+        let stored = written.await.map_err(|_| ChangeError::ShutDown)??;
+        self.ceiling.store(ceiling, Ordering::Release);
+        Ok(stored)
+    }
+
+    /// What watchers are told of a service, its configuration and its route.
+    fn tell_service(&self, entry: &Entry, what: What) -> Vec<Change> {
+        let kinds = [Kind::Service, Kind::Configuration, Kind::Route];
+        let each = kinds.into_iter().filter_map(|kind| {
+            let object = objects::of_service(kind, &self.catalog, entry)?;
+            Some(Change { version: entry.version, kind, what, object })
+        });
+        each.collect()
+    }
+
+    fn check(
+        &self,
+        admitted: &Admitted,
+        mode: Mode,
+        uid: Option<&str>,
+    ) -> Result<Option<Entry>, ChangeError> {
+        let (kind, name) = (Kind::Service, &admitted.name);
+        let entry = self.catalog.get(&admitted.namespace, name);
+        match (&entry, mode) {
+            (Some(_), Mode::Create) => {
+                return Err(ChangeError::Exists { kind, name: name.clone() });
+            }
+            (None, Mode::Replace) => {
+                return Err(ChangeError::NotFound { kind, name: name.clone() });
+            }
+            _ => {}
+        }
+        if let Some(entry) = &entry {
+            precondition(entry, admitted.resource_version.as_deref(), uid)?;
+        }
+        Ok(entry)
+    }
+
+    /// What only the node can say: whether it offers the runtime and could ever have the room.
+    fn check_node(&self, admitted: &Admitted) -> Result<(), Invalid> {
+        let template = &admitted.template;
+        let mut problems = Vec::new();
+        let mut add = |path: &str, reason| {
+            let path = path.to_owned();
+            problems.push(Problem { path, kind: ProblemKind::Invalid, reason });
+        };
+        if self.node.runtimes().get(template.runtime).is_none() {
+            let offered: Vec<&str> =
+                self.node.runtimes().names().map(RuntimeName::as_str).collect();
+            let reason = format!(
+                "runtime {} is not offered by this node ({}); `vhive doctor` says why",
+                template.runtime,
+                offered.join(", ")
+            );
+            add("spec.template.spec.runtimeClassName", reason);
+        }
+        let most = self.node.config().max_memory();
+        if template.memory > most {
+            let reason = format!("{} is more than the node's max_memory, {most}", template.memory);
+            add("spec.template.spec.containers[0].resources.limits.memory", reason);
+        }
+        if problems.is_empty() {
+            return Ok(());
+        }
+        Err(Invalid { name: admitted.name.clone(), problems })
+    }
+
+    /// The manifest that the image's reference means now. `sim` runs no image, so any will do.
+    async fn resolve(&self, admitted: &Admitted) -> Result<Digest, ChangeError> {
+        let image = &admitted.template.image;
+        if admitted.template.runtime == RuntimeName::Sim {
+            return Ok(Digest::of(image.as_bytes()));
+        }
+        let resolved = self.node.resolve_image(image).await;
+        resolved
+            .map_err(|source| ChangeError::Image { image: image.clone(), source: Box::new(source) })
+    }
+
+    fn admit(&self, document: &Value) -> Result<Admitted, ChangeError> {
+        let admitted = admit(document, &self.config)?;
+        self.check_node(&admitted)?;
+        Ok(admitted)
+    }
+}
+
+/// Whether a service is the one that a client has seen.
+fn precondition(
+    entry: &Entry,
+    version: Option<&str>,
+    uid: Option<&str>,
+) -> Result<(), ChangeError> {
+    let stored = &entry.stored;
+    let present = entry.version.to_string();
+    for (field, given, present) in
+        [("uid", uid, stored.uid.as_str()), ("resourceVersion", version, present.as_str())]
+    {
+        if let Some(given) = given
+            && given != present
+        {
+            return Err(ChangeError::Conflict {
+                kind: Kind::Service,
+                name: stored.name.clone(),
+                field,
+                given: given.to_owned(),
+                present: present.to_owned(),
+            });
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,64 @@
+//! What earlier versions of the store hold.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use serde::Deserialize;
+use serde_json::Value;
+use vhive_api::Revision;
+
+use super::stored::{StoredRevision, StoredService, uid_of};
+use crate::autoscale::Rules;
+use crate::traffic::Assigned;
+
+/// A service of format 1, which had one revision.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Service1 {
+    uid: String,
+    created: Timestamp,
+    updated: Timestamp,
+    generation: u64,
+    resource_version: u64,
+    labels: BTreeMap<String, String>,
+    annotations: BTreeMap<String, String>,
+    spec: Value,
+    revision: Revision,
+    rules: Rules,
+    queue_depth: u32,
+}
+
+/// Reads a service of format 1.
+///
+/// # Errors
+/// What is wrong with its JSON.
+pub(super) fn read_1(bytes: &[u8]) -> Result<StoredService, serde_json::Error> {
+    let old: Service1 = serde_json::from_slice(bytes)?;
+    let name = old.revision.key.name.clone();
+    let revision = StoredRevision {
+        uid: uid_of(&old.uid, &name),
+        created: old.updated,
+        generation: old.generation,
+        template: old.spec.get("template").cloned().unwrap_or_default(),
+        ready: true,
+        idle_since: None,
+        rules: old.rules,
+        queue_depth: old.queue_depth,
+        revision: old.revision,
+    };
+    Ok(StoredService {
+        namespace: revision.revision.key.namespace.clone(),
+        name: revision.revision.service.clone(),
+        uid: old.uid,
+        created: old.created,
+        generation: old.generation,
+        configuration_generation: old.generation,
+        resource_version: old.resource_version,
+        labels: old.labels,
+        annotations: old.annotations,
+        managed: Value::Null,
+        spec: old.spec,
+        routed: vec![Assigned { revision: name, latest: true, percent: 100, tag: None }],
+        revisions: vec![revision],
+    })
+}

@@ -1,0 +1,334 @@
+//! What clients of Kubernetes rely on: discovery, tables, selectors, pages, watches, patches,
+//! server-side apply.
+
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::UnixStream;
+
+use crate::support::{Reply, World, service, within};
+
+const SERVING: &str = "/apis/serving.knative.dev/v1";
+const SERVICES: &str = "/apis/serving.knative.dev/v1/namespaces/default/services";
+
+/// A request with header fields of its own.
+async fn ask(world: &World, method: &str, path: &str, fields: &str, body: &Value) -> (u16, Value) {
+    let body = if body.is_null() { String::new() } else { body.to_string() };
+    let request = format!(
+        "{method} {path} HTTP/1.1\r\nHost: node\r\n{fields}Content-Length: {}\r\n\
+         Connection: close\r\n\r\n{body}",
+        body.len()
+    );
+    let mut stream = UnixStream::connect(&world.serving.addresses().socket).await.unwrap();
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut reply = Vec::new();
+    within(stream.read_to_end(&mut reply)).await.unwrap();
+    let reply = Reply::parse(&reply);
+    (reply.status, serde_json::from_slice(&reply.body).unwrap_or(Value::Null))
+}
+
+/// A watch as it is read.
+struct Watch {
+    stream: UnixStream,
+    text: String,
+}
+
+impl Watch {
+    async fn begin(world: &World, path: &str) -> Self {
+        let mut stream = UnixStream::connect(&world.serving.addresses().socket).await.unwrap();
+        // HTTP/1.0, so that no chunks are in the way.
+        let request = format!("GET {path} HTTP/1.0\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut watch = Self { stream, text: String::new() };
+        while !watch.text.contains("\r\n\r\n") {
+            watch.more().await;
+        }
+        let (head, rest) = watch.text.split_once("\r\n\r\n").unwrap();
+        assert!(head.contains(" 200 "), "{head}");
+        watch.text = rest.to_owned();
+        watch
+    }
+
+    async fn more(&mut self) {
+        let mut bytes = Vec::new();
+        assert_ne!(within(self.stream.read_buf(&mut bytes)).await.unwrap(), 0, "it ended");
+        self.text.push_str(&String::from_utf8(bytes).unwrap());
+    }
+
+    /// The next event: its type and object.
+    async fn next(&mut self) -> (String, Value) {
+        loop {
+            if let Some((line, rest)) = self.text.split_once('\n') {
+                let event: Value = serde_json::from_str(line).unwrap();
+                self.text = rest.to_owned();
+                let what = event["type"].as_str().unwrap().to_owned();
+                return (what, event["object"].clone());
+            }
+            self.more().await;
+        }
+    }
+
+    async fn expect(&mut self, what: &str, name: &str) -> Value {
+        let (found, object) = self.next().await;
+        assert_eq!((found.as_str(), &object["metadata"]["name"]), (what, &json!(name)), "{object}");
+        object
+    }
+}
+
+#[tokio::test]
+async fn a_client_finds_what_there_is() {
+    let world = World::new().await;
+    let (_, version) = world.api("GET", "/version", None).await;
+    assert_eq!(version["major"], "1");
+    let (_, groups) = world.api("GET", "/apis", None).await;
+    assert_eq!(groups["groups"][0]["preferredVersion"]["groupVersion"], "serving.knative.dev/v1");
+    let (_, resources) = world.api("GET", SERVING, None).await;
+    let services = &resources["resources"][0];
+    assert_eq!((&services["name"], &services["kind"]), (&json!("services"), &json!("Service")));
+    assert_eq!(services["shortNames"], json!(["kservice", "ksvc"]));
+    for resource in resources["resources"].as_array().unwrap() {
+        let name = resource["name"].as_str().unwrap();
+        if !name.contains('/') {
+            let (status, list) = world.api("GET", &format!("{SERVING}/{name}"), None).await;
+            assert_eq!((status, &list["items"]), (200, &json!([])), "{name}");
+        }
+    }
+    let (status, _) = world.api("GET", "/openapi/v2", None).await;
+    assert_eq!(status, 200);
+    let (_, index) = world.api("GET", "/openapi/v3", None).await;
+    let path = index["paths"]["apis/serving.knative.dev/v1"]["serverRelativeURL"].clone();
+    let (_, document) = world.api("GET", path.as_str().unwrap(), None).await;
+    let patch = &document["paths"]["/apis/serving.knative.dev/v1/namespaces/{namespace}/services/{name}"]
+        ["patch"];
+    assert!(patch["parameters"].to_string().contains("fieldValidation"), "{patch}");
+    let (status, told) = world.api("GET", &format!("{SERVING}/gadgets"), None).await;
+    assert_eq!((status, &told["reason"]), (404, &json!("NotFound")));
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn lists_come_as_tables_by_selectors_and_in_pages() {
+    let world = World::new().await;
+    for name in ["a", "b", "c"] {
+        world.apply(name, |document| document["metadata"]["labels"] = json!({"is": name})).await;
+    }
+    let table = "Accept: application/json;as=Table;v=v1;g=meta.k8s.io,application/json\r\n";
+    let (_, shown) = ask(&world, "GET", SERVICES, table, &Value::Null).await;
+    assert_eq!(shown["kind"], "Table");
+    assert_eq!(shown["rows"][1]["cells"][0], "b");
+    assert_eq!(shown["rows"][1]["object"]["metadata"]["name"], "b");
+    let names = |list: &Value| -> Vec<String> {
+        let items = list["items"].as_array().unwrap().iter();
+        items.map(|item| item["metadata"]["name"].as_str().unwrap().to_owned()).collect()
+    };
+    for (query, wanted) in [
+        ("labelSelector=is%3Db", vec!["b"]),
+        ("labelSelector=is%20in%20(a,c)", vec!["a", "c"]),
+        ("labelSelector=!is", vec![]),
+        ("fieldSelector=metadata.name%3Dc", vec!["c"]),
+        ("limit=2", vec!["a", "b"]),
+    ] {
+        let (_, list) = world.api("GET", &format!("{SERVICES}?{query}"), None).await;
+        assert_eq!(names(&list), wanted, "{query}");
+    }
+    let (_, first) = world.api("GET", &format!("{SERVICES}?limit=2"), None).await;
+    let next = first["metadata"]["continue"].as_str().unwrap();
+    let (_, rest) = world.api("GET", &format!("{SERVICES}?limit=2&continue={next}"), None).await;
+    assert_eq!((names(&rest), rest["metadata"].get("continue")), (vec!["c".to_owned()], None));
+    let (status, _) = world.api("GET", &format!("{SERVICES}?labelSelector=a%20b"), None).await;
+    assert_eq!(status, 400);
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_watch_tells_each_change_from_where_the_list_ended() {
+    let world = World::new().await;
+    world.apply("old", |_| {}).await;
+    let (_, list) = world.api("GET", SERVICES, None).await;
+    let version = list["metadata"]["resourceVersion"].as_str().unwrap().to_owned();
+    // Changes between list and watch are not lost.
+    world.apply("new", |_| {}).await;
+    let mut watch =
+        Watch::begin(&world, &format!("{SERVICES}?watch=true&resourceVersion={version}")).await;
+    watch.expect("ADDED", "new").await;
+    world.apply("new", |document| document["metadata"]["labels"] = json!({"x": "y"})).await;
+    let changed = watch.expect("MODIFIED", "new").await;
+    assert_eq!(changed["metadata"]["labels"]["x"], "y");
+    world.api("DELETE", &format!("{SERVICES}/new"), None).await;
+    watch.expect("DELETED", "new").await;
+
+    // Begun without a version, and as WatchList: what there is comes first.
+    let list = format!(
+        "{SERVICES}?watch=1&sendInitialEvents=true&resourceVersionMatch=NotOlderThan&allowWatchBookmarks=true"
+    );
+    let mut watch = Watch::begin(&world, &list).await;
+    watch.expect("ADDED", "old").await;
+    let (what, mark) = watch.next().await;
+    assert_eq!(what, "BOOKMARK");
+    assert_eq!(mark["metadata"]["annotations"]["k8s.io/initial-events-end"], "true");
+    let from = mark["metadata"]["resourceVersion"].as_str().unwrap();
+    assert!(from.parse::<u64>().unwrap() > version.parse().unwrap());
+
+    // A selector lets objects come and go as their labels change.
+    let path = format!("{SERVICES}?watch=true&labelSelector=team%3Da&resourceVersion={from}");
+    let mut watch = Watch::begin(&world, &path).await;
+    let label = |team: &'static str| {
+        move |document: &mut Value| document["metadata"]["labels"] = json!({"team": team})
+    };
+    world.apply("old", label("a")).await;
+    watch.expect("ADDED", "old").await;
+    world.apply("old", label("b")).await;
+    watch.expect("DELETED", "old").await;
+    world.apply("old", label("c")).await;
+    world.apply("old", label("a")).await;
+    watch.expect("ADDED", "old").await;
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_watch_ends_when_asked_and_says_when_it_is_too_late() {
+    let world = World::new().await;
+    // Read to its end.
+    let (status, _) =
+        ask(&world, "GET", &format!("{SERVICES}?watch=true&timeoutSeconds=0"), "", &Value::Null)
+            .await;
+    assert_eq!(status, 200);
+    world.apply("hello", |_| {}).await;
+    let dir = world.dir.clone();
+    let (_, list) = world.api("GET", SERVICES, None).await;
+    let version = list["metadata"]["resourceVersion"].as_str().unwrap().to_owned();
+    world.stop().await;
+    let sim = vhive_sandbox::sim::Sim::new(vhive_sandbox::sim::SimConfig::default());
+    let runtimes = vhive_node::Runtimes::new().with(sim);
+    let world = crate::support::Setup::again(runtimes, dir).start().await;
+    let mut watch =
+        Watch::begin(&world, &format!("{SERVICES}?watch=true&resourceVersion={version}")).await;
+    let (what, told) = watch.next().await;
+    assert_eq!(
+        (what.as_str(), &told["code"], &told["reason"]),
+        ("ERROR", &json!(410), &json!("Expired"))
+    );
+    let (_, list) = world.api("GET", SERVICES, None).await;
+    let after = list["metadata"]["resourceVersion"].as_str().unwrap();
+    assert!(after.parse::<u64>().unwrap() > version.parse().unwrap(), "versions never repeat");
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn instances_are_pods_with_logs() {
+    let world = World::new().await;
+    let pods = "/api/v1/namespaces/default/pods";
+    let mut watch = Watch::begin(&world, &format!("{pods}?watch=true&resourceVersion=0")).await;
+    world.apply("hello", |_| {}).await;
+    assert_eq!(world.get("hello").await.status, 200);
+    let (what, _) = watch.next().await;
+    assert_eq!(what, "ADDED");
+    let (_, list) = world.api("GET", pods, None).await;
+    let pod = &list["items"][0];
+    assert_eq!(pod["status"]["phase"], "Running", "{list}");
+    assert_eq!(pod["metadata"]["labels"]["serving.knative.dev/service"], "hello");
+    let name = pod["metadata"]["name"].as_str().unwrap();
+    let (status, _) = world.api("GET", &format!("{pods}/{name}"), None).await;
+    assert_eq!(status, 200);
+    let (status, _) = world
+        .api("GET", &format!("{pods}/{name}/log?container=user-container&tailLines=3"), None)
+        .await;
+    assert_eq!(status, 200);
+    let (status, _) =
+        world.api("GET", &format!("{pods}/{name}/log?container=queue-proxy"), None).await;
+    assert_eq!(status, 400);
+    let (status, _) = world.api("GET", &format!("{pods}/hello-00001-deployment-0/log"), None).await;
+    assert_eq!(status, 404);
+    world.api("DELETE", &format!("{SERVICES}/hello"), None).await;
+    loop {
+        let (what, gone) = watch.next().await;
+        if what == "DELETED" {
+            assert_eq!(gone["metadata"]["name"], name);
+            break;
+        }
+    }
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn patches_of_each_form_and_what_they_refuse() {
+    let world = World::new().await;
+    world.apply("hello", |_| {}).await;
+    let path = format!("{SERVICES}/hello");
+    let merge = "Content-Type: application/merge-patch+json\r\n";
+    let (status, object) =
+        ask(&world, "PATCH", &path, merge, &json!({"metadata": {"labels": {"a": "b"}}})).await;
+    assert_eq!((status, &object["metadata"]["labels"]), (200, &json!({"a": "b"})), "{object}");
+    assert_eq!(object["metadata"]["generation"], 1, "labels make no generation");
+    let json_patch = "Content-Type: application/json-patch+json\r\n";
+    let add = json!([{"op": "replace", "path": "/spec/template/spec/containers/0/image", "value": "dev.local/other"}]);
+    let (status, object) = ask(&world, "PATCH", &path, json_patch, &add).await;
+    assert_eq!((status, &object["metadata"]["generation"]), (200, &json!(2)), "{object}");
+    let wrong = json!([{"op": "test", "path": "/spec/none", "value": 1}]);
+    assert_eq!(ask(&world, "PATCH", &path, json_patch, &wrong).await.0, 422);
+    let strategic = "Content-Type: application/strategic-merge-patch+json\r\n";
+    assert_eq!(ask(&world, "PATCH", &path, strategic, &json!({})).await.0, 415);
+    let stale = json!({"metadata": {"resourceVersion": "1", "labels": {"a": "c"}}});
+    let (status, told) = ask(&world, "PATCH", &path, merge, &stale).await;
+    assert_eq!((status, &told["reason"]), (409, &json!("Conflict")), "{told}");
+    let bad = json!({"spec": {"colour": "red"}});
+    let (status, told) = ask(&world, "PATCH", &path, merge, &bad).await;
+    assert_eq!((status, &told["details"]["causes"][0]["field"]), (422, &json!("spec.colour")));
+    let (status, _) = ask(&world, "PATCH", &format!("{path}/status"), merge, &bad).await;
+    assert_eq!(status, 405);
+    let other = format!("{SERVING}/namespaces/default/routes/hello");
+    assert_eq!(ask(&world, "PATCH", &other, merge, &bad).await.0, 405);
+    assert_eq!(ask(&world, "PATCH", &format!("{SERVICES}/none"), merge, &bad).await.0, 404);
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn server_side_apply_keeps_who_owns_what() {
+    let world = World::new().await;
+    let yaml = "Content-Type: application/apply-patch+yaml\r\n";
+    let path = |manager: &str| format!("{SERVICES}/hello?fieldManager={manager}");
+    let mut wanted = service("hello");
+    let (status, made) = ask(&world, "PATCH", &path("one"), yaml, &wanted).await;
+    assert_eq!((status, &made["metadata"]["managedFields"][0]["manager"]), (201, &json!("one")));
+    let (status, same) = ask(&world, "PATCH", &path("one"), yaml, &wanted).await;
+    assert_eq!((status, &same), (200, &made), "nothing has changed");
+    wanted["spec"]["template"]["spec"]["containers"][0]["image"] = json!("dev.local/other");
+    let (status, told) = ask(&world, "PATCH", &path("two"), yaml, &wanted).await;
+    assert_eq!(
+        (status, &told["details"]["causes"][0]["reason"]),
+        (409, &json!("FieldManagerConflict"))
+    );
+    let (status, forced) =
+        ask(&world, "PATCH", &(path("two") + "&force=true"), yaml, &wanted).await;
+    assert_eq!((status, &forced["metadata"]["generation"]), (200, &json!(2)), "{forced}");
+    let (status, _) = ask(&world, "PATCH", &format!("{SERVICES}/hello"), yaml, &wanted).await;
+    assert_eq!(status, 400, "a manager must be named");
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn preconditions_dry_runs_and_made_up_names() {
+    let world = World::new().await;
+    let mut document = service("x");
+    document["metadata"] = json!({"generateName": "made-"});
+    let (status, made) = world.api("POST", SERVICES, Some(&document)).await;
+    let name = made["metadata"]["name"].as_str().unwrap().to_owned();
+    assert!(status == 201 && name.starts_with("made-") && name.len() == 10, "{made}");
+
+    let (status, would) =
+        world.api("POST", &format!("{SERVICES}?dryRun=All"), Some(&service("dry"))).await;
+    assert_eq!((status, &would["metadata"]["name"]), (201, &json!("dry")));
+    assert_eq!(world.api("GET", &format!("{SERVICES}/dry"), None).await.0, 404);
+    let (status, _) =
+        world.api("POST", &format!("{SERVICES}?dryRun=Some"), Some(&service("dry"))).await;
+    assert_eq!(status, 400);
+
+    let json = "Content-Type: application/json\r\n";
+    let path = format!("{SERVICES}/{name}");
+    let other = json!({"preconditions": {"uid": "another"}});
+    let (status, told) = ask(&world, "DELETE", &path, json, &other).await;
+    assert_eq!((status, &told["reason"]), (409, &json!("Conflict")), "{told}");
+    let right = json!({"preconditions": {"uid": made["metadata"]["uid"]}, "propagationPolicy": "Background"});
+    let (status, told) = ask(&world, "DELETE", &path, json, &right).await;
+    assert_eq!((status, &told["details"]["uid"]), (200, &made["metadata"]["uid"]));
+    world.stop().await;
+}

@@ -1,0 +1,171 @@
+//! Real clients of Kubernetes against a node: kubectl of several versions, and the Python client.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use vhive_tests::node::TestNode;
+
+use crate::scene::{Dir, node, service, skip};
+
+/// What `xtask test` brings for these tests.
+fn tools() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/tools")
+}
+
+/// A kubectl with a name for messages.
+struct Kubectl<'a> {
+    name: &'static str,
+    binary: PathBuf,
+    dir: &'a Path,
+}
+
+impl Kubectl<'_> {
+    /// Runs it for half a minute at most; it must succeed.
+    fn ok(&self, args: &[&str]) -> String {
+        let (good, said) = self.run(args);
+        assert!(good, "{} {args:?}: {said}", self.name);
+        said
+    }
+
+    fn run(&self, args: &[&str]) -> (bool, String) {
+        let done = Command::new("timeout")
+            .arg("30")
+            .arg(&self.binary)
+            .args(args)
+            .env("KUBECONFIG", self.dir.join("kubeconfig"))
+            .env("HOME", self.dir)
+            .stdin(Stdio::null())
+            .output()
+            .expect("timeout runs");
+        let both = [done.stdout, done.stderr].concat();
+        (done.status.success(), String::from_utf8_lossy(&both).into_owned())
+    }
+
+    fn expect(&self, args: &[&str], wanted: &str) {
+        let said = self.ok(args);
+        assert!(said.contains(wanted), "{} {args:?}: no {wanted:?} in {said}", self.name);
+    }
+}
+
+fn kubeconfig(node: &TestNode, dir: &Path) {
+    let config = node.ok(&["kubeconfig"]).expect("a kubeconfig");
+    fs::write(dir.join("kubeconfig"), config).expect("written");
+}
+
+/// A service's document, with more of its `spec`.
+fn write(dir: &Path, name: &str, extra: &str) -> String {
+    let path = dir.join(format!("{name}.yaml"));
+    fs::write(&path, service(name, &["A=1"], "") + extra).expect("written");
+    path.to_string_lossy().into_owned()
+}
+
+#[test]
+fn e2e_kubectl_of_each_version_works_unchanged() {
+    let test = "e2e_kubectl_of_each_version_works_unchanged";
+    if skip(test) {
+        return;
+    }
+    let dir = Dir::new("kubectl");
+    let node = node(&dir, "");
+    kubeconfig(&node, dir.path());
+    let all = [
+        ("kubectl-here", PathBuf::from("/usr/bin/kubectl")),
+        ("kubectl-debian", tools().join("kubectl-debian/usr/bin/kubectl")),
+        ("kubectl-current", tools().join("kubectl-current")),
+    ];
+    for (name, binary) in all {
+        if !binary.exists() {
+            println!("SKIP {test} with {name}: it is not there");
+            continue;
+        }
+        let kubectl = Kubectl { name, binary, dir: dir.path() };
+        println!("{name}: {}", kubectl.ok(&["version"]).trim());
+        twelve_operations(&kubectl, name);
+        traffic_and_logs(&kubectl, &node, &format!("{name}-more"));
+    }
+}
+
+/// The operations of everyday.
+fn twelve_operations(kubectl: &Kubectl<'_>, name: &str) {
+    let file = write(kubectl.dir, name, "");
+    let file = file.as_str();
+    kubectl.expect(&["apply", "-f", file], "created");
+    kubectl.expect(&["apply", "-f", file], "unchanged");
+    kubectl.expect(&["get", "ksvc", name], &format!("http://{name}.default.example.com"));
+    kubectl.expect(&["get", "ksvc", name, "-o", "yaml"], "latestReadyRevisionName");
+    kubectl
+        .expect(&["apply", "--server-side", "--force-conflicts", "-f", file], "serverside-applied");
+    kubectl.ok(&["apply", "--validate=false", "-f", file]);
+    kubectl.expect(&["get", "all"], &format!("configuration.serving.knative.dev/{name}"));
+    let ready = format!("ksvc/{name}");
+    kubectl.expect(&["wait", &ready, "--for=condition=Ready", "--timeout=10s"], "condition met");
+    kubectl.expect(&["delete", "-f", file], "deleted");
+    kubectl.expect(&["create", "-f", file], "created");
+    let labels = r#"{"metadata":{"labels":{"team":"a"}}}"#;
+    kubectl.expect(&["patch", "ksvc", name, "--type", "merge", "-p", labels], "patched");
+    kubectl.expect(&["get", "ksvc", "-l", "team=a"], name);
+    kubectl.expect(&["delete", "ksvc", name, "--wait=false"], "deleted");
+    let (good, said) = kubectl.run(&["get", "ksvc", name]);
+    assert!(!good && said.contains("NotFound"), "{said}");
+}
+
+/// Revisions, a split, what is refused, instances and their output.
+fn traffic_and_logs(kubectl: &Kubectl<'_>, node: &TestNode, name: &str) {
+    let file = write(kubectl.dir, name, "");
+    kubectl.ok(&["apply", "-f", &file]);
+    let text = fs::read_to_string(&file).expect("readable").replace("\"1\"", "\"2\"");
+    let split = format!(
+        "  traffic:\n  - {{ revisionName: {name}-00001, percent: 50, tag: old }}\n  - {{ latestRevision: true, percent: 50 }}\n"
+    );
+    fs::write(&file, text + &split).expect("written");
+    kubectl.expect(&["apply", "-f", &file], "configured");
+    kubectl.expect(&["get", "rev"], &format!("{name}-00002"));
+    kubectl.expect(
+        &["get", "route", name, "-o", "yaml"],
+        &format!("http://old-{name}.default.example.com"),
+    );
+    let request = format!(
+        "GET / HTTP/1.1\r\nHost: old-{name}.default.example.com\r\nConnection: close\r\n\r\n"
+    );
+    let reply = node.raw(request.as_bytes()).expect("an answer");
+    assert!(reply.starts_with("HTTP/1.1 200 "), "{reply}");
+    let label = format!("serving.knative.dev/revision={name}-00001");
+    let pods = kubectl.ok(&["get", "pods", "-l", &label, "-o", "name"]);
+    let pod = pods.lines().next().expect("one instance");
+    kubectl.ok(&["logs", pod, "-c", "user-container"]);
+    kubectl.ok(&["get", "events"]);
+    let wrong = r#"{"spec":{"traffic":[{"revisionName":"none-00001","percent":100}]}}"#;
+    let (good, said) = kubectl.run(&["patch", "ksvc", name, "--type", "merge", "-p", wrong]);
+    assert!(!good && said.contains("spec.traffic[0].revisionName"), "{said}");
+    kubectl.expect(&["auth", "can-i", "create", "ksvc"], "yes");
+    kubectl.ok(&["delete", "ksvc", name]);
+}
+
+#[test]
+fn e2e_the_python_client_works_unchanged() {
+    let test = "e2e_the_python_client_works_unchanged";
+    let python = tools().join("python/bin/python");
+    if skip(test) {
+        return;
+    }
+    if !python.exists() {
+        println!("SKIP {test}: no kubernetes package for Python");
+        return;
+    }
+    let dir = Dir::new("python-client");
+    let node = node(&dir, "");
+    kubeconfig(&node, dir.path());
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("clients/services.py");
+    let done = Command::new("timeout")
+        .arg("60")
+        .arg(&python)
+        .arg(script)
+        .env("KUBECONFIG", dir.path().join("kubeconfig"))
+        .stdin(Stdio::null())
+        .output()
+        .expect("timeout runs");
+    let said = String::from_utf8_lossy(&done.stderr);
+    assert!(done.status.success(), "{said}");
+    assert!(String::from_utf8_lossy(&done.stdout).contains("all of it works"), "{said}");
+}

