@@ -28,6 +28,11 @@ pub const STATE_ENTRIES: &[&str] = &[
     "api.sock",
     "api.token",
     "api.token.draft",
+    "api.crt",
+    "api.ca.crt",
+    "api.key",
+    "api.draft",
+    "api.ca.draft",
 ];
 
 /// Why a state directory could not be taken.

@@ -23,6 +23,7 @@ mod pool;
 mod replay;
 mod reply;
 mod reply_head;
+mod upgrade;
 mod upload;
 mod upstream;
 
@@ -107,6 +108,11 @@ impl Gateway {
             Ok(route) => route,
             Err(error) => return refusal(&error),
         };
+        if let Some(protocol) = upgrade::wanted(&parts, &route) {
+            let flight = Flight::begin(client, route, began);
+            let request = Request::from_parts(parts, body);
+            return Box::pin(upgrade::handle(flight, request, &protocol)).await;
+        }
         let limit = gateway.config.max_body.map_or(u64::MAX, |bytes| bytes.0);
         if body.size_hint().lower() > limit {
             return refusal(&gateway.too_large());

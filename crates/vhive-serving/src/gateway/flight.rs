@@ -15,6 +15,7 @@ use vhive_api::{
 use vhive_node::Lease;
 
 use super::Gateway;
+use super::upgrade::Tunnel;
 use super::upload::Uploaded;
 use crate::catalog::Route;
 
@@ -36,6 +37,8 @@ struct ClientState {
     #[expect(clippy::vec_box, reason = "a flight is moved around as a pointer")]
     done: Vec<Box<Flight>>,
     timers: Vec<Timer>,
+    /// What the connection becomes when hyper is through with it.
+    tunnel: Option<Box<Tunnel>>,
     closed: bool,
 }
 
@@ -46,6 +49,7 @@ impl Client {
             idle_since: Instant::now(),
             done: Vec::new(),
             timers: Vec::new(),
+            tunnel: None,
             closed: false,
         };
         Arc::new(Self { gateway, address, state: Mutex::new(state) })
@@ -62,6 +66,16 @@ impl Client {
 
     fn take_done(&self) -> Option<Box<Flight>> {
         self.state().done.pop()
+    }
+
+    /// Leaves what the connection becomes.
+    pub(super) fn leave_tunnel(&self, tunnel: Box<Tunnel>) {
+        self.state().tunnel = Some(tunnel);
+    }
+
+    /// Takes what the connection becomes.
+    pub(super) fn take_tunnel(&self) -> Option<Box<Tunnel>> {
+        self.state().tunnel.take()
     }
 
     /// The connection is gone: nothing will be settled any more.

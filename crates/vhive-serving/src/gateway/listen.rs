@@ -1,6 +1,7 @@
 //! Accepting clients, and letting them go.
 
 use std::convert::Infallible;
+use std::error::Error;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
@@ -11,7 +12,9 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use hyper::service::service_fn;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::{HttpService, service_fn};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::server::graceful::GracefulConnection;
@@ -26,6 +29,8 @@ use super::Gateway;
 use super::flight::{Check, Client, Timer};
 use super::plain::{self, HandedOver};
 use super::replay::Replay;
+use super::reply::ReplyBody;
+use super::upgrade;
 
 /// The open port. Closes when told to, or when dropped.
 #[derive(Debug)]
@@ -173,14 +178,29 @@ async fn by_hyper(
     over: HandedOver,
     watch: Pin<&mut Watch>,
 ) {
+    let served = Arc::clone(&client);
     let service = service_fn(move |request| {
-        let client = Arc::clone(&client);
+        let client = Arc::clone(&served);
         async move { Ok::<_, Infallible>(Gateway::handle(&client, request).await) }
     });
-    let builder = if over.begun { &builders.http1 } else { &builders.any };
-    let connection = builder.serve_connection(Replay::new(over.read, over.io), service);
-    if let Some(Err(error)) = (Serve { connection, watch, draining: false }).await {
-        tracing::debug!(%error, "client connection ended");
+    let io = Replay::new(over.read, over.io);
+    let abort = watch.end.abort.clone();
+    if over.begun {
+        // The builder of either version would look for the preface of HTTP/2 once more.
+        let connection = builders.http1.serve_connection(io, service).with_upgrades();
+        if let Some(Err(error)) = (Serve { connection, watch, draining: false }).await {
+            tracing::debug!(%error, "client connection ended");
+        }
+    } else {
+        let connection = builders.any.serve_connection_with_upgrades(io, service);
+        let connection = EitherVersion { connection };
+        if let Some(Err(error)) = (Serve { connection, watch, draining: false }).await {
+            tracing::debug!(%error, "client connection ended");
+        }
+    }
+    tokio::select! {
+        () = upgrade::run_tunnel(&client) => {}
+        () = abort.cancelled() => {}
     }
 }
 
@@ -188,7 +208,7 @@ async fn by_hyper(
 #[derive(Debug)]
 struct Builders {
     any: Builder<TokioExecutor>,
-    http1: Builder<TokioExecutor>,
+    http1: http1::Builder,
 }
 
 impl Builders {
@@ -202,7 +222,8 @@ impl Builders {
             .initial_stream_window_size(1 << 20)
             .initial_connection_window_size(8 << 20)
             .max_concurrent_streams(1000);
-        let http1 = any.clone().http1_only();
+        let mut http1 = http1::Builder::new();
+        http1.max_buf_size(max_head).half_close(false);
         Self { any, http1 }
     }
 }
@@ -217,11 +238,39 @@ trait Drain: Future {
     fn drain(self: Pin<&mut Self>);
 }
 
-impl<C: GracefulConnection> Drain for C {
+impl<S> Drain for http1::UpgradeableConnection<Replay, S>
+where
+    S: HttpService<Incoming, ResBody = ReplyBody>,
+    S::Error: Into<Box<dyn Error + Send + Sync>>,
+{
     const SETTLES: bool = true;
 
     fn drain(self: Pin<&mut Self>) {
         self.graceful_shutdown();
+    }
+}
+
+impl<C: GracefulConnection> Drain for EitherVersion<C> {
+    const SETTLES: bool = true;
+
+    fn drain(self: Pin<&mut Self>) {
+        self.project().connection.graceful_shutdown();
+    }
+}
+
+pin_project! {
+    /// A connection that may be HTTP/1.1 or HTTP/2.
+    struct EitherVersion<C> {
+        #[pin]
+        connection: C,
+    }
+}
+
+impl<C: GracefulConnection> Future for EitherVersion<C> {
+    type Output = C::Output;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<C::Output> {
+        self.project().connection.poll(cx)
     }
 }
 

@@ -38,7 +38,7 @@ pub(super) enum BadReply {
     TooLarge,
     #[error("its reply has contradictory or unreadable lengths")]
     Length,
-    #[error("it switched protocols, which is not supported")]
+    #[error("it switched protocols without having been asked, or without saying to which")]
     Upgrade,
     #[error("its reply has a broken chunk")]
     Chunk,
@@ -56,6 +56,27 @@ pub(super) fn read_reply(input: &mut BytesMut, to: &Method) -> Result<Option<Rep
             return Err(BadReply::Upgrade);
         }
     }
+}
+
+/// Takes the head of a reply that goes over to another protocol from the front of `input`, with
+/// that protocol; none if it is another reply, or not complete yet.
+pub(super) fn read_switch(
+    input: &mut BytesMut,
+    to: &Method,
+) -> Result<Option<(ReplyHead, HeaderValue)>, BadReply> {
+    let mut slots = [const { MaybeUninit::uninit() }; MAX_REPLY_FIELDS];
+    let Some(raw) = parse_reply(input, &mut slots)? else { return Ok(None) };
+    if raw.status != StatusCode::SWITCHING_PROTOCOLS {
+        return Ok(None);
+    }
+    let mut fields = raw.fields.iter();
+    let protocol = fields.find(|field| Field::of(field.name.as_bytes()) == Field::Upgrade);
+    let protocol = protocol.and_then(|field| HeaderValue::from_bytes(field.value).ok());
+    let protocol = protocol.ok_or(BadReply::Upgrade)?;
+    let size = raw.size;
+    let head = collect_fields(&raw, input, to)?;
+    input.advance(size);
+    Ok(Some((head, protocol)))
 }
 
 fn read_one_reply(input: &mut BytesMut, to: &Method) -> Result<Option<ReplyHead>, BadReply> {

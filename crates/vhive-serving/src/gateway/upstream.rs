@@ -114,6 +114,12 @@ impl Connection {
         self.used = false;
     }
 
+    /// The stream itself, and what has been read of it beyond the reply's head.
+    pub(super) fn into_parts(self) -> (TcpStream, BytesMut) {
+        let Self { io, input, .. } = self;
+        (io, input)
+    }
+
     /// Turns to reading the reply's body.
     pub(super) fn expect_body(&mut self, length: Length, keep_alive: bool) {
         self.keep_alive = keep_alive;

@@ -11,4 +11,5 @@ mod revisions;
 mod scaling;
 mod snapshots;
 mod support;
+mod upgrade;
 mod ways;
