@@ -1,6 +1,6 @@
 //! The task that lets the number of instances follow the demand. It sleeps while nothing runs.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -8,24 +8,29 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 use vhive_node::Node;
 
-use crate::autoscale::{History, Panic, Seen, decide};
+use crate::autoscale::{Policy, Pool, policy};
 use crate::catalog::{Catalog, Route, ServiceKey};
+use crate::metrics::Scaled;
 
 /// Least time between two looks, however many requests queue up.
 const BREATH: Duration = Duration::from_millis(20);
 
-/// What is remembered of one revision while it runs.
+/// What the scaler goes by.
+#[derive(Clone, Copy, Debug)]
+struct Clock {
+    /// The beginning that policies count from.
+    epoch: Instant,
+    tick: Duration,
+}
+
+/// What is remembered of one revision while it runs; and, if its policy learns, while it rests.
 #[derive(Debug)]
 struct Watched {
     route: Arc<Route>,
-    history: History,
-    panic: Panic,
-    /// When the last request was seen.
-    busy: Instant,
+    policy: Box<dyn Policy>,
+    /// When to look again; none while it rests.
+    due: Option<Instant>,
     wanted: Option<u32>,
-    /// Earlier decisions, for the scale-down delay.
-    held: VecDeque<(Instant, u32)>,
-    initial_reached: bool,
     /// Instances seen last, starting ones included.
     there: u32,
 }
@@ -64,9 +69,10 @@ impl Poke {
 
 /// Runs until the task is aborted.
 pub(crate) async fn run(node: Node, catalog: Arc<Catalog>, tick: Duration) {
+    let clock = Clock { epoch: Instant::now(), tick };
     let mut watched: HashMap<ServiceKey, Watched> = HashMap::new();
-    let mut due = None;
     loop {
+        let due = watched.values().filter_map(|watched| watched.due).min();
         let ticks = match due {
             None => {
                 catalog.poke.told.notified().await;
@@ -84,23 +90,19 @@ pub(crate) async fn run(node: Node, catalog: Arc<Catalog>, tick: Duration) {
         let now = Instant::now();
         for service in catalog.poke.take_forgotten() {
             if let Some(watched) = watched.get_mut(&service) {
-                *watched = Watched::new(Arc::clone(&watched.route), now);
+                watched.route.throttle.start_sampling(now);
+                *watched = Watched::new(Arc::clone(&watched.route), clock, now);
             }
         }
         if ticks {
             watched.retain(|service, watched| {
-                watched.is_current(&catalog, service)
-                    && (step(&node, watched, now) || !watched.route.throttle.rest())
+                let due = watched.due.is_some_and(|due| due <= now);
+                watched.is_current(&catalog, service) && (!due || look(&node, watched, clock, now))
             });
-            due = Some(now + tick);
         } else {
             for service in catalog.poke.take() {
-                look_at(&node, &catalog, &mut watched, service, now);
+                look_at(&node, &catalog, &mut watched, service, (clock, now));
             }
-            due = due.or(Some(now + tick));
-        }
-        if watched.is_empty() {
-            due = None;
         }
     }
 }
@@ -110,33 +112,24 @@ fn look_at(
     catalog: &Catalog,
     watched: &mut HashMap<ServiceKey, Watched>,
     service: ServiceKey,
-    now: Instant,
+    (clock, now): (Clock, Instant),
 ) {
     let Some(entry) = catalog.get(&service.0, &service.1) else {
         watched.remove(&service);
         return;
     };
     entry.route.throttle.looked_at();
-    match watched.get_mut(&service) {
-        Some(one) if Arc::ptr_eq(&one.route, &entry.route) => _ = step(node, one, now),
-        _ => _ = watched.insert(service, Watched::new(entry.route, now)),
+    let same = watched.remove(&service).filter(|one| Arc::ptr_eq(&one.route, &entry.route));
+    let mut one = same.unwrap_or_else(|| Watched::new(entry.route, clock, now));
+    if look(node, &mut one, clock, now) {
+        watched.insert(service, one);
     }
 }
 
 impl Watched {
-    fn new(route: Arc<Route>, now: Instant) -> Self {
-        route.throttle.start_sampling(now);
-        let initial_reached = route.rules.initial <= route.rules.min;
-        Self {
-            route,
-            history: History::default(),
-            panic: Panic::default(),
-            busy: now,
-            wanted: None,
-            held: VecDeque::new(),
-            initial_reached,
-            there: 0,
-        }
+    fn new(route: Arc<Route>, clock: Clock, now: Instant) -> Self {
+        let policy = policy(&route.rules, clock.tick, now.saturating_duration_since(clock.epoch));
+        Self { route, policy, due: Some(now), wanted: None, there: 0 }
     }
 
     fn is_current(&self, catalog: &Catalog, service: &ServiceKey) -> bool {
@@ -145,58 +138,47 @@ impl Watched {
     }
 }
 
-/// Decides for one revision; false once there is nothing more to decide until the next request.
-fn step(node: &Node, watched: &mut Watched, now: Instant) -> bool {
-    let route = Arc::clone(&watched.route);
-    let (key, rules) = (&route.revision.key, &route.rules);
-    let Some(counts) = node.counts(key) else { return false };
-    if let Some((sample, in_flight)) = route.throttle.sample(now) {
-        if in_flight > 0 || sample.concurrency > 0.0 {
-            watched.busy = now;
-        }
-        watched.history.add(sample, rules.window.0);
-    }
-    watched.initial_reached |= counts.ready >= rules.initial;
-    let Some(stable) = watched.history.average(rules.window.0, now) else { return true };
-    let seen = Seen {
-        stable,
-        panic: watched.history.average(rules.panic_window(), now).unwrap_or(stable),
-        ready: counts.ready,
-        idle: now.saturating_duration_since(watched.busy),
+/// Decides for one revision and says when to look again; false once nothing of it need be kept
+/// until the next request.
+fn look(node: &Node, watched: &mut Watched, clock: Clock, now: Instant) -> bool {
+    let Some(again) = step(node, watched, clock, now) else { return false };
+    let tick = now + clock.tick;
+    watched.due = match again {
+        Some(again) if again <= tick => Some(again.max(now + BREATH)),
+        // The next request pokes, unless one is in flight already.
+        again if watched.route.throttle.rest() => again,
+        _ => Some(tick),
     };
-    let (mut want, panic) = decide(rules, &seen, watched.panic, now);
-    watched.panic = panic;
-    if !watched.initial_reached {
-        want = want.max(rules.initial);
-    }
-    want = hold(watched, want, now);
+    watched.due.is_some() || watched.policy.learns()
+}
+
+/// Decides for one revision. None if it is gone; else when its policy is to be asked again, unless a
+/// request comes before.
+fn step(node: &Node, watched: &mut Watched, clock: Clock, now: Instant) -> Option<Option<Instant>> {
+    let route = Arc::clone(&watched.route);
+    let key = &route.revision.key;
+    let counts = node.counts(key)?;
+    watched.policy.observe(&route.throttle.sample(clock.epoch, now));
+    let pool = Pool { ready: counts.ready, starting: counts.starting, reachable: true };
+    let moment = now.saturating_duration_since(clock.epoch);
+    let decision = watched.policy.decide(moment, &pool);
+    let again = decision.again.and_then(|again| clock.epoch.checked_add(again));
+    let Some(want) = decision.want.or(watched.wanted) else { return Some(again) };
     if watched.wanted != Some(want) {
         if watched.wanted.is_some() {
             tracing::info!(revision = %key, want, ready = counts.ready, "scale");
         }
         watched.wanted = Some(want);
     }
-    // Said again at every tick: the pool counts what has ended or was started meanwhile.
+    // Said again every time: the pool counts what has ended or was started meanwhile.
     node.resize(key, want);
+    route.metrics.scaled(Scaled { desired: want, pool, figures: decision.figures });
     let there = counts.ready + counts.starting;
     if there < watched.there {
         let living = node.status(key).map(|status| status.instances).unwrap_or_default();
         route.upstreams.retain(|id| living.iter().any(|instance| instance.id == *id));
     }
     watched.there = there;
-    let settled = seen.stable <= 0.0 && want == rules.min && there <= want;
-    !settled
-}
-
-/// Holds a decision to have fewer instances back for the configured delay.
-fn hold(watched: &mut Watched, want: u32, now: Instant) -> u32 {
-    let delay = watched.route.rules.scale_down_delay.0;
-    if delay.is_zero() {
-        return want;
-    }
-    watched.held.push_back((now, want));
-    while watched.held.front().is_some_and(|(at, _)| *at + delay < now) {
-        watched.held.pop_front();
-    }
-    watched.held.iter().map(|(_, want)| *want).max().unwrap_or(want)
+    let excess = (there > want).then_some(now + clock.tick);
+    Some(again.into_iter().chain(excess).min())
 }

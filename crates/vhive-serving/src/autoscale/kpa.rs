@@ -1,0 +1,127 @@
+//! Knative's autoscaler as a policy: averages, the decision, what delays it and what bounds it.
+
+use std::time::Duration;
+
+use super::sample::next_multiple;
+use super::{
+    Bounds, Decision, Figures, Held, Load, Moment, Panic, Policy, Pool, Reports, Rules, Sample,
+    ToZero, Window, decide, excess_burst_capacity,
+};
+
+/// Knative's autoscaler for one revision.
+///
+/// It does as Knative's activator does with the first request after a silence: that is reported as
+/// one in flight at once, and decided upon, before its second is over.
+#[derive(Debug)]
+pub struct Kpa {
+    rules: Rules,
+    tick: Duration,
+    reports: Reports,
+    stable: Window,
+    panic_window: Window,
+    /// None before the first decision.
+    panic: Option<Panic>,
+    held: Option<Held>,
+    bounds: Bounds,
+    to_zero: ToZero,
+    busy_until: Moment,
+    in_flight: u32,
+    /// Reports that could still have an effect.
+    most: u64,
+}
+
+impl Kpa {
+    /// An autoscaler that begins at a moment.
+    #[must_use]
+    pub fn new(rules: &Rules, tick: Duration, now: Moment) -> Self {
+        let bucket = rules.bucket();
+        let buckets = |window: Duration| {
+            usize::try_from(window.as_nanos().div_ceil(bucket.as_nanos())).unwrap_or(1)
+        };
+        let stable = buckets(rules.window.0).min(3600);
+        let panic = buckets(rules.panic_window()).min(stable);
+        let delay = rules.scale_down_delay.0.as_nanos();
+        let stretches = delay.div_ceil(tick.as_nanos().max(1));
+        let held = u64::try_from(stretches).ok().filter(|stretches| *stretches > 0).map(Held::new);
+        Self {
+            rules: rules.clone(),
+            tick,
+            reports: Reports::new(bucket, rules.metric, now),
+            stable: Window::new(stable, rules.aggregation),
+            panic_window: Window::new(panic, rules.aggregation),
+            panic: None,
+            held,
+            bounds: Bounds::new(rules),
+            to_zero: ToZero::default(),
+            busy_until: now,
+            in_flight: 0,
+            most: stable as u64 + 1,
+        }
+    }
+
+    fn record(&mut self, bucket: u64, value: f64) {
+        self.stable.record(bucket, value);
+        self.panic_window.record(bucket, value);
+    }
+}
+
+impl Policy for Kpa {
+    fn observe(&mut self, sample: &Sample) {
+        let Self { reports, stable, panic_window, .. } = self;
+        reports.take(sample, self.most, |bucket, value| {
+            stable.record(bucket, value);
+            panic_window.record(bucket, value);
+        });
+        self.in_flight = sample.in_flight;
+        self.busy_until = self.busy_until.max(sample.busy_until);
+    }
+
+    fn decide(&mut self, now: Moment, pool: &Pool) -> Decision {
+        let bucket = self.reports.number(now);
+        let panic = *self.panic.get_or_insert_with(|| Panic::beginning(pool.ready, now));
+        self.bounds.see(pool);
+        let next = next_multiple(now, self.tick);
+        let demand = self.in_flight > 0 || self.reports.so_far() > 0.0;
+        if demand && self.stable.average(bucket).unwrap_or(0.0) <= 0.0 {
+            self.record(bucket, 1.0);
+            self.reports.reported_ahead();
+        }
+        let Some(stable) = self.stable.average(bucket) else {
+            return Decision { want: None, again: Some(next), figures: None };
+        };
+        let panic_average = self.panic_window.average(bucket).unwrap_or(0.0);
+        let Pool { ready, reachable, .. } = *pool;
+        let load = Load { now, stable, panic: panic_average, ready, reachable };
+        let decided = decide(&self.rules, &load, panic);
+        self.panic = Some(decided.panic);
+        let mut want = decided.want;
+        if let Some(held) = self.held.as_mut().filter(|_| reachable) {
+            let stretch = now.as_nanos() / self.tick.as_nanos().max(1);
+            want = held.record(u64::try_from(stretch).unwrap_or(u64::MAX), want);
+        }
+        let bounded = self.bounds.apply(want, pool);
+        let (want, due) = self.to_zero.apply(
+            &self.rules,
+            &self.bounds,
+            bounded,
+            (now, pool, if self.in_flight > 0 { now } else { self.busy_until }),
+        );
+        let quiet = stable <= 0.0 && !demand;
+        let settled = quiet && want <= self.bounds.min();
+        let again = match due {
+            _ if settled => None,
+            // Nothing but time is missing for the last instance to go.
+            Some(due) if quiet => Some(due),
+            _ => Some(next),
+        };
+        let figures = Figures {
+            metric: self.rules.metric,
+            stable,
+            panic: panic_average,
+            target: self.rules.target,
+            panicking: decided.panic.since.is_some(),
+            excess: excess_burst_capacity(&self.rules, &load),
+        };
+        Decision { want: Some(want), again, figures: Some(figures) }
+    }
+}
