@@ -91,7 +91,8 @@ pub(crate) async fn run(node: Node, catalog: Arc<Catalog>, tick: Duration) {
         for service in catalog.poke.take_forgotten() {
             if let Some(watched) = watched.get_mut(&service) {
                 watched.route.throttle.start_sampling(now);
-                *watched = Watched::new(Arc::clone(&watched.route), clock, now);
+                watched.policy.forget();
+                watched.wanted = None;
             }
         }
         if ticks {

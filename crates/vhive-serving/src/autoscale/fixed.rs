@@ -103,4 +103,9 @@ impl Policy for Fixed {
         }
         self.keep(self.keep, now, pool)
     }
+
+    fn forget(&mut self) {
+        self.used.clear();
+        self.begun = true;
+    }
 }

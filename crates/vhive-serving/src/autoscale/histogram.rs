@@ -181,6 +181,12 @@ impl Policy for Histogram {
         self.fixed.settle(want, until, (now, pool))
     }
 
+    /// The idle times stay: they say when requests come, not how many.
+    fn forget(&mut self) {
+        self.fixed.forget();
+        self.busy_until = None;
+    }
+
     fn learns(&self) -> bool {
         true
     }

@@ -10,8 +10,10 @@ use super::{
 
 /// Knative's autoscaler for one revision.
 ///
-/// It does as Knative's activator does with the first request after a silence: that is reported as
-/// one in flight at once, and decided upon, before its second is over.
+/// A request after a silence wants an instance (or the activation scale) at once, before its second
+/// is over and any average knows of it. Knative's activator reports it as one in flight for a whole
+/// second instead, however short it is; with a target below one, as of `containerConcurrency: 1`,
+/// that wants two instances, and panics.
 #[derive(Debug)]
 pub struct Kpa {
     rules: Rules,
@@ -58,11 +60,6 @@ impl Kpa {
             most: stable as u64 + 1,
         }
     }
-
-    fn record(&mut self, bucket: u64, value: f64) {
-        self.stable.record(bucket, value);
-        self.panic_window.record(bucket, value);
-    }
 }
 
 impl Policy for Kpa {
@@ -82,11 +79,8 @@ impl Policy for Kpa {
         self.bounds.see(pool);
         let next = next_multiple(now, self.tick);
         let demand = self.in_flight > 0 || self.reports.so_far() > 0.0;
-        if demand && self.stable.average(bucket).unwrap_or(0.0) <= 0.0 {
-            self.record(bucket, 1.0);
-            self.reports.reported_ahead();
-        }
-        let Some(stable) = self.stable.average(bucket) else {
+        let average = self.stable.average(bucket);
+        let Some(stable) = average.or(demand.then_some(0.0)) else {
             return Decision { want: None, again: Some(next), figures: None };
         };
         let panic_average = self.panic_window.average(bucket).unwrap_or(0.0);
@@ -94,7 +88,9 @@ impl Policy for Kpa {
         let load = Load { now, stable, panic: panic_average, ready, reachable };
         let decided = decide(&self.rules, &load, panic);
         self.panic = Some(decided.panic);
-        let mut want = decided.want;
+        let unknown = demand && stable <= 0.0;
+        let least = if unknown { self.rules.activation.max(1) } else { 0 };
+        let mut want = decided.want.max(least);
         if let Some(held) = self.held.as_mut().filter(|_| reachable) {
             let stretch = now.as_nanos() / self.tick.as_nanos().max(1);
             want = held.record(u64::try_from(stretch).unwrap_or(u64::MAX), want);
@@ -123,5 +119,13 @@ impl Policy for Kpa {
             excess: excess_burst_capacity(&self.rules, &load),
         };
         Decision { want: Some(want), again, figures: Some(figures) }
+    }
+
+    fn forget(&mut self) {
+        self.reports.forget();
+        self.stable.clear();
+        self.panic_window.clear();
+        self.panic = Some(Panic::default());
+        self.held = self.held.as_ref().map(Held::emptied);
     }
 }

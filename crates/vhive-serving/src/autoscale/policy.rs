@@ -57,6 +57,9 @@ pub trait Policy: fmt::Debug + Send {
     /// Decides. `now` is not before the end of the last sample.
     fn decide(&mut self, now: Moment, pool: &Pool) -> Decision;
 
+    /// How much there was to do up to now, and how many instances there are, counts no more.
+    fn forget(&mut self);
+
     /// Whether it has learnt what it would miss if it were made anew for the next request.
     fn learns(&self) -> bool {
         false

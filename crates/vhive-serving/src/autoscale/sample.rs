@@ -44,15 +44,13 @@ pub struct Reports {
     /// The bucket that is not over yet, and what it has so far.
     open: u64,
     sum: f64,
-    /// Taken off the next report, because it was reported already.
-    advance: f64,
 }
 
 impl Reports {
     /// Reports of one metric per `bucket`, from a moment on.
     #[must_use]
     pub fn new(bucket: Duration, metric: Metric, from: Moment) -> Self {
-        Self { bucket, metric, open: number(from, bucket), sum: 0.0, advance: 0.0 }
+        Self { bucket, metric, open: number(from, bucket), sum: 0.0 }
     }
 
     /// The bucket of a moment.
@@ -67,9 +65,9 @@ impl Reports {
         self.sum
     }
 
-    /// Notes that one request has been reported ahead of its bucket's report.
-    pub fn reported_ahead(&mut self) {
-        self.advance = 1.0;
+    /// Forgets what the open bucket has so far.
+    pub fn forget(&mut self) {
+        self.sum = 0.0;
     }
 
     /// Takes a sample and calls `report` with the bucket that each complete report belongs to. What
@@ -92,15 +90,14 @@ impl Reports {
         if from - self.open > most {
             // Nothing was there for so long that what lies before has no effect any more.
             self.open = from - most;
-            (self.sum, self.advance) = (0.0, 0.0);
+            self.sum = 0.0;
         }
         while self.open < last {
             let begin = moment(self.open, self.bucket);
             let sum = self.sum + share(begin, begin + self.bucket);
-            let average = sum / self.bucket.as_secs_f64() - self.advance;
             self.open += 1;
-            (self.sum, self.advance) = (0.0, 0.0);
-            report(self.open, average.max(0.0));
+            self.sum = 0.0;
+            report(self.open, sum / self.bucket.as_secs_f64());
         }
         self.sum = share(moment(last, self.bucket), sample.to);
     }

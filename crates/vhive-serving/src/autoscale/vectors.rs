@@ -290,22 +290,36 @@ fn requests_per_second_are_counted() {
 }
 
 #[test]
-fn the_first_request_is_decided_upon_at_once_and_counted_once() {
-    let rules = Rules { activation: 3, ..rules() };
+fn the_first_request_is_decided_upon_at_once_and_counted_for_what_it_is() {
+    let rules = Rules { target: 0.7, ..rules() };
     let mut kpa = Kpa::new(&rules, secs(1), secs(7));
-    // The request came at 7.30; 20 ms later it is looked at: reported as one in flight.
+    // The request came at 7.30; 20 ms later it is looked at.
     kpa.observe(&sample(7.30, 7.32, 1));
     let decision = kpa.decide(Duration::from_millis(7320), &pool(0));
-    assert_eq!(decision.want, Some(3), "the activation scale");
-    assert_eq!(decision.again, Some(secs(8)));
-    // It was in flight for 0.7 s of that second: max(0.7 − 1, 0) = 0. (1 + 0)/2 = 0.5.
-    kpa.observe(&sample(7.32, 8.0, 1));
-    let figures = kpa.decide(secs(8), &pool(3)).figures.expect("averages");
-    assert!((figures.stable - 0.5).abs() < 1e-9, "{figures:?}");
-    // The next second counts in full: (1 + 0 + 1)/3.
-    kpa.observe(&sample(8.0, 9.0, 1));
-    let figures = kpa.decide(secs(9), &pool(3)).figures.expect("averages");
-    assert!((figures.stable - 0.666_667).abs() < 1e-9, "{figures:?}");
+    assert_eq!((decision.want, decision.again), (Some(1), Some(secs(8))));
+    // It was in flight for 0.7 s of its second, and for all of the next: 0.7, (0.7 + 1)/2.
+    for (from, to, average, want) in [(7.32, 8.0, 0.7, 1), (8.0, 9.0, 0.85, 2)] {
+        kpa.observe(&sample(from, to, 1));
+        let decision = kpa.decide(Duration::from_secs_f64(to), &pool(1));
+        let figures = decision.figures.expect("averages");
+        assert!((figures.stable - average).abs() < 1e-9, "{figures:?}");
+        assert_eq!(decision.want, Some(want));
+    }
+    let mut kpa = Kpa::new(&Rules { activation: 3, ..rules }, secs(1), secs(7));
+    kpa.observe(&sample(7.30, 7.32, 1));
+    assert_eq!(kpa.decide(Duration::from_millis(7320), &pool(0)).want, Some(3));
+}
+
+#[test]
+fn what_is_forgotten_wants_nothing() {
+    for kind in [PolicyKind::Kpa, PolicyKind::Fixed, PolicyKind::Histogram] {
+        let rules = Rules { policy: kind, scale_down_delay: Span(secs(30)), ..rules() };
+        let mut policy = busy(&rules, 90);
+        policy.forget();
+        policy.observe(&sample(200.0, 201.0, 0));
+        let gone = Pool { ready: 0, starting: 0, reachable: true };
+        assert_eq!(policy.decide(secs(201), &gone).want, Some(0), "{kind}");
+    }
 }
 
 /// Follows a policy that is asked when it wants to be, without further requests, and returns when

@@ -132,6 +132,12 @@ impl Held {
         Self { length: length.max(1), values: VecDeque::new() }
     }
 
+    /// One as long as this that holds nothing.
+    #[must_use]
+    pub fn emptied(&self) -> Self {
+        Self::new(self.length)
+    }
+
     /// Adds a value and returns the greatest that still counts.
     pub fn record(&mut self, stretch: u64, value: u32) -> u32 {
         while self.values.back().is_some_and(|(_, last)| *last <= value) {
