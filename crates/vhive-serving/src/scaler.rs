@@ -142,29 +142,38 @@ impl Watched {
 /// Decides for one revision and says when to look again; false once nothing of it need be kept
 /// until the next request.
 fn look(node: &Node, watched: &mut Watched, clock: Clock, now: Instant) -> bool {
-    let Some(again) = step(node, watched, clock, now) else { return false };
+    let Some(Next { again, quiet }) = step(node, watched, clock, now) else { return false };
     let tick = now + clock.tick;
     watched.due = match again {
         Some(again) if again <= tick => Some(again.max(now + BREATH)),
-        // The next request pokes, unless one is in flight already.
-        again if watched.route.throttle.rest() => again,
+        // Nothing came for a while: the next request pokes, unless it is in flight already.
+        again if quiet && watched.route.throttle.rest() => again,
         _ => Some(tick),
     };
     watched.due.is_some() || watched.policy.learns()
 }
 
-/// Decides for one revision. None if it is gone; else when its policy is to be asked again, unless a
-/// request comes before.
-fn step(node: &Node, watched: &mut Watched, clock: Clock, now: Instant) -> Option<Option<Instant>> {
+/// What follows a decision.
+struct Next {
+    /// When its policy is to be asked again, unless a request comes before.
+    again: Option<Instant>,
+    /// Whether no request has come since the decision before.
+    quiet: bool,
+}
+
+/// Decides for one revision. None if it is gone.
+fn step(node: &Node, watched: &mut Watched, clock: Clock, now: Instant) -> Option<Next> {
     let route = Arc::clone(&watched.route);
     let key = &route.revision.key;
     let counts = node.counts(key)?;
-    watched.policy.observe(&route.throttle.sample(clock.epoch, now));
+    let sample = route.throttle.sample(clock.epoch, now);
+    watched.policy.observe(&sample);
     let pool = Pool { ready: counts.ready, starting: counts.starting, reachable: true };
     let moment = now.saturating_duration_since(clock.epoch);
     let decision = watched.policy.decide(moment, &pool);
     let again = decision.again.and_then(|again| clock.epoch.checked_add(again));
-    let Some(want) = decision.want.or(watched.wanted) else { return Some(again) };
+    let quiet = sample.arrivals == 0;
+    let Some(want) = decision.want.or(watched.wanted) else { return Some(Next { again, quiet }) };
     if watched.wanted != Some(want) {
         if watched.wanted.is_some() {
             tracing::info!(revision = %key, want, ready = counts.ready, "scale");
@@ -181,5 +190,5 @@ fn step(node: &Node, watched: &mut Watched, clock: Clock, now: Instant) -> Optio
     }
     watched.there = there;
     let excess = (there > want).then_some(now + clock.tick);
-    Some(again.into_iter().chain(excess).min())
+    Some(Next { again: again.into_iter().chain(excess).min(), quiet })
 }

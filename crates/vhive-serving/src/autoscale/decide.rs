@@ -28,8 +28,8 @@ pub struct Panic {
 }
 
 impl Panic {
-    /// The state of a scaler that begins to look at a revision. With more than one instance it
-    /// panics, because it does not know yet what they are needed for.
+    /// The state of a scaler that does not know a revision's past. With more than one instance it
+    /// panics, because they may be needed.
     #[must_use]
     pub fn beginning(ready: u32, now: Moment) -> Self {
         Self { since: (ready > 1).then_some(now), most: ready }

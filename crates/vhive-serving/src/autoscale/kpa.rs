@@ -13,7 +13,8 @@ use super::{
 /// A request after a silence wants an instance (or the activation scale) at once, before its second
 /// is over and any average knows of it. Knative's activator reports it as one in flight for a whole
 /// second instead, however short it is; with a target below one, as of `containerConcurrency: 1`,
-/// that wants two instances, and panics.
+/// that wants two instances, and panics. Until the first whole second after it is over, nothing of
+/// what the pool has started for waiting requests is taken away.
 #[derive(Debug)]
 pub struct Kpa {
     rules: Rules,
@@ -21,19 +22,22 @@ pub struct Kpa {
     reports: Reports,
     stable: Window,
     panic_window: Window,
-    /// None before the first decision.
-    panic: Option<Panic>,
+    panic: Panic,
     held: Option<Held>,
     bounds: Bounds,
     to_zero: ToZero,
     busy_until: Moment,
     in_flight: u32,
+    /// When demand began that the averages did not know of.
+    woken: Option<u64>,
+    /// Most requests at a time since then.
+    peak: u32,
     /// Reports that could still have an effect.
     most: u64,
 }
 
 impl Kpa {
-    /// An autoscaler that begins at a moment.
+    /// An autoscaler that begins at a moment before which there were no requests.
     #[must_use]
     pub fn new(rules: &Rules, tick: Duration, now: Moment) -> Self {
         let bucket = rules.bucket();
@@ -51,14 +55,22 @@ impl Kpa {
             reports: Reports::new(bucket, rules.metric, now),
             stable: Window::new(stable, rules.aggregation),
             panic_window: Window::new(panic, rules.aggregation),
-            panic: None,
+            panic: Panic::default(),
             held,
             bounds: Bounds::new(rules),
             to_zero: ToZero::default(),
             busy_until: now,
             in_flight: 0,
+            woken: None,
+            peak: 0,
             most: stable as u64 + 1,
         }
+    }
+
+    /// What was before is not known, and so many instances were found: it panics if that is more
+    /// than one. As Knative's does when it restarts.
+    pub fn resume(&mut self, ready: u32, now: Moment) {
+        self.panic = Panic::beginning(ready, now);
     }
 }
 
@@ -70,12 +82,12 @@ impl Policy for Kpa {
             panic_window.record(bucket, value);
         });
         self.in_flight = sample.in_flight;
+        self.peak = self.peak.max(sample.peak).max(sample.in_flight);
         self.busy_until = self.busy_until.max(sample.busy_until);
     }
 
     fn decide(&mut self, now: Moment, pool: &Pool) -> Decision {
         let bucket = self.reports.number(now);
-        let panic = *self.panic.get_or_insert_with(|| Panic::beginning(pool.ready, now));
         self.bounds.see(pool);
         let next = next_multiple(now, self.tick);
         let demand = self.in_flight > 0 || self.reports.so_far() > 0.0;
@@ -86,11 +98,19 @@ impl Policy for Kpa {
         let panic_average = self.panic_window.average(bucket).unwrap_or(0.0);
         let Pool { ready, reachable, .. } = *pool;
         let load = Load { now, stable, panic: panic_average, ready, reachable };
-        let decided = decide(&self.rules, &load, panic);
-        self.panic = Some(decided.panic);
-        let unknown = demand && stable <= 0.0;
-        let least = if unknown { self.rules.activation.max(1) } else { 0 };
-        let mut want = decided.want.max(least);
+        let decided = decide(&self.rules, &load, self.panic);
+        self.panic = decided.panic;
+        let mut want = decided.want;
+        if demand && stable <= 0.0 {
+            self.woken = Some(bucket);
+            want = want.max(self.rules.activation).max(1);
+        }
+        // The first whole second after that is the next one, and its report comes with its end.
+        if self.woken.is_some_and(|woken| bucket < woken + 2) {
+            want = want.max(self.peak.min(pool.ready + pool.starting));
+        } else {
+            self.peak = self.in_flight;
+        }
         if let Some(held) = self.held.as_mut().filter(|_| reachable) {
             let stretch = now.as_nanos() / self.tick.as_nanos().max(1);
             want = held.record(u64::try_from(stretch).unwrap_or(u64::MAX), want);
@@ -125,7 +145,8 @@ impl Policy for Kpa {
         self.reports.forget();
         self.stable.clear();
         self.panic_window.clear();
-        self.panic = Some(Panic::default());
+        self.panic = Panic::default();
+        (self.woken, self.peak) = (None, 0);
         self.held = self.held.as_ref().map(Held::emptied);
     }
 }

@@ -143,6 +143,8 @@ fn default_keep_alive() -> Span {
 }
 
 const SECOND: Duration = Duration::from_secs(1);
+/// Shortest stretch, for which there is no need.
+const SMALLEST: Duration = Duration::from_millis(1);
 /// The shortest stable window that Knative allows.
 const SHORTEST: Duration = Duration::from_secs(6);
 
@@ -154,8 +156,8 @@ impl Rules {
         if self.window.0 >= SHORTEST {
             return SECOND;
         }
-        let nanos = self.window.0.as_nanos().div_ceil(6).max(1);
-        Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
+        let nanos = self.window.0.as_nanos().div_ceil(6);
+        Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX)).max(SMALLEST)
     }
 
     /// The window over which a burst is noticed: whole stretches, at least one.

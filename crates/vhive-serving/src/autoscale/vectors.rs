@@ -311,6 +311,33 @@ fn the_first_request_is_decided_upon_at_once_and_counted_for_what_it_is() {
 }
 
 #[test]
+fn what_the_pool_has_started_stays_until_a_whole_second_was_seen() {
+    let mut kpa = Kpa::new(&rules(), secs(1), secs(7));
+    // Six requests for a fifth of a second; the pool has started six instances for them.
+    kpa.observe(&sample(7.80, 7.82, 6));
+    assert_eq!(kpa.decide(Duration::from_millis(7820), &pool(2)).want, Some(2));
+    let pool = Pool { starting: 1, ..pool(5) };
+    for (from, to, requests, want) in [(7.82, 8.0, 6, 6), (8.0, 9.0, 0, 3)] {
+        kpa.observe(&sample(from, to, requests));
+        // Second 7: 6·0.2 = 1.2, ⌈1.2/10⌉ = 1. Once second 8 is over, ⌊5/2⌋ = 2, or ⌊6/2⌋ = 3.
+        let ready = if to > 8.5 { vectors::pool(6) } else { pool };
+        assert_eq!(kpa.decide(Duration::from_secs_f64(to), &ready).want, Some(want), "at {to}");
+    }
+}
+
+#[test]
+fn a_scaler_that_resumes_keeps_what_it_finds() {
+    for (resumes, want) in [(true, 6), (false, 3)] {
+        let mut kpa = Kpa::new(&rules(), secs(1), secs(100));
+        if resumes {
+            kpa.resume(6, secs(100));
+        }
+        kpa.observe(&sample(100.0, 101.0, 10));
+        assert_eq!(kpa.decide(secs(101), &pool(6)).want, Some(want), "⌊6/2⌋ = 3");
+    }
+}
+
+#[test]
 fn what_is_forgotten_wants_nothing() {
     for kind in [PolicyKind::Kpa, PolicyKind::Fixed, PolicyKind::Histogram] {
         let rules = Rules { policy: kind, scale_down_delay: Span(secs(30)), ..rules() };
@@ -363,6 +390,44 @@ fn from_five_to_zero() {
     let want = [(212, 4), (224, 3), (236, 2), (248, 1), (290, 0)];
     let want: Vec<_> = want.iter().map(|(at, n)| (secs(*at), *n)).collect();
     assert_eq!(followed(kpa.as_mut(), secs(200), 5), want);
+}
+
+#[test]
+fn a_scale_down_delay_holds_every_step_back() {
+    // The greatest of this and the 29 decisions before counts. 5 is decided until 211, 4 until 223, 3
+    // until 235: so 4 at 241, 3 at 253, 2 at 265. With 4 ready until 253, ⌊4/2⌋ = 2 is decided
+    // that long: 1 at 283. With 2 ready until 283, ⌊2/2⌋ = 1 is: none at 313, and gone 30 s later.
+    let rules = Rules { scale_down_delay: Span(secs(30)), ..rules() };
+    let mut kpa = busy(&rules, 50);
+    let want = [(241, 4), (253, 3), (265, 2), (283, 1), (343, 0)];
+    let want: Vec<_> = want.iter().map(|(at, n)| (secs(*at), *n)).collect();
+    assert_eq!(followed(kpa.as_mut(), secs(200), 5), want);
+}
+
+#[test]
+fn a_burst_is_panicked_about_and_held_for_a_window() {
+    // 10 in flight in each of seconds 100 to 199, then 200 in second 200 and 10 again.
+    let mut kpa = busy(&rules(), 10);
+    let mut wants = Vec::new();
+    for (at, requests) in [(200_u32, 200), (201, 10), (202, 10)] {
+        kpa.observe(&sample(at.into(), f64::from(at) + 1.0, requests));
+        let decision = kpa.decide(secs(u64::from(at) + 1), &pool(1));
+        wants.push((decision.want, decision.figures.is_some_and(|figures| figures.panicking)));
+    }
+    // Panic average (5·10 + 200)/6 = 41.67: ⌈4.17⌉ = 5 ≥ 2·1. The next are (4·10 + 200 + 10)/6, the
+    // same.
+    assert_eq!(wants, [(Some(5), true); 3]);
+    let mut panicking = true;
+    for at in 203..300_u32 {
+        kpa.observe(&sample(at.into(), f64::from(at) + 1.0, 10));
+        let decision = kpa.decide(secs(u64::from(at) + 1), &pool(5));
+        panicking = decision.figures.is_some_and(|figures| figures.panicking);
+        // Last over the threshold with one ready, at 203; left after 203 + 60.
+        assert_eq!(panicking, at < 263, "{at}");
+        // Then ⌊5/2⌋ = 2, because ⌈10/10⌉ = 1.
+        assert_eq!(decision.want, Some(if panicking { 5 } else { 2 }), "{at}");
+    }
+    assert!(!panicking);
 }
 
 #[test]
