@@ -92,7 +92,7 @@ pub(crate) async fn run(node: Node, catalog: Arc<Catalog>, tick: Duration) {
             if let Some(watched) = watched.get_mut(&service) {
                 watched.route.throttle.start_sampling(now);
                 watched.policy.forget();
-                watched.wanted = None;
+                (watched.wanted, watched.due) = (None, Some(now));
             }
         }
         if ticks {

@@ -148,5 +148,7 @@ impl Policy for Kpa {
         self.panic = Panic::default();
         (self.woken, self.peak) = (None, 0);
         self.held = self.held.as_ref().map(Held::emptied);
+        // From here on it is known that there was nothing, where at first nothing is known.
+        self.stable.record(self.reports.open(), 0.0);
     }
 }

@@ -16,7 +16,9 @@
 //! | `sample.rs` | nothing; what was seen, and which whole second it falls into |
 //! | `window.rs` | an average over the last so many seconds |
 //! | `decide.rs` | Knative's arithmetic for one tick |
+//! | `bounds.rs` | the fewest and the most instances |
 //! | `to_zero.rs` | when the last instance goes |
+//! | `policy.rs` | nothing; what every policy is asked |
 //! | `kpa.rs`, `fixed.rs`, `histogram.rs` | the policies |
 //!
 //! # Source

@@ -59,6 +59,12 @@ impl Reports {
         number(at, self.bucket)
     }
 
+    /// The bucket that is not over yet.
+    #[must_use]
+    pub fn open(&self) -> u64 {
+        self.open
+    }
+
     /// What the open bucket has so far.
     #[must_use]
     pub fn so_far(&self) -> f64 {

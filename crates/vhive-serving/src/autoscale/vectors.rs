@@ -343,9 +343,9 @@ fn what_is_forgotten_wants_nothing() {
         let rules = Rules { policy: kind, scale_down_delay: Span(secs(30)), ..rules() };
         let mut policy = busy(&rules, 90);
         policy.forget();
-        policy.observe(&sample(200.0, 201.0, 0));
+        policy.observe(&sample(200.0, 200.0, 0));
         let gone = Pool { ready: 0, starting: 0, reachable: true };
-        assert_eq!(policy.decide(secs(201), &gone).want, Some(0), "{kind}");
+        assert_eq!(policy.decide(secs(200), &gone).want, Some(0), "{kind}");
     }
 }
 
