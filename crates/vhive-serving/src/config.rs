@@ -1,11 +1,16 @@
 //! What can be configured, with the defaults.
 
+mod autoscale;
+
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use vhive_api::{Bytes, PrefetchPolicy, RuntimeName, SnapshotPolicy, Span};
+
+pub use self::autoscale::AutoscaleConfig;
+pub(crate) use self::autoscale::{DAY, HOUR};
 
 /// The `[serving]` section.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -150,59 +155,6 @@ impl Default for Defaults {
     }
 }
 
-/// How the number of instances follows the demand. Names and defaults as in Knative's
-/// `config-autoscaler`, but for those that say otherwise.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct AutoscaleConfig {
-    /// How often it decides while anything runs; a queue that forms makes it decide at once.
-    pub tick: Span,
-    /// Stable window.
-    pub stable_window: Span,
-    /// Panic window in per cent of the stable one.
-    pub panic_window_percent: f64,
-    /// Load at which it panics, in per cent of the target.
-    pub panic_threshold_percent: f64,
-    /// Target concurrency of revisions without `containerConcurrency`.
-    pub target_concurrency: f64,
-    /// Which part of the target or of `containerConcurrency` to aim at, in per cent.
-    pub target_percent: f64,
-    /// Most instances wanted per ready one in one decision.
-    pub max_scale_up_rate: f64,
-    /// Most ready instances per wanted one in one decision.
-    pub max_scale_down_rate: f64,
-    /// How long the last instance outlives the last request beyond the window, at least. Zero
-    /// where Knative has 30 s: the gateway is always in the path, so nothing needs to be waited
-    /// for.
-    pub scale_to_zero_grace: Span,
-    /// Likewise, for revisions that do not say.
-    pub scale_to_zero_retention: Span,
-    /// Instances started when a revision is made. Zero where Knative has 1: the first request
-    /// starts the first instance.
-    pub initial_scale: u32,
-    /// How long a decision to have fewer instances is held back.
-    pub scale_down_delay: Span,
-}
-
-impl Default for AutoscaleConfig {
-    fn default() -> Self {
-        Self {
-            tick: Span(Duration::from_secs(1)),
-            stable_window: Span(Duration::from_secs(60)),
-            panic_window_percent: 10.0,
-            panic_threshold_percent: 200.0,
-            target_concurrency: 100.0,
-            target_percent: 70.0,
-            max_scale_up_rate: 1000.0,
-            max_scale_down_rate: 2.0,
-            scale_to_zero_grace: Span(Duration::ZERO),
-            scale_to_zero_retention: Span(Duration::ZERO),
-            initial_scale: 0,
-            scale_down_delay: Span(Duration::ZERO),
-        }
-    }
-}
-
 /// Why a configuration cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("serving.{key}: {reason}")]
@@ -235,26 +187,7 @@ impl Config {
             let reason = "must be a loopback address, because the token would travel unencrypted";
             return wrong("api.listen", reason);
         }
-        if scale.tick.0 < Duration::from_millis(10) {
-            return wrong("autoscale.tick", "must be at least 10ms");
-        }
-        if scale.stable_window.0 < scale.tick.0 {
-            return wrong("autoscale.stable_window", "must be at least one tick");
-        }
-        for (key, value, range) in [
-            ("autoscale.panic_window_percent", scale.panic_window_percent, 1.0..=100.0),
-            ("autoscale.panic_threshold_percent", scale.panic_threshold_percent, 110.0..=1000.0),
-            ("autoscale.target_concurrency", scale.target_concurrency, 0.01..=1e6),
-            ("autoscale.target_percent", scale.target_percent, 1.0..=100.0),
-            ("autoscale.max_scale_up_rate", scale.max_scale_up_rate, 1.01..=1e6),
-            ("autoscale.max_scale_down_rate", scale.max_scale_down_rate, 1.01..=1e6),
-        ] {
-            if !range.contains(&value) {
-                let reason = format!("must be from {} to {}", range.start(), range.end());
-                return Err(ConfigError { key, reason });
-            }
-        }
-        Ok(())
+        scale.validate()
     }
 }
 

@@ -5,7 +5,7 @@
 //!                                              │
 //!   request ──► gateway ──► throttle ──► node.acquire ──► instance
 //!                              │
-//!                              └─samples─► autoscale::decide ──► node.resize
+//!                              └─samples─► autoscale::Policy ──► node.resize
 //! ```
 //!
 //! [`Serving::run`] opens all of it; [`Serving::shutdown`] drains it.

@@ -1,8 +1,10 @@
-//! What the gateway counts, for Prometheus. The names stand in
+//! What gateway and autoscaler count, for Prometheus. The names stand in
 //! `docs/design/records-and-metrics.md`.
 
-use std::sync::Arc;
+mod scaling;
+
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric as _};
@@ -12,6 +14,7 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 use vhive_api::{InvocationRecord, Outcome, Phase, StartKind};
 
+pub(crate) use self::scaling::Scaled;
 use crate::catalog::Catalog;
 
 /// The outcomes, in the order in which they are counted.
@@ -27,6 +30,8 @@ pub(crate) struct RouteMetrics {
     response_bytes: AtomicU64,
     warm: Histogram,
     cold: Histogram,
+    /// The autoscaler's last decision.
+    scaled: Mutex<Option<Scaled>>,
 }
 
 impl Default for RouteMetrics {
@@ -39,11 +44,21 @@ impl Default for RouteMetrics {
             response_bytes: AtomicU64::new(0),
             warm: new(),
             cold: new(),
+            scaled: Mutex::default(),
         }
     }
 }
 
 impl RouteMetrics {
+    /// Notes what the autoscaler has decided.
+    pub(crate) fn scaled(&self, scaled: Scaled) {
+        *self.scaled.lock().unwrap_or_else(PoisonError::into_inner) = Some(scaled);
+    }
+
+    fn last_scaled(&self) -> Option<Scaled> {
+        *self.scaled.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Counts a finished request.
     pub(crate) fn count(&self, record: &InvocationRecord) {
         let outcome = match record.outcome {
@@ -169,7 +184,7 @@ impl Collector for Gateway {
                 histogram.encode(family.encode_family(&labels)?)?;
             }
         }
-        Ok(())
+        scaling::encode(&routes, &mut encoder)
     }
 }
 

@@ -1,6 +1,6 @@
 //! The task that lets the number of instances follow the demand. It sleeps while nothing runs.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -9,24 +9,29 @@ use tokio::time::{Instant, sleep_until};
 use vhive_api::RevisionKey;
 use vhive_node::Node;
 
-use crate::autoscale::{History, Panic, Seen, decide};
+use crate::autoscale::{Policy, Pool, policy};
 use crate::catalog::{Catalog, Route};
+use crate::metrics::Scaled;
 
 /// Least time between two looks, however many requests queue up.
 const BREATH: Duration = Duration::from_millis(20);
 
-/// What is remembered of one revision while it runs.
+/// What the scaler goes by.
+#[derive(Clone, Copy, Debug)]
+struct Clock {
+    /// The beginning that policies count from.
+    epoch: Instant,
+    tick: Duration,
+}
+
+/// What is remembered of one revision while it runs; and, if its policy learns, while it rests.
 #[derive(Debug)]
 struct Watched {
     route: Arc<Route>,
-    history: History,
-    panic: Panic,
-    /// When the last request was seen.
-    busy: Instant,
+    policy: Box<dyn Policy>,
+    /// When to look again; none while it rests.
+    due: Option<Instant>,
     wanted: Option<u32>,
-    /// Earlier decisions, for the scale-down delay.
-    held: VecDeque<(Instant, u32)>,
-    initial_reached: bool,
     /// Instances seen last, starting ones included.
     there: u32,
 }
@@ -65,9 +70,10 @@ impl Poke {
 
 /// Runs until the task is aborted.
 pub(crate) async fn run(node: Node, catalog: Arc<Catalog>, tick: Duration) {
+    let clock = Clock { epoch: Instant::now(), tick };
     let mut watched: HashMap<RevisionKey, Watched> = HashMap::new();
-    let mut due = None;
     loop {
+        let due = watched.values().filter_map(|watched| watched.due).min();
         let ticks = match due {
             None => {
                 catalog.poke.told.notified().await;
@@ -85,23 +91,20 @@ pub(crate) async fn run(node: Node, catalog: Arc<Catalog>, tick: Duration) {
         let now = Instant::now();
         for revision in catalog.poke.take_forgotten() {
             if let Some(watched) = watched.get_mut(&revision) {
-                *watched = Watched::new(Arc::clone(&watched.route), now);
+                watched.route.throttle.start_sampling(now);
+                watched.policy.forget();
+                (watched.wanted, watched.due) = (None, Some(now));
             }
         }
         if ticks {
             watched.retain(|_, watched| {
-                watched.is_current(&catalog)
-                    && (step(&node, watched, now) || !watched.route.throttle.rest())
+                let due = watched.due.is_some_and(|due| due <= now);
+                watched.is_current(&catalog) && (!due || look(&node, watched, clock, now))
             });
-            due = Some(now + tick);
         } else {
             for revision in catalog.poke.take() {
-                look_at(&node, &catalog, &mut watched, revision, now);
+                look_at(&node, &catalog, &mut watched, revision, (clock, now));
             }
-            due = due.or(Some(now + tick));
-        }
-        if watched.is_empty() {
-            due = None;
         }
     }
 }
@@ -111,33 +114,24 @@ fn look_at(
     catalog: &Catalog,
     watched: &mut HashMap<RevisionKey, Watched>,
     revision: RevisionKey,
-    now: Instant,
+    (clock, now): (Clock, Instant),
 ) {
     let Some(route) = catalog.route(&revision) else {
         watched.remove(&revision);
         return;
     };
     route.throttle.looked_at();
-    match watched.get_mut(&revision) {
-        Some(one) if Arc::ptr_eq(&one.route, &route) => _ = step(node, one, now),
-        _ => _ = watched.insert(revision, Watched::new(route, now)),
+    let same = watched.remove(&revision).filter(|one| Arc::ptr_eq(&one.route, &route));
+    let mut one = same.unwrap_or_else(|| Watched::new(route, clock, now));
+    if look(node, &mut one, clock, now) {
+        watched.insert(revision, one);
     }
 }
 
 impl Watched {
-    fn new(route: Arc<Route>, now: Instant) -> Self {
-        route.throttle.start_sampling(now);
-        let initial_reached = route.rules.initial <= route.rules.min;
-        Self {
-            route,
-            history: History::default(),
-            panic: Panic::default(),
-            busy: now,
-            wanted: None,
-            held: VecDeque::new(),
-            initial_reached,
-            there: 0,
-        }
+    fn new(route: Arc<Route>, clock: Clock, now: Instant) -> Self {
+        let policy = policy(&route.rules, clock.tick, now.saturating_duration_since(clock.epoch));
+        Self { route, policy, due: Some(now), wanted: None, there: 0 }
     }
 
     fn is_current(&self, catalog: &Catalog) -> bool {
@@ -146,65 +140,57 @@ impl Watched {
     }
 }
 
-/// Decides for one revision; false once there is nothing more to decide until the next request.
-fn step(node: &Node, watched: &mut Watched, now: Instant) -> bool {
+/// Decides for one revision and says when to look again; false once nothing of it need be kept
+/// until the next request.
+fn look(node: &Node, watched: &mut Watched, clock: Clock, now: Instant) -> bool {
+    let Some(Next { again, quiet }) = step(node, watched, clock, now) else { return false };
+    let tick = now + clock.tick;
+    watched.due = match again {
+        Some(again) if again <= tick => Some(again.max(now + BREATH)),
+        // Nothing came for a while: the next request pokes, unless it is in flight already.
+        again if quiet && watched.route.throttle.rest() => again,
+        _ => Some(tick),
+    };
+    watched.due.is_some() || watched.policy.learns()
+}
+
+/// What follows a decision.
+struct Next {
+    /// When its policy is to be asked again, unless a request comes before.
+    again: Option<Instant>,
+    /// Whether no request has come since the decision before.
+    quiet: bool,
+}
+
+/// Decides for one revision. None if it is gone.
+fn step(node: &Node, watched: &mut Watched, clock: Clock, now: Instant) -> Option<Next> {
     let route = Arc::clone(&watched.route);
     let key = &route.revision.key;
-    let out_of_reach;
-    let rules = if route.is_reachable() {
-        &route.rules
-    } else {
-        out_of_reach = crate::autoscale::Rules { min: 0, ..route.rules.clone() };
-        &out_of_reach
-    };
-    let Some(counts) = node.counts(key) else { return false };
-    if let Some((sample, in_flight)) = route.throttle.sample(now) {
-        if in_flight > 0 || sample.concurrency > 0.0 {
-            watched.busy = now;
-        }
-        watched.history.add(sample, rules.window.0);
-    }
-    watched.initial_reached |= counts.ready >= rules.initial;
-    let Some(stable) = watched.history.average(rules.window.0, now) else { return true };
-    let seen = Seen {
-        stable,
-        panic: watched.history.average(rules.panic_window(), now).unwrap_or(stable),
-        ready: counts.ready,
-        idle: now.saturating_duration_since(watched.busy),
-    };
-    let (mut want, panic) = decide(rules, &seen, watched.panic, now);
-    watched.panic = panic;
-    if !watched.initial_reached {
-        want = want.max(rules.initial);
-    }
-    want = hold(watched, want, now);
+    let counts = node.counts(key)?;
+    let sample = route.throttle.sample(clock.epoch, now);
+    watched.policy.observe(&sample);
+    let pool =
+        Pool { ready: counts.ready, starting: counts.starting, reachable: route.is_reachable() };
+    let moment = now.saturating_duration_since(clock.epoch);
+    let decision = watched.policy.decide(moment, &pool);
+    let again = decision.again.and_then(|again| clock.epoch.checked_add(again));
+    let quiet = sample.arrivals == 0;
+    let Some(want) = decision.want.or(watched.wanted) else { return Some(Next { again, quiet }) };
     if watched.wanted != Some(want) {
         if watched.wanted.is_some() {
             tracing::info!(revision = %key, want, ready = counts.ready, "scale");
         }
         watched.wanted = Some(want);
     }
-    // Said again at every tick: the pool counts what has ended or was started meanwhile.
+    // Said again every time: the pool counts what has ended or was started meanwhile.
     node.resize(key, want);
+    route.metrics.scaled(Scaled { desired: want, pool, figures: decision.figures });
     let there = counts.ready + counts.starting;
     if there < watched.there {
         let living = node.status(key).map(|status| status.instances).unwrap_or_default();
         route.upstreams.retain(|id| living.iter().any(|instance| instance.id == *id));
     }
     watched.there = there;
-    let settled = seen.stable <= 0.0 && want == rules.min && there <= want;
-    !settled
-}
-
-/// Holds a decision to have fewer instances back for the configured delay.
-fn hold(watched: &mut Watched, want: u32, now: Instant) -> u32 {
-    let delay = watched.route.rules.scale_down_delay.0;
-    if delay.is_zero() {
-        return want;
-    }
-    watched.held.push_back((now, want));
-    while watched.held.front().is_some_and(|(at, _)| *at + delay < now) {
-        watched.held.pop_front();
-    }
-    watched.held.iter().map(|(_, want)| *want).max().unwrap_or(want)
+    let excess = (there > want).then_some(now + clock.tick);
+    Some(Next { again: again.into_iter().chain(excess).min(), quiet })
 }

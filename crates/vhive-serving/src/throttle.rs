@@ -35,16 +35,44 @@ pub(crate) struct Throttle {
     meter: Mutex<Meter>,
 }
 
-/// Integrates the number of requests over time.
+/// Integrates the number of requests over time, and counts them.
 #[derive(Debug)]
 struct Meter {
     in_flight: u32,
     area: Duration,
     changed: Instant,
     sampled: Instant,
+    arrivals: u32,
+    peak: u32,
+    /// When the last request left nobody behind; none before the first one.
+    idle_since: Option<Instant>,
+    gaps: u32,
+    longest_gap: Duration,
 }
 
 impl Meter {
+    fn new(now: Instant) -> Self {
+        Self {
+            in_flight: 0,
+            area: Duration::ZERO,
+            changed: now,
+            sampled: now,
+            arrivals: 0,
+            peak: 0,
+            idle_since: None,
+            gaps: 0,
+            longest_gap: Duration::ZERO,
+        }
+    }
+
+    /// Begins a stretch: what was before does not count.
+    fn begin(&mut self, now: Instant) {
+        self.area = Duration::ZERO;
+        self.sampled = now;
+        (self.arrivals, self.peak) = (0, self.in_flight);
+        (self.gaps, self.longest_gap) = (0, Duration::ZERO);
+    }
+
     fn advance(&mut self, now: Instant) {
         let since = now.saturating_duration_since(self.changed);
         self.area = self.area.saturating_add(since.saturating_mul(self.in_flight));
@@ -55,7 +83,6 @@ impl Meter {
 impl Throttle {
     /// The queue of a revision. `poke` wakes the autoscaler.
     pub(crate) fn new(depth: u32, revision: RevisionKey, poke: Arc<Poke>, now: Instant) -> Self {
-        let meter = Meter { in_flight: 0, area: Duration::ZERO, changed: now, sampled: now };
         Self {
             depth,
             queued: AtomicU32::new(0),
@@ -63,7 +90,7 @@ impl Throttle {
             poked: AtomicBool::new(false),
             revision,
             poke,
-            meter: Mutex::new(meter),
+            meter: Mutex::new(Meter::new(now)),
         }
     }
 
@@ -71,7 +98,19 @@ impl Throttle {
     pub(crate) fn enter(&self, now: Instant) {
         let mut meter = self.meter();
         meter.advance(now);
+        if meter.in_flight == 0 {
+            if !self.watched.load(Ordering::Relaxed) {
+                // Nobody has looked since the last request; there was nothing to see.
+                meter.begin(now);
+            }
+            if let Some(idle) = meter.idle_since {
+                meter.gaps = meter.gaps.saturating_add(1);
+                meter.longest_gap = meter.longest_gap.max(now.saturating_duration_since(idle));
+            }
+        }
         meter.in_flight += 1;
+        meter.arrivals = meter.arrivals.saturating_add(1);
+        meter.peak = meter.peak.max(meter.in_flight);
         drop(meter);
         if !self.watched.load(Ordering::Relaxed) && !self.watched.swap(true, Ordering::AcqRel) {
             self.poke();
@@ -94,6 +133,9 @@ impl Throttle {
         let mut meter = self.meter();
         meter.advance(now);
         meter.in_flight = meter.in_flight.saturating_sub(1);
+        if meter.in_flight == 0 {
+            meter.idle_since = Some(now);
+        }
     }
 
     /// Waits for `lease`, in the queue if it is not there at once. The boolean says whether it
@@ -128,26 +170,32 @@ impl Throttle {
         Ok(place)
     }
 
-    /// The average since the last call, and the number in flight now. None if no time has passed.
-    pub(crate) fn sample(&self, now: Instant) -> Option<(Sample, u32)> {
+    /// What was seen since the last call, in moments after `epoch`.
+    pub(crate) fn sample(&self, epoch: Instant, now: Instant) -> Sample {
         let mut meter = self.meter();
         meter.advance(now);
-        let over = now.saturating_duration_since(meter.sampled);
-        if over.is_zero() {
-            return None;
-        }
-        let concurrency = meter.area.as_secs_f64() / over.as_secs_f64();
-        meter.area = Duration::ZERO;
-        meter.sampled = now;
-        Some((Sample { at: now, over, concurrency }, meter.in_flight))
+        let moment = |at: Instant| at.saturating_duration_since(epoch);
+        let busy_until = if meter.in_flight > 0 { Some(now) } else { meter.idle_since };
+        let sample = Sample {
+            from: moment(meter.sampled),
+            to: moment(now),
+            area: meter.area.as_secs_f64(),
+            arrivals: meter.arrivals,
+            peak: meter.peak,
+            in_flight: meter.in_flight,
+            busy_until: moment(busy_until.unwrap_or(meter.sampled)),
+            gaps: meter.gaps,
+            longest_gap: meter.longest_gap,
+        };
+        meter.begin(now);
+        sample
     }
 
     /// Begins to measure: what was before does not count.
     pub(crate) fn start_sampling(&self, now: Instant) {
         let mut meter = self.meter();
         meter.advance(now);
-        meter.area = Duration::ZERO;
-        meter.sampled = now;
+        meter.begin(now);
     }
 
     /// The autoscaler stops looking until the next request pokes it. False, and nothing done, if
@@ -234,21 +282,32 @@ mod tests {
     }
 
     #[test]
-    fn samples_are_time_weighted() {
+    fn samples_are_time_weighted_and_count() {
         let start = Instant::now();
         let throttle = throttle(0, start);
-        throttle.start_sampling(start);
+        throttle.watch();
         let at = |secs| start + Duration::from_secs(secs);
         throttle.enter(at(0));
         throttle.enter(at(2));
         throttle.leave(at(3));
-        let (sample, in_flight) = throttle.sample(at(4)).unwrap();
-        assert!((sample.concurrency - 1.25).abs() < 1e-9, "{sample:?}");
-        assert_eq!(in_flight, 1);
+        let sample = throttle.sample(start, at(4));
+        let secs = Duration::from_secs;
+        let seen = Sample { from: secs(0), to: secs(4), area: 5.0, arrivals: 2, ..sample };
+        assert_eq!(sample, seen);
+        assert_eq!((sample.peak, sample.in_flight, sample.gaps), (2, 1, 0));
+        assert_eq!(sample.busy_until, secs(4));
         assert!(!throttle.rest());
         throttle.leave(at(5));
-        let (sample, _) = throttle.sample(at(6)).unwrap();
-        assert!((sample.concurrency - 0.5).abs() < 1e-9, "{sample:?}");
+        let sample = throttle.sample(start, at(6));
+        assert_eq!((sample.area, sample.arrivals, sample.peak), (1.0, 0, 1));
+        assert_eq!(sample.busy_until, secs(5));
         assert!(throttle.rest());
+        // Nobody looks for a while: the next sample begins with the next request.
+        throttle.enter(at(65));
+        throttle.leave(at(66));
+        throttle.enter(at(68));
+        let sample = throttle.sample(start, at(70));
+        assert_eq!((sample.from, sample.area, sample.arrivals), (secs(65), 3.0, 2));
+        assert_eq!((sample.gaps, sample.longest_gap), (2, secs(60)));
     }
 }

@@ -4,6 +4,7 @@
 //! refused by path with why, and every problem of a document is reported at once.
 
 mod annotations;
+mod autoscaling;
 mod container;
 mod cursor;
 mod documents;

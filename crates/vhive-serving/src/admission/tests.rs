@@ -5,6 +5,8 @@ use vhive_api::Span;
 
 use super::*;
 
+mod scaling;
+
 fn minimal() -> Value {
     json!({
         "apiVersion": "serving.knative.dev/v1",
@@ -326,8 +328,17 @@ fn annotations_are_checked_by_name_and_value() {
         ("window", "60", Invalid),
         ("panic-threshold-percentage", "100", Invalid),
         ("class", "hpa.autoscaling.knative.dev", Unsupported),
-        ("metric", "rps", Unsupported),
-        ("activation-scale", "2", Unsupported),
+        ("metric", "cpu", Unsupported),
+        ("metric", "memory", Unsupported),
+        ("metric", "latency", Invalid),
+        ("window", "6500ms", Invalid),
+        ("scale-down-delay", "1500ms", Invalid),
+        ("scaleDownDelay", "2h", Invalid),
+        ("activation-scale", "1", Invalid),
+        ("target-burst-capacity", "-2", Invalid),
+        ("target-burst-capacity", "NaN", Invalid),
+        ("targetBurstCapacity", "much", Invalid),
+        ("metric-aggregation-algorithm", "median", Invalid),
         ("max-scal", "2", Unknown),
     ] {
         let mut document = minimal();

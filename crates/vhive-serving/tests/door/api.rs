@@ -1,12 +1,14 @@
 //! The API: objects, errors, who may use it, what survives a restart.
 
+use std::time::{Duration, Instant};
+
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use vhive_node::Runtimes;
 use vhive_sandbox::sim::{Sim, SimConfig};
 
-use crate::support::{Reply, Setup, World, annotate, mode_of, service, within};
+use crate::support::{PATIENCE, Reply, Setup, World, annotate, mode_of, service, within};
 
 const SERVICES: &str = "/apis/serving.knative.dev/v1/namespaces/default/services";
 
@@ -271,20 +273,57 @@ async fn metrics_equal_the_table_of_the_page() {
     world.apply("hello", |_| {}).await;
     assert_eq!(world.get("hello").await.status, 200);
     let text = metrics(&world).await;
-    let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
-    let told: BTreeSet<String> = types
-        .filter(|(name, _)| name.starts_with("vhive_gateway_"))
-        .map(|(name, kind)| if kind == "counter" { format!("{name}_total") } else { name.into() })
-        .collect();
     let page = std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("../../docs/design/records-and-metrics.md");
     let page = std::fs::read_to_string(page).unwrap();
-    let section = page.split("\n## Metrics of the gateway").nth(1).expect("the section");
-    let rows = section.split("\n## ").next().unwrap_or_default().lines();
-    let listed: BTreeSet<String> = rows
-        .filter_map(|line| line.strip_prefix("| `")?.split_once('`'))
-        .map(|(name, _)| name.to_owned())
-        .collect();
-    assert_eq!(told, listed);
+    for (title, prefix) in [("gateway", "vhive_gateway_"), ("autoscaler", "kn_revision_")] {
+        let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
+        let told: BTreeSet<String> = types
+            .filter(|(name, _)| name.starts_with(prefix))
+            .map(
+                |(name, kind)| {
+                    if kind == "counter" { format!("{name}_total") } else { name.into() }
+                },
+            )
+            .collect();
+        let section =
+            page.split(&format!("\n## Metrics of the {title}")).nth(1).expect("the section");
+        let rows = section.split("\n## ").next().unwrap_or_default().lines();
+        let listed: BTreeSet<String> = rows
+            .filter_map(|line| line.strip_prefix("| `")?.split_once('`'))
+            .map(|(name, _)| name.to_owned())
+            .collect();
+        assert_eq!(told, listed);
+    }
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn the_autoscalers_decision_is_among_the_metrics() {
+    let world = World::new().await;
+    world.apply("hello", |_| {}).await;
+    assert_eq!(world.get("hello").await.status, 200);
+    let labels = "{k8s_namespace_name=\"default\",kn_service_name=\"hello\",\
+                  kn_configuration_name=\"hello\",kn_revision_name=\"hello-00001\"}";
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let text = metrics(&world).await;
+        let value = |name: &str| {
+            let line = text.lines().find_map(|line| line.strip_prefix(&format!("{name}{labels} ")));
+            line.map(|value| value.parse::<f64>().unwrap())
+        };
+        if value("kn_revision_pods_count") == Some(1.0) {
+            assert_eq!(value("kn_revision_pods_desired"), Some(1.0));
+            assert_eq!(value("kn_revision_panic_mode"), Some(0.0));
+            assert_eq!(value("kn_revision_concurrency_target"), Some(70.0));
+            assert_eq!(value("kn_revision_rps_target"), None, "it scales by concurrency");
+            // 1·100 − 211, less the panic average, which is below 1: −111 or −112.
+            let excess = value("kn_revision_capacity_excess").unwrap();
+            assert!((-112.0..=-111.0).contains(&excess), "{excess}");
+            break;
+        }
+        assert!(Instant::now() < deadline, "{text}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
     world.stop().await;
 }

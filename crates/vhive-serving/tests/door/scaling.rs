@@ -174,3 +174,75 @@ async fn a_burst_gets_more_instances() {
     assert!(!host.is_empty());
     std::sync::Arc::into_inner(world).unwrap().stop().await;
 }
+
+#[tokio::test]
+async fn a_fixed_keep_alive_keeps_beyond_the_window_and_then_lets_go() {
+    let world = World::new().await;
+    for (name, keep) in [("long", "10m"), ("short", "300ms")] {
+        world
+            .apply(name, |document| {
+                annotate(document, "vhive.dev/scaling-policy", "fixed");
+                annotate(document, "vhive.dev/keep-alive", keep);
+                annotate(document, "vhive.dev/window", "100ms");
+            })
+            .await;
+        assert_eq!(world.get(name).await.status, 200);
+        assert_eq!(ready(&world, &format!("{name}-00001")), 1);
+    }
+    eventually(|| (ready(&world, "short-00001") == 0).then_some(())).await;
+    assert_eq!(ready(&world, "long-00001"), 1);
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_histogram_keeps_what_it_has_learnt_while_nothing_runs() {
+    let world = World::new().await;
+    world
+        .apply("often", |document| {
+            annotate(document, "vhive.dev/scaling-policy", "histogram");
+            annotate(document, "vhive.dev/keep-alive", "200ms");
+        })
+        .await;
+    assert_eq!(world.get("often").await.status, 200);
+    eventually(|| (ready(&world, "often-00001") == 0).then_some(())).await;
+    assert_eq!(world.get("often").await.status, 200);
+    // Idle for less than a minute: from now on it is kept for 66 s instead of 200 ms.
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    assert_eq!(ready(&world, "often-00001"), 1);
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn requests_per_second_call_for_instances() {
+    let world = World::new().await;
+    world
+        .apply("busy", |document| {
+            annotate(document, "autoscaling.knative.dev/metric", "rps");
+            annotate(document, "autoscaling.knative.dev/target", "2");
+            annotate(document, "autoscaling.knative.dev/max-scale", "3");
+            annotate(document, "vhive.dev/window", "6s");
+        })
+        .await;
+    for _ in 0..40 {
+        assert_eq!(world.get("busy").await.status, 200);
+    }
+    // 40 in one second or two are far more than 2 a second and instance.
+    eventually(|| (ready(&world, "busy-00001") == 3).then_some(())).await;
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn activation_scale_is_there_with_the_first_request() {
+    let world = World::new().await;
+    world
+        .apply("many", |document| {
+            annotate(document, "autoscaling.knative.dev/activation-scale", "3");
+            annotate(document, "vhive.dev/window", "300ms");
+        })
+        .await;
+    assert_eq!(ready(&world, "many-00001"), 0);
+    assert_eq!(world.get("many").await.status, 200);
+    eventually(|| (ready(&world, "many-00001") == 3).then_some(())).await;
+    eventually(|| (ready(&world, "many-00001") == 0).then_some(())).await;
+    world.stop().await;
+}

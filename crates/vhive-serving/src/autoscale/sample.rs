@@ -1,0 +1,131 @@
+//! What was seen of a revision's requests, and how it becomes one report per second.
+
+use std::time::Duration;
+
+use super::Metric;
+
+/// A point in time: how long after a beginning that the caller has chosen. Never goes back.
+pub type Moment = Duration;
+
+/// What was seen of a revision's requests in one stretch of time. The stretches of one revision
+/// follow one another.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Sample {
+    /// Its beginning: the end of the last one, or when a request came while nobody looked.
+    pub from: Moment,
+    /// Its end.
+    pub to: Moment,
+    /// Requests in flight or waiting, times the seconds for which they were.
+    pub area: f64,
+    /// Requests that came.
+    pub arrivals: u32,
+    /// Most requests in flight or waiting at a time.
+    pub peak: u32,
+    /// Requests in flight or waiting at its end.
+    pub in_flight: u32,
+    /// When the last request was done; `from` of the first stretch if there was none yet.
+    pub busy_until: Moment,
+    /// Idle times that ended in this stretch: from a request that left nobody behind to the next
+    /// one. There is none before the first request.
+    pub gaps: u32,
+    /// The longest of them. All others lie within the stretch, and count as short.
+    pub longest_gap: Duration,
+}
+
+/// Makes one report per whole bucket of time out of samples that end whenever they do.
+///
+/// The report of a bucket is the average of what was there during it. It belongs to the bucket that
+/// begins when it is complete, as when Knative's reports arrive; so a window of sixty buckets
+/// covers the sixty seconds that are over, and none that has just begun.
+#[derive(Clone, Copy, Debug)]
+pub struct Reports {
+    bucket: Duration,
+    metric: Metric,
+    /// The bucket that is not over yet, and what it has so far.
+    open: u64,
+    sum: f64,
+}
+
+impl Reports {
+    /// Reports of one metric per `bucket`, from a moment on.
+    #[must_use]
+    pub fn new(bucket: Duration, metric: Metric, from: Moment) -> Self {
+        Self { bucket, metric, open: number(from, bucket), sum: 0.0 }
+    }
+
+    /// The bucket of a moment.
+    #[must_use]
+    pub fn number(&self, at: Moment) -> u64 {
+        number(at, self.bucket)
+    }
+
+    /// The bucket that is not over yet.
+    #[must_use]
+    pub fn open(&self) -> u64 {
+        self.open
+    }
+
+    /// What the open bucket has so far.
+    #[must_use]
+    pub fn so_far(&self) -> f64 {
+        self.sum
+    }
+
+    /// Forgets what the open bucket has so far.
+    pub fn forget(&mut self) {
+        self.sum = 0.0;
+    }
+
+    /// Takes a sample and calls `report` with the bucket that each complete report belongs to. What
+    /// a sample tells of several buckets is shared out evenly among them. Of stretches without
+    /// any requests only the last `most` reports are made.
+    pub fn take(&mut self, sample: &Sample, most: u64, mut report: impl FnMut(u64, f64)) {
+        let last = self.number(sample.to);
+        if last <= self.open {
+            self.sum += self.amount(sample);
+            return;
+        }
+        let length = sample.to.saturating_sub(sample.from).as_secs_f64();
+        let amount = self.amount(sample);
+        let share = |from: Moment, to: Moment| {
+            let inside = to.min(sample.to).saturating_sub(from.max(sample.from)).as_secs_f64();
+            if length > 0.0 { amount * inside / length } else { 0.0 }
+        };
+        let first = self.number(sample.from).max(self.open);
+        let from = if amount > 0.0 { first } else { last };
+        if from - self.open > most {
+            // Nothing was there for so long that what lies before has no effect any more.
+            self.open = from - most;
+            self.sum = 0.0;
+        }
+        while self.open < last {
+            let begin = moment(self.open, self.bucket);
+            let sum = self.sum + share(begin, begin + self.bucket);
+            self.open += 1;
+            self.sum = 0.0;
+            report(self.open, sum / self.bucket.as_secs_f64());
+        }
+        self.sum = share(moment(last, self.bucket), sample.to);
+    }
+
+    fn amount(&self, sample: &Sample) -> f64 {
+        match self.metric {
+            Metric::Concurrency => sample.area,
+            Metric::Rps => f64::from(sample.arrivals),
+        }
+    }
+}
+
+fn number(at: Moment, bucket: Duration) -> u64 {
+    u64::try_from(at.as_nanos() / bucket.as_nanos().max(1)).unwrap_or(u64::MAX)
+}
+
+fn moment(number: u64, bucket: Duration) -> Moment {
+    let nanos = u128::from(number).saturating_mul(bucket.as_nanos());
+    Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
+}
+
+/// The next moment that is a multiple of `step`, after `now`.
+pub(super) fn next_multiple(now: Moment, step: Duration) -> Moment {
+    moment(number(now, step) + 1, step)
+}
