@@ -14,6 +14,10 @@ use crate::shell::{self, cargo};
 const BENCHES: &[(&str, &[&str])] = &[
     ("gateway", &["gateway-p50-c1", "gateway-rps-c64"]),
     ("sim_cold_starts", &["sim-cold-starts"]),
+    (
+        "serving",
+        &["watch-fanout", "zero-to-start", "restart-1k", "node-rss", "service-rss", "services-10k"],
+    ),
     ("boot", &["boot-overhead", "boot-reliability"]),
     ("network_slot", &["network-slot-pop"]),
     ("image_rootfs", &["image-rootfs"]),
@@ -46,7 +50,7 @@ const BENCHES: &[(&str, &[&str])] = &[
 ];
 
 /// Benchmarks that drive the product's binary, which is built first.
-const DRIVES_BINARY: &[&str] = &["cold_start", "containers"];
+const DRIVES_BINARY: &[&str] = &["cold_start", "containers", "serving"];
 
 pub(crate) fn run(substring: &str) -> anyhow::Result<()> {
     let chosen: Vec<&(&str, &[&str])> = BENCHES

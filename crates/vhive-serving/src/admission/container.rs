@@ -137,12 +137,15 @@ pub(super) fn read_container(cursor: &Cursor<'_>, config: &Config) -> Container 
     let port = if port == 0 { 8080 } else { port };
     let (cpu_millis, memory) =
         cursor.get("resources").map(|resources| read_resources(&resources)).unwrap_or_default();
+    let mut env = cursor.get("env").map(|env| read_env(&env)).unwrap_or_default();
+    let guest = take_guest(cursor, &mut env);
+    let port = guest.port.unwrap_or(port);
     let readiness = cursor.get("readinessProbe").map(|probe| read_probe(&probe, port));
     Container {
-        image,
+        image: guest.image.or(image),
         command: list_of_text(cursor, "command"),
         args: list_of_text(cursor, "args"),
-        env: cursor.get("env").map(|env| read_env(&env)).unwrap_or_default(),
+        env,
         working_dir,
         port,
         protocol,
@@ -150,6 +153,33 @@ pub(super) fn read_container(cursor: &Cursor<'_>, config: &Config) -> Container 
         cpu_millis: cpu_millis.unwrap_or(config.defaults.cpu_millis),
         memory: memory.unwrap_or(config.defaults.memory),
     }
+}
+
+/// What the original's manifests for microVMs say by variables, with a placeholder as the image.
+#[derive(Default)]
+struct Guest {
+    image: Option<String>,
+    port: Option<u16>,
+}
+
+/// Takes `GUEST_IMAGE` and `GUEST_PORT`, which are for vHive and not for the function.
+///
+/// # Source
+/// vHive, `docs/quickstart_guide.md` and `cri/firecracker/service.go`.
+fn take_guest(container: &Cursor<'_>, env: &mut Vec<(String, String)>) -> Guest {
+    let mut take = |name: &str| {
+        let at = env.iter().position(|(found, _)| found == name)?;
+        Some(env.remove(at).1)
+    };
+    let (image, port) = (take("GUEST_IMAGE"), take("GUEST_PORT"));
+    let image = image.filter(|image| !image.is_empty());
+    let number = port.as_ref().map(|port| port.parse().ok().filter(|port| *port > 0));
+    if number == Some(None)
+        && let Some(env) = container.get("env")
+    {
+        env.invalid("GUEST_PORT must be a port, from 1 to 65535, in quotes");
+    }
+    Guest { image, port: number.flatten() }
 }
 
 fn read_env(env: &Cursor<'_>) -> Vec<(String, String)> {

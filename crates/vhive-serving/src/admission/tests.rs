@@ -314,6 +314,36 @@ fn each_refusal_names_its_field() {
 }
 
 #[test]
+fn manifests_of_the_original_for_microvms_are_understood() {
+    let original = r#"
+apiVersion: serving.knative.dev/v1
+kind: Service
+metadata: { name: helloworld }
+spec:
+  template:
+    spec:
+      containers:
+        - image: crccheck/hello-world:latest # a placeholder
+          ports:
+            - name: h2c # For GRPC support
+              containerPort: 50051
+          env:
+            - { name: GUEST_PORT, value: "50052" }
+            - { name: GUEST_IMAGE, value: "ghcr.io/ease-lab/helloworld:var_workload" }
+            - { name: OWN, value: "1" }
+"#;
+    let document = documents(original).unwrap().pop().unwrap();
+    let template = check(&document).unwrap().template;
+    assert_eq!(template.image, "ghcr.io/ease-lab/helloworld:var_workload");
+    assert_eq!((template.port, template.protocol), (50_052, Protocol::H2c));
+    assert_eq!(template.env, [("OWN".to_owned(), "1".to_owned())]);
+    let bad =
+        with("spec/template/spec/containers/0/env", json!([{"name": "GUEST_PORT", "value": "x"}]));
+    let refused = check(&bad).unwrap_err();
+    assert_eq!(refused.problems[0].path, "spec.template.spec.containers[0].env");
+}
+
+#[test]
 fn annotations_are_checked_by_name_and_value() {
     use ProblemKind::{Invalid, Unknown, Unsupported};
     let knative = "autoscaling.knative.dev/";
