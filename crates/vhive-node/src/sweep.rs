@@ -20,6 +20,7 @@ const LOCK: &str = "node.lock";
 pub const STATE_ENTRIES: &[&str] = &[
     LOCK,
     "state.redb",
+    "async.redb",
     "images",
     "kernels",
     "snapshots",

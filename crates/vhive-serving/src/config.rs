@@ -26,6 +26,43 @@ pub struct Config {
     pub autoscale: AutoscaleConfig,
     /// How long revisions are kept that serve nothing any more.
     pub retention: RetentionConfig,
+    /// Requests that are answered later.
+    #[serde(rename = "async")]
+    pub deferred: AsyncConfig,
+}
+
+/// Requests with `Prefer: respond-async`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AsyncConfig {
+    /// Requests that may wait or be under way; 503 beyond.
+    pub max_pending: usize,
+    /// Their bodies and heads together.
+    pub max_bytes: Bytes,
+    /// Longest body of one; 413 beyond.
+    pub max_body: Bytes,
+    /// Longest reply that is kept; an invocation with a longer one fails.
+    pub max_reply: Bytes,
+    /// Replies kept; the oldest go first.
+    pub max_results: u64,
+    /// Requests sent at a time, to all functions together.
+    pub concurrency: usize,
+    /// Tries of one request in all, while only the gateway answers.
+    pub attempts: u32,
+}
+
+impl Default for AsyncConfig {
+    fn default() -> Self {
+        Self {
+            max_pending: 10_000,
+            max_bytes: Bytes::mib(256),
+            max_body: Bytes::mib(1),
+            max_reply: Bytes::mib(6),
+            max_results: 10_000,
+            concurrency: 64,
+            attempts: 8,
+        }
+    }
 }
 
 /// How long revisions are kept that no request can reach any more. Defaults as in Knative's
@@ -182,6 +219,12 @@ impl Config {
         }
         if gateway.max_connections == 0 {
             return wrong("gateway.max_connections", "must be at least 1");
+        }
+        if self.deferred.concurrency == 0 {
+            return wrong("async.concurrency", "must be at least 1");
+        }
+        if self.deferred.attempts == 0 {
+            return wrong("async.attempts", "must be at least 1");
         }
         if !self.api.listen.ip().is_loopback() {
             let reason = "must be a loopback address, because the token would travel unencrypted";

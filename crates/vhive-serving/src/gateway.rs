@@ -23,6 +23,7 @@ mod pool;
 mod replay;
 mod reply;
 mod reply_head;
+mod respond_async;
 mod upgrade;
 mod upload;
 mod upstream;
@@ -55,6 +56,7 @@ use self::upload::{RequestBody, UploadError};
 use self::upstream::{Connection, ExchangeError};
 use crate::catalog::{Catalog, Route};
 use crate::config::GatewayConfig;
+use crate::deferred::Deferred;
 use crate::status::GatewayError;
 
 /// Where a reply of the gateway's own says what went wrong, for programs.
@@ -79,14 +81,20 @@ pub(crate) struct Gateway {
     pub(crate) catalog: Arc<Catalog>,
     pub(crate) config: GatewayConfig,
     pub(crate) ledger: Ledger,
+    pub(crate) deferred: Arc<Deferred>,
     ids: AtomicU64,
 }
 
 impl Gateway {
-    pub(crate) fn new(node: Node, catalog: Arc<Catalog>, config: GatewayConfig) -> Arc<Self> {
+    pub(crate) fn new(
+        node: Node,
+        catalog: Arc<Catalog>,
+        config: GatewayConfig,
+        deferred: Arc<Deferred>,
+    ) -> Arc<Self> {
         let seed = getrandom::u64().expect("the kernel's random source answers after boot");
         let (ids, ledger) = (AtomicU64::new(seed), Ledger::default());
-        Arc::new(Self { node, catalog, config, ledger, ids })
+        Arc::new(Self { node, catalog, config, ledger, deferred, ids })
     }
 
     /// A fresh number that looks random: a counter through the finaliser of `SplitMix64`, which is a
@@ -108,6 +116,10 @@ impl Gateway {
             Ok(route) => route,
             Err(error) => return refusal(&error),
         };
+        if respond_async::is_wanted(&parts) {
+            let kept = respond_async::accept(gateway, &gateway.deferred, parts, body);
+            return Box::pin(kept).await;
+        }
         if let Some(protocol) = upgrade::wanted(&parts, &route) {
             let flight = Flight::begin(client, route, began);
             let request = Request::from_parts(parts, body);

@@ -19,6 +19,7 @@ pub mod autoscale;
 mod catalog;
 mod changes;
 pub mod config;
+mod deferred;
 mod gateway;
 mod kind;
 mod metrics;
@@ -35,7 +36,8 @@ pub mod traffic;
 
 pub use api::{CertificateError, TokenError};
 pub use config::{
-    ApiConfig, AutoscaleConfig, Config, ConfigError, Defaults, GatewayConfig, RetentionConfig,
+    ApiConfig, AsyncConfig, AutoscaleConfig, Config, ConfigError, Defaults, GatewayConfig,
+    RetentionConfig,
 };
 pub use serving::{Addresses, Drained, RunError, Serving};
 pub use store::StoreError;

@@ -16,6 +16,7 @@ use vhive_api::{InvocationRecord, Outcome, Phase, StartKind};
 
 pub(crate) use self::scaling::Scaled;
 use crate::catalog::Catalog;
+use crate::deferred::Deferred;
 
 /// The outcomes, in the order in which they are counted.
 const OUTCOMES: [&str; 6] =
@@ -102,6 +103,11 @@ struct RequestLabels {
 }
 
 #[derive(Clone, Debug, EncodeLabelSet)]
+struct AsyncLabels {
+    what: &'static str,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet)]
 struct StartLabels {
     namespace: String,
     service: String,
@@ -111,11 +117,11 @@ struct StartLabels {
 
 /// Reads the figures off the catalog when asked.
 #[derive(Debug)]
-struct Gateway(Arc<Catalog>);
+struct Gateway(Arc<Catalog>, Arc<Deferred>);
 
 /// Adds the gateway's metrics to a registry.
-pub(crate) fn register(catalog: Arc<Catalog>, registry: &mut Registry) {
-    registry.register_collector(Box::new(Gateway(catalog)));
+pub(crate) fn register(catalog: Arc<Catalog>, deferred: Arc<Deferred>, registry: &mut Registry) {
+    registry.register_collector(Box::new(Gateway(catalog, deferred)));
 }
 
 impl Collector for Gateway {
@@ -170,6 +176,22 @@ impl Collector for Gateway {
                 let value = ConstCounter::new(read(&route.metrics));
                 value.encode(family.encode_family(&labels)?)?;
             }
+        }
+
+        let about = "Asynchronous requests that wait or are under way";
+        let name = "vhive_gateway_async_pending";
+        let pending = i64::try_from(self.1.pending()).unwrap_or(i64::MAX);
+        let value = ConstGauge::new(pending);
+        value.encode(encoder.encode_descriptor(name, about, None, gauge.metric_type())?)?;
+        let about = "Asynchronous requests by what became of them, and tries after the first";
+        let name = "vhive_gateway_async";
+        let mut family = encoder.encode_descriptor(name, about, None, zero.metric_type())?;
+        for (what, count) in
+            [("done", &self.1.done), ("failed", &self.1.failed), ("retried", &self.1.retried)]
+        {
+            let labels = AsyncLabels { what };
+            let value = ConstCounter::new(count.load(Ordering::Relaxed));
+            value.encode(family.encode_family(&labels)?)?;
         }
 
         let about = "Time from a request's head to the last byte of its reply";

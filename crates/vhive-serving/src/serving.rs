@@ -12,6 +12,7 @@ use vhive_node::{Deadline, Node};
 use crate::api::{self, CertificateError, TokenError};
 use crate::catalog::Catalog;
 use crate::config::{Config, ConfigError};
+use crate::deferred::{self, Deferred};
 use crate::gateway::{self, Gateway, Listening};
 use crate::scaler;
 use crate::services::Services;
@@ -74,7 +75,7 @@ pub struct Serving {
     gateway: Arc<Gateway>,
     listening: Listening,
     api: api::Running,
-    tasks: [AbortOnDrop; 3],
+    tasks: [AbortOnDrop; 4],
 }
 
 #[derive(Debug)]
@@ -105,7 +106,20 @@ impl Serving {
         let quieted = Arc::clone(&catalog);
         let runtime = tokio::runtime::Handle::current();
         node.on_quiesce(move |revision, sandbox| quieted.quiesce(revision, sandbox, &runtime));
-        let gateway = Gateway::new(node.clone(), Arc::clone(&catalog), config.gateway.clone());
+        let kept = state_dir.join("async.redb");
+        let settings = config.deferred.clone();
+        let opened = tokio::task::spawn_blocking(move || Deferred::open(&kept, settings)).await;
+        let interrupted = || StoreError::Io {
+            path: state_dir.join("async.redb"),
+            reason: "interrupted".to_owned(),
+        };
+        let (deferred, news) = opened.map_err(|_| interrupted())??;
+        let gateway = Gateway::new(
+            node.clone(),
+            Arc::clone(&catalog),
+            config.gateway.clone(),
+            Arc::clone(&deferred),
+        );
         let listening =
             gateway::listen(Arc::clone(&gateway)).await.map_err(|source| RunError::Listen {
                 what: "the gateway",
@@ -117,6 +131,8 @@ impl Serving {
         let tick = config.autoscale.tick.0;
         let scaler = AbortOnDrop(tokio::spawn(scaler::run(node, catalog, tick)));
         let follower = AbortOnDrop(tokio::spawn(services.follow()));
+        let dispatch = deferred::run(deferred, news, listening.address);
+        let dispatcher = AbortOnDrop(tokio::spawn(dispatch));
         let keeper = Arc::clone(&gateway);
         let keeper = AbortOnDrop(tokio::spawn(async move { keeper.ledger.keep().await }));
         let addresses = Addresses {
@@ -131,7 +147,13 @@ impl Serving {
             socket = %addresses.socket.display(),
             "serving"
         );
-        Ok(Self { addresses, gateway, listening, api, tasks: [scaler, keeper, follower] })
+        Ok(Self {
+            addresses,
+            gateway,
+            listening,
+            api,
+            tasks: [scaler, keeper, follower, dispatcher],
+        })
     }
 
     /// Where everything listens.

@@ -56,6 +56,12 @@ pub(crate) enum GatewayError {
     /// The client sent no complete body.
     #[error("the request's body broke off")]
     ClientGone,
+    /// No more asynchronous requests are taken.
+    #[error("{0}")]
+    AsyncFull(String),
+    /// An asynchronous request could not be made durable.
+    #[error("{0}")]
+    AsyncStore(String),
 }
 
 /// How an error is told.
@@ -112,6 +118,12 @@ impl GatewayError {
             Self::Broke { .. } => told(StatusCode::BAD_GATEWAY, "instance-failed", None, broke),
             Self::ClientGone => {
                 told(StatusCode::BAD_REQUEST, "client-gone", None, Outcome::ClientGone)
+            }
+            Self::AsyncFull(_) => {
+                told(StatusCode::SERVICE_UNAVAILABLE, "async-queue-full", Some(1), refused)
+            }
+            Self::AsyncStore(_) => {
+                told(StatusCode::INTERNAL_SERVER_ERROR, "async-not-kept", None, refused)
             }
         }
     }

@@ -56,6 +56,31 @@ pub enum StoreError {
     },
 }
 
+/// Opens a database file, or makes it if there is none.
+///
+/// # Errors
+/// [`StoreError`], which names the file.
+pub(crate) fn open_database(path: &Path) -> Result<Database, StoreError> {
+    // redb answers some damages by a panic; that must not end the node without a word.
+    let opened = std::panic::catch_unwind(|| Database::create(path));
+    match opened {
+        Ok(Ok(database)) => Ok(database),
+        Ok(Err(DatabaseError::DatabaseAlreadyOpen)) => Err(StoreError::InUse(path.to_owned())),
+        Ok(Err(DatabaseError::Storage(redb::StorageError::Io(error))))
+            if error.kind() != std::io::ErrorKind::InvalidData =>
+        {
+            Err(StoreError::Io { path: path.to_owned(), reason: error.to_string() })
+        }
+        Ok(Err(error)) => {
+            Err(StoreError::Damaged { path: path.to_owned(), reason: error.to_string() })
+        }
+        Err(_panic) => {
+            let reason = "its structure makes no sense".to_owned();
+            Err(StoreError::Damaged { path: path.to_owned(), reason })
+        }
+    }
+}
+
 /// The open store. Its methods block for the disk.
 #[derive(Debug)]
 pub(crate) struct Store {
@@ -69,29 +94,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`], which names the file.
     pub(crate) fn open(path: &Path) -> Result<Self, StoreError> {
-        // redb answers some damages by a panic; that must not end the node without a word.
-        let opened = std::panic::catch_unwind(|| Database::create(path));
-        let database = match opened {
-            Ok(Ok(database)) => database,
-            Ok(Err(DatabaseError::DatabaseAlreadyOpen)) => {
-                return Err(StoreError::InUse(path.to_owned()));
-            }
-            Ok(Err(DatabaseError::Storage(redb::StorageError::Io(error))))
-                if error.kind() != std::io::ErrorKind::InvalidData =>
-            {
-                return Err(StoreError::Io { path: path.to_owned(), reason: error.to_string() });
-            }
-            Ok(Err(error)) => {
-                return Err(StoreError::Damaged {
-                    path: path.to_owned(),
-                    reason: error.to_string(),
-                });
-            }
-            Err(_panic) => {
-                let reason = "its structure makes no sense".to_owned();
-                return Err(StoreError::Damaged { path: path.to_owned(), reason });
-            }
-        };
+        let database = open_database(path)?;
         let store = Self { database, path: path.to_owned() };
         store.check_format()?;
         Ok(store)

@@ -8,6 +8,7 @@
 
 mod apply;
 mod call;
+mod deferred;
 mod discovery;
 mod document;
 mod openapi;
@@ -195,6 +196,8 @@ fn own() -> Router<Arc<Shared>> {
         .route("/vhive/v1/snapshots/import", import)
         .route(snapshot, get(snapshots::read).delete(snapshots::remove))
         .route(&format!("{snapshot}/archive"), get(snapshots::export))
+        .route("/vhive/v1/async/{id}", get(deferred::state).delete(deferred::forget))
+        .route("/vhive/v1/async/{id}/reply", get(deferred::reply))
         .route("/vhive/v1/records", get(views::records))
         .route("/vhive/v1/node", get(views::node))
         .route("/metrics", get(views::metrics))

@@ -10,6 +10,7 @@ pub(super) enum Field {
     Te,
     Upgrade,
     Expect,
+    Prefer,
     /// Another one that concerns one connection only.
     Hop,
     ForwardedFor,
@@ -31,6 +32,7 @@ impl Field {
             4 if is("host") => Self::Host,
             4 if is("date") => Self::Date,
             6 if is("expect") => Self::Expect,
+            6 if is("prefer") => Self::Prefer,
             7 if is("upgrade") => Self::Upgrade,
             7 if is("trailer") => Self::Trailer,
             9 if is("forwarded") => Self::Forwarded,

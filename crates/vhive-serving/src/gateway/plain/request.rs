@@ -123,7 +123,8 @@ fn check<'b, 'h>(
             | Field::TransferEncoding
             | Field::Te
             | Field::Upgrade
-            | Field::Expect => return None,
+            | Field::Expect
+            | Field::Prefer => return None,
             // The connection's option is no field's name, but might be taken for one.
             Field::Other if field.name.eq_ignore_ascii_case("close") => return None,
             _ => {}
