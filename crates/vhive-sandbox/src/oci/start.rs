@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::thread;
 use std::time::Instant;
 
 use rustix::process::{Pid, Resource, getrlimit};
@@ -150,6 +151,22 @@ impl Ground {
         spec: &SandboxSpec,
     ) -> Result<Self, BootError> {
         let network = check(tool, spec)?;
+        // The kernel takes milliseconds for the network and as many for the control groups.
+        let (rest, netns) = thread::scope(|scope| {
+            let netns = scope.spawn(|| network.make_namespace());
+            (Self::beside_network(tool, images, spec), netns.join())
+        });
+        let (dir, cgroup, image, limits) = rest?;
+        let ended = |_| Err(io::Error::other("the thread that makes it ended"));
+        let netns = resource("make the container's network", || netns.unwrap_or_else(ended))?;
+        Ok(Self { dir, cgroup, image, netns: Arc::new(netns), network, limits })
+    }
+
+    fn beside_network(
+        tool: &Tool,
+        images: &Images,
+        spec: &SandboxSpec,
+    ) -> Result<(SandboxDir, Cgroup, Arc<Mounted>, Limits), BootError> {
         let record = SandboxRecord { id: spec.id.clone(), runtime: tool.name };
         let make = || SandboxDir::create(&spec.run_root, &record);
         let dir = resource(&format!("create the directory of sandbox {}", spec.id), make)?;
@@ -163,9 +180,7 @@ impl Ground {
         let cgroup = resource("create the sandbox's cgroups", make)?;
         let mount = || images.mount(&spec.rootfs, &spec.run_root);
         let image = resource(&format!("mount {}", spec.rootfs.display()), mount)?;
-        let make = || network.make_namespace().map(Arc::new);
-        let netns = resource("make the container's network", make)?;
-        Ok(Self { dir, cgroup, image, netns, network, limits })
+        Ok((dir, cgroup, image, limits))
     }
 
     /// The sandbox's directory.

@@ -1,0 +1,116 @@
+//! What was acknowledged is there after the node was killed.
+
+use std::collections::BTreeMap;
+use std::io::{Read as _, Write as _};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+
+use serde_json::{Value, json};
+
+use crate::scene::{Dir, node, skip};
+
+const PATH: &str = "/apis/serving.knative.dev/v1/namespaces/default/services";
+
+/// Changes in all, and how often the node is killed among them.
+const CHANGES: u32 = 1000;
+const KILLS: u32 = 8;
+
+fn api(socket: &Path, method: &str, path: &str, body: &str) -> std::io::Result<(u16, Value)> {
+    let mut stream = UnixStream::connect(socket)?;
+    write!(
+        stream,
+        "{method} {path} HTTP/1.1\r\nHost: node\r\nContent-Type: application/json\r\n\
+         Connection: close\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    )?;
+    let mut reply = String::new();
+    stream.read_to_string(&mut reply)?;
+    let status = reply.get(9..12).and_then(|text| text.parse().ok());
+    let body = reply.split_once("\r\n\r\n").map(|(_, body)| body.to_owned());
+    match (status, body.and_then(|body| serde_json::from_str(&body).ok())) {
+        (Some(status), Some(body)) => Ok((status, body)),
+        _ => Err(std::io::ErrorKind::UnexpectedEof.into()),
+    }
+}
+
+/// Makes or changes one of 50 services, again and again; tells each change that was acknowledged.
+fn change(socket: &Path, numbers: std::ops::Range<u32>, told: &mpsc::Sender<(String, u32)>) {
+    for number in numbers {
+        let name = format!("s{}", number % 50);
+        let document = json!({
+            "apiVersion": "serving.knative.dev/v1",
+            "kind": "Service",
+            "metadata": {"name": name, "labels": {"number": number.to_string()}},
+            "spec": {"template": {"spec": {
+                "runtimeClassName": "sim",
+                "containers": [{
+                    "image": "dev.local/tiny:latest",
+                    "env": [{"name": "NUMBER", "value": number.to_string()}],
+                }],
+            }}},
+        });
+        let document = document.to_string();
+        let made = api(socket, "POST", PATH, &document);
+        let done = match made {
+            Ok((409, _)) => api(socket, "PUT", &format!("{PATH}/{name}"), &document),
+            other => other,
+        };
+        match done {
+            Ok((200 | 201, _)) => {
+                let _ = told.send((name, number));
+            }
+            Ok((status, body)) => panic!("{name}: {status} {body}"),
+            // The node is gone.
+            Err(_) => return,
+        }
+    }
+}
+
+#[test]
+fn e2e_no_acknowledged_change_is_lost_when_the_node_is_killed() {
+    if skip("e2e_no_acknowledged_change_is_lost_when_the_node_is_killed") {
+        return;
+    }
+    let dir = Dir::new("durable");
+    let socket: PathBuf = dir.path().join("api.sock");
+    let config = format!("[serving.api]\nsocket = {socket:?}\n");
+    let mut last: BTreeMap<String, u32> = BTreeMap::new();
+    let each = CHANGES / KILLS;
+    for round in 0..KILLS {
+        let node = node(&dir, &config);
+        let (tell, told) = mpsc::channel();
+        let (theirs, from) = (socket.clone(), round * each);
+        let changes = std::thread::spawn(move || change(&theirs, from..from + each, &tell));
+        // Killed at another point of each round, in the middle of a change.
+        for (count, (name, number)) in (1..).zip(told.iter()) {
+            last.insert(name, number);
+            if count == each / 2 + round * 7 {
+                break;
+            }
+        }
+        node.kill().expect("killed");
+        changes.join().expect("no change was refused");
+        last.extend(told.iter());
+    }
+    let node = node(&dir, &config);
+    let (_, list) = api(&socket, "GET", PATH, "").expect("an answer");
+    let number = |object: &Value| {
+        let text = object["metadata"]["labels"]["number"].as_str().expect("a label");
+        text.parse::<u32>().expect("a number")
+    };
+    let items = list["items"].as_array().expect("a list");
+    let kept: BTreeMap<&str, &Value> =
+        items.iter().map(|one| (one["metadata"]["name"].as_str().expect("a name"), one)).collect();
+    assert!(last.len() == 50 && kept.len() == 50, "{} and {}", last.len(), kept.len());
+    for (name, acknowledged) in &last {
+        let object = kept[name.as_str()];
+        // A change that was cut off may have been made.
+        assert!(number(object) >= *acknowledged, "{name}: {acknowledged} was lost: {object}");
+        let env = &object["spec"]["template"]["spec"]["containers"][0]["env"][0]["value"];
+        assert_eq!(env, &json!(number(object).to_string()), "half a change: {object}");
+        let latest = &object["status"]["latestCreatedRevisionName"];
+        assert_eq!(&object["status"]["traffic"][0]["revisionName"], latest, "{object}");
+    }
+    node.stop().expect("it ends");
+}
