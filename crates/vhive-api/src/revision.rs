@@ -50,6 +50,9 @@ pub struct Revision {
     pub container_concurrency: u32,
     /// How long a request may take until the reply is complete.
     pub timeout: Duration,
+    /// How long it may take until the reply begins; none = as long as the whole.
+    #[serde(default)]
+    pub response_start_timeout: Option<Duration>,
     /// How many instances there may be.
     pub scale: Scale,
     /// Whether cold starts come from a snapshot.

@@ -166,8 +166,8 @@ impl Gateway {
             }
             Some(Err(error)) => fail(flight, &error),
             None => {
-                let limit = flight.route.revision.timeout;
-                fail(flight, &GatewayError::TimedOut { limit, doing })
+                let late = flight.late(doing);
+                fail(flight, &late)
             }
         };
         if let Some(id) = tell_id {

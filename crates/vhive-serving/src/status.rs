@@ -37,6 +37,17 @@ pub(crate) enum GatewayError {
         /// What was being done.
         doing: &'static str,
     },
+    /// The time for the reply's beginning passed.
+    #[error(
+        "no reply has begun within {} s (responseStartTimeoutSeconds); the request was {doing}",
+        limit.as_secs()
+    )]
+    NotBegun {
+        /// The time.
+        limit: Duration,
+        /// What was being done.
+        doing: &'static str,
+    },
     /// The instance could not be reached.
     #[error("instance {sandbox} does not accept connections: {reason}")]
     Unreachable {
@@ -109,7 +120,7 @@ impl GatewayError {
             Self::NoInstance(AcquireError::Closing(_)) => {
                 told(StatusCode::SERVICE_UNAVAILABLE, "shutting-down", Some(1), refused)
             }
-            Self::TimedOut { .. } => {
+            Self::TimedOut { .. } | Self::NotBegun { .. } => {
                 told(StatusCode::GATEWAY_TIMEOUT, "timeout", None, Outcome::TimedOut)
             }
             Self::Unreachable { .. } => {

@@ -84,6 +84,8 @@ pub struct Template {
     pub container_concurrency: u32,
     /// Time for a request.
     pub timeout: std::time::Duration,
+    /// Time until a reply begins, if it is bounded apart.
+    pub response_start_timeout: Option<std::time::Duration>,
     /// Requests that may wait.
     pub queue_depth: u32,
     /// Target before utilisation, as the user gave it or by default.
@@ -119,6 +121,7 @@ impl Template {
             memory: self.memory,
             container_concurrency: self.container_concurrency,
             timeout: self.timeout,
+            response_start_timeout: self.response_start_timeout,
             scale: Scale {
                 min: self.rules.min,
                 max: self.rules.max,

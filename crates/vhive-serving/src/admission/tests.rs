@@ -180,6 +180,12 @@ fn each_refusal_names_its_field() {
         ),
         ("spec/template/metadata/name".into(), json!("x"), "spec.template.metadata.name", Invalid),
         (
+            "spec/template/spec/responseStartTimeoutSeconds".into(),
+            json!(301),
+            "spec.template.spec.responseStartTimeoutSeconds",
+            Invalid,
+        ),
+        (
             "spec/template/spec/volumes".into(),
             json!([1]),
             "spec.template.spec.volumes",

@@ -18,6 +18,7 @@ use super::Gateway;
 use super::upgrade::Tunnel;
 use super::upload::Uploaded;
 use crate::catalog::Route;
+use crate::status::GatewayError;
 
 /// One client connection.
 #[derive(Debug)]
@@ -323,12 +324,30 @@ impl Flight {
         self.began + self.route.revision.timeout
     }
 
-    /// A timer for the deadline, to be put back with [`Flight::put_timer`].
-    pub(super) fn start_timer(&self) -> Timer {
-        self.client.timer(self.deadline())
+    /// When the reply must have begun.
+    pub(super) fn head_deadline(&self) -> Instant {
+        let bound = self.route.revision.response_start_timeout;
+        bound.map_or(self.deadline(), |bound| self.deadline().min(self.began + bound))
     }
 
-    pub(super) fn put_timer(&mut self, timer: Timer) {
+    /// What is said when the reply has not begun in time.
+    pub(super) fn late(&self, doing: &'static str) -> GatewayError {
+        let revision = &self.route.revision;
+        let bound = revision.response_start_timeout.filter(|bound| *bound < revision.timeout);
+        match bound {
+            Some(limit) => GatewayError::NotBegun { limit, doing },
+            None => GatewayError::TimedOut { limit: revision.timeout, doing },
+        }
+    }
+
+    /// A timer for the reply's beginning, to be put back with [`Flight::put_timer`].
+    pub(super) fn start_timer(&self) -> Timer {
+        self.client.timer(self.head_deadline())
+    }
+
+    /// From now on for the reply's end.
+    pub(super) fn put_timer(&mut self, mut timer: Timer) {
+        timer.set(self.deadline());
         self.timer = Some(timer);
     }
 

@@ -59,7 +59,7 @@ pub(super) async fn handle(
     let timer = flight.start_timer();
     flight.put_timer(timer);
     let mut doing = "waiting for an instance";
-    let deadline = flight.deadline();
+    let deadline = flight.head_deadline();
     let exchanged = {
         let work = pin!(exchange(&mut flight, &mut doing, (&parts, wanted), body));
         tokio::time::timeout_at(deadline, work).await
@@ -87,8 +87,8 @@ pub(super) async fn handle(
         }
         Ok(Err(error)) => fail(flight, &error),
         Err(_) => {
-            let limit = flight.route.revision.timeout;
-            fail(flight, &GatewayError::TimedOut { limit, doing })
+            let late = flight.late(doing);
+            fail(flight, &late)
         }
     }
 }

@@ -198,6 +198,42 @@ async fn no_reply_in_time_is_504() {
     world.stop().await;
 }
 
+/// Waits before its head if asked to, and in the middle of its reply otherwise.
+async fn slow(mut stream: TcpStream) {
+    while let Some((head, _)) = read_head(&mut stream).await {
+        let pause = Duration::from_millis(1300);
+        if head.to_ascii_lowercase().contains("x-late: 1") {
+            tokio::time::sleep(pause).await;
+        }
+        let first = b"HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\nhalf";
+        let Ok(()) = stream.write_all(first).await else { return };
+        tokio::time::sleep(pause).await;
+        let Ok(()) = stream.write_all(b"more").await else { return };
+    }
+}
+
+#[tokio::test]
+async fn a_reply_must_begin_in_time_and_may_take_longer() {
+    let mut ways = vec![("", "X-Late: 1\r\n")];
+    // What is not plain goes through hyper.
+    ways.push(("TE: gzip\r\n", "TE: gzip\r\nX-Late: 1\r\n"));
+    let world = Setup::with_functions(slow).start().await;
+    world
+        .apply("slow", |document| {
+            document["spec"]["template"]["spec"]["timeoutSeconds"] = json!(10);
+            document["spec"]["template"]["spec"]["responseStartTimeoutSeconds"] = json!(1);
+        })
+        .await;
+    for (early, late) in ways {
+        let reply = world.request("GET", &host("slow"), early, b"").await;
+        assert_eq!((reply.status, reply.text().as_str()), (200, "halfmore"));
+        let reply = world.request("GET", &host("slow"), late, b"").await;
+        assert_eq!((reply.status, reply.header("x-vhive-error")), (504, Some("timeout")));
+        assert!(reply.text().contains("responseStartTimeoutSeconds"), "{}", reply.text());
+    }
+    world.stop().await;
+}
+
 /// Begins a long reply and never goes on.
 async fn stall(mut stream: TcpStream) {
     while read_head(&mut stream).await.is_some() {

@@ -51,18 +51,17 @@ impl Front {
     /// Answers a request; whether another one may follow.
     pub(super) async fn answer(&mut self, mut request: Accepted) -> bool {
         let Some(mut flight) = request.flight.take() else { return false };
-        self.start_timer(flight.deadline());
+        self.start_timer(flight.head_deadline());
         self.out.clear();
         let mut doing = "waiting for an instance";
         let error = match self.exchange(&mut flight, &mut request, &mut doing).await {
             Ok((line, connection)) => {
                 flight.set_status(line.status);
+                self.start_timer(flight.deadline());
                 return self.relay(Relay::new(flight, connection, line, request)).await;
             }
             Err(Stop::Failed(error)) => error,
-            Err(Stop::Alarm(Alarm::Late)) => {
-                GatewayError::TimedOut { limit: flight.route.revision.timeout, doing }
-            }
+            Err(Stop::Alarm(Alarm::Late)) => flight.late(doing),
             Err(Stop::Alarm(Alarm::Gone)) if request.left > self.input.len() as u64 => {
                 GatewayError::ClientGone
             }
