@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use serde_json::Value;
 use tokio::sync::watch;
 
+use crate::document::Document;
 use crate::kind::Kind;
 
 /// Changes kept.
@@ -45,7 +46,13 @@ pub(crate) struct Change {
     pub(crate) kind: Kind,
     pub(crate) what: What,
     /// As it is now; as it was last if it is gone.
-    pub(crate) object: Value,
+    pub(crate) object: Document,
+}
+
+impl Change {
+    pub(crate) fn new(version: u64, kind: Kind, what: What, object: &Value) -> Self {
+        Self { version, kind, what, object: Document::of(object) }
+    }
 }
 
 /// The watched version is older than what is kept.
@@ -220,7 +227,7 @@ mod tests {
 
     fn change(changes: &Changes, kind: Kind) -> u64 {
         let version = changes.next_version();
-        changes.publish([Change { version, kind, what: What::Added, object: Value::Null }]);
+        changes.publish([Change::new(version, kind, What::Added, &Value::Null)]);
         version
     }
 

@@ -20,6 +20,7 @@ mod catalog;
 mod changes;
 pub mod config;
 mod deferred;
+mod document;
 mod gateway;
 mod kind;
 mod metrics;

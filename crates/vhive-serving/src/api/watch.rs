@@ -158,17 +158,17 @@ impl Stream {
     }
 
     fn take(&mut self, change: &Change) {
-        let object = &change.object;
-        let outside = self.scope.namespace.as_ref().is_some_and(|wanted| key(object).0 != wanted);
+        let object = change.object.value();
+        let outside = self.scope.namespace.as_ref().is_some_and(|wanted| key(&object).0 != wanted);
         if outside {
             return;
         }
-        let fits = self.scope.selector.matches(object);
+        let fits = self.scope.selector.matches(&object);
         let what = match &mut self.known {
             None if fits => change.what,
             None => return,
             Some(known) => {
-                let id = owned(object);
+                let id = owned(&object);
                 match (change.what, fits) {
                     (What::Deleted, _) | (_, false) if known.remove(&id) => What::Deleted,
                     (What::Deleted, _) | (_, false) => return,
@@ -177,7 +177,7 @@ impl Stream {
                 }
             }
         };
-        self.tell(what.as_str(), object.clone());
+        self.tell(what.as_str(), object);
     }
 
     fn tell(&mut self, what: &str, object: Value) {

@@ -86,7 +86,7 @@ pub(super) fn of_configuration(entry: &Entry) -> Condition {
 
 /// Whether requests go where the service wants them.
 pub(super) fn of_route(entry: &Entry) -> Condition {
-    match assign(&targets(&entry.stored.spec), &entry.stored.known()) {
+    match assign(&targets(&entry.stored.spec.value()), &entry.stored.known()) {
         Ok(_) => Condition::holds(),
         Err(held @ Held::Missing(_)) => Condition::fails("RevisionMissing", held.to_string()),
         Err(held) => Condition::unknown("RevisionMissing", held.to_string()),

@@ -17,6 +17,7 @@ pub(crate) fn revision(
     standing: &Standing,
 ) -> Value {
     let service = &entry.stored;
+    let template = one.template.value();
     let key = &one.revision.key;
     let routed = service.is_routed(one.name());
     let generation = one.generation.to_string();
@@ -28,7 +29,7 @@ pub(crate) fn revision(
         "resourceVersion": standing.version.to_string(),
         "generation": 1,
         "creationTimestamp": seconds(one.created),
-        "labels": labels(&one.template, &[
+        "labels": labels(&template, &[
             ("serving.knative.dev/configuration", &service.name),
             ("serving.knative.dev/configurationGeneration", &generation),
             ("serving.knative.dev/configurationUID", &uid_of_kind(service, Kind::Configuration)),
@@ -40,7 +41,7 @@ pub(crate) fn revision(
             Kind::Configuration, &service.name, &uid_of_kind(service, Kind::Configuration),
         ),
     });
-    let given = one.template.pointer("/metadata/annotations").and_then(Value::as_object);
+    let given = template.pointer("/metadata/annotations").and_then(Value::as_object);
     let mut annotations = given.cloned().unwrap_or_else(Map::new);
     if routed {
         let routes = Value::from(service.name.as_str());
@@ -55,7 +56,7 @@ pub(crate) fn revision(
         "actualReplicas": standing.actual,
         "desiredReplicas": standing.desired,
         "containerStatuses": [{
-            "name": container_name(&one.template),
+            "name": container_name(&template),
             "imageDigest": one.revision.image_digest,
         }],
         "logUrl": format!(
@@ -69,12 +70,12 @@ pub(crate) fn revision(
             ready.show("ResourcesAvailable", standing.since),
         ],
     });
-    serving(Kind::Revision, &metadata, &spec(one), &status)
+    serving(Kind::Revision, &metadata, &spec(one, &template), &status)
 }
 
 /// The template's `spec` with the defaults that hold.
-fn spec(one: &StoredRevision) -> Value {
-    let mut spec = one.template.get("spec").cloned().unwrap_or_else(|| json!({}));
+fn spec(one: &StoredRevision, template: &Value) -> Value {
+    let mut spec = template.get("spec").cloned().unwrap_or_else(|| json!({}));
     let fill = |spec: &mut Value, field: &str, value: Value| {
         if spec.get(field).is_none_or(Value::is_null) {
             spec[field] = value;
@@ -85,7 +86,7 @@ fn spec(one: &StoredRevision) -> Value {
     fill(&mut spec, "timeoutSeconds", Value::from(revision.timeout.as_secs()));
     fill(&mut spec, "runtimeClassName", Value::from(revision.runtime.as_str()));
     if let Some(container) = spec.pointer_mut("/containers/0") {
-        fill(container, "name", Value::from(container_name(&one.template)));
+        fill(container, "name", Value::from(container_name(template)));
     }
     spec
 }

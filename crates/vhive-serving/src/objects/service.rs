@@ -32,7 +32,7 @@ pub(super) fn service(catalog: &Catalog, entry: &Entry) -> Value {
         both(&configuration, &route).show("Ready", entry.changed),
         route.show("RoutesReady", entry.changed),
     ]);
-    serving(Kind::Service, &metadata, &stored.spec, &status)
+    serving(Kind::Service, &metadata, &stored.spec.value(), &status)
 }
 
 /// The part of a service that makes revisions.
@@ -40,7 +40,7 @@ pub(super) fn configuration(entry: &Entry) -> Value {
     let stored = &entry.stored;
     let metadata = part(entry, Kind::Configuration, stored.configuration_generation);
     let mut spec = json!({});
-    if let Some(template) = stored.spec.get("template") {
+    if let Some(template) = stored.spec.value().get("template") {
         spec["template"] = template.clone();
     }
     let mut status = json!({
@@ -58,7 +58,7 @@ pub(super) fn route(catalog: &Catalog, entry: &Entry) -> Value {
     let configured = json!([{
         "configurationName": stored.name, "latestRevision": true, "percent": 100,
     }]);
-    let mut traffic = stored.spec.get("traffic").cloned().unwrap_or(configured);
+    let mut traffic = stored.spec.value().get("traffic").cloned().unwrap_or(configured);
     for target in traffic.as_array_mut().into_iter().flatten() {
         if target.get("revisionName").is_none_or(Value::is_null) {
             target["configurationName"] = Value::from(stored.name.as_str());

@@ -11,6 +11,7 @@ use crate::admission::{Admitted, Invalid, Problem, ProblemKind};
 use crate::catalog::Entry;
 use crate::changes::{Change, What};
 use crate::config::RetentionConfig;
+use crate::document::Document;
 use crate::kind::Kind;
 use crate::objects;
 use crate::retention::{Candidate, expired};
@@ -147,12 +148,8 @@ impl Services {
                 continue;
             };
             let object = objects::revision(&self.catalog, &entry, revision, standing);
-            changes.push(Change {
-                version: standing.version,
-                kind: Kind::Revision,
-                what: *what,
-                object,
-            });
+            let (version, kind) = (standing.version, Kind::Revision);
+            changes.push(Change::new(version, kind, *what, &object));
         }
         for (revision, standing) in before.iter().flat_map(|entry| entry.revisions()) {
             if entry.stored.revisions.iter().any(|kept| kept.uid == revision.uid) {
@@ -161,7 +158,7 @@ impl Services {
             let (version, kind) = (self.next_version(), Kind::Revision);
             let standing = Standing { version, ..standing.clone() };
             let object = objects::revision(&self.catalog, &entry, revision, &standing);
-            changes.push(Change { version, kind, what: What::Deleted, object });
+            changes.push(Change::new(version, kind, What::Deleted, &object));
         }
         changes.sort_by_key(|change| change.version);
         self.changes.publish(changes);
@@ -198,7 +195,7 @@ impl Services {
             let (version, kind) = (self.next_version(), Kind::Revision);
             let standing = Standing { version, ..standing.clone() };
             let object = objects::revision(&self.catalog, &entry, revision, &standing);
-            changes.push(Change { version, kind, what: What::Deleted, object });
+            changes.push(Change::new(version, kind, What::Deleted, &object));
         }
         self.changes.publish(changes);
         Ok(entry)
@@ -236,7 +233,8 @@ impl Services {
 }
 
 fn has_template(entry: &Entry, admitted: &Admitted) -> bool {
-    entry.stored.spec.get("template") == admitted.spec.get("template")
+    let wanted = admitted.spec.get("template").unwrap_or(&Value::Null);
+    entry.stored.latest().template == Document::of(wanted)
 }
 
 /// What becomes of a service by a document. A digest is given if the template is another one.
@@ -261,9 +259,10 @@ fn prepare(
         }
         stored.revisions.push(next);
     }
-    if stored.spec != admitted.spec {
+    let spec = Document::of(&admitted.spec);
+    if stored.spec != spec {
         stored.generation += 1;
-        stored.spec = admitted.spec.clone();
+        stored.spec = spec;
     }
     route(&mut stored, &admitted.traffic, now)?;
     Ok(stored)

@@ -67,8 +67,7 @@ impl Services {
             "lastTimestamp": now,
             "count": 1,
         });
-        let change =
-            Change { version, kind: Kind::Event, what: What::Added, object: event.clone() };
+        let change = Change::new(version, Kind::Event, What::Added, &event);
         let mut events = self.events.0.lock().unwrap_or_else(PoisonError::into_inner);
         if events.len() == KEPT {
             events.pop_front();

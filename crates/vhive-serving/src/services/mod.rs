@@ -206,7 +206,7 @@ impl Services {
         let kinds = [Kind::Service, Kind::Configuration, Kind::Route];
         let each = kinds.into_iter().filter_map(|kind| {
             let object = objects::of_service(kind, &self.catalog, entry)?;
-            Some(Change { version: entry.version, kind, what, object })
+            Some(Change::new(entry.version, kind, what, &object))
         });
         each.collect()
     }

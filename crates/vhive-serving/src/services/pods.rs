@@ -63,7 +63,7 @@ impl Services {
         let mut tell = |what, mut object: Value| {
             let (version, kind) = (self.next_version(), Kind::Pod);
             object["metadata"]["resourceVersion"] = Value::from(version.to_string());
-            told.push(Change { version, kind, what, object: object.clone() });
+            told.push(Change::new(version, kind, what, &object));
             object
         };
         for (name, pod) in self.pods_of(key).into_iter().map(by_name) {

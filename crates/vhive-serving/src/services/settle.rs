@@ -109,7 +109,7 @@ impl Services {
         if let Some((revision, standing)) = entry.revisions().nth(at) {
             let object = objects::revision(&self.catalog, &entry, revision, standing);
             let (version, kind) = (standing.version, Kind::Revision);
-            told.push(Change { version, kind, what: What::Modified, object });
+            told.push(Change::new(version, kind, What::Modified, &object));
         }
         let turned = entry.standings.get(at).is_some_and(|standing| standing.readiness != was);
         if turned && at + 1 == entry.standings.len() {
@@ -160,7 +160,7 @@ impl Services {
         let mut stored = StoredService::clone(&entry.stored);
         let revision = stored.revisions.iter_mut().find(|one| one.uid == ready.uid)?;
         revision.ready = true;
-        if let Ok(routed) = assign(&targets(&stored.spec), &stored.known()) {
+        if let Ok(routed) = assign(&targets(&stored.spec.value()), &stored.known()) {
             stored.routed = routed;
         }
         mark_idle(&mut stored, now);

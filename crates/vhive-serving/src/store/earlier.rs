@@ -9,6 +9,7 @@ use vhive_api::Revision;
 
 use super::stored::{StoredRevision, StoredService, uid_of};
 use crate::autoscale::Rules;
+use crate::document::Document;
 use crate::traffic::Assigned;
 
 /// A service of format 1, which had one revision.
@@ -39,7 +40,7 @@ pub(super) fn read_1(bytes: &[u8]) -> Result<StoredService, serde_json::Error> {
         uid: uid_of(&old.uid, &name),
         created: old.updated,
         generation: old.generation,
-        template: old.spec.get("template").cloned().unwrap_or_default(),
+        template: Document::of(old.spec.get("template").unwrap_or(&Value::Null)),
         ready: true,
         idle_since: None,
         rules: old.rules,
@@ -57,7 +58,7 @@ pub(super) fn read_1(bytes: &[u8]) -> Result<StoredService, serde_json::Error> {
         labels: old.labels,
         annotations: old.annotations,
         managed: Value::Null,
-        spec: old.spec,
+        spec: Document::of(&old.spec),
         routed: vec![Assigned { revision: name, latest: true, percent: 100, tag: None }],
         revisions: vec![revision],
     })

@@ -9,6 +9,7 @@ use vhive_api::{Digest, Revision, RevisionKey};
 
 use crate::admission::Admitted;
 use crate::autoscale::Rules;
+use crate::document::Document;
 use crate::traffic::{Assigned, Known};
 
 /// One service with all that belongs to it.
@@ -37,7 +38,7 @@ pub(crate) struct StoredService {
     #[serde(default)]
     pub(crate) managed: Value,
     /// The `spec` as written.
-    pub(crate) spec: Value,
+    pub(crate) spec: Document,
     /// Its revisions in the order of their making; at least one.
     pub(crate) revisions: Vec<StoredRevision>,
     /// Where requests go; empty until a revision has been ready.
@@ -55,7 +56,7 @@ pub(crate) struct StoredRevision {
     /// `configuration_generation` that it came of.
     pub(crate) generation: u64,
     /// The template as written.
-    pub(crate) template: Value,
+    pub(crate) template: Document,
     /// What is run.
     pub(crate) revision: Revision,
     /// Its scaling rules.
@@ -113,7 +114,7 @@ pub(crate) fn revision(
         uid: uid(),
         created: now,
         generation,
-        template: admitted.spec.get("template").cloned().unwrap_or_default(),
+        template: Document::of(admitted.spec.get("template").unwrap_or(&Value::Null)),
         revision: template.revision(key, &admitted.name, digest),
         rules: template.rules.clone(),
         queue_depth: template.queue_depth,
@@ -136,7 +137,7 @@ pub(crate) fn first(admitted: &Admitted, digest: Digest, now: Timestamp) -> Stor
         labels: admitted.labels.clone(),
         annotations: admitted.annotations.clone(),
         managed: Value::Null,
-        spec: admitted.spec.clone(),
+        spec: Document::of(&admitted.spec),
         revisions: vec![revision(admitted, 1, digest, now)],
         routed: Vec::new(),
     }
