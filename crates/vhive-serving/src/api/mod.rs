@@ -8,6 +8,7 @@
 
 mod apply;
 mod call;
+mod dashboard;
 mod discovery;
 mod document;
 mod openapi;
@@ -197,6 +198,8 @@ fn own() -> Router<Arc<Shared>> {
         .route(&format!("{snapshot}/archive"), get(snapshots::export))
         .route("/vhive/v1/records", get(views::records))
         .route("/vhive/v1/node", get(views::node))
+        .route("/vhive/v1/overview", get(dashboard::overview))
+        .merge(dashboard::pages())
         .route("/metrics", get(views::metrics))
         .route("/healthz", get(views::healthz))
         .route("/readyz", get(views::healthz))
