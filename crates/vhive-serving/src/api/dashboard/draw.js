@@ -117,10 +117,17 @@ export function fill(phase) {
   return hatched ? `url(#hatch-${phase})` : colour;
 }
 
-/** Spans of a start for drawing, moved so that the first begins at 0, and the time until all are over. */
+/**
+ * Spans of a start for drawing, moved so that the first begins at 0, and the time until all are over. The queue's
+ * length leaves the start out; it is drawn as what it is, the time up to the request, behind the start.
+ */
 export function timeline(phases) {
   const from = Math.min(...phases.map((one) => one.begin_us));
-  const spans = phases.map((one) => ({ phase: one.phase, begin: one.begin_us - from, length: one.length_us }));
+  const request = phases.find((one) => one.phase === 'request');
+  const spans = phases.filter((one) => one.phase !== 'queue' || one.length_us > 0).map((one) => {
+    const drawn = one.phase === 'queue' && request ? request.begin_us - one.begin_us : one.length_us;
+    return { phase: one.phase, begin: one.begin_us - from, length: one.length_us, drawn };
+  });
   const until = Math.max(1, ...spans.map((one) => one.begin + one.length));
   return { spans, until };
 }
@@ -129,12 +136,12 @@ export function timeline(phases) {
 export function bar(start, scale) {
   const { spans } = timeline(start.phases);
   const svg = shape('svg', { width: '100%', height: 14, role: 'img', 'aria-label': 'phases of the start' });
-  const ordered = [...spans].sort((a, b) => (b.phase === 'start') - (a.phase === 'start'));
-  for (const { phase, begin, length } of ordered) {
+  const behind = (one) => ['queue', 'start'].indexOf(one.phase) + 1 || 3;
+  for (const { phase, begin, length, drawn } of [...spans].sort((a, b) => behind(a) - behind(b))) {
     if (phase === 'total' || length === 0) continue;
     const name = phase === 'start' ? 'rest' : phase;
     if (!PHASES[name]) continue;
-    const rect = shape('rect', { x: `${(100 * begin) / scale}%`, width: `${Math.max(0.15, (100 * length) / scale)}%`, height: 14, fill: fill(name) });
+    const rect = shape('rect', { x: `${(100 * begin) / scale}%`, width: `${Math.max(0.15, (100 * drawn) / scale)}%`, height: 14, fill: fill(name) });
     rect.append(shape('title', {}, `${PHASES[name][0]} ${span(length)}`));
     svg.append(rect);
   }
@@ -153,13 +160,13 @@ export function waterfall(start, width) {
     svg.append(shape('line', { class: 'grid', x1: x, x2: x, y1: 0, y2: rows.length * height }));
     svg.append(shape('text', { x, y: rows.length * height + 15, 'text-anchor': 'middle' }, part === 0 ? '0' : span((until * part) / 4)));
   }
-  rows.forEach(({ phase, begin, length }, index) => {
+  rows.forEach(({ phase, begin, length, drawn }, index) => {
     const y = index * height;
     const parent = phase === 'start' || phase === 'total';
     const name = parent ? phase : PHASES[phase][0];
     svg.append(shape('text', { class: 'strong', x: left - 10, y: y + 14, 'text-anchor': 'end' }, name));
     svg.append(shape('rect', {
-      x: left + (plot * begin) / until, width: Math.max(1.5, (plot * length) / until),
+      x: left + (plot * begin) / until, width: Math.max(1.5, (plot * drawn) / until),
       y: y + (parent ? 7 : 3), height: parent ? 6 : 14, rx: 1.5, fill: parent ? 'var(--rest)' : fill(phase),
     }));
     svg.append(shape('text', { class: 'strong', x: width - 2, y: y + 14, 'text-anchor': 'end' }, span(length)));

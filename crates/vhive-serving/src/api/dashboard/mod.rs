@@ -16,10 +16,11 @@ use http::{HeaderName, header};
 pub(super) use self::overview::overview;
 
 /// What the page is made of: path, type, content.
-const FILES: [(&str, &str, &str); 5] = [
+const FILES: [(&str, &str, &str); 6] = [
     ("/dashboard", "text/html; charset=utf-8", include_str!("page.html")),
     ("/dashboard/page.css", "text/css; charset=utf-8", include_str!("page.css")),
     ("/dashboard/page.js", "text/javascript; charset=utf-8", include_str!("page.js")),
+    ("/dashboard/sections.js", "text/javascript; charset=utf-8", include_str!("sections.js")),
     ("/dashboard/draw.js", "text/javascript; charset=utf-8", include_str!("draw.js")),
     ("/dashboard/icon.svg", "image/svg+xml", include_str!("icon.svg")),
 ];

@@ -20,7 +20,7 @@ use vhive_node::{RevisionStanding, StartReport};
 
 use super::super::status::Problem;
 use super::super::{Shared, State};
-use super::recent::{Lately, cold, history};
+use super::recent::{Lately, history};
 use crate::catalog::{Entry, Route};
 use crate::status::chain;
 
@@ -53,13 +53,10 @@ pub(in crate::api) async fn overview(
     let records = services.node.records().recent(usize::MAX);
     let lately = Lately::of(&records, now);
 
-    let mut living: Vec<Living> =
+    let living: Vec<Living> =
         services.catalog.list(None).into_iter().map(|entry| Living::of(&shared, entry)).collect();
     let totals = totals(&living);
-    // Stable: those alike stay in the order of their names.
-    living.sort_by_key(|one| Reverse(one.liveliness()));
-    let shown = &living[..living.len().min(SERVICES)];
-    let rows: Vec<Value> = shown.iter().map(|one| one.row(&shared, &lately)).collect();
+    let rows: Vec<Value> = liveliest(&living).map(|one| one.row(&shared, &lately)).collect();
 
     let mut view = json!({
         "at": now,
@@ -77,14 +74,15 @@ pub(in crate::api) async fn overview(
         "instances": instances(&shared, &living),
         "instances_ready": totals.ready,
         "instances_starting": totals.starting,
-        "starts": starts(&records, &living),
+        "starts": starts(&services.node.records().recent_starts(), &living),
     });
     snapshots(&shared, &mut view);
     if query.history {
         let full = records.len() >= services.node.config().records.recent as usize;
         view["history"] = json!(history(&records, full, now, HISTORY));
     }
-    let headers = [(header::CACHE_CONTROL, "no-store"), (header::X_CONTENT_TYPE_OPTIONS, "nosniff")];
+    let headers =
+        [(header::CACHE_CONTROL, "no-store"), (header::X_CONTENT_TYPE_OPTIONS, "nosniff")];
     Ok((headers, Json(view)).into_response())
 }
 
@@ -104,6 +102,18 @@ struct Totals {
     queued: u64,
     ready: u64,
     starting: u64,
+}
+
+/// As many services as are shown, by name: of more, those that do the most.
+fn liveliest(living: &[Living]) -> impl Iterator<Item = &Living> {
+    let mut order: Vec<usize> = (0..living.len()).collect();
+    if order.len() > SERVICES {
+        // Stable: those alike stay in the order of their names.
+        order.sort_by_key(|at| Reverse(living[*at].liveliness()));
+        order.truncate(SERVICES);
+        order.sort_unstable();
+    }
+    order.into_iter().map(|at| &living[at])
 }
 
 fn totals(living: &[Living]) -> Totals {
@@ -138,9 +148,8 @@ impl Totals {
 impl Living {
     fn of(shared: &Shared, entry: Entry) -> Self {
         let node = &shared.services.node;
-        let standing = |route: &std::sync::Arc<Route>| {
-            node.standing(&route.revision.key).unwrap_or_default()
-        };
+        let standing =
+            |route: &std::sync::Arc<Route>| node.standing(&route.revision.key).unwrap_or_default();
         let standings: Vec<_> = entry.routes.iter().map(standing).collect();
         let each = entry.routes.iter().zip(&standings);
         let totals = each
@@ -151,7 +160,8 @@ impl Living {
 
     fn liveliness(&self) -> (bool, bool, bool) {
         let totals = self.totals;
-        (totals.in_flight > 0, totals.ready + totals.starting > 0, self.failure().is_some())
+        let failed = self.standings.iter().any(|one| one.failure().is_some());
+        (totals.in_flight > 0, totals.ready + totals.starting > 0, failed)
     }
 
     fn routes(&self) -> impl Iterator<Item = (&Revision, &RevisionStanding)> {
@@ -252,14 +262,13 @@ fn instances(shared: &Shared, living: &[Living]) -> Vec<Value> {
 /// The last cold starts, newest first: those that a request waited for, whole, and of each revision
 /// the last one even if nobody did.
 fn starts(records: &[std::sync::Arc<InvocationRecord>], living: &[Living]) -> Vec<Value> {
-    let waited: Vec<_> = cold(records, STARTS).collect();
-    let known: HashSet<_> = waited.iter().filter_map(|record| record.sandbox.as_ref()).collect();
+    let known: HashSet<_> = records.iter().filter_map(|record| record.sandbox.as_ref()).collect();
     let unseen = living.iter().flat_map(Living::routes).filter_map(|(revision, standing)| {
         let report = standing.last_start.as_deref()?;
         (!known.contains(&report.sandbox)).then(|| (report.at, unwaited(revision, report)))
     });
     let mut all: Vec<(Timestamp, Value)> = unseen.collect();
-    all.extend(waited.into_iter().map(|record| (record.at, told(record))));
+    all.extend(records.iter().map(|record| (record.at, told(record))));
     all.sort_by_key(|(at, _)| Reverse(*at));
     all.into_iter().take(STARTS).map(|(_, start)| start).collect()
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use serde::Serialize;
-use vhive_api::{InvocationRecord, Phase, StartKind};
+use vhive_api::{InvocationRecord, Phase};
 
 /// How far back the figures of a service reach, and those of the moment, in seconds.
 const MINUTE: i64 = 60;
@@ -118,17 +118,6 @@ pub(super) fn history(
     }
     let seconds = by_second.into_iter().map(|(at, all)| Second { at, latency: Latency::of(all) });
     History { since: from, seconds: seconds.collect() }
-}
-
-/// The newest invocations that waited for a start, newest first.
-pub(super) fn cold(
-    records: &[Arc<InvocationRecord>],
-    most: usize,
-) -> impl Iterator<Item = &InvocationRecord> {
-    let is_cold = |record: &&InvocationRecord| {
-        record.start.is_some_and(|kind| kind != StartKind::Warm)
-    };
-    records.iter().rev().map(AsRef::as_ref).filter(is_cold).take(most)
 }
 
 #[cfg(test)]
