@@ -103,7 +103,7 @@ fn e2e_dashboard_shows_the_node_in_a_browser() {
     assert!(snapshot.is_ok(), "{snapshot:?}");
     let dom = browser.open(&url);
     must(&dom, &["data-state=\"live\"", "http://first.default.example.com", "second-00001"]);
-    must(&dom, &["waterfall of the start", "function ready", "boot on sim", "replied 200"]);
+    must(&dom, &["waterfall of the start", "function ready", "boot on sim"]);
     must(&dom, &["class=\"line first\"", "traffic between revisions", "1 ready", "on disk"]);
     must_not(&dom, &["data-fault", "No services yet", "No snapshots.", "NaN", "undefined", &token]);
     node.stop().expect("it ends");

@@ -118,17 +118,19 @@ export function fill(phase) {
 }
 
 /**
- * Spans of a start for drawing, moved so that the first begins at 0, and the time until all are over. The queue's
- * length leaves the start out; it is drawn as what it is, the time up to the request, behind the start.
+ * Spans of a start for drawing, moved so that the first begins at 0, and the time until all are over. Each is drawn in
+ * pieces of [begin, length]: of waiting in the queue, which leaves the start out, what lies before and after it.
  */
 export function timeline(phases) {
   const from = Math.min(...phases.map((one) => one.begin_us));
-  const request = phases.find((one) => one.phase === 'request');
-  const spans = phases.filter((one) => one.phase !== 'queue' || one.length_us > 0).map((one) => {
-    const drawn = one.phase === 'queue' && request ? request.begin_us - one.begin_us : one.length_us;
-    return { phase: one.phase, begin: one.begin_us - from, length: one.length_us, drawn };
-  });
-  const until = Math.max(1, ...spans.map((one) => one.begin + one.length));
+  const place = ({ phase, begin_us, length_us }) => ({ phase, length: length_us, pieces: [[begin_us - from, length_us]] });
+  const spans = phases.filter((one) => one.phase !== 'queue' || one.length_us > 0).map(place);
+  const [queue, start, request] = ['queue', 'start', 'request'].map((phase) => spans.find((one) => one.phase === phase));
+  if (queue && start && request) {
+    const [[[begin]], [[began, took]], [[until]]] = [queue.pieces, start.pieces, request.pieces];
+    queue.pieces = [[begin, began - begin], [began + took, until - began - took]].filter(([, length]) => length > 0);
+  }
+  const until = Math.max(1, ...spans.flatMap(({ pieces }) => pieces.map(([begin, length]) => begin + length)));
   return { spans, until };
 }
 
@@ -136,14 +138,15 @@ export function timeline(phases) {
 export function bar(start, scale) {
   const { spans } = timeline(start.phases);
   const svg = shape('svg', { width: '100%', height: 14, role: 'img', 'aria-label': 'phases of the start' });
-  const behind = (one) => ['queue', 'start'].indexOf(one.phase) + 1 || 3;
-  for (const { phase, begin, length, drawn } of [...spans].sort((a, b) => behind(a) - behind(b))) {
-    if (phase === 'total' || length === 0) continue;
+  const behind = (one) => (one.phase === 'start' ? 0 : 1);
+  for (const { phase, length, pieces } of [...spans].sort((a, b) => behind(a) - behind(b))) {
     const name = phase === 'start' ? 'rest' : phase;
     if (!PHASES[name]) continue;
-    const rect = shape('rect', { x: `${(100 * begin) / scale}%`, width: `${Math.max(0.15, (100 * drawn) / scale)}%`, height: 14, fill: fill(name) });
-    rect.append(shape('title', {}, `${PHASES[name][0]} ${span(length)}`));
-    svg.append(rect);
+    for (const [begin, wide] of pieces) {
+      const rect = shape('rect', { x: `${(100 * begin) / scale}%`, width: `${Math.max(0.15, (100 * wide) / scale)}%`, height: 14, fill: fill(name) });
+      rect.append(shape('title', {}, `${PHASES[name][0]} ${span(length)}`));
+      svg.append(rect);
+    }
   }
   return svg;
 }
@@ -160,15 +163,17 @@ export function waterfall(start, width) {
     svg.append(shape('line', { class: 'grid', x1: x, x2: x, y1: 0, y2: rows.length * height }));
     svg.append(shape('text', { x, y: rows.length * height + 15, 'text-anchor': 'middle' }, part === 0 ? '0' : span((until * part) / 4)));
   }
-  rows.forEach(({ phase, begin, length, drawn }, index) => {
+  rows.forEach(({ phase, length, pieces }, index) => {
     const y = index * height;
     const parent = phase === 'start' || phase === 'total';
     const name = parent ? phase : PHASES[phase][0];
     svg.append(shape('text', { class: 'strong', x: left - 10, y: y + 14, 'text-anchor': 'end' }, name));
-    svg.append(shape('rect', {
-      x: left + (plot * begin) / until, width: Math.max(1.5, (plot * drawn) / until),
-      y: y + (parent ? 7 : 3), height: parent ? 6 : 14, rx: 1.5, fill: parent ? 'var(--rest)' : fill(phase),
-    }));
+    for (const [begin, wide] of pieces) {
+      svg.append(shape('rect', {
+        x: left + (plot * begin) / until, width: Math.max(1.5, (plot * wide) / until),
+        y: y + (parent ? 7 : 3), height: parent ? 6 : 14, rx: 1.5, fill: parent ? 'var(--rest)' : fill(phase),
+      }));
+    }
     svg.append(shape('text', { class: 'strong', x: width - 2, y: y + 14, 'text-anchor': 'end' }, span(length)));
   });
   return svg;
