@@ -313,6 +313,7 @@ mod tests {
         let (send, _receive) = sync_channel(2);
         let records = Records {
             recent: Mutex::default(),
+            starts: Mutex::default(),
             keep: 1,
             followers: broadcast::Sender::new(1),
             writer: Mutex::new(Some(send)),
@@ -321,6 +322,23 @@ mod tests {
         };
         (1..=5).for_each(|status| records.push(record(status)));
         assert_eq!((records.pushed(), records.dropped()), (5, 3));
+    }
+
+    #[test]
+    fn starts_outlast_the_warm_ones_that_follow() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = RecordsConfig { recent: 2, write: false, ..RecordsConfig::default() };
+        let records = Records::open(dir.path(), &config).unwrap();
+        for status in 1..=100 {
+            let mut one = record(status);
+            one.start = Some(if status <= 20 { StartKind::Boot } else { StartKind::Warm });
+            records.push(one);
+        }
+        let status = |kept: Vec<Arc<InvocationRecord>>| -> Vec<u16> {
+            kept.iter().map(|record| record.status).collect()
+        };
+        assert_eq!(status(records.recent(10)), [99, 100]);
+        assert_eq!(status(records.recent_starts()), (5..=20).collect::<Vec<u16>>());
     }
 
     #[test]

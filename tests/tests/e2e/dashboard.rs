@@ -24,13 +24,13 @@ impl<'a> Browser<'a> {
             asked.is_ok_and(|done| done.status.success())
         };
         let Some(binary) = ["chromium", "chromium-browser"].into_iter().find(runs) else {
-            println!("SKIP {test}: chromium");
+            eprintln!("SKIP {test}: chromium");
             return None;
         };
         let browser = Self { binary, dir };
         let blank = browser.open("data:text/html,<p>it runs</p>");
         if !blank.contains("it runs") {
-            println!("SKIP {test}: a chromium that runs headless here; it says {blank}");
+            eprintln!("SKIP {test}: a chromium that runs headless here; it says {blank}");
             return None;
         }
         Some(browser)
