@@ -25,6 +25,19 @@ pub struct Full {
     pub wanted: Bytes,
 }
 
+/// How much of a node is taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Room {
+    /// Instances that there are, those being stopped included.
+    pub instances: u32,
+    /// Most instances.
+    pub max_instances: u32,
+    /// Memory that they reserve, overhead included.
+    pub memory: Bytes,
+    /// Most memory.
+    pub max_memory: Bytes,
+}
+
 /// Room on a node, shared by its pools.
 #[derive(Debug)]
 pub(crate) struct Budget {
@@ -98,6 +111,12 @@ impl Budget {
 
     pub(crate) fn bounds(&self) -> (u32, Bytes) {
         (self.max_instances, Bytes(self.max_memory))
+    }
+
+    pub(crate) fn room(&self) -> Room {
+        let (instances, memory) = self.usage();
+        let (max_instances, max_memory) = self.bounds();
+        Room { instances, max_instances, memory, max_memory }
     }
 
     fn taken(&self) -> MutexGuard<'_, Taken> {

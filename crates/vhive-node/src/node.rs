@@ -16,7 +16,7 @@ use vhive_sandbox::{Deadline, RunRoot, Runtime};
 
 use crate::config::{Config, ConfigError};
 use crate::drain::{self, ShutdownError};
-use crate::limits::Budget;
+use crate::limits::{Budget, Room};
 use crate::logs::{self, InstanceLog, LogFollower};
 use crate::metrics::Metrics;
 use crate::pool::{AcquireError, Lease, Pool};
@@ -451,6 +451,12 @@ impl Node {
     #[must_use]
     pub fn counts(&self, key: &RevisionKey) -> Option<RevisionCounts> {
         Some(self.pool(key)?.counts().into())
+    }
+
+    /// How many instances there are, how much memory they reserve, and the most of both.
+    #[must_use]
+    pub fn room(&self) -> Room {
+        self.0.shared.budget.room()
     }
 
     /// Every registered revision, by key.

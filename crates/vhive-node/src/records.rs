@@ -10,17 +10,22 @@ use std::sync::mpsc::{Receiver, RecvError, SyncSender, TryRecvError, sync_channe
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::broadcast;
-use vhive_api::InvocationRecord;
+use vhive_api::{InvocationRecord, StartKind};
 
 use crate::config::RecordsConfig;
 
 /// Records that a follower may lag behind before it loses some.
 const FOLLOW_BUFFER: usize = 1024;
 
+/// Invocations with a cold start that are kept in memory for themselves: at a high rate warm ones
+/// push them out of the others at once.
+const KEPT_STARTS: usize = 16;
+
 /// Where invocation records go.
 #[derive(Debug)]
 pub struct Records {
     recent: Mutex<VecDeque<Arc<InvocationRecord>>>,
+    starts: Mutex<VecDeque<Arc<InvocationRecord>>>,
     keep: usize,
     followers: broadcast::Sender<Arc<InvocationRecord>>,
     writer: Mutex<Option<SyncSender<Arc<InvocationRecord>>>>,
@@ -54,6 +59,7 @@ impl Records {
         }
         Ok(Self {
             recent: Mutex::new(VecDeque::new()),
+            starts: Mutex::default(),
             keep: config.recent as usize,
             followers: broadcast::Sender::new(FOLLOW_BUFFER),
             writer: Mutex::new(writer),
@@ -73,6 +79,13 @@ impl Records {
             }
             recent.push_back(Arc::clone(&record));
         }
+        if record.start.is_some_and(|kind| kind != StartKind::Warm) {
+            let mut starts = self.starts.lock().unwrap_or_else(PoisonError::into_inner);
+            if starts.len() == KEPT_STARTS {
+                starts.pop_front();
+            }
+            starts.push_back(Arc::clone(&record));
+        }
         if self.followers.receiver_count() > 0 {
             // An error means that the last follower has just gone.
             drop(self.followers.send(Arc::clone(&record)));
@@ -88,6 +101,13 @@ impl Records {
     pub fn recent(&self, most: usize) -> Vec<Arc<InvocationRecord>> {
         let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
         recent.iter().skip(recent.len().saturating_sub(most)).cloned().collect()
+    }
+
+    /// The last records of invocations that waited for a cold start, oldest first; a few.
+    #[must_use]
+    pub fn recent_starts(&self) -> Vec<Arc<InvocationRecord>> {
+        let starts = self.starts.lock().unwrap_or_else(PoisonError::into_inner);
+        starts.iter().cloned().collect()
     }
 
     /// Every record pushed from now on; one who lags too far behind is told how many it lost.
@@ -293,6 +313,7 @@ mod tests {
         let (send, _receive) = sync_channel(2);
         let records = Records {
             recent: Mutex::default(),
+            starts: Mutex::default(),
             keep: 1,
             followers: broadcast::Sender::new(1),
             writer: Mutex::new(Some(send)),
@@ -301,6 +322,23 @@ mod tests {
         };
         (1..=5).for_each(|status| records.push(record(status)));
         assert_eq!((records.pushed(), records.dropped()), (5, 3));
+    }
+
+    #[test]
+    fn starts_outlast_the_warm_ones_that_follow() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = RecordsConfig { recent: 2, write: false, ..RecordsConfig::default() };
+        let records = Records::open(dir.path(), &config).unwrap();
+        for status in 1..=100 {
+            let mut one = record(status);
+            one.start = Some(if status <= 20 { StartKind::Boot } else { StartKind::Warm });
+            records.push(one);
+        }
+        let status = |kept: Vec<Arc<InvocationRecord>>| -> Vec<u16> {
+            kept.iter().map(|record| record.status).collect()
+        };
+        assert_eq!(status(records.recent(10)), [99, 100]);
+        assert_eq!(status(records.recent_starts()), (5..=20).collect::<Vec<u16>>());
     }
 
     #[test]

@@ -60,6 +60,24 @@ impl RouteMetrics {
         *self.scaled.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Requests that have ended, and how many of them went wrong on this side: without a reply
+    /// although the client was there, or with one that says 5xx.
+    pub(crate) fn ended(&self) -> (u64, u64) {
+        let (mut all, mut failed) = (0, 0);
+        for (outcome, classes) in OUTCOMES.iter().zip(&self.requests) {
+            for (class, n) in classes.iter().enumerate() {
+                let n = n.load(Ordering::Relaxed);
+                all += n;
+                failed += match *outcome {
+                    "client-gone" => 0,
+                    "replied" if class < 5 => 0,
+                    _ => n,
+                };
+            }
+        }
+        (all, failed)
+    }
+
     /// Counts a finished request.
     pub(crate) fn count(&self, record: &InvocationRecord) {
         let outcome = match record.outcome {

@@ -84,6 +84,8 @@ pub(crate) enum ClientCommand {
     Evict(cmd::evict::Args),
     /// Lists, makes, removes, exports and imports snapshots.
     Snapshot(cmd::snapshot::Args),
+    /// Prints the address of the node's dashboard, for a browser.
+    Dashboard(cmd::dashboard::Args),
     /// Prints the configuration with which kubectl, kn and other clients reach the node.
     Kubeconfig(cmd::kubeconfig::Args),
     /// Prints what a service's instances wrote.

@@ -8,6 +8,7 @@
 
 mod apply;
 mod call;
+mod dashboard;
 mod deferred;
 mod discovery;
 mod document;
@@ -200,6 +201,8 @@ fn own() -> Router<Arc<Shared>> {
         .route("/vhive/v1/async/{id}/reply", get(deferred::reply))
         .route("/vhive/v1/records", get(views::records))
         .route("/vhive/v1/node", get(views::node))
+        .route("/vhive/v1/overview", get(dashboard::overview))
+        .merge(dashboard::pages())
         .route("/metrics", get(views::metrics))
         .route("/healthz", get(views::healthz))
         .route("/readyz", get(views::healthz))

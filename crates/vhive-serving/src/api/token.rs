@@ -79,7 +79,8 @@ pub(super) fn open(state_dir: &Path) -> Result<(Token, PathBuf), TokenError> {
     }
 }
 
-/// Lets only those through who show the token; health is for everyone.
+/// Lets only those through who show the token; health, and the dashboard's page as long as it holds
+/// no data, are for everyone.
 pub(super) async fn require(
     State(token): State<Arc<Token>>,
     request: Request,
@@ -88,7 +89,8 @@ pub(super) async fn require(
     let shown = request.headers().get(header::AUTHORIZATION).map(|value| value.as_bytes());
     let shown = shown.and_then(|value| value.strip_prefix(b"Bearer "));
     let right = shown.is_some_and(|shown| same(shown, token.0.as_bytes()));
-    if right || request.uri().path() == "/healthz" {
+    let path = request.uri().path();
+    if right || path == "/healthz" || super::dashboard::is_page(path) {
         return Ok(next.run(request).await);
     }
     Err(Problem::unauthorized())

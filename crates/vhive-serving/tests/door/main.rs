@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test's helpers may fail the test")]
 
 mod api;
+mod dashboard;
 mod deferred;
 mod gateway;
 mod gone;

@@ -54,7 +54,8 @@ pub(crate) async fn run(context: &Context, _: &Args) -> anyhow::Result<ExitCode>
     Ok(ExitCode::SUCCESS)
 }
 
-fn read(path: &Path) -> anyhow::Result<String> {
+/// Reads a file of the node's.
+pub(super) fn read(path: &Path) -> anyhow::Result<String> {
     std::fs::read_to_string(path).with_context(|| {
         format!("cannot read {}; run this as the node's user, on its host", path.display())
     })

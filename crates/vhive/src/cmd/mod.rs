@@ -2,6 +2,7 @@
 
 pub(crate) mod apply;
 pub(crate) mod completions;
+pub(crate) mod dashboard;
 pub(crate) mod delete;
 pub(crate) mod describe;
 pub(crate) mod doctor;
@@ -63,6 +64,7 @@ async fn run_client(context: &Context, command: ClientCommand) -> anyhow::Result
         ClientCommand::Invoke(args) => invoke::run(context, args).await,
         ClientCommand::Evict(args) => evict::run(context, &args).await,
         ClientCommand::Snapshot(args) => snapshot::run(context, args).await,
+        ClientCommand::Dashboard(args) => dashboard::run(context, &args).await,
         ClientCommand::Kubeconfig(args) => kubeconfig::run(context, &args).await,
         ClientCommand::Logs(args) => logs::run(context, &args).await,
     }
