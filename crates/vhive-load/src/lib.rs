@@ -18,10 +18,14 @@ pub mod clock;
 mod collect;
 pub mod endpoints;
 pub mod engine;
+pub mod flags;
+pub mod output;
 mod pacer;
 pub mod rng;
 pub mod row;
 pub mod stop;
+pub mod summary;
+pub mod sweep;
 mod wire;
 
 pub use arrivals::Arrivals;
