@@ -147,6 +147,7 @@ impl Pending {
             id: end.id,
             body_bytes: end.body_bytes,
             work: self.shot.work,
+            nth: self.shot.nth,
             function_us: end.did.duration_us,
             function_memory_kib: end.did.memory_kib,
         });

@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::mpsc::Sender;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
@@ -42,6 +42,8 @@ pub struct Load {
     pub spin: Duration,
     /// Whether replies are looked into for what the function says of itself.
     pub reads_replies: bool,
+    /// Set when the run begins; for whoever needs the time of its rows before it ends.
+    pub clock: Arc<OnceLock<Clock>>,
 }
 
 impl Load {
@@ -56,6 +58,7 @@ impl Load {
             connections: 8,
             spin: SPIN,
             reads_replies: false,
+            clock: Arc::default(),
         }
     }
 }
@@ -159,7 +162,7 @@ pub async fn closed_loop(
                 }
                 let number = numbers.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
                 let target = u32::try_from(number % targets).unwrap_or(0);
-                let shot = Shot { at_ns, target, work: None };
+                let shot = Shot { at_ns, target, work: None, nth: 0 };
                 let mut pending = run.collector.begin(number, shot);
                 let (told, ended) = oneshot::channel();
                 pending.told = Some(told);
@@ -205,7 +208,8 @@ impl Run {
         });
         let wires = Wires::new(&shared, &load.targets, &addresses);
         let opened = wires.open(load.connections).await;
-        collector.clock();
+        // A second run with the same load keeps its own.
+        let _ = load.clock.set(collector.clock());
         tokio::spawn(flush(Arc::clone(&collector), ended.clone()));
         Ok(Self { collector, wires, opened, ended })
     }

@@ -26,6 +26,7 @@ pub mod row;
 pub mod stop;
 pub mod summary;
 pub mod sweep;
+pub mod trace;
 mod wire;
 
 pub use arrivals::Arrivals;

@@ -151,6 +151,12 @@ pub trait Also: Send + 'static {
     /// # Errors
     /// When it cannot be written.
     fn row(&mut self, row: &Row) -> io::Result<()>;
+
+    /// The last row has come.
+    ///
+    /// # Errors
+    /// When what is left cannot be written.
+    fn end(&mut self) -> io::Result<()>;
 }
 
 impl Writer {
@@ -270,6 +276,9 @@ fn write(mut open: Open, mut also: Option<Box<dyn Also>>, rows: &Receiver<Vec<Ro
         if let Err(error) = open.flush() {
             lose(batch.len() as u64, error);
         }
+    }
+    if let Some(Err(source)) = also.as_mut().map(|also| also.end()) {
+        lose(1, OutputError { path: open.files.dir.clone(), source });
     }
     Rows { tally, lost, open }
 }

@@ -67,6 +67,8 @@ pub struct Row {
     pub body_bytes: u64,
     /// What was asked of the function.
     pub work: Option<Work>,
+    /// Position among its target's requests of the same minute of a trace, from 0.
+    pub nth: u32,
     /// What the function says it took, in microseconds.
     pub function_us: Option<u64>,
     /// What it says of its memory, in KiB.
@@ -102,4 +104,6 @@ pub struct Shot {
     pub target: u32,
     /// What the function shall do, if that is part of the plan.
     pub work: Option<Work>,
+    /// Position among its target's requests of the same minute of a trace, from 0.
+    pub nth: u32,
 }

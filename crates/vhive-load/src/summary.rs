@@ -334,6 +334,7 @@ pub(crate) mod tests {
             id: Some("an,id\"".into()),
             body_bytes: 3,
             work: None,
+            nth: 0,
             function_us: Some(number),
             function_memory_kib: None,
         }

@@ -201,7 +201,7 @@ pub fn round_robin(arrivals: &[u64], targets: usize) -> Vec<Shot> {
     let targets = targets.max(1);
     let shot = |(index, at_ns): (usize, &u64)| {
         let target = u32::try_from(index % targets).unwrap_or(0);
-        Shot { at_ns: *at_ns, target, work: None }
+        Shot { at_ns: *at_ns, target, work: None, nth: 0 }
     };
     arrivals.iter().enumerate().map(shot).collect()
 }

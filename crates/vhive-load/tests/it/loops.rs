@@ -72,7 +72,7 @@ fn http2_and_grpc_are_spoken() {
         assert!(rows.iter().all(|row| row.function_us == Some(123)), "{rows:?}");
 
         let work = Some(Work { runtime_ms: 3, memory_mib: 4 });
-        let rows = run(&greet, vec![Shot { at_ns: 0, target: 0, work }]).await;
+        let rows = run(&greet, vec![Shot { at_ns: 0, target: 0, work, nth: 0 }]).await;
         let said = (rows[0].function_us, rows[0].function_memory_kib);
         assert_eq!((said, rows[0].work), ((Some(7), Some(8)), work), "{rows:?}");
     });
@@ -102,9 +102,9 @@ fn targets_are_told_apart_though_they_share_an_address() {
         load.targets.push(second);
         let work = Some(Work { runtime_ms: 7, memory_mib: 8 });
         let plan = vec![
-            Shot { at_ns: 0, target: 1, work: None },
-            Shot { at_ns: MS, target: 0, work },
-            Shot { at_ns: 2 * MS, target: 9, work: None },
+            Shot { at_ns: 0, target: 1, work: None, nth: 0 },
+            Shot { at_ns: MS, target: 0, work, nth: 0 },
+            Shot { at_ns: 2 * MS, target: 9, work: None, nth: 0 },
         ];
         let rows = run(&load, plan).await;
         assert_eq!(rows[0].id.as_deref(), Some("g.test false"));

@@ -33,7 +33,9 @@ pub(crate) fn load(address: &str, protocol: Protocol) -> Load {
 
 /// So many shots, so many milliseconds apart.
 pub(crate) fn shots(count: u64, every_ms: u64) -> Vec<Shot> {
-    (0..count).map(|n| Shot { at_ns: n * every_ms * 1_000_000, target: 0, work: None }).collect()
+    (0..count)
+        .map(|n| Shot { at_ns: n * every_ms * 1_000_000, target: 0, work: None, nth: 0 })
+        .collect()
 }
 
 /// Runs and gives the rows back in the order of the schedule.
