@@ -16,6 +16,7 @@ pub mod arrivals;
 pub mod call;
 pub mod clock;
 mod collect;
+pub mod deploy;
 pub mod endpoints;
 pub mod engine;
 pub mod flags;

@@ -1,7 +1,9 @@
 //! `vhive load`: sends requests at a rate, in a closed loop, or as a trace says.
 
 mod args;
+mod deploy;
 mod starts;
+mod trace;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -9,12 +11,12 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use tokio::signal::unix::{SignalKind, signal};
 use vhive_load::arrivals::{at_rate, from_file};
-use vhive_load::output::{Files, Rows, Writer, write_json};
+use vhive_load::output::{Also, Files, Rows, Writer, write_json};
 use vhive_load::summary::Summary;
 use vhive_load::sweep::{self, round_robin};
 use vhive_load::{Load, Outcome, Ran, Stop, closed_loop, open_loop};
 
-use self::args::{ClosedArgs, Common, Gaps, RpsArgs, SweepArgs};
+use self::args::{ClosedArgs, DeployArgs, Gaps, RpsArgs, SweepArgs, TraceArgs};
 use self::starts::Starts;
 use crate::cli::{Format, Global};
 use crate::config::Config;
@@ -29,6 +31,10 @@ pub(crate) enum Command {
     Closed(ClosedArgs),
     /// Looks for the highest rate whose p99 stays near the unloaded one.
     Sweep(SweepArgs),
+    /// Replays a trace of Azure Functions, or a rate with a share of cold starts.
+    Trace(TraceArgs),
+    /// Deploys the services that a file of functions lists, and writes their endpoints.
+    Deploy(DeployArgs),
 }
 
 /// Runs it. Exit code 1 when no request succeeded, or rows could not be written.
@@ -40,11 +46,13 @@ pub(crate) async fn run(
     config: &Config,
     command: Command,
 ) -> anyhow::Result<ExitCode> {
-    let stop = stop_on_signals()?;
     match command {
-        Command::Rps(args) => rps(global, config, args, &stop).await,
-        Command::Closed(args) => closed(global, config, args, &stop).await,
-        Command::Sweep(args) => sweep_rates(global, args, &stop).await,
+        // A signal ends it like any command; only sending has something to finish.
+        Command::Deploy(args) => deploy::run(global, config, args).await,
+        Command::Rps(args) => rps(global, config, args, &stop_on_signals()?).await,
+        Command::Closed(args) => closed(global, config, args, &stop_on_signals()?).await,
+        Command::Sweep(args) => sweep_rates(global, args, &stop_on_signals()?).await,
+        Command::Trace(args) => trace::run(global, config, args, &stop_on_signals()?).await,
     }
 }
 
@@ -61,9 +69,9 @@ async fn rps(
     let load = args.common.load()?;
     let shots = round_robin(&arrivals, load.targets.len());
     let files = args.common.files(&load);
-    let run = Run::begin(config, &args.common, files)?;
+    let run = Run::begin(config, args.common.to.records, files, None)?;
     let ran = open_loop(&load, shots, run.rows.clone(), stop).await;
-    run.end(global, ran?)
+    run.end(global, &ran?)
 }
 
 async fn closed(
@@ -74,9 +82,9 @@ async fn closed(
 ) -> anyhow::Result<ExitCode> {
     let mut load = args.common.load()?;
     load.connections = load.connections.max(args.clients);
-    let run = Run::begin(config, &args.common, args.common.files(&load))?;
+    let run = Run::begin(config, args.common.to.records, args.common.files(&load), None)?;
     let ran = closed_loop(&load, args.clients, args.time.0, run.rows.clone(), stop).await;
-    run.end(global, ran?)
+    run.end(global, &ran?)
 }
 
 /// A run's files, and what looks at the node's records beside it.
@@ -88,18 +96,23 @@ struct Run {
 }
 
 impl Run {
-    fn begin(config: &Config, common: &Common, files: Files) -> anyhow::Result<Self> {
+    fn begin(
+        config: &Config,
+        records: bool,
+        files: Files,
+        also: Option<Box<dyn Also>>,
+    ) -> anyhow::Result<Self> {
         let dir = files.dir.clone();
-        let starts = common.records.then(|| Starts::begin(config.api_socket())).transpose()?;
-        let (writer, rows) = Writer::begin(files, None)?;
+        let starts = records.then(|| Starts::begin(config.api_socket())).transpose()?;
+        let (writer, rows) = Writer::begin(files, also)?;
         Ok(Self { dir, writer, rows, starts })
     }
 
-    fn end(self, global: &Global, ran: Ran) -> anyhow::Result<ExitCode> {
+    fn end(self, global: &Global, ran: &Ran) -> anyhow::Result<ExitCode> {
         drop(self.rows);
         let rows = self.writer.end();
         let latencies = rows.name_latencies()?;
-        let mut summary = rows.tally.summary(&ran);
+        let mut summary = rows.tally.summary(ran);
         if let Some(starts) = self.starts {
             let known = starts.end()?;
             summary.starts = rows.add_starts(&known)?.into_iter().collect();
@@ -138,7 +151,7 @@ fn end(rows: Rows) -> anyhow::Result<ExitCode> {
 
 async fn sweep_rates(global: &Global, args: SweepArgs, stop: &Stop) -> anyhow::Result<ExitCode> {
     let load: Load = args.common.load()?;
-    let dir = args.common.dir();
+    let dir = args.common.out.clone();
     std::fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
     let plan = args.plan();
     let table = global.output == Format::Table;

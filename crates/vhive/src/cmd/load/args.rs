@@ -49,21 +49,67 @@ impl FromStr for Gaps {
     }
 }
 
-/// What all ways of sending share.
+/// Whom requests go to, and over what.
 #[derive(Debug, clap::Args)]
-pub(crate) struct Common {
+pub(crate) struct To {
     /// The functions, as the deployer writes them.
     #[arg(long, alias = "endpointsFile", default_value = "endpoints.json", value_name = "FILE")]
     pub(crate) endpoints: PathBuf,
     /// Connect here, whatever the endpoints' names lead to.
     #[arg(long, value_name = "HOST:PORT")]
     pub(crate) gateway: Option<String>,
-    /// Port of endpoints that have no address.
-    #[arg(long, default_value_t = 80)]
-    pub(crate) port: u16,
+    /// Port of endpoints that have no address; 80 unless given.
+    #[arg(long)]
+    pub(crate) port: Option<u16>,
     /// What the functions speak: http1, h2c or grpc; else what the endpoints say, else gRPC.
     #[arg(long)]
     pub(crate) protocol: Option<Protocol>,
+    /// Connections opened to each address before the run.
+    #[arg(long, default_value_t = 8, value_name = "N")]
+    pub(crate) connections: usize,
+    /// The most that a request may take; 30s unless given.
+    #[arg(long, alias = "grpcTimeout", value_name = "SPAN")]
+    pub(crate) timeout: Option<Seconds>,
+    /// How long replies are waited for after the last send.
+    #[arg(long, default_value = "30s", value_name = "SPAN")]
+    pub(crate) drain: Seconds,
+    /// How long before a send the sender stops sleeping and watches the clock; 0 saves CPU time
+    /// and costs precision.
+    #[arg(long, default_value = "150us", value_name = "SPAN")]
+    pub(crate) spin: Seconds,
+    /// Ask the node's records, once a second, how each request's instance was started.
+    #[arg(long)]
+    pub(crate) records: bool,
+}
+
+impl To {
+    /// One target per endpoint, in their order, and defaults. `port` is what goes before 80.
+    pub(crate) fn load(&self, port: Option<u16>) -> anyhow::Result<Load> {
+        let port = self.port.or(port).unwrap_or(80);
+        let endpoints = endpoints::read(&self.endpoints)?;
+        let target = |endpoint: &vhive_load::Endpoint| {
+            let own = || endpoint.address.clone();
+            let named = || format!("{}:{}", endpoint.hostname, port);
+            Target {
+                hostname: endpoint.hostname.clone(),
+                address: self.gateway.clone().or_else(own).unwrap_or_else(named),
+                protocol: self.protocol.or(endpoint.protocol).unwrap_or(Protocol::Grpc),
+            }
+        };
+        let mut load = Load::to(endpoints.iter().map(target).collect());
+        load.patience = self.timeout.map_or(load.patience, |timeout| timeout.0);
+        load.drain = self.drain.0;
+        load.connections = self.connections;
+        load.spin = self.spin.0;
+        Ok(load)
+    }
+}
+
+/// What all ways of sending the same request share.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Common {
+    #[command(flatten)]
+    pub(crate) to: To,
     /// HTTP method; POST with a body, else GET.
     #[arg(long, short = 'X')]
     pub(crate) method: Option<Method>,
@@ -76,19 +122,6 @@ pub(crate) struct Common {
     /// Extra header, `Name: value`.
     #[arg(long, short = 'H', value_name = "HEADER")]
     pub(crate) header: Vec<String>,
-    /// Connections opened to each address before the run.
-    #[arg(long, default_value_t = 8, value_name = "N")]
-    pub(crate) connections: usize,
-    /// The most that a request may take.
-    #[arg(long, alias = "grpcTimeout", default_value = "30s", value_name = "SPAN")]
-    pub(crate) timeout: Seconds,
-    /// How long replies are waited for after the last send.
-    #[arg(long, default_value = "30s", value_name = "SPAN")]
-    pub(crate) drain: Seconds,
-    /// How long before a send the sender stops sleeping and watches the clock; 0 saves CPU time
-    /// and costs precision.
-    #[arg(long, default_value = "150us", value_name = "SPAN")]
-    pub(crate) spin: Seconds,
     /// Of random arrivals.
     #[arg(long, default_value_t = 42)]
     pub(crate) seed: u64,
@@ -104,9 +137,6 @@ pub(crate) struct Common {
     /// Name of the file of those durations.
     #[arg(long, default_value = "dur.csv", value_name = "NAME")]
     pub(crate) durf: String,
-    /// Ask the node's records, once a second, how each request's instance was started.
-    #[arg(long)]
-    pub(crate) records: bool,
     /// The original's: tracing is not offered, so only `false`.
     #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true")]
     pub(crate) trace: bool,
@@ -172,6 +202,73 @@ pub(crate) struct SweepArgs {
     pub(crate) arrivals: Arrivals,
 }
 
+/// Arguments of `vhive load trace`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct TraceArgs {
+    #[command(flatten)]
+    pub(crate) to: To,
+    /// The experiment, in the original loader's keys.
+    #[arg(long, value_name = "FILE.json")]
+    pub(crate) config: PathBuf,
+    /// Seed, instead of the configuration's.
+    #[arg(long)]
+    pub(crate) seed: Option<u64>,
+    /// Show what would be sent, and send nothing.
+    #[arg(long, alias = "dryRun", num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true")]
+    pub(crate) dry_run: bool,
+    /// Write every function's arrivals to `iat<i>.json`, and send nothing.
+    #[arg(long, alias = "iatGeneration", num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true")]
+    pub(crate) iat_generation: bool,
+    /// Take the arrivals from `iat<i>.json`.
+    #[arg(long, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true")]
+    pub(crate) generated: bool,
+    /// Where those files are.
+    #[arg(long, default_value = ".", value_name = "DIR")]
+    pub(crate) iat_dir: PathBuf,
+    /// The original's: failures are not injected from here.
+    #[arg(long, alias = "failureConfig", hide = true)]
+    pub(crate) failure_config: Option<PathBuf>,
+    /// The original's: see `--log`.
+    #[arg(long, hide = true)]
+    pub(crate) verbosity: Option<String>,
+}
+
+/// Arguments of `vhive load deploy`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct DeployArgs {
+    /// Which functions, and how many of each.
+    #[arg(
+        long,
+        alias = "jsonFile",
+        default_value = "./tools/deployer/functions.json",
+        value_name = "FILE"
+    )]
+    pub(crate) json: PathBuf,
+    /// Directory of the manifests that it names.
+    #[arg(
+        long,
+        alias = "funcPath",
+        default_value = "./configs/knative_workloads",
+        value_name = "DIR"
+    )]
+    pub(crate) path: PathBuf,
+    /// Where the endpoints that are ready are written.
+    #[arg(long, alias = "endpointsFile", default_value = "endpoints.json", value_name = "FILE")]
+    pub(crate) endpoints: PathBuf,
+    /// Services deployed at a time.
+    #[arg(long, alias = "conc", default_value_t = 5, value_name = "N")]
+    pub(crate) concurrency: usize,
+    /// Domain of the host names, instead of the one that the platform tells.
+    #[arg(long, alias = "gatewayURL", value_name = "DOMAIN")]
+    pub(crate) gateway_url: Option<String>,
+    /// How long a service may take to be ready.
+    #[arg(long, default_value = "10m", value_name = "SPAN")]
+    pub(crate) timeout: Seconds,
+    /// Delete what this command has deployed from the same file, and nothing else.
+    #[arg(long)]
+    pub(crate) delete: bool,
+}
+
 impl SweepArgs {
     pub(crate) fn plan(&self) -> Plan {
         Plan {
@@ -193,22 +290,8 @@ impl Common {
                 "--trace and --zipkin: spans are not offered; `--records` tells where the time went"
             );
         }
-        let endpoints = endpoints::read(&self.endpoints)?;
-        let target = |endpoint: &vhive_load::Endpoint| {
-            let own = || endpoint.address.clone();
-            let named = || format!("{}:{}", endpoint.hostname, self.port);
-            Target {
-                hostname: endpoint.hostname.clone(),
-                address: self.gateway.clone().or_else(own).unwrap_or_else(named),
-                protocol: self.protocol.or(endpoint.protocol).unwrap_or(Protocol::Grpc),
-            }
-        };
-        let mut load = Load::to(endpoints.iter().map(target).collect());
+        let mut load = self.to.load(None)?;
         load.plain = self.plain()?;
-        load.patience = self.timeout.0;
-        load.drain = self.drain.0;
-        load.connections = self.connections;
-        load.spin = self.spin.0;
         load.reads_replies = self.profile;
         Ok(load)
     }
@@ -235,14 +318,9 @@ impl Common {
         Ok(Plain { method, path: path.as_str().to_owned(), headers: headers?, body: body.into() })
     }
 
-    /// Where the files go; the original's `-latf` may name a directory too.
-    pub(crate) fn dir(&self) -> PathBuf {
-        self.out.clone()
-    }
-
     pub(crate) fn files(&self, load: &Load) -> Files {
         Files {
-            dir: self.dir(),
+            dir: self.out.clone(),
             latencies: self.latf.clone(),
             durations: self.profile.then(|| self.durf.clone()),
             targets: load.targets.iter().map(|target| target.hostname.clone()).collect(),
