@@ -1,11 +1,9 @@
 //! Command lines as the originals' users write them: one dash before a long name.
 
-/// Short flags that stay as they are; a value may follow at once where `true`.
-const SHORT: &[(char, bool)] = &[('H', true), ('X', true), ('d', true), ('h', false)];
-
 /// Gives every long flag with one dash its second, so that a known one is understood and an
-/// unknown one is refused by its name. `-o json`, `-n name` and what a value begins with a dash
-/// and digits stay.
+/// unknown one is refused by its name. Short flags and negative numbers stay; `-ojson` does not
+/// work here, `-o json` does. Behind `trace`, `config` is the experiment's, and the node's is given
+/// before it.
 ///
 /// # Source
 /// Go's package `flag`, which takes one dash or two.
@@ -13,12 +11,20 @@ const SHORT: &[(char, bool)] = &[('H', true), ('X', true), ('d', true), ('h', fa
 pub fn two_dashes(args: Vec<String>) -> Vec<String> {
     let mut all = args.into_iter();
     let mut done = Vec::new();
+    let mut is_trace = false;
     for arg in all.by_ref() {
         if arg == "--" {
             done.push(arg);
             break;
         }
-        done.push(if is_long_with_one_dash(&arg) { format!("-{arg}") } else { arg });
+        is_trace |= arg == "trace";
+        let arg = if is_long_with_one_dash(&arg) { format!("-{arg}") } else { arg };
+        done.push(match arg.strip_prefix("--config") {
+            Some(rest) if is_trace && (rest.is_empty() || rest.starts_with('=')) => {
+                format!("--experiment{rest}")
+            }
+            _ => arg,
+        });
     }
     done.extend(all);
     done
@@ -28,9 +34,9 @@ fn is_long_with_one_dash(arg: &str) -> bool {
     let Some(name) = arg.strip_prefix('-') else { return false };
     let mut chars = name.chars();
     let (Some(first), Some(_)) = (chars.next(), chars.next()) else { return false };
-    let takes_value = SHORT.iter().any(|(short, value)| *short == first && *value);
-    let attached = takes_value && !name.starts_with("dbg") && !name.starts_with("durf");
-    first.is_ascii_alphabetic() && !attached
+    // `-HName: value` is the only way to write two in one that is kept; all the originals' flags
+    // begin with small letters.
+    first.is_ascii_lowercase()
 }
 
 #[cfg(test)]
@@ -47,11 +53,13 @@ mod tests {
             ),
             ("load rps --rps 2 -n x -o json -h", "load rps --rps 2 -n x -o json -h"),
             (
-                "load rps -dbg -durf d.csv -HA:b -X POST",
-                "load rps --dbg --durf d.csv -HA:b -X POST",
+                "load rps -dbg -durf d.csv -HA:b -X POST -dryRun",
+                "load rps --dbg --durf d.csv -HA:b -X POST --dryRun",
             ),
             ("load rps -rps -1 -- -rps", "load rps --rps -1 -- -rps"),
             ("load rps -nonsense", "load rps --nonsense"),
+            ("--config a load trace -config b", "--config a load trace --experiment b"),
+            ("load trace --config=b", "load trace --experiment=b"),
         ] {
             assert_eq!(two_dashes(split(given)), split(read));
         }

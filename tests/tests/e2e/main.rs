@@ -3,6 +3,7 @@
 
 mod faults;
 mod lifecycle;
+mod load;
 mod microvm;
 mod runtimes;
 mod scene;

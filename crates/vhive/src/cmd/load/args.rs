@@ -207,9 +207,9 @@ pub(crate) struct SweepArgs {
 pub(crate) struct TraceArgs {
     #[command(flatten)]
     pub(crate) to: To,
-    /// The experiment, in the original loader's keys.
+    /// The experiment, in the original loader's keys; its `-config` is understood too.
     #[arg(long, value_name = "FILE.json")]
-    pub(crate) config: PathBuf,
+    pub(crate) experiment: PathBuf,
     /// Seed, instead of the configuration's.
     #[arg(long)]
     pub(crate) seed: Option<u64>,

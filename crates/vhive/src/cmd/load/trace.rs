@@ -31,7 +31,7 @@ pub(crate) async fn run(
             "--failureConfig: failures are not injected from here; `vhive evict`, kill or fill the disk"
         );
     }
-    let mut experiment = Experiment::read(&args.config)?;
+    let mut experiment = Experiment::read(&args.experiment)?;
     experiment.seed = args.seed.unwrap_or(experiment.seed);
     for text in experiment.without_effect() {
         output::note(format!("without effect: {text}"));
