@@ -49,11 +49,23 @@ impl Collector {
         }
     }
 
+    /// Whether something is under way.
+    pub(crate) fn has_any(&self) -> bool {
+        self.in_flight.load(Ordering::Acquire) > 0
+    }
+
+    /// As [`Collector::idle`], without sleeping.
+    pub(crate) async fn idle_awake(&self) {
+        while self.has_any() {
+            tokio::task::yield_now().await;
+        }
+    }
+
     /// Returns once nothing is under way.
     pub(crate) async fn idle(&self) {
         loop {
             let idle = self.idle.notified();
-            if self.in_flight.load(Ordering::Acquire) == 0 {
+            if !self.has_any() {
                 return;
             }
             idle.await;

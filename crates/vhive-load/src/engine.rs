@@ -22,6 +22,10 @@ const FLUSH: Duration = Duration::from_millis(250);
 /// How long a client of a closed loop pauses after an error: an endpoint that is gone would else
 /// give a million rows.
 const AFTER_ERROR: Duration = Duration::from_millis(10);
+/// A sender so many nanoseconds behind its schedule …
+const BEHIND: u64 = 100_000;
+/// … reads replies after so many sends.
+const IN_A_ROW: u32 = 8;
 /// How long a name may take to be resolved.
 const RESOLVE: Duration = Duration::from_secs(10);
 
@@ -38,8 +42,14 @@ pub struct Load {
     pub drain: Duration,
     /// Connections made to each address ahead.
     pub connections: usize,
+    /// HTTP/1.1 connections to one address at a time, at most; further requests wait for one, and
+    /// are late.
+    pub most_connections: usize,
     /// How long before a send the sender stops sleeping; 0 never spins.
     pub spin: Duration,
+    /// Whether the sender stays awake while replies are awaited: they are then timed without a
+    /// wake-up in between, which costs a CPU.
+    pub busy: bool,
     /// Whether replies are looked into for what the function says of itself.
     pub reads_replies: bool,
     /// Set when the run begins; for whoever needs the time of its rows before it ends.
@@ -56,7 +66,9 @@ impl Load {
             patience: Duration::from_secs(30),
             drain: Duration::from_secs(30),
             connections: 8,
+            most_connections: 4096,
             spin: SPIN,
+            busy: false,
             reads_replies: false,
             clock: Arc::default(),
         }
@@ -120,10 +132,12 @@ pub async fn open_loop(
     stop: &Stop,
 ) -> Result<Ran, RunError> {
     let run = Run::begin(load, rows).await?;
-    let pacer =
-        Pacer::new(run.collector.clock(), load.spin, stop.clone()).map_err(RunError::Timer)?;
+    let pacer = {
+        let busy = load.busy.then(|| Arc::clone(&run.collector));
+        Pacer::new(run.collector.clock(), load.spin, busy, stop.clone()).map_err(RunError::Timer)?
+    };
     let mut shots = shots.into_iter();
-    let (mut sent, mut unsent) = (0, 0);
+    let (mut sent, mut unsent, mut in_a_row) = (0, 0, 0);
     while let Some(shot) = shots.next() {
         if !pacer.until(shot.at_ns).await.map_err(RunError::Timer)? {
             unsent = 1 + shots.count() as u64;
@@ -131,6 +145,13 @@ pub async fn open_loop(
         }
         run.wires.send(run.collector.begin(sent, shot));
         sent += 1;
+        in_a_row =
+            if run.collector.clock().now_ns() > shot.at_ns + BEHIND { in_a_row + 1 } else { 0 };
+        if in_a_row == IN_A_ROW {
+            // Behind: connections are free again once their replies are read.
+            in_a_row = 0;
+            tokio::task::yield_now().await;
+        }
     }
     Ok(run.end(load, sent, unsent, stop).await)
 }
@@ -202,6 +223,7 @@ impl Run {
         let shared = Arc::new(Shared {
             collector: Arc::clone(&collector),
             patience: load.patience,
+            most_connections: load.most_connections.max(load.connections).max(1),
             keep_body: load.reads_replies,
             abandon: CancellationToken::new(),
             plain: load.plain.clone(),
@@ -219,6 +241,7 @@ impl Run {
         let sending_ns = clock.now_ns();
         tokio::select! {
             () = self.collector.idle() => {}
+            () = self.collector.idle_awake(), if load.busy => {}
             () = tokio::time::sleep(load.drain) => {}
             () = stop.asked_twice() => {}
         }

@@ -9,6 +9,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::time::{
@@ -18,6 +19,7 @@ use rustix::time::{
 use tokio::io::unix::AsyncFd;
 
 use crate::clock::{Clock, nanos};
+use crate::collect::Collector;
 use crate::stop::Stop;
 
 /// How long before a send the thread stops sleeping: what a wake-up may take, and no more.
@@ -29,15 +31,22 @@ pub(crate) struct Pacer {
     clock: Clock,
     timer: AsyncFd<OwnedFd>,
     spin_ns: u64,
+    /// With what it is asked whether replies are awaited, if they keep the thread awake.
+    busy: Option<Arc<Collector>>,
     stop: Stop,
 }
 
 impl Pacer {
-    pub(crate) fn new(clock: Clock, spin: Duration, stop: Stop) -> io::Result<Self> {
+    pub(crate) fn new(
+        clock: Clock,
+        spin: Duration,
+        busy: Option<Arc<Collector>>,
+        stop: Stop,
+    ) -> io::Result<Self> {
         let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
         #[expect(deprecated, reason = "what took its place is unsafe; an OwnedFd never moves")]
         let timer = AsyncFd::new(timerfd_create(TimerfdClockId::Monotonic, flags)?)?;
-        Ok(Self { clock, timer, spin_ns: nanos(spin), stop })
+        Ok(Self { clock, timer, spin_ns: nanos(spin), busy, stop })
     }
 
     /// Returns at the moment, or later; `false` at once when the run is to stop.
@@ -51,10 +60,14 @@ impl Pacer {
                 return Ok(true);
             }
             match left.checked_sub(self.spin_ns) {
-                Some(sleep @ 1..) => self.sleep(sleep).await?,
+                Some(sleep @ 1..) if !self.is_busy() => self.sleep(sleep).await?,
                 _ => tokio::task::yield_now().await,
             }
         }
+    }
+
+    fn is_busy(&self) -> bool {
+        self.busy.as_ref().is_some_and(|collector| collector.has_any())
     }
 
     async fn sleep(&self, ns: u64) -> io::Result<()> {

@@ -34,12 +34,14 @@ pub(crate) enum Way {
 }
 
 /// Sends and prints the figures.
-pub(crate) fn run(address: &str, way: Way, millis: u64) -> anyhow::Result<()> {
+pub(crate) fn run(address: &str, way: Way, busy: bool, millis: u64) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let hostname = "bench.default.example.com".to_owned();
     let target = Target { hostname, address: address.to_owned(), protocol: Protocol::Http1 };
     let mut load = Load::to(vec![target]);
     load.connections = 64;
+    load.most_connections = 256;
+    load.busy = busy;
     let time = Duration::from_millis(millis);
     let (out, rows) = std::sync::mpsc::channel::<Vec<vhive_load::Row>>();
     let adds = std::thread::spawn(move || {

@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -107,8 +108,25 @@ pub(super) struct Pool {
     address: SocketAddr,
     /// Last in, first out: the rest may be closed by the peer when they are idle for long.
     idle: Mutex<Vec<Arc<Connection>>>,
+    /// Requests that found as many connections as there may be, all busy.
+    waiting: Mutex<VecDeque<(Pending, Bytes)>>,
+    /// Connections there are, those under way included.
+    open: AtomicUsize,
     shared: Arc<Shared>,
     expiry: Arc<Expiry>,
+}
+
+/// Counts a connection as long as it is held.
+struct Place(Arc<Pool>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, Ordering::Relaxed);
+        let next = locked(&self.0.waiting).pop_front();
+        if let Some((pending, bytes)) = next {
+            self.0.send(pending, bytes);
+        }
+    }
 }
 
 impl Pool {
@@ -118,12 +136,14 @@ impl Pool {
         address: SocketAddr,
     ) -> Arc<Self> {
         let (shared, expiry) = (Arc::clone(shared), Arc::clone(expiry));
-        Arc::new(Self { address, idle: Mutex::default(), shared, expiry })
+        let (idle, waiting, open) = (Mutex::default(), Mutex::default(), AtomicUsize::new(0));
+        Arc::new(Self { address, idle, waiting, open, shared, expiry })
     }
 
     /// Opens a connection ahead; returns what that took.
     pub(super) async fn open(self: &Arc<Self>) -> Result<u64, String> {
-        let (connection, took) = self.connect(self.shared.patience).await?;
+        let Some(place) = self.place() else { return Err("no more connections".to_owned()) };
+        let (connection, took) = self.connect(place, self.shared.patience).await?;
         locked(&self.idle).push(connection);
         Ok(took)
     }
@@ -136,18 +156,57 @@ impl Pool {
                 Some(back) => pending = back,
             }
         }
+        if self.shared.abandon.is_cancelled() {
+            return;
+        }
+        let Some(place) = self.place() else {
+            locked(&self.waiting).push_back((pending, bytes));
+            return;
+        };
         let pool = Arc::clone(self);
         tokio::spawn(async move {
             let abandon = pool.shared.abandon.clone();
             tokio::select! {
-                () = pool.connect_and_send(pending, bytes) => {}
+                () = pool.connect_and_send(place, pending, bytes) => {}
                 () = abandon.cancelled() => {}
             }
         });
     }
 
-    async fn connect_and_send(self: &Arc<Self>, mut pending: Pending, bytes: Bytes) {
-        match self.connect(self.shared.patience).await {
+    /// A place for one more connection, if there may be one.
+    fn place(self: &Arc<Self>) -> Option<Place> {
+        let most = self.shared.most_connections;
+        let more = |open: usize| (open < most).then_some(open + 1);
+        let taken = self.open.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
+        taken.is_ok().then(|| Place(Arc::clone(self)))
+    }
+
+    /// Gives a connection that has become free to the next request, or keeps it.
+    fn free(self: &Arc<Self>, connection: &Arc<Connection>) {
+        loop {
+            let Some((pending, bytes)) = locked(&self.waiting).pop_front() else { break };
+            let due = pending.shot.at_ns.saturating_add(nanos(self.shared.patience));
+            if due < self.shared.collector.clock().now_ns() {
+                pending.fail(Outcome::Timeout, "no connection was free in time");
+                continue;
+            }
+            if let Some(back) = self.write(connection, pending, &bytes) {
+                self.send(back, bytes);
+            }
+            return;
+        }
+        locked(&self.idle).push(Arc::clone(connection));
+    }
+
+    /// Gives up what waits for a connection.
+    pub(super) fn abandon(&self) {
+        let waiting = std::mem::take(&mut *locked(&self.waiting));
+        // Dropped, each tells that it is unfinished.
+        drop(waiting);
+    }
+
+    async fn connect_and_send(self: &Arc<Self>, place: Place, mut pending: Pending, bytes: Bytes) {
+        match self.connect(place, self.shared.patience).await {
             Ok((connection, took)) => {
                 pending.connect_ns = Some(took);
                 if let Some(pending) = self.write(&connection, pending, &bytes) {
@@ -158,7 +217,11 @@ impl Pool {
         }
     }
 
-    async fn connect(self: &Arc<Self>, most: Duration) -> Result<(Arc<Connection>, u64), String> {
+    async fn connect(
+        self: &Arc<Self>,
+        place: Place,
+        most: Duration,
+    ) -> Result<(Arc<Connection>, u64), String> {
         let begun = Instant::now();
         let address = self.address;
         let connected = tokio::time::timeout(most, TcpStream::connect(address)).await;
@@ -172,7 +235,7 @@ impl Pool {
         let (read, write) = stream.into_split();
         let (state, killed) = (Mutex::new(State::Idle), Notify::new());
         let connection = Arc::new(Connection { write, state, killed });
-        tokio::spawn(Arc::clone(self).serve(Arc::clone(&connection), read));
+        tokio::spawn(Arc::clone(self).serve(place, Arc::clone(&connection), read));
         Ok((connection, took))
     }
 
@@ -231,7 +294,12 @@ impl Pool {
     }
 
     /// Reads a connection's replies until it ends.
-    async fn serve(self: Arc<Self>, connection: Arc<Connection>, mut read: OwnedReadHalf) {
+    async fn serve(
+        self: Arc<Self>,
+        _place: Place,
+        connection: Arc<Connection>,
+        mut read: OwnedReadHalf,
+    ) {
         let no_body = self.shared.plain.method == Method::HEAD;
         let mut reader = Reader::new(self.shared.keep_body, no_body);
         let mut buffer = vec![0; 16 << 10];
@@ -265,7 +333,7 @@ impl Pool {
                     };
                     // Idle again before the row is told: a closed loop sends its next at once.
                     if keeps {
-                        locked(&self.idle).push(Arc::clone(&connection));
+                        self.free(&connection);
                     }
                     finish(pending, reply, now_ns);
                     if !keeps {

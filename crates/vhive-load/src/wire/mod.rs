@@ -23,6 +23,8 @@ pub(crate) struct Shared {
     pub(crate) collector: Arc<Collector>,
     /// The most that one request may take.
     pub(crate) patience: Duration,
+    /// HTTP/1.1 connections to one address at a time.
+    pub(crate) most_connections: usize,
     /// Whether replies are looked into.
     pub(crate) keep_body: bool,
     /// Cancelled when nothing is waited for any more.
@@ -142,6 +144,11 @@ impl Wires {
     /// Gives up all that is under way.
     pub(crate) fn abandon(&self) {
         self.shared.abandon.cancel();
+        for lane in &self.lanes {
+            if let Lane::H1 { pool, .. } = lane {
+                pool.abandon();
+            }
+        }
         self.expiry.abandon();
     }
 }

@@ -170,3 +170,22 @@ fn a_drain_that_ends_tells_what_was_under_way() {
         }
     });
 }
+
+#[test]
+fn no_more_connections_than_allowed_and_who_waits_is_late() {
+    on_one_thread(async {
+        let (address, connections) = hello(Duration::from_millis(50)).await;
+        let mut load = load(&address, Protocol::Http1);
+        load.most_connections = 2;
+        let rows = run(&load, shots(8, 1)).await;
+        assert!(rows.iter().all(|row| row.outcome == Outcome::Ok), "{rows:?}");
+        assert_eq!(connections.load(Ordering::Relaxed), 2);
+        assert!(rows.iter().all(|row| row.latency_ns() < 150 * MS), "waiting is no latency");
+        assert!(rows[7].late_ns() > 100 * MS, "{:?}", rows[7]);
+
+        load.patience = Duration::from_millis(80);
+        let rows = run(&load, shots(8, 1)).await;
+        let late = rows.iter().filter(|row| row.outcome == Outcome::Timeout).count();
+        assert!(late >= 2, "{rows:?}");
+    });
+}

@@ -67,6 +67,9 @@ pub(crate) struct To {
     /// Connections opened to each address before the run.
     #[arg(long, default_value_t = 8, value_name = "N")]
     pub(crate) connections: usize,
+    /// HTTP/1.1 connections to one address at most; further requests wait for one, and are late.
+    #[arg(long, default_value_t = 4096, value_name = "N")]
+    pub(crate) max_connections: usize,
     /// The most that a request may take; 30s unless given.
     #[arg(long, alias = "grpcTimeout", value_name = "SPAN")]
     pub(crate) timeout: Option<Seconds>,
@@ -77,6 +80,10 @@ pub(crate) struct To {
     /// and costs precision.
     #[arg(long, default_value = "150us", value_name = "SPAN")]
     pub(crate) spin: Seconds,
+    /// Stay awake while replies are awaited: they are then timed to the microsecond, which costs a
+    /// CPU.
+    #[arg(long)]
+    pub(crate) busy: bool,
     /// Ask the node's records, once a second, how each request's instance was started.
     #[arg(long)]
     pub(crate) records: bool,
@@ -100,7 +107,9 @@ impl To {
         load.patience = self.timeout.map_or(load.patience, |timeout| timeout.0);
         load.drain = self.drain.0;
         load.connections = self.connections;
+        load.most_connections = self.max_connections;
         load.spin = self.spin.0;
+        load.busy = self.busy;
         Ok(load)
     }
 }
