@@ -1,7 +1,7 @@
-//! A server that answers after a known time, to the microsecond.
+//! A server that answers after a known time, to the microsecond: it never sleeps while it listens.
 #![expect(clippy::print_stdout, reason = "it tells its parent where it listens")]
 
-use std::io::{Read as _, Write as _};
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
@@ -19,6 +19,7 @@ pub(crate) fn run(delay: Duration) -> anyhow::Result<()> {
     for stream in listener.incoming() {
         let stream = stream?;
         stream.set_nodelay(true)?;
+        stream.set_nonblocking(true)?;
         std::thread::spawn(move || serve(stream, delay));
     }
     Ok(())
@@ -27,8 +28,16 @@ pub(crate) fn run(delay: Duration) -> anyhow::Result<()> {
 fn serve(mut stream: TcpStream, delay: Duration) {
     let mut buffer = [0; 4096];
     let mut have = 0;
-    while let Ok(got @ 1..) = stream.read(&mut buffer[have..]) {
-        have += got;
+    loop {
+        // Awake, so that no wake-up comes before the time that is known.
+        match stream.read(&mut buffer[have..]) {
+            Ok(got @ 1..) => have += got,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                std::hint::spin_loop();
+                continue;
+            }
+            Ok(0) | Err(_) => return,
+        }
         if !buffer[..have].ends_with(b"\r\n\r\n") {
             continue;
         }

@@ -39,7 +39,7 @@ pub(crate) fn run(address: &str, way: Way, busy: bool, millis: u64) -> anyhow::R
     let hostname = "bench.default.example.com".to_owned();
     let target = Target { hostname, address: address.to_owned(), protocol: Protocol::Http1 };
     let mut load = Load::to(vec![target]);
-    load.connections = 64;
+    load.connections = if busy { 1 } else { 64 };
     load.most_connections = 256;
     load.busy = busy;
     let time = Duration::from_millis(millis);
