@@ -203,3 +203,28 @@ fn e2e_load_says_what_it_cannot_use() {
     let span = run(&["rps", "--endpoints", &endpoints, "--time", "soon"]);
     assert!(code(&span) == 2 && said(&span).contains("soon"), "{}", said(&span));
 }
+
+#[test]
+fn e2e_load_makes_traces_up_and_samples_them() {
+    let dir = Dir::new("load-synth");
+    let run = |args: &[&str]| vhive(dir.path(), &[&["load"], args].concat()).expect("runs");
+    let (trace, samples) = (at(&dir, "trace"), at(&dir, "samples"));
+    let args = ["synth", "-f", "20", "-b", "1", "-t", "3", "-s", "2", "-dur", "1", "-mem", "64"];
+    let made = run(&[&args[..], &["-m", "0", "--out", &trace]].concat());
+    assert!(made.status.success(), "{}", said(&made));
+    let args = ["sample", "-t", &trace, "-min", "5", "-max", "10", "-st", "5", "-tr", "3"];
+    let chosen = run(&[&args[..], &["--out", &samples]].concat());
+    assert!(chosen.status.success(), "{}", said(&chosen));
+    for size in [5, 10] {
+        let lines = text(&dir.path().join(format!("samples/{size}/invocations.csv")));
+        assert_eq!(lines.lines().count(), size + 1);
+    }
+    let config = at(&dir, "config.json");
+    let small = at(&dir, "samples/5");
+    fs::write(&config, format!("{{\"TracePath\": {small:?}, \"ExperimentDuration\": 2}}"))
+        .expect("written");
+    let planned =
+        vhive(dir.path(), &["-o", "json", "load", "trace", "-config", &config, "-dryRun"]);
+    let planned: Value = serde_json::from_slice(&planned.expect("runs").stdout).expect("JSON");
+    assert_eq!(planned["invocations"], 5 * (60 + 180));
+}

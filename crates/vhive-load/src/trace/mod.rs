@@ -14,6 +14,8 @@ pub mod files;
 pub mod gaps;
 pub mod plan;
 pub mod rps;
+pub mod sample;
+pub mod synth;
 mod table;
 
 use std::path::PathBuf;
@@ -96,6 +98,14 @@ pub enum TraceError {
     /// A file cannot be read.
     #[error("cannot read {path}")]
     Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A file cannot be written.
+    #[error("cannot write {path}")]
+    Write {
         /// The file.
         path: PathBuf,
         /// Why.

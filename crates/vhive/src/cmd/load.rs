@@ -16,7 +16,9 @@ use vhive_load::summary::Summary;
 use vhive_load::sweep::{self, round_robin};
 use vhive_load::{Load, Outcome, Ran, Stop, closed_loop, open_loop};
 
-use self::args::{ClosedArgs, DeployArgs, Gaps, RpsArgs, SweepArgs, TraceArgs};
+use self::args::{
+    ClosedArgs, DeployArgs, Gaps, RpsArgs, SampleArgs, SweepArgs, SynthArgs, TraceArgs,
+};
 use self::starts::Starts;
 use crate::cli::{Format, Global};
 use crate::config::Config;
@@ -33,6 +35,10 @@ pub(crate) enum Command {
     Sweep(SweepArgs),
     /// Replays a trace of Azure Functions, or a rate with a share of cold starts.
     Trace(TraceArgs),
+    /// Makes up a trace: a ladder of rates, a sweep over functions, bursts.
+    Synth(SynthArgs),
+    /// Chooses the functions of a trace that stand for all of them.
+    Sample(SampleArgs),
     /// Deploys the services that a file of functions lists, and writes their endpoints.
     Deploy(DeployArgs),
 }
@@ -49,6 +55,8 @@ pub(crate) async fn run(
     match command {
         // A signal ends it like any command; only sending has something to finish.
         Command::Deploy(args) => deploy::run(global, config, args).await,
+        Command::Synth(args) => trace::synth(&args),
+        Command::Sample(args) => trace::sample(&args),
         Command::Rps(args) => rps(global, config, args, &stop_on_signals()?).await,
         Command::Closed(args) => closed(global, config, args, &stop_on_signals()?).await,
         Command::Sweep(args) => sweep_rates(global, args, &stop_on_signals()?).await,

@@ -8,6 +8,7 @@ use anyhow::{Context as _, bail};
 use http::{HeaderName, HeaderValue, Method};
 use vhive_load::output::Files;
 use vhive_load::sweep::Plan;
+use vhive_load::trace::synth::{Mode, Synth};
 use vhive_load::{Arrivals, Load, Plain, Protocol, Target, endpoints};
 
 /// A time span: `30s`, or a bare number of seconds as the original has it.
@@ -240,6 +241,82 @@ pub(crate) struct TraceArgs {
     /// The original's: see `--log`.
     #[arg(long, hide = true)]
     pub(crate) verbosity: Option<String>,
+}
+
+/// Arguments of `vhive load synth`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct SynthArgs {
+    /// Functions of the trace.
+    #[arg(long, short, default_value_t = 1, value_name = "N")]
+    pub(crate) functions: usize,
+    /// First rate of each function, a second.
+    #[arg(long, short, default_value_t = 1, value_name = "RPS")]
+    pub(crate) beginning: u32,
+    /// Last rate.
+    #[arg(long, short, default_value_t = 1, value_name = "RPS")]
+    pub(crate) target: u32,
+    /// From one rate to the next.
+    #[arg(long, short, default_value_t = 1, value_name = "RPS")]
+    pub(crate) step: u32,
+    /// Minutes of each rate; of a sweep or burst, in all.
+    #[arg(long, alias = "dur", default_value_t = 1, value_name = "MINUTES")]
+    pub(crate) duration: usize,
+    /// Runtime of every invocation, in milliseconds.
+    #[arg(long, short, default_value_t = 1000, value_name = "MS")]
+    pub(crate) execution: u32,
+    /// Memory of every invocation, in mebibytes.
+    #[arg(long, alias = "mem", default_value_t = 120, value_name = "MIB")]
+    pub(crate) memory: u32,
+    /// 0 `normal`, 1 `sweep`, 2 `burst`.
+    #[arg(long, short, default_value = "normal")]
+    pub(crate) mode: Mode,
+    /// Where the three files go.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: PathBuf,
+}
+
+impl SynthArgs {
+    pub(crate) const fn synth(&self) -> Synth {
+        Synth {
+            functions: self.functions,
+            beginning: self.beginning,
+            target: self.target,
+            step: self.step,
+            minutes: self.duration,
+            runtime_ms: self.execution,
+            memory_mib: self.memory,
+            mode: self.mode,
+        }
+    }
+}
+
+/// Arguments of `vhive load sample`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct SampleArgs {
+    /// Directory of a trace of Azure Functions 2019.
+    #[arg(long, short, value_name = "DIR")]
+    pub(crate) trace: PathBuf,
+    /// Minutes of it that count.
+    #[arg(long, default_value_t = 60, value_name = "N")]
+    pub(crate) minutes: usize,
+    /// Functions of the smallest sample.
+    #[arg(long, value_name = "N")]
+    pub(crate) min: usize,
+    /// Functions of the largest; that of the smallest unless given.
+    #[arg(long, value_name = "N")]
+    pub(crate) max: Option<usize>,
+    /// From one size to the next.
+    #[arg(long, alias = "st", default_value_t = 1000, value_name = "N")]
+    pub(crate) step: usize,
+    /// Random candidates per size.
+    #[arg(long, alias = "tr", default_value_t = 16, value_name = "N")]
+    pub(crate) trials: u32,
+    /// Of the candidates.
+    #[arg(long, default_value_t = 42)]
+    pub(crate) seed: u64,
+    /// Each sample goes into a directory in here, named by its size.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: PathBuf,
 }
 
 /// Arguments of `vhive load deploy`.

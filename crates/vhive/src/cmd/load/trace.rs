@@ -7,11 +7,11 @@ use anyhow::{Context as _, bail};
 use serde_json::json;
 use vhive_load::output::Files;
 use vhive_load::trace::files::{Durations, read_iat, write_iat};
-use vhive_load::trace::{Config as Experiment, Plan};
+use vhive_load::trace::{Config as Experiment, Plan, azure2019, sample};
 use vhive_load::{Load, Stop, Target, open_loop};
 
 use super::Run;
-use super::args::TraceArgs;
+use super::args::{SampleArgs, SynthArgs, TraceArgs};
 use crate::cli::{Format, Global};
 use crate::config::Config;
 use crate::output;
@@ -69,6 +69,36 @@ pub(crate) async fn run(
     let ran = open_loop(&load, plan.shots(), run.rows.clone(), stop).await;
     output::note(format!("the original's columns in {}", path.display()));
     run.end(global, &ran?)
+}
+
+/// Makes up a trace.
+///
+/// # Errors
+/// When the numbers make none, or it cannot be written.
+pub(super) fn synth(args: &SynthArgs) -> anyhow::Result<ExitCode> {
+    args.synth().write(&args.out)?;
+    output::line(format!("trace of {} functions in {}", args.functions, args.out.display()));
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Chooses one sample per size.
+///
+/// # Errors
+/// When the trace cannot be read, has too few functions, or a sample cannot be written.
+pub(super) fn sample(args: &SampleArgs) -> anyhow::Result<ExitCode> {
+    let functions = azure2019::read(&args.trace, args.minutes)?;
+    let max = args.max.unwrap_or(args.min);
+    for size in (args.min..=max).step_by(args.step.max(1)) {
+        let chosen = sample::choose(&functions, size, args.trials, args.seed)?;
+        let dir = args.out.join(size.to_string());
+        sample::write(&args.trace, &dir, &chosen)?;
+        let (distance, all) = (chosen.distance, functions.len());
+        output::line(format!(
+            "{size} of {all} functions, distance {distance:.4}, in {}",
+            dir.display()
+        ));
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 /// One target per function: the endpoints in turn.
