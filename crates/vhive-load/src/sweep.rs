@@ -156,7 +156,7 @@ pub async fn sweep(
     let why = || tally.first_error().unwrap_or("none was sent").to_owned();
     let unloaded_p99_us = unloaded.ok_or_else(|| SweepError::Unloaded(why()))?;
     let mut search = Search::new(plan.rates.0, plan.rates.1, plan.precision);
-    let mut steps = Vec::new();
+    let (mut steps, mut late) = (Vec::new(), None);
     while let Some(rate) = search.next().filter(|_| !stop.is_asked()) {
         let arrivals = at_rate(plan.arrivals, rate, plan.time, plan.seed)?;
         let shots = round_robin(&arrivals, load.targets.len());
@@ -165,11 +165,15 @@ pub async fn sweep(
             break;
         }
         let step = judge(rate, &tally, &ran, unloaded_p99_us * plan.within);
-        search.tell(step.verdict == Verdict::Held);
         tell(&step);
-        let generator = step.verdict == Verdict::GeneratorLate;
+        let verdict = step.verdict;
         steps.push(step);
-        if generator {
+        if verdict == Verdict::GeneratorLate && late.replace(rate) != Some(rate) {
+            // Once more: what else the machine does may have been the reason.
+            continue;
+        }
+        search.tell(verdict == Verdict::Held);
+        if verdict == Verdict::GeneratorLate {
             // Faster than the generator is nothing that it can measure.
             search.most = rate;
         }

@@ -189,3 +189,43 @@ fn no_more_connections_than_allowed_and_who_waits_is_late() {
         assert!(late >= 2, "{rows:?}");
     });
 }
+
+#[test]
+fn the_knee_of_a_server_of_one_at_a_time_is_found() {
+    on_one_thread(async {
+        // 10 ms each, one at a time: 100 a second at most, whatever the machine does.
+        let turn = std::sync::Arc::new(tokio::sync::Semaphore::new(1));
+        let address = listen(move |_, mut stream| {
+            let turn = std::sync::Arc::clone(&turn);
+            async move {
+                while head(&mut stream).await {
+                    let _mine = turn.acquire().await.expect("never closed");
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                    if stream.write_all(HELLO).await.is_err() {
+                        return;
+                    }
+                }
+            }
+        })
+        .await;
+        let load = load(&address, Protocol::Http1);
+        let plan = vhive_load::sweep::Plan {
+            rates: (40.0, 640.0),
+            arrivals: vhive_load::Arrivals::Fixed,
+            time: Duration::from_millis(300),
+            within: 4.0,
+            precision: 0.5,
+            seed: 1,
+        };
+        let mut told = 0;
+        let done = vhive_load::sweep::sweep(&load, &plan, &Stop::default(), |_| told += 1).await;
+        let done = done.expect("swept");
+        assert_eq!(done.steps.len(), told);
+        assert!(done.unloaded_p99_us >= 10_000.0, "{done:?}");
+        // Below it nothing is promised: the machine may be busy. Above it nothing can hold.
+        assert!(done.knee.is_none_or(|knee| knee < 300.0), "{done:?}");
+        let held =
+            |step: &vhive_load::sweep::Step| step.verdict == vhive_load::sweep::Verdict::Held;
+        assert!(done.steps.iter().all(|step| step.rate < 300.0 || !held(step)), "{done:?}");
+    });
+}
