@@ -20,7 +20,7 @@ use anyhow::Context as _;
 use vhive_tests::bench::{Bound, Row, median, spread};
 
 use crate::client::Measured;
-use crate::parts::{Part, nginx, on_one_cpu, role};
+use crate::parts::{Part, cpus, nginx, on_cpu, proxy, role};
 
 /// Rounds with one connection and with 64; each measures every part once. Those with one are many
 /// and short: what else the machine does shall hit all parts alike.
@@ -59,10 +59,10 @@ fn compare() -> anyhow::Result<()> {
         Row::new("gateway-rps-c64", "1/cpu-s").unmeasured(RPS, reason).emit();
         return Ok(());
     }
-    on_one_cpu()?;
+    on_cpu(*cpus()?.last().context("no CPU")?)?;
     let dir = tempfile::tempdir()?;
     let upstream = role(&["upstream"]).context("upstream")?;
-    let peer = nginx(dir.path(), &upstream.address).context("nginx")?;
+    let peer = nginx(dir.path(), &proxy(&upstream.address)).context("nginx")?;
     let door = role(&["door", &upstream.address]).context("gateway")?;
     let hop = role(&["hop", &upstream.address]).context("hyper hop")?;
     let parts = [&upstream, &peer, &door, &hop];

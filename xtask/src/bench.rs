@@ -23,6 +23,16 @@ const BENCHES: &[(&str, &[&str])] = &[
     ("image_rootfs", &["image-rootfs"]),
     ("firecracker_load", &["firecracker-load"]),
     (
+        "load",
+        &[
+            "send-lateness-1k-p50",
+            "send-lateness-1k-p99",
+            "load-rps-core",
+            "sent-vs-scheduled",
+            "latency-truth",
+        ],
+    ),
+    (
         "containers",
         &[
             "runc-overhead",

@@ -13,6 +13,7 @@ use crate::shell::{cargo, output, root};
 /// Every edge between our crates that `ARCHITECTURE.md` draws, without those to `vhive-api`.
 const EDGES: &[(&str, &str)] = &[
     ("vhive", "vhive-image"),
+    ("vhive", "vhive-load"),
     ("vhive", "vhive-node"),
     ("vhive", "vhive-sandbox"),
     ("vhive", "vhive-serving"),

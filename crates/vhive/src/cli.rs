@@ -1,5 +1,6 @@
 //! The grammar of the command line.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -14,6 +15,19 @@ pub(crate) struct Cli {
     pub(crate) global: Global,
     #[command(subcommand)]
     pub(crate) command: Command,
+}
+
+/// The command line; that of `load` may have the originals' flags with one dash.
+pub(crate) fn arguments(all: impl Iterator<Item = OsString>) -> Vec<OsString> {
+    let all: Vec<OsString> = all.collect();
+    let texts: Option<Vec<String>> =
+        all.iter().map(|arg| arg.to_str().map(str::to_owned)).collect();
+    match texts {
+        Some(texts) if texts.iter().any(|arg| arg == "load") => {
+            vhive_load::flags::two_dashes(texts).into_iter().map(OsString::from).collect()
+        }
+        _ => all,
+    }
 }
 
 /// What every sub-command understands.
@@ -58,6 +72,9 @@ pub(crate) enum Command {
     Node(cmd::node::Args),
     #[command(flatten)]
     Client(ClientCommand),
+    /// Sends requests to functions at a rate, in a closed loop, or as a trace says.
+    #[command(subcommand)]
+    Load(cmd::load::Command),
     /// Measures on a running node, and reports.
     #[command(subcommand)]
     Study(cmd::study::Study),

@@ -11,12 +11,16 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::client::Measured;
 
-/// Puts this process, and with it all that it starts, on the last CPU it may use.
-pub(crate) fn on_one_cpu() -> anyhow::Result<()> {
+/// The CPUs that this process may use.
+pub(crate) fn cpus() -> anyhow::Result<Vec<usize>> {
     let may = rustix::thread::sched_getaffinity(None)?;
-    let last = (0..rustix::thread::CpuSet::MAX_CPU).rev().find(|cpu| may.is_set(*cpu));
+    Ok((0..rustix::thread::CpuSet::MAX_CPU).filter(|cpu| may.is_set(*cpu)).collect())
+}
+
+/// Puts this process, and with it all that it starts, on one CPU.
+pub(crate) fn on_cpu(cpu: usize) -> anyhow::Result<()> {
     let mut one = rustix::thread::CpuSet::new();
-    one.set(last.context("no CPU")?);
+    one.set(cpu);
     rustix::thread::sched_setaffinity(None, &one)?;
     Ok(())
 }
@@ -92,8 +96,19 @@ pub(crate) fn client(address: &str, connections: &str, millis: &str) -> anyhow::
     Ok(serde_json::from_slice(&output.stdout)?)
 }
 
-/// Starts nginx with one worker, upstream keep-alive, and no access log.
-pub(crate) fn nginx(dir: &Path, upstream: &str) -> anyhow::Result<Part> {
+/// An upstream that is kept connected to, and the location that passes everything on to it.
+pub(crate) fn proxy(upstream: &str) -> [String; 2] {
+    let before = format!(
+        "upstream function {{ server {upstream}; keepalive 128; keepalive_requests 1000000000; }}\n"
+    );
+    let location = "proxy_pass http://function;\nproxy_http_version 1.1;\n\
+        proxy_set_header Connection \"\";\nproxy_set_header Host $host;\n";
+    [before, location.to_owned()]
+}
+
+/// Starts nginx with one worker and no access log; `before` goes before its server, `location`
+/// into its only location.
+pub(crate) fn nginx(dir: &Path, [before, location]: &[String; 2]) -> anyhow::Result<Part> {
     let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
     let shown = dir.display();
     let config = format!(
@@ -102,10 +117,7 @@ pub(crate) fn nginx(dir: &Path, upstream: &str) -> anyhow::Result<Part> {
          access_log off;\nclient_body_temp_path {shown}/body;\nproxy_temp_path {shown}/proxy;\n\
          fastcgi_temp_path {shown}/fastcgi;\nuwsgi_temp_path {shown}/uwsgi;\n\
          scgi_temp_path {shown}/scgi;\nkeepalive_requests 1000000000;\ntcp_nodelay on;\n\
-         upstream function {{ server {upstream}; keepalive 128; keepalive_requests 1000000000; }}\n\
-         server {{\nlisten {address};\nlocation / {{\nproxy_pass http://function;\n\
-         proxy_http_version 1.1;\nproxy_set_header Connection \"\";\n\
-         proxy_set_header Host $host;\n}}\n}}\n}}\n"
+         {before}server {{\nlisten {address};\nlocation / {{\n{location}}}\n}}\n}}\n"
     );
     let path = dir.join("nginx.conf");
     std::fs::write(&path, config)?;

@@ -6,6 +6,7 @@ mod durable;
 mod faults;
 mod kubernetes;
 mod lifecycle;
+mod load;
 mod microvm;
 mod runtimes;
 mod scene;

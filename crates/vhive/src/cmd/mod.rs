@@ -12,6 +12,7 @@ pub(crate) mod image;
 pub(crate) mod invoke;
 pub(crate) mod kernel;
 pub(crate) mod kubeconfig;
+pub(crate) mod load;
 pub(crate) mod logs;
 pub(crate) mod node;
 pub(crate) mod report;
@@ -45,6 +46,7 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Kernel(args) => kernel::run(&cli.global, &config, &args),
         Command::Image(args) => on_one_thread(image::run(&cli.global, &config, args)),
         Command::Node(args) => node::run(&cli.global, config, &args),
+        Command::Load(command) => on_one_thread(load::run(&cli.global, &config, command)),
         Command::Study(study) => on_one_thread(study::run(&cli.global, &config, study)),
         Command::Report(args) => report::run(&cli.global, &args),
         Command::Client(command) => {

@@ -1,0 +1,289 @@
+//! A run: every planned request is sent at its time, whatever came of those before.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
+
+use crate::call::{Plain, Target};
+use crate::clock::{Clock, nanos};
+use crate::collect::Collector;
+use crate::pacer::{Pacer, SPIN};
+use crate::row::{Outcome, Row, Shot};
+use crate::stop::Stop;
+use crate::wire::{Opened, Shared, Wires};
+
+/// How long rows stay with the sender before they are handed over.
+const FLUSH: Duration = Duration::from_millis(250);
+/// How long a client of a closed loop pauses after an error: an endpoint that is gone would else
+/// give a million rows.
+const AFTER_ERROR: Duration = Duration::from_millis(10);
+/// A sender so many nanoseconds behind its schedule …
+const BEHIND: u64 = 100_000;
+/// … reads replies after so many sends.
+const IN_A_ROW: u32 = 8;
+/// How long a name may take to be resolved.
+const RESOLVE: Duration = Duration::from_secs(10);
+
+/// What is the same for all requests of a run.
+#[derive(Clone, Debug)]
+pub struct Load {
+    /// Whom plans refer to by index.
+    pub targets: Vec<Target>,
+    /// What is sent where a plan asks for no work.
+    pub plain: Plain,
+    /// The most that one request may take.
+    pub patience: Duration,
+    /// How long is waited, after the last send, for what is under way.
+    pub drain: Duration,
+    /// Connections made to each address ahead.
+    pub connections: usize,
+    /// HTTP/1.1 connections to one address at a time, at most; further requests wait for one, and
+    /// are late.
+    pub most_connections: usize,
+    /// How long before a send the sender stops sleeping; 0 never spins.
+    pub spin: Duration,
+    /// Whether the sender stays awake while replies are awaited: they are then timed without a
+    /// wake-up in between, which costs a CPU.
+    pub busy: bool,
+    /// Whether replies are looked into for what the function says of itself.
+    pub reads_replies: bool,
+    /// Set when the run begins; for whoever needs the time of its rows before it ends.
+    pub clock: Arc<OnceLock<Clock>>,
+}
+
+impl Load {
+    /// To these, with defaults.
+    #[must_use]
+    pub fn to(targets: Vec<Target>) -> Self {
+        Self {
+            targets,
+            plain: Plain::default(),
+            patience: Duration::from_secs(30),
+            drain: Duration::from_secs(30),
+            connections: 8,
+            most_connections: 4096,
+            spin: SPIN,
+            busy: false,
+            reads_replies: false,
+            clock: Arc::default(),
+        }
+    }
+}
+
+/// What a run did as a whole; its requests are rows.
+#[derive(Clone, Debug)]
+pub struct Ran {
+    /// The run's time.
+    pub clock: Clock,
+    /// Requests sent, or tried to.
+    pub sent: u64,
+    /// Planned ones that were not, because the run was stopped.
+    pub unsent: u64,
+    /// From the beginning to the last send.
+    pub sending_ns: u64,
+    /// From the beginning to the end of the drain.
+    pub whole_ns: u64,
+    /// Connections made ahead.
+    pub opened: Opened,
+}
+
+/// Why nothing could be sent at all.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// There is nobody to send to.
+    #[error("there is no endpoint to send to")]
+    NoTarget,
+    /// A name leads nowhere.
+    #[error("cannot resolve {address} (endpoint {hostname})")]
+    Resolve {
+        /// The target.
+        hostname: String,
+        /// Its address.
+        address: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A name is not resolved in time.
+    #[error("{address} (endpoint {hostname}) is not resolved within {RESOLVE:?}")]
+    ResolveTimeout {
+        /// The target.
+        hostname: String,
+        /// Its address.
+        address: String,
+    },
+    /// The kernel has no timer for us.
+    #[error("cannot wait for the time of a send")]
+    Timer(#[source] std::io::Error),
+}
+
+/// Sends `shots` open-loop; rows go to `rows` as requests end. Run it on a runtime of one thread.
+///
+/// # Errors
+/// Before anything is sent. What goes wrong with a request is in its row.
+pub async fn open_loop(
+    load: &Load,
+    shots: impl IntoIterator<Item = Shot>,
+    rows: Sender<Vec<Row>>,
+    stop: &Stop,
+) -> Result<Ran, RunError> {
+    let run = Run::begin(load, rows).await?;
+    let pacer = {
+        let busy = load.busy.then(|| Arc::clone(&run.collector));
+        Pacer::new(run.collector.clock(), load.spin, busy, stop.clone()).map_err(RunError::Timer)?
+    };
+    let mut shots = shots.into_iter();
+    let (mut sent, mut unsent, mut in_a_row) = (0, 0, 0);
+    while let Some(shot) = shots.next() {
+        if !pacer.until(shot.at_ns).await.map_err(RunError::Timer)? {
+            unsent = 1 + shots.count() as u64;
+            break;
+        }
+        run.wires.send(run.collector.begin(sent, shot));
+        sent += 1;
+        in_a_row =
+            if run.collector.clock().now_ns() > shot.at_ns + BEHIND { in_a_row + 1 } else { 0 };
+        if in_a_row == IN_A_ROW {
+            // Behind: connections are free again once their replies are read.
+            in_a_row = 0;
+            tokio::task::yield_now().await;
+        }
+    }
+    Ok(run.end(load, sent, unsent, stop).await)
+}
+
+/// Keeps `clients` requests under way for `time`, each client sending its next when it has the
+/// reply, to the targets in turn.
+///
+/// # Errors
+/// As [`open_loop`].
+pub async fn closed_loop(
+    load: &Load,
+    clients: usize,
+    time: Duration,
+    rows: Sender<Vec<Row>>,
+    stop: &Stop,
+) -> Result<Ran, RunError> {
+    let run = Arc::new(Run::begin(load, rows).await?);
+    let until = nanos(time);
+    let numbers = Arc::new(std::sync::atomic::AtomicU64::new(0));
+    let targets = load.targets.len() as u64;
+    let mut all = tokio::task::JoinSet::new();
+    for _ in 0..clients {
+        let (run, stop, numbers) = (Arc::clone(&run), stop.clone(), Arc::clone(&numbers));
+        all.spawn(async move {
+            loop {
+                let at_ns = run.collector.clock().now_ns();
+                if at_ns >= until || stop.is_asked() {
+                    return;
+                }
+                let number = numbers.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                let target = u32::try_from(number % targets).unwrap_or(0);
+                let shot = Shot { at_ns, target, work: None, nth: 0 };
+                let mut pending = run.collector.begin(number, shot);
+                let (told, ended) = oneshot::channel();
+                pending.told = Some(told);
+                run.wires.send(pending);
+                tokio::select! {
+                    // An error here is a request that was given up.
+                    outcome = ended => match outcome {
+                        Ok(Outcome::Error) => tokio::time::sleep(AFTER_ERROR).await,
+                        Ok(_) => {}
+                        Err(_) => return,
+                    },
+                    () = stop.asked() => return,
+                }
+            }
+        });
+    }
+    while all.join_next().await.is_some() {}
+    let sent = numbers.load(std::sync::atomic::Ordering::Relaxed);
+    Ok(run.end(load, sent, 0, stop).await)
+}
+
+struct Run {
+    collector: Arc<Collector>,
+    wires: Wires,
+    opened: Opened,
+    ended: CancellationToken,
+}
+
+impl Run {
+    async fn begin(load: &Load, rows: Sender<Vec<Row>>) -> Result<Self, RunError> {
+        if load.targets.is_empty() {
+            return Err(RunError::NoTarget);
+        }
+        let addresses = resolve(&load.targets).await?;
+        let ended = CancellationToken::new();
+        let collector = Arc::new(Collector::new(rows));
+        let shared = Arc::new(Shared {
+            collector: Arc::clone(&collector),
+            patience: load.patience,
+            most_connections: load.most_connections.max(load.connections).max(1),
+            keep_body: load.reads_replies,
+            abandon: CancellationToken::new(),
+            plain: load.plain.clone(),
+        });
+        let wires = Wires::new(&shared, &load.targets, &addresses);
+        let opened = wires.open(load.connections).await;
+        // A second run with the same load keeps its own.
+        let _ = load.clock.set(collector.clock());
+        tokio::spawn(flush(Arc::clone(&collector), ended.clone()));
+        Ok(Self { collector, wires, opened, ended })
+    }
+
+    async fn end(&self, load: &Load, sent: u64, unsent: u64, stop: &Stop) -> Ran {
+        let clock = self.collector.clock();
+        let sending_ns = clock.now_ns();
+        tokio::select! {
+            () = self.collector.idle() => {}
+            () = self.collector.idle_awake(), if load.busy => {}
+            () = tokio::time::sleep(load.drain) => {}
+            () = stop.asked_twice() => {}
+        }
+        self.wires.abandon();
+        // What was given up writes its rows when its tasks end, which nothing holds up.
+        self.collector.idle().await;
+        self.ended.cancel();
+        self.collector.close();
+        let opened = self.opened.clone();
+        Ran { clock, sent, unsent, sending_ns, whole_ns: clock.now_ns(), opened }
+    }
+}
+
+async fn flush(collector: Arc<Collector>, ended: CancellationToken) {
+    let mut ticks = tokio::time::interval(FLUSH);
+    loop {
+        tokio::select! {
+            _ = ticks.tick() => collector.flush(),
+            () = ended.cancelled() => return,
+        }
+    }
+}
+
+/// Resolves every address once, before the run: a look-up is no part of a request's latency.
+async fn resolve(targets: &[Target]) -> Result<HashMap<String, SocketAddr>, RunError> {
+    let mut found = HashMap::new();
+    for target in targets {
+        if found.contains_key(&target.address) {
+            continue;
+        }
+        let (hostname, address) = (target.hostname.clone(), target.address.clone());
+        let looked = tokio::time::timeout(RESOLVE, tokio::net::lookup_host(&target.address)).await;
+        let first = match looked {
+            Err(_) => return Err(RunError::ResolveTimeout { hostname, address }),
+            Ok(Ok(mut all)) => all.next(),
+            Ok(Err(source)) => return Err(RunError::Resolve { hostname, address, source }),
+        };
+        let Some(first) = first else {
+            let source = std::io::Error::other("the name has no address");
+            return Err(RunError::Resolve { hostname, address, source });
+        };
+        found.insert(address, first);
+    }
+    Ok(found)
+}

@@ -1,0 +1,41 @@
+//! Reproduces traffic, open-loop, and writes one row per invocation.
+//!
+//! ```text
+//!  rate ──► arrivals ─┐                       ┌─► rows.jsonl, rows.csv, rps<X>_lat.csv
+//!                     ├─► shots ──► engine ───┤
+//!  trace ─► plan ─────┘     (send at time t,  └─► summary (HDR histograms)
+//!                            whatever came of the others)
+//! ```
+//!
+//! Everything left of the engine is pure and computed ahead; the engine sends on one thread.
+//!
+//! What this crate does not do: link the node or anything of it. It speaks public HTTP and gRPC,
+//! and so runs against any platform that does.
+
+pub mod arrivals;
+pub mod call;
+pub mod clock;
+mod collect;
+pub mod deploy;
+pub mod endpoints;
+pub mod engine;
+pub mod flags;
+pub mod output;
+mod pacer;
+pub mod rng;
+pub mod row;
+pub mod stop;
+pub mod summary;
+pub mod sweep;
+pub mod trace;
+mod wire;
+
+pub use arrivals::Arrivals;
+pub use call::{Plain, Protocol, Target, Work};
+pub use clock::Clock;
+pub use endpoints::Endpoint;
+pub use engine::{Load, Ran, RunError, closed_loop, open_loop};
+pub use pacer::SPIN;
+pub use row::{Outcome, Row, Shot};
+pub use stop::Stop;
+pub use wire::Opened;

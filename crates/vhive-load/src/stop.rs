@@ -1,0 +1,41 @@
+//! Ending a run early: first no more is sent, then what is under way is given up.
+
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+/// Asks a run to end; clones ask the same run.
+#[derive(Clone, Debug)]
+pub struct Stop(Arc<watch::Sender<u8>>);
+
+impl Default for Stop {
+    fn default() -> Self {
+        Self(Arc::new(watch::Sender::new(0)))
+    }
+}
+
+impl Stop {
+    /// The first time: nothing more is sent. The second time: nothing is waited for.
+    pub fn ask(&self) {
+        self.0.send_modify(|times| *times = times.saturating_add(1));
+    }
+
+    /// Whether it was asked.
+    #[must_use]
+    pub fn is_asked(&self) -> bool {
+        *self.0.borrow() > 0
+    }
+
+    pub(crate) async fn asked(&self) {
+        self.reached(1).await;
+    }
+
+    pub(crate) async fn asked_twice(&self) {
+        self.reached(2).await;
+    }
+
+    async fn reached(&self, times: u8) {
+        // The sender lives as long as `self`.
+        let _ = self.0.subscribe().wait_for(|asked| *asked >= times).await;
+    }
+}

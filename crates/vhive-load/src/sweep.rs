@@ -1,0 +1,257 @@
+//! The knee: the highest rate whose p99 stays within a factor of the unloaded one.
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::arrivals::{Arrivals, ScheduleError, at_rate};
+use crate::engine::{Load, Ran, RunError, closed_loop, open_loop};
+use crate::row::{Outcome, Shot};
+use crate::stop::Stop;
+use crate::summary::Tally;
+
+/// Share of requests that may fail at a rate that counts as sustained.
+const MOST_FAILED: f64 = 0.001;
+/// Lateness of the generator's own sends, p99, above which a rate says nothing of the function.
+const MOST_LATE_US: f64 = 1000.0;
+
+/// Which rates are tried.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Search {
+    next: Option<f64>,
+    good: Option<f64>,
+    bad: Option<f64>,
+    most: f64,
+    precision: f64,
+}
+
+impl Search {
+    /// Doubles from `from` until a rate fails or `most` holds; then halves the interval until it
+    /// is narrower than `precision` (a share of the rate).
+    #[must_use]
+    pub fn new(from: f64, most: f64, precision: f64) -> Self {
+        let precision = precision.max(0.001);
+        Self { next: Some(from.min(most)), good: None, bad: None, most, precision }
+    }
+
+    /// The rate to try next; none when the knee is known.
+    #[must_use]
+    pub const fn next(&self) -> Option<f64> {
+        self.next
+    }
+
+    /// The highest rate that held, if one did.
+    #[must_use]
+    pub const fn knee(&self) -> Option<f64> {
+        self.good
+    }
+
+    /// Takes in how the rate [`Search::next`] went.
+    pub fn tell(&mut self, held: bool) {
+        let Some(rate) = self.next.take() else { return };
+        *(if held { &mut self.good } else { &mut self.bad }) = Some(rate);
+        self.next = match (self.good, self.bad) {
+            (Some(good), None) => (good < self.most).then_some((good * 2.0).min(self.most)),
+            (Some(good), Some(bad)) => {
+                (bad - good > good * self.precision).then_some((good + bad) / 2.0)
+            }
+            // Nothing held yet: try less, but not for ever.
+            (None, Some(bad)) => (bad > self.most / 1e6).then_some(bad / 2.0),
+            (None, None) => None,
+        };
+    }
+}
+
+/// Why a rate did not hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Verdict {
+    /// It did.
+    Held,
+    /// The p99 is above the factor.
+    TooSlow,
+    /// Requests failed.
+    Failed,
+    /// The generator was late itself.
+    GeneratorLate,
+}
+
+/// How one rate went.
+#[derive(Clone, Debug, Serialize)]
+pub struct Step {
+    /// Requests per second.
+    pub rate: f64,
+    /// Requests sent.
+    pub sent: u64,
+    /// Of those, without success.
+    pub failed: u64,
+    /// Median of the successes, in µs, from the intended send.
+    pub p50_us: Option<f64>,
+    /// 99th percentile likewise.
+    pub p99_us: Option<f64>,
+    /// 99th percentile of the sends' lateness, in µs.
+    pub late_p99_us: Option<f64>,
+    /// What that means.
+    pub verdict: Verdict,
+}
+
+/// A sweep's result.
+#[derive(Clone, Debug, Serialize)]
+pub struct Sweep {
+    /// p99 of one client, in µs.
+    pub unloaded_p99_us: f64,
+    /// The factor.
+    pub within: f64,
+    /// The highest rate that held.
+    pub knee: Option<f64>,
+    /// Every rate tried, in that order.
+    pub steps: Vec<Step>,
+    /// Whether it was stopped before the knee was known.
+    pub stopped: bool,
+}
+
+/// What a sweep needs to know.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// First rate, and the highest that is tried.
+    pub rates: (f64, f64),
+    /// How the gaps are made.
+    pub arrivals: Arrivals,
+    /// How long each rate is sent.
+    pub time: Duration,
+    /// p99 may be so many times the unloaded one.
+    pub within: f64,
+    /// How exactly the knee is wanted, as a share.
+    pub precision: f64,
+    /// Of Poisson arrivals.
+    pub seed: u64,
+}
+
+/// Why a sweep ends without result.
+#[derive(Debug, thiserror::Error)]
+pub enum SweepError {
+    /// A run could not begin.
+    #[error(transparent)]
+    Run(#[from] RunError),
+    /// A rate makes no sense.
+    #[error(transparent)]
+    Schedule(#[from] ScheduleError),
+    /// One client alone gets no reply.
+    #[error("no request of one client alone succeeded: {0}")]
+    Unloaded(String),
+}
+
+/// Measures one client alone, then rates until the knee is known. `tell` is called with each.
+///
+/// # Errors
+/// When nothing can be sent or nothing succeeds.
+pub async fn sweep(
+    load: &Load,
+    plan: &Plan,
+    stop: &Stop,
+    mut tell: impl FnMut(&Step),
+) -> Result<Sweep, SweepError> {
+    let (tally, _) = tallied(|rows| closed_loop(load, 1, plan.time, rows, stop)).await?;
+    let unloaded = tally.latency(Outcome::Ok).and_then(|times| times.quantile_us(0.99));
+    let why = || tally.first_error().unwrap_or("none was sent").to_owned();
+    let unloaded_p99_us = unloaded.ok_or_else(|| SweepError::Unloaded(why()))?;
+    let mut search = Search::new(plan.rates.0, plan.rates.1, plan.precision);
+    let (mut steps, mut late) = (Vec::new(), None);
+    while let Some(rate) = search.next().filter(|_| !stop.is_asked()) {
+        let arrivals = at_rate(plan.arrivals, rate, plan.time, plan.seed)?;
+        let shots = round_robin(&arrivals, load.targets.len());
+        let (tally, ran) = tallied(|rows| open_loop(load, shots, rows, stop)).await?;
+        if ran.unsent > 0 {
+            break;
+        }
+        let step = judge(rate, &tally, &ran, unloaded_p99_us * plan.within);
+        tell(&step);
+        let verdict = step.verdict;
+        steps.push(step);
+        if verdict == Verdict::GeneratorLate && late.replace(rate) != Some(rate) {
+            // Once more: what else the machine does may have been the reason.
+            continue;
+        }
+        search.tell(verdict == Verdict::Held);
+        if verdict == Verdict::GeneratorLate {
+            // Faster than the generator is nothing that it can measure.
+            search.most = rate;
+        }
+    }
+    let (knee, stopped) = (search.knee(), search.next().is_some());
+    Ok(Sweep { unloaded_p99_us, within: plan.within, knee, steps, stopped })
+}
+
+fn judge(rate: f64, tally: &Tally, ran: &Ran, most_us: f64) -> Step {
+    let ok = tally.count(Outcome::Ok);
+    let [p50_us, p99_us] = [0.5, 0.99].map(|q| tally.from_intended().quantile_us(q));
+    let late_p99_us = tally.late().quantile_us(0.99);
+    let failed = ran.sent - ok.min(ran.sent);
+    let verdict = if failed as f64 > ran.sent as f64 * MOST_FAILED {
+        Verdict::Failed
+    } else if late_p99_us.is_some_and(|us| us > MOST_LATE_US) {
+        Verdict::GeneratorLate
+    } else if p99_us.is_none_or(|us| us > most_us) {
+        Verdict::TooSlow
+    } else {
+        Verdict::Held
+    };
+    Step { rate, sent: ran.sent, failed, p50_us, p99_us, late_p99_us, verdict }
+}
+
+/// Shots at these times, to so many targets in turn.
+#[must_use]
+pub fn round_robin(arrivals: &[u64], targets: usize) -> Vec<Shot> {
+    let targets = targets.max(1);
+    let shot = |(index, at_ns): (usize, &u64)| {
+        let target = u32::try_from(index % targets).unwrap_or(0);
+        Shot { at_ns: *at_ns, target, work: None, nth: 0 }
+    };
+    arrivals.iter().enumerate().map(shot).collect()
+}
+
+async fn tallied<F: Future<Output = Result<Ran, RunError>>>(
+    run: impl FnOnce(std::sync::mpsc::Sender<Vec<crate::Row>>) -> F,
+) -> Result<(Tally, Ran), RunError> {
+    let (out, rows) = std::sync::mpsc::channel::<Vec<crate::Row>>();
+    let adds = std::thread::spawn(move || {
+        let mut tally = Tally::default();
+        rows.iter().flatten().for_each(|row| tally.add(&row));
+        tally
+    });
+    let ran = run(out).await?;
+    Ok((adds.join().expect("adding does not panic"), ran))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn find(knee: f64, from: f64, most: f64) -> (Option<f64>, usize) {
+        let mut search = Search::new(from, most, 0.05);
+        let mut tried = 0;
+        while let Some(rate) = search.next() {
+            search.tell(rate <= knee);
+            tried += 1;
+        }
+        (search.knee(), tried)
+    }
+
+    #[test]
+    fn the_most_is_the_knee_where_it_holds() {
+        assert_eq!(find(1e9, 10.0, 100.0).0, Some(100.0));
+        assert_eq!(find(0.0, 10.0, 100.0).0, None);
+    }
+
+    proptest! {
+        #[test]
+        fn the_knee_is_found_to_its_precision(knee in 1.0_f64..100_000.0, from in 1.0_f64..1000.0) {
+            let (found, tried) = find(knee, from, 200_000.0);
+            let found = found.unwrap();
+            prop_assert!(found <= knee && knee <= found * 1.051, "{found} for {knee}");
+            prop_assert!(tried < 40);
+        }
+    }
+}

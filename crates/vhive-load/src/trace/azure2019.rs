@@ -1,0 +1,188 @@
+//! Azure Functions 2019: a directory of `invocations.csv`, `durations.csv` and `memory.csv`.
+//!
+//! # Source
+//! Shahrad et al., *Serverless in the Wild* (2020); invitro `pkg/trace/azure_trace_parser.go`.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use super::draw::{MEMORY_QUANTILES, Percentiles, RUNTIME_QUANTILES, Stats};
+use super::table::Table;
+use super::{Function, Source, TraceError, name};
+
+/// Reads the first `units` columns of every function.
+///
+/// # Errors
+/// By file, line and column; also when a function has no durations or no memory.
+pub fn read(dir: &Path, units: usize) -> Result<Vec<Function>, TraceError> {
+    let runtimes = percentiles(
+        &dir.join("durations.csv"),
+        [
+            "percentile_Average_0",
+            "percentile_Average_1",
+            "percentile_Average_25",
+            "percentile_Average_50",
+            "percentile_Average_75",
+            "percentile_Average_99",
+            "percentile_Average_100",
+        ]
+        .as_slice(),
+        RUNTIME_QUANTILES,
+        Some("Average"),
+    )?;
+    let memories = percentiles(
+        &dir.join("memory.csv"),
+        [
+            "AverageAllocatedMb_pct1",
+            "AverageAllocatedMb_pct5",
+            "AverageAllocatedMb_pct25",
+            "AverageAllocatedMb_pct50",
+            "AverageAllocatedMb_pct75",
+            "AverageAllocatedMb_pct95",
+            "AverageAllocatedMb_pct99",
+            "AverageAllocatedMb_pct100",
+        ]
+        .as_slice(),
+        MEMORY_QUANTILES,
+        None,
+    )?;
+    let path = dir.join("invocations.csv");
+    let table = Table::open(&path)?;
+    let hash = table.column("HashFunction")?;
+    for needed in ["HashOwner", "HashApp"] {
+        table.column(needed)?;
+    }
+    // Behind the trigger, or in its place.
+    let first = table.optional("Trigger").map_or(3, |column| column + 1);
+    let there = table.width().saturating_sub(first);
+    if there < units {
+        let problem = format!("{units} columns of invocations are needed, {there} are there");
+        return Err(TraceError::File { path, problem });
+    }
+    let mut functions = Vec::new();
+    table.each(|line| {
+        let key = line.text(hash);
+        let counts: Result<Vec<u32>, _> =
+            (first..first + units).map(|column| line.parse(column, "count")).collect();
+        let missing = |file: &str| line.wrong(hash, &format!("{key:?} is not in {file}"));
+        let (runtime, mean) = runtimes.get(key).ok_or_else(|| missing("durations.csv"))?;
+        let (memory, _) = memories.get(key).ok_or_else(|| missing("memory.csv"))?;
+        let (runtime, memory) = (runtime.clone(), memory.clone());
+        let stats = Stats { runtime, memory, mean_runtime_ms: *mean };
+        let name = name(functions.len(), key);
+        functions.push(Function { name, source: Source::Counts { counts: counts?, stats } });
+        Ok(())
+    })?;
+    if functions.is_empty() {
+        let problem = "it has no function".to_owned();
+        return Err(TraceError::File { path, problem });
+    }
+    Ok(functions)
+}
+
+/// Percentiles (and a mean) by the function's hash.
+fn percentiles(
+    path: &Path,
+    names: &[&str],
+    quantiles: &'static [f64],
+    mean: Option<&str>,
+) -> Result<HashMap<String, (Percentiles, f64)>, TraceError> {
+    let table = Table::open(path)?;
+    let hash = table.column("HashFunction")?;
+    let columns: Result<Vec<usize>, _> = names.iter().map(|name| table.column(name)).collect();
+    let columns = columns?;
+    let mean = mean.map(|name| table.column(name)).transpose()?;
+    let mut all = HashMap::new();
+    table.each(|line| {
+        let values: Result<Vec<f64>, _> =
+            columns.iter().map(|column| line.amount(*column)).collect();
+        let drawn = Percentiles::new(quantiles, &values?);
+        let drawn = drawn.ok_or_else(|| line.wrong(columns[0], "the percentiles fall"))?;
+        let mean = mean.map_or(Ok(0.0), |column| line.amount(column))?;
+        all.insert(line.text(hash).to_owned(), (drawn, mean));
+        Ok(())
+    })?;
+    Ok(all)
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// A trace of two functions and three minutes; `edit` may spoil a file.
+    pub(crate) fn write(dir: &Path, edit: impl Fn(&str, String) -> String) {
+        let put = |file: &str, text: &str| {
+            std::fs::write(dir.join(file), edit(file, text.to_owned())).unwrap();
+        };
+        put(
+            "invocations.csv",
+            "HashOwner,HashApp,HashFunction,Trigger,1,2,3\n\
+            o,a,f0abc,http,5,0,2\no,a,f1DEF,queue,1,1,70\n",
+        );
+        put(
+            "durations.csv",
+            "HashOwner,HashApp,HashFunction,Average,Count,Minimum,Maximum,\
+            percentile_Average_0,percentile_Average_1,percentile_Average_25,percentile_Average_50,\
+            percentile_Average_75,percentile_Average_99,percentile_Average_100\n\
+            o,a,f1DEF,30,9,1,90,1,2,10,20,40,80,90\no,a,f0abc,3,9,1,9,1,1,2,3,4,8,9\n",
+        );
+        put(
+            "memory.csv",
+            "HashOwner,HashApp,HashFunction,SampleCount,AverageAllocatedMb,\
+            AverageAllocatedMb_pct1,AverageAllocatedMb_pct5,AverageAllocatedMb_pct25,\
+            AverageAllocatedMb_pct50,AverageAllocatedMb_pct75,AverageAllocatedMb_pct95,\
+            AverageAllocatedMb_pct99,AverageAllocatedMb_pct100\n\
+            o,a,f0abc,9,120,100,101,110,120,130,140,150,160\n\
+            o,a,f1DEF,9,12,10,10,11,12,13,14,15,16\n",
+        );
+    }
+
+    #[test]
+    fn the_three_files_become_functions() {
+        let dir = tempfile::tempdir().unwrap();
+        write(dir.path(), |_, text| text);
+        let functions = read(dir.path(), 2).unwrap();
+        assert_eq!(functions[0].name, "trace-func-0-f0abc");
+        assert_eq!(functions[1].name, "trace-func-1-f1def");
+        let Source::Counts { counts, stats } = &functions[1].source else { panic!("counts") };
+        assert_eq!((&counts[..], stats.mean_runtime_ms), (&[1, 1][..], 30.0));
+        assert_eq!((stats.runtime.median(), stats.memory.median()), (20, 12));
+    }
+
+    #[test]
+    fn mistakes_have_a_line_and_a_column() {
+        let dir = tempfile::tempdir().unwrap();
+        for (file, from, to, said) in [
+            ("invocations.csv", "5,0,2", "5,x,2", "invocations.csv:2: column 6 (\"2\"): \"x\""),
+            ("invocations.csv", "5,0,2", "5,-1,2", "invocations.csv:2: column 6"),
+            ("invocations.csv", "5,0,2", "5,0", "invocations.csv:2: "),
+            (
+                "invocations.csv",
+                "f1DEF",
+                "other",
+                "invocations.csv:3: column 3 (\"hashfunction\"): \"other\" is not in durations.csv",
+            ),
+            ("invocations.csv", "HashApp", "App", "no column \"HashApp\""),
+            ("invocations.csv", "Trigger,1,2,3", "Trigger,1,2", "invocations.csv"),
+            ("durations.csv", "1,2,10", "1,nan,10", "durations.csv:2: column 9"),
+            (
+                "durations.csv",
+                "1,2,10",
+                "9,2,10",
+                "durations.csv:2: column 8 (\"percentile_average_0\"): the percentiles fall",
+            ),
+            ("memory.csv", "f1DEF", "f", "not in memory.csv"),
+        ] {
+            write(
+                dir.path(),
+                |name, text| if name == file { text.replace(from, to) } else { text },
+            );
+            let error = read(dir.path(), 3).unwrap_err().to_string();
+            assert!(error.contains(said), "{error} for {said}");
+        }
+        write(dir.path(), |_, text| text.lines().next().map(|head| format!("{head}\n")).unwrap());
+        assert!(read(dir.path(), 3).unwrap_err().to_string().contains("no function"));
+        std::fs::remove_file(dir.path().join("memory.csv")).unwrap();
+        assert!(matches!(read(dir.path(), 3), Err(TraceError::Read { .. })));
+    }
+}

@@ -1,0 +1,383 @@
+//! The original loader's configuration file.
+//!
+//! # Source
+//! invitro `pkg/config/parser.go`, `docs/configuration.md`.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use super::rps::Rps;
+use super::{
+    Distribution, Function, MOST_UNITS, Plan, TraceError, Unit, azure2019, azure2021, rps,
+};
+use crate::arrivals::whole_nanos;
+use crate::call::{Protocol, Work};
+
+/// Its keys, all of them; unknown ones are refused by name. What is missing is the original's
+/// zero value, but for what its samples hold.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(rename_all = "PascalCase", default, deny_unknown_fields)]
+#[expect(missing_docs, clippy::struct_excessive_bools, reason = "the original's keys")]
+pub struct Config {
+    pub seed: u64,
+    pub platform: String,
+    pub invoke_protocol: String,
+    #[serde(rename = "YAMLSelector")]
+    pub yaml_selector: String,
+    pub endpoint_port: u16,
+    pub rps_target: f64,
+    pub rps_cold_start_ratio_percentage: f64,
+    pub rps_cooldown_seconds: f64,
+    pub rps_runtime_ms: u32,
+    #[serde(rename = "RpsMemoryMB")]
+    pub rps_memory_mb: u32,
+    pub rps_iteration_multiplier: u32,
+    pub trace_path: PathBuf,
+    pub granularity: String,
+    pub output_path_prefix: PathBuf,
+    #[serde(rename = "IATDistribution")]
+    pub iat_distribution: String,
+    #[serde(rename = "CPULimit")]
+    pub cpu_limit: String,
+    pub experiment_duration: usize,
+    pub warmup_duration: usize,
+    pub is_partially_panic: bool,
+    pub enable_zipkin_tracing: bool,
+    pub enable_metrics_scrapping: bool,
+    pub metric_scraping_period_seconds: u32,
+    pub autoscaling_metric: String,
+    #[serde(rename = "GRPCConnectionTimeoutSeconds")]
+    pub grpc_connection_timeout_seconds: u64,
+    #[serde(rename = "GRPCFunctionTimeoutSeconds")]
+    pub grpc_function_timeout_seconds: u64,
+    #[serde(rename = "DAGMode")]
+    pub dag_mode: bool,
+    #[serde(rename = "EnableDAGDataset")]
+    pub enable_dag_dataset: bool,
+    pub width: u32,
+    pub depth: u32,
+    #[serde(rename = "VSwarm")]
+    pub v_swarm: bool,
+    pub dirigent_config_path: String,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            seed: 42,
+            platform: "Knative".to_owned(),
+            invoke_protocol: String::new(),
+            yaml_selector: String::new(),
+            endpoint_port: 80,
+            rps_target: 0.0,
+            rps_cold_start_ratio_percentage: 0.0,
+            rps_cooldown_seconds: 0.0,
+            rps_runtime_ms: 0,
+            rps_memory_mb: 0,
+            rps_iteration_multiplier: 0,
+            trace_path: PathBuf::from("data/traces/example"),
+            granularity: "minute".to_owned(),
+            output_path_prefix: PathBuf::from("data/out/experiment"),
+            iat_distribution: "exponential".to_owned(),
+            cpu_limit: String::new(),
+            experiment_duration: 1,
+            warmup_duration: 0,
+            is_partially_panic: false,
+            enable_zipkin_tracing: false,
+            enable_metrics_scrapping: false,
+            metric_scraping_period_seconds: 15,
+            autoscaling_metric: String::new(),
+            grpc_connection_timeout_seconds: 0,
+            grpc_function_timeout_seconds: 0,
+            dag_mode: false,
+            enable_dag_dataset: false,
+            width: 0,
+            depth: 0,
+            v_swarm: false,
+            dirigent_config_path: String::new(),
+        }
+    }
+}
+
+/// Why a configuration cannot be followed.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// It cannot be read.
+    #[error("cannot read {path}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// It is no such file.
+    #[error("{path} is no configuration of the loader")]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// The unknown key or bad value, by line and column.
+        source: serde_json::Error,
+    },
+    /// A key asks for something that is not offered.
+    #[error("{key}: {problem}")]
+    Key {
+        /// The key.
+        key: &'static str,
+        /// Why not.
+        problem: String,
+    },
+    /// The trace is at fault.
+    #[error(transparent)]
+    Trace(#[from] TraceError),
+}
+
+impl Config {
+    /// Reads the file.
+    ///
+    /// # Errors
+    /// When it cannot be read, has an unknown key, or asks for what is not offered.
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        let config: Self = serde_json::from_str(&text)
+            .map_err(|source| ConfigError::Json { path: path.to_owned(), source })?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Refuses what would be another experiment than the one asked for.
+    fn check(&self) -> Result<(), ConfigError> {
+        let refuse =
+            |key, problem: &str| Err(ConfigError::Key { key, problem: problem.to_owned() });
+        if !self.platform.eq_ignore_ascii_case("knative") {
+            return refuse(
+                "Platform",
+                "only Knative's way is spoken, by vHive's node or a cluster",
+            );
+        }
+        if self.dag_mode {
+            return refuse("DAGMode", "graphs of functions are not offered yet");
+        }
+        if self.v_swarm {
+            return refuse("VSwarm", "mapping to vSwarm's functions is not offered yet");
+        }
+        if !self.dirigent_config_path.is_empty() {
+            return refuse("DirigentConfigPath", "Dirigent is not spoken");
+        }
+        let columns = self.columns();
+        if self.experiment_duration == 0 || columns > MOST_UNITS {
+            return refuse("ExperimentDuration", "must be at least 1, and a day at most");
+        }
+        self.unit()?;
+        self.protocol()?;
+        self.distribution()?;
+        Ok(())
+    }
+
+    /// Keys that are understood, set, and have no effect here, with the reason.
+    #[must_use]
+    pub fn without_effect(&self) -> Vec<&'static str> {
+        let all = [
+            (self.enable_zipkin_tracing, "EnableZipkinTracing: spans are not offered"),
+            (self.enable_metrics_scrapping, "EnableMetricsScrapping: see the node's /metrics"),
+            (self.is_partially_panic, "IsPartiallyPanic: set annotations where you deploy"),
+            (
+                !self.autoscaling_metric.is_empty() && self.autoscaling_metric != "concurrency",
+                "AutoscalingMetric: set annotations where you deploy",
+            ),
+            (
+                self.grpc_connection_timeout_seconds > 0,
+                "GRPCConnectionTimeoutSeconds: a connection is part of the function's time-out",
+            ),
+            (
+                self.rps_iteration_multiplier > 0,
+                "RpsIterationMultiplier: the functions calibrate themselves",
+            ),
+        ];
+        all.iter().filter(|(set, _)| *set).map(|(_, text)| *text).collect()
+    }
+
+    /// Columns of the trace that are read: with a warm-up, the first only says how many instances
+    /// to begin with.
+    const fn columns(&self) -> usize {
+        let before = if self.warmup_duration > 0 { 1 + self.warmup_duration } else { 0 };
+        before.saturating_add(self.experiment_duration)
+    }
+
+    /// What a column is.
+    ///
+    /// # Errors
+    /// An unknown granularity.
+    pub fn unit(&self) -> Result<Unit, ConfigError> {
+        match self.granularity.as_str() {
+            "minute" | "" => Ok(Unit::Minute),
+            "second" => Ok(Unit::Second),
+            other => {
+                let problem = format!("{other:?} is neither `minute` nor `second`");
+                Err(ConfigError::Key { key: "Granularity", problem })
+            }
+        }
+    }
+
+    /// What the functions speak.
+    ///
+    /// # Errors
+    /// An unknown protocol.
+    pub fn protocol(&self) -> Result<Option<Protocol>, ConfigError> {
+        match self.invoke_protocol.as_str() {
+            "" => Ok(None),
+            text => text.parse().map(Some).map_err(|problem| ConfigError::Key {
+                key: "InvokeProtocol",
+                problem: format!("{text:?}: {problem}"),
+            }),
+        }
+    }
+
+    fn distribution(&self) -> Result<Distribution, ConfigError> {
+        let bad = |problem| ConfigError::Key { key: "IATDistribution", problem };
+        self.iat_distribution.parse().map_err(bad)
+    }
+
+    /// The most that a request may take.
+    #[must_use]
+    pub const fn patience(&self) -> Duration {
+        match self.grpc_function_timeout_seconds {
+            // The original's documented default.
+            0 => Duration::from_secs(90),
+            seconds => Duration::from_secs(seconds),
+        }
+    }
+
+    /// The warm-up's length.
+    ///
+    /// # Errors
+    /// An unknown granularity.
+    pub fn warmup(&self) -> Result<Duration, ConfigError> {
+        let units = u32::try_from(self.warmup_duration).unwrap_or(u32::MAX);
+        Ok(self.unit()?.length() * units)
+    }
+
+    /// Reads the trace.
+    ///
+    /// # Errors
+    /// Of the trace, by file, line and column.
+    pub fn plan(&self) -> Result<Plan, ConfigError> {
+        let unit = self.unit()?;
+        let columns = self.columns();
+        let first = usize::from(self.warmup_duration > 0);
+        let minutes = (unit.length().as_secs() * columns as u64).div_ceil(60);
+        let is_csv = self.trace_path.extension().is_some_and(|extension| extension == "csv");
+        let (functions, first): (Vec<Function>, usize) = if self.trace_path.as_os_str() == "RPS" {
+            (rps::functions(&self.rps(), minutes)?, 0)
+        } else if is_csv {
+            (azure2021::read(&self.trace_path, minutes)?, 0)
+        } else {
+            (azure2019::read(&self.trace_path, columns)?, first)
+        };
+        let units = columns - first;
+        let distribution = self.distribution()?;
+        Ok(Plan { functions, unit, first, units, distribution, seed: self.seed })
+    }
+
+    fn rps(&self) -> Rps {
+        Rps {
+            target: self.rps_target,
+            cold_percent: self.rps_cold_start_ratio_percentage,
+            cooldown_s: self.rps_cooldown_seconds,
+            work: Work { runtime_ms: self.rps_runtime_ms, memory_mib: self.rps_memory_mb },
+        }
+    }
+
+    /// `<prefix>_duration_<minutes>.csv`, as the original names it.
+    #[must_use]
+    pub fn output(&self, name: &str) -> PathBuf {
+        let mut path = self.output_path_prefix.clone().into_os_string();
+        path.push(format!("_{name}_{}.csv", self.experiment_duration));
+        path.into()
+    }
+
+    /// The directory that is in.
+    #[must_use]
+    pub fn output_dir(&self) -> PathBuf {
+        let parent = self.output_path_prefix.parent().map(Path::to_owned).unwrap_or_default();
+        if parent.as_os_str().is_empty() { PathBuf::from(".") } else { parent }
+    }
+
+    /// How late in the run the execution phase begins, in nanoseconds.
+    ///
+    /// # Errors
+    /// An unknown granularity.
+    pub fn execution_from_ns(&self) -> Result<u64, ConfigError> {
+        Ok(whole_nanos(self.warmup()?.as_secs_f64() * 1e9))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<Config, ConfigError> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("config.json");
+        std::fs::write(&path, text).unwrap();
+        Config::read(&path)
+    }
+
+    /// The original's `config_knative_trace.json`, in its shape.
+    const SAMPLE: &str = r#"{
+      "Seed": 42, "Platform": "Knative", "InvokeProtocol" : "grpc", "YAMLSelector": "container",
+      "EndpointPort": 80, "TracePath": "data/traces/example", "Granularity": "minute",
+      "OutputPathPrefix": "data/out/experiment", "IATDistribution": "exponential",
+      "CPULimit": "1vCPU", "ExperimentDuration": 2, "WarmupDuration": 3,
+      "IsPartiallyPanic": false, "EnableZipkinTracing": false, "EnableMetricsScrapping": false,
+      "MetricScrapingPeriodSeconds": 15, "AutoscalingMetric": "concurrency",
+      "GRPCConnectionTimeoutSeconds": 15, "GRPCFunctionTimeoutSeconds": 900,
+      "DAGMode": false, "EnableDAGDataset": true, "Width": 2, "Depth": 2
+    }"#;
+
+    #[test]
+    fn the_originals_sample_is_understood() {
+        let config = read(SAMPLE).unwrap();
+        assert_eq!((config.columns(), config.patience()), (6, Duration::from_secs(900)));
+        assert_eq!(config.protocol().unwrap(), Some(Protocol::Grpc));
+        assert_eq!(config.output("duration"), Path::new("data/out/experiment_duration_2.csv"));
+        assert_eq!(config.warmup().unwrap(), Duration::from_secs(180));
+        assert_eq!(config.without_effect().len(), 1);
+    }
+
+    #[test]
+    fn unknown_keys_and_what_is_not_offered_are_refused_by_name() {
+        for (text, said) in [
+            (r#"{"Sede": 1}"#, "Sede"),
+            (r#"{"Platform": "dirigent"}"#, "Platform"),
+            (r#"{"DAGMode": true}"#, "DAGMode"),
+            (r#"{"VSwarm": true}"#, "VSwarm"),
+            (r#"{"ExperimentDuration": 0}"#, "ExperimentDuration"),
+            (r#"{"ExperimentDuration": -1}"#, "-1"),
+            (r#"{"Granularity": "hour"}"#, "Granularity"),
+            (r#"{"IATDistribution": "normal"}"#, "IATDistribution"),
+            (r#"{"InvokeProtocol": "smtp"}"#, "InvokeProtocol"),
+        ] {
+            let error = read(text).unwrap_err();
+            let chain = format!("{error} {:?}", std::error::Error::source(&error));
+            assert!(chain.contains(said), "{chain} for {said}");
+        }
+    }
+
+    #[test]
+    fn a_warm_up_reads_one_minute_for_itself() {
+        let dir = tempfile::tempdir().unwrap();
+        azure2019::tests::write(dir.path(), |_, text| text);
+        let text = format!(
+            r#"{{"TracePath": {:?}, "WarmupDuration": 1, "ExperimentDuration": 1,
+                "Granularity": "second", "IATDistribution": "equidistant"}}"#,
+            dir.path()
+        );
+        let config = read(&text).unwrap();
+        let plan = config.plan().unwrap();
+        assert_eq!((plan.first, plan.units, plan.total()), (1, 2, 2 + 1 + 70));
+        assert_eq!(config.execution_from_ns().unwrap(), 1_000_000_000);
+    }
+}

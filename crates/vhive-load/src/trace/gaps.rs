@@ -1,0 +1,167 @@
+//! When the invocations of one unit happen.
+//!
+//! # Source
+//! invitro `pkg/generator/specification.go`: as many gaps are drawn as there are invocations and
+//! scaled to fill the unit exactly, so that all fall into it. The first is at its beginning,
+//! unless `_shift` rotates the gaps to a random place.
+
+use std::str::FromStr;
+
+use crate::rng::Rng;
+
+/// How gaps are drawn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shape {
+    /// Exponential with mean 1.
+    Exponential,
+    /// Even in (0, 1).
+    Uniform,
+    /// All the same.
+    Equidistant,
+}
+
+/// One of the five distributions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Distribution {
+    /// How gaps are drawn.
+    pub shape: Shape,
+    /// Whether they are rotated, so that not all functions begin their minutes at once.
+    pub shift: bool,
+}
+
+impl FromStr for Distribution {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (shape, shift) = match text {
+            "exponential" => (Shape::Exponential, false),
+            "exponential_shift" => (Shape::Exponential, true),
+            "uniform" => (Shape::Uniform, false),
+            "uniform_shift" => (Shape::Uniform, true),
+            "equidistant" => (Shape::Equidistant, false),
+            _ => {
+                return Err(format!(
+                    "{text:?} is not one of exponential, exponential_shift, uniform, \
+                     uniform_shift, equidistant"
+                ));
+            }
+        };
+        Ok(Self { shape, shift })
+    }
+}
+
+impl Distribution {
+    /// `count` moments in `0 .. unit_ns`, in order.
+    #[must_use]
+    pub fn moments(self, count: u32, unit_ns: u64, rng: &mut Rng) -> Vec<u64> {
+        let mut gaps: Vec<f64> = (0..count).map(|_| self.gap(rng)).collect();
+        let sum: f64 = gaps.iter().sum();
+        let unit = unit_ns as f64;
+        for gap in &mut gaps {
+            *gap *= unit / sum;
+        }
+        let mut at = if self.shift { rotate(&mut gaps, rng.unit() * unit) } else { 0.0 };
+        // Rounding must not carry the last one into the next unit.
+        let last = unit_ns.saturating_sub(1);
+        let moment = |gap: &f64| {
+            let this = whole(at).min(last);
+            at += gap;
+            this
+        };
+        gaps.iter().map(moment).collect()
+    }
+
+    fn gap(self, rng: &mut Rng) -> f64 {
+        match self.shape {
+            Shape::Exponential => rng.exponential(),
+            Shape::Uniform => rng.unit().max(f64::MIN_POSITIVE),
+            Shape::Equidistant => 1.0,
+        }
+    }
+}
+
+/// Cuts the gaps at `split` and swaps the two parts; returns what is left there of the gap that
+/// was cut, which is when the first invocation happens.
+fn rotate(gaps: &mut [f64], split: f64) -> f64 {
+    let mut sum = 0.0;
+    let cut = gaps.iter().position(|gap| {
+        sum += gap;
+        sum > split
+    });
+    let Some(cut) = cut else { return 0.0 };
+    gaps.rotate_left(cut);
+    // In front is now the gap that was cut: its rest comes before the first invocation, which the
+    // gaps behind it follow.
+    gaps.rotate_left(1);
+    sum - split
+}
+
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "`as` saturates")]
+fn whole(ns: f64) -> u64 {
+    ns as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::rng::Rng;
+
+    const ALL: [&str; 5] =
+        ["exponential", "exponential_shift", "uniform", "uniform_shift", "equidistant"];
+    const MINUTE: u64 = 60_000_000_000;
+
+    fn moments(name: &str, count: u32, seed: u64) -> Vec<u64> {
+        name.parse::<Distribution>().unwrap().moments(count, MINUTE, &mut Rng::new(seed))
+    }
+
+    #[test]
+    fn equal_gaps_begin_at_once_and_fill_the_minute() {
+        assert_eq!(moments("equidistant", 3, 1), [0, MINUTE / 3, MINUTE / 3 * 2]);
+        assert!("normal".parse::<Distribution>().unwrap_err().contains("uniform_shift"));
+    }
+
+    #[test]
+    fn a_rotation_keeps_the_gaps_in_their_circle() {
+        let mut gaps = vec![1.0, 2.0, 3.0, 4.0];
+        // Cut within the third: half of it is left.
+        assert_eq!(rotate(&mut gaps, 4.5), 1.5);
+        assert_eq!(gaps, [4.0, 1.0, 2.0, 3.0]);
+    }
+
+    #[test]
+    fn unshifted_functions_begin_together_and_shifted_ones_do_not() {
+        for name in ALL {
+            let firsts: Vec<u64> = (0..50).map(|seed| moments(name, 5, seed)[0]).collect();
+            let together = firsts.iter().filter(|at| **at == 0).count();
+            assert_eq!(together, if name.ends_with("shift") { 0 } else { 50 }, "{name}");
+        }
+    }
+
+    #[test]
+    fn exponential_gaps_spread_and_uniform_ones_less() {
+        let deviation = |name| {
+            let all = moments(name, 10_000, 5);
+            let gaps: Vec<f64> = all.windows(2).map(|two| (two[1] - two[0]) as f64).collect();
+            let mean = gaps.iter().sum::<f64>() / gaps.len() as f64;
+            (gaps.iter().map(|gap| (gap - mean).powi(2)).sum::<f64>() / gaps.len() as f64).sqrt()
+                / mean
+        };
+        assert!((deviation("exponential") - 1.0).abs() < 0.05);
+        assert!((deviation("uniform") - 1.0 / 3_f64.sqrt()).abs() < 0.03);
+        assert!(deviation("equidistant") < 1e-6);
+    }
+
+    proptest! {
+        #[test]
+        fn as_many_as_asked_for_in_order_within_the_unit(
+            count in 0_u32..500, seed: u64, which in 0_usize..5,
+        ) {
+            let all = moments(ALL[which], count, seed);
+            prop_assert_eq!(all.len(), usize::try_from(count).unwrap());
+            prop_assert!(all.windows(2).all(|two| two[0] <= two[1]));
+            prop_assert!(all.iter().all(|at| *at < MINUTE));
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! How requests leave and replies come back.
+
+mod h1;
+mod h2;
+mod reply;
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::Method;
+use tokio_util::sync::CancellationToken;
+
+use crate::call::{self, Plain, Protocol, Target};
+use crate::collect::{Collector, Pending};
+use crate::row::Outcome;
+
+/// What every connection of a run needs.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) collector: Arc<Collector>,
+    /// The most that one request may take.
+    pub(crate) patience: Duration,
+    /// HTTP/1.1 connections to one address at a time.
+    pub(crate) most_connections: usize,
+    /// Whether replies are looked into.
+    pub(crate) keep_body: bool,
+    /// Cancelled when nothing is waited for any more.
+    pub(crate) abandon: CancellationToken,
+    pub(crate) plain: Plain,
+}
+
+/// What connections there were.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Opened {
+    /// Set-up times of connections made before the run, in nanoseconds.
+    pub ahead_ns: Vec<u64>,
+    /// Why others could not be made.
+    pub failed: Vec<String>,
+}
+
+/// Sends to one target.
+#[derive(Debug)]
+enum Lane {
+    H1 { pool: Arc<h1::Pool>, host: Arc<str>, plain: Bytes },
+    H2 { pool: Arc<h2::Pool>, host: Arc<str>, grpc: bool },
+}
+
+/// Sends to every target; connections are shared by targets with the same address.
+#[derive(Debug)]
+pub(crate) struct Wires {
+    lanes: Vec<Lane>,
+    expiry: Arc<h1::Expiry>,
+    shared: Arc<Shared>,
+}
+
+impl Wires {
+    /// `addresses` are the targets' addresses, resolved.
+    pub(crate) fn new(
+        shared: &Arc<Shared>,
+        targets: &[Target],
+        addresses: &HashMap<String, SocketAddr>,
+    ) -> Self {
+        let expiry = h1::Expiry::begin(shared);
+        let mut h1_pools: HashMap<SocketAddr, Arc<h1::Pool>> = HashMap::new();
+        let mut h2_pools: HashMap<SocketAddr, Arc<h2::Pool>> = HashMap::new();
+        let lane = |target: &Target| {
+            let host: Arc<str> = target.hostname.as_str().into();
+            let Some(address) = addresses.get(&target.address).copied() else {
+                unreachable!("every target's address was resolved")
+            };
+            if target.protocol == Protocol::Http1 {
+                let make = || h1::Pool::new(shared, &expiry, address);
+                let pool = Arc::clone(h1_pools.entry(address).or_insert_with(make));
+                let plain = h1::plain(&host, &shared.plain);
+                return Lane::H1 { pool, host, plain };
+            }
+            let pool = h2_pools.entry(address).or_insert_with(|| h2::Pool::new(shared, address));
+            let grpc = target.protocol == Protocol::Grpc;
+            Lane::H2 { pool: Arc::clone(pool), host, grpc }
+        };
+        let lanes = targets.iter().map(lane).collect();
+        Self { lanes, expiry, shared: Arc::clone(shared) }
+    }
+
+    /// Opens `each` connections to every address.
+    pub(crate) async fn open(&self, each: usize) -> Opened {
+        let mut opened = Opened::default();
+        let mut seen: Vec<*const ()> = Vec::new();
+        for lane in &self.lanes {
+            let pool: *const () = match lane {
+                Lane::H1 { pool, .. } => Arc::as_ptr(pool).cast(),
+                Lane::H2 { pool, .. } => Arc::as_ptr(pool).cast(),
+            };
+            if seen.contains(&pool) {
+                continue;
+            }
+            seen.push(pool);
+            for _ in 0..each {
+                let made = match lane {
+                    Lane::H1 { pool, .. } => pool.open().await,
+                    Lane::H2 { pool, .. } => pool.open().await,
+                };
+                match made {
+                    Ok(ns) => opened.ahead_ns.push(ns),
+                    Err(why) => {
+                        opened.failed.push(why);
+                        break;
+                    }
+                }
+            }
+        }
+        opened
+    }
+
+    /// Sends now, or as soon as there is a connection. Never waits.
+    pub(crate) fn send(&self, pending: Pending) {
+        let index = usize::try_from(pending.shot.target).unwrap_or(usize::MAX);
+        let plain = &self.shared.plain;
+        match self.lanes.get(index) {
+            None => pending.fail(Outcome::Error, "the plan names a target that there is none of"),
+            Some(Lane::H1 { pool, host, plain }) => {
+                let bytes = match pending.shot.work {
+                    None => plain.clone(),
+                    Some(work) => {
+                        let body = call::work_json(work);
+                        h1::request(&Method::POST, "/", host, &[], &body)
+                    }
+                };
+                pool.send(pending, bytes);
+            }
+            Some(Lane::H2 { pool, host, grpc }) => {
+                let work = pending.shot.work;
+                match h2::request(host, *grpc, plain, work) {
+                    Ok(request) => pool.send(pending, request, *grpc),
+                    Err(error) => pending.fail(Outcome::Error, error.to_string()),
+                }
+            }
+        }
+    }
+
+    /// Gives up all that is under way.
+    pub(crate) fn abandon(&self) {
+        self.shared.abandon.cancel();
+        for lane in &self.lanes {
+            if let Lane::H1 { pool, .. } = lane {
+                pool.abandon();
+            }
+        }
+        self.expiry.abandon();
+    }
+}

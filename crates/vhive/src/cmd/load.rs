@@ -1,0 +1,217 @@
+//! `vhive load`: sends requests at a rate, in a closed loop, or as a trace says.
+
+mod args;
+mod deploy;
+mod starts;
+mod trace;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use tokio::signal::unix::{SignalKind, signal};
+use vhive_load::arrivals::{at_rate, from_file};
+use vhive_load::output::{Also, Files, Rows, Writer, write_json};
+use vhive_load::summary::Summary;
+use vhive_load::sweep::{self, round_robin};
+use vhive_load::{Load, Outcome, Ran, Stop, closed_loop, open_loop};
+
+use self::args::{
+    ClosedArgs, DeployArgs, Gaps, RpsArgs, SampleArgs, SweepArgs, SynthArgs, TraceArgs,
+};
+use self::starts::Starts;
+use crate::cli::{Format, Global};
+use crate::config::Config;
+use crate::output;
+
+/// The ways of sending.
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum Command {
+    /// Sends at a rate, whatever comes back: open loop.
+    Rps(RpsArgs),
+    /// Keeps so many requests under way: closed loop.
+    Closed(ClosedArgs),
+    /// Looks for the highest rate whose p99 stays near the unloaded one.
+    Sweep(SweepArgs),
+    /// Replays a trace of Azure Functions, or a rate with a share of cold starts.
+    Trace(TraceArgs),
+    /// Makes up a trace: a ladder of rates, a sweep over functions, bursts.
+    Synth(SynthArgs),
+    /// Chooses the functions of a trace that stand for all of them.
+    Sample(SampleArgs),
+    /// Deploys the services that a file of functions lists, and writes their endpoints.
+    Deploy(DeployArgs),
+}
+
+/// Runs it. Exit code 1 when no request succeeded, or rows could not be written.
+///
+/// # Errors
+/// What kept it from sending at all.
+pub(crate) async fn run(
+    global: &Global,
+    config: &Config,
+    command: Command,
+) -> anyhow::Result<ExitCode> {
+    match command {
+        // A signal ends it like any command; only sending has something to finish.
+        Command::Deploy(args) => deploy::run(global, config, args).await,
+        Command::Synth(args) => trace::synth(&args),
+        Command::Sample(args) => trace::sample(&args),
+        Command::Rps(args) => rps(global, config, args, &stop_on_signals()?).await,
+        Command::Closed(args) => closed(global, config, args, &stop_on_signals()?).await,
+        Command::Sweep(args) => sweep_rates(global, args, &stop_on_signals()?).await,
+        Command::Trace(args) => trace::run(global, config, args, &stop_on_signals()?).await,
+    }
+}
+
+async fn rps(
+    global: &Global,
+    config: &Config,
+    args: RpsArgs,
+    stop: &Stop,
+) -> anyhow::Result<ExitCode> {
+    let arrivals = match &args.arrivals {
+        Gaps::File(path) => from_file(path)?,
+        Gaps::At(kind) => at_rate(*kind, args.rps, args.time.0, args.common.seed)?,
+    };
+    let load = args.common.load()?;
+    let shots = round_robin(&arrivals, load.targets.len());
+    let files = args.common.files(&load);
+    let run = Run::begin(config, args.common.to.records, files, None)?;
+    let ran = open_loop(&load, shots, run.rows.clone(), stop).await;
+    run.end(global, &ran?)
+}
+
+async fn closed(
+    global: &Global,
+    config: &Config,
+    args: ClosedArgs,
+    stop: &Stop,
+) -> anyhow::Result<ExitCode> {
+    let mut load = args.common.load()?;
+    load.connections = load.connections.max(args.clients);
+    let run = Run::begin(config, args.common.to.records, args.common.files(&load), None)?;
+    let ran = closed_loop(&load, args.clients, args.time.0, run.rows.clone(), stop).await;
+    run.end(global, &ran?)
+}
+
+/// A run's files, and what looks at the node's records beside it.
+struct Run {
+    dir: PathBuf,
+    writer: Writer,
+    rows: std::sync::mpsc::Sender<Vec<vhive_load::Row>>,
+    starts: Option<Starts>,
+}
+
+impl Run {
+    fn begin(
+        config: &Config,
+        records: bool,
+        files: Files,
+        also: Option<Box<dyn Also>>,
+    ) -> anyhow::Result<Self> {
+        let dir = files.dir.clone();
+        let starts = records.then(|| Starts::begin(config.api_socket())).transpose()?;
+        let (writer, rows) = Writer::begin(files, also)?;
+        Ok(Self { dir, writer, rows, starts })
+    }
+
+    fn end(self, global: &Global, ran: &Ran) -> anyhow::Result<ExitCode> {
+        drop(self.rows);
+        let rows = self.writer.end();
+        let latencies = rows.name_latencies()?;
+        let mut summary = rows.tally.summary(ran);
+        if let Some(starts) = self.starts {
+            let known = starts.end()?;
+            summary.starts = rows.add_starts(&known)?.into_iter().collect();
+        }
+        summary.rows_lost = rows.lost.as_ref().map_or(0, |(count, _)| *count);
+        write_json(&self.dir.join("summary.json"), &summary)?;
+        show(global, &summary)?;
+        output::note(format!("rows in {}, {}", self.dir.display(), latencies.display()));
+        end(rows)
+    }
+}
+
+fn show(global: &Global, summary: &Summary) -> anyhow::Result<()> {
+    match global.output {
+        Format::Json => output::json(summary),
+        Format::Table => {
+            output::line(summary.text().trim_end());
+            Ok(())
+        }
+    }
+}
+
+fn end(rows: Rows) -> anyhow::Result<ExitCode> {
+    let good = rows.tally.count(Outcome::Ok);
+    if let Some((count, why)) = rows.lost {
+        return Err(why).with_context(|| format!("{count} rows were not written"));
+    }
+    if good == 0 {
+        anyhow::bail!(
+            "no request succeeded: {}",
+            rows.tally.first_error().unwrap_or("see the rows")
+        );
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn sweep_rates(global: &Global, args: SweepArgs, stop: &Stop) -> anyhow::Result<ExitCode> {
+    let load: Load = args.common.load()?;
+    let dir = args.common.out.clone();
+    std::fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    let plan = args.plan();
+    let table = global.output == Format::Table;
+    if table {
+        output::line("RATE/S     SENT      FAILED  P50 US      P99 US      LATE P99 US  VERDICT");
+    }
+    let done = sweep::sweep(&load, &plan, stop, |step| {
+        let us = |us: Option<f64>| us.map_or_else(|| "-".to_owned(), |us| format!("{us:.1}"));
+        if table {
+            output::line(format!(
+                "{:<10.1} {:<9} {:<7} {:<11} {:<11} {:<12} {}",
+                step.rate,
+                step.sent,
+                step.failed,
+                us(step.p50_us),
+                us(step.p99_us),
+                us(step.late_p99_us),
+                serde_json::to_value(step.verdict).unwrap_or_default().as_str().unwrap_or_default(),
+            ));
+        }
+    })
+    .await?;
+    write_json(&dir.join("sweep.json"), &done)?;
+    match global.output {
+        Format::Json => output::json(&done)?,
+        Format::Table => {
+            let unloaded =
+                format!("unloaded p99 {:.1} us, within {}x", done.unloaded_p99_us, done.within);
+            match done.knee {
+                Some(knee) => output::line(format!("knee       {knee:.1}/s ({unloaded})")),
+                None => output::line(format!("knee       none ({unloaded})")),
+            }
+            if done.stopped {
+                output::line("warning    stopped before the knee was known");
+            }
+        }
+    }
+    Ok(if done.knee.is_some() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The first signal ends the sending, the second the waiting for replies; files are finished
+/// either way.
+fn stop_on_signals() -> anyhow::Result<Stop> {
+    let stop = Stop::default();
+    for kind in [SignalKind::interrupt(), SignalKind::terminate()] {
+        let (mut signals, stop) = (signal(kind)?, stop.clone());
+        tokio::spawn(async move {
+            while signals.recv().await.is_some() {
+                output::note("stopping: replies under way are waited for until the next signal");
+                stop.ask();
+            }
+        });
+    }
+    Ok(stop)
+}

@@ -1,0 +1,430 @@
+//! The command line of `vhive load`, with the original's names as aliases.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use http::{HeaderName, HeaderValue, Method};
+use vhive_load::output::Files;
+use vhive_load::sweep::Plan;
+use vhive_load::trace::synth::{Mode, Synth};
+use vhive_load::{Arrivals, Load, Plain, Protocol, Target, endpoints};
+
+/// A time span: `30s`, or a bare number of seconds as the original has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Seconds(pub(crate) Duration);
+
+impl FromStr for Seconds {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Ok(seconds) = text.parse::<f64>() {
+            let span = Duration::try_from_secs_f64(seconds);
+            return span.map(Self).map_err(|_| format!("{text} seconds are no time span"));
+        }
+        match text.parse::<vhive_api::Span>() {
+            Ok(span) => Ok(Self(span.into())),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+}
+
+/// Where arrivals come from.
+#[derive(Clone, Debug)]
+pub(crate) enum Gaps {
+    /// The rate.
+    At(Arrivals),
+    /// A file.
+    File(PathBuf),
+}
+
+impl FromStr for Gaps {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.strip_prefix("file:") {
+            Some(path) => Ok(Self::File(path.into())),
+            None => text.parse().map(Self::At),
+        }
+    }
+}
+
+/// Whom requests go to, and over what.
+#[derive(Debug, clap::Args)]
+pub(crate) struct To {
+    /// The functions, as the deployer writes them.
+    #[arg(long, alias = "endpointsFile", default_value = "endpoints.json", value_name = "FILE")]
+    pub(crate) endpoints: PathBuf,
+    /// Connect here, whatever the endpoints' names lead to.
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) gateway: Option<String>,
+    /// Port of endpoints that have no address; 80 unless given.
+    #[arg(long)]
+    pub(crate) port: Option<u16>,
+    /// What the functions speak: http1, h2c or grpc; else what the endpoints say, else gRPC.
+    #[arg(long)]
+    pub(crate) protocol: Option<Protocol>,
+    /// Connections opened to each address before the run.
+    #[arg(long, default_value_t = 8, value_name = "N")]
+    pub(crate) connections: usize,
+    /// HTTP/1.1 connections to one address at most; further requests wait for one, and are late.
+    #[arg(long, default_value_t = 4096, value_name = "N")]
+    pub(crate) max_connections: usize,
+    /// The most that a request may take; 30s unless given.
+    #[arg(long, alias = "grpcTimeout", value_name = "SPAN")]
+    pub(crate) timeout: Option<Seconds>,
+    /// How long replies are waited for after the last send.
+    #[arg(long, default_value = "30s", value_name = "SPAN")]
+    pub(crate) drain: Seconds,
+    /// How long before a send the sender stops sleeping and watches the clock; 0 saves CPU time
+    /// and costs precision.
+    #[arg(long, default_value = "150us", value_name = "SPAN")]
+    pub(crate) spin: Seconds,
+    /// Stay awake while replies are awaited: they are then timed to the microsecond, which costs a
+    /// CPU.
+    #[arg(long)]
+    pub(crate) busy: bool,
+    /// Ask the node's records, once a second, how each request's instance was started.
+    #[arg(long)]
+    pub(crate) records: bool,
+}
+
+impl To {
+    /// One target per endpoint, in their order, and defaults. `port` is what goes before 80.
+    pub(crate) fn load(&self, port: Option<u16>) -> anyhow::Result<Load> {
+        let port = self.port.or(port).unwrap_or(80);
+        let endpoints = endpoints::read(&self.endpoints)?;
+        let target = |endpoint: &vhive_load::Endpoint| {
+            let own = || endpoint.address.clone();
+            let named = || format!("{}:{}", endpoint.hostname, port);
+            Target {
+                hostname: endpoint.hostname.clone(),
+                address: self.gateway.clone().or_else(own).unwrap_or_else(named),
+                protocol: self.protocol.or(endpoint.protocol).unwrap_or(Protocol::Grpc),
+            }
+        };
+        let mut load = Load::to(endpoints.iter().map(target).collect());
+        load.patience = self.timeout.map_or(load.patience, |timeout| timeout.0);
+        load.drain = self.drain.0;
+        load.connections = self.connections;
+        load.most_connections = self.max_connections;
+        load.spin = self.spin.0;
+        load.busy = self.busy;
+        Ok(load)
+    }
+}
+
+/// What all ways of sending the same request share.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Common {
+    #[command(flatten)]
+    pub(crate) to: To,
+    /// HTTP method; POST with a body, else GET.
+    #[arg(long, short = 'X')]
+    pub(crate) method: Option<Method>,
+    /// Path and query.
+    #[arg(long, default_value = "/")]
+    pub(crate) path: String,
+    /// Body; `@FILE` reads a file. Of a gRPC greeting, the name.
+    #[arg(long, short)]
+    pub(crate) data: Option<String>,
+    /// Extra header, `Name: value`.
+    #[arg(long, short = 'H', value_name = "HEADER")]
+    pub(crate) header: Vec<String>,
+    /// Of random arrivals.
+    #[arg(long, default_value_t = 42)]
+    pub(crate) seed: u64,
+    /// Where the files of the run go; those of an earlier one are overwritten.
+    #[arg(long, default_value = ".", value_name = "DIR")]
+    pub(crate) out: PathBuf,
+    /// Name of the file of latencies, behind `rps<X>_`.
+    #[arg(long, default_value = "lat.csv", value_name = "NAME")]
+    pub(crate) latf: String,
+    /// Write what functions say they took.
+    #[arg(long, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true")]
+    pub(crate) profile: bool,
+    /// Name of the file of those durations.
+    #[arg(long, default_value = "dur.csv", value_name = "NAME")]
+    pub(crate) durf: String,
+    /// The original's: tracing is not offered, so only `false`.
+    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true")]
+    pub(crate) trace: bool,
+    /// The original's, of tracing.
+    #[arg(long, hide = true)]
+    pub(crate) zipkin: Option<String>,
+    /// The original's: more logs; see `--log`.
+    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true")]
+    pub(crate) dbg: bool,
+}
+
+/// Arguments of `vhive load rps`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct RpsArgs {
+    #[command(flatten)]
+    pub(crate) common: Common,
+    /// Requests per second, to all endpoints together.
+    #[arg(long, default_value_t = 1.0)]
+    pub(crate) rps: f64,
+    /// How long is sent; a bare number counts seconds.
+    #[arg(long, default_value = "5s", value_name = "SPAN")]
+    pub(crate) time: Seconds,
+    /// `fixed` gaps, `poisson`, or `file:PATH` with seconds from the beginning, one a line.
+    #[arg(long, default_value = "fixed", value_name = "KIND")]
+    pub(crate) arrivals: Gaps,
+}
+
+/// Arguments of `vhive load closed`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct ClosedArgs {
+    #[command(flatten)]
+    pub(crate) common: Common,
+    /// Requests under way at a time.
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub(crate) clients: usize,
+    /// How long is sent; a bare number counts seconds.
+    #[arg(long, default_value = "5s", value_name = "SPAN")]
+    pub(crate) time: Seconds,
+}
+
+/// Arguments of `vhive load sweep`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct SweepArgs {
+    #[command(flatten)]
+    pub(crate) common: Common,
+    /// First rate; it doubles until it does not hold.
+    #[arg(long, default_value_t = 10.0, value_name = "RPS")]
+    pub(crate) from: f64,
+    /// Highest rate that is tried.
+    #[arg(long, default_value_t = 100_000.0, value_name = "RPS")]
+    pub(crate) most: f64,
+    /// The p99 may be so many times that of one client alone.
+    #[arg(long, default_value_t = 3.0, value_name = "FACTOR")]
+    pub(crate) within: f64,
+    /// How exactly the knee is wanted, as a share of it.
+    #[arg(long, default_value_t = 0.1, value_name = "SHARE")]
+    pub(crate) precision: f64,
+    /// How long each rate is sent.
+    #[arg(long, default_value = "5s", value_name = "SPAN")]
+    pub(crate) time: Seconds,
+    /// `fixed` or `poisson`.
+    #[arg(long, default_value = "poisson", value_name = "KIND")]
+    pub(crate) arrivals: Arrivals,
+}
+
+/// Arguments of `vhive load trace`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct TraceArgs {
+    #[command(flatten)]
+    pub(crate) to: To,
+    /// The experiment, in the original loader's keys; its `-config` is understood too.
+    #[arg(long, value_name = "FILE.json")]
+    pub(crate) experiment: PathBuf,
+    /// Seed, instead of the configuration's.
+    #[arg(long)]
+    pub(crate) seed: Option<u64>,
+    /// Show what would be sent, and send nothing.
+    #[arg(long, alias = "dryRun", num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true")]
+    pub(crate) dry_run: bool,
+    /// Write every function's arrivals to `iat<i>.json`, and send nothing.
+    #[arg(long, alias = "iatGeneration", num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true")]
+    pub(crate) iat_generation: bool,
+    /// Take the arrivals from `iat<i>.json`.
+    #[arg(long, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true")]
+    pub(crate) generated: bool,
+    /// Where those files are.
+    #[arg(long, default_value = ".", value_name = "DIR")]
+    pub(crate) iat_dir: PathBuf,
+    /// The original's: failures are not injected from here.
+    #[arg(long, alias = "failureConfig", hide = true)]
+    pub(crate) failure_config: Option<PathBuf>,
+    /// The original's: see `--log`.
+    #[arg(long, hide = true)]
+    pub(crate) verbosity: Option<String>,
+}
+
+/// Arguments of `vhive load synth`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct SynthArgs {
+    /// Functions of the trace.
+    #[arg(long, short, default_value_t = 1, value_name = "N")]
+    pub(crate) functions: usize,
+    /// First rate of each function, a second.
+    #[arg(long, short, default_value_t = 1, value_name = "RPS")]
+    pub(crate) beginning: u32,
+    /// Last rate.
+    #[arg(long, short, default_value_t = 1, value_name = "RPS")]
+    pub(crate) target: u32,
+    /// From one rate to the next.
+    #[arg(long, short, default_value_t = 1, value_name = "RPS")]
+    pub(crate) step: u32,
+    /// Minutes of each rate; of a sweep or burst, in all.
+    #[arg(long, alias = "dur", default_value_t = 1, value_name = "MINUTES")]
+    pub(crate) duration: usize,
+    /// Runtime of every invocation, in milliseconds.
+    #[arg(long, short, default_value_t = 1000, value_name = "MS")]
+    pub(crate) execution: u32,
+    /// Memory of every invocation, in mebibytes.
+    #[arg(long, alias = "mem", default_value_t = 120, value_name = "MIB")]
+    pub(crate) memory: u32,
+    /// 0 `normal`, 1 `sweep`, 2 `burst`.
+    #[arg(long, short, default_value = "normal")]
+    pub(crate) mode: Mode,
+    /// Where the three files go.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: PathBuf,
+}
+
+impl SynthArgs {
+    pub(crate) const fn synth(&self) -> Synth {
+        Synth {
+            functions: self.functions,
+            beginning: self.beginning,
+            target: self.target,
+            step: self.step,
+            minutes: self.duration,
+            runtime_ms: self.execution,
+            memory_mib: self.memory,
+            mode: self.mode,
+        }
+    }
+}
+
+/// Arguments of `vhive load sample`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct SampleArgs {
+    /// Directory of a trace of Azure Functions 2019.
+    #[arg(long, short, value_name = "DIR")]
+    pub(crate) trace: PathBuf,
+    /// Minutes of it that count.
+    #[arg(long, default_value_t = 60, value_name = "N")]
+    pub(crate) minutes: usize,
+    /// Functions of the smallest sample.
+    #[arg(long, value_name = "N")]
+    pub(crate) min: usize,
+    /// Functions of the largest; that of the smallest unless given.
+    #[arg(long, value_name = "N")]
+    pub(crate) max: Option<usize>,
+    /// From one size to the next.
+    #[arg(long, alias = "st", default_value_t = 1000, value_name = "N")]
+    pub(crate) step: usize,
+    /// Random candidates per size.
+    #[arg(long, alias = "tr", default_value_t = 16, value_name = "N")]
+    pub(crate) trials: u32,
+    /// Of the candidates.
+    #[arg(long, default_value_t = 42)]
+    pub(crate) seed: u64,
+    /// Each sample goes into a directory in here, named by its size.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: PathBuf,
+}
+
+/// Arguments of `vhive load deploy`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct DeployArgs {
+    /// Which functions, and how many of each.
+    #[arg(
+        long,
+        alias = "jsonFile",
+        default_value = "./tools/deployer/functions.json",
+        value_name = "FILE"
+    )]
+    pub(crate) json: PathBuf,
+    /// Directory of the manifests that it names.
+    #[arg(
+        long,
+        alias = "funcPath",
+        default_value = "./configs/knative_workloads",
+        value_name = "DIR"
+    )]
+    pub(crate) path: PathBuf,
+    /// Where the endpoints that are ready are written.
+    #[arg(long, alias = "endpointsFile", default_value = "endpoints.json", value_name = "FILE")]
+    pub(crate) endpoints: PathBuf,
+    /// Services deployed at a time.
+    #[arg(long, alias = "conc", default_value_t = 5, value_name = "N")]
+    pub(crate) concurrency: usize,
+    /// Domain of the host names, instead of the one that the platform tells.
+    #[arg(long, alias = "gatewayURL", value_name = "DOMAIN")]
+    pub(crate) gateway_url: Option<String>,
+    /// How long a service may take to be ready.
+    #[arg(long, default_value = "10m", value_name = "SPAN")]
+    pub(crate) timeout: Seconds,
+    /// Delete what this command has deployed from the same file, and nothing else.
+    #[arg(long)]
+    pub(crate) delete: bool,
+}
+
+impl SweepArgs {
+    pub(crate) fn plan(&self) -> Plan {
+        Plan {
+            rates: (self.from, self.most),
+            arrivals: self.arrivals,
+            time: self.time.0,
+            within: self.within,
+            precision: self.precision,
+            seed: self.common.seed,
+        }
+    }
+}
+
+impl Common {
+    /// What is sent to whom.
+    pub(crate) fn load(&self) -> anyhow::Result<Load> {
+        if self.trace || self.zipkin.is_some() {
+            bail!(
+                "--trace and --zipkin: spans are not offered; `--records` tells where the time went"
+            );
+        }
+        let mut load = self.to.load(None)?;
+        load.plain = self.plain()?;
+        load.reads_replies = self.profile;
+        Ok(load)
+    }
+
+    fn plain(&self) -> anyhow::Result<Plain> {
+        let body = match self.data.as_deref() {
+            None => Vec::new(),
+            Some(data) => match data.strip_prefix('@') {
+                None => data.as_bytes().to_vec(),
+                Some(path) => std::fs::read(path).with_context(|| format!("cannot read {path}"))?,
+            },
+        };
+        let header = |text: &String| {
+            let (name, value) = text.split_once(':').context("a header is `Name: value`")?;
+            let name: HeaderName = name.trim().parse().context("bad header name")?;
+            let value: HeaderValue = value.trim().parse().context("bad header value")?;
+            anyhow::Ok((name, value))
+        };
+        let headers: anyhow::Result<Vec<_>> = self.header.iter().map(header).collect();
+        let path: http::uri::PathAndQuery =
+            self.path.parse().with_context(|| format!("{:?} is not a path", self.path))?;
+        let default = if self.data.is_some() { Method::POST } else { Method::GET };
+        let method = self.method.clone().unwrap_or(default);
+        Ok(Plain { method, path: path.as_str().to_owned(), headers: headers?, body: body.into() })
+    }
+
+    pub(crate) fn files(&self, load: &Load) -> Files {
+        Files {
+            dir: self.out.clone(),
+            latencies: self.latf.clone(),
+            durations: self.profile.then(|| self.durf.clone()),
+            targets: load.targets.iter().map(|target| target.hostname.clone()).collect(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bare_numbers_count_seconds() {
+        for (text, millis) in [("5", 5000), ("0.5", 500), ("30s", 30_000), ("2m", 120_000)] {
+            assert_eq!(text.parse(), Ok(Seconds(Duration::from_millis(millis))), "{text}");
+        }
+        for bad in ["-1", "x", "1y", "inf"] {
+            assert!(bad.parse::<Seconds>().is_err(), "{bad}");
+        }
+    }
+}

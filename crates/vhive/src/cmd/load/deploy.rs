@@ -1,0 +1,103 @@
+//! `vhive load deploy`: services from the original's `functions.json`, through the node's API.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use http::Method;
+use serde_json::Value;
+use vhive_load::Endpoint;
+use vhive_load::deploy::{Api, Deployment, Wanted, read};
+use vhive_load::output::write_json;
+
+use super::args::DeployArgs;
+use crate::cli::Global;
+use crate::client::{Client, read_whole};
+use crate::config::Config;
+use crate::output;
+
+impl Api for Client {
+    async fn call(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+    ) -> Result<(u16, Value), String> {
+        let told = |error: anyhow::Error| format!("{error:#}");
+        let reply = self.send(method, path, body).await.map_err(told)?;
+        let status = reply.status().as_u16();
+        let bytes = read_whole(reply.into_body()).await.map_err(told)?;
+        let text = || Value::from(String::from_utf8_lossy(&bytes).into_owned());
+        Ok((status, serde_json::from_slice(&bytes).unwrap_or_else(|_| text())))
+    }
+}
+
+/// Deploys, or deletes what was deployed. Exit code 1 when any service fails.
+///
+/// # Errors
+/// When the file of functions or the node cannot be used at all.
+pub(crate) async fn run(
+    global: &Global,
+    config: &Config,
+    args: DeployArgs,
+) -> anyhow::Result<ExitCode> {
+    let wanted = read(&args.json, &args.path)?;
+    let client = Client::new(config.api_socket());
+    let node: Value = client.get("/vhive/v1/node").await?;
+    let file = args.json.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let deployment = Deployment {
+        mark: file,
+        namespace: global.namespace.clone(),
+        concurrency: args.concurrency,
+        patience: args.timeout.0,
+        domain: args.gateway_url.clone(),
+        gateway: node["gateway"].as_str().map(str::to_owned),
+    };
+    if args.delete {
+        return delete(&client, &deployment, &wanted).await;
+    }
+    let done = deployment.deploy(&client, &wanted).await;
+    let mut ready: Vec<Endpoint> = Vec::new();
+    let mut failed = 0;
+    for (name, result) in done {
+        match result {
+            Ok(endpoint) => {
+                output::line(format!("service/{name} ready  {}", endpoint.hostname));
+                ready.push(endpoint);
+            }
+            Err(why) => {
+                failed += 1;
+                output::note(format!("service/{name} failed: {why}"));
+            }
+        }
+    }
+    write(&args.endpoints, &ready)?;
+    output::line(format!("{} of {} in {}", ready.len(), wanted.len(), args.endpoints.display()));
+    Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+async fn delete(
+    client: &Client,
+    deployment: &Deployment,
+    wanted: &[Wanted],
+) -> anyhow::Result<ExitCode> {
+    let mut code = ExitCode::SUCCESS;
+    for (name, result) in deployment.delete(client, wanted).await {
+        match result {
+            Ok(true) => output::line(format!("service/{name} deleted")),
+            Ok(false) => output::line(format!("service/{name} is not there")),
+            Err(why) => {
+                code = ExitCode::FAILURE;
+                output::note(format!("service/{name}: {why}"));
+            }
+        }
+    }
+    Ok(code)
+}
+
+/// By rename: an invoker never reads half a list.
+fn write(path: &Path, endpoints: &[Endpoint]) -> anyhow::Result<()> {
+    let draft = path.with_extension("json.part");
+    write_json(&draft, &endpoints)?;
+    std::fs::rename(&draft, path).with_context(|| format!("cannot write {}", path.display()))
+}

@@ -1,0 +1,157 @@
+//! `vhive load trace`: sends what a trace says, when it says it.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context as _, bail};
+use serde_json::json;
+use vhive_load::output::Files;
+use vhive_load::trace::files::{Durations, read_iat, write_iat};
+use vhive_load::trace::{Config as Experiment, Plan, azure2019, sample};
+use vhive_load::{Load, Stop, Target, open_loop};
+
+use super::Run;
+use super::args::{SampleArgs, SynthArgs, TraceArgs};
+use crate::cli::{Format, Global};
+use crate::config::Config;
+use crate::output;
+
+/// Replays the trace of a configuration.
+///
+/// # Errors
+/// When configuration, trace or endpoints cannot be used.
+pub(crate) async fn run(
+    global: &Global,
+    config: &Config,
+    args: TraceArgs,
+    stop: &Stop,
+) -> anyhow::Result<ExitCode> {
+    if args.failure_config.is_some() {
+        bail!(
+            "--failureConfig: failures are not injected from here; `vhive evict`, kill or fill the disk"
+        );
+    }
+    let mut experiment = Experiment::read(&args.experiment)?;
+    experiment.seed = args.seed.unwrap_or(experiment.seed);
+    for text in experiment.without_effect() {
+        output::note(format!("without effect: {text}"));
+    }
+    let mut plan = experiment.plan()?;
+    if args.generated {
+        read_iat(&mut plan, &args.iat_dir)?;
+    }
+    if args.iat_generation {
+        let dir = &args.iat_dir;
+        let written = write_iat(&plan, dir)
+            .with_context(|| format!("cannot write the arrivals in {}", dir.display()))?;
+        output::line(format!("{written} files iat<i>.json in {}", dir.display()));
+        return Ok(ExitCode::SUCCESS);
+    }
+    if args.dry_run {
+        show(global, &plan)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    if plan.total() == 0 {
+        bail!("the trace has no invocation in the time that is sent");
+    }
+    let load = load(&args, &experiment, &plan)?;
+    let dir = rows_dir(&experiment);
+    for made in [&experiment.output_dir(), &dir] {
+        std::fs::create_dir_all(made).with_context(|| format!("cannot make {}", made.display()))?;
+    }
+    let path = experiment.output("duration");
+    let from = experiment.execution_from_ns()?;
+    let durations = Durations::begin(&path, &plan, from, load.clock.clone())
+        .with_context(|| format!("cannot write {}", path.display()))?;
+    let targets = plan.functions.iter().map(|function| function.name.clone()).collect();
+    let files = Files { dir, latencies: "lat.csv".to_owned(), durations: None, targets };
+    let run = Run::begin(config, args.to.records, files, Some(Box::new(durations)))?;
+    let ran = open_loop(&load, plan.shots(), run.rows.clone(), stop).await;
+    output::note(format!("the original's columns in {}", path.display()));
+    run.end(global, &ran?)
+}
+
+/// Makes up a trace.
+///
+/// # Errors
+/// When the numbers make none, or it cannot be written.
+pub(super) fn synth(args: &SynthArgs) -> anyhow::Result<ExitCode> {
+    args.synth().write(&args.out)?;
+    output::line(format!("trace of {} functions in {}", args.functions, args.out.display()));
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Chooses one sample per size.
+///
+/// # Errors
+/// When the trace cannot be read, has too few functions, or a sample cannot be written.
+pub(super) fn sample(args: &SampleArgs) -> anyhow::Result<ExitCode> {
+    let functions = azure2019::read(&args.trace, args.minutes)?;
+    let max = args.max.unwrap_or(args.min);
+    for size in (args.min..=max).step_by(args.step.max(1)) {
+        let chosen = sample::choose(&functions, size, args.trials, args.seed)?;
+        let dir = args.out.join(size.to_string());
+        sample::write(&args.trace, &dir, &chosen)?;
+        let (distance, all) = (chosen.distance, functions.len());
+        output::line(format!(
+            "{size} of {all} functions, distance {distance:.4}, in {}",
+            dir.display()
+        ));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// One target per function: the endpoints in turn.
+fn load(args: &TraceArgs, experiment: &Experiment, plan: &Plan) -> anyhow::Result<Load> {
+    let mut load = args.to.load(Some(experiment.endpoint_port))?;
+    let functions = plan.functions.len();
+    if load.targets.len() < functions {
+        let endpoints = load.targets.len();
+        output::note(format!("{functions} functions share {endpoints} endpoints, in turn"));
+    }
+    let asked = args.to.protocol.or(experiment.protocol()?);
+    let target = |index: usize| {
+        let target = load.targets[index % load.targets.len()].clone();
+        let protocol = asked.unwrap_or(target.protocol);
+        Target { protocol, ..target }
+    };
+    load.targets = (0..functions).map(target).collect();
+    if args.to.timeout.is_none() {
+        load.patience = experiment.patience();
+    }
+    load.reads_replies = true;
+    Ok(load)
+}
+
+fn rows_dir(experiment: &Experiment) -> PathBuf {
+    experiment.output("rows").with_extension("")
+}
+
+fn show(global: &Global, plan: &Plan) -> anyhow::Result<()> {
+    let functions = 0..plan.functions.len();
+    if global.output == Format::Json {
+        let all: Vec<_> = functions
+            .map(|index| {
+                json!({
+                    "name": plan.functions[index].name,
+                    "counts": plan.counts(index),
+                    "initial_scale": plan.initial_scale(index),
+                })
+            })
+            .collect();
+        return output::json(&json!({ "functions": all, "invocations": plan.total() }));
+    }
+    let mut per_unit = vec![0_u64; plan.units];
+    for index in functions {
+        for (sum, count) in per_unit.iter_mut().zip(plan.counts(index)) {
+            *sum += count;
+        }
+    }
+    output::line(format!("functions    {}", plan.functions.len()));
+    output::line(format!("invocations  {}", plan.total()));
+    output::line(format!("columns      {} of {:?} each", plan.units, plan.unit.length()));
+    for (column, count) in per_unit.iter().enumerate() {
+        output::line(format!("  {column:<10} {count}"));
+    }
+    Ok(())
+}
