@@ -14,7 +14,7 @@ use anyhow::{Context as _, bail, ensure};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::{Value, json};
 use vhive_tests::bench::{Bound, Row, median, spread};
-use vhive_tests::node::TestNode;
+use vhive_tests::node::{TestNode, ask};
 
 const SERVICES: usize = 10_000;
 const ACTIVE: usize = 100;
@@ -78,16 +78,7 @@ impl Ground {
     }
 
     fn api(&self, method: &str, path: &str, body: &str) -> anyhow::Result<String> {
-        let mut stream = UnixStream::connect(&self.socket)?;
-        write!(
-            stream,
-            "{method} {path} HTTP/1.1\r\nHost: node\r\nContent-Type: application/json\r\n\
-             Connection: close\r\nContent-Length: {}\r\n\r\n{body}",
-            body.len()
-        )?;
-        let mut reply = String::new();
-        stream.read_to_string(&mut reply)?;
-        Ok(reply)
+        Ok(ask(&self.socket, method, path, body)?)
     }
 
     fn json(&self, path: &str) -> anyhow::Result<Value> {

@@ -172,16 +172,7 @@ fn service(name: &str) -> String {
 }
 
 fn api(dir: &Path, method: &str, path: &str, body: &str) -> anyhow::Result<String> {
-    let mut stream = UnixStream::connect(dir.join("api.sock"))?;
-    write!(
-        stream,
-        "{method} {path} HTTP/1.1\r\nHost: node\r\nContent-Type: application/json\r\n\
-         Connection: close\r\nContent-Length: {}\r\n\r\n{body}",
-        body.len()
-    )?;
-    let mut reply = String::new();
-    stream.read_to_string(&mut reply)?;
-    Ok(reply)
+    Ok(vhive_tests::node::ask(&dir.join("api.sock"), method, path, body)?)
 }
 
 /// Puts this process, and with it the node, on two CPUs.

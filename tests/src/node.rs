@@ -4,6 +4,7 @@
 use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -203,6 +204,23 @@ impl Drop for TestNode {
             eprintln!("the sweep could not be run: {error:#}");
         }
     }
+}
+
+/// One request to a node's API on its unix socket; the whole reply as it came.
+///
+/// # Errors
+/// When nobody answers.
+pub fn ask(socket: &Path, method: &str, path: &str, body: &str) -> std::io::Result<String> {
+    let mut stream = UnixStream::connect(socket)?;
+    write!(
+        stream,
+        "{method} {path} HTTP/1.1\r\nHost: node\r\nContent-Type: application/json\r\n\
+         Connection: close\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    )?;
+    let mut reply = String::new();
+    stream.read_to_string(&mut reply)?;
+    Ok(reply)
 }
 
 /// A `vhive` command on the state directory below `dir`.

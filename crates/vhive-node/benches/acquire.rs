@@ -85,6 +85,7 @@ fn revision(key: &RevisionKey) -> Revision {
         memory: Bytes::mib(1),
         container_concurrency: 1,
         timeout: Duration::from_secs(60),
+        response_start_timeout: None,
         scale: Scale::default(),
         snapshot: vhive_api::SnapshotPolicy::Off,
         prefetch: vhive_api::PrefetchPolicy::default(),

@@ -47,8 +47,12 @@ impl Request<'_> {
         (status, Json(shown)).into_response()
     }
 
-    async fn put(&self, document: &Value, wish: Wish) -> Result<Response, Problem> {
-        let (entry, new) = self.shared.services.put(document, wish).await?;
+    /// Puts the document of a body.
+    async fn write(&self, body: &Bytes, mode: Mode) -> Result<Response, Problem> {
+        let mut document = parse(&self.call.headers, body)?;
+        place(&mut document, self.namespace, (mode == Mode::Replace).then_some(self.name))?;
+        let wish = Wish { dry_run: self.call.query.dry_run()?, ..Wish::new(mode) };
+        let (entry, new) = self.shared.services.put(&document, wish).await?;
         Ok(self.reply(if new { StatusCode::CREATED } else { StatusCode::OK }, &entry))
     }
 }
@@ -75,11 +79,8 @@ pub(super) async fn create(
     body: Body,
 ) -> Result<Response, Problem> {
     must_be_service(kind("serving.knative.dev", &plural, &call.uri)?)?;
-    let mut document = parse(&call.headers, &body?)?;
-    place(&mut document, &namespace, None)?;
     let request = Request { shared: &shared, namespace: &namespace, name: "", call: &call };
-    let wish = Wish { dry_run: call.query.dry_run()?, ..Wish::new(Mode::Create) };
-    request.put(&document, wish).await
+    request.write(&body?, Mode::Create).await
 }
 
 /// `PUT`.
@@ -90,11 +91,8 @@ pub(super) async fn replace(
     body: Body,
 ) -> Result<Response, Problem> {
     must_be_service(kind("serving.knative.dev", &plural, &call.uri)?)?;
-    let mut document = parse(&call.headers, &body?)?;
-    place(&mut document, &namespace, Some(&name))?;
     let request = Request { shared: &shared, namespace: &namespace, name: &name, call: &call };
-    let wish = Wish { dry_run: call.query.dry_run()?, ..Wish::new(Mode::Replace) };
-    request.put(&document, wish).await
+    request.write(&body?, Mode::Replace).await
 }
 
 /// `PATCH`: merge, JSON patch, or server-side apply.
