@@ -7,8 +7,7 @@
 //! records prove afterwards that every request was a cold start.
 #![expect(clippy::print_stdout, reason = "the node tells its parent where it listens")]
 
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::os::unix::net::UnixStream;
+use std::io::{BufRead as _, BufReader, Read as _};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
