@@ -73,7 +73,7 @@ fn make(rounds: u64) -> io::Result<Output> {
         black_box(parent_id());
         Ok(())
     })?;
-    let stat = timed(rounds, || std::fs::metadata("/").map(|found| drop(black_box(found))))?;
+    let stat = timed(rounds, || std::fs::metadata("/").map(|found| _ = black_box(found)))?;
     let (mut reader, mut writer) = io::pipe()?;
     let mut byte = [0];
     let pipe = timed(rounds, || {
