@@ -93,6 +93,12 @@ impl Default for RetentionConfig {
 pub struct GatewayConfig {
     /// Address and port; port 0 = any free one. HTTP/1.1 and HTTP/2 by prior knowledge.
     pub listen: SocketAddr,
+    /// Address and port for the same with TLS; absent = none.
+    pub tls_listen: Option<SocketAddr>,
+    /// The gateway's certificate and those of its authorities, in PEM.
+    pub tls_certificate: Option<PathBuf>,
+    /// The certificate's key, in PEM.
+    pub tls_key: Option<PathBuf>,
     /// Functions answer to `<name>.<namespace>.<domain>`.
     pub domain: String,
     /// Longest request head (HTTP/1) or header list (HTTP/2) in bytes, from 8 KiB on; a longer one
@@ -118,6 +124,9 @@ impl Default for GatewayConfig {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)),
+            tls_listen: None,
+            tls_certificate: None,
+            tls_key: None,
             domain: "example.com".to_owned(),
             max_head: Bytes(64 << 10),
             max_body: None,
@@ -216,6 +225,11 @@ impl Config {
         }
         if !(8 << 10..=1 << 20).contains(&gateway.max_head.0) {
             return wrong("gateway.max_head", "must be from 8KiB to 1MiB");
+        }
+        let tls = [gateway.tls_certificate.is_some(), gateway.tls_key.is_some()];
+        if tls != [gateway.tls_listen.is_some(); 2] {
+            let reason = "tls_listen, tls_certificate and tls_key belong together";
+            return wrong("gateway.tls_listen", reason);
         }
         if gateway.max_connections == 0 {
             return wrong("gateway.max_connections", "must be at least 1");

@@ -329,7 +329,8 @@ async fn exchange(
     let client = Arc::clone(flight.client());
     connection.begin(length, |out| {
         let host = host_of(parts).ok().flatten().unwrap_or_default();
-        let origin = Origin { client: &client.address, host, id: id.as_str() };
+        let (address, secure) = (&client.address, client.secure);
+        let origin = Origin { client: address, secure, host, id: id.as_str() };
         head::write_request(out, parts, length, &origin);
     });
     loop {

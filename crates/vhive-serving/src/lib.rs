@@ -33,12 +33,14 @@ mod standing;
 mod status;
 mod store;
 mod throttle;
+mod tls;
 pub mod traffic;
 
-pub use api::{CertificateError, TokenError};
+pub use api::TokenError;
 pub use config::{
     ApiConfig, AsyncConfig, AutoscaleConfig, Config, ConfigError, Defaults, GatewayConfig,
     RetentionConfig,
 };
 pub use serving::{Addresses, Drained, RunError, Serving};
 pub use store::StoreError;
+pub use tls::CertificateError;

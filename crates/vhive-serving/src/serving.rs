@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::task::JoinHandle;
 use vhive_node::{Deadline, Node};
 
-use crate::api::{self, CertificateError, TokenError};
+use crate::api::{self, TokenError};
 use crate::catalog::Catalog;
 use crate::config::{Config, ConfigError};
 use crate::deferred::{self, Deferred};
@@ -17,6 +17,7 @@ use crate::gateway::{self, Gateway, Listening};
 use crate::scaler;
 use crate::services::Services;
 use crate::store::StoreError;
+use crate::tls::{self, CertificateError};
 
 /// Why the door could not be opened; nothing of it is left open.
 #[derive(Debug, thiserror::Error)]
@@ -30,8 +31,8 @@ pub enum RunError {
     /// The API's token cannot be read or made.
     #[error("no API token")]
     Token(#[from] TokenError),
-    /// The API's certificate cannot be read or made.
-    #[error("no certificate for the API")]
+    /// A certificate cannot be read or made.
+    #[error("no certificate")]
     Certificate(#[from] CertificateError),
     /// A port or socket cannot be opened.
     #[error("{what} cannot listen on {at}; choose another with {key}")]
@@ -53,6 +54,8 @@ pub enum RunError {
 pub struct Addresses {
     /// The gateway.
     pub gateway: SocketAddr,
+    /// The gateway with TLS, if there is one.
+    pub gateway_tls: Option<SocketAddr>,
     /// The API on loopback, for those who have the token.
     pub api: SocketAddr,
     /// The API's unix socket.
@@ -120,13 +123,24 @@ impl Serving {
             config.gateway.clone(),
             Arc::clone(&deferred),
         );
-        let listening =
-            gateway::listen(Arc::clone(&gateway)).await.map_err(|source| RunError::Listen {
-                what: "the gateway",
-                at: config.gateway.listen.to_string(),
-                key: "serving.gateway.listen",
-                source,
-            })?;
+        let limits = &config.gateway;
+        let certificate = match (&limits.tls_certificate, &limits.tls_key) {
+            (Some(chain), Some(key)) => Some(tls::load(chain, key, &[b"h2", b"http/1.1"])?),
+            _ => None,
+        };
+        let tls = limits.tls_listen.zip(certificate);
+        let at = limits.listen.to_string();
+        let listening = gateway::listen(Arc::clone(&gateway), tls).await;
+        let listening = listening.map_err(|(address, source)| RunError::Listen {
+            what: "the gateway",
+            key: if at == address.to_string() {
+                "serving.gateway.listen"
+            } else {
+                "serving.gateway.tls_listen"
+            },
+            at: address.to_string(),
+            source,
+        })?;
         let api = api::run(Arc::clone(&services), Arc::clone(&gateway), listening.address).await?;
         let tick = config.autoscale.tick.0;
         let scaler = AbortOnDrop(tokio::spawn(scaler::run(node, catalog, tick)));
@@ -137,6 +151,7 @@ impl Serving {
         let keeper = AbortOnDrop(tokio::spawn(async move { keeper.ledger.keep().await }));
         let addresses = Addresses {
             gateway: listening.address,
+            gateway_tls: listening.tls_address,
             api: api.address,
             socket: api.socket.clone(),
             token: api.token.clone(),

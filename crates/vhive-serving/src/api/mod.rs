@@ -40,7 +40,6 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-pub use self::tls::CertificateError;
 use self::tls::EitherListener;
 pub use self::token::TokenError;
 use crate::gateway::Gateway;

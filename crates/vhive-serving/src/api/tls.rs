@@ -7,8 +7,7 @@ use std::fs;
 use std::io::{self, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::Path;
 use std::time::Duration;
 
 use axum::serve::Listener;
@@ -20,11 +19,10 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsAcceptor;
-use tokio_rustls::rustls::pki_types::pem::PemObject as _;
-use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use tokio_rustls::rustls::{self, ServerConfig};
 use tokio_rustls::server::TlsStream;
 use tokio_util::either::Either;
+
+use crate::tls::{self, CertificateError};
 
 /// Time that a client has until the connection can be used.
 const GREETING: Duration = Duration::from_secs(10);
@@ -38,31 +36,6 @@ const GREETED: usize = 256;
 /// RFC 8446 §5.1.
 const HANDSHAKE: u8 = 22;
 
-/// Why there is no certificate.
-#[derive(Debug, thiserror::Error)]
-pub enum CertificateError {
-    /// A file cannot be read or written.
-    #[error("cannot read or write {}", path.display())]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// Why not.
-        #[source]
-        source: io::Error,
-    },
-    /// A certificate cannot be made.
-    #[error("cannot make a certificate")]
-    Make(#[from] rcgen::Error),
-    /// What is in the files does not make a server.
-    #[error("{} or the key beside it is unfit ({reason}); remove both", path.display())]
-    Unfit {
-        /// The certificate's file.
-        path: PathBuf,
-        /// What is wrong.
-        reason: String,
-    },
-}
-
 /// Reads the certificate of a state directory, or makes one.
 ///
 /// # Errors
@@ -72,21 +45,7 @@ pub(super) fn open(state_dir: &Path) -> Result<TlsAcceptor, CertificateError> {
     if !chain.exists() || !key.exists() {
         make(state_dir, &chain, &key)?;
     }
-    let unfit = |reason: &dyn std::fmt::Display| CertificateError::Unfit {
-        path: chain.clone(),
-        reason: reason.to_string(),
-    };
-    let certificates = CertificateDer::pem_file_iter(&chain).map_err(|e| unfit(&e))?;
-    let certificates: Result<Vec<_>, _> = certificates.collect();
-    let key = PrivateKeyDer::from_pem_file(&key).map_err(|e| unfit(&e))?;
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|e| unfit(&e))?
-        .with_no_client_auth()
-        .with_single_cert(certificates.map_err(|e| unfit(&e))?, key)
-        .map_err(|e| unfit(&e))?;
-    Ok(TlsAcceptor::from(Arc::new(config)))
+    tls::load(&chain, &key, &[b"http/1.1"])
 }
 
 /// Makes `api.crt` (the certificate and its authority's), `api.ca.crt` and `api.key`.

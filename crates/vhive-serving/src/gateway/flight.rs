@@ -26,6 +26,8 @@ pub(super) struct Client {
     pub(super) gateway: Arc<Gateway>,
     /// The client's address without port.
     pub(super) address: Box<str>,
+    /// Whether it speaks TLS.
+    pub(super) secure: bool,
     state: Mutex<ClientState>,
 }
 
@@ -44,7 +46,7 @@ struct ClientState {
 }
 
 impl Client {
-    pub(super) fn new(gateway: Arc<Gateway>, address: Box<str>) -> Arc<Self> {
+    pub(super) fn new(gateway: Arc<Gateway>, address: Box<str>, secure: bool) -> Arc<Self> {
         let state = ClientState {
             flights: Vec::new(),
             idle_since: Instant::now(),
@@ -53,7 +55,7 @@ impl Client {
             tunnel: None,
             closed: false,
         };
-        Arc::new(Self { gateway, address, state: Mutex::new(state) })
+        Arc::new(Self { gateway, address, secure, state: Mutex::new(state) })
     }
 
     /// Ends complete requests; called when their replies have been written.

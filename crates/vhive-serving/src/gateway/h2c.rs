@@ -32,7 +32,9 @@ pub(super) async fn exchange(
 ) -> Result<Response<Incoming>, GatewayError> {
     let host = super::host_of(&parts)?.unwrap_or_default().to_owned();
     let id = flight.id();
-    let origin = Origin { client: &flight.client().address, host: &host, id: id.as_str() };
+    let client = flight.client();
+    let (secure, id) = (client.secure, id.as_str());
+    let origin = Origin { client: &client.address, secure, host: &host, id };
     head::adapt_for_h2(&mut parts.headers, &origin);
     parts.uri = absolute(&parts.uri, &host)?;
     parts.version = Version::HTTP_2;

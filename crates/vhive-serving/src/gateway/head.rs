@@ -22,10 +22,18 @@ const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection")
 pub(super) struct Origin<'a> {
     /// The client's address.
     pub(super) client: &'a str,
+    /// Whether it came by TLS.
+    pub(super) secure: bool,
     /// The host that the client asked for.
     pub(super) host: &'a str,
     /// The invocation's identifier, used unless the client sent one.
     pub(super) id: &'a str,
+}
+
+impl Origin<'_> {
+    fn scheme(&self) -> &'static str {
+        if self.secure { "https" } else { "http" }
+    }
 }
 
 /// How long the body of a message is.
@@ -103,11 +111,12 @@ pub(super) fn write_request_of<'a>(
     finish_joined(out, seen_for, FORWARDED_FOR.as_str());
     out.extend_from_slice(from.client.as_bytes());
     if !seen_proto {
-        out.extend_from_slice(b"\r\nx-forwarded-proto: http");
+        out.extend_from_slice(b"\r\nx-forwarded-proto: ");
+        out.extend_from_slice(from.scheme().as_bytes());
     }
     out.extend_from_slice(b"\r\n");
     finish_joined(out, seen_forwarded, header::FORWARDED.as_str());
-    write_forwarded(out, from.client);
+    write_forwarded(out, from);
     out.extend_from_slice(b"\r\n");
     if !has_id {
         write_own(out, "x-request-id", from.id.as_bytes());
@@ -140,9 +149,10 @@ fn finish_joined(out: &mut Vec<u8>, seen: Joined, name: &str) {
     }
 }
 
-fn write_forwarded(out: &mut Vec<u8>, client: &str) {
+fn write_forwarded(out: &mut Vec<u8>, from: &Origin<'_>) {
+    let client = from.client;
     let (before, after) = if client.contains(':') { ("\"[", "]\"") } else { ("", "") };
-    for part in ["for=", before, client, after, ";proto=http"] {
+    for part in ["for=", before, client, after, ";proto=", from.scheme()] {
         out.extend_from_slice(part.as_bytes());
     }
 }
@@ -166,11 +176,11 @@ pub(super) fn adapt_for_h2(headers: &mut HeaderMap, from: &Origin<'_>) {
         headers.insert(header::TE, HeaderValue::from_static("trailers"));
     }
     let mut forwarded = Vec::new();
-    write_forwarded(&mut forwarded, from.client);
+    write_forwarded(&mut forwarded, from);
     append_element(headers, header::FORWARDED, &forwarded);
     append_element(headers, FORWARDED_FOR, from.client.as_bytes());
     if !headers.contains_key(FORWARDED_PROTO) {
-        headers.insert(FORWARDED_PROTO, HeaderValue::from_static("http"));
+        headers.insert(FORWARDED_PROTO, HeaderValue::from_static(from.scheme()));
     }
     if !headers.contains_key(REQUEST_ID)
         && let Ok(id) = HeaderValue::from_str(from.id)

@@ -19,9 +19,11 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::server::graceful::GracefulConnection;
 use pin_project_lite::pin_project;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tokio_util::task::TaskTracker;
 
@@ -36,6 +38,8 @@ use super::upgrade;
 #[derive(Debug)]
 pub(crate) struct Listening {
     pub(crate) address: SocketAddr,
+    /// Where it speaks TLS.
+    pub(crate) tls_address: Option<SocketAddr>,
     end: Arc<End>,
     tasks: TaskTracker,
 }
@@ -92,33 +96,57 @@ impl Drop for Listening {
     }
 }
 
-/// Opens the port and serves what comes.
+/// Opens the port, and the one for TLS if there is to be one, and serves what comes.
 ///
 /// # Errors
-/// Any I/O error of opening the port.
-pub(crate) async fn listen(gateway: Arc<Gateway>) -> io::Result<Listening> {
-    let listener = TcpListener::bind(gateway.config.listen).await?;
-    let address = listener.local_addr()?;
+/// Any I/O error of opening a port, and which.
+pub(crate) async fn listen(
+    gateway: Arc<Gateway>,
+    tls: Option<(SocketAddr, TlsAcceptor)>,
+) -> Result<Listening, (SocketAddr, io::Error)> {
+    let (listener, address) = bind(gateway.config.listen).await?;
     let (end, tasks) = (Arc::<End>::default(), TaskTracker::new());
-    let accept = Accept { gateway, listener, end: Arc::clone(&end), tasks: tasks.clone() };
-    tasks.spawn(accept.run());
-    Ok(Listening { address, end, tasks })
+    let room = Arc::new(Semaphore::new(gateway.config.max_connections));
+    let accept = |listener, tls| Accept {
+        gateway: Arc::clone(&gateway),
+        listener,
+        tls,
+        room: Arc::clone(&room),
+        end: Arc::clone(&end),
+        tasks: tasks.clone(),
+    };
+    let mut tls_address = None;
+    if let Some((at, acceptor)) = tls {
+        let (listener, address) = bind(at).await?;
+        tls_address = Some(address);
+        tasks.spawn(accept(listener, Some(acceptor)).run());
+    }
+    tasks.spawn(accept(listener, None).run());
+    Ok(Listening { address, tls_address, end, tasks })
+}
+
+async fn bind(at: SocketAddr) -> Result<(TcpListener, SocketAddr), (SocketAddr, io::Error)> {
+    let bound = TcpListener::bind(at).await;
+    let named = bound.and_then(|listener| Ok((listener.local_addr()?, listener)));
+    named.map(|(address, listener)| (listener, address)).map_err(|error| (at, error))
 }
 
 struct Accept {
     gateway: Arc<Gateway>,
     listener: TcpListener,
+    tls: Option<TlsAcceptor>,
+    /// One permit per connection, for all ports together.
+    room: Arc<Semaphore>,
     end: Arc<End>,
     tasks: TaskTracker,
 }
 
 impl Accept {
     async fn run(self) {
-        let room = Arc::new(Semaphore::new(self.gateway.config.max_connections));
         let builders = Arc::new(Builders::new(&self.gateway));
         loop {
             let next = async {
-                let permit = Arc::clone(&room).acquire_owned().await;
+                let permit = Arc::clone(&self.room).acquire_owned().await;
                 (permit, self.listener.accept().await)
             };
             let (permit, accepted) = tokio::select! {
@@ -152,10 +180,27 @@ impl Accept {
             tracing::debug!(%error, "TCP_NODELAY not set");
         }
         let address = peer.ip().to_canonical().to_string().into_boxed_str();
-        let client = Client::new(Arc::clone(&self.gateway), address);
+        let client = Client::new(Arc::clone(&self.gateway), address, self.tls.is_some());
         let (builders, end) = (Arc::clone(builders), Arc::clone(&self.end));
+        let tls = self.tls.clone();
         async move {
             let mut watch = pin!(Watch::new(Arc::clone(&client), Arc::clone(&end)));
+            if let Some(tls) = tls {
+                let limit = client.gateway.config.head_timeout.0;
+                let greeted = tokio::select! {
+                    greeted = tokio::time::timeout(limit, tls.accept(io)) => greeted,
+                    () = end.drain.cancelled() => return,
+                };
+                match greeted {
+                    Ok(Ok(io)) => {
+                        let over = (Replay::new(Bytes::new(), io), false);
+                        Box::pin(by_hyper(&builders, client, over, watch)).await;
+                    }
+                    Ok(Err(error)) => tracing::debug!(%error, "no TLS with a client"),
+                    Err(_) => tracing::debug!("a client did not begin with TLS in time"),
+                }
+                return;
+            }
             let over = if client.gateway.config.by_hyper_only {
                 HandedOver { io, read: Bytes::new(), begun: false }
             } else {
@@ -166,16 +211,17 @@ impl Accept {
                 }
             };
             // Rare, and large: not part of the task of a connection that never comes here.
+            let over = (Replay::new(over.read, over.io), over.begun);
             Box::pin(by_hyper(&builders, client, over, watch)).await;
         }
     }
 }
 
 /// Serves what the short way does not.
-async fn by_hyper(
+async fn by_hyper<I: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     builders: &Builders,
     client: Arc<Client>,
-    over: HandedOver,
+    (io, begun): (Replay<I>, bool),
     watch: Pin<&mut Watch>,
 ) {
     let served = Arc::clone(&client);
@@ -183,9 +229,8 @@ async fn by_hyper(
         let client = Arc::clone(&served);
         async move { Ok::<_, Infallible>(Gateway::handle(&client, request).await) }
     });
-    let io = Replay::new(over.read, over.io);
     let abort = watch.end.abort.clone();
-    if over.begun {
+    if begun {
         // The builder of either version would look for the preface of HTTP/2 once more.
         let connection = builders.http1.serve_connection(io, service).with_upgrades();
         if let Some(Err(error)) = (Serve { connection, watch, draining: false }).await {
@@ -238,8 +283,9 @@ trait Drain: Future {
     fn drain(self: Pin<&mut Self>);
 }
 
-impl<S> Drain for http1::UpgradeableConnection<Replay, S>
+impl<I, S> Drain for http1::UpgradeableConnection<Replay<I>, S>
 where
+    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     S: HttpService<Incoming, ResBody = ReplyBody>,
     S::Error: Into<Box<dyn Error + Send + Sync>>,
 {

@@ -173,7 +173,8 @@ impl Front {
         };
         let Some(flight) = begin(&self.client, &request, began) else { return Some(Next::Other) };
         let id = flight.id();
-        let origin = Origin { client: &self.client.address, host: request.host, id: id.as_str() };
+        let (client, secure) = (&self.client.address, self.client.secure);
+        let origin = Origin { client, secure, host: request.host, id: id.as_str() };
         let told = request.told_length();
         let line = (request.method.as_str(), request.target);
         self.head.clear();

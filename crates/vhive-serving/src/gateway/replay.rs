@@ -7,22 +7,22 @@ use std::task::{Context, Poll};
 use bytes::{Buf as _, Bytes};
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncWrite};
 
 /// Gives what has been read already once more, and then goes on reading.
 #[derive(Debug)]
-pub(super) struct Replay {
+pub(super) struct Replay<I> {
     read: Bytes,
-    io: TokioIo<TcpStream>,
+    io: TokioIo<I>,
 }
 
-impl Replay {
-    pub(super) fn new(read: Bytes, io: TcpStream) -> Self {
+impl<I> Replay<I> {
+    pub(super) fn new(read: Bytes, io: I) -> Self {
         Self { read, io: TokioIo::new(io) }
     }
 }
 
-impl Read for Replay {
+impl<I: AsyncRead + Unpin> Read for Replay<I> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -38,7 +38,7 @@ impl Read for Replay {
     }
 }
 
-impl Write for Replay {
+impl<I: AsyncWrite + Unpin> Write for Replay<I> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,

@@ -115,7 +115,8 @@ async fn exchange(
     let length = super::length_of(parts, &body);
     connection.begin(length, |out| {
         let host = host_of(parts).ok().flatten().unwrap_or_default();
-        let origin = Origin { client: &client.address, host, id: id.as_str() };
+        let (address, secure) = (&client.address, client.secure);
+        let origin = Origin { client: address, secure, host, id: id.as_str() };
         head::write_request(out, parts, length, &origin);
         // Before the empty line.
         out.truncate(out.len() - 2);

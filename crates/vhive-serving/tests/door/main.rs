@@ -13,5 +13,6 @@ mod revisions;
 mod scaling;
 mod snapshots;
 mod support;
+mod tls;
 mod upgrade;
 mod ways;
