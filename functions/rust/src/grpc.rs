@@ -1,7 +1,7 @@
-//! `helloworld.Greeter/SayHello`: framing, and two messages of one string each.
+//! `helloworld.Greeter/SayHello` and `faas.Executor/Execute`: framing and messages.
 //!
 //! # Source
-//! gRPC over HTTP/2, `PROTOCOL-HTTP2.md`; `helloworld.proto` of the gRPC examples.
+//! gRPC over HTTP/2, `PROTOCOL-HTTP2.md`; `helloworld.proto` of the gRPC examples; invitro's `faas.proto`.
 
 use bytes::{BufMut, Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue, Response};
@@ -11,6 +11,34 @@ use prost::Message as _;
 
 use crate::Function;
 use crate::serve::Body;
+
+/// What an invocation of a trace shall do: invitro's `FaasRequest`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Work {
+    /// Not looked at.
+    #[prost(string, tag = "1")]
+    pub message: String,
+    /// CPU time to use up, in ms.
+    #[prost(uint32, tag = "2")]
+    pub runtime_in_milli_sec: u32,
+    /// Memory to touch, in MiB.
+    #[prost(uint32, tag = "3")]
+    pub memory_in_mebi_bytes: u32,
+}
+
+/// What it has done: invitro's `FaasReply`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Done {
+    /// Who it was.
+    #[prost(string, tag = "1")]
+    pub message: String,
+    /// From the work's beginning to its end, in µs.
+    #[prost(uint32, tag = "2")]
+    pub duration_in_micro_sec: u32,
+    /// Memory touched, in KiB.
+    #[prost(uint32, tag = "3")]
+    pub memory_usage_in_kb: u32,
+}
 
 /// Codes of the gRPC specification that are used here.
 #[derive(Clone, Copy)]
@@ -31,8 +59,12 @@ pub(crate) fn is_call(headers: &HeaderMap) -> bool {
 }
 
 /// Answers one call whose request stream was `frame`.
-pub(crate) fn reply<F: Function>(function: &F, path: &str, frame: Bytes) -> Response<Body> {
-    match say_hello(function, path, frame) {
+pub(crate) async fn reply<F: Function>(function: &F, path: &str, frame: Bytes) -> Response<Body> {
+    let answer = match path {
+        "/faas.Executor/Execute" => execute(function, frame).await,
+        _ => say_hello(function, path, frame),
+    };
+    match answer {
         Ok(message) => {
             let trailers = HeaderMap::from_iter([(
                 http::HeaderName::from_static("grpc-status"),
@@ -52,6 +84,16 @@ pub(crate) fn failure(status: &Status) -> Response<Body> {
     headers.insert("grpc-status", HeaderValue::from(status.0 as u16));
     headers.insert("grpc-message", percent_encoded(&status.1));
     response
+}
+
+async fn execute<F: Function>(function: &F, frame: Bytes) -> Result<Bytes, Status> {
+    let work = Work::decode(unframed(frame)?)
+        .map_err(|error| Status(Code::InvalidArgument, format!("not a FaasRequest: {error}")))?;
+    match function.execute(work).await {
+        Some(Ok(done)) => Ok(framed(&done)),
+        Some(Err(reason)) => Err(Status(Code::InvalidArgument, reason)),
+        None => Err(Status(Code::Unimplemented, format!("{} executes no work", F::NAME))),
+    }
 }
 
 fn say_hello<F: Function>(function: &F, path: &str, frame: Bytes) -> Result<Bytes, Status> {
@@ -83,11 +125,11 @@ fn unframed(mut frame: Bytes) -> Result<Bytes, Status> {
     Ok(message)
 }
 
-fn framed(message: &String) -> Bytes {
+fn framed(message: &impl prost::Message) -> Bytes {
     let length = message.encoded_len();
     let mut frame = BytesMut::with_capacity(5 + length);
     frame.put_u8(0);
-    frame.put_u32(u32::try_from(length).expect("greetings are shorter than the body limit"));
+    frame.put_u32(u32::try_from(length).expect("replies are shorter than the body limit"));
     message.encode(&mut frame).expect("the buffer grows");
     frame.freeze()
 }

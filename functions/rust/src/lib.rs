@@ -32,6 +32,7 @@ mod serve;
 use std::future::Future;
 use std::process::ExitCode;
 
+pub use grpc::{Done, Work};
 pub use message::{Reply, Request};
 
 /// A function that answers requests.
@@ -50,6 +51,12 @@ pub trait Function: Send + Sync + 'static {
     fn greet(&self, name: &str) -> Option<String> {
         let _ = name;
         None
+    }
+
+    /// Answers `faas.Executor/Execute`; `None` says that it is not implemented.
+    fn execute(&self, work: Work) -> impl Future<Output = Option<Result<Done, String>>> + Send {
+        let _ = work;
+        std::future::ready(None)
     }
 }
 

@@ -136,7 +136,7 @@ async fn answer<F: Function>(
     let body = body.to_bytes();
     let path = head.uri.path();
     if is_call {
-        return grpc::reply(function, path, body);
+        return grpc::reply(function, path, body).await;
     }
     let query = head.uri.query().unwrap_or_default().to_owned();
     let reply = match (head.method, path) {

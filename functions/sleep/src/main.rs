@@ -12,7 +12,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
-use vhive_function::{Function, Reply, Request};
+use vhive_function::{Done, Function, Reply, Request, Work};
 
 /// Longest CPU and idle time of one request.
 const MAX_MS: u64 = 600_000;
@@ -51,25 +51,52 @@ struct Output {
 
 impl Function for Sleep {
     const NAME: &'static str = "sleep";
-    const HELP: &'static str = r#"POST / with {"cpu_ms":50,"memory_mib":16,"idle_ms":0}, or GET /?cpu_ms=50&memory_mib=16, uses that much and replies with what it measured"#;
+    const HELP: &'static str = r#"POST / with {"cpu_ms":50,"memory_mib":16,"idle_ms":0}, or GET /?cpu_ms=50&memory_mib=16, uses that much and replies with what it measured; faas.Executor/Execute does the same over gRPC"#;
 
     async fn call(&self, request: Request) -> Reply {
         let input: Input = match request.numbers() {
             Ok(input) => input,
             Err(reply) => return reply,
         };
-        if input.cpu_ms > MAX_MS || input.idle_ms > MAX_MS {
-            return Reply::bad_request(&format!("cpu_ms and idle_ms must be at most {MAX_MS}"));
+        match use_up(input).await {
+            Ok(output) => Reply::json(&output),
+            Err(reply) => reply,
         }
-        match work::free_memory_mib() {
-            Ok(free) if input.memory_mib <= free => use_up(input).await,
-            Ok(free) => Reply::bad_request(&format!("memory_mib must be at most {free} here")),
-            Err(error) => Reply::internal(&format!("cannot read /proc/meminfo: {error}")),
-        }
+    }
+
+    async fn execute(&self, work: Work) -> Option<Result<Done, String>> {
+        let input = Input {
+            cpu_ms: work.runtime_in_milli_sec.into(),
+            memory_mib: work.memory_in_mebi_bytes.into(),
+            idle_ms: 0,
+        };
+        let micros = |ms: f64| {
+            let span = Duration::try_from_secs_f64(ms / 1e3).unwrap_or(Duration::MAX);
+            u32::try_from(span.as_micros()).unwrap_or(u32::MAX)
+        };
+        let done = use_up(input).await.map(|output| Done {
+            message: Self::NAME.to_owned(),
+            duration_in_micro_sec: micros(output.measured_wall_ms),
+            memory_usage_in_kb: u32::try_from(output.touched_bytes >> 10).unwrap_or(u32::MAX),
+        });
+        Some(done.map_err(|reply| String::from_utf8_lossy(&reply.body).trim().to_owned()))
     }
 }
 
-async fn use_up(input: Input) -> Reply {
+async fn use_up(input: Input) -> Result<Output, Reply> {
+    if input.cpu_ms > MAX_MS || input.idle_ms > MAX_MS {
+        let reason = format!("cpu_ms and idle_ms must be at most {MAX_MS}");
+        return Err(Reply::bad_request(&reason));
+    }
+    match work::free_memory_mib() {
+        Ok(free) if input.memory_mib <= free => {}
+        Ok(free) => {
+            return Err(Reply::bad_request(&format!("memory_mib must be at most {free} here")));
+        }
+        Err(error) => {
+            return Err(Reply::internal(&format!("cannot read /proc/meminfo: {error}")));
+        }
+    }
     let begun = Instant::now();
     // A thread per request: two requests at a time share the CPU as two processes would, and the
     // clock of the thread counts one request only.
@@ -77,15 +104,15 @@ async fn use_up(input: Input) -> Reply {
     let memory = input.memory_mib << 20;
     let (done, used) = match tokio::task::spawn_blocking(move || work::spend(cpu, memory)).await {
         Ok(Ok(done)) => done,
-        Ok(Err(error)) => return Reply::bad_request(&error),
-        Err(error) => return Reply::internal(&error),
+        Ok(Err(error)) => return Err(Reply::bad_request(&error)),
+        Err(error) => return Err(Reply::internal(&error)),
     };
     if input.idle_ms > 0 {
         tokio::time::sleep(Duration::from_millis(input.idle_ms)).await;
     }
     let touched_bytes = done.touched_bytes();
     drop(done);
-    Reply::json(&Output {
+    Ok(Output {
         cpu_ms: input.cpu_ms,
         memory_mib: input.memory_mib,
         idle_ms: input.idle_ms,
@@ -97,4 +124,20 @@ async fn use_up(input: Input) -> Reply {
 
 fn main() -> ExitCode {
     vhive_function::run(Sleep)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn work_of_a_trace_is_really_done() {
+        let work = Work { runtime_in_milli_sec: 20, memory_in_mebi_bytes: 3, ..Work::default() };
+        let done = Sleep.execute(work).await.expect("it is implemented").expect("it fits");
+        assert!(done.duration_in_micro_sec >= 20_000, "{done:?}");
+        assert_eq!(done.memory_usage_in_kb, 3 << 10);
+        let work = Work { memory_in_mebi_bytes: u32::MAX, ..Work::default() };
+        let refused = Sleep.execute(work).await.expect("it is implemented").unwrap_err();
+        assert!(refused.contains("memory_mib must be at most"), "{refused}");
+    }
 }
