@@ -16,7 +16,7 @@ use crate::scaler::Poke;
 use crate::standing::Standing;
 use crate::store::{StoredRevision, StoredService};
 use crate::throttle::Throttle;
-use crate::traffic;
+use crate::traffic::{self, Target};
 
 /// Where a host of the cluster itself ends.
 const CLUSTER: &str = ".svc.cluster.local";
@@ -200,14 +200,17 @@ impl Catalog {
         let before = tables.services.get(&key).cloned();
         let mut turnover = Turnover::default();
         let mut routes = Vec::new();
-        for revision in stored.revisions.iter().filter(|one| is_kept(&stored, one)) {
+        let wanted = stored.targets();
+        for revision in stored.revisions.iter().filter(|one| is_kept(&stored, one, &wanted)) {
             let known = tables.revisions.get(&revision.revision.key);
             let route = known.cloned().unwrap_or_else(|| {
                 let route = Arc::new(self.make_route(revision));
                 turnover.begun.push(Arc::clone(&route));
                 route
             });
-            let reachable = stored.routed.is_empty() || stored.is_routed(revision.name());
+            // One that is to get requests must get ready first.
+            let reachable =
+                stored.routed.is_empty() || stored.is_routed(revision.name()) || !revision.ready;
             route.reachable.store(reachable, Ordering::Relaxed);
             routes.push(route);
         }
@@ -346,7 +349,11 @@ impl Catalog {
     }
 }
 
-/// Whether the node keeps a revision known: one that requests reach, or the latest one.
-fn is_kept(stored: &StoredService, revision: &StoredRevision) -> bool {
-    stored.is_routed(revision.name()) || revision.name() == stored.latest().name()
+/// Whether the node keeps a revision known: one that requests reach or are to reach once it is
+/// ready, or the latest one.
+fn is_kept(stored: &StoredService, revision: &StoredRevision, wanted: &[Target]) -> bool {
+    let name = revision.name();
+    stored.is_routed(name)
+        || name == stored.latest().name()
+        || wanted.iter().any(|target| target.revision.as_deref() == Some(name))
 }

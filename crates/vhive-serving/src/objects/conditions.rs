@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::seconds;
 use crate::catalog::Entry;
 use crate::standing::{Readiness, Standing};
-use crate::traffic::{Held, assign, targets};
+use crate::traffic::{Held, assign};
 
 /// One condition, without its type.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -86,7 +86,7 @@ pub(super) fn of_configuration(entry: &Entry) -> Condition {
 
 /// Whether requests go where the service wants them.
 pub(super) fn of_route(entry: &Entry) -> Condition {
-    match assign(&targets(&entry.stored.spec.value()), &entry.stored.known()) {
+    match assign(&entry.stored.targets(), &entry.stored.known()) {
         Ok(_) => Condition::holds(),
         Err(held @ Held::Missing(_)) => Condition::fails("RevisionMissing", held.to_string()),
         Err(held) => Condition::unknown("RevisionMissing", held.to_string()),

@@ -297,8 +297,12 @@ fn invalid(admitted: &Admitted, path: &str, reason: String) -> ChangeError {
 /// Notes since when revisions are out of reach.
 pub(super) fn mark_idle(stored: &mut StoredService, now: Timestamp) {
     let last = stored.revisions.len() - 1;
+    let wanted = stored.targets();
     for at in 0..stored.revisions.len() {
-        let reachable = at == last || stored.is_routed(stored.revisions[at].name());
+        let name = stored.revisions[at].name();
+        let reachable = at == last
+            || stored.is_routed(name)
+            || wanted.iter().any(|target| target.revision.as_deref() == Some(name));
         let revision = &mut stored.revisions[at];
         revision.idle_since = match (reachable, revision.idle_since) {
             (true, _) => None,

@@ -18,7 +18,7 @@ use crate::kind::Kind;
 use crate::objects;
 use crate::standing::{Readiness, Standing, has_begun};
 use crate::store::{StoredRevision, StoredService};
-use crate::traffic::{assign, targets};
+use crate::traffic::assign;
 
 /// Least time between two looks of the task, however many instances come and go.
 const BREATH: Duration = Duration::from_millis(20);
@@ -160,7 +160,7 @@ impl Services {
         let mut stored = StoredService::clone(&entry.stored);
         let revision = stored.revisions.iter_mut().find(|one| one.uid == ready.uid)?;
         revision.ready = true;
-        if let Ok(routed) = assign(&targets(&stored.spec.value()), &stored.known()) {
+        if let Ok(routed) = assign(&stored.targets(), &stored.known()) {
             stored.routed = routed;
         }
         mark_idle(&mut stored, now);

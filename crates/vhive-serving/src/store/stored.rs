@@ -10,7 +10,7 @@ use vhive_api::{Digest, Revision, RevisionKey};
 use crate::admission::Admitted;
 use crate::autoscale::Rules;
 use crate::document::Document;
-use crate::traffic::{Assigned, Known};
+use crate::traffic::{Assigned, Known, Target, targets};
 
 /// One service with all that belongs to it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -91,6 +91,11 @@ impl StoredService {
     pub(crate) fn known(&self) -> Vec<Known<'_>> {
         let each = self.revisions.iter();
         each.map(|one| Known { name: one.name(), ready: one.ready }).collect()
+    }
+
+    /// What its `spec` asks for.
+    pub(crate) fn targets(&self) -> Vec<Target> {
+        targets(&self.spec.value())
     }
 
     /// Whether requests can reach a revision.

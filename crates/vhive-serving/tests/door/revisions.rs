@@ -121,6 +121,31 @@ async fn a_revision_that_never_gets_ready_gets_no_traffic() {
     world.stop().await;
 }
 
+#[tokio::test]
+async fn a_revision_that_is_named_before_it_is_ready_gets_ready_and_then_its_requests() {
+    let world = World::new().await;
+    let slow = |document: &mut Value| {
+        annotate(document, "autoscaling.knative.dev/initial-scale", "1");
+        document["spec"]["template"]["spec"]["containers"][0]["env"] =
+            json!([{"name": "VHIVE_SIM_BOOT_MS", "value": "400"}]);
+    };
+    world.apply("hello", |_| {}).await;
+    world.apply("hello", slow).await;
+    // The third comes before the second is ready, and traffic names the second.
+    let (status, object) = world
+        .apply("hello", |document| {
+            variant(document, "three");
+            document["spec"]["traffic"] = json!([{"revisionName": "hello-00002", "percent": 100}]);
+        })
+        .await;
+    assert_eq!(status, 200, "{object}");
+    assert_eq!(object["status"]["traffic"][0]["revisionName"], "hello-00001", "{object}");
+    assert_eq!(world.get("hello").await.status, 200, "requests go where they went");
+    let object = wait(&world, &format!("{SERVING}/services/hello"), "RoutesReady", "True").await;
+    assert_eq!(object["status"]["traffic"][0]["revisionName"], "hello-00002", "{object}");
+    world.stop().await;
+}
+
 /// Waits until a condition has a status.
 async fn wait(world: &World, path: &str, kind: &str, status: &str) -> Value {
     let begun = std::time::Instant::now();
