@@ -31,9 +31,17 @@ pub(crate) struct Route {
     pub(crate) metrics: RouteMetrics,
     /// Whether new requests can come: otherwise no least number of instances is kept.
     reachable: AtomicBool,
+    /// Whether it has ever been ready: otherwise its first instances are wanted.
+    ready: AtomicBool,
 }
 
 impl Route {
+    /// How many instances it wants until it has been ready, whatever its requests are.
+    pub(crate) fn first(&self) -> u32 {
+        let first = self.rules.initial.max(self.rules.min);
+        if self.ready.load(Ordering::Relaxed) { 0 } else { first }
+    }
+
     /// Whether new requests can come.
     pub(crate) fn is_reachable(&self) -> bool {
         self.reachable.load(Ordering::Relaxed)
@@ -212,6 +220,7 @@ impl Catalog {
             let reachable =
                 stored.routed.is_empty() || stored.is_routed(revision.name()) || !revision.ready;
             route.reachable.store(reachable, Ordering::Relaxed);
+            route.ready.store(revision.ready, Ordering::Relaxed);
             routes.push(route);
         }
         for route in before.iter().flat_map(|entry| entry.routes.iter()) {
@@ -264,10 +273,23 @@ impl Catalog {
             let service = (key.namespace.clone(), route.revision.service.clone());
             return tables.services.get(&service).cloned();
         }
-        // One that no request can reach: seldom asked for, so that no table is kept for it.
+        // One that no request can reach: its name begins with its service's.
         drop(tables);
-        let mut of_it = self.list(Some(&key.namespace)).into_iter();
+        let mut of_it = self.possible(key);
         of_it.find(|entry| entry.stored.revision(&key.name).is_some())
+    }
+
+    /// The other service that has a revision of this key already.
+    pub(crate) fn other_with(&self, key: &RevisionKey, service: &str) -> Option<String> {
+        let mut others = self.possible(key).filter(|entry| entry.stored.name != service);
+        let other = others.find(|entry| entry.stored.revision(&key.name).is_some());
+        other.map(|entry| entry.stored.name.clone())
+    }
+
+    /// The services whose name a revision's may begin with.
+    fn possible(&self, key: &RevisionKey) -> impl Iterator<Item = Entry> {
+        let dashes = key.name.match_indices('-').map(|(at, _)| &key.name[..at]);
+        dashes.filter_map(|service| self.get(&key.namespace, service))
     }
 
     /// Closes the connections to an instance of a revision. Blocks; not for a thread of the async
@@ -337,6 +359,7 @@ impl Catalog {
             upstreams: Upstreams::new(self.idle_connections),
             metrics: RouteMetrics::default(),
             reachable: AtomicBool::new(true),
+            ready: AtomicBool::new(stored.ready),
         }
     }
 

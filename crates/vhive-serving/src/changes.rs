@@ -17,8 +17,9 @@ use tokio::sync::watch;
 use crate::document::Document;
 use crate::kind::Kind;
 
-/// Changes kept.
+/// Changes kept, and bytes of their objects.
 const KEPT: usize = 4096;
+const KEPT_BYTES: usize = 16 << 20;
 
 /// What became of an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,6 +79,8 @@ struct Log {
     /// The last version that watchers have been told of, or need not be.
     version: u64,
     kept: VecDeque<Arc<Change>>,
+    /// Of the objects in `kept`.
+    bytes: usize,
     /// Versions up to which changes of a kind may be missing.
     horizons: [u64; Kind::ALL.len()],
 }
@@ -86,7 +89,7 @@ impl Changes {
     /// An empty log; the next version is the one after `version`.
     pub(crate) fn new(version: u64) -> Self {
         let horizons = [version; Kind::ALL.len()];
-        let log = Log { issued: version, version, kept: VecDeque::new(), horizons };
+        let log = Log { issued: version, version, kept: VecDeque::new(), bytes: 0, horizons };
         Self {
             log: Mutex::new(log),
             newest: watch::Sender::new(version),
@@ -129,10 +132,12 @@ impl Changes {
         for change in changes {
             debug_assert!(change.version >= log.version, "changes are published in their order");
             log.version = change.version;
+            log.bytes += change.object.size();
             log.kept.push_back(Arc::new(change));
-            if log.kept.len() > KEPT
+            while (log.kept.len() > KEPT || log.bytes > KEPT_BYTES)
                 && let Some(gone) = log.kept.pop_front()
             {
+                log.bytes -= gone.object.size();
                 let horizon = &mut log.horizons[gone.kind.index()];
                 *horizon = (*horizon).max(gone.version);
             }

@@ -18,6 +18,11 @@ impl Document {
         Self(value.to_string().into_boxed_str())
     }
 
+    /// Bytes that it takes.
+    pub(crate) fn size(&self) -> usize {
+        self.0.len()
+    }
+
     /// The value, made anew.
     pub(crate) fn value(&self) -> Value {
         serde_json::from_str(&self.0).expect("it was written by us")

@@ -117,7 +117,7 @@ impl Gateway {
             Err(error) => return refusal(&error),
         };
         if respond_async::is_wanted(&parts) {
-            let kept = respond_async::accept(gateway, &gateway.deferred, parts, body);
+            let kept = respond_async::accept(client, &gateway.deferred, parts, body);
             return Box::pin(kept).await;
         }
         if let Some(protocol) = upgrade::wanted(&parts, &route) {

@@ -3,6 +3,8 @@
 //! # Source
 //! Knative Serving, `config/core/configmaps/gc.yaml`: what it calls active is called routed here.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 
 use crate::config::RetentionConfig;
@@ -25,12 +27,12 @@ pub(crate) fn expired<'a>(
 ) -> Vec<&'a str> {
     let mut idle: Vec<_> = all.iter().filter_map(|one| Some((one.idle_since?, one))).collect();
     idle.sort_by_key(|(since, one)| (*since, one.created));
-    let age = |at: Timestamp| now.duration_since(at);
+    // A clock that was set back makes nothing old.
+    let age = |at: Timestamp| Duration::try_from(now.duration_since(at)).unwrap_or_default();
     let mut kept = idle.len();
     let mut gone = Vec::new();
     for (since, one) in idle {
-        let stale = age(one.created).unsigned_abs() > config.since_created.0
-            && age(since).unsigned_abs() > config.since_routed.0;
+        let stale = age(one.created) > config.since_created.0 && age(since) > config.since_routed.0;
         if kept > config.max_idle || (kept > config.min_idle && stale) {
             gone.push(one.name);
             kept -= 1;

@@ -175,7 +175,10 @@ fn step(node: &Node, watched: &mut Watched, clock: Clock, now: Instant) -> Optio
     let decision = watched.policy.decide(moment, &pool);
     let again = decision.again.and_then(|again| clock.epoch.checked_add(again));
     let quiet = sample.arrivals == 0;
-    let Some(want) = decision.want.or(watched.wanted) else { return Some(Next { again, quiet }) };
+    let first = route.first();
+    let wanted = decision.want.or(watched.wanted).or((first > 0).then_some(first));
+    let Some(want) = wanted else { return Some(Next { again, quiet }) };
+    let want = want.max(first);
     if watched.wanted != Some(want) {
         if watched.wanted.is_some() {
             tracing::info!(revision = %key, want, ready = counts.ready, "scale");
@@ -191,6 +194,7 @@ fn step(node: &Node, watched: &mut Watched, clock: Clock, now: Instant) -> Optio
         route.upstreams.retain(|id| living.iter().any(|instance| instance.id == *id));
     }
     watched.there = there;
-    let excess = (there > want).then_some(now + clock.tick);
+    // One that never was ready is looked at until it is.
+    let excess = (there > want || first > 0).then_some(now + clock.tick);
     Some(Next { again: again.into_iter().chain(excess).min(), quiet })
 }

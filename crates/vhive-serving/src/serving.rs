@@ -181,6 +181,7 @@ impl Serving {
     /// deadline. Shut the node down afterwards.
     pub async fn shutdown(self, deadline: Deadline) -> Drained {
         let Self { gateway, listening, api, tasks, .. } = self;
+        gateway.deferred.stop();
         let cut = listening.close(deadline.left()).await;
         drop(tasks);
         gateway.ledger.write();

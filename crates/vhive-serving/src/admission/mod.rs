@@ -29,6 +29,10 @@ pub use cursor::{Problem, ProblemKind};
 pub use documents::{DocumentError, documents};
 pub use service::is_label;
 
+/// Levels of a document that are accepted: what is stored holds it a few levels down, and is read by
+/// a parser that stops at 128.
+pub(crate) const DEEPEST: usize = 64;
+
 /// Prefix of vHive's own annotations.
 pub const PREFIX: &str = "vhive.dev/";
 

@@ -12,7 +12,7 @@ use vhive_api::RuntimeName;
 
 use super::container::read_container;
 use super::cursor::{Cursor, Fields, Problems};
-use super::{Admitted, Invalid, Template, annotations};
+use super::{Admitted, DEEPEST, Invalid, Template, annotations};
 use crate::config::Config;
 use crate::traffic::Target;
 
@@ -97,7 +97,12 @@ const MAX_NAME: usize = 57;
 pub(super) fn admit(document: &Value, config: &Config) -> Result<Admitted, Invalid> {
     let problems = Problems::default();
     let root = Cursor::root(document, &problems);
-    let admitted = read_document(&root, config);
+    let admitted = if is_deeper(document, DEEPEST) {
+        root.invalid(format!("must not be nested deeper than {DEEPEST} levels"));
+        None
+    } else {
+        read_document(&root, config)
+    };
     let found = problems.into_inner();
     match admitted {
         Some(admitted) if found.is_empty() => Ok(admitted),
@@ -105,6 +110,15 @@ pub(super) fn admit(document: &Value, config: &Config) -> Result<Admitted, Inval
             let name = document.pointer("/metadata/name").and_then(Value::as_str).unwrap_or("?");
             Err(Invalid { name: name.chars().take(80).collect(), problems: found })
         }
+    }
+}
+
+fn is_deeper(value: &Value, levels: usize) -> bool {
+    match value {
+        Value::Array(_) | Value::Object(_) if levels == 0 => true,
+        Value::Array(list) => list.iter().any(|one| is_deeper(one, levels - 1)),
+        Value::Object(map) => map.values().any(|one| is_deeper(one, levels - 1)),
+        _ => false,
     }
 }
 

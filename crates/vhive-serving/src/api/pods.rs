@@ -8,7 +8,7 @@ use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query};
 use axum::response::{IntoResponse as _, Response};
 use bytes::Bytes;
-use futures_util::StreamExt as _;
+use futures_util::{FutureExt as _, StreamExt as _};
 use http::header;
 use serde::Deserialize;
 use vhive_api::RevisionKey;
@@ -114,7 +114,12 @@ impl Following {
         }
         let lines = tokio::select! {
             lines = self.follower.next() => lines,
-            _ = self.pods.next() => Vec::new(),
+            changed = self.pods.next() => {
+                if changed.is_err() {
+                    self.pods = self.shared.services.watch(Kind::Pod, None).await.ok()?;
+                }
+                Vec::new()
+            }
             () = self.shared.end.cancelled() => return None,
         };
         let mut text = Vec::new();
@@ -124,6 +129,14 @@ impl Following {
             }
         }
         self.over = !self.is_there();
+        if self.over && lines.is_empty() {
+            // Its last words may have come together with its end.
+            for (_, line) in self.follower.next().now_or_never().unwrap_or_default() {
+                if line.number >= self.next {
+                    write(&mut text, &line, self.timestamps);
+                }
+            }
+        }
         Some((Ok(Bytes::from(text)), self))
     }
 }

@@ -138,7 +138,7 @@ fn all(shared: &Shared, kind: Kind, namespace: Option<&str>) -> Vec<Value> {
             sorted(each.collect())
         }
         Kind::Pod => sorted(services.pods(namespace)),
-        Kind::Event => services.events(namespace),
+        Kind::Event => sorted(services.events(namespace)),
         Kind::Namespace => {
             let entries = catalog.list(None);
             let mut names: Vec<&str> =

@@ -28,7 +28,7 @@ use crate::tls::{self, CertificateError};
 const GREETING: Duration = Duration::from_secs(10);
 
 /// Connections that may be greeted at a time; further ones wait to be accepted.
-const GREETED: usize = 256;
+const GREETED: usize = 1024;
 
 /// First byte of a TLS handshake record.
 ///

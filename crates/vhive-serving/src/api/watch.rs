@@ -48,6 +48,8 @@ struct Stream {
     lines: VecDeque<Bytes>,
     /// Objects that the client has, if the selector may let them go again.
     known: Option<HashSet<(String, String)>>,
+    /// Up to here, what the client has may differ from what was there when it began to watch.
+    begun: u64,
     bookmarks: bool,
     include: String,
     until: Instant,
@@ -78,6 +80,7 @@ pub(super) async fn stream(
         watcher,
         lines: VecDeque::new(),
         known,
+        begun: shared.services.changes.version(),
         bookmarks: query.bookmarks(),
         include: query.include_object.clone(),
         until: Instant::now() + limit,
@@ -170,7 +173,11 @@ impl Stream {
             Some(known) => {
                 let id = owned(&object);
                 match (change.what, fits) {
-                    (What::Deleted, _) | (_, false) if known.remove(&id) => What::Deleted,
+                    (What::Deleted, _) | (_, false)
+                        if known.remove(&id) || change.version <= self.begun =>
+                    {
+                        What::Deleted
+                    }
                     (What::Deleted, _) | (_, false) => return,
                     (_, true) if known.insert(id) => What::Added,
                     (_, true) => What::Modified,

@@ -21,10 +21,16 @@ use super::{Shared, State};
 use crate::catalog::Entry;
 use crate::kind::Kind;
 use crate::objects;
-use crate::services::{ChangeError, Mode, Wish};
+use crate::services::{ChangeError, Mode, Seen, Wish};
 
 /// How often a patch is tried again on what another client has made of the object.
 const TRIES: usize = 5;
+
+/// Operations in a JSON patch.
+const MOST_OPERATIONS: usize = 1000;
+
+/// Values in an object that copies have been made in.
+const MOST_VALUES: usize = 20_000;
 
 type Body = Result<Bytes, BytesRejection>;
 type Placed = Path<(String, String)>;
@@ -122,13 +128,26 @@ pub(super) async fn patch(
             let unreadable =
                 |error| Problem::bad_request(format!("body is no JSON patch: {error}"));
             let patch: json_patch::Patch = serde_json::from_slice(&body).map_err(unreadable)?;
+            if patch.0.len() > MOST_OPERATIONS {
+                let message = format!("the patch has more than {MOST_OPERATIONS} operations");
+                return Err(Problem::bad_request(message));
+            }
             edit(&request, |object| {
-                let applied = json_patch::patch(object, &patch);
-                let unfit = |error| {
+                let unfit = |error: &dyn std::fmt::Display| {
                     let message = format!("the patch cannot be applied: {error}");
                     Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "Invalid", message)
                 };
-                applied.map(|()| false).map_err(unfit)
+                for operation in &patch.0 {
+                    let applied = json_patch::patch(object, std::slice::from_ref(operation));
+                    applied.map_err(|error| unfit(&error))?;
+                    // A copy may double what there is, in number and in depth.
+                    if matches!(operation, json_patch::PatchOperation::Copy(_))
+                        && !is_moderate(object)
+                    {
+                        return Err(unfit(&"its copies make the object too large"));
+                    }
+                }
+                Ok(false)
             })
             .await
         }
@@ -142,6 +161,23 @@ pub(super) async fn patch(
             Err(Problem::new(status, "UnsupportedMediaType", message))
         }
     }
+}
+
+/// Whether an object is no larger and no deeper than any that is meant.
+fn is_moderate(object: &Value) -> bool {
+    let (mut left, mut seen) = (vec![(object, 0)], 0);
+    while let Some((value, depth)) = left.pop() {
+        seen += 1;
+        if seen > MOST_VALUES || depth > crate::admission::DEEPEST {
+            return false;
+        }
+        match value {
+            Value::Array(list) => left.extend(list.iter().map(|one| (one, depth + 1))),
+            Value::Object(map) => left.extend(map.values().map(|one| (one, depth + 1))),
+            _ => {}
+        }
+    }
+    true
 }
 
 /// Reads the object, changes it, and puts it back, again if another client was quicker, unless the
@@ -255,15 +291,18 @@ pub(super) async fn remove(
     services.settle().await;
     let uid = match kind {
         Kind::Service => {
-            let (version, uid) =
-                (text("/preconditions/resourceVersion"), text("/preconditions/uid"));
+            let text = |pointer| text(pointer).map(str::to_owned);
+            let seen = Seen {
+                version: text("/preconditions/resourceVersion"),
+                uid: text("/preconditions/uid"),
+            };
             if asked {
                 find(&shared, kind, &namespace, &name)
                     .ok_or_else(|| Problem::not_found(kind, &name))?
                     .pointer("/metadata/uid")
                     .cloned()
             } else {
-                let entry = services.remove(&namespace, &name, version, uid).await?;
+                let entry = services.remove(&namespace, &name, seen).await?;
                 Some(Value::from(entry.stored.uid.as_str()))
             }
         }

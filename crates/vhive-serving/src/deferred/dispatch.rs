@@ -65,20 +65,30 @@ impl One {
     async fn carry_out(&self, pending: &Pending) {
         let (deferred, most) = (&self.deferred, self.deferred.config.attempts);
         let mut pause = FIRST_PAUSE;
-        for attempt in 1..=most {
+        let mut attempt = 1;
+        loop {
             let Ok(turn) = self.turns.acquire().await else { return };
+            if deferred.stopped.is_cancelled() {
+                return;
+            }
             deferred.turn(&pending.id, Stage::Running, attempt);
             let limit = deferred.config.max_reply;
             let got = send(pending, self.gateway, limit).await;
             drop(turn);
+            // A gateway that is being closed says nothing about the function.
+            let unreachable = matches!(got, Err(SendError::Connect(_)));
             let (again, reply) = judge(pending, got, attempt);
-            if !again || attempt == most {
+            if !unreachable && (!again || attempt >= most) {
                 deferred.end(&pending.id, reply).await;
                 return;
             }
             deferred.retried.fetch_add(1, Ordering::Relaxed);
             deferred.turn(&pending.id, Stage::Pending, attempt);
-            tokio::time::sleep(pause).await;
+            attempt += u32::from(!unreachable);
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = deferred.stopped.cancelled() => return,
+            }
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
     }

@@ -24,13 +24,17 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, SemaphorePermit, mpsc};
+use tokio_util::sync::CancellationToken;
 
 pub(crate) use self::dispatch::run;
 use self::store::{Kept, Queue};
 pub(crate) use self::store::{KeptReply, Pending};
 use crate::config::AsyncConfig;
 use crate::store::StoreError;
+
+/// Bodies that are read at a time.
+const READ_AT_A_TIME: usize = 64;
 
 /// How far an invocation has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -92,6 +96,9 @@ pub(crate) struct Deferred {
     open: Mutex<Open>,
     /// Wakes the dispatcher, once for each.
     news: mpsc::UnboundedSender<Arc<Pending>>,
+    stopped: CancellationToken,
+    /// One permit per body that is being read: until it is whole it counts nowhere else.
+    reading: Semaphore,
     pub(crate) done: AtomicU64,
     pub(crate) failed: AtomicU64,
     pub(crate) retried: AtomicU64,
@@ -120,6 +127,8 @@ impl Deferred {
             queue: Arc::new(queue),
             open: Mutex::default(),
             news,
+            stopped: CancellationToken::new(),
+            reading: Semaphore::new(READ_AT_A_TIME),
             done: AtomicU64::new(0),
             failed: AtomicU64::new(0),
             retried: AtomicU64::new(0),
@@ -147,23 +156,30 @@ impl Deferred {
             let kept = (Arc::new(pending.clone()), Stage::Pending, 0);
             open.requests.insert(pending.id.clone(), kept);
         }
-        let queue = Arc::clone(&self.queue);
-        let id = pending.id.clone();
-        let written = tokio::task::spawn_blocking(move || {
-            queue.add(&pending)?;
-            Ok::<_, StoreError>(pending)
-        });
-        let written = written.await.map_err(|_| AcceptError::ShutDown).and_then(|w| Ok(w?));
-        match written {
-            Ok(pending) => {
-                let _ = self.news.send(Arc::new(pending));
+        let deferred = Arc::clone(self);
+        // To the end, even if the client hangs up meanwhile.
+        let written = tokio::task::spawn_blocking(move || match deferred.queue.add(&pending) {
+            Ok(()) => {
+                let _ = deferred.news.send(Arc::new(pending));
                 Ok(())
             }
             Err(error) => {
-                self.leave(&id);
+                deferred.leave(&pending.id);
                 Err(error)
             }
-        }
+        });
+        Ok(written.await.map_err(|_| AcceptError::ShutDown)??)
+    }
+
+    /// Begins no more tries; those under way go on. What is not done stays for the next node.
+    pub(crate) fn stop(&self) {
+        self.stopped.cancel();
+    }
+
+    /// A turn for reading a body; none if too many are being read.
+    pub(crate) fn turn_to_read(&self) -> Result<SemaphorePermit<'_>, AcceptError> {
+        let (pending, bytes) = (self.pending(), self.entries().bytes);
+        self.reading.try_acquire().map_err(|_| AcceptError::Full { pending, bytes })
     }
 
     fn enter(&self, pending: Arc<Pending>) {

@@ -105,6 +105,12 @@ impl Client {
         self.state().flights.push((id, deadline));
     }
 
+    /// Counts as serving a request until the guard is dropped.
+    pub(super) fn busy(self: &Arc<Self>, id: u64, deadline: Instant) -> Busy {
+        self.begin(id, deadline);
+        Busy { client: Arc::clone(self), id }
+    }
+
     /// A timer for a request with this deadline.
     fn timer(&self, deadline: Instant) -> Timer {
         let timer = self.state().timers.pop();
@@ -143,6 +149,19 @@ impl Client {
     fn state(&self) -> MutexGuard<'_, ClientState> {
         // Nothing panics while it holds the lock, so a poisoned state is still whole.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A client that is being served something that has no flight.
+#[derive(Debug)]
+pub(super) struct Busy {
+    client: Arc<Client>,
+    id: u64,
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.client.end(self.id, None, Instant::now());
     }
 }
 

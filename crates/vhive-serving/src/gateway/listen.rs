@@ -53,6 +53,9 @@ pub(super) struct End {
     abort: CancellationToken,
 }
 
+/// What a tunnel has once a drain begins.
+const FAREWELL: Duration = Duration::from_secs(5);
+
 const DRAINING: u8 = 1;
 const ABORTED: u8 = 2;
 
@@ -229,7 +232,7 @@ async fn by_hyper<I: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
         let client = Arc::clone(&served);
         async move { Ok::<_, Infallible>(Gateway::handle(&client, request).await) }
     });
-    let abort = watch.end.abort.clone();
+    let (abort, drain) = (watch.end.abort.clone(), watch.end.drain.clone());
     if begun {
         // The builder of either version would look for the preface of HTTP/2 once more.
         let connection = builders.http1.serve_connection(io, service).with_upgrades();
@@ -246,6 +249,8 @@ async fn by_hyper<I: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     tokio::select! {
         () = upgrade::run_tunnel(&client) => {}
         () = abort.cancelled() => {}
+        // What has no end of its own is given a moment to come to one.
+        () = async { drain.cancelled().await; tokio::time::sleep(FAREWELL).await } => {}
     }
 }
 

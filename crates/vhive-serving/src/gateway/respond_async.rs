@@ -14,11 +14,13 @@ use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use jiff::Timestamp;
 use serde_json::json;
+use tokio::time::Instant;
 use vhive_api::InvocationId;
 
 use super::field::{Field, lists};
+use super::flight::Client;
 use super::reply::ReplyBody;
-use super::{Gateway, head, host_of, refusal};
+use super::{head, host_of, refusal};
 use crate::deferred::{AcceptError, Deferred, Pending};
 use crate::status::GatewayError;
 
@@ -33,15 +35,25 @@ pub(super) fn is_wanted(parts: &Parts) -> bool {
 
 /// Keeps the request; 202 once it is on disk.
 pub(super) async fn accept(
-    gateway: &Gateway,
+    client: &Arc<Client>,
     deferred: &Arc<Deferred>,
     parts: Parts,
     body: Incoming,
 ) -> Response<ReplyBody> {
-    let id = InvocationId::from_bits(gateway.next_id());
-    let body = match read(body, deferred.config.max_body.0).await {
-        Ok(body) => body,
-        Err(error) => return refusal(&error),
+    let number = client.gateway.next_id();
+    let id = InvocationId::from_bits(number);
+    let limit = client.gateway.config.head_timeout.0;
+    let _busy = client.busy(number, Instant::now() + limit);
+    let body = {
+        let _turn = match deferred.turn_to_read() {
+            Ok(turn) => turn,
+            Err(full) => return refusal(&GatewayError::AsyncFull(full.to_string())),
+        };
+        match tokio::time::timeout(limit, read(body, deferred.config.max_body.0)).await {
+            Ok(Ok(body)) => body,
+            Ok(Err(error)) => return refusal(&error),
+            Err(_) => return refusal(&GatewayError::ClientGone),
+        }
     };
     let host = host_of(&parts).ok().flatten().unwrap_or_default().to_owned();
     let mut headers = parts.headers;
@@ -51,6 +63,13 @@ pub(super) async fn accept(
         !own.contains(name) && Field::of(name.as_str().as_bytes()) != Field::RequestId
     });
     let fields = fields.map(|(name, value)| (name.to_string(), value.as_bytes().to_vec()));
+    let mut fields: Vec<(String, Vec<u8>)> = fields.collect();
+    // The gateway will see this node as the client.
+    fields.push(("x-forwarded-for".to_owned(), client.address.as_bytes().to_vec()));
+    if !fields.iter().any(|(name, _)| name == "x-forwarded-proto") {
+        let scheme: &[u8] = if client.secure { b"https" } else { b"http" };
+        fields.push(("x-forwarded-proto".to_owned(), scheme.to_vec()));
+    }
     let target = parts.uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
     let pending = Pending {
         id: id.as_str().to_owned(),
@@ -58,7 +77,7 @@ pub(super) async fn accept(
         host,
         method: parts.method.to_string(),
         target: target.to_owned(),
-        fields: fields.collect(),
+        fields,
         body,
     };
     match deferred.accept(pending).await {

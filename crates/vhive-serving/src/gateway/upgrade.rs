@@ -167,13 +167,22 @@ impl Tunnel {
     /// Passes bytes both ways until either side ends. No timeout holds; the slot is held as long.
     pub(super) async fn run(self) {
         let Self { on_upgrade, mut instance, read, mut flight } = self;
+        let mut ended = false;
         let passed = async {
             let client = on_upgrade.await.map_err(io::Error::other)?;
             let mut client = TokioIo::new(client);
             client.write_all(&read).await?;
             copy_bidirectional_with_sizes(&mut client, &mut instance, HELD, HELD).await
         };
-        match passed.await {
+        let passed = tokio::select! {
+            passed = passed => passed,
+            // A sandbox that is gone closes nothing.
+            () = poll_fn(|cx| flight.poll_ended(cx)) => {
+                ended = true;
+                Err(io::Error::other("the sandbox ended"))
+            }
+        };
+        match passed {
             Ok((up, down)) => {
                 flight.uploaded = None;
                 flight.sent = up;
@@ -181,6 +190,10 @@ impl Tunnel {
             }
             // Either side may end it in any way it likes.
             Err(error) => tracing::debug!(%error, "tunnel ended"),
+        }
+        if ended {
+            flight.fail(vhive_api::Outcome::InstanceFailed, "its sandbox ended".to_owned());
+            return;
         }
         flight.replied();
         flight.settle();

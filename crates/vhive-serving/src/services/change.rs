@@ -51,7 +51,16 @@ impl Services {
     /// # Errors
     /// [`ChangeError`].
     pub(crate) async fn put(
-        &self,
+        self: &Arc<Self>,
+        document: &Value,
+        wish: Wish,
+    ) -> Result<(Entry, bool), ChangeError> {
+        let (services, document) = (Arc::clone(self), document.clone());
+        whole(async move { services.put_whole(&document, wish).await }).await
+    }
+
+    async fn put_whole(
+        self: &Arc<Self>,
         document: &Value,
         wish: Wish,
     ) -> Result<(Entry, bool), ChangeError> {
@@ -84,6 +93,20 @@ impl Services {
             }
             Some(entry) => prepare(&entry.stored, &admitted, digest, now)?,
         };
+        let key = &stored.latest().revision.key;
+        if let Some(other) = self.catalog.other_with(key, &stored.name) {
+            let reason = format!(
+                "revision {:?} belongs to service {other:?}; give the service or its revision \
+                 another name",
+                key.name
+            );
+            let problems = vec![Problem {
+                path: "spec.template.metadata.name".to_owned(),
+                kind: ProblemKind::Invalid,
+                reason,
+            }];
+            return Err(Invalid { name, problems }.into());
+        }
         if let Some(managed) = wish.managed {
             stored.managed = managed;
         }
@@ -170,16 +193,25 @@ impl Services {
     /// # Errors
     /// [`ChangeError`].
     pub(crate) async fn remove(
+        self: &Arc<Self>,
+        namespace: &str,
+        name: &str,
+        seen: Seen,
+    ) -> Result<Entry, ChangeError> {
+        let (services, namespace, name) = (Arc::clone(self), namespace.to_owned(), name.to_owned());
+        whole(async move { services.remove_whole(&namespace, &name, &seen).await }).await
+    }
+
+    async fn remove_whole(
         &self,
         namespace: &str,
         name: &str,
-        version: Option<&str>,
-        uid: Option<&str>,
+        seen: &Seen,
     ) -> Result<Entry, ChangeError> {
         let not_found = || ChangeError::NotFound { kind: Kind::Service, name: name.to_owned() };
         let _changing = self.changing.lock().await;
         let entry = self.catalog.get(namespace, name).ok_or_else(not_found)?;
-        precondition(&entry, version, uid)?;
+        precondition(&entry, seen.version.as_deref(), seen.uid.as_deref())?;
         let store = Arc::clone(&self.store);
         let key = (namespace.to_owned(), name.to_owned());
         let removed = tokio::task::spawn_blocking(move || store.remove(&key.0, &key.1));
@@ -206,10 +238,15 @@ impl Services {
     /// # Errors
     /// [`ChangeError`].
     pub(crate) async fn remove_revision(
-        &self,
+        self: &Arc<Self>,
         namespace: &str,
         name: &str,
     ) -> Result<(), ChangeError> {
+        let (services, namespace, name) = (Arc::clone(self), namespace.to_owned(), name.to_owned());
+        whole(async move { services.remove_revision_whole(&namespace, &name).await }).await
+    }
+
+    async fn remove_revision_whole(&self, namespace: &str, name: &str) -> Result<(), ChangeError> {
         let _changing = self.changing.lock().await;
         let all = self.catalog.list(Some(namespace));
         let entry = all.into_iter().find(|entry| entry.stored.revision(name).is_some());
@@ -219,6 +256,10 @@ impl Services {
         };
         if entry.stored.is_routed(name) {
             return Err(ChangeError::InUse(name.to_owned(), "its service sends it requests"));
+        }
+        let mut wanted = entry.stored.targets().into_iter();
+        if wanted.any(|target| target.revision.as_deref() == Some(name)) {
+            return Err(ChangeError::InUse(name.to_owned(), "its service's traffic names it"));
         }
         if entry.stored.latest().name() == name {
             return Err(ChangeError::InUse(name.to_owned(), "it is its service's latest one"));
@@ -230,6 +271,21 @@ impl Services {
         self.install(stored, Some(&entry), Timestamp::now());
         Ok(())
     }
+}
+
+/// Does a change to its end, even if nobody waits for it any more: a client that hangs up must not
+/// leave the store and what is served different from each other.
+async fn whole<T: Send + 'static>(
+    change: impl Future<Output = Result<T, ChangeError>> + Send + 'static,
+) -> Result<T, ChangeError> {
+    tokio::spawn(change).await.map_err(|_| ChangeError::ShutDown)?
+}
+
+/// What a client has seen of a service that it wants removed.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Seen {
+    pub(crate) version: Option<String>,
+    pub(crate) uid: Option<String>,
 }
 
 fn has_template(entry: &Entry, admitted: &Admitted) -> bool {

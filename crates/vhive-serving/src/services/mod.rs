@@ -15,7 +15,7 @@ use tokio::sync::Mutex;
 use vhive_api::{Digest, RuntimeName};
 use vhive_node::{Node, ResolveError};
 
-pub(crate) use self::change::{Mode, Wish};
+pub(crate) use self::change::{Mode, Seen, Wish};
 pub(crate) use self::settle::Pending;
 use crate::admission::{Admitted, Invalid, Problem, ProblemKind, admit};
 use crate::catalog::{Catalog, Entry, Route, Turnover};

@@ -1,7 +1,7 @@
 //! Instances as pods, for those who watch them.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use serde_json::Value;
 use vhive_api::RevisionKey;
@@ -34,9 +34,25 @@ impl Services {
     }
 
     /// Watches objects of a kind; see [`Changes::watch`](crate::changes::Changes::watch).
-    pub(crate) async fn watch(&self, kind: Kind, from: Option<u64>) -> Result<Watcher, Expired> {
-        self.settle().await;
+    pub(crate) async fn watch(
+        self: &Arc<Self>,
+        kind: Kind,
+        from: Option<u64>,
+    ) -> Result<Watcher, Expired> {
+        let services = Arc::clone(self);
+        // To the end, even if who watches hangs up.
+        let begun = tokio::spawn(async move { services.begin_watch(kind, from).await });
+        // Lost only when the runtime ends.
+        begun.await.unwrap_or(Err(Expired { given: from.unwrap_or(0), oldest: u64::MAX }))
+    }
+
+    async fn begin_watch(
+        self: &Arc<Self>,
+        kind: Kind,
+        from: Option<u64>,
+    ) -> Result<Watcher, Expired> {
         let _changing = self.changing.lock().await;
+        self.settle_all().await;
         if kind == Kind::Pod && !self.changes.is_watched(kind) {
             let routes = self.catalog.routes();
             let each = routes.iter().map(|route| {

@@ -23,6 +23,9 @@ use crate::traffic::assign;
 /// Least time between two looks of the task, however many instances come and go.
 const BREATH: Duration = Duration::from_millis(20);
 
+/// Pause before a write that failed is tried again.
+const AGAIN: Duration = Duration::from_secs(1);
+
 /// Revisions whose instances have changed since the last look.
 #[derive(Debug, Default)]
 pub(crate) struct Pending {
@@ -64,11 +67,23 @@ impl Services {
 
     /// Sees to it that what is shown is true now. Nothing to wait for unless instances have come
     /// or gone a moment ago.
-    pub(crate) async fn settle(&self) {
+    pub(crate) async fn settle(self: &Arc<Self>) {
         if !self.pending.any.load(Ordering::Acquire) {
             return;
         }
-        let _changing = self.changing.lock().await;
+        let services = Arc::clone(self);
+        // To the end, even if who reads hangs up.
+        let settled = tokio::spawn(async move {
+            let _changing = services.changing.lock().await;
+            services.settle_all().await;
+        });
+        if settled.await.is_err() {
+            tracing::error!("what instances do was not looked at to the end");
+        }
+    }
+
+    /// As [`Services::settle`]; the lock for changes is held.
+    pub(super) async fn settle_all(self: &Arc<Self>) {
         let now = Timestamp::now();
         for key in self.pending.take() {
             if let Some(entry) = self.catalog.of_revision(&key) {
@@ -79,7 +94,7 @@ impl Services {
         self.pending.looked();
     }
 
-    async fn look_at(&self, entry: &Entry, key: &RevisionKey, now: Timestamp) {
+    async fn look_at(self: &Arc<Self>, entry: &Entry, key: &RevisionKey, now: Timestamp) {
         let known = entry.revisions().enumerate().find(|(_, (one, _))| one.revision.key == *key);
         let Some((at, (stored, standing))) = known else { return };
         // One that the node has forgotten runs nothing.
@@ -152,7 +167,7 @@ impl Services {
     /// A revision is ready for the first time: traffic may move. None if that could not be written;
     /// the next change tries again.
     async fn set_ready(
-        &self,
+        self: &Arc<Self>,
         entry: &Entry,
         ready: &StoredRevision,
         now: Timestamp,
@@ -171,7 +186,13 @@ impl Services {
                 Some(self.install(stored, Some(entry), now))
             }
             Err(error) => {
-                tracing::error!(%error, revision = %ready.revision.key, "cannot be noted as ready");
+                let key = ready.revision.key.clone();
+                tracing::error!(%error, revision = %key, "cannot be noted as ready yet");
+                let pending = Arc::clone(&self.pending);
+                tokio::spawn(async move {
+                    tokio::time::sleep(AGAIN).await;
+                    pending.add(&key);
+                });
                 None
             }
         }

@@ -332,3 +332,81 @@ async fn preconditions_dry_runs_and_made_up_names() {
     assert_eq!((status, &told["details"]["uid"]), (200, &made["metadata"]["uid"]));
     world.stop().await;
 }
+
+#[tokio::test]
+async fn a_watch_with_a_selector_tells_what_went_between_list_and_watch() {
+    let world = World::new().await;
+    let label = |document: &mut Value| document["metadata"]["labels"] = json!({"team": "a"});
+    world.apply("gone", label).await;
+    world.apply("other", label).await;
+    let (_, list) = world.api("GET", &format!("{SERVICES}?labelSelector=team%3Da"), None).await;
+    let from = list["metadata"]["resourceVersion"].as_str().unwrap().to_owned();
+    world.api("DELETE", &format!("{SERVICES}/gone"), None).await;
+    world.apply("other", |document| document["metadata"]["labels"] = json!({"team": "b"})).await;
+    let path = format!("{SERVICES}?watch=true&labelSelector=team%3Da&resourceVersion={from}");
+    let mut watch = Watch::begin(&world, &path).await;
+    watch.expect("DELETED", "gone").await;
+    watch.expect("DELETED", "other").await;
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn documents_and_patches_that_would_explode_are_refused() {
+    let world = World::new().await;
+    let mut deep = json!(1);
+    for _ in 0..100 {
+        deep = json!([deep]);
+    }
+    let mut document = service("deep");
+    document["metadata"]["creationTimestamp"] = deep;
+    let (status, told) = world.api("POST", SERVICES, Some(&document)).await;
+    assert_eq!((status, &told["reason"]), (422, &json!("Invalid")), "{told}");
+    world.apply("hello", |_| {}).await;
+    let mut bomb = vec![json!({"op": "copy", "from": "/spec", "path": "/spec/more/-"}); 40];
+    bomb.insert(0, json!({"op": "add", "path": "/spec/more", "value": []}));
+    let bomb = Value::Array(bomb);
+    let json_patch = "Content-Type: application/json-patch+json\r\n";
+    let path = format!("{SERVICES}/hello");
+    let (status, told) = ask(&world, "PATCH", &path, json_patch, &bomb).await;
+    assert_eq!(status, 422, "{told}");
+    assert!(told["message"].as_str().unwrap().contains("too large"), "{told}");
+    let many = Value::Array(vec![json!({"op": "test", "path": "/kind", "value": "Service"}); 1001]);
+    assert_eq!(ask(&world, "PATCH", &path, json_patch, &many).await.0, 400);
+    assert_eq!(world.get("hello").await.status, 200, "it serves on");
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_change_whose_client_hangs_up_is_whole_or_not_at_all() {
+    let world = World::new().await;
+    for n in 0..30 {
+        let body = service(&format!("s{n}")).to_string();
+        let request = format!(
+            "POST {SERVICES} HTTP/1.1\r\nHost: node\r\nContent-Type: application/json\r\n\
+             Content-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        let mut stream = UnixStream::connect(&world.serving.addresses().socket).await.unwrap();
+        stream.write_all(request.as_bytes()).await.unwrap();
+        if n % 2 == 0 {
+            // Some are under way by then, some are not.
+            tokio::task::yield_now().await;
+        }
+    }
+    let names = |list: &Value| -> Vec<String> {
+        let items = list["items"].as_array().unwrap().iter();
+        items.map(|item| item["metadata"]["name"].to_string()).collect()
+    };
+    // Whatever is still under way is done before this one, because there is one change at a time.
+    let (status, _) = world.apply("last", |_| {}).await;
+    assert_eq!(status, 201);
+    let (_, list) = world.api("GET", SERVICES, None).await;
+    let dir = world.dir.clone();
+    world.stop().await;
+    let sim = vhive_sandbox::sim::Sim::new(vhive_sandbox::sim::SimConfig::default());
+    let runtimes = vhive_node::Runtimes::new().with(sim);
+    let world = crate::support::Setup::again(runtimes, dir).start().await;
+    let (_, again) = world.api("GET", SERVICES, None).await;
+    assert_eq!(names(&list), names(&again), "what is on disk is what was served");
+    world.stop().await;
+}

@@ -254,3 +254,47 @@ async fn old_revisions_are_collected_and_a_restart_routes_as_before() {
     );
     world.stop().await;
 }
+
+#[tokio::test]
+async fn two_services_cannot_have_one_revision() {
+    let world = World::new().await;
+    world
+        .apply("web", |document| {
+            document["spec"]["template"]["metadata"]["name"] = json!("web-api-00001");
+        })
+        .await;
+    let (status, told) = world.apply("web-api", |_| {}).await;
+    assert_eq!(status, 422, "{told}");
+    let message = told["message"].as_str().unwrap();
+    assert!(message.contains("belongs to service \"web\""), "{message}");
+    assert_eq!(world.get("web").await.status, 200);
+    let (status, _) = world
+        .apply("web-api", |document| {
+            document["spec"]["template"]["metadata"]["name"] = json!("web-api-first");
+        })
+        .await;
+    assert_eq!(status, 201);
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_first_instance_that_found_no_room_comes_when_there_is_some() {
+    let mut setup = Setup::new();
+    setup.node.max_instances = 1;
+    setup.serving.autoscale.stable_window = vhive_api::Span(std::time::Duration::from_secs(6));
+    let world = setup.start().await;
+    let first = |document: &mut Value| {
+        annotate(document, "autoscaling.knative.dev/initial-scale", "1");
+    };
+    world.apply("takes", |_| {}).await;
+    assert_eq!(world.get("takes").await.status, 200);
+    world.apply("waits", first).await;
+    // Longer than it takes to see that nothing is asked of it.
+    tokio::time::sleep(std::time::Duration::from_millis(2500)).await;
+    let path = format!("{SERVING}/services/waits");
+    let (_, object) = world.api("GET", &path, None).await;
+    assert_eq!(object["status"]["conditions"][1]["status"], "Unknown", "{object}");
+    world.api("DELETE", &format!("{SERVING}/services/takes"), None).await;
+    wait(&world, &path, "Ready", "True").await;
+    world.stop().await;
+}
