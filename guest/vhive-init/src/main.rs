@@ -17,6 +17,7 @@
 
 mod channel;
 mod clock;
+mod diag;
 mod entropy;
 mod failure;
 mod hook;

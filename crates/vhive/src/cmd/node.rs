@@ -154,16 +154,25 @@ fn look_at_runtimes(node: &Node) {
 }
 
 fn announce(format: Format, addresses: &Addresses) -> anyhow::Result<()> {
-    let Addresses { gateway, api, socket, token } = addresses;
+    let Addresses { gateway, gateway_tls, api, socket, token } = addresses;
     match format {
         Format::Json => output::line(serde_json::to_string(&json!({
-            "gateway": gateway, "api": api, "socket": socket, "token": token,
+            "gateway": gateway,
+            "gateway_tls": gateway_tls,
+            "api": api,
+            "socket": socket,
+            "token": token,
         }))?),
         Format::Table => {
             output::line(format!("gateway     http://{gateway}"));
+            if let Some(tls) = gateway_tls {
+                output::line(format!("            https://{tls}"));
+            }
             output::line(format!("API         {} (and http://{api})", socket.display()));
             output::line(format!("API token   {}", token.display()));
-            output::line("next        vhive apply -f functions/hello/service.yaml");
+            output::line(
+                "next        vhive apply -f functions/hello/service.yaml; vhive dashboard",
+            );
         }
     }
     Ok(())
