@@ -71,6 +71,9 @@ const TAG: HeaderName = HeaderName::from_static("knative-serving-tag");
 /// Instances tried when they do not even accept a connection.
 const TRIES: usize = 3;
 
+/// How long what an instance said before its end may take to arrive, once its end is known.
+const LAST_WORDS: Duration = Duration::from_millis(20);
+
 /// How long a doubtful instance may take to accept a connection.
 const SUSPICION: Duration = Duration::from_secs(2);
 
@@ -339,7 +342,13 @@ async fn exchange(
             Poll::Ready(head) => Poll::Ready(Some(head)),
             Poll::Pending => flight.poll_ended(cx).map(|()| None),
         });
-        let Some(head) = head.await else {
+        let mut head = head.await;
+        if head.is_none() {
+            // The news of its end may have overtaken what it had said before.
+            let heard = poll_fn(|cx| connection.poll_head(cx, &mut body, read));
+            head = tokio::time::timeout(LAST_WORDS, heard).await.ok();
+        }
+        let Some(head) = head else {
             drop(connection);
             return Err(broke(flight, "its sandbox ended".to_owned()));
         };

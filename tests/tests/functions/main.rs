@@ -396,5 +396,5 @@ fn services_are_admitted() {
             }
         }
     }
-    assert_eq!(seen, 10, "eight functions, two of which also speak gRPC");
+    assert_eq!(seen, 11, "eight functions, three of which also speak gRPC");
 }

@@ -17,7 +17,7 @@ use crate::gateway::flight::Flight;
 use crate::gateway::head::Length;
 use crate::gateway::reply::ReplyBody;
 use crate::gateway::upstream::{Connection, ExchangeError};
-use crate::gateway::{broke, connect, fail, failed, obtain};
+use crate::gateway::{LAST_WORDS, broke, connect, fail, failed, obtain};
 use crate::status::GatewayError;
 
 /// A request whose head has been taken.
@@ -114,6 +114,26 @@ impl Front {
         connection: &mut Connection,
         request: &mut Accepted,
     ) -> Result<Result<ReplyLine, ExchangeError>, Stop> {
+        if let Some(head) = self.reply_head_or_end(flight, connection, request, true).await {
+            return head;
+        }
+        // The news of its end may have overtaken what it had said before.
+        let heard = self.reply_head_or_end(flight, connection, request, false);
+        if let Ok(Some(head)) = tokio::time::timeout(LAST_WORDS, heard).await {
+            return head;
+        }
+        flight.sent = request.sent();
+        Err(broke(flight, "its sandbox ended".to_owned()).into())
+    }
+
+    /// Waits for the reply's head; none if the instance has ended before it came, if that is heeded.
+    async fn reply_head_or_end(
+        &mut self,
+        flight: &mut Flight,
+        connection: &mut Connection,
+        request: &mut Accepted,
+        heed_end: bool,
+    ) -> Option<Result<Result<ReplyLine, ExchangeError>, Stop>> {
         poll_fn(|cx| {
             let Self { io, input, out, date, end, .. } = self;
             let mut body = super::Body { io, input, left: &mut request.left };
@@ -123,13 +143,11 @@ impl Front {
             let read =
                 |from: &mut _| reply::translate(from, &request.method, &mut out.first, &mut added);
             match connection.poll_head(cx, &mut body, read) {
-                Poll::Ready(head) => Poll::Ready(Ok(head)),
-                Poll::Pending if flight.poll_ended(cx).is_ready() => {
-                    flight.sent = request.sent();
-                    let error = broke(flight, "its sandbox ended".to_owned());
-                    Poll::Ready(Err(error.into()))
+                Poll::Ready(head) => Poll::Ready(Some(Ok(head))),
+                Poll::Pending if heed_end && flight.poll_ended(cx).is_ready() => Poll::Ready(None),
+                Poll::Pending => {
+                    self.poll_alarm(cx, request.left).map(Stop::Alarm).map(Err).map(Some)
                 }
-                Poll::Pending => self.poll_alarm(cx, request.left).map(Stop::Alarm).map(Err),
             }
         })
         .await
