@@ -27,8 +27,8 @@ use crate::parts::{Part, cpus, nginx, on_cpu, proxy, role};
 const ROUNDS: [usize; 2] = [45, 11];
 const MILLIS: [&str; 2] = ["80", "300"];
 
-const P50: Bound = Bound::AtMost { must: 1.2, goal: 0.9 };
-const RPS: Bound = Bound::AtLeast { must: 0.5, goal: 1.0 };
+const P50: Bound = Bound::AtMost { must: 1.1, goal: 0.8 };
+const RPS: Bound = Bound::AtLeast { must: 0.6, goal: 1.0 };
 
 fn main() -> anyhow::Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();

@@ -133,7 +133,7 @@ fn all(shared: &Shared, kind: Kind, namespace: Option<&str>) -> Vec<Value> {
             let entries = catalog.list(namespace);
             let each = entries.iter().flat_map(|entry| {
                 let each = entry.revisions();
-                each.map(|(one, standing)| objects::revision(catalog, entry, one, standing))
+                each.map(|(one, standing)| objects::revision(entry, one, standing))
             });
             sorted(each.collect())
         }

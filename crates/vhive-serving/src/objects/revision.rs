@@ -4,18 +4,13 @@ use serde_json::{Map, Value, json};
 
 use super::conditions::{of_instances, of_revision};
 use super::{labels, owner, seconds, serving, uid_of_kind};
-use crate::catalog::{Catalog, Entry};
+use crate::catalog::Entry;
 use crate::kind::Kind;
 use crate::standing::Standing;
 use crate::store::StoredRevision;
 
 /// A revision with its status.
-pub(crate) fn revision(
-    catalog: &Catalog,
-    entry: &Entry,
-    one: &StoredRevision,
-    standing: &Standing,
-) -> Value {
+pub(crate) fn revision(entry: &Entry, one: &StoredRevision, standing: &Standing) -> Value {
     let service = &entry.stored;
     let template = one.template.value();
     let key = &one.revision.key;
@@ -59,10 +54,6 @@ pub(crate) fn revision(
             "name": container_name(&template),
             "imageDigest": one.revision.image_digest,
         }],
-        "logUrl": format!(
-            "http://{}/vhive/v1/namespaces/{}/services/{}/logs",
-            catalog.host(&service.namespace, &service.name), service.namespace, service.name,
-        ),
         "conditions": [
             active.show("Active", standing.since),
             ready.show("ContainerHealthy", standing.since),

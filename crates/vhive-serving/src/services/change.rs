@@ -170,7 +170,7 @@ impl Services {
             let Some((_, what)) = told.iter().find(|(uid, _)| *uid == revision.uid) else {
                 continue;
             };
-            let object = objects::revision(&self.catalog, &entry, revision, standing);
+            let object = objects::revision(&entry, revision, standing);
             let (version, kind) = (standing.version, Kind::Revision);
             changes.push(Change::new(version, kind, *what, &object));
         }
@@ -180,7 +180,7 @@ impl Services {
             }
             let (version, kind) = (self.next_version(), Kind::Revision);
             let standing = Standing { version, ..standing.clone() };
-            let object = objects::revision(&self.catalog, &entry, revision, &standing);
+            let object = objects::revision(&entry, revision, &standing);
             changes.push(Change::new(version, kind, What::Deleted, &object));
         }
         changes.sort_by_key(|change| change.version);
@@ -226,7 +226,7 @@ impl Services {
         for (revision, standing) in entry.revisions() {
             let (version, kind) = (self.next_version(), Kind::Revision);
             let standing = Standing { version, ..standing.clone() };
-            let object = objects::revision(&self.catalog, &entry, revision, &standing);
+            let object = objects::revision(&entry, revision, &standing);
             changes.push(Change::new(version, kind, What::Deleted, &object));
         }
         self.changes.publish(changes);

@@ -122,7 +122,7 @@ impl Services {
         self.show(&mut entry, at, next);
         let mut told = Vec::new();
         if let Some((revision, standing)) = entry.revisions().nth(at) {
-            let object = objects::revision(&self.catalog, &entry, revision, standing);
+            let object = objects::revision(&entry, revision, standing);
             let (version, kind) = (standing.version, Kind::Revision);
             told.push(Change::new(version, kind, What::Modified, &object));
         }
@@ -142,7 +142,7 @@ impl Services {
 
     fn note_readiness(&self, entry: &Entry, at: usize) {
         let Some((revision, standing)) = entry.revisions().nth(at) else { return };
-        let object = objects::revision(&self.catalog, entry, revision, standing);
+        let object = objects::revision(entry, revision, standing);
         let name = revision.name();
         let (tone, reason, message) = match (&standing.readiness, standing.failure()) {
             (Readiness::Failed(_), Some(why)) => (Tone::Warning, "StartFailed", why),
