@@ -55,15 +55,15 @@ impl Ground {
         let (rootfs, process) =
             hello(&Path::new(env!("CARGO_TARGET_TMPDIR")).join("images"), PORT)?;
         let root = RunRoot::below(&dir.path().join("run"), dir.path());
-        let network = NetworkConfig { ready: 2, max: 4, ..NetworkConfig::default() };
-        let pool = NetworkPool::open(&network, &root).context("a network for containers")?;
+        let pool = NetworkPool::open(&NetworkConfig::default(), &root);
+        let pool = pool.context("a network for containers")?;
+        pool.warm(Deadline::after(PATIENCE))?;
         Ok(Self { runtime, name: name.to_owned(), pool, root, rootfs, process, dir })
     }
 
     /// Starts `hello` as a node does, and asks it once.
     pub(crate) fn start(&self) -> Result<Duration> {
         let deadline = Deadline::after(PATIENCE);
-        self.pool.warm(deadline)?;
         let begin = Instant::now();
         let spec = self.spec(deadline)?;
         let journal = Arc::clone(&spec.journal);
@@ -96,7 +96,6 @@ impl Ground {
     /// there beforehand, and it uses no control groups.
     pub(crate) fn bare_start(&self) -> Result<Duration> {
         let deadline = Deadline::after(PATIENCE);
-        self.pool.warm(deadline)?;
         let slot = self.pool.take(deadline)?;
         let netns = slot.make_namespace()?;
         let bundle = tempfile::tempdir_in(self.dir.path())?;

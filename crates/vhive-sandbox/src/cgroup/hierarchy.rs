@@ -52,6 +52,8 @@ pub(super) struct Hierarchy {
     pub(super) version: Version,
     /// Those of ours that it can limit.
     pub(super) controllers: Vec<Controller>,
+    /// Whether it is version 1's that says which processors a group may use.
+    pub(super) has_processors: bool,
 }
 
 /// Every hierarchy that holds a controller of ours, and the v2 one in any case.
@@ -96,7 +98,8 @@ fn parse(mountinfo: &str) -> Vec<Hierarchy> {
         if !seen.insert((kind, options)) {
             continue;
         }
-        all.push(Hierarchy { mount: mount.into(), version, controllers });
+        let has_processors = version == Version::V1 && options.split(',').any(|o| o == "cpuset");
+        all.push(Hierarchy { mount: mount.into(), version, controllers, has_processors });
     }
     all
 }
@@ -194,6 +197,8 @@ mod tests {
     fn a_hybrid_host_is_understood() {
         let mut all = parse(SEPARATE_V1_AND_UNIFIED);
         assert!(all.iter().any(|h| h.controllers.is_empty() && h.version == Version::V1));
+        let processors = all.iter().filter(|h| h.has_processors).map(|h| h.mount.as_path());
+        assert_eq!(processors.collect::<Vec<_>>(), [Path::new("/sys/fs/cgroup/cpuset")]);
         all.retain(Hierarchy::is_ours);
         let mounts: Vec<_> = all.iter().map(|h| h.mount.to_str().unwrap()).collect();
         let expected = ["/sys/fs/cgroup/cpu", "/sys/fs/cgroup/memory", "/sys/fs/cgroup/unified"];
@@ -217,7 +222,8 @@ mod tests {
     #[test]
     fn version_two_spells_its_limits_otherwise() {
         let controllers = Controller::ALL.to_vec();
-        let two = Hierarchy { mount: "/cg".into(), version: Version::V2, controllers };
+        let (mount, version) = ("/cg".into(), Version::V2);
+        let two = Hierarchy { mount, version, controllers, has_processors: false };
         let limits = Limits { memory: Some(Bytes(1)), tasks: Some(2), cpu_millis: Some(500) };
         let settings = two.settings(&limits);
         assert!(settings.contains(&("cpu.max", "50000 100000".to_owned())));

@@ -8,6 +8,7 @@
 //! All hosts are served the same way: a directory in every hierarchy that is there. A controller
 //! that the host does not offer means a limit that is not applied; [`controllers`] tells.
 
+mod attach;
 mod hierarchy;
 mod members;
 
@@ -110,6 +111,7 @@ impl Cgroup {
                 fs::write(&path, value).map_err(|e| naming(&path, &e))?;
             }
         }
+        attach::expect(group.dirs.iter().map(|(hierarchy, _)| hierarchy));
         Ok(group)
     }
 
@@ -234,10 +236,12 @@ fn make_both(hierarchy: &Hierarchy, parent: &Path, dir: &Path) -> io::Result<()>
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             Err(error) => return Err(error),
         }
-        inherit_processors(parent)?;
+        if hierarchy.has_processors {
+            inherit_processors(parent)?;
+        }
         match fs::create_dir(dir) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Ok(()) => return inherit_processors(dir),
+            Ok(()) if hierarchy.has_processors => return inherit_processors(dir),
             made => return made,
         }
     }

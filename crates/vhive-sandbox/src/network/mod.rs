@@ -50,7 +50,8 @@ pub use tap::NAME as TAP;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct NetworkConfig {
-    /// Slots kept ready beyond those in use, as far as `max` allows.
+    /// Slots kept ready beyond those in use, as far as `max` allows. Once fewer than half of them
+    /// are left, the others are made.
     pub ready: u32,
     /// Most slots at a time, in use or ready; at most 1021 in a range of the default size.
     pub max: u32,
@@ -67,6 +68,6 @@ pub struct NetworkConfig {
 
 impl Default for NetworkConfig {
     fn default() -> Self {
-        Self { ready: 4, max: 256, dns: None, allow: Vec::new(), range: None, uplink: None }
+        Self { ready: 8, max: 256, dns: None, allow: Vec::new(), range: None, uplink: None }
     }
 }

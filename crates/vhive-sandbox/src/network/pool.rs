@@ -69,6 +69,8 @@ struct State {
     building: usize,
     taken: usize,
     waiting: usize,
+    /// Slots are being made until as many are ready as are to be kept.
+    filling: bool,
     /// Numbers of all slots that exist, also those being built or retired.
     numbers: BTreeSet<u32>,
     /// Where to look for the next free number, so that they come again as late as possible.
@@ -88,6 +90,20 @@ enum Work {
 }
 
 impl State {
+    /// Slots that are ready or will be.
+    fn coming(&self) -> usize {
+        self.ready.len() + self.building
+    }
+
+    /// Whether the pool is to be filled up to `full`. It is let run half empty first: making a slot
+    /// takes the processors and locks that the start needs which has just taken one, so most starts
+    /// are to meet a pool at rest.
+    fn is_filling(&mut self, full: usize) -> bool {
+        let coming = self.coming();
+        self.filling = coming < full && (self.filling || coming < full.div_ceil(2));
+        self.filling
+    }
+
     /// A number that no slot has, below `capacity`.
     fn number(&mut self, capacity: u32) -> Option<u32> {
         let next = self.next;
@@ -168,6 +184,8 @@ impl NetworkPool {
         let home = &self.handle.home;
         let mut state = home.lock();
         let attempts = state.attempts;
+        state.filling = true;
+        home.work.notify_all();
         loop {
             let target = home.ready.min(home.max.saturating_sub(state.taken));
             if state.ready.len() >= target {
@@ -291,12 +309,12 @@ impl Home {
             if state.closed {
                 return Work::End;
             }
-            let coming = state.ready.len() + state.building;
+            let (filling, coming) = (state.is_filling(self.ready), state.coming());
             let room = coming + state.taken < self.max;
             // After failures, unless somebody waits, let some time pass first.
             let pause = *pause.get_or_insert_with(|| Deadline::after(backoff(state.failures)));
             let due = state.failures == 0 || pause.passed();
-            let wanted = coming < state.waiting || (due && coming < self.ready);
+            let wanted = coming < state.waiting || (due && filling);
             // Who waits comes before what is only to be tidied up, unless that is a lot.
             let urgent = coming < state.waiting && state.returned.len() < self.max;
             if room
@@ -310,7 +328,7 @@ impl Home {
             if !state.returned.is_empty() {
                 return Work::Retire(std::mem::take(&mut state.returned));
             }
-            state = if room && coming < self.ready && !due {
+            state = if room && filling && !due {
                 self.work
                     .wait_timeout(state, pause.left())
                     .map_or_else(|poisoned| poisoned.into_inner().0, |(state, _)| state)
@@ -469,4 +487,42 @@ fn backoff(failures: u32) -> Duration {
 /// No method panics while it holds one of these locks, so a poisoned state is still whole.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a pool that keeps `full` slots decides while they are taken one by one, until it fills.
+    fn takes_until_filling(full: usize) -> usize {
+        let mut state = State { building: full, ..State::default() };
+        assert!(!state.is_filling(full), "a full pool rests");
+        let mut taken = 0;
+        while !state.is_filling(full) && state.building > 0 {
+            state.building -= 1;
+            taken += 1;
+        }
+        taken
+    }
+
+    #[test]
+    fn a_pool_runs_half_empty_before_it_fills() {
+        for (full, takes) in [(1, 1), (2, 2), (3, 2), (4, 3), (8, 5)] {
+            assert_eq!(takes_until_filling(full), takes, "{full}");
+        }
+        assert!(!State::default().is_filling(0), "nothing is kept ready");
+    }
+
+    #[test]
+    fn it_fills_to_the_top() {
+        let mut state = State::default();
+        for coming in 0..8 {
+            state.building = coming;
+            assert!(state.is_filling(8), "{coming}");
+        }
+        state.building = 8;
+        assert!(!state.is_filling(8));
+        state.building = 7;
+        assert!(!state.is_filling(8), "and rests again");
+    }
 }
