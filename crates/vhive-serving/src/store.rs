@@ -5,11 +5,13 @@
 
 use std::path::{Path, PathBuf};
 
-use redb::{Database, DatabaseError, ReadableDatabase as _, ReadableTable as _, TableDefinition};
+use redb::{ReadableTable as _, TableDefinition};
 
 mod earlier;
+mod file;
 mod stored;
 
+pub(crate) use self::file::DatabaseFile;
 pub(crate) use self::stored::{StoredRevision, StoredService, first, revision, uid_of};
 
 const SERVICES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("services");
@@ -56,35 +58,10 @@ pub enum StoreError {
     },
 }
 
-/// Opens a database file, or makes it if there is none.
-///
-/// # Errors
-/// [`StoreError`], which names the file.
-pub(crate) fn open_database(path: &Path) -> Result<Database, StoreError> {
-    // redb answers some damages by a panic; that must not end the node without a word.
-    let opened = std::panic::catch_unwind(|| Database::create(path));
-    match opened {
-        Ok(Ok(database)) => Ok(database),
-        Ok(Err(DatabaseError::DatabaseAlreadyOpen)) => Err(StoreError::InUse(path.to_owned())),
-        Ok(Err(DatabaseError::Storage(redb::StorageError::Io(error))))
-            if error.kind() != std::io::ErrorKind::InvalidData =>
-        {
-            Err(StoreError::Io { path: path.to_owned(), reason: error.to_string() })
-        }
-        Ok(Err(error)) => {
-            Err(StoreError::Damaged { path: path.to_owned(), reason: error.to_string() })
-        }
-        Err(_panic) => {
-            let reason = "its structure makes no sense".to_owned();
-            Err(StoreError::Damaged { path: path.to_owned(), reason })
-        }
-    }
-}
-
 /// The open store. Its methods block for the disk.
 #[derive(Debug)]
 pub(crate) struct Store {
-    database: Database,
+    database: DatabaseFile,
     path: PathBuf,
 }
 
@@ -94,7 +71,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`], which names the file.
     pub(crate) fn open(path: &Path) -> Result<Self, StoreError> {
-        let database = open_database(path)?;
+        let database = DatabaseFile::open(path)?;
         let store = Self { database, path: path.to_owned() };
         store.check_format()?;
         Ok(store)
@@ -250,7 +227,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("state.redb");
         {
-            let database = Database::create(&path).unwrap();
+            let database = redb::Database::create(&path).unwrap();
             let write = database.begin_write().unwrap();
             write.open_table(META).unwrap().insert("format", 1).unwrap();
             write.open_table(META).unwrap().insert("version", 7).unwrap();

@@ -9,13 +9,19 @@ use vhive_tests::node::ask;
 
 use crate::scene::{Dir, node, skip};
 
-const PATH: &str = "/apis/serving.knative.dev/v1/namespaces/default/services";
+pub(crate) const PATH: &str = "/apis/serving.knative.dev/v1/namespaces/default/services";
 
 /// Changes in all, and how often the node is killed among them.
 const CHANGES: u32 = 1000;
 const KILLS: u32 = 8;
 
-fn api(socket: &Path, method: &str, path: &str, body: &str) -> std::io::Result<(u16, Value)> {
+/// Asks the API; the answer is JSON.
+pub(crate) fn api(
+    socket: &Path,
+    method: &str,
+    path: &str,
+    body: &str,
+) -> std::io::Result<(u16, Value)> {
     let reply = ask(socket, method, path, body)?;
     let status = reply.get(9..12).and_then(|text| text.parse().ok());
     let body = reply.split_once("\r\n\r\n").map(|(_, body)| body.to_owned());

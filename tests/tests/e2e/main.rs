@@ -4,6 +4,7 @@
 mod dashboard;
 mod durable;
 mod faults;
+mod full_disk;
 mod kubernetes;
 mod lifecycle;
 mod load;

@@ -2,8 +2,9 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Output;
+use std::process::{Command, Output};
 
+use rustix::fs::{FallocateFlags, fallocate, statvfs};
 use serde_json::Value;
 use vhive_tests::node::{TestNode, vhive};
 
@@ -107,4 +108,38 @@ pub(crate) fn code(done: &Output) -> i32 {
 /// What a command wrote to standard error.
 pub(crate) fn said(done: &Output) -> String {
     String::from_utf8_lossy(&done.stderr).into_owned()
+}
+
+/// A file system of its own, gone with its value.
+pub(crate) struct Mounted(PathBuf);
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        drop(Command::new("umount").arg("-l").arg(&self.0).status());
+    }
+}
+
+/// Mounts one in memory, of a size like `8m`, or says why that cannot be done.
+pub(crate) fn mount(place: &Path, size: &str) -> Result<Mounted, String> {
+    fs::create_dir_all(place).expect("made");
+    let size = format!("size={size}");
+    let mounted = Command::new("mount")
+        .args(["-t", "tmpfs", "-o", &size, "tmpfs"])
+        .arg(place)
+        .output()
+        .expect("mount runs");
+    if mounted.status.success() {
+        Ok(Mounted(place.to_owned()))
+    } else {
+        Err(format!("mounting a tmpfs ({})", said(&mounted).trim()))
+    }
+}
+
+/// Leaves so many bytes of the disk free.
+pub(crate) fn fill(disk: &Path, left: u64) -> PathBuf {
+    let filler = disk.join("filler");
+    let room = statvfs(disk).map(|disk| disk.f_bavail * disk.f_frsize).expect("its size");
+    let file = fs::File::create(&filler).expect("made");
+    fallocate(&file, FallocateFlags::empty(), 0, room - left).expect("filled");
+    filler
 }

@@ -4,18 +4,16 @@
 use std::fs;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{FallocateFlags, fallocate, statvfs};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open, pidfd_send_signal};
 use serde_json::Value;
 use vhive_tests::node::{TestNode, vhive};
 
 use crate::microvm::{hello, invoke_cold, missing, node_with, replay, tag, traces};
-use crate::scene::{Dir, apply, invoke, said};
+use crate::scene::{Dir, apply, fill, invoke, mount, said};
 use crate::watch::{Watch, What};
 
 /// Failures are tried again at once, no VMM is there but those that are asked for, and nothing is recorded
@@ -318,24 +316,6 @@ fn next_node(node: TestNode, dir: &Dir, step: &str) -> TestNode {
     node
 }
 
-/// A file system of its own, gone with its value.
-struct Mounted(PathBuf);
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        drop(Command::new("umount").arg("-l").arg(&self.0).status());
-    }
-}
-
-/// Leaves so many bytes of the disk free.
-fn fill(disk: &Path, left: u64) -> PathBuf {
-    let filler = disk.join("filler");
-    let room = statvfs(disk).map(|disk| disk.f_bavail * disk.f_frsize).expect("its size");
-    let file = fs::File::create(&filler).expect("made");
-    fallocate(&file, FallocateFlags::empty(), 0, room - left).expect("filled");
-    filler
-}
-
 #[test]
 fn e2e_microvm_a_disk_that_is_full_costs_the_snapshot_and_no_reply() {
     let test = "e2e_microvm_a_disk_that_is_full_costs_the_snapshot_and_no_reply";
@@ -346,16 +326,13 @@ fn e2e_microvm_a_disk_that_is_full_costs_the_snapshot_and_no_reply() {
     }
     let disk = snapshots(&dir);
     fs::create_dir_all(&disk).expect("made");
-    let mounted = Command::new("mount")
-        .args(["-t", "tmpfs", "-o", "size=256m", "tmpfs"])
-        .arg(&disk)
-        .output()
-        .expect("mount runs");
-    if !mounted.status.success() {
-        eprintln!("SKIP {test}: mounting a tmpfs ({})", said(&mounted).trim());
-        return;
-    }
-    let _mounted = Mounted(disk.clone());
+    let _mounted = match mount(&disk, "256m") {
+        Ok(mounted) => mounted,
+        Err(lacks) => {
+            eprintln!("SKIP {test}: {lacks}");
+            return;
+        }
+    };
     let node = TestNode::start(dir.path(), CONFIG).expect("the node starts");
     apply(&node, &dir, &reap());
     let filler = fill(&disk, 4 << 20);

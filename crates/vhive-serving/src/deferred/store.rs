@@ -6,14 +6,11 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use jiff::Timestamp;
-use redb::{
-    Database, ReadableDatabase as _, ReadableTable as _, ReadableTableMetadata as _,
-    TableDefinition,
-};
+use redb::{ReadableTable as _, ReadableTableMetadata as _, TableDefinition};
 use serde::{Deserialize, Serialize};
 
 use super::Stage;
-use crate::store::StoreError;
+use crate::store::{DatabaseFile, StoreError};
 
 /// By id.
 const PENDING: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("pending");
@@ -67,13 +64,13 @@ pub(crate) struct KeptReply {
 /// The open file. Its methods block for the disk.
 #[derive(Debug)]
 pub(super) struct Queue {
-    database: Database,
+    database: DatabaseFile,
     path: PathBuf,
 }
 
 impl Queue {
     pub(super) fn open(path: &Path) -> Result<Self, StoreError> {
-        let database = crate::store::open_database(path)?;
+        let database = DatabaseFile::open(path)?;
         let queue = Self { database, path: path.to_owned() };
         let write = queue.database.begin_write().map_err(|e| queue.io(&e))?;
         write.open_table(PENDING).map_err(|e| queue.io(&e))?;
