@@ -8,7 +8,7 @@
 //! ```
 //!
 //! Nothing here waits, reads a clock or knows a runtime: time is a [`Moment`] that the caller
-//! chooses, so that a simulator runs the same code as the node (`scaler.rs`).
+//! chooses, so that the simulator runs the same code as the node.
 //!
 //! | file | what it decides |
 //! |---|---|

@@ -1,0 +1,14 @@
+//! Decisions: how many instances, how a cold one starts. The node runs them against its clock, the
+//! simulator against virtual time.
+//!
+//! | module | what it decides |
+//! |---|---|
+//! | [`autoscale`] | how many instances a revision should have, and when to ask again |
+//! | [`start`] | boot, or restore, and how a restored guest's memory arrives |
+//!
+//! What this crate does not do: read a clock, wait, lock, or do I/O. Everything here is a function
+//! of its arguments, or a value that changes by them alone.
+#![warn(missing_docs)]
+
+pub mod autoscale;
+pub mod start;
