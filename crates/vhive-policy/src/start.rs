@@ -1,6 +1,6 @@
 //! How a cold instance starts: the only decision about it in the whole system.
 
-use vhive_api::{MemoryMode, PrefetchPolicy, Revision, SnapshotPolicy};
+use vhive_api::{MemoryMode, PrefetchPolicy, SnapshotPolicy};
 
 /// How a cold instance starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,13 +66,10 @@ pub fn choose(
 
 /// Whether a start in this mode ends in a new working set.
 #[must_use]
-pub fn records(revision: &Revision, mode: MemoryMode) -> bool {
+pub fn records(policy: SnapshotPolicy, prefetch: PrefetchPolicy, mode: MemoryMode) -> bool {
     match mode {
         MemoryMode::Record => true,
-        MemoryMode::File => {
-            revision.snapshot == SnapshotPolicy::Reap
-                && revision.prefetch == PrefetchPolicy::Mincore
-        }
+        MemoryMode::File => policy == SnapshotPolicy::Reap && prefetch == PrefetchPolicy::Mincore,
         MemoryMode::Lazy | MemoryMode::Prefetch => false,
     }
 }

@@ -41,7 +41,7 @@ pub use decide::{Decided, Load, Panic, decide, excess_burst_capacity};
 pub use fixed::Fixed;
 pub use histogram::{Histogram, IdleTimes, Windows};
 pub use kpa::Kpa;
-pub use policy::{Decision, Figures, Policy, Pool, policy};
+pub use policy::{BREATH, Decision, Figures, Policy, Pool, policy};
 pub use rules::{Aggregation, Metric, PolicyKind, Rules};
 pub use sample::{Moment, Reports, Sample};
 pub use to_zero::{Phase, ToZero};
