@@ -5,5 +5,6 @@
 
 pub mod bench;
 pub mod cache;
+pub mod live;
 pub mod manifest;
 pub mod node;

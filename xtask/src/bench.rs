@@ -18,6 +18,7 @@ const BENCHES: &[(&str, &[&str])] = &[
         "serving",
         &["watch-fanout", "zero-to-start", "restart-1k", "node-rss", "service-rss", "services-10k"],
     ),
+    ("simulate", &["sim-invocations", "sim-vs-live"]),
     ("boot", &["boot-overhead", "boot-reliability"]),
     ("network_slot", &["network-slot-pop"]),
     ("image_rootfs", &["image-rootfs"]),
@@ -60,7 +61,7 @@ const BENCHES: &[(&str, &[&str])] = &[
 ];
 
 /// Benchmarks that drive the product's binary, which is built first.
-const DRIVES_BINARY: &[&str] = &["cold_start", "containers", "serving"];
+const DRIVES_BINARY: &[&str] = &["cold_start", "containers", "serving", "simulate"];
 
 pub(crate) fn run(substring: &str) -> anyhow::Result<()> {
     let chosen: Vec<&(&str, &[&str])> = BENCHES

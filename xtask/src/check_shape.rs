@@ -19,9 +19,13 @@ const EDGES: &[(&str, &str)] = &[
     ("vhive", "vhive-serving"),
     ("vhive", "vhive-study"),
     ("vhive-node", "vhive-image"),
+    ("vhive-node", "vhive-policy"),
     ("vhive-node", "vhive-sandbox"),
     ("vhive-sandbox", "vhive-pager"),
     ("vhive-serving", "vhive-node"),
+    ("vhive-serving", "vhive-policy"),
+    ("vhive-study", "vhive-load"),
+    ("vhive-study", "vhive-policy"),
     ("vhive-uffd-shim", "vhive-pager"),
 ];
 

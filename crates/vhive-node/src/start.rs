@@ -1,13 +1,12 @@
 //! A cold start: root file system, turn, network slot, boot or restore, probe; and its opposite, a
 //! stop.
 //!
-//! How it starts is decided by [`choose::choose`]; a restore that fails is followed by a boot within
+//! How it starts is decided by [`vhive_policy::start::choose`]; a restore that fails is followed by a boot within
 //! the same start.
 //!
 //! A start is a plain function on a blocking thread. How many run at a time is limited; that limit
 //! is the admission control of cold starts.
 
-mod choose;
 mod stop;
 mod work;
 
@@ -24,7 +23,8 @@ use vhive_image::{ImageConfig, RootFsError};
 use vhive_sandbox::network::TakeError;
 use vhive_sandbox::{BootError, Journal, Milestone};
 
-pub(crate) use self::choose::{Facts, missed};
+pub(crate) use vhive_policy::start::{Facts, missed};
+
 pub(crate) use self::stop::spawn_stop;
 pub(crate) use self::work::wanted_mode;
 use self::work::{Brought, Work};

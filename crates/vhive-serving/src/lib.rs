@@ -15,7 +15,6 @@
 
 pub mod admission;
 mod api;
-pub mod autoscale;
 mod catalog;
 mod changes;
 pub mod config;
@@ -35,6 +34,8 @@ mod store;
 mod throttle;
 mod tls;
 pub mod traffic;
+
+pub(crate) use vhive_policy::autoscale;
 
 pub use api::TokenError;
 pub use config::{

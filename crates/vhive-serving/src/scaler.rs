@@ -9,12 +9,9 @@ use tokio::time::{Instant, sleep_until};
 use vhive_api::RevisionKey;
 use vhive_node::Node;
 
-use crate::autoscale::{Policy, Pool, policy};
+use crate::autoscale::{BREATH, Policy, Pool, policy};
 use crate::catalog::{Catalog, Route};
 use crate::metrics::Scaled;
-
-/// Least time between two looks, however many requests queue up.
-const BREATH: Duration = Duration::from_millis(20);
 
 /// What the scaler goes by.
 #[derive(Clone, Copy, Debug)]

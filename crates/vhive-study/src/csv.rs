@@ -365,7 +365,7 @@ pub fn densities(all: &[Density]) -> String {
     text
 }
 
-fn number(value: f64) -> String {
+pub(crate) fn number(value: f64) -> String {
     let mut text = format!("{value:.3}");
     while text.contains('.') && text.ends_with(['0', '.']) {
         let dot = text.ends_with('.');
@@ -377,7 +377,7 @@ fn number(value: f64) -> String {
     text
 }
 
-fn line(cells: impl IntoIterator<Item = String>) -> String {
+pub(crate) fn line(cells: impl IntoIterator<Item = String>) -> String {
     let mut text = String::new();
     for (at, cell) in cells.into_iter().enumerate() {
         if at > 0 {

@@ -14,6 +14,7 @@
 
 pub mod analysis;
 pub mod cold_start;
+pub mod compare;
 pub mod csv;
 pub mod deadline;
 pub mod density;
@@ -29,6 +30,7 @@ pub mod row;
 pub mod runtimes;
 pub mod schedule;
 pub mod session;
+pub mod simulate;
 pub mod stats;
 pub mod target;
 pub mod working_set;

@@ -269,13 +269,13 @@ impl StudyResult {
     }
 }
 
-fn text(path: &Path) -> Result<String, ResultError> {
+pub(crate) fn text(path: &Path) -> Result<String, ResultError> {
     let read = fs::read_to_string(path);
     read.map_err(|source| ResultError::Read { path: path.to_owned(), source })
 }
 
 /// The lines of a file, and whether the last one was cut off.
-fn lines<T: DeserializeOwned>(path: &Path) -> Result<(Vec<T>, bool), ResultError> {
+pub(crate) fn lines<T: DeserializeOwned>(path: &Path) -> Result<(Vec<T>, bool), ResultError> {
     let lines = text(path)?;
     let cut = !lines.is_empty() && !lines.ends_with('\n');
     let whole = if cut { lines.rfind('\n').map_or("", |end| &lines[..end]) } else { &lines };

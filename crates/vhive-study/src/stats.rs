@@ -2,6 +2,10 @@
 //!
 //! Every figure is a function of its input and a seed: the same rows give the same report.
 
+mod difference;
+
+pub use difference::{Difference, difference};
+
 /// Resamplings behind a confidence interval.
 const RESAMPLES: usize = 2000;
 

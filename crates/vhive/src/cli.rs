@@ -78,7 +78,7 @@ pub(crate) enum Command {
     /// Measures on a running node, and reports.
     #[command(subcommand)]
     Study(cmd::study::Study),
-    /// Makes the report of a study again from its raw rows.
+    /// Makes the report of a study, a simulation or a run of `load` from its raw rows.
     Report(cmd::report::Args),
     /// Prints shell completions.
     Completions(cmd::completions::Args),

@@ -11,6 +11,7 @@ mod load;
 mod microvm;
 mod runtimes;
 mod scene;
+mod simulate;
 mod snapshot_faults;
 mod study;
 mod watch;

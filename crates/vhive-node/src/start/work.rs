@@ -8,12 +8,12 @@ use std::time::Instant;
 use tokio::sync::OwnedSemaphorePermit;
 use vhive_api::{MemoryMode, Revision, RuntimeName, SandboxId, SnapshotPolicy, StartKind};
 use vhive_image::ImageConfig;
+use vhive_policy::start::{self as policy, Start, choose};
 use vhive_sandbox::{
     Deadline, Guest, Journal, Memory, NetworkSlot, Paging, Prespawned, Restore, RestoreError,
     Runtime, Sandbox, SandboxSpec,
 };
 
-use super::choose::{self, Start, choose};
 use super::{StartError, Took, panic_text};
 use crate::node::Shared;
 use crate::probe::{self, Probe, ProbeError};
@@ -210,7 +210,7 @@ impl Work {
         stored.succeeded();
         let paging = up.sandbox.paging();
         let (mode, shortfall) = paging.as_deref().map_or((mode, None), served);
-        let records = choose::records(&self.revision, mode);
+        let records = policy::records(self.revision.snapshot, self.revision.prefetch, mode);
         let after = paging.map(|paging| AfterReply {
             runtime: self.revision.runtime,
             revision: Arc::clone(&self.revision),

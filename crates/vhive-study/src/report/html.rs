@@ -20,25 +20,11 @@ pub(super) fn page(result: &StudyResult, analysis: &Analysis, charts: &[Chart]) 
         StudyName::Pages => "Pages of working sets",
         StudyName::Runtimes => "The same functions in every sandbox",
     };
-    let mut page = format!(
-        "<!DOCTYPE html>\n<html lang=\"en\" xmlns=\"http://www.w3.org/1999/xhtml\">\n<head>\n\
-         <meta charset=\"utf-8\"/>\n<meta name=\"viewport\" content=\"width=device-width\"/>\n\
-         <meta name=\"color-scheme\" content=\"light dark\"/>\n<title>{title}</title>\n\
-         <style>\n{STYLE}</style>\n</head>\n<body>\n<h1>{title}</h1>\n{}",
-        subtitle(result)
-    );
+    let mut page = begin(title, &subtitle(result));
     page.push_str(&nav(charts));
     page.push_str(&list("Findings", "findings", &figures::findings(analysis)));
     page.push_str(&list("Warnings", "warnings", &analysis.warnings));
-    for chart in charts {
-        page.push_str(&format!(
-            "<h2 id=\"{}\">{}</h2>\n<figure>\n{}<figcaption>{}</figcaption>\n</figure>\n",
-            chart.name,
-            escape(chart.title),
-            chart.svg,
-            escape(&chart.caption)
-        ));
-    }
+    page.push_str(&drawn(charts));
     page.push_str(&sandboxes(analysis));
     page.push_str(&pages(analysis));
     page.push_str(&footprint(analysis));
@@ -48,8 +34,36 @@ pub(super) fn page(result: &StudyResult, analysis: &Analysis, charts: &[Chart]) 
     page.push_str(&left_out(analysis));
     page.push_str(&host(facts));
     page.push_str(&method(facts, super::timelines::method(analysis)));
-    page.push_str("</body>\n</html>\n");
+    page.push_str(END);
     page
+}
+
+/// The beginning of a page; `below` is markup.
+pub(super) fn begin(title: &str, below: &str) -> String {
+    format!(
+        "<!DOCTYPE html>\n<html lang=\"en\" xmlns=\"http://www.w3.org/1999/xhtml\">\n<head>\n\
+         <meta charset=\"utf-8\"/>\n<meta name=\"viewport\" content=\"width=device-width\"/>\n\
+         <meta name=\"color-scheme\" content=\"light dark\"/>\n<title>{title}</title>\n\
+         <style>\n{STYLE}</style>\n</head>\n<body>\n<h1>{title}</h1>\n{below}",
+        title = escape(title)
+    )
+}
+
+/// The end of a page.
+pub(super) const END: &str = "</body>\n</html>\n";
+
+/// Charts with their headings and captions.
+pub(super) fn drawn(charts: &[Chart]) -> String {
+    let chart = |chart: &Chart| {
+        format!(
+            "<h2 id=\"{}\">{}</h2>\n<figure>\n{}<figcaption>{}</figcaption>\n</figure>\n",
+            chart.name,
+            escape(chart.title),
+            chart.svg,
+            escape(&chart.caption)
+        )
+    };
+    charts.iter().map(chart).collect()
 }
 
 fn subtitle(result: &StudyResult) -> String {
@@ -79,7 +93,7 @@ fn nav(charts: &[Chart]) -> String {
     format!("<nav>{links}</nav>\n")
 }
 
-fn list(title: &str, class: &str, lines: &[String]) -> String {
+pub(super) fn list(title: &str, class: &str, lines: &[String]) -> String {
     if lines.is_empty() {
         return String::new();
     }
@@ -88,7 +102,7 @@ fn list(title: &str, class: &str, lines: &[String]) -> String {
 }
 
 /// A table; the first `texts` columns are text, the others figures.
-fn table(headings: &[&str], rows: &[Vec<String>], texts: usize) -> String {
+pub(super) fn table(headings: &[&str], rows: &[Vec<String>], texts: usize) -> String {
     let cell = |tag: &str, at: usize, text: &str| {
         let class = if at < texts { " class=\"text\"" } else { "" };
         format!("<{tag}{class}>{}</{tag}>", escape(text))

@@ -9,11 +9,14 @@
 //! files.
 
 mod charts;
+pub mod compare;
 mod figures;
 mod footprint;
 mod html;
+mod load;
 mod png;
 mod runtimes;
+mod simulate;
 mod svg;
 mod timelines;
 
@@ -29,7 +32,8 @@ pub use svg::Chart;
 
 use crate::analysis::Analysis;
 use crate::csv;
-use crate::row::{ResultError, StudyResult};
+use crate::row::{ResultError, STUDY, StudyResult};
+use crate::simulate::SIMULATION;
 
 /// A report that was made.
 #[derive(Clone, Debug)]
@@ -117,42 +121,30 @@ pub fn texts(result: &StudyResult, analysis: &Analysis) -> Texts {
 /// When there is no result, or a file cannot be written. Without a font there are no PNG files,
 /// which is a warning.
 pub fn build(dir: &Path) -> Result<Built, ReportError> {
+    if dir.join(SIMULATION).exists() {
+        return simulate::build(dir);
+    }
+    if load::is_one(dir) && !dir.join(STUDY).exists() {
+        return load::build(dir);
+    }
     let result = StudyResult::read(dir)?;
     let analysis = Analysis::of(&result);
     let texts = texts(&result, &analysis);
-    let mut files = Vec::new();
-    let mut write = |name: &str, content: &[u8]| {
-        let path = dir.join(name);
-        let written = fs::write(&path, content);
-        files.push(path.clone());
-        written.map_err(|source| ReportError::Write { path, source })
-    };
-    write("report.html", texts.html.as_bytes())?;
-    write("rows.csv", texts.rows_csv.as_bytes())?;
-    write("summary.csv", texts.summary_csv.as_bytes())?;
+    let mut named = vec![
+        ("report.html", texts.html.as_str()),
+        ("rows.csv", &texts.rows_csv),
+        ("summary.csv", &texts.summary_csv),
+    ];
     for (name, text) in [
         ("faults.csv", &texts.faults_csv),
         ("pages.csv", &texts.pages_csv),
         ("loads.csv", &texts.loads_csv),
         ("densities.csv", &texts.densities_csv),
     ] {
-        if let Some(text) = text {
-            write(name, text.as_bytes())?;
-        }
+        named.extend(text.as_deref().map(|text| (name, text)));
     }
     let mut warnings = analysis.warnings.clone();
-    let renderer = png::Renderer::new();
-    if let Err(error) = &renderer {
-        warnings.push(error.to_string());
-    }
-    for Chart { name, svg, .. } in &texts.charts {
-        write(&format!("{name}.svg"), svg.as_bytes())?;
-        if let Ok(renderer) = &renderer {
-            let drawn = renderer.png(svg);
-            let png = drawn.map_err(|source| ReportError::Draw { name, source })?;
-            write(&format!("{name}.png"), &png)?;
-        }
-    }
+    let files = write(dir, &named, &texts.charts, &mut warnings)?;
     Ok(Built {
         report: dir.join("report.html"),
         files,
@@ -161,4 +153,36 @@ pub fn build(dir: &Path) -> Result<Built, ReportError> {
         findings: figures::findings(&analysis),
         warnings,
     })
+}
+
+/// Writes texts and charts; says what was written.
+fn write(
+    dir: &Path,
+    texts: &[(&str, &str)],
+    charts: &[Chart],
+    warnings: &mut Vec<String>,
+) -> Result<Vec<PathBuf>, ReportError> {
+    let mut files = Vec::new();
+    let mut write = |name: &str, content: &[u8]| {
+        let path = dir.join(name);
+        let written = fs::write(&path, content);
+        files.push(path.clone());
+        written.map_err(|source| ReportError::Write { path, source })
+    };
+    for (name, text) in texts {
+        write(name, text.as_bytes())?;
+    }
+    let renderer = png::Renderer::new();
+    if let Err(error) = &renderer {
+        warnings.push(error.to_string());
+    }
+    for Chart { name, svg, .. } in charts {
+        write(&format!("{name}.svg"), svg.as_bytes())?;
+        if let Ok(renderer) = &renderer {
+            let drawn = renderer.png(svg);
+            let png = drawn.map_err(|source| ReportError::Draw { name, source })?;
+            write(&format!("{name}.png"), &png)?;
+        }
+    }
+    Ok(files)
 }

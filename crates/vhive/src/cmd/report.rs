@@ -1,4 +1,4 @@
-//! `vhive report`: makes the report of a study again from its raw rows.
+//! `vhive report`: makes the report of a result again from its raw rows.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -11,7 +11,7 @@ use crate::output;
 /// Arguments of `vhive report`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Directory with `study.json` and `rows.jsonl`.
+    /// Directory of a study, of a simulation or of a run of `vhive load`.
     dir: PathBuf,
 }
 

@@ -1,4 +1,7 @@
-//! `vhive study`: measures on a running node.
+//! `vhive study`: measures on a running node, or simulates.
+
+mod compare;
+mod simulate;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -33,6 +36,10 @@ pub(crate) enum Study {
     Pages(Args),
     /// Compares the host's sandboxes on the same functions: starts, requests, memory, throughput.
     Runtimes(RuntimesArgs),
+    /// Replays a trace in virtual time through policies, on one node or many; needs no node.
+    Simulate(simulate::Args),
+    /// Compares two results: of studies, of `vhive load`, or of simulations.
+    Compare(compare::Args),
 }
 
 /// Arguments of `vhive study cold-start`.
@@ -119,6 +126,8 @@ pub(crate) async fn run(
             let own = Own { runtimes, density, ..Own::default() };
             (StudyName::Runtimes, common, own, RUNTIMES)
         }
+        Study::Simulate(args) => return simulate::run(global, args),
+        Study::Compare(args) => return compare::run(global, &args),
     };
     if args.print_plan {
         output::line(default.trim_end());
@@ -128,7 +137,7 @@ pub(crate) async fn run(
     override_plan(&mut plan, &args);
     own.override_plan(&mut plan);
     plan.validate()?;
-    let out = args.out.clone().unwrap_or_else(|| default_out(name));
+    let out = args.out.clone().unwrap_or_else(|| default_out(name.as_str()));
 
     let target = connect(global, config, &args).await?;
     let tell = Box::new(|line: &str| output::note(line));
@@ -215,7 +224,7 @@ fn override_plan(plan: &mut Plan, args: &Args) {
 }
 
 /// `results/cold-start-20260131T120000`, in the working directory.
-fn default_out(name: StudyName) -> PathBuf {
+fn default_out(name: &str) -> PathBuf {
     let at = jiff::Timestamp::now().strftime("%Y%m%dT%H%M%S");
-    Path::new("results").join(format!("{}-{at}", name.as_str()))
+    Path::new("results").join(format!("{name}-{at}"))
 }

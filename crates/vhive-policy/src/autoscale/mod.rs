@@ -8,7 +8,7 @@
 //! ```
 //!
 //! Nothing here waits, reads a clock or knows a runtime: time is a [`Moment`] that the caller
-//! chooses, so that a simulator runs the same code as the node (`scaler.rs`).
+//! chooses, so that the simulator runs the same code as the node.
 //!
 //! | file | what it decides |
 //! |---|---|
@@ -41,7 +41,7 @@ pub use decide::{Decided, Load, Panic, decide, excess_burst_capacity};
 pub use fixed::Fixed;
 pub use histogram::{Histogram, IdleTimes, Windows};
 pub use kpa::Kpa;
-pub use policy::{Decision, Figures, Policy, Pool, policy};
+pub use policy::{BREATH, Decision, Figures, Policy, Pool, policy};
 pub use rules::{Aggregation, Metric, PolicyKind, Rules};
 pub use sample::{Moment, Reports, Sample};
 pub use to_zero::{Phase, ToZero};

@@ -1,10 +1,10 @@
-//! The only decision about cold starts in the whole system, without I/O.
+//! How a cold instance starts: the only decision about it in the whole system.
 
-use vhive_api::{MemoryMode, PrefetchPolicy, Revision, SnapshotPolicy};
+use vhive_api::{MemoryMode, PrefetchPolicy, SnapshotPolicy};
 
 /// How a cold instance starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Start {
+pub enum Start {
     /// From the image.
     Boot,
     /// From a snapshot, its memory arriving so.
@@ -13,11 +13,11 @@ pub(crate) enum Start {
 
 /// What counts about a snapshot that could be used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Facts {
+pub struct Facts {
     /// Working sets that have been recorded.
-    pub(crate) working_sets: u32,
+    pub working_sets: u32,
     /// The last start by prefetching missed too many pages.
-    pub(crate) missed: bool,
+    pub missed: bool,
 }
 
 /// Recordings of one snapshot: a function that touches other pages each time is not recorded for
@@ -41,7 +41,8 @@ impl Facts {
 /// | `reap`, `fault-around` | `Prefetch`, which needs no working set |
 /// | `reap`, `mincore` | `Prefetch` with a working set, else `File`, which is recorded off the page cache |
 /// | not offered | `File`, else boot |
-pub(crate) fn choose(
+#[must_use]
+pub fn choose(
     policy: SnapshotPolicy,
     prefetch: PrefetchPolicy,
     snapshot: Option<Facts>,
@@ -64,19 +65,18 @@ pub(crate) fn choose(
 }
 
 /// Whether a start in this mode ends in a new working set.
-pub(crate) fn records(revision: &Revision, mode: MemoryMode) -> bool {
+#[must_use]
+pub fn records(policy: SnapshotPolicy, prefetch: PrefetchPolicy, mode: MemoryMode) -> bool {
     match mode {
         MemoryMode::Record => true,
-        MemoryMode::File => {
-            revision.snapshot == SnapshotPolicy::Reap
-                && revision.prefetch == PrefetchPolicy::Mincore
-        }
+        MemoryMode::File => policy == SnapshotPolicy::Reap && prefetch == PrefetchPolicy::Mincore,
         MemoryMode::Lazy | MemoryMode::Prefetch => false,
     }
 }
 
 /// Whether a start by prefetching left more faults than `percent` of the pages that it installed.
-pub(crate) fn missed(faults: u64, prefetched: u64, percent: u32) -> bool {
+#[must_use]
+pub fn missed(faults: u64, prefetched: u64, percent: u32) -> bool {
     prefetched > 0 && faults.saturating_mul(100) > prefetched.saturating_mul(percent.into())
 }
 

@@ -5,6 +5,9 @@ use std::time::Duration;
 
 use super::{Fixed, Histogram, Kpa, Metric, Moment, PolicyKind, Rules, Sample};
 
+/// Least time between two looks at a revision, however many requests queue up.
+pub const BREATH: Duration = Duration::from_millis(20);
+
 /// How many instances there are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pool {

@@ -1,0 +1,378 @@
+//! The report of a run of `vhive load`, from its raw rows.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{BufRead as _, BufReader};
+use std::path::Path;
+
+use serde::Deserialize;
+
+use crate::compare::SUMMARY;
+use crate::row::{ROWS, ResultError};
+use crate::stats::{median, upper_percent};
+
+use super::svg::{Anchor, Chart, Fill, Scale, Svg, WIDTH, short};
+use super::{Built, ReportError, html};
+
+/// Stretches that a run is cut into.
+const STRETCHES: usize = 120;
+const COLOURS: [&str; 7] =
+    ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999"];
+const HEADINGS: [&str; 8] = ["start", "ok", "mean ms", "p50", "p90", "p99", "p99.9", "greatest"];
+/// Parts of all at which distributions are drawn, and their names.
+const PARTS: [(f64, &str); 7] = [
+    (0.5, "50 %"),
+    (0.75, "75 %"),
+    (0.9, "90 %"),
+    (0.95, "95 %"),
+    (0.99, "99 %"),
+    (0.999, "99.9 %"),
+    (1.0, "all"),
+];
+
+/// What of a row is reported.
+#[derive(Debug, Deserialize)]
+struct Sent {
+    intended_us: f64,
+    late_us: f64,
+    connect_us: Option<f64>,
+    latency_us: f64,
+    total_us: f64,
+    outcome: String,
+    start: Option<String>,
+}
+
+/// Whether a directory holds a run of `vhive load`.
+pub(super) fn is_one(dir: &Path) -> bool {
+    dir.join(SUMMARY).exists() && dir.join(ROWS).exists()
+}
+
+/// Makes the report of a run.
+pub(super) fn build(dir: &Path) -> Result<Built, ReportError> {
+    let (rows, cut) = read(&dir.join(ROWS))?;
+    let run = Run::of(&rows);
+    let charts: Vec<Chart> =
+        [run.over_time(), run.distribution(), run.lateness()].into_iter().flatten().collect();
+    let mut warnings = run.warnings();
+    if cut {
+        warnings.push("The last row was cut off and is left out.".to_owned());
+    }
+    let page = run.page(dir, &charts, &warnings);
+    let files = super::write(dir, &[("report.html", page.as_str())], &charts, &mut warnings)?;
+    Ok(Built {
+        report: dir.join("report.html"),
+        files,
+        headings: HEADINGS.map(str::to_owned).to_vec(),
+        table: run.table(),
+        findings: Vec::new(),
+        warnings,
+    })
+}
+
+/// The rows, and whether the last one has no end.
+fn read(path: &Path) -> Result<(Vec<Sent>, bool), ResultError> {
+    let failed = |source| ResultError::Read { path: path.to_owned(), source };
+    let mut file = BufReader::new(File::open(path).map_err(failed)?);
+    let (mut rows, mut line, mut number) = (Vec::new(), String::new(), 0);
+    loop {
+        line.clear();
+        number += 1;
+        if file.read_line(&mut line).map_err(failed)? == 0 {
+            return Ok((rows, false));
+        }
+        if !line.ends_with('\n') {
+            return Ok((rows, true));
+        }
+        let content = |source| ResultError::Content { path: path.to_owned(), line: number, source };
+        rows.push(serde_json::from_str(&line).map_err(content)?);
+    }
+}
+
+/// Latencies of one kind of start, in milliseconds.
+struct Kind<'a> {
+    name: &'a str,
+    latency: Vec<f64>,
+}
+
+struct Run<'a> {
+    rows: &'a [Sent],
+    kinds: Vec<Kind<'a>>,
+    failures: BTreeMap<&'a str, usize>,
+}
+
+impl<'a> Run<'a> {
+    fn of(rows: &'a [Sent]) -> Self {
+        let mut kinds: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
+        let mut failures: BTreeMap<&str, usize> = BTreeMap::new();
+        for row in rows {
+            if row.outcome == "ok" {
+                let kind = row.start.as_deref().unwrap_or("unknown");
+                kinds.entry(kind).or_default().push(row.latency_us / 1e3);
+            } else {
+                *failures.entry(&row.outcome).or_default() += 1;
+            }
+        }
+        let kinds = kinds.into_iter().map(|(name, latency)| Kind { name, latency });
+        Self { rows, kinds: kinds.collect(), failures }
+    }
+
+    fn ok(&self) -> impl Iterator<Item = &'a Sent> {
+        self.rows.iter().filter(|row| row.outcome == "ok")
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        let mut warnings = Vec::new();
+        if self.rows.is_empty() {
+            warnings.push("Nothing was sent.".to_owned());
+        }
+        for (outcome, count) in &self.failures {
+            warnings.push(format!(
+                "{count} of {} requests ended as “{outcome}”; they are in no latency here.",
+                self.rows.len()
+            ));
+        }
+        let late = self.rows.iter().filter(|row| row.late_us > 1000.0).count();
+        if late * 100 > self.rows.len() {
+            warnings.push(format!(
+                "{late} of {} requests left more than 1 ms late: the generator could not keep up.",
+                self.rows.len()
+            ));
+        }
+        let opened = self.rows.iter().filter(|row| row.connect_us.is_some()).count();
+        if opened * 100 > self.rows.len() {
+            warnings.push(format!(
+                "{opened} requests had to open a connection, which is in their lateness."
+            ));
+        }
+        warnings
+    }
+
+    fn table(&self) -> Vec<Vec<String>> {
+        let row = |name: &str, values: &[f64]| {
+            let mean = values.iter().sum::<f64>() / values.len() as f64;
+            let at = |percent| upper_percent(values, percent).map_or_else(String::new, short);
+            vec![
+                name.to_owned(),
+                values.len().to_string(),
+                short(mean),
+                at(50.0),
+                at(10.0),
+                at(1.0),
+                at(0.1),
+                at(0.0),
+            ]
+        };
+        let mut rows: Vec<Vec<String>> =
+            self.kinds.iter().map(|kind| row(kind.name, &kind.latency)).collect();
+        if self.kinds.len() > 1 {
+            let all: Vec<f64> = self.ok().map(|row| row.latency_us / 1e3).collect();
+            rows.push(row("all", &all));
+        }
+        if self.kinds.iter().any(|kind| !kind.latency.is_empty()) {
+            let total: Vec<f64> = self.ok().map(|row| row.total_us / 1e3).collect();
+            rows.push(row("all, from intended", &total));
+        }
+        rows
+    }
+
+    /// Latency over time: each stretch's median and p99, and single cold starts.
+    fn over_time(&self) -> Option<Chart> {
+        let end = self.rows.iter().map(|row| row.intended_us).fold(0.0, f64::max) / 1e6;
+        let values = || self.ok().map(|row| row.latency_us / 1e3).filter(|ms| *ms > 0.0);
+        let (low, high) = values().fold((f64::MAX, 0.0_f64), |(l, h), v| (l.min(v), h.max(v)));
+        if high <= 0.0 || end <= 0.0 {
+            return None;
+        }
+        let (left, right) = (70.0, WIDTH - 30.0);
+        let mut svg = Svg::new("over-time");
+        let legend = [
+            (Fill::plain(COLOURS[0]), "median"),
+            (Fill::plain(COLOURS[1]), "p99"),
+            (Fill::plain(COLOURS[3]), "a cold start"),
+        ];
+        let top = svg.legend(8.0, &legend) + 14.0;
+        let bottom = top + 320.0;
+        let across = Scale::linear(end, (left, right));
+        let down = Scale::logarithmic((low, high), (bottom, top));
+        svg.rules(&down, (left, right));
+        svg.axis(&across, (top, bottom), "seconds, as intended");
+        let italic = "font-style=\"italic\"";
+        svg.styled((left - 60.0, top - 8.0), Anchor::Start, italic, "latency, ms (log)");
+        let mut stretches: Vec<Vec<f64>> = vec![Vec::new(); STRETCHES];
+        let mut cold = Vec::new();
+        for row in self.ok() {
+            let ms = row.latency_us / 1e3;
+            let share = row.intended_us / 1e6 / end * STRETCHES as f64;
+            #[expect(
+                clippy::cast_possible_truncation,
+                clippy::cast_sign_loss,
+                reason = "`as` saturates"
+            )]
+            let at = (share as usize).min(STRETCHES - 1);
+            stretches[at].push(ms);
+            if row.start.as_deref().is_some_and(|start| start != "warm") {
+                cold.push((across.at(row.intended_us / 1e6), down.at(ms)));
+            }
+        }
+        let line = |of: fn(&[f64]) -> Option<f64>| -> Vec<(f64, f64)> {
+            let middle = |at: usize| (at as f64 + 0.5) / STRETCHES as f64 * end;
+            let points = stretches.iter().enumerate();
+            points
+                .filter_map(|(at, all)| Some((across.at(middle(at)), down.at(of(all)?))))
+                .collect()
+        };
+        let step = cold.len().div_ceil(2000).max(1);
+        let shown: Vec<(f64, f64)> = cold.iter().copied().step_by(step).collect();
+        svg.marks(&shown, 3, (COLOURS[3], true));
+        svg.path(&line(|all| upper_percent(all, 1.0)), COLOURS[1], "6 3");
+        svg.path(&line(median), COLOURS[0], "");
+        let caption = format!(
+            "Successful requests by when they were to be sent, in {STRETCHES} stretches; n = {}. Cold starts are \
+             known only with --records; {} of them are marked.",
+            self.ok().count(),
+            shown.len()
+        );
+        let title = "Latency over time";
+        Some(Chart { name: "over-time", title, caption, svg: svg.finish(title, bottom + 40.0) })
+    }
+
+    fn distribution(&self) -> Option<Chart> {
+        let mut lines: Vec<(String, Vec<f64>)> = self
+            .kinds
+            .iter()
+            .map(|kind| (format!("{} n={}", kind.name, kind.latency.len()), kind.latency.clone()))
+            .collect();
+        let total: Vec<f64> = self.ok().map(|row| row.total_us / 1e3).collect();
+        lines.push((format!("all, from intended n={}", total.len()), total));
+        let title = "How long requests took";
+        let caption = "What so many of the successful requests did not exceed, by how their \
+                       instance was started. “From intended” is what a user felt, with the \
+                       generator's own lateness.";
+        quantiles("latency", (title, caption), &lines, "latency, ms (log)")
+    }
+
+    fn lateness(&self) -> Option<Chart> {
+        let late: Vec<f64> = self.rows.iter().map(|row| row.late_us / 1e3).collect();
+        let lines = [(format!("late n={}", late.len()), late)];
+        let title = "How late requests left";
+        let caption = "From the intended to the actual send, set-up of connections included: the \
+                       generator's error, which is in no latency.";
+        quantiles("lateness", (title, caption), &lines, "lateness, ms (log)")
+    }
+
+    fn page(&self, dir: &Path, charts: &[Chart], warnings: &[String]) -> String {
+        let name = dir.file_name().map(|name| name.to_string_lossy().into_owned());
+        let below = format!(
+            "<p class=\"dim\">{}; {} requests, {} successes</p>\n",
+            super::svg::escape(&name.unwrap_or_default()),
+            self.rows.len(),
+            self.ok().count()
+        );
+        let mut page = html::begin("Load", &below);
+        page.push_str(&html::list("Warnings", "warnings", warnings));
+        page.push_str(&html::drawn(charts));
+        page.push_str("<h2 id=\"numbers\">All numbers</h2>\n");
+        page.push_str(&html::table(&HEADINGS, &self.table(), 1));
+        page.push_str(
+            "<h2 id=\"method\">Method</h2>\n<p>Open loop, unless the run was closed: each request \
+             was sent at its time, whatever came of those before. Latency is from the actual send to the reply's \
+             last byte. Quantiles are exact, from every row.</p>\n",
+        );
+        page.push_str(html::END);
+        page
+    }
+}
+
+/// Quantiles of several samples, a line each.
+fn quantiles(
+    name: &'static str,
+    (title, caption): (&'static str, &str),
+    lines: &[(String, Vec<f64>)],
+    unit: &str,
+) -> Option<Chart> {
+    let values = || lines.iter().flat_map(|(_, all)| all).copied().filter(|v| *v > 0.0);
+    let (low, high) = values().fold((f64::MAX, 0.0_f64), |(l, h), v| (l.min(v), h.max(v)));
+    if high <= 0.0 {
+        return None;
+    }
+    let (top, bottom, left, right) = (28.0, 340.0, 70.0, WIDTH - 250.0);
+    let mut svg = Svg::new(name);
+    let down = Scale::logarithmic((low.max(high / 1e6), high), (bottom, top));
+    svg.rules(&down, (left, right));
+    let x = |at: usize| left + (at as f64 + 0.5) / PARTS.len() as f64 * (right - left);
+    for (at, (_, label)) in PARTS.iter().enumerate() {
+        svg.line((x(at), top), (x(at), bottom), (0.1, 1.0));
+        svg.text((x(at), bottom + 16.0), Anchor::Middle, label);
+    }
+    svg.styled((left - 60.0, top - 10.0), Anchor::Start, "font-style=\"italic\"", unit);
+    let mut labels: Vec<f64> = Vec::new();
+    for (nth, (label, all)) in lines.iter().enumerate() {
+        let colour = COLOURS[nth % COLOURS.len()];
+        let points: Vec<(f64, f64)> = PARTS
+            .iter()
+            .enumerate()
+            .filter_map(|(at, (part, _))| {
+                Some((x(at), down.at(upper_percent(all, 100.0 * (1.0 - part))?)))
+            })
+            .collect();
+        svg.path(&points, colour, "");
+        for point in &points {
+            svg.mark(*point, nth, colour);
+        }
+        if let Some((_, y)) = points.last() {
+            let mut y = *y;
+            while labels.iter().any(|other| (other - y).abs() < 14.0) {
+                y += 14.0;
+            }
+            labels.push(y);
+            svg.text((right + 4.0, y + 4.0), Anchor::Start, label);
+        }
+    }
+    let end = labels.iter().copied().fold(bottom + 24.0, f64::max) + 16.0;
+    Some(Chart { name, title, caption: caption.to_owned(), svg: svg.finish(title, end) })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn a_run_has_a_report_from_its_rows() {
+        let dir = tempfile::tempdir().expect("made");
+        let row = |n: u32| {
+            let (start, outcome) = match n {
+                0 => ("\"boot\"", "ok"),
+                7 => ("null", "timeout"),
+                _ => ("\"warm\"", "ok"),
+            };
+            let latency = if n == 0 { 300_000 } else { 1000 + n };
+            format!(
+                "{{\"number\":{n},\"intended_us\":{},\"late_us\":3.5,\"connect_us\":null,\
+                 \"latency_us\":{latency},\"total_us\":{latency},\"outcome\":\"{outcome}\",\
+                 \"start\":{start}}}\n",
+                n * 10_000
+            )
+        };
+        let rows: String = (0..300).map(row).collect();
+        fs::write(dir.path().join(ROWS), format!("{rows}{{\"cut")).expect("written");
+        fs::write(dir.path().join(SUMMARY), "{}").expect("written");
+        let built = super::super::build(dir.path()).expect("built");
+        let n: Vec<(&str, &str)> =
+            built.table.iter().map(|row| (row[0].as_str(), row[1].as_str())).collect();
+        assert_eq!(
+            n,
+            [("boot", "1"), ("warm", "298"), ("all", "299"), ("all, from intended", "299")]
+        );
+        assert!(built.table.iter().all(|row| row.len() == HEADINGS.len()));
+        assert!(built.warnings.iter().any(|warning| warning.contains("timeout")));
+        assert!(built.warnings.iter().any(|warning| warning.contains("cut off")));
+        let page = fs::read_to_string(&built.report).expect("a page");
+        let xml = page.strip_prefix("<!DOCTYPE html>\n").expect("is HTML 5");
+        roxmltree::Document::parse(xml).expect("well-formed");
+        for chart in ["over-time", "latency", "lateness"] {
+            assert!(page.contains(&format!("id=\"{chart}\"")), "{chart}");
+        }
+    }
+}

@@ -1,0 +1,607 @@
+//! One function in virtual time: its queue, its instances, and the policy that is asked.
+//!
+//! ```text
+//!   arrive ─► a free slot? ─yes─► busy until done ─► the longest waiting, else idle
+//!               │no                                     ▲
+//!               ▼                                       │ started
+//!             waiting ─► starts missing? ─► starting ───┘
+//!
+//!   look ─► sample ─► Policy::observe, decide ─► resize: starts missing, idle beyond go
+//! ```
+//!
+//! As the node's pool, throttle and scaler do it: the least loaded instance serves, of equals the
+//! oldest; a request that finds none waits first come first served, for whichever comes first, a
+//! start or a slot that is given back; the policy is looked at when a request comes while nobody
+//! looks, when one has to wait, and when the last decision said. That the real ones do the same is
+//! not proved here but measured: `sim-vs-live`.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::time::Duration;
+
+use vhive_api::{MemoryMode, StartKind};
+use vhive_load::rng::Rng;
+use vhive_policy::autoscale::{BREATH, Policy, Pool, Rules, policy};
+use vhive_policy::start::{Facts, Start, choose};
+
+use super::meter::Meter;
+use super::plan::FunctionPlan;
+use super::starts::Profile;
+use super::tally::Tally;
+
+/// A moment or a length in nanoseconds.
+pub(super) type Ns = u64;
+
+/// Something that will happen to a function.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Event {
+    /// A request in the instance of this slot is done.
+    Done(u32),
+    /// The instance of this slot has started.
+    Ready(u32),
+    /// Its policy is looked at.
+    Look,
+}
+
+/// What surrounds a function.
+pub(super) trait Around {
+    /// Notes that something will happen to the function.
+    fn schedule(&mut self, at: Ns, event: Event);
+    /// Its instance in this slot holds a request from now on.
+    fn busy(&mut self, place: Place);
+    /// … or none.
+    fn idle(&mut self, place: Place, now: Ns);
+    /// … or is gone; `idle` says whether it held none before.
+    fn gone(&mut self, place: Place, idle: bool);
+    /// Where figures go.
+    fn tally(&mut self) -> &mut Tally;
+}
+
+/// An instance seen from its node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    pub(super) node: u32,
+    pub(super) slot: u32,
+    /// Number of the instance in its function, never used again.
+    pub(super) no: u32,
+    /// Its memory in bytes.
+    pub(super) memory: u64,
+}
+
+/// What holds for all functions of a run.
+#[derive(Debug)]
+pub(super) struct Common {
+    pub(super) rules: Rules,
+    pub(super) tick: Duration,
+    pub(super) function: FunctionPlan,
+}
+
+/// Starts that are missing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Missing {
+    /// For requests that wait.
+    pub(super) waiting: u32,
+    /// All, those included.
+    pub(super) all: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Vacant,
+    Starting,
+    Ready,
+    /// Goes when it holds nothing, unless a request wants it before.
+    Leaving,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Instance {
+    state: State,
+    no: u32,
+    node: u32,
+    leases: u32,
+    begun: Ns,
+    /// Since when it has been idle or busy.
+    since: Ns,
+    kind: StartKind,
+    /// By how much its first request takes longer than others.
+    extra: Ns,
+    replied: bool,
+    /// Whether its node counts it as idle.
+    idle: bool,
+}
+
+impl Instance {
+    fn starting(no: u32, node: u32, now: Ns, (kind, extra): (StartKind, Ns)) -> Self {
+        let state = State::Starting;
+        let (leases, replied, idle) = (0, false, false);
+        Self { state, no, node, leases, begun: now, since: now, kind, extra, replied, idle }
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Waiting {
+    came: Ns,
+    runtime: Ns,
+}
+
+/// One function.
+pub(super) struct Cell<'a> {
+    common: &'a Common,
+    profile: &'a Profile,
+    memory: u64,
+    rng: Rng,
+    policy: Option<Box<dyn Policy>>,
+    meter: Meter,
+    watched: bool,
+    due: Option<Ns>,
+    poked: Option<Ns>,
+    wanted: Option<u32>,
+    ever_ready: bool,
+    instances: Vec<Instance>,
+    vacant: Vec<u32>,
+    /// Ready instances with a free slot: leases, number, slot.
+    free: BTreeSet<(u32, u32, u32)>,
+    leaving: Vec<u32>,
+    /// Ready ones, those that leave not among them.
+    ready: u32,
+    starting: u32,
+    waiting: VecDeque<Waiting>,
+    next: u32,
+    /// What each node has of its snapshot, by node.
+    snapshots: Vec<(u32, u32)>,
+}
+
+impl<'a> Cell<'a> {
+    pub(super) fn new(common: &'a Common, profile: &'a Profile, memory: u64, rng: Rng) -> Self {
+        Self {
+            common,
+            profile,
+            memory,
+            rng,
+            policy: None,
+            meter: Meter::default(),
+            watched: false,
+            due: None,
+            poked: None,
+            wanted: None,
+            ever_ready: false,
+            instances: Vec::new(),
+            vacant: Vec::new(),
+            free: BTreeSet::new(),
+            leaving: Vec::new(),
+            ready: 0,
+            starting: 0,
+            waiting: VecDeque::new(),
+            next: 0,
+            snapshots: Vec::new(),
+        }
+    }
+
+    /// Memory of an instance in bytes.
+    pub(super) fn memory(&self) -> u64 {
+        self.memory
+    }
+
+    /// Requests that have not been given an instance.
+    pub(super) fn waiting(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// The run begins: what shall be there without a request is asked for.
+    pub(super) fn begin(&mut self, around: &mut impl Around) {
+        if self.first() > 0 {
+            self.watched = true;
+            self.poke(0, around);
+        }
+    }
+
+    /// A request comes that takes so long.
+    pub(super) fn arrive(&mut self, now: Ns, runtime: Ns, around: &mut impl Around) -> Missing {
+        around.tally().arrived(now);
+        self.meter.enter(now, self.watched);
+        if !self.watched {
+            self.watched = true;
+            self.poke(now, around);
+        }
+        let request = Waiting { came: now, runtime };
+        if let Some(slot) = self.take_slot() {
+            around.tally().warm();
+            self.grant(slot, now, request, around);
+            return Missing::default();
+        }
+        self.waiting.push_back(request);
+        self.poke(now, around);
+        self.missing()
+    }
+
+    /// Something happens that was scheduled.
+    pub(super) fn happen(&mut self, now: Ns, event: Event, around: &mut impl Around) -> Missing {
+        match event {
+            Event::Done(slot) => self.done(slot, now, around),
+            Event::Ready(slot) => self.started(slot, now, around),
+            Event::Look if self.poked == Some(now) => {
+                self.poked = None;
+                self.look(now, around)
+            }
+            Event::Look if self.due == Some(now) => self.look(now, around),
+            Event::Look => Missing::default(),
+        }
+    }
+
+    /// Starts an instance on a node.
+    pub(super) fn start(&mut self, now: Ns, node: u32, around: &mut impl Around) -> Place {
+        let kind = self.kind(node);
+        let (takes, extra) = self.profile.draw(kind, &mut self.rng);
+        let instance = Instance::starting(self.next, node, now, (kind, extra));
+        self.next += 1;
+        self.starting += 1;
+        let slot = if let Some(slot) = self.vacant.pop() {
+            *self.at(slot) = instance;
+            slot
+        } else {
+            self.instances.push(instance);
+            u32::try_from(self.instances.len() - 1).unwrap_or(u32::MAX)
+        };
+        around.tally().started(kind);
+        around.schedule(now.saturating_add(takes), Event::Ready(slot));
+        self.place(slot)
+    }
+
+    /// No node has room for a start: whoever waits for nothing else is refused.
+    pub(super) fn no_room(&mut self, now: Ns, around: &mut impl Around) {
+        if self.ready + self.starting > 0 || !self.leaving.is_empty() {
+            return;
+        }
+        for _ in std::mem::take(&mut self.waiting) {
+            self.meter.leave(now);
+            around.tally().refused();
+        }
+    }
+
+    /// Whether an instance is the same one still and has been idle since then.
+    pub(super) fn idles(&self, place: &Place, since: Ns) -> bool {
+        let index = usize::try_from(place.slot).unwrap_or(usize::MAX);
+        self.instances.get(index).is_some_and(|i| i.no == place.no && i.idle && i.since == since)
+    }
+
+    /// Stops an instance that idles.
+    pub(super) fn evict(&mut self, place: Place, now: Ns, around: &mut impl Around) {
+        self.remove(place.slot, now, around);
+        around.tally().evicted();
+    }
+
+    /// The run ends: what is there counts up to now.
+    pub(super) fn end(&mut self, now: Ns, around: &mut impl Around) {
+        let there: Vec<u32> = (0..)
+            .zip(&self.instances)
+            .filter(|(_, i)| i.state != State::Vacant)
+            .map(|(slot, _)| slot)
+            .collect();
+        for slot in there {
+            self.account(slot, now, around.tally());
+        }
+    }
+
+    fn at(&mut self, slot: u32) -> &mut Instance {
+        let index = usize::try_from(slot).unwrap_or(usize::MAX);
+        self.instances.get_mut(index).expect("slots are given out by this function")
+    }
+
+    fn place(&mut self, slot: u32) -> Place {
+        let memory = self.memory;
+        let instance = self.at(slot);
+        Place { node: instance.node, slot, no: instance.no, memory }
+    }
+
+    // === the pool ===
+
+    fn takes_more(&self, leases: u32) -> bool {
+        let concurrency = self.common.function.concurrency;
+        concurrency == 0 || leases < concurrency
+    }
+
+    fn note_free(&mut self, slot: u32) {
+        let instance = *self.at(slot);
+        if instance.state == State::Ready && self.takes_more(instance.leases) {
+            self.free.insert((instance.leases, instance.no, slot));
+        }
+    }
+
+    fn forget_free(&mut self, slot: u32) {
+        let instance = *self.at(slot);
+        self.free.remove(&(instance.leases, instance.no, slot));
+    }
+
+    fn take_slot(&mut self) -> Option<u32> {
+        if let Some((_, _, slot)) = self.free.first() {
+            return Some(*slot);
+        }
+        let leaving = self.leaving.iter().copied();
+        let found = leaving.filter(|slot| {
+            let index = usize::try_from(*slot).unwrap_or(usize::MAX);
+            self.instances.get(index).is_some_and(|i| self.takes_more(i.leases))
+        });
+        let slot = found.min()?;
+        self.unmark(slot);
+        Some(slot)
+    }
+
+    fn unmark(&mut self, slot: u32) {
+        if self.at(slot).state == State::Leaving {
+            self.leaving.retain(|one| *one != slot);
+            self.at(slot).state = State::Ready;
+            self.ready += 1;
+            self.note_free(slot);
+        }
+    }
+
+    /// Lends a request a slot of an instance.
+    fn grant(&mut self, slot: u32, now: Ns, request: Waiting, around: &mut impl Around) {
+        self.forget_free(slot);
+        let memory = self.memory;
+        let instance = self.at(slot);
+        instance.leases += 1;
+        if instance.leases == 1 {
+            around.tally().idled((instance.since, now), memory);
+            instance.since = now;
+        }
+        if std::mem::take(&mut instance.idle) {
+            let place = self.place(slot);
+            around.busy(place);
+        }
+        self.note_free(slot);
+        self.serve(slot, now, request, around);
+    }
+
+    /// A request runs in the slot that it has.
+    fn serve(&mut self, slot: u32, now: Ns, request: Waiting, around: &mut impl Around) {
+        let extra = std::mem::take(&mut self.at(slot).extra);
+        around.tally().added(now - request.came + extra);
+        let done = now.saturating_add(request.runtime).saturating_add(extra);
+        around.schedule(done, Event::Done(slot));
+    }
+
+    fn done(&mut self, slot: u32, now: Ns, around: &mut impl Around) -> Missing {
+        self.meter.leave(now);
+        let instance = self.at(slot);
+        if !std::mem::replace(&mut instance.replied, true) {
+            let (node, kind) = (instance.node, instance.kind);
+            self.learnt(node, kind);
+        }
+        if let Some(request) = self.waiting.pop_front() {
+            self.unmark(slot);
+            around.tally().queued();
+            self.serve(slot, now, request, around);
+            return self.missing();
+        }
+        self.forget_free(slot);
+        let instance = self.at(slot);
+        instance.leases = instance.leases.saturating_sub(1);
+        let (idle, state) = (instance.leases == 0, instance.state);
+        if idle {
+            around.tally().worked((instance.since, now));
+            instance.since = now;
+        }
+        if idle && state == State::Leaving {
+            self.remove(slot, now, around);
+            return Missing::default();
+        }
+        self.note_free(slot);
+        if idle {
+            self.rest(slot, now, around);
+        }
+        Missing::default()
+    }
+
+    fn rest(&mut self, slot: u32, now: Ns, around: &mut impl Around) {
+        self.at(slot).idle = true;
+        let place = self.place(slot);
+        around.idle(place, now);
+    }
+
+    fn started(&mut self, slot: u32, now: Ns, around: &mut impl Around) -> Missing {
+        self.starting -= 1;
+        self.ready += 1;
+        self.ever_ready = true;
+        let instance = self.at(slot);
+        (instance.state, instance.since) = (State::Ready, now);
+        let kind = instance.kind;
+        self.note_free(slot);
+        loop {
+            let leases = self.at(slot).leases;
+            if !self.takes_more(leases) {
+                break;
+            }
+            let Some(request) = self.waiting.pop_front() else { break };
+            around.tally().cold(kind, now);
+            self.grant(slot, now, request, around);
+        }
+        if self.at(slot).leases == 0 {
+            self.rest(slot, now, around);
+        }
+        self.missing()
+    }
+
+    fn remove(&mut self, slot: u32, now: Ns, around: &mut impl Around) {
+        self.forget_free(slot);
+        self.account(slot, now, around.tally());
+        let place = self.place(slot);
+        let instance = self.at(slot);
+        let state = std::mem::replace(&mut instance.state, State::Vacant);
+        let idle = std::mem::take(&mut instance.idle);
+        match state {
+            State::Ready => self.ready -= 1,
+            State::Leaving => self.leaving.retain(|one| *one != slot),
+            State::Starting | State::Vacant => {}
+        }
+        self.vacant.push(slot);
+        around.gone(place, idle);
+    }
+
+    /// Adds an instance's life to the figures.
+    fn account(&mut self, slot: u32, now: Ns, tally: &mut Tally) {
+        let memory = self.memory;
+        let instance = self.at(slot);
+        if instance.state != State::Starting {
+            let stretch = (instance.since, now);
+            if instance.leases == 0 { tally.idled(stretch, memory) } else { tally.worked(stretch) }
+        }
+        tally.lived(instance.begun, now, memory);
+    }
+
+    /// Starts that requests or the policy miss.
+    fn missing(&mut self) -> Missing {
+        let waiting = u32::try_from(self.waiting.len()).unwrap_or(u32::MAX);
+        let starts = match self.common.function.concurrency {
+            0 => waiting.min(1),
+            concurrency => waiting.div_ceil(concurrency),
+        };
+        let waiting = starts.saturating_sub(self.starting);
+        let mut all = waiting;
+        if let Some(want) = self.wanted {
+            let mut lacks = want.saturating_sub(self.ready + self.starting);
+            while lacks > 0 {
+                let Some(slot) = self.leaving.first().copied() else { break };
+                self.unmark(slot);
+                lacks -= 1;
+            }
+            all = all.max(lacks);
+        }
+        let max = self.common.rules.max;
+        if max > 0 {
+            let there =
+                self.ready + self.starting + u32::try_from(self.leaving.len()).unwrap_or(u32::MAX);
+            all = all.min(max.saturating_sub(there));
+        }
+        Missing { waiting: waiting.min(all), all }
+    }
+
+    fn resize(&mut self, want: u32, now: Ns, around: &mut impl Around) {
+        let mut excess = self.ready.saturating_sub(want);
+        // Idle ones first, of them the youngest.
+        while excess > 0 {
+            let Some((_, _, slot)) = self.free.range(..(1, 0, 0)).next_back().copied() else {
+                break;
+            };
+            self.remove(slot, now, around);
+            excess -= 1;
+        }
+        if excess == 0 {
+            return;
+        }
+        // Then the least busy, of equals the youngest.
+        let mut busy: Vec<(u32, std::cmp::Reverse<u32>, u32)> = (0..)
+            .zip(&self.instances)
+            .filter(|(_, i)| i.state == State::Ready)
+            .map(|(slot, i)| (i.leases, std::cmp::Reverse(i.no), slot))
+            .collect();
+        busy.sort_unstable();
+        for (_, _, slot) in busy.into_iter().take(usize::try_from(excess).unwrap_or(usize::MAX)) {
+            self.forget_free(slot);
+            self.at(slot).state = State::Leaving;
+            self.ready -= 1;
+            self.leaving.push(slot);
+        }
+    }
+
+    // === how it starts ===
+
+    fn kind(&self, node: u32) -> StartKind {
+        let function = &self.common.function;
+        let facts = self.snapshots.binary_search_by_key(&node, |(node, _)| *node).ok().map(|at| {
+            let working_sets = self.snapshots.get(at).map_or(0, |(_, sets)| *sets);
+            Facts { working_sets, missed: false }
+        });
+        match choose(function.snapshot, function.prefetch, facts, self.profile.can()) {
+            Start::Boot => StartKind::Boot,
+            Start::Restore(mode) => StartKind::restored(mode),
+        }
+    }
+
+    /// The first reply of an instance: behind it a node has a snapshot, or a working set more.
+    fn learnt(&mut self, node: u32, kind: StartKind) {
+        let found = self.snapshots.binary_search_by_key(&node, |(node, _)| *node);
+        match (kind, found) {
+            (StartKind::Boot, Err(at)) if self.common.function.takes_snapshots() => {
+                self.snapshots.insert(at, (node, 0));
+            }
+            (StartKind::Record, Ok(at)) => self.recorded(at),
+            (StartKind::Snapshot, Ok(at)) if self.common.function.records_in(MemoryMode::File) => {
+                self.recorded(at);
+            }
+            _ => {}
+        }
+    }
+
+    fn recorded(&mut self, at: usize) {
+        if let Some((_, sets)) = self.snapshots.get_mut(at) {
+            *sets += 1;
+        }
+    }
+
+    // === the scaler ===
+
+    /// Instances to have before the first was ready.
+    fn first(&self) -> u32 {
+        let rules = &self.common.rules;
+        if self.ever_ready { 0 } else { rules.initial.max(rules.min) }
+    }
+
+    fn poke(&mut self, now: Ns, around: &mut impl Around) {
+        if self.poked.is_none() {
+            let at = now.saturating_add(nanos(BREATH));
+            self.poked = Some(at);
+            around.schedule(at, Event::Look);
+        }
+    }
+
+    /// Asks the policy, does what it says, and notes when to ask again.
+    fn look(&mut self, now: Ns, around: &mut impl Around) -> Missing {
+        around.tally().looked();
+        let common = self.common;
+        let moment = Duration::from_nanos(now);
+        let mut asked =
+            self.policy.take().unwrap_or_else(|| policy(&common.rules, common.tick, moment));
+        let sample = self.meter.sample(now);
+        let leaving = u32::try_from(self.leaving.len()).unwrap_or(u32::MAX);
+        let pool = Pool { ready: self.ready + leaving, starting: self.starting, reachable: true };
+        asked.observe(&sample);
+        let decision = asked.decide(moment, &pool);
+        let tick = now.saturating_add(nanos(common.tick));
+        let mut again = decision.again.map(nanos);
+        let first = self.first();
+        let wanted = decision.want.or(self.wanted).or((first > 0).then_some(first));
+        let mut missing = Missing::default();
+        if let Some(want) = wanted {
+            let want = want.max(first);
+            self.wanted = Some(want);
+            self.resize(want, now, around);
+            missing = self.missing();
+            if pool.ready + pool.starting > want || first > 0 {
+                again = Some(again.map_or(tick, |again| again.min(tick)));
+            }
+        }
+        let quiet = sample.arrivals == 0;
+        self.due = match again {
+            Some(again) if again <= tick => Some(again.max(now.saturating_add(nanos(BREATH)))),
+            again if quiet && self.meter.in_flight() == 0 => {
+                self.watched = false;
+                again
+            }
+            _ => Some(tick),
+        };
+        if let Some(due) = self.due {
+            around.schedule(due, Event::Look);
+        }
+        if self.due.is_some() || asked.learns() {
+            self.policy = Some(asked);
+        } else {
+            self.wanted = None;
+        }
+        missing
+    }
+}
+
+pub(super) fn nanos(length: Duration) -> Ns {
+    u64::try_from(length.as_nanos()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,302 @@
+//! How long starts take, and how much memory an instance has: from measured records.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{BufRead as _, BufReader};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use vhive_api::{InvocationRecord, MemoryMode, Outcome, Phase, StartKind};
+use vhive_load::rng::Rng;
+
+use super::cell::Ns;
+use super::tally::index;
+use crate::row::Row;
+use crate::stats::median;
+
+/// Why measured starts cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum StartsError {
+    /// A file cannot be read.
+    #[error("cannot read {}", path.display())]
+    Read {
+        /// Which one.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A line is neither a record nor a row of a study.
+    #[error("{}:{line}: neither an invocation record nor a row of a study", path.display())]
+    Line {
+        /// Which file.
+        path: PathBuf,
+        /// From 1.
+        line: usize,
+        /// Why it is no record.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// Nothing can start.
+    #[error("no function has a boot among the records; the first start of a function is one")]
+    NoBoot,
+}
+
+/// What was measured of one function.
+#[derive(Clone, Debug, Default)]
+pub struct Profile {
+    name: String,
+    /// By kind: nanoseconds until ready, and by how much the first request took longer than a warm
+    /// one.
+    kinds: [Vec<(Ns, Ns)>; 6],
+    can: Vec<MemoryMode>,
+    memory: Option<u64>,
+}
+
+/// How often what was measured, for reports.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Measured {
+    /// The function.
+    pub function: String,
+    /// How an instance started.
+    pub start: StartKind,
+    /// Starts.
+    pub n: usize,
+    /// Median time until ready, in milliseconds.
+    pub ready_ms: f64,
+    /// Median of what the first request took longer than a warm one, in milliseconds.
+    pub extra_ms: f64,
+}
+
+/// What was measured, by function.
+#[derive(Clone, Debug, Default)]
+pub struct Starts {
+    profiles: Vec<Profile>,
+    warnings: Vec<String>,
+}
+
+impl Profile {
+    /// A function whose starts take exactly so long.
+    #[must_use]
+    pub fn exact(name: &str, starts: &[(StartKind, Ns, Ns)], memory: Option<u64>) -> Self {
+        let mut profile = Self { name: name.to_owned(), memory, ..Self::default() };
+        for (kind, ready, extra) in starts {
+            profile.kinds[index(*kind)].push((*ready, *extra));
+        }
+        profile.offer();
+        profile
+    }
+
+    fn offer(&mut self) {
+        let modes = [MemoryMode::File, MemoryMode::Lazy, MemoryMode::Record, MemoryMode::Prefetch];
+        let measured = |mode: &MemoryMode| !self.of(StartKind::restored(*mode)).is_empty();
+        self.can = modes.into_iter().filter(measured).collect();
+    }
+
+    fn of(&self, kind: StartKind) -> &[(Ns, Ns)] {
+        &self.kinds[index(kind)]
+    }
+
+    /// Memory modes of which there are measured starts.
+    pub(super) fn can(&self) -> &[MemoryMode] {
+        &self.can
+    }
+
+    /// Memory of an instance in bytes, if it was measured.
+    pub(super) fn memory(&self) -> Option<u64> {
+        self.memory
+    }
+
+    /// One of the measured starts of a kind: time until ready, and what the first request takes
+    /// longer.
+    pub(super) fn draw(&self, kind: StartKind, rng: &mut Rng) -> (Ns, Ns) {
+        let all = self.of(kind);
+        let at = rng.between(0, all.len() as u64);
+        all.get(usize::try_from(at).unwrap_or(0)).copied().unwrap_or_default()
+    }
+}
+
+/// One measured invocation.
+struct One {
+    function: String,
+    record: InvocationRecord,
+    memory: Option<u64>,
+}
+
+impl Starts {
+    /// Starts that are known.
+    ///
+    /// # Errors
+    /// [`StartsError::NoBoot`].
+    pub fn new(profiles: Vec<Profile>) -> Result<Self, StartsError> {
+        let boots = |profile: &Profile| !profile.of(StartKind::Boot).is_empty();
+        let mut warnings = Vec::new();
+        for left_out in profiles.iter().filter(|profile| !boots(profile)) {
+            warnings.push(format!("{} has no measured boot and stands for nothing", left_out.name));
+        }
+        let profiles: Vec<Profile> = profiles.into_iter().filter(boots).collect();
+        if profiles.is_empty() { Err(StartsError::NoBoot) } else { Ok(Self { profiles, warnings }) }
+    }
+
+    /// Reads files of JSON lines: records as the node writes them, or rows of studies.
+    ///
+    /// # Errors
+    /// The first file or line that cannot be used.
+    pub fn read(paths: &[PathBuf]) -> Result<Self, StartsError> {
+        let mut all = Vec::new();
+        for path in paths {
+            read(path, &mut all)?;
+        }
+        Self::of(all)
+    }
+
+    fn of(all: Vec<One>) -> Result<Self, StartsError> {
+        let mut functions: BTreeMap<String, Vec<One>> = BTreeMap::new();
+        for one in all {
+            functions.entry(one.function.clone()).or_default().push(one);
+        }
+        let mut warnings = Vec::new();
+        let mut profiles = Vec::new();
+        for (name, all) in functions {
+            let warm: Vec<f64> = all
+                .iter()
+                .filter(|one| one.record.start == Some(StartKind::Warm))
+                .filter_map(|one| phase(&one.record, Phase::Request))
+                .map(|us| us as f64)
+                .collect();
+            let warm = median(&warm);
+            if warm.is_none() {
+                warnings.push(format!(
+                    "{name} has no warm invocation: that the first request after a start takes \
+                     longer is not simulated for it"
+                ));
+            }
+            let mut profile = Profile { name, ..Profile::default() };
+            for One { record, .. } in &all {
+                let Some(kind) = record.start.filter(|kind| *kind != StartKind::Warm) else {
+                    continue;
+                };
+                let (Some(ready), Some(request)) =
+                    (phase(record, Phase::Start), phase(record, Phase::Request))
+                else {
+                    continue;
+                };
+                let extra = warm.map_or(0.0, |warm| (request as f64 - warm).max(0.0));
+                profile.kinds[index(kind)].push((ready.saturating_mul(1000), ns(extra * 1e3)));
+            }
+            let memory: Vec<f64> =
+                all.iter().filter_map(|one| one.memory).map(|bytes| bytes as f64).collect();
+            profile.memory = median(&memory).map(ns);
+            profile.offer();
+            profiles.push(profile);
+        }
+        let mut starts = Self::new(profiles)?;
+        starts.warnings.extend(warnings);
+        Ok(starts)
+    }
+
+    /// What a simulated function is taken to be: the same one for the same number.
+    #[must_use]
+    pub fn profile(&self, number: u64) -> &Profile {
+        let at = number.checked_rem(self.profiles.len() as u64).unwrap_or(0);
+        &self.profiles[usize::try_from(at).unwrap_or(0)]
+    }
+
+    /// What was measured, for a report.
+    #[must_use]
+    pub fn measured(&self) -> Vec<Measured> {
+        let mut all = Vec::new();
+        for profile in &self.profiles {
+            for start in StartKind::ALL {
+                let of = profile.of(start);
+                let ms = |ns: Ns| ns as f64 / 1e6;
+                let ready: Vec<f64> = of.iter().map(|(ready, _)| ms(*ready)).collect();
+                let extra: Vec<f64> = of.iter().map(|(_, extra)| ms(*extra)).collect();
+                if let (Some(ready_ms), Some(extra_ms)) = (median(&ready), median(&extra)) {
+                    let function = profile.name.clone();
+                    all.push(Measured { function, start, n: of.len(), ready_ms, extra_ms });
+                }
+            }
+        }
+        all
+    }
+
+    /// What a reader should mind.
+    #[must_use]
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+}
+
+fn read(path: &Path, all: &mut Vec<One>) -> Result<(), StartsError> {
+    let failed = |source| StartsError::Read { path: path.to_owned(), source };
+    let file = BufReader::new(fs::File::open(path).map_err(failed)?);
+    for (number, line) in file.lines().enumerate() {
+        let line = line.map_err(failed)?;
+        if line.trim().is_empty() {
+            continue;
+        }
+        if let Ok(row) = serde_json::from_str::<Row>(&line) {
+            let counts = row.left_out().is_none();
+            if let Some(record) = row.record.filter(|_| counts) {
+                all.push(One { function: row.function, record, memory: row.pss_bytes });
+            }
+            continue;
+        }
+        let record: InvocationRecord = serde_json::from_str(&line).map_err(|source| {
+            StartsError::Line { path: path.to_owned(), line: number + 1, source }
+        })?;
+        if record.outcome == Outcome::Replied {
+            all.push(One { function: record.service.clone(), record, memory: None });
+        }
+    }
+    Ok(())
+}
+
+fn phase(record: &InvocationRecord, phase: Phase) -> Option<u64> {
+    record.phases.iter().find(|span| span.phase == phase).map(|span| span.length_us)
+}
+
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "`as` saturates")]
+fn ns(value: f64) -> u64 {
+    value.round() as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample() -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/cold-start/rows.jsonl")
+    }
+
+    #[test]
+    fn starts_are_those_of_the_rows_that_count() {
+        let starts = Starts::read(&[sample()]).expect("rows");
+        let measured = starts.measured();
+        let n: Vec<(StartKind, usize)> = measured.iter().map(|one| (one.start, one.n)).collect();
+        use StartKind::{Boot, Lazy, Reap, Record, Snapshot};
+        // One of the seven for REAP was served from a snapshot instead.
+        assert_eq!(n, [(Boot, 3), (Snapshot, 3), (Lazy, 3), (Record, 3), (Reap, 6)]);
+        let boot = &measured[0];
+        assert!((boot.ready_ms - 366.571).abs() < 30.0, "{boot:?}");
+        let profile = starts.profile(5);
+        assert_eq!(profile.can().len(), 4);
+        assert!(profile.memory().is_some_and(|bytes| bytes > 1 << 20));
+        let mut rng = Rng::new(1);
+        let drawn: Vec<_> = (0..50).map(|_| profile.draw(Boot, &mut rng)).collect();
+        assert!(drawn.iter().all(|one| profile.of(Boot).contains(one)));
+        assert!(profile.of(Boot).iter().all(|one| drawn.contains(one)), "each is drawn");
+    }
+
+    #[test]
+    fn what_is_no_record_is_named() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("x.jsonl");
+        fs::write(&path, "\n{\"a\":1}\n").expect("written");
+        let error = Starts::read(std::slice::from_ref(&path)).expect_err("no record").to_string();
+        assert!(error.contains("x.jsonl:2"), "{error}");
+        fs::write(&path, "").expect("written");
+        assert!(matches!(Starts::read(&[path]), Err(StartsError::NoBoot)));
+    }
+}

@@ -1,0 +1,381 @@
+//! Which invocations come: per function, one minute in memory at a time.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{BufRead as _, BufReader};
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use vhive_load::rng::Rng;
+use vhive_load::trace::draw::{MEMORY_QUANTILES, Percentiles, RUNTIME_QUANTILES, Stats};
+use vhive_load::trace::{Distribution, Function, Source, TraceError, Unit, azure2019, azure2021};
+
+use super::cell::Ns;
+use super::day::{self, Day};
+use super::plan::{Memory, SimPlan, TraceKind};
+use super::starts::Profile;
+use crate::stats::median;
+
+const MINUTE: Ns = Unit::Minute.ns();
+const MIB: u64 = 1 << 20;
+
+/// Why there is nothing to simulate.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkloadError {
+    /// The trace cannot be used.
+    #[error(transparent)]
+    Trace(#[from] TraceError),
+    /// A file of sent requests cannot be read.
+    #[error("cannot read {}", path.display())]
+    Read {
+        /// Which one.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A line is no row of `vhive load`.
+    #[error("{}:{line}: no row of `vhive load`", path.display())]
+    Row {
+        /// Which file.
+        path: PathBuf,
+        /// From 1.
+        line: usize,
+        /// Why not.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// Nothing comes.
+    #[error("the trace has no invocation in its first {0} minutes")]
+    Empty(usize),
+}
+
+/// One function's invocations.
+#[derive(Clone, Debug)]
+pub(super) enum Invocations {
+    /// As a published trace tells them.
+    Traced(Function),
+    /// Drawn in the shape of a day.
+    Day(day::One),
+}
+
+/// The functions of a run.
+#[derive(Clone, Debug)]
+pub struct Workload {
+    pub(super) functions: Vec<Invocations>,
+    pub(super) minutes: usize,
+    distribution: Distribution,
+    seed: u64,
+}
+
+/// One invocation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Invocation {
+    pub(super) at: Ns,
+    pub(super) runtime: Ns,
+}
+
+impl Workload {
+    /// Functions whose invocations are known.
+    #[must_use]
+    pub fn of(
+        functions: Vec<Function>,
+        minutes: usize,
+        distribution: Distribution,
+        seed: u64,
+    ) -> Self {
+        let functions = functions.into_iter().map(Invocations::Traced).collect();
+        Self { functions, minutes, distribution, seed }
+    }
+
+    /// What a plan says.
+    ///
+    /// # Errors
+    /// When a trace cannot be read or has nothing.
+    pub fn load(plan: &SimPlan) -> Result<Self, WorkloadError> {
+        let trace = &plan.trace;
+        let minutes = trace.minutes;
+        let path = trace.path.clone().unwrap_or_default();
+        let shift =
+            Distribution { shape: vhive_load::trace::gaps::Shape::Exponential, shift: false };
+        let distribution = trace.distribution.parse().unwrap_or(shift);
+        let traced = |functions| Self::of(functions, minutes, distribution, plan.seed);
+        let workload = match trace.kind {
+            TraceKind::Azure2019 => traced(azure2019::read(&path, minutes)?),
+            TraceKind::Azure2021 => traced(azure2021::read(&path, minutes as u64)?),
+            TraceKind::Rows => traced(sent(&path, minutes)?),
+            TraceKind::Steady => traced(steady(plan)),
+            TraceKind::Day => {
+                let day = Day::new(trace.functions, trace.invocations, plan.seed);
+                let functions = (0..trace.functions).map(|n| Invocations::Day(day.function(n)));
+                Self { functions: functions.collect(), minutes, distribution, seed: plan.seed }
+            }
+        };
+        let comes = workload.functions.iter().any(|function| match function {
+            Invocations::Day(_) => true,
+            Invocations::Traced(Function { source, .. }) => match source {
+                Source::Counts { counts, .. } => counts.iter().any(|count| *count > 0),
+                Source::Exact(all) => !all.is_empty(),
+            },
+        });
+        if comes { Ok(workload) } else { Err(WorkloadError::Empty(minutes)) }
+    }
+
+    /// How long it is.
+    pub(super) fn horizon(&self) -> Ns {
+        MINUTE.saturating_mul(self.minutes as u64)
+    }
+
+    /// The invocations of one function.
+    pub(super) fn arrivals(&self, function: usize) -> Arrivals<'_> {
+        let part = 2 * function as u64;
+        Arrivals {
+            workload: self,
+            function,
+            gaps: Rng::of_part(self.seed, part),
+            work: Rng::of_part(self.seed, part + 1),
+            counts: Rng::of_part(!self.seed, part),
+            minute: 0,
+            next: 0,
+        }
+    }
+
+    /// Memory of an instance in bytes.
+    pub(super) fn memory(&self, function: usize, memory: Memory, profile: &Profile) -> u64 {
+        let traced = || match self.functions.get(function) {
+            None => 0,
+            Some(Invocations::Day(one)) => one.stats.memory.median() * MIB,
+            Some(Invocations::Traced(function)) => match &function.source {
+                Source::Counts { stats, .. } => stats.memory.median() * MIB,
+                Source::Exact(all) => {
+                    let most = all.iter().map(|one| one.work.memory_mib).max();
+                    u64::from(most.unwrap_or(0)) * MIB
+                }
+            },
+        };
+        let bytes = match memory {
+            Memory::Trace => traced(),
+            Memory::Measured => profile.memory().unwrap_or_else(traced),
+            Memory::Fixed(bytes) => bytes.0,
+        };
+        bytes.max(1)
+    }
+}
+
+/// The invocations of one function, minute by minute.
+#[derive(Debug)]
+pub(super) struct Arrivals<'a> {
+    workload: &'a Workload,
+    function: usize,
+    gaps: Rng,
+    work: Rng,
+    counts: Rng,
+    minute: usize,
+    next: usize,
+}
+
+impl Arrivals<'_> {
+    /// Appends the next minute's, in order.
+    pub(super) fn minute(&mut self, into: &mut Vec<Invocation>) {
+        let workload = self.workload;
+        let begin = MINUTE * self.minute as u64;
+        let minute = self.minute;
+        self.minute += 1;
+        let (count, stats) =
+            match workload.functions.get(self.function) {
+                None => return,
+                Some(Invocations::Day(one)) => {
+                    let (count, at) = one.count(minute, &mut self.counts);
+                    if let Some(at) = at {
+                        let runtime = millis(one.stats.draw(&mut self.work).runtime_ms);
+                        into.push(Invocation { at: begin + at, runtime });
+                        return;
+                    }
+                    (count, &one.stats)
+                }
+                Some(Invocations::Traced(Function {
+                    source: Source::Counts { counts, stats },
+                    ..
+                })) => (counts.get(minute).copied().unwrap_or_default(), stats),
+                Some(Invocations::Traced(Function { source: Source::Exact(all), .. })) => {
+                    let rest = all.get(self.next..).unwrap_or_default();
+                    let within = rest.partition_point(|one| one.at_ns < begin + MINUTE);
+                    self.next += within;
+                    into.extend(rest[..within].iter().map(|one| Invocation {
+                        at: one.at_ns,
+                        runtime: millis(one.work.runtime_ms),
+                    }));
+                    return;
+                }
+            };
+        let moments = workload.distribution.moments(count, MINUTE, &mut self.gaps);
+        into.extend(moments.into_iter().map(|at| Invocation {
+            at: begin + at,
+            runtime: millis(stats.draw(&mut self.work).runtime_ms),
+        }));
+    }
+}
+
+fn millis(millis: u32) -> Ns {
+    u64::from(millis) * 1_000_000
+}
+
+fn steady(plan: &SimPlan) -> Vec<Function> {
+    let trace = &plan.trace;
+    let runtime = trace.runtime.0.as_secs_f64() * 1e3;
+    let memory = trace.memory.mib_ceil() as f64;
+    let all = |quantiles: &'static [f64], value: f64| {
+        let values = vec![value; quantiles.len()];
+        Percentiles::new(quantiles, &values).expect("equal values do not fall")
+    };
+    let stats = Stats {
+        runtime: all(RUNTIME_QUANTILES, runtime),
+        memory: all(MEMORY_QUANTILES, memory),
+        mean_runtime_ms: runtime,
+    };
+    let counts = vec![trace.per_minute; trace.minutes];
+    let function = |n: usize| Function {
+        name: format!("steady-{n}"),
+        source: Source::Counts { counts: counts.clone(), stats: stats.clone() },
+    };
+    (0..trace.functions).map(function).collect()
+}
+
+/// What of a row of `vhive load` matters.
+#[derive(Debug, Deserialize)]
+struct Sent {
+    endpoint: String,
+    intended_us: f64,
+    late_us: f64,
+    latency_us: f64,
+    start: Option<String>,
+    requested_runtime_ms: Option<u32>,
+    requested_memory_mib: Option<u32>,
+    function_us: Option<u64>,
+}
+
+/// Requests as `vhive load` has sent them. How long one runs is what the function said, else what
+/// was asked for, else the usual latency of a warm one.
+fn sent(path: &Path, minutes: usize) -> Result<Vec<Function>, WorkloadError> {
+    let failed = |source| WorkloadError::Read { path: path.to_owned(), source };
+    let file = BufReader::new(File::open(path).map_err(failed)?);
+    let mut endpoints: BTreeMap<String, Vec<Sent>> = BTreeMap::new();
+    for (number, line) in file.lines().enumerate() {
+        let line = line.map_err(failed)?;
+        if line.trim().is_empty() {
+            continue;
+        }
+        let parsed = serde_json::from_str::<Sent>(&line);
+        let row = parsed.map_err(|source| WorkloadError::Row {
+            path: path.to_owned(),
+            line: number + 1,
+            source,
+        })?;
+        endpoints.entry(row.endpoint.clone()).or_default().push(row);
+    }
+    let most = MINUTE.saturating_mul(minutes as u64);
+    let warm = |rows: &[Sent]| -> Vec<f64> {
+        let warm = rows.iter().filter(|row| row.start.as_deref() == Some("warm"));
+        warm.map(|row| row.latency_us).collect()
+    };
+    let of_all: Vec<f64> = endpoints.values().flat_map(|rows| warm(rows)).collect();
+    let of_all = median(&of_all).unwrap_or(1000.0);
+    let function = |(name, mut rows): (String, Vec<Sent>)| {
+        rows.sort_by(|a, b| (a.intended_us + a.late_us).total_cmp(&(b.intended_us + b.late_us)));
+        let usual = median(&warm(&rows)).unwrap_or(of_all);
+        let one = |row: &Sent| {
+            let ms = row.function_us.map(|us| us as f64 / 1e3);
+            let ms = ms.or(row.requested_runtime_ms.map(f64::from)).unwrap_or(usual / 1e3);
+            vhive_load::trace::Invocation {
+                at_ns: whole((row.intended_us + row.late_us) * 1e3),
+                work: vhive_load::Work {
+                    runtime_ms: u32::try_from(whole(ms)).unwrap_or(u32::MAX).max(1),
+                    memory_mib: row.requested_memory_mib.unwrap_or(128),
+                },
+            }
+        };
+        let all = rows.iter().map(one).filter(|one| one.at_ns < most).collect();
+        Function { name, source: Source::Exact(all) }
+    };
+    Ok(endpoints.into_iter().map(function).collect())
+}
+
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "`as` saturates")]
+fn whole(value: f64) -> u64 {
+    value.round() as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use vhive_load::trace::Plan;
+
+    use super::*;
+
+    fn counted(counts: &[u32]) -> Function {
+        let runtime = [1.0, 10.0, 20.0, 30.0, 40.0, 50.0, 60.0];
+        let memory = [10.0, 20.0, 30.0, 40.0, 50.0, 60.0, 70.0, 80.0];
+        let stats = Stats {
+            runtime: Percentiles::new(RUNTIME_QUANTILES, &runtime).expect("rise"),
+            memory: Percentiles::new(MEMORY_QUANTILES, &memory).expect("rise"),
+            mean_runtime_ms: 30.0,
+        };
+        let source = Source::Counts { counts: counts.to_vec(), stats };
+        Function { name: "f".to_owned(), source }
+    }
+
+    #[test]
+    fn invocations_are_those_that_the_load_generator_sends() {
+        let functions = vec![counted(&[5, 0, 90]), counted(&[1, 1, 1])];
+        for name in ["exponential", "uniform_shift", "equidistant"] {
+            let distribution = name.parse().expect("a distribution");
+            let plan = Plan {
+                functions: functions.clone(),
+                unit: Unit::Minute,
+                first: 0,
+                units: 3,
+                distribution,
+                seed: 7,
+            };
+            let workload = Workload::of(functions.clone(), 3, distribution, 7);
+            for (index, target) in (0..2).zip(0_u32..) {
+                let sent: Vec<Invocation> = plan
+                    .shots()
+                    .filter(|shot| shot.target == target)
+                    .map(|shot| Invocation {
+                        at: shot.at_ns,
+                        runtime: millis(shot.work.expect("work").runtime_ms),
+                    })
+                    .collect();
+                let (mut arrivals, mut mine) = (workload.arrivals(index), Vec::new());
+                for _ in 0..3 {
+                    arrivals.minute(&mut mine);
+                }
+                assert_eq!(mine, sent, "{name}");
+            }
+        }
+    }
+
+    #[test]
+    fn rows_of_a_run_become_its_requests() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("rows.jsonl");
+        let row = |at: u32, latency: u32, start: &str, more: &str| {
+            format!(
+                "{{\"endpoint\":\"a\",\"intended_us\":{at},\"late_us\":5,\"latency_us\":{latency},\
+                 \"start\":\"{start}\"{more}}}\n"
+            )
+        };
+        let text = row(2000, 9_000, "boot", "")
+            + &row(1000, 4_000, "warm", "")
+            + &row(3000, 1, "warm", ",\"function_us\":7000");
+        std::fs::write(&path, text).expect("written");
+        let functions = sent(&path, 1).expect("read");
+        let Source::Exact(all) = &functions[0].source else { panic!("exact") };
+        let seen: Vec<(u64, u32)> =
+            all.iter().map(|one| (one.at_ns, one.work.runtime_ms)).collect();
+        // The median of the warm ones, 2000.5 µs, stands for the cold one.
+        assert_eq!(seen, [(1_005_000, 2), (2_005_000, 2), (3_005_000, 7)]);
+        std::fs::write(&path, "{}\n").expect("written");
+        assert!(sent(&path, 1).expect_err("no row").to_string().contains("rows.jsonl:1"));
+    }
+}

@@ -1,0 +1,137 @@
+//! `vhive study simulate`: policies in virtual time; needs no node.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Context as _, bail};
+use vhive_api::Bytes;
+use vhive_study::simulate::{
+    Memory, PolicyPlan, SIMULATE, SimFacts, SimPlan, Simulation, Starts, TraceKind, Workload,
+    simulate,
+};
+
+use super::default_out;
+use crate::cli::Global;
+use crate::cmd::report;
+use crate::output;
+
+/// Arguments of `vhive study simulate`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Plan of the simulation; `--print-plan` shows the default one.
+    #[arg(value_name = "FILE.toml")]
+    plan: Option<PathBuf>,
+    /// Trace, instead of the plan's: a directory (Azure 2019), a CSV file (Azure 2021) or the
+    /// rows.jsonl of `vhive load`.
+    #[arg(long, value_name = "PATH")]
+    trace: Option<PathBuf>,
+    /// Functions of a trace that is drawn, instead of the plan's.
+    #[arg(long, value_name = "N")]
+    functions: Option<usize>,
+    /// Invocations in a day of a trace that is drawn, about.
+    #[arg(long, value_name = "N")]
+    invocations: Option<u64>,
+    /// Minutes, instead of the plan's.
+    #[arg(long, value_name = "N")]
+    minutes: Option<usize>,
+    /// Files with measured starts, instead of the plan's: JSON lines of records or of a study's rows.
+    #[arg(long, value_delimiter = ',', value_name = "FILES")]
+    starts: Option<Vec<PathBuf>>,
+    /// Policies, instead of the plan's: `kpa:60s,fixed:10m,histogram:10m`.
+    #[arg(long, value_delimiter = ',', value_name = "POLICIES")]
+    policies: Option<Vec<PolicyPlan>>,
+    /// Memory of an instance, instead of the plan's: `trace`, `measured` or a size.
+    #[arg(long, value_name = "MEMORY")]
+    memory: Option<Memory>,
+    /// Nodes, instead of the plan's; 0 = one without a limit.
+    #[arg(long, value_name = "N")]
+    nodes: Option<usize>,
+    /// Memory of each node, instead of the plan's.
+    #[arg(long, value_name = "SIZE")]
+    node_memory: Option<Bytes>,
+    /// Placements, instead of the plan's: `first-fit`, `least-loaded`, `round-robin`,
+    /// `consistent-hash`.
+    #[arg(long, value_delimiter = ',', value_name = "PLACEMENTS")]
+    placements: Option<Vec<vhive_study::simulate::Placement>>,
+    /// Seed, instead of the plan's.
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+    /// Threads, instead of the plan's; they do not change the result.
+    #[arg(long, value_name = "N")]
+    threads: Option<usize>,
+    /// Where the result goes; a new directory.
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Print the commented default plan and do nothing else.
+    #[arg(long)]
+    print_plan: bool,
+}
+
+/// Simulates, writes the result and makes its report.
+///
+/// # Errors
+/// What cannot be read or written.
+pub(super) fn run(global: &Global, args: Args) -> anyhow::Result<ExitCode> {
+    if args.print_plan {
+        output::line(SIMULATE.trim_end());
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut plan = SimPlan::load(args.plan.as_deref())?;
+    let out = args.out.clone().unwrap_or_else(|| default_out("simulate"));
+    override_plan(&mut plan, args);
+    plan.validate()?;
+    if out.join("rows.jsonl").exists() {
+        bail!("{} already holds a result; give another --out", out.display());
+    }
+    let starts = Starts::read(&plan.starts).context(
+        "no measured starts; name rows.jsonl of `vhive study cold-start` or records with --starts",
+    )?;
+    let workload = Workload::load(&plan)?;
+    let facts = SimFacts::new(&plan, &workload, &starts);
+    let mut begun = Instant::now();
+    let outcomes = simulate(&plan, (&workload, &starts), |outcome| {
+        let seconds = begun.elapsed().as_secs_f64();
+        let rate = outcome.invocations as f64 / seconds.max(1e-9) / 1e6;
+        output::note(format!(
+            "{}: {} invocations in {seconds:.1} s, {rate:.2} million a second",
+            outcome.label(),
+            outcome.invocations
+        ));
+        begun = Instant::now();
+    });
+    Simulation { facts, outcomes }.write(&out)?;
+    report::build(global, &out)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn override_plan(plan: &mut SimPlan, args: Args) {
+    if let Some(path) = args.trace {
+        plan.trace.kind = if path.is_dir() {
+            TraceKind::Azure2019
+        } else if path.extension().is_some_and(|ending| ending == "jsonl") {
+            TraceKind::Rows
+        } else {
+            TraceKind::Azure2021
+        };
+        plan.trace.path = Some(path);
+    }
+    let trace = &mut plan.trace;
+    trace.functions = args.functions.unwrap_or(trace.functions);
+    trace.invocations = args.invocations.or(trace.invocations);
+    trace.minutes = args.minutes.unwrap_or(trace.minutes);
+    plan.function.memory = args.memory.unwrap_or(plan.function.memory);
+    plan.cluster.nodes = args.nodes.unwrap_or(plan.cluster.nodes);
+    plan.cluster.memory = args.node_memory.unwrap_or(plan.cluster.memory);
+    plan.seed = args.seed.unwrap_or(plan.seed);
+    plan.threads = args.threads.unwrap_or(plan.threads);
+    if let Some(starts) = args.starts {
+        plan.starts = starts;
+    }
+    if let Some(policies) = args.policies {
+        plan.policies = policies;
+    }
+    if let Some(placements) = args.placements {
+        plan.cluster.placements = placements;
+    }
+}
