@@ -33,6 +33,7 @@ mod status;
 mod store;
 mod throttle;
 mod tls;
+mod trace;
 pub mod traffic;
 
 pub(crate) use vhive_policy::autoscale;
@@ -40,7 +41,7 @@ pub(crate) use vhive_policy::autoscale;
 pub use api::TokenError;
 pub use config::{
     ApiConfig, AsyncConfig, AutoscaleConfig, Config, ConfigError, Defaults, GatewayConfig,
-    RetentionConfig,
+    OtlpProtocol, RetentionConfig, TracingConfig,
 };
 pub use serving::{Addresses, Drained, RunError, Serving};
 pub use store::StoreError;

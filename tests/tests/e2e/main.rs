@@ -5,6 +5,7 @@ mod dashboard;
 mod durable;
 mod faults;
 mod full_disk;
+mod flood;
 mod kubernetes;
 mod lifecycle;
 mod load;
