@@ -222,6 +222,10 @@ fn read_sources(volume: &Cursor<'_>) -> Vec<Source> {
     let plain = [("configMap", DataKind::ConfigMap), ("secret", DataKind::Secret)];
     let given = plain.iter().filter(|(field, _)| volume.get(field).is_some()).count();
     let Some(projected) = projected else {
+        if given == 0 {
+            volume.invalid("must have one of configMap, secret, projected");
+            return Vec::new();
+        }
         let Some((kind, cursor)) = one_of(volume, plain) else { return Vec::new() };
         let (fields, name) = match kind {
             DataKind::ConfigMap => (&CONFIG_MAP, "name"),

@@ -8,7 +8,10 @@ impl Lookup for World {
     }
 }
 
-fn world(objects: &[(DataKind, &str, &[(&str, &[u8])])]) -> World {
+/// Keys with their values.
+type Values<'a> = &'a [(&'a str, &'a [u8])];
+
+fn world(objects: &[(DataKind, &str, Values<'_>)]) -> World {
     let each = objects.iter().map(|(kind, name, values)| {
         let mut object = StoredData::empty(*kind, "default", name);
         for (key, value) in *values {

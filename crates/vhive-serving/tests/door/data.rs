@@ -112,7 +112,8 @@ async fn config_maps_and_secrets_are_objects_like_others() {
     assert!(made.get("stringData").is_none() && made["type"] == "kubernetes.io/basic-auth");
     let table = "Accept: application/json;as=Table;v=v1;g=meta.k8s.io,application/json\r\n";
     let (_, shown) = ask(&world, "GET", &format!("{CORE}/secrets"), table, &Value::Null).await;
-    assert_eq!(shown["rows"][0]["cells"][..3], json!(["pass", "kubernetes.io/basic-auth", 1]));
+    let cells = shown["rows"][0]["cells"].as_array().unwrap();
+    assert_eq!(cells[..3], [json!("pass"), json!("kubernetes.io/basic-auth"), json!(1)]);
     secret["type"] = json!("Opaque");
     let one_secret = format!("{CORE}/secrets/pass");
     let (status, told) = world.api("PUT", &one_secret, Some(&secret)).await;

@@ -146,13 +146,13 @@ fn probes_of_every_kind_are_understood() {
     assert!(check(&two).is_err());
 }
 
-fn secret(field: &str, value: Value) -> Value {
+fn secret(field: &str, value: &Value) -> Value {
     json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s"}, field: value})
 }
 
 #[test]
 fn secrets_and_config_maps_are_read_and_no_value_is_quoted() {
-    let mut document = secret("data", json!({"a": "aGVs\nbG8=", "b": null}));
+    let mut document = secret("data", &json!({"a": "aGVs\nbG8=", "b": null}));
     document["stringData"] = json!({"a": "over", "c": "plain"});
     let admitted = admit_data(&document, DataKind::Secret).unwrap();
     let text = |key: &str| admitted.data[key].clone();
@@ -168,12 +168,12 @@ fn secrets_and_config_maps_are_read_and_no_value_is_quoted() {
 
     let most = "x".repeat((1 << 20) + 1);
     for (document, field) in [
-        (secret("data", json!({"a": "hunter2!"})), "data[a]"),
-        (secret("data", json!({"a/b": ""})), "data[a/b]"),
-        (secret("stringData", json!({"..": ""})), "stringData[..]"),
-        (secret("stringData", json!({"a": 7})), "stringData[a]"),
-        (secret("stringData", json!({"a": most})), "stringData"),
-        (secret("binaryData", json!({"a": "eA=="})), "binaryData"),
+        (secret("data", &json!({"a": "hunter2!"})), "data[a]"),
+        (secret("data", &json!({"a/b": ""})), "data[a/b]"),
+        (secret("stringData", &json!({"..": ""})), "stringData[..]"),
+        (secret("stringData", &json!({"a": 7})), "stringData[a]"),
+        (secret("stringData", &json!({"a": most})), "stringData"),
+        (secret("binaryData", &json!({"a": "eA=="})), "binaryData"),
     ] {
         let problems = admit_data(&document, DataKind::Secret).unwrap_err();
         assert_eq!(problems[0].path, field);
