@@ -9,6 +9,8 @@
 //! Both sides treat the other as hostile: a frame that is too long, or not the expected JSON, ends
 //! the conversation with an error that says which.
 
+use std::borrow::Cow;
+use std::fmt;
 use std::io::{self, Read, Write};
 
 use serde::de::DeserializeOwned;
@@ -34,6 +36,14 @@ pub enum ToGuest {
     PrepareSnapshot,
     /// The guest goes on after a snapshot. Answered by [`FromGuest::Resumed`].
     Resume(Box<Identity>),
+    /// Run a command beside the function, as its user and with its variables. Its output is lost.
+    /// Answered by [`FromGuest::Ran`]; one at a time.
+    Run {
+        /// Program and arguments.
+        command: Vec<String>,
+        /// Milliseconds after which it is killed.
+        timeout_ms: u64,
+    },
     /// Stop the function by its stop signal, kill it after the grace period, power off.
     Stop {
         /// Milliseconds between the stop signal and SIGKILL.
@@ -89,6 +99,16 @@ pub enum FromGuest {
     Resumed {
         /// Guest time, which has stood still while the guest did.
         at_ns: u64,
+    },
+    /// A command has ended, or could not be run.
+    Ran {
+        /// Guest time.
+        at_ns: u64,
+        /// Exit code, or 128 + signal number; none if it could not be run.
+        code: Option<i32>,
+        /// What went wrong, if anything did but the command itself.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
     },
     /// One line (or a cut of a long one) that the function wrote.
     Output {
@@ -203,6 +223,78 @@ pub struct Process {
     pub cwd: String,
     /// `SIGTERM`, `TERM` or a number; empty = SIGTERM.
     pub stop_signal: String,
+    /// Directories of files that it finds in its root.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub volumes: Vec<Volume>,
+}
+
+/// A directory of files in a function's root, in place of what the image has there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Volume {
+    /// Absolute, without `.` and `..`.
+    pub path: String,
+    /// What is in it.
+    pub files: Vec<VolumeFile>,
+}
+
+/// One file of a [`Volume`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VolumeFile {
+    /// Below the volume's path, without `.` and `..`; directories on the way are made.
+    pub path: String,
+    /// Permission bits.
+    pub mode: u32,
+    /// What is in it.
+    pub content: Content,
+}
+
+/// Bytes that may be secret: as text where they are, for the channel's sake. Debug output shows only
+/// how many they are.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Content {
+    /// UTF-8.
+    Text(String),
+    /// Anything else, hexadecimal.
+    Hex(String),
+}
+
+impl Content {
+    /// These bytes.
+    ///
+    /// ```
+    /// use vhive_api::guest::Content;
+    /// assert_eq!(Content::of(vec![0xff]).bytes().as_deref(), Some([0xff].as_slice()));
+    /// assert_eq!(format!("{:?}", Content::of(b"secret".to_vec())), "6 bytes");
+    /// ```
+    #[must_use]
+    pub fn of(bytes: Vec<u8>) -> Self {
+        match String::from_utf8(bytes) {
+            Ok(text) => Self::Text(text),
+            Err(other) => Self::Hex(hex::encode(other.as_bytes())),
+        }
+    }
+
+    /// The bytes; none if they were damaged on the way.
+    #[must_use]
+    pub fn bytes(&self) -> Option<Cow<'_, [u8]>> {
+        match self {
+            Self::Text(text) => Some(Cow::Borrowed(text.as_bytes())),
+            Self::Hex(digits) => hex::decode(digits).ok().map(Cow::Owned),
+        }
+    }
+}
+
+impl fmt::Debug for Content {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let bytes = match self {
+            Self::Text(text) => text.len(),
+            Self::Hex(digits) => digits.len() / 2,
+        };
+        write!(f, "{bytes} bytes")
+    }
 }
 
 /// Addresses of the guest's one interface.

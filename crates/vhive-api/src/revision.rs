@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::guest::Hooks;
+use crate::guest::{Hooks, Volume};
 use crate::ids::{Digest, RevisionDigest, RevisionKey};
 use crate::runtime::RuntimeName;
 use crate::snapshot::{PrefetchPolicy, SnapshotPolicy};
@@ -42,6 +42,15 @@ pub struct Revision {
     pub protocol: Protocol,
     /// How readiness is confirmed once the port accepts.
     pub readiness: Readiness,
+    /// When that is tried, and how often.
+    #[serde(default, skip_serializing_if = "ProbeTiming::is_default")]
+    pub probe: ProbeTiming,
+    /// What must hold before readiness is asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub startup: Option<TimedProbe>,
+    /// What must go on holding; an instance for which it does not is replaced.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub liveness: Option<TimedProbe>,
     /// CPU limit in thousandths of a CPU; microVMs round it up to whole vCPUs.
     pub cpu_millis: u32,
     /// Memory limit; for microVMs the size of guest memory.
@@ -67,6 +76,12 @@ pub struct Revision {
     /// What the function wants to be told of snapshots.
     #[serde(default)]
     pub hooks: Hooks,
+    /// Files that the function finds.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub volumes: Vec<Volume>,
+    /// What it needs and nobody has given yet, in words; until then it is not started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub missing: Option<String>,
 }
 
 /// Bounds on the number of instances, and how long idle ones are kept.
@@ -119,6 +134,48 @@ pub enum Readiness {
     Tcp,
     /// A GET is answered with a status from 200 to 399.
     Http(HttpProbe),
+    /// `grpc.health.v1.Health/Check` of this service is answered by `SERVING`.
+    Grpc(String),
+    /// This command, run in the sandbox as the function's user, ends with 0.
+    Exec(Vec<String>),
+}
+
+/// When a probe is tried, and what its outcomes mean. Zero is "not said".
+///
+/// # Source
+/// Kubernetes API reference, Probe.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ProbeTiming {
+    /// From the start of the function to the first try.
+    pub initial_delay: Duration,
+    /// Most time between two tries.
+    pub period: Duration,
+    /// Most time for one try.
+    pub timeout: Duration,
+    /// Successes in a row that count as one; 0 and 1 are the same.
+    pub successes: u32,
+    /// Periods after which a startup probe gives the instance up, and failures in a row after
+    /// which a liveness probe does.
+    pub failures: u32,
+}
+
+impl ProbeTiming {
+    /// Whether nothing is said.
+    #[must_use]
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// A probe with its times.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TimedProbe {
+    /// What is tried.
+    pub check: Readiness,
+    /// When.
+    pub timing: ProbeTiming,
 }
 
 /// The request of an HTTP readiness probe.
@@ -135,8 +192,9 @@ pub struct HttpProbe {
 impl Revision {
     /// Digest of everything that decides what the function's memory will hold once it is ready.
     ///
-    /// The names enter because the function sees them (`K_SERVICE`, `K_REVISION`); scaling bounds,
-    /// timeouts, concurrency and the namespace do not.
+    /// The names enter because the function sees them (`K_SERVICE`, `K_REVISION`), and so does every
+    /// value of a variable or file, wherever it came from; scaling bounds, timeouts, concurrency
+    /// and the namespace do not.
     #[must_use]
     pub fn digest(&self) -> RevisionDigest {
         let parts = (
@@ -145,7 +203,12 @@ impl Revision {
             (self.cpu_millis, self.memory, &self.key.name, &self.service, &self.hooks),
         );
         let text = serde_json::to_vec(&parts).expect("plain strings and numbers serialise");
-        Digest::of(&text)
+        if self.volumes.is_empty() {
+            // As it was before there were any: snapshots are found by it.
+            return Digest::of(&text);
+        }
+        let volumes = serde_json::to_vec(&self.volumes).expect("plain strings serialise");
+        Digest::of(&[text, volumes].concat())
     }
 
     /// Whole vCPUs for a microVM: the CPU limit rounded up, at least one.

@@ -81,6 +81,9 @@ fn revision(key: &RevisionKey) -> Revision {
         port: 8080,
         protocol: Protocol::Http1,
         readiness: Readiness::Tcp,
+        probe: vhive_api::ProbeTiming::default(),
+        startup: None,
+        liveness: None,
         cpu_millis: 1000,
         memory: Bytes::mib(1),
         container_concurrency: 1,
@@ -91,5 +94,7 @@ fn revision(key: &RevisionKey) -> Revision {
         snapshot: vhive_api::SnapshotPolicy::Off,
         prefetch: vhive_api::PrefetchPolicy::default(),
         hooks: vhive_api::guest::Hooks::default(),
+        volumes: Vec::new(),
+        missing: None,
     }
 }

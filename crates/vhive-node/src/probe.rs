@@ -4,18 +4,20 @@
 //! port, and one connect (or GET) confirms it from outside. Elsewhere the port is tried, at
 //! growing intervals. Nothing here sleeps: between two tries it waits for the sandbox's end.
 
+mod grpc;
+
 use std::io::{self, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
-use vhive_api::{HttpProbe, Readiness};
-use vhive_sandbox::{Deadline, End, Journal, Milestone, WaitError};
+use vhive_api::{HttpProbe, ProbeTiming, Readiness, TimedProbe};
+use vhive_sandbox::{Deadline, End, Journal, Milestone, Sandbox, WaitError};
 
 /// Pause after the first failed try; doubles.
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
-/// Longest pause between two tries.
+/// Longest pause between two tries, unless the probe's period is shorter.
 const LONGEST_PAUSE: Duration = Duration::from_millis(250);
-/// Longest time for one try.
+/// Longest time for one try, unless the probe says another.
 const ONE_TRY: Duration = Duration::from_secs(2);
 /// Longest head of a reply to a probe, in bytes.
 const LONGEST_HEAD: usize = 16 << 10;
@@ -51,20 +53,32 @@ pub enum ProbeError {
         #[source]
         source: io::Error,
     },
-    /// The readiness probe's GET was not answered by 200 to 399.
-    #[error("readiness probe GET {path} was answered by {answer} after {} s", after.as_secs())]
+    /// The probe was answered by something else than success.
+    #[error("{stage} probe {what} was answered by {answer} after {} s", after.as_secs())]
     NotReady {
-        /// The probe's path.
-        path: String,
+        /// `readiness` or `startup`.
+        stage: &'static str,
+        /// What was asked, e.g. `GET /healthz`.
+        what: String,
         /// The last answer, or why there was none.
         answer: String,
         /// Time since the function's process was started.
         after: Duration,
     },
+    /// The startup probe did not succeed within its `failureThreshold` periods.
+    #[error("startup probe {what} was answered by {answer} {failures} times, its failureThreshold")]
+    NotStarted {
+        /// What was asked.
+        what: String,
+        /// The last answer, or why there was none.
+        answer: String,
+        /// The threshold.
+        failures: u32,
+    },
 }
 
 /// What to wait for.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub struct Probe<'a> {
     /// Where the function will listen, as seen from here.
     pub endpoint: SocketAddr,
@@ -72,23 +86,58 @@ pub struct Probe<'a> {
     pub port: u16,
     /// How readiness is confirmed.
     pub readiness: &'a Readiness,
+    /// When.
+    pub timing: ProbeTiming,
+    /// What must hold before.
+    pub startup: Option<&'a TimedProbe>,
+    /// Where commands are run.
+    pub sandbox: Option<&'a mut dyn Sandbox>,
 }
 
 impl ProbeError {
     /// Whether waiting longer could help.
     #[must_use]
     pub const fn may_pass(&self) -> bool {
-        !matches!(self, Self::Ended(_))
+        !matches!(self, Self::Ended(_) | Self::NotStarted { .. })
     }
 }
 
+/// Tries once, without the help of a sandbox; the error is what was answered instead.
+pub(crate) fn check(
+    check: &Readiness,
+    endpoint: SocketAddr,
+    limit: Deadline,
+) -> Result<(), String> {
+    let mut probe = Probe {
+        endpoint,
+        port: endpoint.port(),
+        readiness: check,
+        timing: ProbeTiming::default(),
+        startup: None,
+        sandbox: None,
+    };
+    once(check, &mut probe, limit).map_err(|failed| failed.text())
+}
+
+/// One of the two things that are waited for.
+#[derive(Clone, Copy)]
+struct Stage<'a> {
+    name: &'static str,
+    check: &'a Readiness,
+    timing: ProbeTiming,
+    began: Instant,
+    /// An init has told that the port is listened on.
+    listening: bool,
+}
+
 /// Waits until the function, whose process was started at `began`, is ready, and says when that
-/// was. After a deadline it may be called again with a later one.
+/// was. After a deadline it may be called again with a later one. A clone was ready when its snapshot
+/// was taken: it is only asked whether it still is.
 ///
 /// # Errors
 /// [`ProbeError`], at the deadline or when the sandbox ended.
 pub fn wait(
-    probe: Probe<'_>,
+    mut probe: Probe<'_>,
     journal: &Journal,
     began: Instant,
     deadline: Deadline,
@@ -105,31 +154,72 @@ pub fn wait(
             }
         }
     }
-    let mut pause = FIRST_PAUSE;
+    let is_clone = journal.reached(Milestone::Resumed).is_some();
+    if let Some(startup) = probe.startup.filter(|_| !is_clone) {
+        let (check, timing) = (&startup.check, startup.timing);
+        let stage = Stage { name: "startup", check, timing, began, listening };
+        pass(stage, &mut probe, journal, deadline)?;
+    }
+    let mut stage =
+        Stage { name: "readiness", check: probe.readiness, timing: probe.timing, began, listening };
+    if is_clone {
+        stage.timing = ProbeTiming { timeout: probe.timing.timeout, ..ProbeTiming::default() };
+    }
+    pass(stage, &mut probe, journal, deadline)
+}
+
+/// Tries until it succeeds.
+fn pass(
+    stage: Stage<'_>,
+    probe: &mut Probe<'_>,
+    journal: &Journal,
+    deadline: Deadline,
+) -> Result<Instant, ProbeError> {
+    let timing = stage.timing;
+    let first = stage.began + timing.initial_delay;
+    if first > Instant::now()
+        && let Some(end) = journal.wait_end(deadline.or_after(first - Instant::now()))
+    {
+        return Err(ProbeError::Ended(end));
+    }
+    let most = if timing.period.is_zero() { LONGEST_PAUSE } else { timing.period };
+    // Sooner than a period later, so that readiness is seen when it comes.
+    let longest = most.min(LONGEST_PAUSE);
+    let give_up = (timing.failures > 0 && stage.name == "startup")
+        .then(|| first + most.saturating_mul(timing.failures));
+    let one_try = if timing.timeout.is_zero() { ONE_TRY } else { timing.timeout };
+    let (mut pause, mut successes) = (FIRST_PAUSE, 0);
     loop {
-        let tried = once(probe, deadline);
-        let failed = match tried {
-            Ok(()) => return Ok(Instant::now()),
-            Err(failed) => failed,
+        let tried = once(stage.check, probe, deadline.or_after(one_try));
+        let wait = match &tried {
+            Ok(()) if successes + 1 >= timing.successes.max(1) => return Ok(Instant::now()),
+            Ok(()) => {
+                successes += 1;
+                timing.period
+            }
+            Err(_) => {
+                successes = 0;
+                pause
+            }
         };
-        if let Some(end) = journal.wait_end(deadline.or_after(pause)) {
+        if let Some(end) = journal.wait_end(deadline.or_after(wait)) {
             return Err(ProbeError::Ended(end));
         }
-        if deadline.passed() {
-            let (port, after) = (probe.port, began.elapsed());
-            return Err(match (failed, probe.readiness) {
-                (Failed::Connect(source), _) if listening => {
-                    ProbeError::NotAccepting { port, after, source }
-                }
-                (Failed::Connect(_), _) | (Failed::Answer(_), Readiness::Tcp) => {
-                    ProbeError::NotListening { port, after }
-                }
-                (Failed::Answer(answer), Readiness::Http(HttpProbe { path, .. })) => {
-                    ProbeError::NotReady { path: path.clone(), answer, after }
-                }
-            });
+        let late = give_up.is_some_and(|at| at <= Instant::now());
+        if let Err(failed) = tried {
+            if late {
+                let (what, answer) = (what(stage.check), failed.text());
+                let failures = timing.failures;
+                return Err(ProbeError::NotStarted { what, answer, failures });
+            }
+            if deadline.passed() {
+                return Err(failed.error(stage, probe.port));
+            }
+            pause = (pause * 2).min(longest);
+        } else if deadline.passed() {
+            let answer = format!("{successes} successes in a row");
+            return Err(Failed::Answer(answer).error(stage, probe.port));
         }
-        pause = (pause * 2).min(LONGEST_PAUSE);
     }
 }
 
@@ -138,16 +228,64 @@ enum Failed {
     Answer(String),
 }
 
-fn once(probe: Probe<'_>, deadline: Deadline) -> Result<(), Failed> {
-    let limit = deadline.or_after(ONE_TRY);
+impl Failed {
+    fn text(&self) -> String {
+        match self {
+            Self::Connect(error) => error.to_string(),
+            Self::Answer(answer) => answer.clone(),
+        }
+    }
+
+    fn error(self, stage: Stage<'_>, port: u16) -> ProbeError {
+        let after = stage.began.elapsed();
+        match self {
+            Self::Connect(source) if stage.listening => {
+                ProbeError::NotAccepting { port, after, source }
+            }
+            Self::Connect(_) => ProbeError::NotListening { port, after },
+            Self::Answer(answer) => {
+                ProbeError::NotReady { stage: stage.name, what: what(stage.check), answer, after }
+            }
+        }
+    }
+}
+
+/// What is asked, in words.
+pub(crate) fn what(check: &Readiness) -> String {
+    match check {
+        Readiness::Tcp => "of the port".to_owned(),
+        Readiness::Http(HttpProbe { path, .. }) => format!("GET {path}"),
+        Readiness::Grpc(service) => format!("grpc.health.v1.Health/Check of {service:?}"),
+        Readiness::Exec(command) => format!("exec {command:?}"),
+    }
+}
+
+fn once(check: &Readiness, probe: &mut Probe<'_>, limit: Deadline) -> Result<(), Failed> {
     let left = limit.left().max(Duration::from_millis(1));
-    let stream = TcpStream::connect_timeout(&probe.endpoint, left).map_err(Failed::Connect)?;
-    let Readiness::Http(http) = probe.readiness else { return Ok(()) };
-    let status = get(&stream, http, probe.endpoint, limit);
-    match status {
-        Ok(200..=399) => Ok(()),
-        Ok(status) => Err(Failed::Answer(format!("status {status}"))),
-        Err(error) => Err(Failed::Answer(error.to_string())),
+    let connect = || TcpStream::connect_timeout(&probe.endpoint, left).map_err(Failed::Connect);
+    match check {
+        Readiness::Tcp => connect().map(drop),
+        Readiness::Http(http) => match get(&connect()?, http, probe.endpoint, limit) {
+            Ok(200..=399) => Ok(()),
+            Ok(status) => Err(Failed::Answer(format!("status {status}"))),
+            Err(error) => Err(Failed::Answer(error.to_string())),
+        },
+        Readiness::Grpc(service) => {
+            // Who does not even accept has another error.
+            drop(connect()?);
+            grpc::check(probe.endpoint, service, limit).map_err(Failed::Answer)
+        }
+        Readiness::Exec(command) => {
+            // Requests will come to the port, whatever the command says.
+            drop(connect()?);
+            let ran = probe.sandbox.as_mut().map(|sandbox| sandbox.run(command, limit));
+            match ran {
+                Some(Ok(0)) => Ok(()),
+                Some(Ok(code)) => Err(Failed::Answer(format!("exit code {code}"))),
+                Some(Err(error)) => Err(Failed::Answer(error.to_string())),
+                None => Err(Failed::Answer("nobody who could run it".to_owned())),
+            }
+        }
     }
 }
 
@@ -227,7 +365,15 @@ mod tests {
     }
 
     fn run(endpoint: SocketAddr, journal: &Journal, span: Duration) -> Result<Instant, ProbeError> {
-        let probe = Probe { endpoint, port: 8080, readiness: &http() };
+        let readiness = http();
+        let probe = Probe {
+            endpoint,
+            port: 8080,
+            readiness: &readiness,
+            timing: ProbeTiming::default(),
+            startup: None,
+            sandbox: None,
+        };
         wait(probe, journal, Instant::now(), Deadline::after(span))
     }
 
@@ -251,11 +397,122 @@ mod tests {
         let listener = answering(answers).0;
         let error = run(listener, &Journal::new(), Duration::from_millis(100));
         match error {
-            Err(ProbeError::NotReady { path, answer, .. }) => {
-                assert_eq!((path.as_str(), answer.as_str()), ("/ready?x=1", "status 500"));
+            Err(ProbeError::NotReady { stage, what, answer, .. }) => {
+                let told = (stage, what.as_str(), answer.as_str());
+                assert_eq!(told, ("readiness", "GET /ready?x=1", "status 500"));
             }
             other => panic!("{other:?}"),
         }
+    }
+
+    /// Waits for a probe of a port that accepts everything, and says how long that took.
+    fn accepting(timing: ProbeTiming, startup: Option<&TimedProbe>) -> Duration {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let endpoint = listener.local_addr().unwrap();
+        let readiness = Readiness::Tcp;
+        let probe =
+            Probe { endpoint, port: 1, readiness: &readiness, timing, startup, sandbox: None };
+        let began = Instant::now();
+        wait(probe, &Journal::new(), began, Deadline::after(PATIENCE)).expect("ready");
+        began.elapsed()
+    }
+
+    #[test]
+    fn delay_and_successes_in_a_row_are_waited_for() {
+        let period = Duration::from_millis(40);
+        assert!(accepting(ProbeTiming::default(), None) < PATIENCE);
+        let timing = ProbeTiming { initial_delay: period, ..ProbeTiming::default() };
+        assert!(accepting(timing, None) >= period);
+        let timing = ProbeTiming { period, successes: 4, ..ProbeTiming::default() };
+        assert!(accepting(timing, None) >= period * 3, "three periods between four successes");
+        let startup = TimedProbe {
+            check: Readiness::Tcp,
+            timing: ProbeTiming { initial_delay: period, ..ProbeTiming::default() },
+        };
+        assert!(accepting(ProbeTiming::default(), Some(&startup)) >= period);
+    }
+
+    #[test]
+    fn a_startup_probe_that_fails_long_enough_gives_up() {
+        let (endpoint, _thread) = answering(vec![b"HTTP/1.1 500 no\r\n\r\n".as_slice(); 1000]);
+        let period = Duration::from_millis(20);
+        let timing = ProbeTiming { period, failures: 3, ..ProbeTiming::default() };
+        let startup = TimedProbe { check: http(), timing };
+        let readiness = Readiness::Tcp;
+        let probe = Probe {
+            endpoint,
+            port: 1,
+            readiness: &readiness,
+            timing: ProbeTiming::default(),
+            startup: Some(&startup),
+            sandbox: None,
+        };
+        let error = wait(probe, &Journal::new(), Instant::now(), Deadline::after(PATIENCE));
+        let error = error.expect_err("given up");
+        assert!(matches!(error, ProbeError::NotStarted { failures: 3, .. }), "{error}");
+        assert!(!error.may_pass() && error.to_string().contains("status 500"), "{error}");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_health_check_is_repeated_until_it_says_serving() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let endpoint = listener.local_addr().unwrap();
+        let asked = Arc::new(std::sync::atomic::AtomicU8::new(0));
+        let counts = Arc::clone(&asked);
+        let server = tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let counts = Arc::clone(&counts);
+                let serve =
+                    hyper::service::service_fn(move |request| answer(request, counts.clone()));
+                let io = hyper_util::rt::TokioIo::new(stream);
+                let executor = hyper_util::rt::TokioExecutor::new();
+                let http = hyper::server::conn::http2::Builder::new(executor);
+                tokio::spawn(http.serve_connection(io, serve));
+            }
+        });
+        let waited = tokio::task::spawn_blocking(move || {
+            let readiness = Readiness::Grpc("shop".to_owned());
+            let probe = Probe {
+                endpoint,
+                port: 8080,
+                readiness: &readiness,
+                timing: ProbeTiming::default(),
+                startup: None,
+                sandbox: None,
+            };
+            wait(probe, &Journal::new(), Instant::now(), Deadline::after(PATIENCE))
+        });
+        waited.await.unwrap().expect("ready in the end");
+        assert_eq!(asked.load(std::sync::atomic::Ordering::SeqCst), 3);
+        server.abort();
+    }
+
+    type Framed = http_body_util::StreamBody<
+        futures_util::stream::Iter<
+            std::vec::IntoIter<
+                Result<hyper::body::Frame<hyper::body::Bytes>, std::convert::Infallible>,
+            >,
+        >,
+    >;
+
+    /// First not serving, then an error, then serving.
+    async fn answer(
+        request: http::Request<hyper::body::Incoming>,
+        counts: Arc<std::sync::atomic::AtomicU8>,
+    ) -> Result<http::Response<Framed>, std::convert::Infallible> {
+        use http_body_util::BodyExt as _;
+        use hyper::body::{Bytes, Frame};
+        assert_eq!(request.uri().path(), "/grpc.health.v1.Health/Check");
+        let body = request.into_body().collect().await.unwrap().to_bytes();
+        assert_eq!(&body[..], b"\0\0\0\0\x06\x0a\x04shop");
+        let turn = counts.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        let mut trailers = http::HeaderMap::new();
+        let code = if turn == 1 { "5" } else { "0" };
+        trailers.insert("grpc-status", http::HeaderValue::from_static(code));
+        let message = Bytes::from(vec![0, 0, 0, 0, 2, 8, if turn == 0 { 2 } else { 1 }]);
+        let frames = vec![Ok(Frame::data(message)), Ok(Frame::trailers(trailers))];
+        let body = http_body_util::StreamBody::new(futures_util::stream::iter(frames));
+        Ok(http::Response::new(body))
     }
 
     #[test]

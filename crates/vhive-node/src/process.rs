@@ -53,6 +53,7 @@ pub fn process(image: &ImageConfig, revision: &Revision) -> Result<Process, Proc
         user: image.user.clone(),
         cwd: revision.working_dir.clone().unwrap_or_else(|| image.working_dir.clone()),
         stop_signal: image.stop_signal.clone().unwrap_or_default(),
+        volumes: revision.volumes.clone(),
     };
     let texts = process.args.iter().chain(&process.env).chain([&process.user, &process.cwd]);
     if let Some(bad) = texts.into_iter().find(|text| text.contains('\0')) {

@@ -100,6 +100,9 @@ impl StartPhase {
 /// Why a start failed, by step.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
+    /// The revision needs what nobody has given yet.
+    #[error("the function's configuration is not complete: {0}")]
+    Unconfigured(String),
     /// This node was not given the runtime.
     #[error("runtime {0} is not offered by this node; `vhive doctor` says why")]
     NoRuntime(RuntimeName),
@@ -218,6 +221,10 @@ struct Took {
 }
 
 async fn cold(mut order: Order) {
+    if let Some(missing) = &order.revision.missing {
+        let error = StartError::Unconfigured(missing.clone());
+        return order.fail(error);
+    }
     let image = match image(&order).await {
         Ok(image) => image,
         Err(error) => return order.fail(error),
@@ -343,7 +350,12 @@ impl Order {
         let kind = report.kind.as_str();
         tracing::debug!(sandbox = %id, %revision, kind, took = ?report.length, "instance ready");
         self.shared.metrics.started(self.revision.runtime, &report);
-        let running = Running { sandbox: brought.sandbox, room, origin: brought.clone_of };
+        let running = Running {
+            sandbox: brought.sandbox,
+            revision: Arc::clone(&self.revision),
+            room,
+            origin: brought.clone_of,
+        };
         self.pool.started(self.no, running, Arc::new(report), brought.after);
     }
 

@@ -336,6 +336,17 @@ pub trait Paging: Send + Sync + fmt::Debug {
 #[error("working set not written: {0}")]
 pub struct RecordingError(pub String);
 
+/// Why a command gave no exit code.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RunError {
+    /// Nothing in this sandbox could run it.
+    #[error("no command can be run in this sandbox")]
+    Unsupported,
+    /// It could not be run, or took too long.
+    #[error("{0}")]
+    Failed(String),
+}
+
 /// One running unit with an address. Dropping it kills it and releases everything; that may block
 /// for a kill and an unmount, so never drop one on an async runtime's thread.
 pub trait Sandbox: Send + fmt::Debug {
@@ -357,6 +368,15 @@ pub trait Sandbox: Send + fmt::Debug {
     /// The view of a sandbox that can be snapshotted.
     fn checkpoint(&mut self) -> Option<&mut dyn Checkpoint> {
         None
+    }
+
+    /// Runs a command in the sandbox beside the function, as its user and with its variables, and
+    /// says its exit code. It is killed at the deadline.
+    ///
+    /// # Errors
+    /// [`RunError`].
+    fn run(&mut self, _command: &[String], _deadline: Deadline) -> Result<i32, RunError> {
+        Err(RunError::Unsupported)
     }
 
     /// How the memory of a restored sandbox arrives; none if it was booted.

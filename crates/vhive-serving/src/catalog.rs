@@ -11,6 +11,7 @@ use vhive_api::{Revision, RevisionKey, SandboxId};
 
 use crate::autoscale::Rules;
 use crate::gateway::Upstreams;
+use crate::inputs::Inputs;
 use crate::metrics::RouteMetrics;
 use crate::scaler::Poke;
 use crate::standing::Standing;
@@ -25,6 +26,8 @@ const CLUSTER: &str = ".svc.cluster.local";
 #[derive(Debug)]
 pub(crate) struct Route {
     pub(crate) revision: Arc<Revision>,
+    /// What it takes from config maps and secrets.
+    pub(crate) inputs: Option<Arc<Inputs>>,
     pub(crate) rules: Rules,
     pub(crate) throttle: Throttle,
     pub(crate) upstreams: Upstreams,
@@ -345,7 +348,16 @@ impl Catalog {
     fn remove_hosts(&self, tables: &mut Tables, stored: &StoredService) {
         tables.hosts.remove(self.host(&stored.namespace, &stored.name).as_str());
         for tag in stored.routed.iter().filter_map(|assigned| assigned.tag.as_ref()) {
-            tables.tags.remove(self.tag_host(tag, &stored.namespace, &stored.name).as_str());
+            let host = self.tag_host(tag, &stored.namespace, &stored.name);
+            let holder = tables.tags.get(host.as_str());
+            if holder.is_none_or(|route| route.revision.service != stored.name) {
+                // It is another service's: `a-b` of `c` has the same host as `a` of `b-c`.
+                continue;
+            }
+            match heir(tables, stored, tag) {
+                Some(route) => tables.tags.insert(host.into_boxed_str(), route),
+                None => tables.tags.remove(host.as_str()),
+            };
         }
     }
 
@@ -354,6 +366,7 @@ impl Catalog {
         let key = stored.revision.key.clone();
         Route {
             revision: Arc::new(stored.revision.clone()),
+            inputs: stored.inputs.clone(),
             rules: stored.rules.clone(),
             throttle: Throttle::new(stored.queue_depth, key, poke, Instant::now()),
             upstreams: Upstreams::new(self.idle_connections),
@@ -372,6 +385,21 @@ impl Catalog {
     }
 }
 
+/// What another service's tag leads to that has the same host as a tag of this one.
+fn heir(tables: &Tables, stored: &StoredService, tag: &str) -> Option<Arc<Route>> {
+    let label = format!("{tag}-{}", stored.name);
+    let mut dashes = label.match_indices('-');
+    dashes.find_map(|(at, _)| {
+        let (tag, name) = (&label[..at], &label[at + 1..]);
+        let key = (stored.namespace.clone(), name.to_owned());
+        let entry = tables.services.get(&key).filter(|_| name != stored.name)?;
+        let mut routed = entry.stored.routed.iter();
+        let assigned = routed.find(|assigned| assigned.tag.as_deref() == Some(tag))?;
+        let mut routes = entry.routes.iter();
+        routes.find(|route| route.revision.key.name == assigned.revision).cloned()
+    })
+}
+
 /// Whether the node keeps a revision known: one that requests reach or are to reach once it is
 /// ready, or the latest one.
 fn is_kept(stored: &StoredService, revision: &StoredRevision, wanted: &[Target]) -> bool {
@@ -380,3 +408,6 @@ fn is_kept(stored: &StoredService, revision: &StoredRevision, wanted: &[Target])
         || name == stored.latest().name()
         || wanted.iter().any(|target| target.revision.as_deref() == Some(name))
 }
+
+#[cfg(test)]
+mod properties;

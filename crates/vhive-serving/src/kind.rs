@@ -10,6 +10,8 @@ pub(crate) enum Kind {
     Pod,
     Namespace,
     Event,
+    ConfigMap,
+    Secret,
 }
 
 /// Group and version of Knative's kinds.
@@ -17,7 +19,7 @@ pub(crate) const SERVING: &str = "serving.knative.dev/v1";
 
 impl Kind {
     /// Every kind.
-    pub(crate) const ALL: [Self; 7] = [
+    pub(crate) const ALL: [Self; 9] = [
         Self::Service,
         Self::Configuration,
         Self::Route,
@@ -25,6 +27,8 @@ impl Kind {
         Self::Pod,
         Self::Namespace,
         Self::Event,
+        Self::ConfigMap,
+        Self::Secret,
     ];
 
     /// Its place in [`Kind::ALL`].
@@ -42,6 +46,8 @@ impl Kind {
             Self::Pod => "Pod",
             Self::Namespace => "Namespace",
             Self::Event => "Event",
+            Self::ConfigMap => "ConfigMap",
+            Self::Secret => "Secret",
         }
     }
 
@@ -55,6 +61,8 @@ impl Kind {
             Self::Pod => "pods",
             Self::Namespace => "namespaces",
             Self::Event => "events",
+            Self::ConfigMap => "configmaps",
+            Self::Secret => "secrets",
         }
     }
 
@@ -62,7 +70,7 @@ impl Kind {
     pub(crate) const fn api_version(self) -> &'static str {
         match self {
             Self::Service | Self::Configuration | Self::Route | Self::Revision => SERVING,
-            Self::Pod | Self::Namespace | Self::Event => "v1",
+            Self::Pod | Self::Namespace | Self::Event | Self::ConfigMap | Self::Secret => "v1",
         }
     }
 
@@ -72,7 +80,15 @@ impl Kind {
             Self::Service | Self::Configuration | Self::Route | Self::Revision => {
                 "serving.knative.dev"
             }
-            Self::Pod | Self::Namespace | Self::Event => "",
+            Self::Pod | Self::Namespace | Self::Event | Self::ConfigMap | Self::Secret => "",
+        }
+    }
+
+    /// Plural and group, as messages say them.
+    pub(crate) fn qualified(self) -> String {
+        match self.group() {
+            "" => self.plural().to_owned(),
+            group => format!("{}.{group}", self.plural()),
         }
     }
 

@@ -18,6 +18,8 @@ pub(crate) enum Readiness {
     Ready,
     /// Its first instances are being started.
     Deploying,
+    /// What it takes from config maps and secrets is not all there, and nothing of it runs.
+    Unconfigured(Arc<str>),
     /// Its last start failed, and nothing of it runs.
     Failed(Arc<StartFailure>),
 }
@@ -26,6 +28,7 @@ impl PartialEq for Readiness {
     fn eq(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Ready, Self::Ready) | (Self::Deploying, Self::Deploying) => true,
+            (Self::Unconfigured(one), Self::Unconfigured(two)) => one == two,
             (Self::Failed(one), Self::Failed(two)) => Arc::ptr_eq(one, two),
             _ => false,
         }
@@ -58,12 +61,15 @@ impl Standing {
         &self,
         stored: &StoredRevision,
         node: &RevisionStanding,
+        missing: Option<&str>,
         now: Timestamp,
     ) -> Self {
-        let readiness = match node.failure() {
-            Some(failure) => Readiness::Failed(Arc::clone(failure)),
-            None if stored.ready || has_begun(stored, node) => Readiness::Ready,
-            None => Readiness::Deploying,
+        let missing = missing.filter(|_| node.counts.ready == 0);
+        let readiness = match (missing, node.failure()) {
+            (Some(missing), _) => Readiness::Unconfigured(missing.into()),
+            (None, Some(failure)) => Readiness::Failed(Arc::clone(failure)),
+            (None, None) if stored.ready || has_begun(stored, node) => Readiness::Ready,
+            (None, None) => Readiness::Deploying,
         };
         let since = if readiness == self.readiness { self.since } else { now };
         let (actual, desired) = (node.counts.ready, node.counts.ready + node.counts.starting);
@@ -75,10 +81,19 @@ impl Standing {
         self.readiness != other.readiness || (self.actual == 0) != (other.actual == 0)
     }
 
+    /// The word for what went wrong.
+    pub(crate) const fn reason(&self) -> &'static str {
+        match &self.readiness {
+            Readiness::Unconfigured(_) => "CreateContainerConfigError",
+            Readiness::Ready | Readiness::Deploying | Readiness::Failed(_) => "StartFailed",
+        }
+    }
+
     /// What went wrong, in one line.
     pub(crate) fn failure(&self) -> Option<String> {
         match &self.readiness {
             Readiness::Failed(failure) => Some(chain(failure.as_ref())),
+            Readiness::Unconfigured(missing) => Some(missing.to_string()),
             Readiness::Ready | Readiness::Deploying => None,
         }
     }

@@ -7,14 +7,18 @@ use std::path::{Path, PathBuf};
 
 use redb::{ReadableTable as _, TableDefinition};
 
+use crate::data::{DataKey, StoredData};
+
 mod earlier;
 mod file;
 mod stored;
 
 pub(crate) use self::file::DatabaseFile;
-pub(crate) use self::stored::{StoredRevision, StoredService, first, revision, uid_of};
+pub(crate) use self::stored::{Basis, StoredRevision, StoredService, first, revision, uid, uid_of};
 
 const SERVICES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("services");
+/// Config maps and secrets, by kind, namespace and name. Earlier versions pass it over.
+const DATA: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("data");
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 
 /// Version of what the tables hold. [`earlier`] reads the ones before.
@@ -83,6 +87,7 @@ impl Store {
             let mut meta = write.open_table(META).map_err(|e| self.io(&e))?;
             let found = meta.get("format").map_err(|e| self.io(&e))?.map(|value| value.value());
             let mut services = write.open_table(SERVICES).map_err(|e| self.io(&e))?;
+            write.open_table(DATA).map_err(|e| self.io(&e))?;
             match found {
                 Some(FORMAT) | None => {}
                 Some(1) => self.renew(&mut services)?,
@@ -150,6 +155,57 @@ impl Store {
         write.commit().map_err(|e| self.io(&e))
     }
 
+    /// Every config map and secret.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub(crate) fn all_data(&self) -> Result<Vec<StoredData>, StoreError> {
+        let read = self.database.begin_read().map_err(|e| self.io(&e))?;
+        let table = read.open_table(DATA).map_err(|e| self.io(&e))?;
+        let mut all = Vec::new();
+        for entry in table.iter().map_err(|e| self.io(&e))? {
+            let (key, value) = entry.map_err(|e| self.io(&e))?;
+            let read = serde_json::from_slice(value.value()).map_err(|error| {
+                // The error's own text may quote a value.
+                let (line, column) = (error.line(), error.column());
+                let reason = format!("{}: line {line}, column {column}", key.value());
+                StoreError::Damaged { path: self.path.clone(), reason }
+            });
+            all.push(read?);
+        }
+        Ok(all)
+    }
+
+    /// Puts a config map or secret in place of what there was, as [`Store::put`] does.
+    ///
+    /// # Errors
+    /// [`StoreError`]; the store is unchanged.
+    pub(crate) fn put_data(&self, object: &StoredData, ceiling: u64) -> Result<(), StoreError> {
+        let write = self.database.begin_write().map_err(|e| self.io(&e))?;
+        {
+            let mut meta = write.open_table(META).map_err(|e| self.io(&e))?;
+            meta.insert("version", ceiling).map_err(|e| self.io(&e))?;
+            let mut table = write.open_table(DATA).map_err(|e| self.io(&e))?;
+            let bytes = serde_json::to_vec(object).map_err(|e| self.io(&e))?;
+            let key = object.key().text();
+            table.insert(key.as_str(), bytes.as_slice()).map_err(|e| self.io(&e))?;
+        }
+        write.commit().map_err(|e| self.io(&e))
+    }
+
+    /// Removes a config map or secret and returns when that is on disk.
+    ///
+    /// # Errors
+    /// [`StoreError`]; the store is unchanged.
+    pub(crate) fn remove_data(&self, key: &DataKey) -> Result<(), StoreError> {
+        let write = self.database.begin_write().map_err(|e| self.io(&e))?;
+        {
+            let mut table = write.open_table(DATA).map_err(|e| self.io(&e))?;
+            table.remove(key.text().as_str()).map_err(|e| self.io(&e))?;
+        }
+        write.commit().map_err(|e| self.io(&e))
+    }
+
     /// Notes that no version above `ceiling` is given out.
     ///
     /// # Errors
@@ -199,7 +255,7 @@ mod tests {
         });
         let admitted = crate::admission::admit(&document, &crate::Config::default()).unwrap();
         let digest = vhive_api::Digest::of(b"image");
-        first(&admitted, digest, jiff::Timestamp::UNIX_EPOCH)
+        first(&admitted, Basis { digest, complete: true }, jiff::Timestamp::UNIX_EPOCH)
     }
 
     #[test]
@@ -220,6 +276,26 @@ mod tests {
         store.reserve(5000).unwrap();
         drop(store);
         assert_eq!(Store::open(&path).unwrap().all().unwrap(), (vec![two], 5000));
+    }
+
+    #[test]
+    fn config_maps_and_secrets_are_kept_beside_the_services() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state.redb");
+        let mut secret = StoredData::empty(crate::inputs::DataKind::Secret, "default", "s");
+        let content = vhive_api::guest::Content::of(vec![0, 0xff]);
+        secret.data.insert("key".to_owned(), content);
+        {
+            let store = Store::open(&path).unwrap();
+            store.put_data(&secret, 1000).unwrap();
+            store.put(&service("one"), 1001).unwrap();
+        }
+        let store = Store::open(&path).unwrap();
+        assert_eq!(store.all_data().unwrap(), [secret.clone()]);
+        assert_eq!(store.all().unwrap().1, 1001);
+        store.remove_data(&secret.key()).unwrap();
+        assert_eq!(store.all_data().unwrap(), []);
+        assert_eq!(store.all().unwrap().0.len(), 1);
     }
 
     #[test]

@@ -32,13 +32,14 @@ mod serial;
 mod supervise;
 mod uevent;
 mod user;
+mod volumes;
 
 use std::io::{self, Write as _};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use rustix::system::{RebootCommand, reboot};
-use vhive_api::guest::FromGuest;
+use vhive_api::guest::{FromGuest, GuestConfig};
 
 use crate::channel::{Channel, Started};
 use crate::entropy::Entropy;
@@ -119,6 +120,7 @@ fn serve(
     tidy: impl FnOnce(),
 ) -> Result<(), Failure> {
     let Started { config, handshake_ns } = started;
+    volumes::place(&config.process.volumes, world)?;
     let names = network::name(&config.hostname, config.network.as_ref())?;
     channel.queue(&FromGuest::Mounted { at_ns: clock::now_ns(), handshake_ns });
     channel.flush()?;
@@ -129,7 +131,8 @@ fn serve(
     channel.flush()?;
     let listening = listen::watch(config.port, world)?;
     tidy();
-    let function = Function { stop_signal, port: config.port, hooks: config.hooks, names, entropy };
+    let GuestConfig { process, port, hooks, .. } = config;
+    let function = Function { stop_signal, port, hooks, names, entropy, process, world };
     Supervisor::new(channel, children, child, listening, function).run()
 }
 

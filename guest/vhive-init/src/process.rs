@@ -30,7 +30,22 @@ const OPEN_FILES: Rlimit = Rlimit { current: Some(1024), maximum: Some(1 << 19) 
 
 /// Starts the process with its output on pipes and nothing to read.
 pub(crate) fn start(process: &Process, world: World) -> Result<Child, Failure> {
-    let name = process.args.first().map_or("", String::as_str);
+    run(process, &process.args, Stdio::piped, world)
+}
+
+/// Starts another program as the process' user, with its variables and nothing to read. Its output
+/// is lost.
+pub(crate) fn beside(process: &Process, args: &[String], world: World) -> Result<Child, Failure> {
+    run(process, args, Stdio::null, world)
+}
+
+fn run(
+    process: &Process,
+    args: &[String],
+    output: fn() -> Stdio,
+    world: World,
+) -> Result<Child, Failure> {
+    let name = args.first().map_or("", String::as_str);
     let step = || format!("start {name}");
     let user = user::look_up(&process.user).step(step())?;
     let env = environment(&process.env, &user.home);
@@ -39,9 +54,9 @@ pub(crate) fn start(process: &Process, world: World) -> Result<Child, Failure> {
     let path = env.iter().rev().find(|(name, _)| name == "PATH").map_or("", |(_, path)| path);
     let program = find_program(name, path, Path::new(cwd)).step(step())?;
     let mut command = Command::new(&program);
-    command.arg0(name).args(process.args.iter().skip(1));
+    command.arg0(name).args(args.iter().skip(1));
     command.env_clear().envs(env);
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.stdin(Stdio::null()).stdout(output()).stderr(output());
     command.process_group(0);
     let place = (PathBuf::from(cwd), world);
     spawn_as(command, &user, place).map_err(|error| explain(&error, &program)).step(step())

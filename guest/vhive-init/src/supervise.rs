@@ -18,8 +18,9 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::Pid;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{WaitOptions, WaitStatus, wait};
-use vhive_api::guest::{FromGuest, Hooks, Identity, Stream, ToGuest};
+use vhive_api::guest::{FromGuest, Hooks, Identity, Process, Stream, ToGuest};
 
+use crate::World;
 use crate::channel::Channel;
 use crate::clock;
 use crate::entropy::Entropy;
@@ -27,6 +28,7 @@ use crate::failure::{Failure, Step as _};
 use crate::hook;
 use crate::lines::Lines;
 use crate::network::Names;
+use crate::process;
 
 /// Bytes queued for the host above which the function's output has to wait in its pipes.
 const BACKLOG: usize = 64 << 10;
@@ -47,6 +49,8 @@ pub(crate) struct Supervisor<'a> {
     /// Between being ready for a snapshot and going on: nothing may be on its way to the host.
     quiet: bool,
     kill_at: Option<Instant>,
+    /// A command of the host's.
+    beside: Option<Beside>,
     /// Readable when the function listens; none once that has been told.
     listening: Option<OwnedFd>,
     outputs: Vec<Output>,
@@ -61,6 +65,17 @@ pub(crate) struct Function {
     pub(crate) names: Names,
     /// Of the guest's own kernel, whose clock is ours to set as well; none in a container.
     pub(crate) entropy: Option<Entropy>,
+    /// As whom commands of the host's are run.
+    pub(crate) process: Process,
+    pub(crate) world: World,
+}
+
+/// A command that runs beside the function.
+#[derive(Debug)]
+struct Beside {
+    pid: Pid,
+    kill_at: Instant,
+    killed: bool,
 }
 
 /// One output stream of the function until it is closed.
@@ -104,13 +119,24 @@ impl<'a> Supervisor<'a> {
         add(Stream::Stdout, child.stdout.map(|pipe| Box::new(pipe) as Box<dyn Pipe>));
         add(Stream::Stderr, child.stderr.map(|pipe| Box::new(pipe) as Box<dyn Pipe>));
         let listening = Some(listening);
-        Self { channel, children, pid, function, quiet: false, kill_at: None, listening, outputs }
+        Self {
+            channel,
+            children,
+            pid,
+            function,
+            quiet: false,
+            kill_at: None,
+            beside: None,
+            listening,
+            outputs,
+        }
     }
 
     /// Runs until the function has ended and the host knows.
     pub(crate) fn run(mut self) -> Result<(), Failure> {
         let code = loop {
-            self.turn(self.kill_at)?;
+            let beside = self.beside.as_ref().filter(|one| !one.killed).map(|one| one.kill_at);
+            self.turn([self.kill_at, beside].into_iter().flatten().min())?;
             if let Some(code) = self.reap()? {
                 break code;
             }
@@ -120,6 +146,13 @@ impl<'a> Supervisor<'a> {
             if self.kill_at.is_some_and(|at| at <= Instant::now()) {
                 self.kill_at = None;
                 signal(self.pid, Signal::SIGKILL);
+            }
+            if let Some(beside) = &mut self.beside
+                && !beside.killed
+                && beside.kill_at <= Instant::now()
+            {
+                beside.killed = true;
+                signal(beside.pid, Signal::SIGKILL);
             }
         };
         // Whatever the function left behind ends with it, which also closes the pipes.
@@ -201,8 +234,34 @@ impl<'a> Supervisor<'a> {
                 signal(self.pid, self.function.stop_signal);
                 Ok(())
             }
+            ToGuest::Run { command, timeout_ms } => {
+                self.run_beside(&command, Duration::from_millis(timeout_ms));
+                Ok(())
+            }
             ToGuest::Start(_) => Err("it said start twice").step("obey the host"),
         }
+    }
+
+    /// Runs a command of the host's.
+    fn run_beside(&mut self, command: &[String], timeout: Duration) {
+        let Function { process, world, .. } = &self.function;
+        let started = match &self.beside {
+            Some(_) => Err("another command runs".to_owned()),
+            None => process::beside(process, command, *world)
+                .map_err(|Failure { step, reason }| format!("{step}: {reason}")),
+        };
+        match started {
+            Ok(child) => {
+                let pid = Pid::from_raw(child.id().cast_signed());
+                let kill_at = Instant::now() + timeout.min(LONGEST_COMMAND);
+                self.beside = Some(Beside { pid, kill_at, killed: false });
+            }
+            Err(reason) => self.told(None, Some(reason)),
+        }
+    }
+
+    fn told(&mut self, code: Option<i32>, reason: Option<String>) {
+        self.channel.queue(&FromGuest::Ran { at_ns: clock::now_ns(), code, reason });
     }
 
     /// Runs the function's hook, then falls silent.
@@ -244,7 +303,7 @@ impl<'a> Supervisor<'a> {
     }
 
     /// Collects every dead process; says how the function ended if it is among them.
-    fn reap(&self) -> Result<Option<i32>, Failure> {
+    fn reap(&mut self) -> Result<Option<i32>, Failure> {
         while let Ok(Some(_)) = self.children.read_signal() {}
         let mut code = None;
         loop {
@@ -252,7 +311,13 @@ impl<'a> Supervisor<'a> {
                 Ok(Some((pid, status))) if pid.as_raw_pid() == self.pid.as_raw() => {
                     code = Some(exit_code(status));
                 }
-                Ok(Some(_)) => {}
+                Ok(Some((pid, status))) => {
+                    let mine = |one: &mut Beside| pid.as_raw_pid() == one.pid.as_raw();
+                    if let Some(beside) = self.beside.take_if(mine) {
+                        let late = beside.killed.then(|| "it took too long".to_owned());
+                        self.told(Some(exit_code(status)), late);
+                    }
+                }
                 Ok(None) | Err(rustix::io::Errno::CHILD) => return Ok(code),
                 Err(error) => return Err(error).step("wait for processes"),
             }
@@ -274,6 +339,9 @@ impl<'a> Supervisor<'a> {
         self.channel.finish(until)
     }
 }
+
+/// Longest that a command of the host's may run.
+const LONGEST_COMMAND: Duration = Duration::from_secs(3600);
 
 /// The exit code of a process that was killed.
 const KILLED: i32 = 128 + 9;

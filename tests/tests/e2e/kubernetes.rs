@@ -83,6 +83,7 @@ fn e2e_kubectl_of_each_version_works_unchanged() {
         println!("{name}: {}", kubectl.ok(&["version"]).trim());
         twelve_operations(&kubectl, name);
         traffic_and_logs(&kubectl, &node, &format!("{name}-more"));
+        config_maps_and_secrets(&kubectl, &format!("{name}-data"));
     }
 }
 
@@ -140,6 +141,47 @@ fn traffic_and_logs(kubectl: &Kubectl<'_>, node: &TestNode, name: &str) {
     assert!(!good && said.contains("spec.traffic[0].revisionName"), "{said}");
     kubectl.expect(&["auth", "can-i", "create", "ksvc"], "yes");
     kubectl.ok(&["delete", "ksvc", name]);
+}
+
+/// Objects of the core, whose types kubectl knows by itself, and a service that takes from them.
+fn config_maps_and_secrets(kubectl: &Kubectl<'_>, name: &str) {
+    kubectl.expect(&["create", "configmap", name, "--from-literal=mode=fast"], "created");
+    let secret = ["create", "secret", "generic", name, "--from-literal=word=hush"];
+    kubectl.expect(&secret, "created");
+    kubectl.expect(&["get", "cm", name, "-o", "jsonpath={.data.mode}"], "fast");
+    kubectl.expect(&["get", "secrets"], "Opaque");
+    let described = kubectl.ok(&["describe", "secret", name]);
+    assert!(described.contains("word:  4 bytes") && !described.contains("hush"), "{described}");
+    let patch = r#"{"data":{"size":"3"}}"#;
+    kubectl.expect(&["patch", "cm", name, "-p", patch], "patched");
+    let path = kubectl.dir.join(format!("{name}-map.yaml"));
+    let document = |mode: &str| {
+        format!(
+            "apiVersion: v1\nkind: ConfigMap\nmetadata: {{ name: {name}-file }}\ndata: {{ mode: {mode} }}\n"
+        )
+    };
+    let file = path.to_string_lossy();
+    fs::write(&path, document("fast")).expect("written");
+    kubectl.expect(&["apply", "-f", &file], "created");
+    fs::write(&path, document("slow")).expect("written");
+    kubectl.expect(&["apply", "-f", &file], "configured");
+    kubectl.expect(&["apply", "-f", &file], "unchanged");
+    kubectl.expect(
+        &["apply", "--server-side", "--force-conflicts", "-f", &file],
+        "serverside-applied",
+    );
+    let from =
+        "            - { name: MODE, valueFrom: { configMapKeyRef: { name: none, key: mode } } }\n";
+    let service = write(kubectl.dir, name, from);
+    kubectl.ok(&["apply", "-f", &service]);
+    kubectl.expect(&["get", "rev", &format!("{name}-00001")], "CreateContainerConfigError");
+    kubectl.expect(&["create", "cm", "none", "--from-literal=mode=fast"], "created");
+    let ready = format!("ksvc/{name}");
+    kubectl.expect(&["wait", &ready, "--for=condition=Ready", "--timeout=10s"], "condition met");
+    kubectl.ok(&["delete", "ksvc", name]);
+    kubectl.ok(&["delete", "cm", name, "none"]);
+    kubectl.expect(&["delete", "secret", name], "deleted");
+    kubectl.ok(&["delete", "-f", &file]);
 }
 
 #[test]

@@ -373,6 +373,11 @@ impl Core {
         }
     }
 
+    /// What made starts fail is no more: the next one need not wait.
+    pub(crate) fn forgive(&mut self) {
+        self.failed.reset();
+    }
+
     /// When `poke` is due, if anything hangs on it.
     pub(crate) fn poke_at(&self, now: Instant) -> Option<Instant> {
         let failed = self.failed.closed_until(now);

@@ -8,6 +8,7 @@ mod back_off;
 mod behind;
 mod core;
 mod lease;
+mod liveness;
 mod users;
 
 use std::collections::HashMap;
@@ -28,6 +29,7 @@ pub(crate) use self::behind::Gone;
 pub(crate) use self::core::Counts;
 use self::core::{Action, Answer, Bounds, Core, InstanceNo, Refusal, WaiterNo};
 pub use self::lease::Lease;
+use self::liveness::Watched;
 use self::users::Users;
 use crate::limits::{Full, NoRoom, Reservation};
 use crate::node::Shared;
@@ -114,6 +116,8 @@ struct Instance {
 #[derive(Debug)]
 pub(crate) struct Running {
     pub(crate) sandbox: Box<dyn Sandbox>,
+    /// What it was started from, which may no longer be what the next one is started from.
+    pub(crate) revision: Arc<Revision>,
     pub(crate) room: Reservation,
     /// The snapshot that it came from.
     pub(crate) origin: Option<CloneToken>,
@@ -281,6 +285,11 @@ impl Pool {
     pub(crate) fn update(self: &Arc<Self>, revision: Arc<Revision>) {
         self.run(|state, out| {
             state.core.set_bounds(bounds(&revision));
+            if state.revision.missing.is_some() && state.revision.missing != revision.missing {
+                // What failed for that reason need not wait.
+                state.core.forgive();
+                state.last_failure = None;
+            }
             state.revision = revision;
             state.core.poke(Instant::now(), out);
         });
@@ -380,15 +389,15 @@ impl Pool {
         after: Option<AfterReply>,
     ) {
         let booted = report.kind == StartKind::Boot;
-        let (journal, revision) = {
+        let (revision, endpoint) = (Arc::clone(&running.revision), running.sandbox.endpoint());
+        let journal = {
             let mut state = self.state();
-            let revision = Arc::clone(&state.revision);
             let Some(slot) = state.slots.get_mut(&no) else { return };
             slot.processes = running.sandbox.processes().to_vec();
             slot.group = running.sandbox.group();
             let instance = Instance {
                 id: slot.id.clone(),
-                endpoint: running.sandbox.endpoint(),
+                endpoint,
                 journal: Arc::clone(&slot.journal),
                 report: Arc::clone(&report),
                 ready_at: Instant::now(),
@@ -400,7 +409,7 @@ impl Pool {
             slot.running = Some(running);
             let journal = Arc::clone(&slot.journal);
             state.last_start = Some(report);
-            (journal, revision)
+            journal
         };
         let restores = self.shared.tools.runtimes.get(revision.runtime);
         let restores = restores.is_some_and(|runtime| runtime.restores().is_some());
@@ -411,6 +420,11 @@ impl Pool {
             }
             state.core.started(no, Instant::now(), out);
         });
+        if let Some(probe) = revision.liveness.clone() {
+            let (pool, journal) = (Arc::downgrade(self), Arc::clone(&journal));
+            let watched = Watched { pool, no, endpoint, journal, probe };
+            self.shared.handle.spawn(watched.watch());
+        }
         if journal.ended().is_some() {
             // It ended between being confirmed ready and being entered here.
             self.died(no);
@@ -538,11 +552,10 @@ impl Pool {
                     drop(state.creators.remove(&no));
                 }
                 Action::Snapshot(no) => {
-                    let revision = Arc::clone(&state.revision);
                     let tell = state.creators.remove(&no).map(Creator::go_on);
                     let Some(slot) = state.slots.get_mut(&no) else { continue };
                     let Some(running) = slot.running.take() else { continue };
-                    let id = slot.id.clone();
+                    let (id, revision) = (slot.id.clone(), Arc::clone(&running.revision));
                     let counted = self.count_in();
                     let job = TakeJob { no, id, revision, running, tell, counted };
                     effects.takes.push(job);

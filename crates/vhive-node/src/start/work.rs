@@ -266,22 +266,33 @@ impl Work {
     /// Waits until the function is ready.
     fn until_ready(
         &mut self,
-        sandbox: Box<dyn Sandbox>,
+        mut sandbox: Box<dyn Sandbox>,
         network: Option<Took>,
         attempt: Instant,
         deadline: Deadline,
     ) -> Result<Up, Failed> {
         let revision = Arc::clone(&self.revision);
         let endpoint = sandbox.endpoint();
-        let probe = Probe { endpoint, port: revision.port, readiness: &revision.readiness };
         let began = Instant::now();
+        let journal = Arc::clone(&self.journal);
         let turn_ends = deadline.or_after(self.shared.config.start_turn.0);
-        let mut ready = probe::wait(probe, &self.journal, began, turn_ends);
+        let mut wait = |until| {
+            let probe = Probe {
+                endpoint,
+                port: revision.port,
+                readiness: &revision.readiness,
+                timing: revision.probe,
+                startup: revision.startup.as_ref(),
+                sandbox: Some(sandbox.as_mut()),
+            };
+            probe::wait(probe, &journal, began, until)
+        };
+        let mut ready = wait(turn_ends);
         if ready.as_ref().is_err_and(ProbeError::may_pass) && !deadline.passed() {
             // A function that takes its time to get ready, or never does, must not hold up the
             // others.
             self.turn = None;
-            ready = probe::wait(probe, &self.journal, began, deadline);
+            ready = wait(deadline);
         }
         let ready = ready.map_err(StartError::Probe)?;
         Ok(Up { sandbox, network, attempt, ready })

@@ -39,7 +39,7 @@ pub(crate) enum Next {
     Over,
 }
 
-/// What a guest answers when it is asked to get ready for a snapshot or to go on.
+/// What a guest answers when it is asked to get ready for a snapshot, to go on, or to run a command.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Answer {
     /// It is ready to be snapshotted; its own time.
@@ -48,6 +48,8 @@ pub(crate) enum Answer {
     Unprepared { reason: String },
     /// It goes on.
     Resumed,
+    /// A command has ended with this code, or what went wrong.
+    Ran(Result<i32, String>),
 }
 
 /// One guest's conversation.
@@ -154,6 +156,14 @@ impl Conversation {
                 return Ok(Next::Answer(Answer::Unprepared { reason }));
             }
             FromGuest::Resumed { .. } => return Ok(Next::Answer(Answer::Resumed)),
+            FromGuest::Ran { code, reason, .. } => {
+                let nothing = || "it could not be run".to_owned();
+                let ran = match (code, reason) {
+                    (Some(code), None) => Ok(code),
+                    (_, reason) => Err(cut(reason.unwrap_or_else(nothing), LONGEST_REASON)),
+                };
+                return Ok(Next::Answer(Answer::Ran(ran)));
+            }
         }
         Ok(Next::Listen)
     }

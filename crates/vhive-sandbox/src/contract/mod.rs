@@ -18,6 +18,7 @@ use vhive_api::guest::ToGuest;
 
 use crate::deadline::Deadline;
 use crate::journal::Journal;
+use crate::runtime::RunError;
 
 /// How long after a failure a process that dies of it may take to do so.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -40,6 +41,22 @@ pub(crate) fn stop(supervised: &Supervised, journal: &Journal, deadline: Deadlin
     let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
     supervised.send(ToGuest::Stop { grace_ms });
     journal.wait_end(deadline);
+}
+
+/// Runs a command beside the function and says its exit code.
+pub(crate) fn run(
+    supervised: &Supervised,
+    command: &[String],
+    deadline: Deadline,
+) -> Result<i32, RunError> {
+    // The guest's own deadline comes first, so that it is free again when ours passes.
+    let timeout_ms = u64::try_from(deadline.left().as_millis()).unwrap_or(u64::MAX);
+    let answer_by = Deadline::at(deadline.instant() + LAST_WORDS);
+    match supervised.ask(ToGuest::Run { command: command.to_vec(), timeout_ms }, answer_by) {
+        Some(Answer::Ran(ran)) => ran.map_err(RunError::Failed),
+        Some(_) => Err(RunError::Failed("its init answered something else".to_owned())),
+        None => Err(RunError::Failed("its init does not answer".to_owned())),
+    }
 }
 
 /// Random bytes for a guest's pool, hexadecimal.

@@ -6,6 +6,7 @@
 
 use serde_json::{Value, json};
 use vhive_api::Bytes;
+use vhive_api::guest::Volume;
 
 use super::layer::INIT;
 use super::seccomp;
@@ -22,6 +23,8 @@ pub(super) struct Container<'a> {
     pub(super) open_files: u64,
     /// For gVisor, which has a kernel of its own.
     pub(super) gvisor: bool,
+    /// Where the function's files are to be; init writes them.
+    pub(super) volumes: &'a [Volume],
 }
 
 /// What it may use.
@@ -56,7 +59,7 @@ const OPEN_FILES: (u64, u64) = (1024, 1 << 19);
 
 /// The file's content.
 pub(super) fn config(container: &Container<'_>) -> Value {
-    let Container { hostname, cgroup, limits, open_files, gvisor } = container;
+    let Container { hostname, cgroup, limits, open_files, gvisor, volumes } = container;
     let mut capabilities = CAPABILITIES.to_vec();
     capabilities.push("CAP_SYS_CHROOT");
     if *gvisor {
@@ -111,25 +114,34 @@ pub(super) fn config(container: &Container<'_>) -> Value {
         },
         "root": { "path": "rootfs", "readonly": false },
         "hostname": hostname,
-        "mounts": mounts(),
+        "mounts": mounts(volumes),
         "linux": linux,
     })
 }
 
-fn mounts() -> Value {
+fn mounts(volumes: &[Volume]) -> Value {
     let hard = ["nosuid", "noexec", "nodev"];
-    json!([
-        { "destination": "/proc", "type": "proc", "source": "proc", "options": hard },
-        { "destination": "/dev", "type": "tmpfs", "source": "tmpfs",
-          "options": ["nosuid", "strictatime", "mode=755", "size=65536k"] },
-        { "destination": "/dev/pts", "type": "devpts", "source": "devpts",
-          "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"] },
-        { "destination": "/dev/shm", "type": "tmpfs", "source": "shm",
-          "options": ["nosuid", "noexec", "nodev", "mode=1777"] },
-        { "destination": "/dev/mqueue", "type": "mqueue", "source": "mqueue", "options": hard },
-        { "destination": "/sys", "type": "sysfs", "source": "sysfs",
-          "options": ["nosuid", "noexec", "nodev", "ro"] },
-    ])
+    let mut mounts = vec![
+        json!({ "destination": "/proc", "type": "proc", "source": "proc", "options": hard }),
+        json!({ "destination": "/dev", "type": "tmpfs", "source": "tmpfs",
+          "options": ["nosuid", "strictatime", "mode=755", "size=65536k"] }),
+        json!({ "destination": "/dev/pts", "type": "devpts", "source": "devpts",
+          "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"] }),
+        json!({ "destination": "/dev/shm", "type": "tmpfs", "source": "shm",
+          "options": ["nosuid", "noexec", "nodev", "mode=1777"] }),
+        json!({ "destination": "/dev/mqueue", "type": "mqueue", "source": "mqueue",
+          "options": hard }),
+        json!({ "destination": "/sys", "type": "sysfs", "source": "sysfs",
+          "options": ["nosuid", "noexec", "nodev", "ro"] }),
+    ];
+    // One may lie in another, which comes first.
+    let mut paths: Vec<&str> = volumes.iter().map(|volume| volume.path.as_str()).collect();
+    paths.sort_unstable();
+    mounts.extend(paths.into_iter().map(|path| {
+        json!({ "destination": path, "type": "tmpfs", "source": "tmpfs",
+          "options": ["nosuid", "nodev", "mode=755"] })
+    }));
+    Value::Array(mounts)
 }
 
 /// No device but the harmless ones, which every runtime adds itself.
@@ -149,6 +161,7 @@ mod tests {
             limits: Some(limits),
             open_files: 4096,
             gvisor: false,
+            volumes: &[],
         }
     }
 

@@ -104,6 +104,7 @@ fn probe(tool: &Tool, found: &Found, cache: &Path) -> Result<(), String> {
         verb: Verb::Run,
         cgroup: (Cgroup::name(&root, &id), &group),
         limits: None,
+        volumes: &[],
         conversation: Conversation::new(Arc::clone(&journal), None),
     };
     let started = wanted.start().map_err(|error| chain(&error))?;

@@ -17,7 +17,7 @@ use crate::deadline::Deadline;
 use crate::journal::{End, Journal};
 use crate::network::NetworkSlot;
 use crate::run_dir::SandboxDir;
-use crate::runtime::{Checkpoint, Paging, Sandbox};
+use crate::runtime::{Checkpoint, Paging, RunError, Sandbox};
 
 /// The fields are dropped in this order: processes, then what they used.
 #[derive(Debug)]
@@ -59,6 +59,10 @@ impl Sandbox for OciSandbox {
 
     fn checkpoint(&mut self) -> Option<&mut dyn Checkpoint> {
         if self.gvisor.is_some() { Some(self) } else { None }
+    }
+
+    fn run(&mut self, command: &[String], deadline: Deadline) -> Result<i32, RunError> {
+        contract::run(&self.supervised, command, deadline)
     }
 
     fn paging(&self) -> Option<Arc<dyn Paging>> {

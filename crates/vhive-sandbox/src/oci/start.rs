@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use rustix::process::{Pid, Resource, getrlimit};
 use vhive_api::SandboxId;
-use vhive_api::guest::GuestConfig;
+use vhive_api::guest::{GuestConfig, Volume};
 
 use super::bundle::{self, Limits};
 use super::container::{Start, Verb};
@@ -44,6 +44,8 @@ pub(super) struct Wanted<'a> {
     /// Its control groups, and what a runtime calls them.
     pub(super) cgroup: (String, &'a Cgroup),
     pub(super) limits: Option<Limits>,
+    /// Where its files are to be.
+    pub(super) volumes: &'a [Volume],
     pub(super) conversation: Conversation,
 }
 
@@ -71,6 +73,7 @@ impl Wanted<'_> {
             limits,
             open_files: getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX),
             gvisor: tool.is_gvisor(),
+            volumes: self.volumes,
         };
         resource("write the bundle", || write_bundle(bundle, &container))?;
         let (stdin, to_guest) = resource("make the guest channel", io::pipe)?;
@@ -213,6 +216,7 @@ impl Ground {
             verb,
             cgroup: (Cgroup::name(&spec.run_root, &spec.id), &self.cgroup),
             limits: Some(self.limits),
+            volumes: &spec.process.volumes,
             conversation,
         }
         .start()

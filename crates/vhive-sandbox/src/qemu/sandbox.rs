@@ -14,7 +14,7 @@ use crate::journal::{End, Journal};
 use crate::network::NetworkSlot;
 use crate::paging::ClonePaging;
 use crate::run_dir::SandboxDir;
-use crate::runtime::{Checkpoint, Paging, Sandbox};
+use crate::runtime::{Checkpoint, Paging, RunError, Sandbox};
 
 /// The fields are dropped in this order: process, what served its memory, directory, network slot.
 #[derive(Debug)]
@@ -49,6 +49,13 @@ impl Sandbox for QemuSandbox {
 
     fn checkpoint(&mut self) -> Option<&mut dyn Checkpoint> {
         if self.taken.is_some() { Some(self) } else { None }
+    }
+
+    fn run(&mut self, command: &[String], deadline: Deadline) -> Result<i32, RunError> {
+        if self.is_bare {
+            return Err(RunError::Unsupported);
+        }
+        contract::run(&self.vm.supervised, command, deadline)
     }
 
     fn paging(&self) -> Option<Arc<dyn Paging>> {

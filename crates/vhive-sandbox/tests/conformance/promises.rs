@@ -3,9 +3,9 @@
 use std::fs;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use vhive_api::guest::{Process, Stream};
+use vhive_api::guest::{Content, Process, Stream, Volume, VolumeFile};
 use vhive_api::{Bytes, RuntimeName};
-use vhive_sandbox::{BootError, Deadline, End, Milestone};
+use vhive_sandbox::{BootError, Deadline, End, Milestone, RunError};
 
 use crate::restored;
 use crate::site::{Booted, Site, get, soon};
@@ -48,6 +48,8 @@ pub(crate) const ALL: &[Promise] = &[
     any("stops_when_asked", stops_when_asked),
     any("many_starts_leave_nothing", many_starts_leave_nothing),
     real("process_is_as_configured", process_is_as_configured),
+    real("files_are_where_they_are_wanted", files_are_where_they_are_wanted),
+    real("commands_run_beside_the_function", commands_run_beside_the_function),
     real("exit_and_output_are_told", exit_and_output_are_told),
     real("unfit_processes_are_named", unfit_processes_are_named),
     real("stop_has_a_grace_period", stop_has_a_grace_period),
@@ -137,7 +139,7 @@ fn process_is_as_configured(site: &Site) {
         env: ["PATH=/bin", "B=2", "A=1 and more", "EMPTY="].map(text).to_vec(),
         user: text("alice"),
         cwd: text("/home/alice"),
-        stop_signal: String::new(),
+        ..Process::default()
     });
     spec.cpu_millis = 1500;
     let booted = site.boot(&spec);
@@ -166,6 +168,72 @@ fn process_is_as_configured(site: &Site) {
     }
     let inside: u64 = tagged("time:")[0].parse().expect("a number");
     assert!(inside.abs_diff(now) <= 2, "{inside} inside, {now} outside");
+}
+
+/// Each volume has its files with their bytes and modes, in place of what the image has there; a
+/// function that is not root cannot change them.
+fn files_are_where_they_are_wanted(site: &Site) {
+    let file = |path: &str, mode, bytes: &[u8]| VolumeFile {
+        path: path.to_owned(),
+        mode,
+        content: Content::of(bytes.to_vec()),
+    };
+    let volume = |path: &str, files| Volume { path: path.to_owned(), files };
+    let script = r#"cd /etc/app; for f in conf deep/bin own/key; do
+            echo "$f $(stat -c %a $f) $(md5sum < $f | cut -c1-32)"; done
+        ls /srv; for f in /etc/app/new /etc/app/conf /etc/app/own/new; do
+            ( echo x > $f ) 2>/dev/null && echo "changed $f"; done; echo end"#;
+    let spec = site.spec_of(Process {
+        args: ["sh", "-c", script].map(str::to_owned).to_vec(),
+        env: vec!["PATH=/bin".to_owned()],
+        user: "alice".to_owned(),
+        volumes: vec![
+            volume("/etc/app/own", vec![file("key", 0o444, b"inner")]),
+            volume(
+                "/etc/app",
+                vec![file("conf", 0o644, b"hello"), file("deep/bin", 0o555, &[0, 0xff])],
+            ),
+            volume("/srv", Vec::new()),
+        ],
+        ..Process::default()
+    });
+    let booted = site.boot(&spec);
+    assert_eq!(booted.journal.wait_end(soon()), Some(End::Exited(0)));
+    let wanted = [
+        "conf 644 5d41402abc4b2a76b9719d911017c592",
+        "deep/bin 555 d07d34efac6328007ad67c7e0a985e00",
+        "own/key 444 ea97586b4aa0c141e4456912f3325f7f",
+        "end",
+    ];
+    assert_eq!(booted.lines(Stream::Stdout), wanted, "{:?}", booted.lines(Stream::Stderr));
+}
+
+/// A command sees what the function sees, is killed when it takes too long, and says how it ended.
+fn commands_run_beside_the_function(site: &Site) {
+    let mut booted = site.boot(&site.spec_of(Process {
+        args: ["sh", "-c", &format!("touch /tmp/there; {HTTPD}")].map(str::to_owned).to_vec(),
+        env: ["PATH=/bin", "WORD=yes"].map(str::to_owned).to_vec(),
+        user: "alice".to_owned(),
+        ..Process::default()
+    }));
+    booted.listening();
+    let mut run = |script: &str, within: Duration| {
+        let command = ["sh", "-c", script].map(str::to_owned);
+        booted.sandbox.run(&command, Deadline::after(within))
+    };
+    let long = Duration::from_secs(30);
+    assert_eq!(run("test -e /tmp/there -a $WORD = yes -a $(id -un) = alice", long), Ok(0));
+    assert_eq!(run("echo lost; exit 7", long), Ok(7));
+    assert_eq!(run("kill -9 $$", long), Ok(137));
+    let late = run("sleep 60", Duration::from_millis(300));
+    assert_eq!(late, Err(RunError::Failed("it took too long".to_owned())));
+    let missing = booted.sandbox.run(&["/no/such".to_owned()], Deadline::after(long));
+    assert!(
+        matches!(&missing, Err(RunError::Failed(why)) if why.contains("/no/such")),
+        "{missing:?}"
+    );
+    assert_eq!(get(booted.endpoint(), "/index.html"), "hello from inside\n");
+    assert_eq!(booted.lines(Stream::Stdout), Vec::<String>::new());
 }
 
 /// A machine's memory and processors are those asked for, processors rounded up.
@@ -300,7 +368,7 @@ fn unfit_processes_are_named(site: &Site) {
         env: vec!["PATH=/bin".to_owned()],
         user: user.to_owned(),
         cwd: cwd.to_owned(),
-        stop_signal: String::new(),
+        ..Process::default()
     };
     let cases = [
         (process("/no/such/program", "", ""), "/no/such/program"),

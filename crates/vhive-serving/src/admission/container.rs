@@ -1,12 +1,14 @@
 //! The fields of a container, one function per object.
 
 use serde_json::Value;
-use vhive_api::{Bytes, HttpProbe, Protocol, Readiness};
+use vhive_api::{Bytes, ProbeTiming, Protocol, Readiness, RuntimeName, TimedProbe};
 
 use super::cursor::{Cursor, Fields};
-use super::quantity;
+use super::inputs::{any_elsewhere, literals, read_env, read_env_from, read_mounts};
 use super::service::label;
+use super::{probe, quantity};
 use crate::config::Config;
+use crate::inputs::{Inputs, Variable, VariableValue};
 
 const CONTAINER: Fields = Fields {
     known: &[
@@ -15,17 +17,17 @@ const CONTAINER: Fields = Fields {
         "command",
         "args",
         "env",
+        "envFrom",
+        "volumeMounts",
         "ports",
         "resources",
         "readinessProbe",
+        "startupProbe",
+        "livenessProbe",
         "workingDir",
         "imagePullPolicy",
     ],
     refused: &[
-        ("envFrom", "there are no config maps or secrets without a cluster"),
-        ("volumeMounts", "a function has its image and a writable layer that lasts as long as it"),
-        ("livenessProbe", "an instance that fails is replaced when it ends or breaks a request"),
-        ("startupProbe", "use readinessProbe"),
         ("lifecycle", "hooks are not supported"),
         ("securityContext", "the image's user applies"),
         ("terminationMessagePath", "see `vhive logs`"),
@@ -34,11 +36,6 @@ const CONTAINER: Fields = Fields {
         ("stdinOnce", "functions have no terminal"),
         ("tty", "functions have no terminal"),
     ],
-};
-
-const ENV: Fields = Fields {
-    known: &["name", "value"],
-    refused: &[("valueFrom", "there are no config maps or secrets without a cluster")],
 };
 
 const PORT: Fields = Fields {
@@ -59,51 +56,33 @@ const AMOUNTS: Fields = Fields {
     refused: &[("ephemeral-storage", "the writable layer counts as memory")],
 };
 
-const PROBE: Fields = Fields {
-    known: &[
-        "tcpSocket",
-        "httpGet",
-        "successThreshold",
-        // Readiness is pushed by the guest and then confirmed until the start's deadline, so
-        // these have nothing to tune.
-        "periodSeconds",
-        "timeoutSeconds",
-        "failureThreshold",
-    ],
-    refused: &[
-        ("exec", "use httpGet or tcpSocket"),
-        ("grpc", "use httpGet or tcpSocket"),
-        ("initialDelaySeconds", "readiness is confirmed as soon as the function listens"),
-        ("terminationGracePeriodSeconds", "readiness probes do not end an instance"),
-    ],
-};
-
-const TCP_PROBE: Fields =
-    Fields { known: &["port"], refused: &[("host", "the instance itself is probed")] };
-
-const HTTP_PROBE: Fields = Fields {
-    known: &["path", "port", "scheme", "httpHeaders"],
-    refused: &[("host", "the instance itself is probed")],
-};
-
-const HEADER: Fields = Fields { known: &["name", "value"], refused: &[] };
-
 /// What a container says.
 pub(super) struct Container {
     pub(super) image: Option<String>,
     pub(super) command: Vec<String>,
     pub(super) args: Vec<String>,
+    /// Those whose values are in the document.
     pub(super) env: Vec<(String, String)>,
+    /// Everything that comes from elsewhere, with those; none if nothing does.
+    pub(super) inputs: Option<Inputs>,
     pub(super) working_dir: Option<String>,
     pub(super) port: u16,
     pub(super) protocol: Protocol,
     pub(super) readiness: Readiness,
+    pub(super) probe: ProbeTiming,
+    pub(super) startup: Option<TimedProbe>,
+    pub(super) liveness: Option<TimedProbe>,
     pub(super) cpu_millis: u32,
     pub(super) memory: Bytes,
 }
 
-/// Reads the one container of a revision.
-pub(super) fn read_container(cursor: &Cursor<'_>, config: &Config) -> Container {
+/// Reads the one container of a revision, whose `spec` has its volumes.
+pub(super) fn read_container(
+    cursor: &Cursor<'_>,
+    spec: &Cursor<'_>,
+    runtime: Option<RuntimeName>,
+    config: &Config,
+) -> Container {
     cursor.expect_fields(&CONTAINER);
     if cursor.get("name").is_some() {
         label(cursor, "name", 63);
@@ -138,18 +117,32 @@ pub(super) fn read_container(cursor: &Cursor<'_>, config: &Config) -> Container 
     let (cpu_millis, memory) =
         cursor.get("resources").map(|resources| read_resources(&resources)).unwrap_or_default();
     let mut env = cursor.get("env").map(|env| read_env(&env)).unwrap_or_default();
+    let from = cursor.get("envFrom").map(|list| read_env_from(&list)).unwrap_or_default();
+    let mounts = read_mounts(cursor, spec);
     let guest = take_guest(cursor, &mut env);
     let port = guest.port.unwrap_or(port);
-    let readiness = cursor.get("readinessProbe").map(|probe| read_probe(&probe, port));
+    let readiness = cursor.get("readinessProbe");
+    let readiness = readiness.map(|probe| probe::readiness(&probe, port, runtime));
+    let (readiness, probe) = readiness.unwrap_or_default();
+    let startup = cursor.get("startupProbe").map(|probe| probe::startup(&probe, port, runtime));
+    let liveness = cursor.get("livenessProbe").map(|probe| probe::liveness(&probe, port));
     Container {
         image: guest.image.or(image),
         command: list_of_text(cursor, "command"),
         args: list_of_text(cursor, "args"),
-        env,
+        env: literals(&env),
+        inputs: (!from.is_empty() || !mounts.is_empty() || any_elsewhere(&env)).then_some(Inputs {
+            from,
+            env,
+            mounts,
+        }),
         working_dir,
         port,
         protocol,
-        readiness: readiness.unwrap_or_default(),
+        readiness,
+        probe,
+        startup,
+        liveness,
         cpu_millis: cpu_millis.unwrap_or(config.defaults.cpu_millis),
         memory: memory.unwrap_or(config.defaults.memory),
     }
@@ -166,10 +159,17 @@ struct Guest {
 ///
 /// # Source
 /// vHive, `docs/quickstart_guide.md` and `cri/firecracker/service.go`.
-fn take_guest(container: &Cursor<'_>, env: &mut Vec<(String, String)>) -> Guest {
+fn take_guest(container: &Cursor<'_>, env: &mut Vec<Variable>) -> Guest {
     let mut take = |name: &str| {
-        let at = env.iter().position(|(found, _)| found == name)?;
-        Some(env.remove(at).1)
+        let at = env.iter().position(|variable| variable.name == name)?;
+        match env.remove(at).value {
+            VariableValue::Literal(value) => Some(value),
+            VariableValue::Key(..) => {
+                // It is needed now, and a revision never changes.
+                container.get("env")?.invalid(format!("{name} must have a value, not valueFrom"));
+                None
+            }
+        }
     };
     let (image, port) = (take("GUEST_IMAGE"), take("GUEST_PORT"));
     let image = image.filter(|image| !image.is_empty());
@@ -180,31 +180,6 @@ fn take_guest(container: &Cursor<'_>, env: &mut Vec<(String, String)>) -> Guest 
         env.invalid("GUEST_PORT must be a port, from 1 to 65535, in quotes");
     }
     Guest { image, port: number.flatten() }
-}
-
-fn read_env(env: &Cursor<'_>) -> Vec<(String, String)> {
-    let mut variables: Vec<(String, String)> = Vec::new();
-    for entry in env.items() {
-        entry.expect_fields(&ENV);
-        let Some(name) = entry.get("name") else {
-            entry.missing("name");
-            continue;
-        };
-        let value = entry.get("value").map_or(Some(""), |value| value.text());
-        let (Some(text), Some(value)) = (name.text(), value) else { continue };
-        if text.is_empty() || text.contains(['=', '\0']) {
-            name.invalid("must be a name without `=`");
-        } else if matches!(text, "PORT" | "K_SERVICE" | "K_CONFIGURATION" | "K_REVISION") {
-            name.invalid(format!("{text} is set by vHive"));
-        } else if value.contains('\0') {
-            entry.invalid("must not contain a zero byte");
-        } else if variables.iter().any(|(other, _)| other == text) {
-            name.invalid(format!("{text} is there twice"));
-        } else {
-            variables.push((text.to_owned(), value.to_owned()));
-        }
-    }
-    variables
 }
 
 fn read_ports(ports: &Cursor<'_>) -> (u16, Protocol) {
@@ -280,78 +255,7 @@ fn amount<T>(
     }
 }
 
-fn read_probe(probe: &Cursor<'_>, port: u16) -> Readiness {
-    probe.expect_fields(&PROBE);
-    for field in ["periodSeconds", "timeoutSeconds", "failureThreshold"] {
-        if let Some(number) = probe.get(field) {
-            number.whole(0..=u32::MAX);
-        }
-    }
-    if let Some(threshold) = probe.get("successThreshold") {
-        threshold.whole(0..=1);
-    }
-    match (probe.get("tcpSocket"), probe.get("httpGet")) {
-        (Some(_), Some(_)) => {
-            probe.invalid("must have one of tcpSocket and httpGet");
-            Readiness::Tcp
-        }
-        (None, None) => Readiness::Tcp,
-        (Some(tcp), None) => {
-            tcp.expect_fields(&TCP_PROBE);
-            probe_port(&tcp, port);
-            Readiness::Tcp
-        }
-        (None, Some(http)) => {
-            http.expect_fields(&HTTP_PROBE);
-            probe_port(&http, port);
-            Readiness::Http(read_http_probe(&http))
-        }
-    }
-}
-
-fn probe_port(cursor: &Cursor<'_>, port: u16) {
-    let Some(given) = cursor.get("port") else { return };
-    let same = given.value().as_u64().is_some_and(|n| n == 0 || n == u64::from(port));
-    if !same {
-        given
-            .unsupported(format!("not supported: only the function's own port ({port}) is probed"));
-    }
-}
-
-fn read_http_probe(http: &Cursor<'_>) -> HttpProbe {
-    if let Some(scheme) = http.get("scheme")
-        && scheme.text().is_some_and(|text| text != "HTTP")
-    {
-        scheme.unsupported("not supported: functions are probed without TLS");
-    }
-    let path = http.get("path").and_then(|path| {
-        let text = path.text()?;
-        let plain = text.bytes().all(|b| (0x21..0x7f).contains(&b));
-        if !text.is_empty() && (!text.starts_with('/') || !plain) {
-            path.invalid("must begin with `/` and have no spaces");
-        }
-        Some(text.to_owned()).filter(|text| !text.is_empty())
-    });
-    let mut headers = Vec::new();
-    for entry in http.get("httpHeaders").map(|list| list.items()).unwrap_or_default() {
-        entry.expect_fields(&HEADER);
-        let name = entry.get("name").and_then(|name| name.text());
-        let value = entry.get("value").map_or(Some(""), |value| value.text());
-        let (Some(name), Some(value)) = (name, value) else {
-            entry.missing("name");
-            continue;
-        };
-        let sound = http::HeaderName::from_bytes(name.as_bytes()).is_ok()
-            && http::HeaderValue::from_str(value).is_ok();
-        if !sound {
-            entry.invalid("is no HTTP header");
-        }
-        headers.push((name.to_owned(), value.to_owned()));
-    }
-    HttpProbe { path: path.unwrap_or_else(|| "/".to_owned()), headers }
-}
-
-fn list_of_text(cursor: &Cursor<'_>, field: &str) -> Vec<String> {
+pub(super) fn list_of_text(cursor: &Cursor<'_>, field: &str) -> Vec<String> {
     let Some(list) = cursor.get(field) else { return Vec::new() };
     let mut texts = Vec::new();
     for item in list.items() {

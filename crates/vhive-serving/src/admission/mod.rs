@@ -7,7 +7,10 @@ mod annotations;
 mod autoscaling;
 mod container;
 mod cursor;
+mod data;
 mod documents;
+mod inputs;
+mod probe;
 mod quantity;
 mod service;
 
@@ -17,15 +20,17 @@ use std::fmt;
 use serde_json::Value;
 use vhive_api::guest::Hooks;
 use vhive_api::{
-    Bytes, Digest, PrefetchPolicy, Protocol, Readiness, Revision, RevisionKey, RuntimeName, Scale,
-    SnapshotPolicy,
+    Bytes, Digest, PrefetchPolicy, ProbeTiming, Protocol, Readiness, Revision, RevisionKey,
+    RuntimeName, Scale, SnapshotPolicy, TimedProbe,
 };
 
 use crate::autoscale::Rules;
 use crate::config::Config;
+use crate::inputs::Inputs;
 use crate::traffic::Target;
 
 pub use cursor::{Problem, ProblemKind};
+pub(crate) use data::{AdmittedData, admit_data};
 pub use documents::{DocumentError, documents};
 pub use service::is_label;
 
@@ -70,8 +75,10 @@ pub struct Template {
     pub command: Vec<String>,
     /// Replaces the arguments.
     pub args: Vec<String>,
-    /// Additional variables.
+    /// Additional variables whose values are in the document.
     pub env: Vec<(String, String)>,
+    /// What it takes from config maps and secrets, and then all of its variables.
+    pub inputs: Option<Inputs>,
     /// Working directory.
     pub working_dir: Option<String>,
     /// Port of the function.
@@ -80,6 +87,12 @@ pub struct Template {
     pub protocol: Protocol,
     /// Readiness probe.
     pub readiness: Readiness,
+    /// When it is asked.
+    pub probe: ProbeTiming,
+    /// What must hold before.
+    pub startup: Option<TimedProbe>,
+    /// What must go on holding.
+    pub liveness: Option<TimedProbe>,
     /// CPU limit.
     pub cpu_millis: u32,
     /// Memory limit.
@@ -123,6 +136,9 @@ impl Template {
             port: self.port,
             protocol: self.protocol,
             readiness: self.readiness.clone(),
+            probe: self.probe,
+            startup: self.startup.clone(),
+            liveness: self.liveness.clone(),
             cpu_millis: self.cpu_millis,
             memory: self.memory,
             container_concurrency: self.container_concurrency,
@@ -139,6 +155,8 @@ impl Template {
             snapshot: self.snapshot,
             prefetch: self.prefetch,
             hooks: self.hooks.clone(),
+            volumes: Vec::new(),
+            missing: None,
         }
     }
 }

@@ -19,7 +19,7 @@ use crate::traffic::Target;
 const DOCUMENT: Fields =
     Fields { known: &["apiVersion", "kind", "metadata", "spec", "status"], refused: &[] };
 
-const METADATA: Fields = Fields {
+pub(super) const METADATA: Fields = Fields {
     known: &[
         "name",
         "namespace",
@@ -62,12 +62,12 @@ const REVISION: Fields = Fields {
         "responseStartTimeoutSeconds",
         "idleTimeoutSeconds",
         "containers",
+        "volumes",
         "runtimeClassName",
         "enableServiceLinks",
         "automountServiceAccountToken",
     ],
     refused: &[
-        ("volumes", "a function has its image and a writable layer that lasts as long as it"),
         ("initContainers", "an instance is one container"),
         ("serviceAccountName", "there are no service accounts without a cluster"),
         ("imagePullSecrets", "credentials come from the node's ~/.docker/config.json"),
@@ -113,7 +113,7 @@ pub(super) fn admit(document: &Value, config: &Config) -> Result<Admitted, Inval
     }
 }
 
-fn is_deeper(value: &Value, levels: usize) -> bool {
+pub(super) fn is_deeper(value: &Value, levels: usize) -> bool {
     match value {
         Value::Array(_) | Value::Object(_) if levels == 0 => true,
         Value::Array(list) => list.iter().any(|one| is_deeper(one, levels - 1)),
@@ -285,17 +285,21 @@ fn read_template(template: &Cursor<'_>, config: &Config) -> Option<Template> {
         containers.invalid("must have one element");
         return None;
     };
-    let container = read_container(container, config);
+    let container = read_container(container, &spec, runtime, config);
     Some(Template {
         image: container.image?,
         runtime: runtime?,
         command: container.command,
         args: container.args,
         env: container.env,
+        inputs: container.inputs,
         working_dir: container.working_dir,
         port: container.port,
         protocol: container.protocol,
         readiness: container.readiness,
+        probe: container.probe,
+        startup: container.startup,
+        liveness: container.liveness,
         cpu_millis: container.cpu_millis,
         memory: container.memory,
         container_concurrency: concurrency?,
@@ -321,7 +325,7 @@ fn read_runtime(cursor: &Cursor<'_>) -> Option<RuntimeName> {
     }
 }
 
-fn strings(map: &Cursor<'_>) -> BTreeMap<String, String> {
+pub(super) fn strings(map: &Cursor<'_>) -> BTreeMap<String, String> {
     let each = map.entries().into_iter();
     each.filter_map(|(name, entry)| Some((name.to_owned(), entry.text()?.to_owned()))).collect()
 }

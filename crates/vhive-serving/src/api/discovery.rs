@@ -123,7 +123,7 @@ fn resources(version: &str, group: &str) -> Value {
                 resources.push(sub("status", &["get"]));
             }
             Kind::Pod => resources.push(sub("log", &["get"])),
-            Kind::Namespace | Kind::Event => {}
+            Kind::Namespace | Kind::Event | Kind::ConfigMap | Kind::Secret => {}
         }
     }
     json!({
@@ -136,7 +136,9 @@ fn resources(version: &str, group: &str) -> Value {
 
 const fn verbs(kind: Kind) -> &'static [&'static str] {
     match kind {
-        Kind::Service => &["create", "delete", "get", "list", "patch", "update", "watch"],
+        Kind::Service | Kind::ConfigMap | Kind::Secret => {
+            &["create", "delete", "get", "list", "patch", "update", "watch"]
+        }
         Kind::Revision => &["delete", "get", "list", "watch"],
         Kind::Configuration | Kind::Route | Kind::Pod => &["get", "list", "watch"],
         Kind::Namespace | Kind::Event => &["get", "list", "watch"],
@@ -152,6 +154,8 @@ const fn short_names(kind: Kind) -> &'static [&'static str] {
         Kind::Pod => &["po"],
         Kind::Namespace => &["ns"],
         Kind::Event => &["ev"],
+        Kind::ConfigMap => &["cm"],
+        Kind::Secret => &[],
     }
 }
 
@@ -161,6 +165,6 @@ const fn categories(kind: Kind) -> &'static [&'static str] {
             &["all", "knative", "serving"]
         }
         Kind::Pod => &["all"],
-        Kind::Namespace | Kind::Event => &[],
+        Kind::Namespace | Kind::Event | Kind::ConfigMap | Kind::Secret => &[],
     }
 }

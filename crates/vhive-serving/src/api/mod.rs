@@ -159,6 +159,7 @@ fn kubernetes() -> Router<Arc<Shared>> {
         .route(reviews, post(discovery::may_i))
         .route("/openapi/v2", get(openapi::v2))
         .route("/openapi/v3", get(openapi::v3))
+        .route("/openapi/v3/api/v1", get(openapi::core))
         .route("/openapi/v3/apis/serving.knative.dev/v1", get(openapi::serving))
         .route(&format!("{serving}/{{plural}}"), get(resources::serving_in_all))
         .route(&in_serving, get(resources::serving_in_one).post(write::create))
@@ -175,8 +176,14 @@ fn kubernetes() -> Router<Arc<Shared>> {
         )
         .route("/api/v1/{plural}", get(resources::core_in_all))
         .route("/api/v1/namespaces/{name}", get(resources::namespace))
-        .route(in_core, get(resources::core_in_one))
-        .route(&format!("{in_core}/{{name}}"), get(resources::one_of_core))
+        .route(in_core, get(resources::core_in_one).post(write::create_in_core))
+        .route(
+            &format!("{in_core}/{{name}}"),
+            get(resources::one_of_core)
+                .put(write::replace_in_core)
+                .patch(write::patch_in_core)
+                .delete(write::remove_in_core),
+        )
         .route("/api/v1/namespaces/{namespace}/pods/{name}/log", get(pods::log))
 }
 

@@ -17,10 +17,68 @@ pub(super) async fn v2() -> Response {
 
 /// `GET /openapi/v3`.
 pub(super) async fn v3() -> Json<Value> {
-    let path = "apis/serving.knative.dev/v1";
     let hash = env!("CARGO_PKG_VERSION");
-    let url = format!("/openapi/v3/{path}?hash={hash}");
-    Json(json!({"paths": {path: {"serverRelativeURL": url}}}))
+    let paths = ["api/v1", "apis/serving.knative.dev/v1"].map(|path| {
+        let url = format!("/openapi/v3/{path}?hash={hash}");
+        (path.to_owned(), json!({"serverRelativeURL": url}))
+    });
+    Json(json!({"paths": Value::from_iter(paths)}))
+}
+
+/// `GET /openapi/v3/api/v1`: the kinds of the core that clients may write.
+pub(super) async fn core() -> Json<Value> {
+    let values = |about: &str| {
+        json!({
+            "type": "object", "description": about, "additionalProperties": {"type": "string"},
+        })
+    };
+    let config_map = json!({
+        "data": values("Values by key, as text."),
+        "binaryData": values("Values by key, base64."),
+    });
+    let secret = json!({
+        "data": values("Values by key, base64."),
+        "stringData": values("Values by key, as text; written, never read."),
+        "type": text("What it is for."),
+    });
+    let kinds = [("ConfigMap", "configmaps", config_map), ("Secret", "secrets", secret)];
+    let (mut paths, mut schemas) = (json!({}), json!({}));
+    for (kind, plural, mut properties) in kinds {
+        let gvk = json!({"group": "", "version": "v1", "kind": kind});
+        let all = format!("/api/v1/namespaces/{{namespace}}/{plural}");
+        paths[&all] = json!({"get": operation(&gvk, "list"), "post": operation(&gvk, "post")});
+        paths[format!("{all}/{{name}}")] = operations(&gvk);
+        properties["apiVersion"] = text("The version of this object's schema.");
+        properties["kind"] = text("What this object is.");
+        properties["metadata"] = object("Name, namespace, labels and annotations.", &json!({}));
+        properties["immutable"] =
+            json!({"type": "boolean", "description": "Whether its data never change any more."});
+        schemas[format!("io.k8s.api.core.v1.{kind}")] = json!({
+            "type": "object",
+            "description": "Data for functions: variables and files.",
+            "x-kubernetes-group-version-kind": [gvk],
+            "properties": properties,
+        });
+    }
+    Json(document(&paths, &schemas))
+}
+
+fn operations(gvk: &Value) -> Value {
+    json!({
+        "get": operation(gvk, "get"),
+        "put": operation(gvk, "put"),
+        "patch": operation(gvk, "patch"),
+        "delete": operation(gvk, "delete"),
+    })
+}
+
+fn document(paths: &Value, schemas: &Value) -> Value {
+    json!({
+        "openapi": "3.0.0",
+        "info": {"title": "vHive", "version": env!("CARGO_PKG_VERSION")},
+        "paths": paths,
+        "components": {"schemas": schemas},
+    })
 }
 
 /// `GET /openapi/v3/apis/serving.knative.dev/v1`.
@@ -37,12 +95,7 @@ pub(super) async fn serving() -> Json<Value> {
         let one =
             format!("/apis/serving.knative.dev/v1/namespaces/{{namespace}}/{plural}/{{name}}");
         let gvk = json!({"group": "serving.knative.dev", "version": "v1", "kind": kind});
-        paths[one] = json!({
-            "get": operation(&gvk, "get"),
-            "put": operation(&gvk, "put"),
-            "patch": operation(&gvk, "patch"),
-            "delete": operation(&gvk, "delete"),
-        });
+        paths[one] = operations(&gvk);
         schemas[format!("dev.knative.serving.v1.{kind}")] = json!({
             "type": "object",
             "description": about(kind),
@@ -59,19 +112,16 @@ pub(super) async fn serving() -> Json<Value> {
             },
         });
     }
-    Json(json!({
-        "openapi": "3.0.0",
-        "info": {"title": "vHive", "version": env!("CARGO_PKG_VERSION")},
-        "paths": paths,
-        "components": {"schemas": schemas},
-    }))
+    Json(document(&paths, &schemas))
 }
 
 fn operation(gvk: &Value, verb: &str) -> Value {
     let parameters = ["dryRun", "fieldManager", "fieldValidation", "force"]
         .map(|name| json!({"name": name, "in": "query", "schema": {"type": "string"}}));
+    let group = if gvk["group"] == "" { "Core" } else { "ServingKnativeDev" };
+    let kind = gvk["kind"].as_str().unwrap_or_default();
     json!({
-        "operationId": format!("{verb}ServingKnativeDevV1Namespaced{}", gvk["kind"].as_str().unwrap_or_default()),
+        "operationId": format!("{verb}{group}V1Namespaced{kind}"),
         "parameters": parameters,
         "responses": {"200": {"description": "OK"}},
         "x-kubernetes-action": verb,
@@ -93,6 +143,20 @@ fn object(about: &str, properties: &Value) -> Value {
 
 fn list(about: &str, items: &Value) -> Value {
     json!({"type": "array", "description": about, "items": items})
+}
+
+fn reference(name: &str) -> Value {
+    let mut properties = json!({
+        "optional": {"type": "boolean", "description": "Whether the function does without it."},
+    });
+    properties[name] = text("The object's name.");
+    object("An object in the same namespace.", &properties)
+}
+
+fn key() -> Value {
+    let mut key = reference("name");
+    key["properties"]["key"] = text("One of its keys.");
+    key
 }
 
 fn about(kind: &str) -> &'static str {
@@ -143,7 +207,21 @@ fn revision() -> Value {
             "command": list("Replaces the image's entrypoint.", &text("A word.")),
             "args": list("Replaces the image's arguments.", &text("A word.")),
             "env": list("Variables, added to the image's.", &object("A variable.", &json!({
-                "name": text("Its name."), "value": text("Its value."),
+                "name": text("Its name."),
+                "value": text("Its value."),
+                "valueFrom": object("A key of a config map or secret.", &json!({
+                    "configMapKeyRef": key(), "secretKeyRef": key(),
+                })),
+            }))),
+            "envFrom": list("Objects whose keys all become variables.", &object("An object.", &json!({
+                "prefix": text("What stands before each key."),
+                "configMapRef": reference("name"),
+                "secretRef": reference("name"),
+            }))),
+            "volumeMounts": list("Where volumes are.", &object("A place.", &json!({
+                "name": text("The volume's name."),
+                "mountPath": text("A directory in the function's root."),
+                "readOnly": {"type": "boolean", "description": "It always is."},
             }))),
             "workingDir": text("Replaces the image's working directory."),
             "ports": list("The port of the function, one at most.", &object("A port.", &json!({
@@ -161,6 +239,12 @@ fn revision() -> Value {
             "timeoutSeconds": number("Time for a request."),
             "runtimeClassName": text("The sandbox: qemu, firecracker, runsc, runc, crun."),
             "containers": list("One.", &container),
+            "volumes": list("Files from config maps and secrets.", &object("A volume.", &json!({
+                "name": text("Its name."),
+                "configMap": reference("name"),
+                "secret": reference("secretName"),
+                "projected": object("Several of them in one directory.", &json!({})),
+            }))),
         }),
     )
 }

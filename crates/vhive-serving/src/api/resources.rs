@@ -10,6 +10,8 @@ use super::call::Call;
 use super::shape::Shape;
 use super::status::Problem;
 use super::{Shared, State, watch};
+use crate::data::DataKey;
+use crate::inputs::{DataKind, Lookup as _};
 use crate::kind::Kind;
 use crate::objects;
 
@@ -112,6 +114,10 @@ pub(super) fn find(shared: &Shared, kind: Kind, namespace: &str, name: &str) -> 
         Kind::Service | Kind::Configuration | Kind::Route => {
             objects::of_service(kind, catalog, &catalog.get(namespace, name)?)
         }
+        Kind::ConfigMap | Kind::Secret => {
+            let key = DataKey::new(DataKind::of(kind)?, namespace, name);
+            Some(objects::data(services.data.find(&key)?.as_ref()))
+        }
         Kind::Namespace => crate::admission::is_label(name).then(|| objects::namespace(name)),
         Kind::Revision | Kind::Pod | Kind::Event => {
             let mut all = all(shared, kind, Some(namespace)).into_iter();
@@ -139,10 +145,18 @@ fn all(shared: &Shared, kind: Kind, namespace: Option<&str>) -> Vec<Value> {
         }
         Kind::Pod => sorted(services.pods(namespace)),
         Kind::Event => sorted(services.events(namespace)),
+        Kind::ConfigMap | Kind::Secret => {
+            let of_kind = DataKind::of(kind).map(|kind| services.data.list(kind, namespace));
+            of_kind.unwrap_or_default().iter().map(|one| objects::data(one)).collect()
+        }
         Kind::Namespace => {
             let entries = catalog.list(None);
+            let data = [DataKind::ConfigMap, DataKind::Secret];
+            let data: Vec<_> =
+                data.iter().flat_map(|kind| services.data.list(*kind, None)).collect();
             let mut names: Vec<&str> =
                 entries.iter().map(|e| e.stored.namespace.as_str()).collect();
+            names.extend(data.iter().map(|one| one.namespace.as_str()));
             names.push("default");
             names.sort_unstable();
             names.dedup();

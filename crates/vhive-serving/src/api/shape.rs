@@ -127,6 +127,8 @@ const fn columns(kind: Kind) -> &'static [Column] {
             AGE,
             ("IP", "string", "/status/podIP"),
         ],
+        Kind::ConfigMap => &[NAME, ("Data", "string", "keys"), AGE],
+        Kind::Secret => &[NAME, ("Type", "string", "/type"), ("Data", "integer", "keys"), AGE],
         Kind::Namespace => &[NAME, ("Status", "string", "/status/phase"), AGE],
         Kind::Event => &[
             ("Last Seen", "string", "age"),
@@ -189,6 +191,11 @@ fn cell(item: &Value, from: &str, now: Timestamp) -> Value {
             let ready =
                 item.pointer("/status/containerStatuses/0/ready") == Some(&Value::Bool(true));
             Value::from(if ready { "1/1" } else { "0/1" })
+        }
+        "keys" => {
+            let count =
+                |field| item.get(field).and_then(Value::as_object).map_or(0, |map| map.len());
+            Value::from(count("data") + count("binaryData"))
         }
         "involved" => {
             let text = |field: &str| {

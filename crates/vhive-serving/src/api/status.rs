@@ -9,7 +9,7 @@ use axum::response::{IntoResponse, Response};
 use http::{StatusCode, Uri, header};
 use serde_json::{Value, json};
 
-use crate::admission::{DocumentError, Invalid};
+use crate::admission::{self, DocumentError, Invalid};
 use crate::kind::Kind;
 use crate::services::ChangeError;
 use crate::status::chain;
@@ -47,9 +47,7 @@ impl Problem {
 
     /// There is no such object.
     pub(super) fn not_found(kind: Kind, name: &str) -> Self {
-        let plural = kind.plural();
-        let dot = if kind.group().is_empty() { "" } else { "." };
-        let message = format!("{plural}{dot}{} {name:?} not found", kind.group());
+        let message = format!("{} {name:?} not found", kind.qualified());
         Self::new(StatusCode::NOT_FOUND, "NotFound", message).about(kind, name)
     }
 
@@ -109,6 +107,11 @@ impl From<ChangeError> for Problem {
         let conflict = StatusCode::CONFLICT;
         match &error {
             ChangeError::Invalid(invalid) => Self::from(invalid.clone()),
+            ChangeError::Unfit { kind, name, problems } => {
+                Self::new(StatusCode::UNPROCESSABLE_ENTITY, "Invalid", message)
+                    .about(*kind, name)
+                    .with_causes(causes(problems))
+            }
             ChangeError::Exists { kind, name } => {
                 Self::new(conflict, "AlreadyExists", message).about(*kind, name)
             }
@@ -135,20 +138,24 @@ impl From<ChangeError> for Problem {
     }
 }
 
+fn causes(problems: &[admission::Problem]) -> Vec<Value> {
+    let each = problems.iter().map(|problem| {
+        json!({
+            "reason": problem.kind.as_str(),
+            "message": problem.reason,
+            "field": problem.path,
+        })
+    });
+    each.collect()
+}
+
 impl From<Invalid> for Problem {
     fn from(invalid: Invalid) -> Self {
-        let causes = invalid.problems.iter().map(|problem| {
-            json!({
-                "reason": problem.kind.as_str(),
-                "message": problem.reason,
-                "field": problem.path,
-            })
-        });
         let details = json!({
             "group": "serving.knative.dev",
             "kind": "Service",
             "name": invalid.name,
-            "causes": causes.collect::<Vec<_>>(),
+            "causes": causes(&invalid.problems),
         });
         let status = StatusCode::UNPROCESSABLE_ENTITY;
         Self { details, ..Self::new(status, "Invalid", invalid.to_string()) }

@@ -1,6 +1,7 @@
 //! Changing objects: create, replace, patch, delete.
 //!
-//! Clients make services; configurations, routes and revisions come of them.
+//! Clients make services, config maps and secrets; configurations, routes and revisions come of
+//! services.
 
 use axum::Json;
 use axum::extract::Path;
@@ -18,7 +19,8 @@ use super::resources::{find, kind};
 use super::shape::Shape;
 use super::status::Problem;
 use super::{Shared, State};
-use crate::catalog::Entry;
+use crate::data::DataKey;
+use crate::inputs::DataKind;
 use crate::kind::Kind;
 use crate::objects;
 use crate::services::{ChangeError, Mode, Seen, Wish};
@@ -32,6 +34,8 @@ const MOST_OPERATIONS: usize = 1000;
 /// Values in an object that copies have been made in.
 const MOST_VALUES: usize = 20_000;
 
+const SERVING: &str = "serving.knative.dev";
+
 type Body = Result<Bytes, BytesRejection>;
 type Placed = Path<(String, String)>;
 type Named = Path<(String, String, String)>;
@@ -39,18 +43,29 @@ type Named = Path<(String, String, String)>;
 /// What is asked of one object.
 struct Request<'a> {
     shared: &'a Shared,
+    kind: Kind,
     namespace: &'a str,
     name: &'a str,
     call: &'a Call,
 }
 
 impl Request<'_> {
-    fn reply(&self, status: StatusCode, entry: &Entry) -> Response {
-        let catalog = &self.shared.services.catalog;
-        let object = objects::of_service(Kind::Service, catalog, entry).unwrap_or_default();
+    fn reply(&self, status: StatusCode, object: Value) -> Response {
         let shape = Shape::wanted(&self.call.headers);
-        let shown = shape.one(Kind::Service, object, &self.call.query.include_object);
+        let shown = shape.one(self.kind, object, &self.call.query.include_object);
         (status, Json(shown)).into_response()
+    }
+
+    /// Puts a document; says what the object is then, and whether there was none.
+    async fn put(&self, document: &Value, wish: Wish) -> Result<(Value, bool), ChangeError> {
+        let services = &self.shared.services;
+        if let Some(kind) = DataKind::of(self.kind) {
+            let (object, new) = services.put_data(kind, document, wish).await?;
+            return Ok((objects::data(&object), new));
+        }
+        let (entry, new) = services.put(document, wish).await?;
+        let object = objects::of_service(self.kind, &services.catalog, &entry);
+        Ok((object.unwrap_or_default(), new))
     }
 
     /// Puts the document of a body.
@@ -58,81 +73,127 @@ impl Request<'_> {
         let mut document = parse(&self.call.headers, body)?;
         place(&mut document, self.namespace, (mode == Mode::Replace).then_some(self.name))?;
         let wish = Wish { dry_run: self.call.query.dry_run()?, ..Wish::new(mode) };
-        let (entry, new) = self.shared.services.put(&document, wish).await?;
-        Ok(self.reply(if new { StatusCode::CREATED } else { StatusCode::OK }, &entry))
+        let (object, new) = self.put(&document, wish).await?;
+        Ok(self.reply(if new { StatusCode::CREATED } else { StatusCode::OK }, object))
     }
 }
 
-/// Only services are made by clients.
-fn must_be_service(kind: Kind) -> Result<(), Problem> {
-    if kind == Kind::Service {
-        return Ok(());
-    }
+/// The kind of a path, if clients may write it.
+fn writable(group: &str, plural: &str, uri: &Uri) -> Result<Kind, Problem> {
+    let kind = kind(group, plural, uri)?;
     let message = match kind {
+        Kind::Service | Kind::ConfigMap | Kind::Secret => return Ok(kind),
         Kind::Configuration | Kind::Route | Kind::Revision => {
             format!("{} are made by services; change the Service instead", kind.plural())
         }
-        _ => format!("{} are the node's own and cannot be changed by clients", kind.plural()),
+        Kind::Pod | Kind::Namespace | Kind::Event => {
+            format!("{} are the node's own and cannot be changed by clients", kind.plural())
+        }
     };
     Err(Problem::new(StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowed", message))
 }
 
-/// `POST`.
+/// `POST` of one of Knative's kinds.
 pub(super) async fn create(
     shared: State,
     Path((namespace, plural)): Placed,
     call: Call,
     body: Body,
 ) -> Result<Response, Problem> {
-    must_be_service(kind("serving.knative.dev", &plural, &call.uri)?)?;
-    let request = Request { shared: &shared, namespace: &namespace, name: "", call: &call };
+    let kind = writable(SERVING, &plural, &call.uri)?;
+    let request = Request { shared: &shared, kind, namespace: &namespace, name: "", call: &call };
     request.write(&body?, Mode::Create).await
 }
 
-/// `PUT`.
+/// `POST` of one of the core's kinds.
+pub(super) async fn create_in_core(
+    shared: State,
+    Path((namespace, plural)): Placed,
+    call: Call,
+    body: Body,
+) -> Result<Response, Problem> {
+    let kind = writable("", &plural, &call.uri)?;
+    let request = Request { shared: &shared, kind, namespace: &namespace, name: "", call: &call };
+    request.write(&body?, Mode::Create).await
+}
+
+/// `PUT` of one of Knative's kinds.
 pub(super) async fn replace(
     shared: State,
     Path((namespace, plural, name)): Named,
     call: Call,
     body: Body,
 ) -> Result<Response, Problem> {
-    must_be_service(kind("serving.knative.dev", &plural, &call.uri)?)?;
-    let request = Request { shared: &shared, namespace: &namespace, name: &name, call: &call };
+    let kind = writable(SERVING, &plural, &call.uri)?;
+    let (namespace, name) = (namespace.as_str(), name.as_str());
+    let request = Request { shared: &shared, kind, namespace, name, call: &call };
     request.write(&body?, Mode::Replace).await
 }
 
-/// `PATCH`: merge, JSON patch, or server-side apply.
+/// `PUT` of one of the core's kinds.
+pub(super) async fn replace_in_core(
+    shared: State,
+    Path((namespace, plural, name)): Named,
+    call: Call,
+    body: Body,
+) -> Result<Response, Problem> {
+    let kind = writable("", &plural, &call.uri)?;
+    let (namespace, name) = (namespace.as_str(), name.as_str());
+    let request = Request { shared: &shared, kind, namespace, name, call: &call };
+    request.write(&body?, Mode::Replace).await
+}
+
+/// `PATCH` of one of Knative's kinds.
 pub(super) async fn patch(
     shared: State,
     Path((namespace, plural, name)): Named,
     call: Call,
     body: Body,
 ) -> Result<Response, Problem> {
-    must_be_service(kind("serving.knative.dev", &plural, &call.uri)?)?;
-    let body = body?;
-    let headers = &call.headers;
-    let request = Request { shared: &shared, namespace: &namespace, name: &name, call: &call };
+    let kind = writable(SERVING, &plural, &call.uri)?;
+    let (namespace, name) = (namespace.as_str(), name.as_str());
+    apply_patch(&Request { shared: &shared, kind, namespace, name, call: &call }, &body?).await
+}
+
+/// `PATCH` of one of the core's kinds.
+pub(super) async fn patch_in_core(
+    shared: State,
+    Path((namespace, plural, name)): Named,
+    call: Call,
+    body: Body,
+) -> Result<Response, Problem> {
+    let kind = writable("", &plural, &call.uri)?;
+    let (namespace, name) = (namespace.as_str(), name.as_str());
+    apply_patch(&Request { shared: &shared, kind, namespace, name, call: &call }, &body?).await
+}
+
+/// A merge patch, a strategic one (which is the same where there are no lists), a JSON patch, or
+/// server-side apply.
+async fn apply_patch(request: &Request<'_>, body: &Bytes) -> Result<Response, Problem> {
+    let headers = &request.call.headers;
     match media_type(headers) {
         "application/apply-patch+yaml" | "application/apply-patch+json" => {
-            server_side_apply(&request, &body).await
+            server_side_apply(request, body).await
         }
-        "application/merge-patch+json" => {
-            let patch = parse(headers, &body)?;
-            edit(&request, |object| {
-                json_patch::merge(object, &patch);
-                Ok(patch.pointer("/metadata/resourceVersion").is_some())
-            })
-            .await
+        "application/strategic-merge-patch+json" if DataKind::of(request.kind).is_some() => {
+            let patch = parse(headers, body)?;
+            if has_directive(&patch) {
+                let message = "directives of a strategic merge patch ($patch, $retainKeys …) are \
+                               not supported; use a merge patch";
+                return Err(Problem::bad_request(message));
+            }
+            merge(request, &patch).await
         }
+        "application/merge-patch+json" => merge(request, &parse(headers, body)?).await,
         "application/json-patch+json" => {
             let unreadable =
                 |error| Problem::bad_request(format!("body is no JSON patch: {error}"));
-            let patch: json_patch::Patch = serde_json::from_slice(&body).map_err(unreadable)?;
+            let patch: json_patch::Patch = serde_json::from_slice(body).map_err(unreadable)?;
             if patch.0.len() > MOST_OPERATIONS {
                 let message = format!("the patch has more than {MOST_OPERATIONS} operations");
                 return Err(Problem::bad_request(message));
             }
-            edit(&request, |object| {
+            edit(request, |object| {
                 let unfit = |error: &dyn std::fmt::Display| {
                     let message = format!("the patch cannot be applied: {error}");
                     Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "Invalid", message)
@@ -163,6 +224,21 @@ pub(super) async fn patch(
     }
 }
 
+async fn merge(request: &Request<'_>, patch: &Value) -> Result<Response, Problem> {
+    edit(request, |object| {
+        json_patch::merge(object, patch);
+        Ok(patch.pointer("/metadata/resourceVersion").is_some())
+    })
+    .await
+}
+
+/// Whether a strategic merge patch says more than a merge patch could.
+fn has_directive(patch: &Value) -> bool {
+    patch.as_object().is_some_and(|object| {
+        object.iter().any(|(name, value)| name.starts_with('$') || has_directive(value))
+    })
+}
+
 /// Whether an object is no larger and no deeper than any that is meant.
 fn is_moderate(object: &Value) -> bool {
     let (mut left, mut seen) = (vec![(object, 0)], 0);
@@ -190,14 +266,14 @@ async fn edit(
     loop {
         tries += 1;
         request.shared.services.settle().await;
-        let found = find(request.shared, Kind::Service, request.namespace, request.name);
-        let found = found.ok_or_else(|| Problem::not_found(Kind::Service, request.name))?;
+        let found = find(request.shared, request.kind, request.namespace, request.name);
+        let found = found.ok_or_else(|| Problem::not_found(request.kind, request.name))?;
         let mut object = found;
         let has_version = change(&mut object)?;
         place(&mut object, request.namespace, Some(request.name))?;
         let wish = Wish { dry_run: request.call.query.dry_run()?, ..Wish::new(Mode::Replace) };
-        match request.shared.services.put(&object, wish).await {
-            Ok((entry, _)) => return Ok(request.reply(StatusCode::OK, &entry)),
+        match request.put(&object, wish).await {
+            Ok((object, _)) => return Ok(request.reply(StatusCode::OK, object)),
             Err(ChangeError::Conflict { .. }) if !has_version && tries < TRIES => {}
             Err(error) => return Err(error.into()),
         }
@@ -216,7 +292,7 @@ async fn server_side_apply(request: &Request<'_>, body: &Bytes) -> Result<Respon
     loop {
         tries += 1;
         request.shared.services.settle().await;
-        let live = find(request.shared, Kind::Service, request.namespace, request.name);
+        let live = find(request.shared, request.kind, request.namespace, request.name);
         let now = objects::seconds(Timestamp::now());
         let applied =
             apply::apply(live.as_ref(), &wanted, manager, request.call.query.force(), &now);
@@ -226,10 +302,10 @@ async fn server_side_apply(request: &Request<'_>, body: &Bytes) -> Result<Respon
             dry_run: request.call.query.dry_run()?,
             managed: Some(keep_times(live.as_ref(), managed)),
         };
-        match request.shared.services.put(&object, wish).await {
-            Ok((entry, new)) => {
+        match request.put(&object, wish).await {
+            Ok((object, new)) => {
                 let status = if new { StatusCode::CREATED } else { StatusCode::OK };
-                return Ok(request.reply(status, &entry));
+                return Ok(request.reply(status, object));
             }
             Err(ChangeError::Conflict { .. } | ChangeError::Exists { .. })
                 if !has_version && tries < TRIES => {}
@@ -270,56 +346,57 @@ fn conflicting(request: &Request<'_>, conflicts: &Conflicts) -> Problem {
         fields.join(", ")
     );
     Problem::new(StatusCode::CONFLICT, "Conflict", message)
-        .about(Kind::Service, request.name)
+        .about(request.kind, request.name)
         .with_causes(causes)
 }
 
-/// `DELETE`.
+/// `DELETE` of one of Knative's kinds.
 pub(super) async fn remove(
     shared: State,
     Path((namespace, plural, name)): Named,
     call: Call,
     body: Body,
 ) -> Result<Response, Problem> {
-    let kind = kind("serving.knative.dev", &plural, &call.uri)?;
-    let body = body?;
+    let kind = kind(SERVING, &plural, &call.uri)?;
+    if kind != Kind::Revision {
+        writable(SERVING, &plural, &call.uri)?;
+    }
+    let (namespace, name) = (namespace.as_str(), name.as_str());
+    delete(&Request { shared: &shared, kind, namespace, name, call: &call }, &body?).await
+}
+
+/// `DELETE` of one of the core's kinds.
+pub(super) async fn remove_in_core(
+    shared: State,
+    Path((namespace, plural, name)): Named,
+    call: Call,
+    body: Body,
+) -> Result<Response, Problem> {
+    let kind = writable("", &plural, &call.uri)?;
+    let (namespace, name) = (namespace.as_str(), name.as_str());
+    delete(&Request { shared: &shared, kind, namespace, name, call: &call }, &body?).await
+}
+
+async fn delete(request: &Request<'_>, body: &Bytes) -> Result<Response, Problem> {
+    let Request { shared, kind, namespace, name, call } = *request;
     // kubectl says JSON, client-go may say nothing.
-    let options = if body.is_empty() { Value::Null } else { parse(&call.headers, &body)? };
-    let text = |pointer| options.pointer(pointer).and_then(Value::as_str);
-    let asked = options.pointer("/dryRun/0").is_some() || call.query.dry_run()?;
+    let options = if body.is_empty() { Value::Null } else { parse(&call.headers, body)? };
+    let text = |pointer| options.pointer(pointer).and_then(Value::as_str).map(str::to_owned);
+    let seen =
+        Seen { version: text("/preconditions/resourceVersion"), uid: text("/preconditions/uid") };
     let services = &shared.services;
     services.settle().await;
-    let uid = match kind {
-        Kind::Service => {
-            let text = |pointer| text(pointer).map(str::to_owned);
-            let seen = Seen {
-                version: text("/preconditions/resourceVersion"),
-                uid: text("/preconditions/uid"),
-            };
-            if asked {
-                find(&shared, kind, &namespace, &name)
-                    .ok_or_else(|| Problem::not_found(kind, &name))?
-                    .pointer("/metadata/uid")
-                    .cloned()
-            } else {
-                let entry = services.remove(&namespace, &name, seen).await?;
-                Some(Value::from(entry.stored.uid.as_str()))
+    let found = find(shared, kind, namespace, name);
+    let found = found.ok_or_else(|| Problem::not_found(kind, name))?;
+    if options.pointer("/dryRun/0").is_none() && !call.query.dry_run()? {
+        match DataKind::of(kind) {
+            Some(data) => {
+                services.remove_data(DataKey::new(data, namespace, name), seen).await?;
             }
+            None if kind == Kind::Revision => services.remove_revision(namespace, name).await?,
+            None => _ = services.remove(namespace, name, seen).await?,
         }
-        Kind::Revision => {
-            let found = find(&shared, kind, &namespace, &name);
-            let found = found.ok_or_else(|| Problem::not_found(kind, &name))?;
-            if !asked {
-                services.remove_revision(&namespace, &name).await?;
-            }
-            found.pointer("/metadata/uid").cloned()
-        }
-        _ => {
-            return Err(must_be_service(kind)
-                .err()
-                .unwrap_or_else(|| Problem::no_such_path(&call.uri)));
-        }
-    };
+    }
     Ok(Json(json!({
         "kind": "Status",
         "apiVersion": "v1",
@@ -329,7 +406,7 @@ pub(super) async fn remove(
             "group": kind.group(),
             "kind": kind.plural(),
             "name": name,
-            "uid": uid,
+            "uid": found.pointer("/metadata/uid"),
         },
     }))
     .into_response())

@@ -53,8 +53,10 @@ impl Condition {
 pub(super) fn of_revision(standing: &Standing) -> Condition {
     match (&standing.readiness, standing.failure()) {
         (Readiness::Ready, _) => Condition::holds(),
-        (Readiness::Failed(_), Some(why)) => Condition::fails("StartFailed", why),
-        (Readiness::Deploying | Readiness::Failed(_), _) => {
+        (Readiness::Failed(_) | Readiness::Unconfigured(_), Some(why)) => {
+            Condition::fails(standing.reason(), why)
+        }
+        (Readiness::Deploying | Readiness::Failed(_) | Readiness::Unconfigured(_), _) => {
             Condition::unknown("Deploying", "its first instances are being started".to_owned())
         }
     }
@@ -74,11 +76,11 @@ pub(super) fn of_configuration(entry: &Entry) -> Condition {
     let name = entry.stored.latest().name();
     match (&standing.readiness, standing.failure()) {
         (Readiness::Ready, _) => Condition::holds(),
-        (Readiness::Failed(_), Some(why)) => {
+        (Readiness::Failed(_) | Readiness::Unconfigured(_), Some(why)) => {
             let message = format!("Revision {name:?} failed with message: {why}.");
             Condition::fails("RevisionFailed", message)
         }
-        (Readiness::Deploying | Readiness::Failed(_), _) => {
+        (Readiness::Deploying | Readiness::Failed(_) | Readiness::Unconfigured(_), _) => {
             Condition::unknown("Deploying", format!("Revision {name:?} is not yet ready."))
         }
     }

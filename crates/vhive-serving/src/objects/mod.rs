@@ -5,6 +5,7 @@
 //! Knative Serving, `specs/serving/knative-api-specification-1.0.md`; Kubernetes API conventions.
 
 mod conditions;
+mod data;
 mod namespace;
 mod pod;
 mod revision;
@@ -15,6 +16,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
+pub(crate) use self::data::data;
 pub(crate) use self::namespace::namespace;
 pub(crate) use self::pod::{is_pod_of, pod};
 pub(crate) use self::revision::revision;
@@ -28,7 +30,12 @@ pub(crate) fn of_service(kind: Kind, catalog: &Catalog, entry: &Entry) -> Option
         Kind::Service => Some(service::service(catalog, entry)),
         Kind::Configuration => Some(service::configuration(entry)),
         Kind::Route => Some(service::route(catalog, entry)),
-        Kind::Revision | Kind::Pod | Kind::Namespace | Kind::Event => None,
+        Kind::Revision
+        | Kind::Pod
+        | Kind::Namespace
+        | Kind::Event
+        | Kind::ConfigMap
+        | Kind::Secret => None,
     }
 }
 

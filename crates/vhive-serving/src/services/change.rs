@@ -16,7 +16,7 @@ use crate::kind::Kind;
 use crate::objects;
 use crate::retention::{Candidate, expired};
 use crate::standing::Standing;
-use crate::store::{StoredService, first, revision};
+use crate::store::{Basis, StoredService, first, revision};
 use crate::traffic::{Held, Target, assign};
 
 /// What a client wants with a document.
@@ -86,12 +86,17 @@ impl Services {
         };
         let now = Timestamp::now();
         let name = admitted.name.clone();
+        let inputs = admitted.template.inputs.as_ref();
+        let complete = self.lacks(inputs, &admitted.namespace).is_none();
         let mut stored = match &before {
             None => {
                 let digest = digest.unwrap_or_else(|| Digest::of(b""));
-                self.begin(&admitted, digest, now)?
+                self.begin(&admitted, Basis { digest, complete }, now)?
             }
-            Some(entry) => prepare(&entry.stored, &admitted, digest, now)?,
+            Some(entry) => {
+                let basis = digest.map(|digest| Basis { digest, complete });
+                prepare(&entry.stored, &admitted, basis, now)?
+            }
         };
         let key = &stored.latest().revision.key;
         if let Some(other) = self.catalog.other_with(key, &stored.name) {
@@ -129,10 +134,10 @@ impl Services {
     fn begin(
         &self,
         admitted: &Admitted,
-        digest: Digest,
+        basis: Basis,
         now: Timestamp,
     ) -> Result<StoredService, ChangeError> {
-        let mut stored = first(admitted, digest, now);
+        let mut stored = first(admitted, basis, now);
         route(&mut stored, &admitted.traffic, now)?;
         Ok(stored)
     }
@@ -275,7 +280,7 @@ impl Services {
 
 /// Does a change to its end, even if nobody waits for it any more: a client that hangs up must not
 /// leave the store and what is served different from each other.
-async fn whole<T: Send + 'static>(
+pub(super) async fn whole<T: Send + 'static>(
     change: impl Future<Output = Result<T, ChangeError>> + Send + 'static,
 ) -> Result<T, ChangeError> {
     tokio::spawn(change).await.map_err(|_| ChangeError::ShutDown)?
@@ -293,19 +298,19 @@ fn has_template(entry: &Entry, admitted: &Admitted) -> bool {
     entry.stored.latest().template == Document::of(wanted)
 }
 
-/// What becomes of a service by a document. A digest is given if the template is another one.
+/// What becomes of a service by a document. A basis is given if the template is another one.
 fn prepare(
     before: &StoredService,
     admitted: &Admitted,
-    digest: Option<Digest>,
+    basis: Option<Basis>,
     now: Timestamp,
 ) -> Result<StoredService, ChangeError> {
     let mut stored = before.clone();
     stored.labels.clone_from(&admitted.labels);
     stored.annotations.clone_from(&admitted.annotations);
-    if let Some(digest) = digest {
+    if let Some(basis) = basis {
         stored.configuration_generation += 1;
-        let next = revision(admitted, stored.configuration_generation, digest, now);
+        let next = revision(admitted, stored.configuration_generation, basis, now);
         if before.revision(next.name()).is_some() {
             let reason = format!(
                 "revision {:?} exists and is another one; a changed template needs a new name, or none",

@@ -2,6 +2,7 @@
 //! when the node starts again. One change at a time; who reads never waits for one.
 
 mod change;
+mod data;
 mod events;
 mod pods;
 mod settle;
@@ -21,6 +22,7 @@ use crate::admission::{Admitted, Invalid, Problem, ProblemKind, admit};
 use crate::catalog::{Catalog, Entry, Route, Turnover};
 use crate::changes::{Change, Changes, What};
 use crate::config::Config;
+use crate::data::DataSet;
 use crate::kind::Kind;
 use crate::objects;
 use crate::standing::Standing;
@@ -35,8 +37,21 @@ pub(crate) enum ChangeError {
     /// The document is not accepted.
     #[error("{0}")]
     Invalid(#[from] Invalid),
+    /// Likewise a config map or secret.
+    #[error(
+        "{} {name:?} is invalid: {}", kind.as_str(),
+        problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+    )]
+    Unfit {
+        /// Of which kind.
+        kind: Kind,
+        /// Its name.
+        name: String,
+        /// What is wrong with it.
+        problems: Vec<Problem>,
+    },
     /// There is such an object already.
-    #[error("{}.serving.knative.dev {name:?} already exists", kind.plural())]
+    #[error("{} {name:?} already exists", kind.qualified())]
     Exists {
         /// Of which kind.
         kind: Kind,
@@ -44,7 +59,7 @@ pub(crate) enum ChangeError {
         name: String,
     },
     /// There is no such object.
-    #[error("{}.serving.knative.dev {name:?} not found", kind.plural())]
+    #[error("{} {name:?} not found", kind.qualified())]
     NotFound {
         /// Of which kind.
         kind: Kind,
@@ -95,6 +110,8 @@ pub(crate) struct Services {
     pub(crate) catalog: Arc<Catalog>,
     pub(crate) config: Config,
     pub(crate) changes: Arc<Changes>,
+    /// Config maps and secrets.
+    pub(crate) data: DataSet,
     store: Arc<Store>,
     /// No version above it is given out before the store knows.
     ceiling: AtomicU64,
@@ -119,12 +136,12 @@ impl Services {
         let at = path.to_owned();
         let opened = tokio::task::spawn_blocking(move || {
             let store = Store::open(&at)?;
-            let (all, version) = store.all()?;
+            let ((all, version), data) = (store.all()?, store.all_data()?);
             store.reserve(version + RESERVED)?;
-            Ok((store, all, version))
+            Ok((store, (all, data), version))
         });
         let gone = || StoreError::Io { path: path.to_owned(), reason: "interrupted".to_owned() };
-        let (store, all, version) = opened.await.map_err(|_| gone())??;
+        let (store, (all, data), version) = opened.await.map_err(|_| gone())??;
         let pending: Arc<Pending> = Arc::default();
         let told = Arc::clone(&pending);
         node.on_change(move |revision| told.add(revision));
@@ -133,6 +150,7 @@ impl Services {
             catalog,
             config,
             changes: Arc::new(Changes::new(version)),
+            data: DataSet::of(data),
             store: Arc::new(store),
             ceiling: AtomicU64::new(version + RESERVED),
             pending,
@@ -155,7 +173,11 @@ impl Services {
     /// those of the retired ones go once they are idle.
     fn turn_over(&self, turnover: Turnover) {
         for route in turnover.begun {
-            self.node.register(Arc::clone(&route.revision));
+            self.node.register(self.complete(&route));
+            if route.inputs.is_some() {
+                // What is missing of them is seen by a look.
+                self.pending.add(&route.revision.key);
+            }
             let first = route.rules.initial.max(route.rules.min);
             if first > 0 {
                 self.node.resize(&route.revision.key, first);

@@ -99,9 +99,10 @@ impl Services {
         let Some((at, (stored, standing))) = known else { return };
         // One that the node has forgotten runs nothing.
         let node = self.node.standing(key).unwrap_or_default();
-        let mut next = standing.next(stored, &node, now);
+        let missing = self.missing(stored);
+        let mut next = standing.next(stored, &node, missing.as_deref(), now);
         let mut entry = entry.clone();
-        if !stored.ready && has_begun(stored, &node) {
+        if !stored.ready && missing.is_none() && has_begun(stored, &node) {
             match self.set_ready(&entry, stored, now).await {
                 Some(changed) => entry = changed,
                 None => return,
@@ -145,7 +146,9 @@ impl Services {
         let object = objects::revision(entry, revision, standing);
         let name = revision.name();
         let (tone, reason, message) = match (&standing.readiness, standing.failure()) {
-            (Readiness::Failed(_), Some(why)) => (Tone::Warning, "StartFailed", why),
+            (Readiness::Failed(_) | Readiness::Unconfigured(_), Some(why)) => {
+                (Tone::Warning, standing.reason(), why)
+            }
             (Readiness::Ready, _) => {
                 (Tone::Normal, "RevisionReady", format!("Revision {name:?} is ready"))
             }

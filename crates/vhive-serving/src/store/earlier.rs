@@ -46,6 +46,7 @@ pub(super) fn read_1(bytes: &[u8]) -> Result<StoredService, serde_json::Error> {
         rules: old.rules,
         queue_depth: old.queue_depth,
         revision: old.revision,
+        inputs: None,
     };
     Ok(StoredService {
         namespace: revision.revision.key.namespace.clone(),

@@ -1,6 +1,7 @@
 //! A service and its revisions as they are kept.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -10,6 +11,7 @@ use vhive_api::{Digest, Revision, RevisionKey};
 use crate::admission::Admitted;
 use crate::autoscale::Rules;
 use crate::document::Document;
+use crate::inputs::Inputs;
 use crate::traffic::{Assigned, Known, Target, targets};
 
 /// One service with all that belongs to it.
@@ -67,6 +69,9 @@ pub(crate) struct StoredRevision {
     pub(crate) ready: bool,
     /// Since when no request can reach it.
     pub(crate) idle_since: Option<Timestamp>,
+    /// What it takes from config maps and secrets.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) inputs: Option<Arc<Inputs>>,
 }
 
 impl StoredRevision {
@@ -104,11 +109,20 @@ impl StoredService {
     }
 }
 
+/// What is found out when a revision is made.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Basis {
+    /// Its image's manifest.
+    pub(crate) digest: Digest,
+    /// Whether all its inputs are there.
+    pub(crate) complete: bool,
+}
+
 /// A service's first generation, or a later one's revision: the next revision of `admitted`.
 pub(crate) fn revision(
     admitted: &Admitted,
     generation: u64,
-    digest: Digest,
+    basis: Basis,
     now: Timestamp,
 ) -> StoredRevision {
     let named = || format!("{}-{generation:05}", admitted.name);
@@ -120,17 +134,18 @@ pub(crate) fn revision(
         created: now,
         generation,
         template: Document::of(admitted.spec.get("template").unwrap_or(&Value::Null)),
-        revision: template.revision(key, &admitted.name, digest),
+        revision: template.revision(key, &admitted.name, basis.digest),
         rules: template.rules.clone(),
         queue_depth: template.queue_depth,
         // Nothing is to be started before the first request: what could be waited for?
-        ready: template.rules.initial.max(template.rules.min) == 0,
+        ready: basis.complete && template.rules.initial.max(template.rules.min) == 0,
         idle_since: None,
+        inputs: template.inputs.clone().map(Arc::new),
     }
 }
 
 /// A service that there has not been before.
-pub(crate) fn first(admitted: &Admitted, digest: Digest, now: Timestamp) -> StoredService {
+pub(crate) fn first(admitted: &Admitted, basis: Basis, now: Timestamp) -> StoredService {
     StoredService {
         namespace: admitted.namespace.clone(),
         name: admitted.name.clone(),
@@ -143,13 +158,13 @@ pub(crate) fn first(admitted: &Admitted, digest: Digest, now: Timestamp) -> Stor
         annotations: admitted.annotations.clone(),
         managed: Value::Null,
         spec: Document::of(&admitted.spec),
-        revisions: vec![revision(admitted, 1, digest, now)],
+        revisions: vec![revision(admitted, 1, basis, now)],
         routed: Vec::new(),
     }
 }
 
 /// A random identifier in the form of RFC 9562, version 4.
-fn uid() -> String {
+pub(crate) fn uid() -> String {
     let mut bytes = [0; 16];
     getrandom::fill(&mut bytes).expect("the kernel's random source answers after boot");
     bytes[6] = (bytes[6] & 0x0F) | 0x40;

@@ -57,7 +57,7 @@ async fn refusals_name_every_field() {
     let world = World::new().await;
     let mut bad = service("hello");
     bad["spec"]["template"]["spec"]["containers"][0]["foo"] = json!(1);
-    bad["spec"]["template"]["spec"]["volumes"] = json!([{"name": "x"}]);
+    bad["spec"]["template"]["spec"]["nodeSelector"] = json!({"x": "y"});
     let (status, told) = world.api("POST", SERVICES, Some(&bad)).await;
     assert_eq!(
         (status, &told["kind"], &told["reason"]),
@@ -71,7 +71,7 @@ async fn refusals_name_every_field() {
         .collect();
     assert_eq!(
         fields,
-        ["spec.template.spec.volumes", "spec.template.spec.containers[0].foo"],
+        ["spec.template.spec.nodeSelector", "spec.template.spec.containers[0].foo"],
         "{told}"
     );
 

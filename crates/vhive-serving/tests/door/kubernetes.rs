@@ -11,7 +11,13 @@ const SERVING: &str = "/apis/serving.knative.dev/v1";
 const SERVICES: &str = "/apis/serving.knative.dev/v1/namespaces/default/services";
 
 /// A request with header fields of its own.
-async fn ask(world: &World, method: &str, path: &str, fields: &str, body: &Value) -> (u16, Value) {
+pub(crate) async fn ask(
+    world: &World,
+    method: &str,
+    path: &str,
+    fields: &str,
+    body: &Value,
+) -> (u16, Value) {
     let body = if body.is_null() { String::new() } else { body.to_string() };
     let request = format!(
         "{method} {path} HTTP/1.1\r\nHost: node\r\n{fields}Content-Length: {}\r\n\
@@ -27,13 +33,13 @@ async fn ask(world: &World, method: &str, path: &str, fields: &str, body: &Value
 }
 
 /// A watch as it is read.
-struct Watch {
+pub(crate) struct Watch {
     stream: UnixStream,
     text: String,
 }
 
 impl Watch {
-    async fn begin(world: &World, path: &str) -> Self {
+    pub(crate) async fn begin(world: &World, path: &str) -> Self {
         let mut stream = UnixStream::connect(&world.serving.addresses().socket).await.unwrap();
         // HTTP/1.0, so that no chunks are in the way.
         let request = format!("GET {path} HTTP/1.0\r\n\r\n");
@@ -67,7 +73,7 @@ impl Watch {
         }
     }
 
-    async fn expect(&mut self, what: &str, name: &str) -> Value {
+    pub(crate) async fn expect(&mut self, what: &str, name: &str) -> Value {
         let (found, object) = self.next().await;
         assert_eq!((found.as_str(), &object["metadata"]["name"]), (what, &json!(name)), "{object}");
         object

@@ -4,12 +4,14 @@
 mod api;
 mod crowd;
 mod dashboard;
+mod data;
 mod deferred;
 mod gateway;
 mod gone;
 mod http2;
 mod kubernetes;
 mod malformed;
+mod probes;
 mod revisions;
 mod scaling;
 mod silence;

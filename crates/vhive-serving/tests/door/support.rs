@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
+use vhive_api::guest::Process;
 use vhive_api::{MemoryMode, RuntimeName, SandboxId, Span};
 use vhive_node::{Node, Runtimes};
 use vhive_sandbox::sim::{Sim, SimConfig};
@@ -248,6 +249,8 @@ pub(crate) struct InProcess {
     pub(crate) found: Arc<Mutex<Vec<usize>>>,
     /// Of all sandboxes.
     pub(crate) journals: Arc<Mutex<Vec<Arc<Journal>>>>,
+    /// What they were started as.
+    pub(crate) processes: Arc<Mutex<Vec<Process>>>,
 }
 
 impl InProcess {
@@ -257,7 +260,8 @@ impl InProcess {
     {
         let serve: Serve = Arc::new(move |stream| Box::pin(serve(stream)));
         let handle = tokio::runtime::Handle::current();
-        Self { serve, handle, found: Arc::default(), journals: Arc::default() }
+        let (found, journals) = (Arc::default(), Arc::default());
+        Self { serve, handle, found, journals, processes: Arc::default() }
     }
 }
 
@@ -302,6 +306,7 @@ impl Runtime for InProcess {
         }
         let (id, journal) = (spec.id.clone(), Arc::clone(journal));
         self.journals.lock().unwrap().push(Arc::clone(&journal));
+        self.processes.lock().unwrap().push(spec.process.clone());
         let saver = Saver { open, found: Arc::clone(&self.found), handle: self.handle.clone() };
         Ok(Box::new(Unit { id, endpoint, task: Mutex::new(task), journal, saver }))
     }
