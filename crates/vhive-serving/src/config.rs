@@ -1,6 +1,7 @@
 //! What can be configured, with the defaults.
 
 mod autoscale;
+mod eventing;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -11,6 +12,7 @@ use vhive_api::{Bytes, PrefetchPolicy, RuntimeName, SnapshotPolicy, Span};
 
 pub use self::autoscale::AutoscaleConfig;
 pub(crate) use self::autoscale::{DAY, HOUR};
+pub use self::eventing::EventingConfig;
 
 /// The `[serving]` section.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -29,6 +31,8 @@ pub struct Config {
     /// Requests that are answered later.
     #[serde(rename = "async")]
     pub deferred: AsyncConfig,
+    /// Brokers and triggers.
+    pub eventing: EventingConfig,
 }
 
 /// Requests with `Prefer: respond-async`.
@@ -240,6 +244,7 @@ impl Config {
         if self.deferred.attempts == 0 {
             return wrong("async.attempts", "must be at least 1");
         }
+        self.eventing.validate()?;
         if !self.api.listen.ip().is_loopback() {
             let reason = "must be a loopback address, because the token would travel unencrypted";
             return wrong("api.listen", reason);

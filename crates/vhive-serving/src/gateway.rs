@@ -15,6 +15,7 @@ mod field;
 mod flight;
 mod h2c;
 mod head;
+mod ingress;
 mod ledger;
 mod listen;
 mod outgoing;
@@ -57,6 +58,7 @@ use self::upstream::{Connection, ExchangeError};
 use crate::catalog::{Catalog, Route};
 use crate::config::GatewayConfig;
 use crate::deferred::Deferred;
+use crate::eventing::Eventing;
 use crate::status::GatewayError;
 
 /// Where a reply of the gateway's own says what went wrong, for programs.
@@ -85,6 +87,7 @@ pub(crate) struct Gateway {
     pub(crate) config: GatewayConfig,
     pub(crate) ledger: Ledger,
     pub(crate) deferred: Arc<Deferred>,
+    pub(crate) eventing: Arc<Eventing>,
     ids: AtomicU64,
 }
 
@@ -94,10 +97,11 @@ impl Gateway {
         catalog: Arc<Catalog>,
         config: GatewayConfig,
         deferred: Arc<Deferred>,
+        eventing: Arc<Eventing>,
     ) -> Arc<Self> {
         let seed = getrandom::u64().expect("the kernel's random source answers after boot");
         let (ids, ledger) = (AtomicU64::new(seed), Ledger::default());
-        Arc::new(Self { node, catalog, config, ledger, deferred, ids })
+        Arc::new(Self { node, catalog, config, ledger, deferred, eventing, ids })
     }
 
     /// A fresh number that looks random: a counter through the finaliser of `SplitMix64`, which is a
@@ -117,6 +121,9 @@ impl Gateway {
         let gateway = &client.gateway;
         let route = match gateway.route(&parts) {
             Ok(route) => route,
+            Err(GatewayError::UnknownHost(_)) if ingress::is_wanted(client, &parts) => {
+                return Box::pin(ingress::accept(client, &parts, body)).await;
+            }
             Err(error) => return refusal(&error),
         };
         if respond_async::is_wanted(&parts) {

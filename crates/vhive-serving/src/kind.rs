@@ -10,14 +10,19 @@ pub(crate) enum Kind {
     Pod,
     Namespace,
     Event,
+    Broker,
+    Trigger,
 }
 
 /// Group and version of Knative's kinds.
 pub(crate) const SERVING: &str = "serving.knative.dev/v1";
 
+/// Group and version of its eventing kinds.
+pub(crate) const EVENTING: &str = "eventing.knative.dev/v1";
+
 impl Kind {
     /// Every kind.
-    pub(crate) const ALL: [Self; 7] = [
+    pub(crate) const ALL: [Self; 9] = [
         Self::Service,
         Self::Configuration,
         Self::Route,
@@ -25,6 +30,8 @@ impl Kind {
         Self::Pod,
         Self::Namespace,
         Self::Event,
+        Self::Broker,
+        Self::Trigger,
     ];
 
     /// Its place in [`Kind::ALL`].
@@ -42,6 +49,8 @@ impl Kind {
             Self::Pod => "Pod",
             Self::Namespace => "Namespace",
             Self::Event => "Event",
+            Self::Broker => "Broker",
+            Self::Trigger => "Trigger",
         }
     }
 
@@ -55,6 +64,8 @@ impl Kind {
             Self::Pod => "pods",
             Self::Namespace => "namespaces",
             Self::Event => "events",
+            Self::Broker => "brokers",
+            Self::Trigger => "triggers",
         }
     }
 
@@ -63,6 +74,7 @@ impl Kind {
         match self {
             Self::Service | Self::Configuration | Self::Route | Self::Revision => SERVING,
             Self::Pod | Self::Namespace | Self::Event => "v1",
+            Self::Broker | Self::Trigger => EVENTING,
         }
     }
 
@@ -73,6 +85,7 @@ impl Kind {
                 "serving.knative.dev"
             }
             Self::Pod | Self::Namespace | Self::Event => "",
+            Self::Broker | Self::Trigger => "eventing.knative.dev",
         }
     }
 

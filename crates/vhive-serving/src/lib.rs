@@ -21,6 +21,7 @@ mod changes;
 pub mod config;
 mod deferred;
 mod document;
+mod eventing;
 mod gateway;
 mod kind;
 mod metrics;
@@ -38,8 +39,8 @@ pub mod traffic;
 
 pub use api::TokenError;
 pub use config::{
-    ApiConfig, AsyncConfig, AutoscaleConfig, Config, ConfigError, Defaults, GatewayConfig,
-    RetentionConfig,
+    ApiConfig, AsyncConfig, AutoscaleConfig, Config, ConfigError, Defaults, EventingConfig,
+    GatewayConfig, RetentionConfig,
 };
 pub use serving::{Addresses, Drained, RunError, Serving};
 pub use store::StoreError;

@@ -8,8 +8,11 @@ use std::path::{Path, PathBuf};
 use redb::{Database, DatabaseError, ReadableDatabase as _, ReadableTable as _, TableDefinition};
 
 mod earlier;
+mod object;
 mod stored;
 
+use self::object::OBJECTS;
+pub(crate) use self::object::StoredObject;
 pub(crate) use self::stored::{StoredRevision, StoredService, first, revision, uid_of};
 
 const SERVICES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("services");
@@ -106,6 +109,7 @@ impl Store {
             let mut meta = write.open_table(META).map_err(|e| self.io(&e))?;
             let found = meta.get("format").map_err(|e| self.io(&e))?.map(|value| value.value());
             let mut services = write.open_table(SERVICES).map_err(|e| self.io(&e))?;
+            write.open_table(OBJECTS).map_err(|e| self.io(&e))?;
             match found {
                 Some(FORMAT) | None => {}
                 Some(1) => self.renew(&mut services)?,

@@ -8,6 +8,7 @@ mod autoscaling;
 mod container;
 mod cursor;
 mod documents;
+mod eventing;
 mod quantity;
 mod service;
 
@@ -27,6 +28,7 @@ use crate::traffic::Target;
 
 pub use cursor::{Problem, ProblemKind};
 pub use documents::{DocumentError, documents};
+pub(crate) use eventing::{AdmittedObject, admit_object, broker_of, read_spec};
 pub use service::is_label;
 
 /// Levels of a document that are accepted: what is stored holds it a few levels down, and is read by

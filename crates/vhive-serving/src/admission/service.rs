@@ -19,7 +19,7 @@ use crate::traffic::Target;
 const DOCUMENT: Fields =
     Fields { known: &["apiVersion", "kind", "metadata", "spec", "status"], refused: &[] };
 
-const METADATA: Fields = Fields {
+pub(super) const METADATA: Fields = Fields {
     known: &[
         "name",
         "namespace",
@@ -113,7 +113,7 @@ pub(super) fn admit(document: &Value, config: &Config) -> Result<Admitted, Inval
     }
 }
 
-fn is_deeper(value: &Value, levels: usize) -> bool {
+pub(super) fn is_deeper(value: &Value, levels: usize) -> bool {
     match value {
         Value::Array(_) | Value::Object(_) if levels == 0 => true,
         Value::Array(list) => list.iter().any(|one| is_deeper(one, levels - 1)),
@@ -316,7 +316,7 @@ fn read_runtime(cursor: &Cursor<'_>) -> Option<RuntimeName> {
     }
 }
 
-fn strings(map: &Cursor<'_>) -> BTreeMap<String, String> {
+pub(super) fn strings(map: &Cursor<'_>) -> BTreeMap<String, String> {
     let each = map.entries().into_iter();
     each.filter_map(|(name, entry)| Some((name.to_owned(), entry.text()?.to_owned()))).collect()
 }

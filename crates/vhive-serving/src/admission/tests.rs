@@ -5,6 +5,7 @@ use vhive_api::Span;
 
 use super::*;
 
+mod eventing;
 mod scaling;
 
 fn minimal() -> Value {

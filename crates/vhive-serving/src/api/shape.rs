@@ -127,6 +127,15 @@ const fn columns(kind: Kind) -> &'static [Column] {
             AGE,
             ("IP", "string", "/status/podIP"),
         ],
+        Kind::Broker => &[NAME, ("URL", "string", "/status/address/url"), AGE, READY, REASON],
+        Kind::Trigger => &[
+            NAME,
+            ("Broker", "string", "/spec/broker"),
+            ("Subscriber_URI", "string", "/status/subscriberUri"),
+            AGE,
+            READY,
+            REASON,
+        ],
         Kind::Namespace => &[NAME, ("Status", "string", "/status/phase"), AGE],
         Kind::Event => &[
             ("Last Seen", "string", "age"),

@@ -109,6 +109,17 @@ impl From<ChangeError> for Problem {
         let conflict = StatusCode::CONFLICT;
         match &error {
             ChangeError::Invalid(invalid) => Self::from(invalid.clone()),
+            ChangeError::InvalidObject(kind, invalid) => {
+                let told = Self::from(invalid.clone());
+                let causes = told.details["causes"].clone();
+                let mut told = told.about(*kind, &invalid.name);
+                told.details["kind"] = Value::from(kind.as_str());
+                told.details["causes"] = causes;
+                let all: Vec<String> = invalid.problems.iter().map(ToString::to_string).collect();
+                let (what, name) = (kind.as_str().to_lowercase(), &invalid.name);
+                told.message = format!("{what} {name:?} is not accepted: {}", all.join("; "));
+                told
+            }
             ChangeError::Exists { kind, name } => {
                 Self::new(conflict, "AlreadyExists", message).about(*kind, name)
             }

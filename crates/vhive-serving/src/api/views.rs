@@ -252,6 +252,7 @@ pub(super) async fn metrics(shared: State) -> Result<Response, Problem> {
     shared.services.node.register_metrics(&mut registry);
     let deferred = Arc::clone(&shared.gateway.deferred);
     crate::metrics::register(Arc::clone(&shared.services.catalog), deferred, &mut registry);
+    crate::eventing::register(Arc::clone(&shared.gateway.eventing), &mut registry);
     let mut text = String::new();
     let encoded = prometheus_client::encoding::text::encode(&mut text, &registry);
     encoded.map_err(|_| Problem::bad_request("metrics cannot be encoded"))?;

@@ -1,6 +1,6 @@
 //! Changing objects: create, replace, patch, delete.
 //!
-//! Clients make services; configurations, routes and revisions come of them.
+//! Clients make services, brokers and triggers; configurations, routes and revisions come of services.
 
 use axum::Json;
 use axum::extract::Path;
@@ -14,11 +14,10 @@ use serde_json::{Value, json};
 use super::apply::{self, Conflicts};
 use super::call::Call;
 use super::document::{media_type, parse, place};
-use super::resources::{find, kind};
+use super::resources::{find, kind_of_path};
 use super::shape::Shape;
 use super::status::Problem;
 use super::{Shared, State};
-use crate::catalog::Entry;
 use crate::kind::Kind;
 use crate::objects;
 use crate::services::{ChangeError, Mode, Seen, Wish};
@@ -39,18 +38,28 @@ type Named = Path<(String, String, String)>;
 /// What is asked of one object.
 struct Request<'a> {
     shared: &'a Shared,
+    kind: Kind,
     namespace: &'a str,
     name: &'a str,
     call: &'a Call,
 }
 
 impl Request<'_> {
-    fn reply(&self, status: StatusCode, entry: &Entry) -> Response {
-        let catalog = &self.shared.services.catalog;
-        let object = objects::of_service(Kind::Service, catalog, entry).unwrap_or_default();
+    fn reply(&self, status: StatusCode, object: Value) -> Response {
         let shape = Shape::wanted(&self.call.headers);
-        let shown = shape.one(Kind::Service, object, &self.call.query.include_object);
+        let shown = shape.one(self.kind, object, &self.call.query.include_object);
         (status, Json(shown)).into_response()
+    }
+
+    /// Puts a document; the object that it makes, and whether there was none before.
+    async fn put(&self, document: &Value, wish: Wish) -> Result<(Value, bool), ChangeError> {
+        let services = &self.shared.services;
+        if self.kind != Kind::Service {
+            return services.put_object(self.kind, document, wish).await;
+        }
+        let (entry, new) = services.put(document, wish).await?;
+        let object = objects::of_service(Kind::Service, &services.catalog, &entry);
+        Ok((object.unwrap_or_default(), new))
     }
 
     /// Puts the document of a body.
@@ -58,15 +67,15 @@ impl Request<'_> {
         let mut document = parse(&self.call.headers, body)?;
         place(&mut document, self.namespace, (mode == Mode::Replace).then_some(self.name))?;
         let wish = Wish { dry_run: self.call.query.dry_run()?, ..Wish::new(mode) };
-        let (entry, new) = self.shared.services.put(&document, wish).await?;
-        Ok(self.reply(if new { StatusCode::CREATED } else { StatusCode::OK }, &entry))
+        let (object, new) = self.put(&document, wish).await?;
+        Ok(self.reply(if new { StatusCode::CREATED } else { StatusCode::OK }, object))
     }
 }
 
-/// Only services are made by clients.
-fn must_be_service(kind: Kind) -> Result<(), Problem> {
-    if kind == Kind::Service {
-        return Ok(());
+/// Only these are made by clients.
+fn must_be_made(kind: Kind) -> Result<Kind, Problem> {
+    if matches!(kind, Kind::Service | Kind::Broker | Kind::Trigger) {
+        return Ok(kind);
     }
     let message = match kind {
         Kind::Configuration | Kind::Route | Kind::Revision => {
@@ -84,8 +93,8 @@ pub(super) async fn create(
     call: Call,
     body: Body,
 ) -> Result<Response, Problem> {
-    must_be_service(kind("serving.knative.dev", &plural, &call.uri)?)?;
-    let request = Request { shared: &shared, namespace: &namespace, name: "", call: &call };
+    let kind = must_be_made(kind_of_path(&plural, &call.uri)?)?;
+    let request = Request { shared: &shared, kind, namespace: &namespace, name: "", call: &call };
     request.write(&body?, Mode::Create).await
 }
 
@@ -96,8 +105,9 @@ pub(super) async fn replace(
     call: Call,
     body: Body,
 ) -> Result<Response, Problem> {
-    must_be_service(kind("serving.knative.dev", &plural, &call.uri)?)?;
-    let request = Request { shared: &shared, namespace: &namespace, name: &name, call: &call };
+    let kind = must_be_made(kind_of_path(&plural, &call.uri)?)?;
+    let request =
+        Request { shared: &shared, kind, namespace: &namespace, name: &name, call: &call };
     request.write(&body?, Mode::Replace).await
 }
 
@@ -108,10 +118,11 @@ pub(super) async fn patch(
     call: Call,
     body: Body,
 ) -> Result<Response, Problem> {
-    must_be_service(kind("serving.knative.dev", &plural, &call.uri)?)?;
+    let kind = must_be_made(kind_of_path(&plural, &call.uri)?)?;
     let body = body?;
     let headers = &call.headers;
-    let request = Request { shared: &shared, namespace: &namespace, name: &name, call: &call };
+    let request =
+        Request { shared: &shared, kind, namespace: &namespace, name: &name, call: &call };
     match media_type(headers) {
         "application/apply-patch+yaml" | "application/apply-patch+json" => {
             server_side_apply(&request, &body).await
@@ -190,14 +201,14 @@ async fn edit(
     loop {
         tries += 1;
         request.shared.services.settle().await;
-        let found = find(request.shared, Kind::Service, request.namespace, request.name);
-        let found = found.ok_or_else(|| Problem::not_found(Kind::Service, request.name))?;
+        let found = find(request.shared, request.kind, request.namespace, request.name);
+        let found = found.ok_or_else(|| Problem::not_found(request.kind, request.name))?;
         let mut object = found;
         let has_version = change(&mut object)?;
         place(&mut object, request.namespace, Some(request.name))?;
         let wish = Wish { dry_run: request.call.query.dry_run()?, ..Wish::new(Mode::Replace) };
-        match request.shared.services.put(&object, wish).await {
-            Ok((entry, _)) => return Ok(request.reply(StatusCode::OK, &entry)),
+        match request.put(&object, wish).await {
+            Ok((object, _)) => return Ok(request.reply(StatusCode::OK, object)),
             Err(ChangeError::Conflict { .. }) if !has_version && tries < TRIES => {}
             Err(error) => return Err(error.into()),
         }
@@ -216,7 +227,7 @@ async fn server_side_apply(request: &Request<'_>, body: &Bytes) -> Result<Respon
     loop {
         tries += 1;
         request.shared.services.settle().await;
-        let live = find(request.shared, Kind::Service, request.namespace, request.name);
+        let live = find(request.shared, request.kind, request.namespace, request.name);
         let now = objects::seconds(Timestamp::now());
         let applied =
             apply::apply(live.as_ref(), &wanted, manager, request.call.query.force(), &now);
@@ -226,10 +237,10 @@ async fn server_side_apply(request: &Request<'_>, body: &Bytes) -> Result<Respon
             dry_run: request.call.query.dry_run()?,
             managed: Some(keep_times(live.as_ref(), managed)),
         };
-        match request.shared.services.put(&object, wish).await {
-            Ok((entry, new)) => {
+        match request.put(&object, wish).await {
+            Ok((object, new)) => {
                 let status = if new { StatusCode::CREATED } else { StatusCode::OK };
-                return Ok(request.reply(status, &entry));
+                return Ok(request.reply(status, object));
             }
             Err(ChangeError::Conflict { .. } | ChangeError::Exists { .. })
                 if !has_version && tries < TRIES => {}
@@ -270,7 +281,7 @@ fn conflicting(request: &Request<'_>, conflicts: &Conflicts) -> Problem {
         fields.join(", ")
     );
     Problem::new(StatusCode::CONFLICT, "Conflict", message)
-        .about(Kind::Service, request.name)
+        .about(request.kind, request.name)
         .with_causes(causes)
 }
 
@@ -281,7 +292,7 @@ pub(super) async fn remove(
     call: Call,
     body: Body,
 ) -> Result<Response, Problem> {
-    let kind = kind("serving.knative.dev", &plural, &call.uri)?;
+    let kind = kind_of_path(&plural, &call.uri)?;
     let body = body?;
     // kubectl says JSON, client-go may say nothing.
     let options = if body.is_empty() { Value::Null } else { parse(&call.headers, &body)? };
@@ -289,22 +300,21 @@ pub(super) async fn remove(
     let asked = options.pointer("/dryRun/0").is_some() || call.query.dry_run()?;
     let services = &shared.services;
     services.settle().await;
+    let text = |pointer| text(pointer).map(str::to_owned);
+    let seen =
+        Seen { version: text("/preconditions/resourceVersion"), uid: text("/preconditions/uid") };
     let uid = match kind {
+        Kind::Service | Kind::Broker | Kind::Trigger if asked => {
+            let found = find(&shared, kind, &namespace, &name);
+            let found = found.ok_or_else(|| Problem::not_found(kind, &name))?;
+            found.pointer("/metadata/uid").cloned()
+        }
         Kind::Service => {
-            let text = |pointer| text(pointer).map(str::to_owned);
-            let seen = Seen {
-                version: text("/preconditions/resourceVersion"),
-                uid: text("/preconditions/uid"),
-            };
-            if asked {
-                find(&shared, kind, &namespace, &name)
-                    .ok_or_else(|| Problem::not_found(kind, &name))?
-                    .pointer("/metadata/uid")
-                    .cloned()
-            } else {
-                let entry = services.remove(&namespace, &name, seen).await?;
-                Some(Value::from(entry.stored.uid.as_str()))
-            }
+            let entry = services.remove(&namespace, &name, seen).await?;
+            Some(Value::from(entry.stored.uid.as_str()))
+        }
+        Kind::Broker | Kind::Trigger => {
+            Some(Value::from(services.remove_object(kind, (&namespace, &name), seen).await?))
         }
         Kind::Revision => {
             let found = find(&shared, kind, &namespace, &name);
@@ -315,7 +325,7 @@ pub(super) async fn remove(
             found.pointer("/metadata/uid").cloned()
         }
         _ => {
-            return Err(must_be_service(kind)
+            return Err(must_be_made(kind)
                 .err()
                 .unwrap_or_else(|| Problem::no_such_path(&call.uri)));
         }

@@ -5,6 +5,7 @@
 //! Knative Serving, `specs/serving/knative-api-specification-1.0.md`; Kubernetes API conventions.
 
 mod conditions;
+mod eventing;
 mod namespace;
 mod pod;
 mod revision;
@@ -15,6 +16,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
+pub(crate) use self::eventing::{BROKER_LABEL, eventing};
 pub(crate) use self::namespace::namespace;
 pub(crate) use self::pod::{is_pod_of, pod};
 pub(crate) use self::revision::revision;
@@ -29,6 +31,7 @@ pub(crate) fn of_service(kind: Kind, catalog: &Catalog, entry: &Entry) -> Option
         Kind::Configuration => Some(service::configuration(entry)),
         Kind::Route => Some(service::route(catalog, entry)),
         Kind::Revision | Kind::Pod | Kind::Namespace | Kind::Event => None,
+        Kind::Broker | Kind::Trigger => None,
     }
 }
 

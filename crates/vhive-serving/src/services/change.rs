@@ -185,6 +185,9 @@ impl Services {
         }
         changes.sort_by_key(|change| change.version);
         self.changes.publish(changes);
+        if before.is_none() {
+            self.review();
+        }
         entry
     }
 
@@ -230,6 +233,7 @@ impl Services {
             changes.push(Change::new(version, kind, What::Deleted, &object));
         }
         self.changes.publish(changes);
+        self.review();
         Ok(entry)
     }
 
@@ -275,7 +279,7 @@ impl Services {
 
 /// Does a change to its end, even if nobody waits for it any more: a client that hangs up must not
 /// leave the store and what is served different from each other.
-async fn whole<T: Send + 'static>(
+pub(super) async fn whole<T: Send + 'static>(
     change: impl Future<Output = Result<T, ChangeError>> + Send + 'static,
 ) -> Result<T, ChangeError> {
     tokio::spawn(change).await.map_err(|_| ChangeError::ShutDown)?

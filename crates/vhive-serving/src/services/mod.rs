@@ -2,6 +2,7 @@
 //! when the node starts again. One change at a time; who reads never waits for one.
 
 mod change;
+mod eventing;
 mod events;
 mod pods;
 mod settle;
@@ -21,6 +22,7 @@ use crate::admission::{Admitted, Invalid, Problem, ProblemKind, admit};
 use crate::catalog::{Catalog, Entry, Route, Turnover};
 use crate::changes::{Change, Changes, What};
 use crate::config::Config;
+use crate::eventing::INGRESS;
 use crate::kind::Kind;
 use crate::objects;
 use crate::standing::Standing;
@@ -35,8 +37,11 @@ pub(crate) enum ChangeError {
     /// The document is not accepted.
     #[error("{0}")]
     Invalid(#[from] Invalid),
+    /// The document of another object is not accepted.
+    #[error("{} is not accepted: {}", .0.as_str(), .1)]
+    InvalidObject(Kind, Invalid),
     /// There is such an object already.
-    #[error("{}.serving.knative.dev {name:?} already exists", kind.plural())]
+    #[error("{}.{} {name:?} already exists", kind.plural(), kind.group())]
     Exists {
         /// Of which kind.
         kind: Kind,
@@ -44,7 +49,7 @@ pub(crate) enum ChangeError {
         name: String,
     },
     /// There is no such object.
-    #[error("{}.serving.knative.dev {name:?} not found", kind.plural())]
+    #[error("{}.{} {name:?} not found", kind.plural(), kind.group())]
     NotFound {
         /// Of which kind.
         kind: Kind,
@@ -120,11 +125,12 @@ impl Services {
         let opened = tokio::task::spawn_blocking(move || {
             let store = Store::open(&at)?;
             let (all, version) = store.all()?;
+            let objects = eventing::stored(&store)?;
             store.reserve(version + RESERVED)?;
-            Ok((store, all, version))
+            Ok((store, (all, objects), version))
         });
         let gone = || StoreError::Io { path: path.to_owned(), reason: "interrupted".to_owned() };
-        let (store, all, version) = opened.await.map_err(|_| gone())??;
+        let (store, (all, objects), version) = opened.await.map_err(|_| gone())??;
         let pending: Arc<Pending> = Arc::default();
         let told = Arc::clone(&pending);
         node.on_change(move |revision| told.add(revision));
@@ -148,6 +154,7 @@ impl Services {
             let turnover = services.catalog.put(Arc::new(stored), standings, version, changed).1;
             services.turn_over(turnover);
         }
+        services.show_objects(objects);
         Ok(services)
     }
 
@@ -276,6 +283,12 @@ impl Services {
 
     fn admit(&self, document: &Value) -> Result<Admitted, ChangeError> {
         let admitted = admit(document, &self.config)?;
+        if format!("{}.{}", admitted.name, admitted.namespace) == INGRESS {
+            let reason = "is where brokers answer; choose another name or namespace".to_owned();
+            let (path, kind) = ("metadata.name".to_owned(), ProblemKind::Invalid);
+            let problems = vec![Problem { path, kind, reason }];
+            return Err(Invalid { name: admitted.name, problems }.into());
+        }
         self.check_node(&admitted)?;
         Ok(admitted)
     }

@@ -149,7 +149,7 @@ pub(crate) fn first(admitted: &Admitted, digest: Digest, now: Timestamp) -> Stor
 }
 
 /// A random identifier in the form of RFC 9562, version 4.
-fn uid() -> String {
+pub(super) fn uid() -> String {
     let mut bytes = [0; 16];
     getrandom::fill(&mut bytes).expect("the kernel's random source answers after boot");
     bytes[6] = (bytes[6] & 0x0F) | 0x40;

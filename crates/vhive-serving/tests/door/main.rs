@@ -4,6 +4,7 @@
 mod api;
 mod dashboard;
 mod deferred;
+mod eventing;
 mod gateway;
 mod gone;
 mod http2;

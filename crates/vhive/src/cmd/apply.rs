@@ -1,4 +1,4 @@
-//! `vhive apply`: creates or updates the services in YAML files.
+//! `vhive apply`: creates or updates the services, brokers and triggers in YAML files.
 
 use std::io::Read as _;
 use std::path::PathBuf;
@@ -15,7 +15,7 @@ use crate::output;
 /// Arguments of `vhive apply`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// YAML or JSON file with one or several Services; `-` for standard input.
+    /// YAML or JSON file with Services, Brokers and Triggers; `-` for standard input.
     #[arg(long, short, required = true, value_name = "FILE")]
     filename: Vec<PathBuf>,
 }
@@ -42,10 +42,12 @@ pub(crate) async fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCo
     match context.global.output {
         crate::cli::Format::Json => output::json(&applied)?,
         crate::cli::Format::Table => {
-            for service in &applied {
-                let name = text(service, "/metadata/name");
-                let url = text(service, "/status/url");
-                output::line(format!("service/{name} applied  {url}"));
+            for object in &applied {
+                let kind = text(object, "/kind").to_lowercase();
+                let name = text(object, "/metadata/name");
+                let urls = ["/status/url", "/status/address/url", "/status/subscriberUri"];
+                let url = urls.into_iter().map(|at| text(object, at)).find(|url| !url.is_empty());
+                output::line(format!("{kind}/{name} applied  {}", url.unwrap_or_default()));
             }
         }
     }
@@ -68,7 +70,13 @@ async fn apply(context: &Context, mut document: Value) -> anyhow::Result<Value> 
     }
     let given = text(&document, "/metadata/namespace");
     let namespace = if given.is_empty() { &context.global.namespace } else { given }.to_owned();
-    let path = services_path(&namespace);
+    let eventing = format!("/apis/eventing.knative.dev/v1/namespaces/{namespace}");
+    let path = match text(&document, "/kind") {
+        "Broker" => format!("{eventing}/brokers"),
+        "Trigger" => format!("{eventing}/triggers"),
+        // What is neither is refused by name.
+        _ => services_path(&namespace),
+    };
     let existing: anyhow::Result<Value> = context.client.get(&format!("{path}/{name}")).await;
     match existing {
         Ok(old) => {
