@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use vhive_api::{Revision, RevisionKey, SandboxId};
 
 use crate::autoscale::Rules;
+use crate::eventing::Registry;
 use crate::gateway::Upstreams;
 use crate::inputs::Inputs;
 use crate::metrics::RouteMetrics;
@@ -121,6 +122,8 @@ pub(crate) struct Catalog {
     idle_connections: usize,
     /// Wakes the autoscaler.
     pub(crate) poke: Arc<Poke>,
+    /// Brokers and triggers.
+    pub(crate) eventing: Registry,
     tables: RwLock<Tables>,
 }
 
@@ -145,7 +148,20 @@ pub(crate) struct Turnover {
 impl Catalog {
     pub(crate) fn new(domain: &str, idle_connections: usize) -> Self {
         let domain = domain.to_owned();
-        Self { domain, idle_connections, poke: Arc::default(), tables: RwLock::default() }
+        let (poke, eventing, tables) = (Arc::default(), Registry::default(), RwLock::default());
+        Self { domain, idle_connections, poke, eventing, tables }
+    }
+
+    /// What hosts end in.
+    pub(crate) fn domain(&self) -> &str {
+        &self.domain
+    }
+
+    /// Whether a host is `<name>.<domain>` or the cluster's spelling of it, whatever its case.
+    pub(crate) fn is_below(&self, host: &str, name: &str) -> bool {
+        let host = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
+        let Some(rest) = host.strip_prefix(name) else { return false };
+        rest == CLUSTER || rest.strip_prefix('.') == Some(self.domain.as_str())
     }
 
     /// The host name that a service answers to.

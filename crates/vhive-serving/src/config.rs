@@ -1,6 +1,7 @@
 //! What can be configured, with the defaults.
 
 mod autoscale;
+mod eventing;
 mod tracing;
 
 use std::net::{Ipv4Addr, SocketAddr};
@@ -12,6 +13,7 @@ use vhive_api::{Bytes, PrefetchPolicy, RuntimeName, SnapshotPolicy, Span};
 
 pub use self::autoscale::AutoscaleConfig;
 pub(crate) use self::autoscale::{DAY, HOUR};
+pub use self::eventing::EventingConfig;
 pub use self::tracing::{OtlpProtocol, TracingConfig};
 
 /// The `[serving]` section.
@@ -33,6 +35,8 @@ pub struct Config {
     pub deferred: AsyncConfig,
     /// Spans of invocations.
     pub tracing: TracingConfig,
+    /// Brokers and triggers.
+    pub eventing: EventingConfig,
 }
 
 /// Requests with `Prefer: respond-async`.
@@ -245,6 +249,7 @@ impl Config {
         if self.deferred.attempts == 0 {
             return wrong("async.attempts", "must be at least 1");
         }
+        self.eventing.validate()?;
         if !self.api.listen.ip().is_loopback() {
             let reason = "must be a loopback address, because the token would travel unencrypted";
             return wrong("api.listen", reason);

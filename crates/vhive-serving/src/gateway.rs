@@ -16,6 +16,7 @@ mod field;
 mod flight;
 mod h2c;
 mod head;
+mod ingress;
 mod ledger;
 mod listen;
 mod outgoing;
@@ -60,6 +61,7 @@ use self::upstream::{Connection, ExchangeError};
 use crate::catalog::{Catalog, Route};
 use crate::config::GatewayConfig;
 use crate::deferred::Deferred;
+use crate::eventing::Eventing;
 use crate::status::GatewayError;
 use crate::trace::Tracer;
 
@@ -90,6 +92,7 @@ pub(crate) struct Gateway {
     pub(crate) ledger: Ledger,
     pub(crate) deferred: Arc<Deferred>,
     pub(crate) tracer: Tracer,
+    pub(crate) eventing: Arc<Eventing>,
     ids: AtomicU64,
 }
 
@@ -98,11 +101,11 @@ impl Gateway {
         node: Node,
         catalog: Arc<Catalog>,
         config: GatewayConfig,
-        (deferred, tracer): (Arc<Deferred>, Tracer),
+        (deferred, eventing, tracer): (Arc<Deferred>, Arc<Eventing>, Tracer),
     ) -> Arc<Self> {
         let seed = getrandom::u64().expect("the kernel's random source answers after boot");
         let (ids, ledger) = (AtomicU64::new(seed), Ledger::default());
-        Arc::new(Self { node, catalog, config, ledger, deferred, tracer, ids })
+        Arc::new(Self { node, catalog, config, ledger, deferred, eventing, tracer, ids })
     }
 
     /// A fresh number that looks random: a counter through the finaliser of `SplitMix64`, which is a
@@ -122,6 +125,9 @@ impl Gateway {
         let gateway = &client.gateway;
         let route = match gateway.route(&parts) {
             Ok(route) => route,
+            Err(GatewayError::UnknownHost(_)) if ingress::is_wanted(client, &parts) => {
+                return Box::pin(ingress::accept(client, &parts, body)).await;
+            }
             Err(error) => return refusal(&error),
         };
         if respond_async::is_wanted(&parts) {

@@ -12,14 +12,19 @@ pub(crate) enum Kind {
     Event,
     ConfigMap,
     Secret,
+    Broker,
+    Trigger,
 }
 
 /// Group and version of Knative's kinds.
 pub(crate) const SERVING: &str = "serving.knative.dev/v1";
 
+/// Group and version of its eventing kinds.
+pub(crate) const EVENTING: &str = "eventing.knative.dev/v1";
+
 impl Kind {
     /// Every kind.
-    pub(crate) const ALL: [Self; 9] = [
+    pub(crate) const ALL: [Self; 11] = [
         Self::Service,
         Self::Configuration,
         Self::Route,
@@ -29,6 +34,8 @@ impl Kind {
         Self::Event,
         Self::ConfigMap,
         Self::Secret,
+        Self::Broker,
+        Self::Trigger,
     ];
 
     /// Its place in [`Kind::ALL`].
@@ -48,6 +55,8 @@ impl Kind {
             Self::Event => "Event",
             Self::ConfigMap => "ConfigMap",
             Self::Secret => "Secret",
+            Self::Broker => "Broker",
+            Self::Trigger => "Trigger",
         }
     }
 
@@ -63,6 +72,8 @@ impl Kind {
             Self::Event => "events",
             Self::ConfigMap => "configmaps",
             Self::Secret => "secrets",
+            Self::Broker => "brokers",
+            Self::Trigger => "triggers",
         }
     }
 
@@ -71,6 +82,7 @@ impl Kind {
         match self {
             Self::Service | Self::Configuration | Self::Route | Self::Revision => SERVING,
             Self::Pod | Self::Namespace | Self::Event | Self::ConfigMap | Self::Secret => "v1",
+            Self::Broker | Self::Trigger => EVENTING,
         }
     }
 
@@ -81,6 +93,7 @@ impl Kind {
                 "serving.knative.dev"
             }
             Self::Pod | Self::Namespace | Self::Event | Self::ConfigMap | Self::Secret => "",
+            Self::Broker | Self::Trigger => "eventing.knative.dev",
         }
     }
 

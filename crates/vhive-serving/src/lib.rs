@@ -21,6 +21,7 @@ pub mod config;
 mod data;
 mod deferred;
 mod document;
+mod eventing;
 mod gateway;
 pub mod inputs;
 mod kind;
@@ -42,8 +43,8 @@ pub(crate) use vhive_policy::autoscale;
 
 pub use api::TokenError;
 pub use config::{
-    ApiConfig, AsyncConfig, AutoscaleConfig, Config, ConfigError, Defaults, GatewayConfig,
-    OtlpProtocol, RetentionConfig, TracingConfig,
+    ApiConfig, AsyncConfig, AutoscaleConfig, Config, ConfigError, Defaults, EventingConfig,
+    GatewayConfig, OtlpProtocol, RetentionConfig, TracingConfig,
 };
 pub use serving::{Addresses, Drained, RunError, Serving};
 pub use store::StoreError;

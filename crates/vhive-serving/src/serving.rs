@@ -12,7 +12,8 @@ use vhive_node::{Deadline, Node};
 use crate::api::{self, TokenError};
 use crate::catalog::Catalog;
 use crate::config::{Config, ConfigError};
-use crate::deferred::{self, Deferred};
+use crate::deferred::{self, Deferred, Invocations};
+use crate::eventing::Eventing;
 use crate::gateway::{self, Gateway, Listening};
 use crate::scaler;
 use crate::services::Services;
@@ -79,7 +80,7 @@ pub struct Serving {
     gateway: Arc<Gateway>,
     listening: Listening,
     api: api::Running,
-    tasks: [AbortOnDrop; 4],
+    tasks: [AbortOnDrop; 5],
     exporters: Exporters,
 }
 
@@ -120,11 +121,16 @@ impl Serving {
         };
         let (deferred, news) = opened.map_err(|_| interrupted())??;
         let (tracer, exporters) = Tracer::new(&config.tracing);
+        let kept = state_dir.join("events.redb");
+        let (settings, known) = (config.clone(), Arc::clone(&catalog));
+        let opened =
+            tokio::task::spawn_blocking(move || Eventing::open(&kept, &settings, known)).await;
+        let (eventing, events) = opened.map_err(|_| interrupted())??;
         let gateway = Gateway::new(
             node.clone(),
             Arc::clone(&catalog),
             config.gateway.clone(),
-            (Arc::clone(&deferred), tracer),
+            (Arc::clone(&deferred), Arc::clone(&eventing), tracer),
         );
         let limits = &config.gateway;
         let certificate = match (&limits.tls_certificate, &limits.tls_key) {
@@ -148,8 +154,12 @@ impl Serving {
         let tick = config.autoscale.tick.0;
         let scaler = AbortOnDrop(tokio::spawn(scaler::run(node, catalog, tick)));
         let follower = AbortOnDrop(tokio::spawn(services.follow()));
-        let dispatch = deferred::run(deferred, news, listening.address);
+        let invocations = Arc::new(Invocations { attempts: config.deferred.attempts });
+        let dispatch = deferred::run(deferred, news, listening.address, invocations);
         let dispatcher = AbortOnDrop(tokio::spawn(dispatch));
+        let queue = Arc::clone(&eventing.queue);
+        let deliver = deferred::run(queue, events, listening.address, eventing);
+        let deliverer = AbortOnDrop(tokio::spawn(deliver));
         let keeper = Arc::clone(&gateway);
         let keeper = AbortOnDrop(tokio::spawn(async move { keeper.ledger.keep().await }));
         let addresses = Addresses {
@@ -170,7 +180,7 @@ impl Serving {
             gateway,
             listening,
             api,
-            tasks: [scaler, keeper, follower, dispatcher],
+            tasks: [scaler, keeper, follower, dispatcher, deliverer],
             exporters,
         })
     }
@@ -186,6 +196,7 @@ impl Serving {
     pub async fn shutdown(self, deadline: Deadline) -> Drained {
         let Self { gateway, listening, api, tasks, exporters, .. } = self;
         gateway.deferred.stop();
+        gateway.eventing.queue.stop();
         let cut = listening.close(deadline.left()).await;
         drop(tasks);
         gateway.ledger.write();

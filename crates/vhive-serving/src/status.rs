@@ -9,6 +9,8 @@ use http::StatusCode;
 use vhive_api::{Bytes, Outcome, SandboxId};
 use vhive_node::AcquireError;
 
+use crate::deferred::AcceptError;
+use crate::eventing::{Malformed, PublishError};
 use crate::throttle::QueueFull;
 
 /// Why a request was answered by the gateway instead of a function.
@@ -84,6 +86,21 @@ pub(crate) enum GatewayError {
     /// An asynchronous request could not be made durable.
     #[error("{0}")]
     AsyncStore(String),
+    /// At the brokers' host, something else than POST.
+    #[error("brokers take events by POST")]
+    NoPost,
+    /// At the brokers' host, a path that is no broker's.
+    #[error("no broker has the path {0:?}; it is `/<namespace>/<broker>`")]
+    NoBrokerPath(String),
+    /// What came is no event.
+    #[error(transparent)]
+    Malformed(#[from] Malformed),
+    /// The event is longer than brokers take.
+    #[error("the event is longer than {0} (serving.eventing.max_event)")]
+    EventTooLarge(Bytes),
+    /// A broker does not take the event.
+    #[error(transparent)]
+    Publish(#[from] PublishError),
 }
 
 /// How an error is told.
@@ -146,6 +163,26 @@ impl GatewayError {
             }
             Self::AsyncStore(_) => {
                 told(StatusCode::INTERNAL_SERVER_ERROR, "async-not-kept", None, refused)
+            }
+            Self::NoPost => told(StatusCode::METHOD_NOT_ALLOWED, "no-post", None, refused),
+            Self::NoBrokerPath(_) | Self::Publish(PublishError::NoBroker(..)) => {
+                told(StatusCode::NOT_FOUND, "unknown-broker", None, refused)
+            }
+            Self::Malformed(_) => told(StatusCode::BAD_REQUEST, "malformed-event", None, refused),
+            Self::EventTooLarge(_) => {
+                told(StatusCode::PAYLOAD_TOO_LARGE, "event-too-large", None, refused)
+            }
+            Self::Publish(PublishError::Loop) => {
+                told(StatusCode::BAD_REQUEST, "event-loop", None, refused)
+            }
+            Self::Publish(PublishError::Queue(AcceptError::Full { .. })) => {
+                told(StatusCode::SERVICE_UNAVAILABLE, "event-queue-full", Some(1), refused)
+            }
+            Self::Publish(PublishError::Queue(AcceptError::ShutDown)) => {
+                told(StatusCode::SERVICE_UNAVAILABLE, "shutting-down", Some(1), refused)
+            }
+            Self::Publish(PublishError::Queue(AcceptError::Store(_))) => {
+                told(StatusCode::INTERNAL_SERVER_ERROR, "event-not-kept", None, refused)
             }
         }
     }

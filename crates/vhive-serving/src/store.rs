@@ -11,9 +11,12 @@ use crate::data::{DataKey, StoredData};
 
 mod earlier;
 mod file;
+mod object;
 mod stored;
 
 pub(crate) use self::file::DatabaseFile;
+use self::object::OBJECTS;
+pub(crate) use self::object::StoredObject;
 pub(crate) use self::stored::{Basis, StoredRevision, StoredService, first, revision, uid, uid_of};
 
 const SERVICES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("services");
@@ -88,6 +91,7 @@ impl Store {
             let found = meta.get("format").map_err(|e| self.io(&e))?.map(|value| value.value());
             let mut services = write.open_table(SERVICES).map_err(|e| self.io(&e))?;
             write.open_table(DATA).map_err(|e| self.io(&e))?;
+            write.open_table(OBJECTS).map_err(|e| self.io(&e))?;
             match found {
                 Some(FORMAT) | None => {}
                 Some(1) => self.renew(&mut services)?,

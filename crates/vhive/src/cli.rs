@@ -87,7 +87,7 @@ pub(crate) enum Command {
 /// What to ask of a running node.
 #[derive(Debug, Subcommand)]
 pub(crate) enum ClientCommand {
-    /// Creates or updates the services in YAML files.
+    /// Creates or updates the services, brokers and triggers in YAML files.
     Apply(cmd::apply::Args),
     /// Lists services, instances or invocation records.
     Get(cmd::get::Args),

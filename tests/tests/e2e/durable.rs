@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
+use std::time::Duration;
 
 use serde_json::{Value, json};
-use vhive_tests::node::ask;
+use vhive_tests::node::{TestNode, ask};
 
-use crate::scene::{Dir, node, skip};
+use crate::scene::{Dir, apply, node, service, skip};
 
 pub(crate) const PATH: &str = "/apis/serving.knative.dev/v1/namespaces/default/services";
 
@@ -118,4 +119,58 @@ fn e2e_no_acknowledged_change_is_lost_when_the_node_is_killed() {
         assert_eq!(&object["status"]["traffic"][0]["revisionName"], latest, "{object}");
     }
     node.stop().expect("it ends");
+}
+
+/// A broker, and a trigger whose service comes later.
+const EVENTING: &str = "
+apiVersion: eventing.knative.dev/v1
+kind: Broker
+metadata: { name: default }
+---
+apiVersion: eventing.knative.dev/v1
+kind: Trigger
+metadata: { name: late }
+spec:
+  broker: default
+  subscriber: { ref: { apiVersion: serving.knative.dev/v1, kind: Service, name: late } }
+  delivery: { retry: 100000, backoffPolicy: linear, backoffDelay: PT0.01S }
+";
+
+const EVENTS: usize = 50;
+
+fn send_event(node: &TestNode, id: usize) -> String {
+    let request = format!(
+        "POST /default/default HTTP/1.1\r\nHost: broker-ingress.knative-eventing.example.com\r\n\
+         Ce-Specversion: 1.0\r\nCe-Id: {id}\r\nCe-Source: /test\r\nCe-Type: t\r\n\
+         Content-Length: 0\r\nConnection: close\r\n\r\n"
+    );
+    node.raw(request.as_bytes()).expect("an answer")
+}
+
+#[test]
+fn e2e_no_accepted_event_is_lost_when_the_node_is_killed() {
+    if skip("e2e_no_accepted_event_is_lost_when_the_node_is_killed") {
+        return;
+    }
+    let dir = Dir::new("events");
+    let socket: PathBuf = dir.path().join("api.sock");
+    let config = format!("[serving.api]\nsocket = {socket:?}\n");
+    let first = node(&dir, &config);
+    apply(&first, &dir, EVENTING);
+    for id in 0..EVENTS {
+        let reply = send_event(&first, id);
+        assert!(reply.starts_with("HTTP/1.1 202 "), "{reply}");
+    }
+    first.kill().expect("killed");
+
+    let next = node(&dir, &config);
+    apply(&next, &dir, &service("late", &[], ""));
+    let delivered = next.wait_for("late", Duration::from_secs(30), |_| {
+        let path = "/vhive/v1/records?service=late&limit=10000";
+        let (_, records) = api(&socket, "GET", path, "").expect("an answer");
+        let all = records.as_array().map(Vec::as_slice).unwrap_or_default();
+        all.iter().filter(|record| record["status"] == 200).count() >= EVENTS
+    });
+    delivered.expect("every event arrives");
+    next.stop().expect("it ends");
 }

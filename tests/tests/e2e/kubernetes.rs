@@ -84,6 +84,7 @@ fn e2e_kubectl_of_each_version_works_unchanged() {
         twelve_operations(&kubectl, name);
         traffic_and_logs(&kubectl, &node, &format!("{name}-more"));
         config_maps_and_secrets(&kubectl, &format!("{name}-data"));
+        brokers_and_triggers(&kubectl, &format!("{name}-events"));
     }
 }
 
@@ -182,6 +183,36 @@ fn config_maps_and_secrets(kubectl: &Kubectl<'_>, name: &str) {
     kubectl.ok(&["delete", "cm", name, "none"]);
     kubectl.expect(&["delete", "secret", name], "deleted");
     kubectl.ok(&["delete", "-f", &file]);
+}
+
+/// A broker and a trigger, made before the service that it names.
+fn brokers_and_triggers(kubectl: &Kubectl<'_>, name: &str) {
+    let path = kubectl.dir.join(format!("{name}-eventing.yaml"));
+    let documents = format!(
+        "apiVersion: eventing.knative.dev/v1\nkind: Broker\nmetadata: {{ name: {name} }}\n---\n\
+         apiVersion: eventing.knative.dev/v1\nkind: Trigger\nmetadata: {{ name: {name} }}\n\
+         spec:\n  broker: {name}\n  filter: {{ attributes: {{ type: greeting }} }}\n  subscriber:\n    \
+         ref: {{ apiVersion: serving.knative.dev/v1, kind: Service, name: {name} }}\n"
+    );
+    fs::write(&path, documents).expect("written");
+    let file = path.to_string_lossy().into_owned();
+    kubectl.expect(&["apply", "-f", &file], "created");
+    kubectl.expect(&["apply", "-f", &file], "unchanged");
+    let broker = format!("broker/{name}");
+    kubectl.expect(&["wait", &broker, "--for=condition=Ready", "--timeout=10s"], "condition met");
+    let url = format!("http://broker-ingress.knative-eventing.example.com/default/{name}");
+    kubectl.expect(&["get", "broker", name], &url);
+    kubectl.expect(&["get", "trigger", name], "SubscriberNotFound");
+    let service = write(kubectl.dir, name, "");
+    kubectl.ok(&["apply", "-f", &service]);
+    let trigger = format!("trigger/{name}");
+    kubectl.expect(&["wait", &trigger, "--for=condition=Ready", "--timeout=10s"], "condition met");
+    kubectl.expect(&["get", "triggers"], &format!("http://{name}.default.example.com"));
+    let cesql = r#"{"spec":{"filters":[{"cesql":"type = 'a'"}]}}"#;
+    let (good, said) = kubectl.run(&["patch", "trigger", name, "--type", "merge", "-p", cesql]);
+    assert!(!good && said.contains("spec.filters[0].cesql"), "{said}");
+    kubectl.expect(&["delete", &trigger, &broker], "deleted");
+    kubectl.ok(&["delete", "ksvc", name]);
 }
 
 #[test]

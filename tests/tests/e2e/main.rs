@@ -4,8 +4,8 @@
 mod dashboard;
 mod durable;
 mod faults;
-mod full_disk;
 mod flood;
+mod full_disk;
 mod kubernetes;
 mod lifecycle;
 mod load;

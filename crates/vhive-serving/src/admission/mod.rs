@@ -9,6 +9,7 @@ mod container;
 mod cursor;
 mod data;
 mod documents;
+mod eventing;
 mod inputs;
 mod probe;
 mod quantity;
@@ -32,6 +33,7 @@ use crate::traffic::Target;
 pub use cursor::{Problem, ProblemKind};
 pub(crate) use data::{AdmittedData, admit_data};
 pub use documents::{DocumentError, documents};
+pub(crate) use eventing::{AdmittedObject, admit_object, broker_of, read_spec};
 pub use service::is_label;
 
 /// Levels of a document that are accepted: what is stored holds it a few levels down, and is read by

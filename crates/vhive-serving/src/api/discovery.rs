@@ -7,7 +7,7 @@ use axum::Json;
 use http::StatusCode;
 use serde_json::{Value, json};
 
-use crate::kind::{Kind, SERVING};
+use crate::kind::{EVENTING, Kind, SERVING};
 
 /// The version of Kubernetes whose API conventions hold here.
 const MAJOR: &str = "1";
@@ -42,16 +42,29 @@ pub(super) async fn groups() -> Json<Value> {
     Json(json!({
         "kind": "APIGroupList",
         "apiVersion": "v1",
-        "groups": [group_of("serving.knative.dev"), group_of("authorization.k8s.io")],
+        "groups": [
+            group_of("serving.knative.dev"),
+            group_of("eventing.knative.dev"),
+            group_of("authorization.k8s.io"),
+        ],
     }))
 }
 
 /// `GET /apis/serving.knative.dev`.
 pub(super) async fn serving_group() -> Json<Value> {
-    let mut group = group_of("serving.knative.dev");
+    Json(one_group("serving.knative.dev"))
+}
+
+/// `GET /apis/eventing.knative.dev`.
+pub(super) async fn eventing_group() -> Json<Value> {
+    Json(one_group("eventing.knative.dev"))
+}
+
+fn one_group(name: &str) -> Value {
+    let mut group = group_of(name);
     group["kind"] = Value::from("APIGroup");
     group["apiVersion"] = Value::from("v1");
-    Json(group)
+    group
 }
 
 fn group_of(name: &str) -> Value {
@@ -67,6 +80,11 @@ pub(super) async fn core() -> Json<Value> {
 /// `GET /apis/serving.knative.dev/v1`.
 pub(super) async fn serving() -> Json<Value> {
     Json(resources(SERVING, "serving.knative.dev"))
+}
+
+/// `GET /apis/eventing.knative.dev/v1`.
+pub(super) async fn eventing() -> Json<Value> {
+    Json(resources(EVENTING, "eventing.knative.dev"))
 }
 
 /// `GET /apis/authorization.k8s.io/v1`.
@@ -119,9 +137,12 @@ fn resources(version: &str, group: &str) -> Value {
             })
         };
         match kind {
-            Kind::Service | Kind::Configuration | Kind::Route | Kind::Revision => {
-                resources.push(sub("status", &["get"]));
-            }
+            Kind::Service
+            | Kind::Configuration
+            | Kind::Route
+            | Kind::Revision
+            | Kind::Broker
+            | Kind::Trigger => resources.push(sub("status", &["get"])),
             Kind::Pod => resources.push(sub("log", &["get"])),
             Kind::Namespace | Kind::Event | Kind::ConfigMap | Kind::Secret => {}
         }
@@ -136,7 +157,7 @@ fn resources(version: &str, group: &str) -> Value {
 
 const fn verbs(kind: Kind) -> &'static [&'static str] {
     match kind {
-        Kind::Service | Kind::ConfigMap | Kind::Secret => {
+        Kind::Service | Kind::ConfigMap | Kind::Secret | Kind::Broker | Kind::Trigger => {
             &["create", "delete", "get", "list", "patch", "update", "watch"]
         }
         Kind::Revision => &["delete", "get", "list", "watch"],
@@ -155,7 +176,7 @@ const fn short_names(kind: Kind) -> &'static [&'static str] {
         Kind::Namespace => &["ns"],
         Kind::Event => &["ev"],
         Kind::ConfigMap => &["cm"],
-        Kind::Secret => &[],
+        Kind::Secret | Kind::Broker | Kind::Trigger => &[],
     }
 }
 
@@ -164,6 +185,7 @@ const fn categories(kind: Kind) -> &'static [&'static str] {
         Kind::Service | Kind::Configuration | Kind::Route | Kind::Revision => {
             &["all", "knative", "serving"]
         }
+        Kind::Broker | Kind::Trigger => &["all", "knative", "eventing"],
         Kind::Pod => &["all"],
         Kind::Namespace | Kind::Event | Kind::ConfigMap | Kind::Secret => &[],
     }

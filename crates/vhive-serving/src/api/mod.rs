@@ -146,6 +146,8 @@ fn router(shared: Arc<Shared>, max_body: usize) -> Router {
 fn kubernetes() -> Router<Arc<Shared>> {
     let serving = "/apis/serving.knative.dev/v1";
     let in_serving = format!("{serving}/namespaces/{{namespace}}/{{plural}}");
+    let eventing = "/apis/eventing.knative.dev/v1";
+    let in_eventing = format!("{eventing}/namespaces/{{namespace}}/{{plural}}");
     let in_core = "/api/v1/namespaces/{namespace}/{plural}";
     let reviews = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews";
     Router::new()
@@ -153,6 +155,8 @@ fn kubernetes() -> Router<Arc<Shared>> {
         .route("/api", get(discovery::core_versions))
         .route("/apis", get(discovery::groups))
         .route("/apis/serving.knative.dev", get(discovery::serving_group))
+        .route("/apis/eventing.knative.dev", get(discovery::eventing_group))
+        .route(eventing, get(discovery::eventing))
         .route("/api/v1", get(discovery::core))
         .route(serving, get(discovery::serving))
         .route("/apis/authorization.k8s.io/v1", get(discovery::authorization))
@@ -161,6 +165,20 @@ fn kubernetes() -> Router<Arc<Shared>> {
         .route("/openapi/v3", get(openapi::v3))
         .route("/openapi/v3/api/v1", get(openapi::core))
         .route("/openapi/v3/apis/serving.knative.dev/v1", get(openapi::serving))
+        .route("/openapi/v3/apis/eventing.knative.dev/v1", get(openapi::eventing))
+        .route(&format!("{eventing}/{{plural}}"), get(resources::eventing_in_all))
+        .route(&in_eventing, get(resources::eventing_in_one).post(write::create))
+        .route(
+            &format!("{in_eventing}/{{name}}"),
+            get(resources::one_of_serving)
+                .put(write::replace)
+                .patch(write::patch)
+                .delete(write::remove),
+        )
+        .route(
+            &format!("{in_eventing}/{{name}}/status"),
+            get(resources::one_of_serving).put(write::status_is_ours).patch(write::status_is_ours),
+        )
         .route(&format!("{serving}/{{plural}}"), get(resources::serving_in_all))
         .route(&in_serving, get(resources::serving_in_one).post(write::create))
         .route(
@@ -176,13 +194,13 @@ fn kubernetes() -> Router<Arc<Shared>> {
         )
         .route("/api/v1/{plural}", get(resources::core_in_all))
         .route("/api/v1/namespaces/{name}", get(resources::namespace))
-        .route(in_core, get(resources::core_in_one).post(write::create_in_core))
+        .route(in_core, get(resources::core_in_one).post(write::create))
         .route(
             &format!("{in_core}/{{name}}"),
             get(resources::one_of_core)
-                .put(write::replace_in_core)
-                .patch(write::patch_in_core)
-                .delete(write::remove_in_core),
+                .put(write::replace)
+                .patch(write::patch)
+                .delete(write::remove),
         )
         .route("/api/v1/namespaces/{namespace}/pods/{name}/log", get(pods::log))
 }

@@ -18,11 +18,12 @@ pub(super) async fn v2() -> Response {
 /// `GET /openapi/v3`.
 pub(super) async fn v3() -> Json<Value> {
     let hash = env!("CARGO_PKG_VERSION");
-    let paths = ["api/v1", "apis/serving.knative.dev/v1"].map(|path| {
+    let mut paths = json!({});
+    for path in ["api/v1", "apis/serving.knative.dev/v1", "apis/eventing.knative.dev/v1"] {
         let url = format!("/openapi/v3/{path}?hash={hash}");
-        (path.to_owned(), json!({"serverRelativeURL": url}))
-    });
-    Json(json!({"paths": Value::from_iter(paths)}))
+        paths[path] = json!({"serverRelativeURL": url});
+    }
+    Json(json!({"paths": paths}))
 }
 
 /// `GET /openapi/v3/api/v1`: the kinds of the core that clients may write.
@@ -89,14 +90,24 @@ pub(super) async fn serving() -> Json<Value> {
         ("Route", "routes"),
         ("Revision", "revisions"),
     ];
+    Json(group(("serving.knative.dev", "dev.knative.serving.v1"), &kinds))
+}
+
+/// `GET /openapi/v3/apis/eventing.knative.dev/v1`.
+pub(super) async fn eventing() -> Json<Value> {
+    let kinds = [("Broker", "brokers"), ("Trigger", "triggers")];
+    Json(group(("eventing.knative.dev", "dev.knative.eventing.v1"), &kinds))
+}
+
+/// The document of a group, whose schemas' names begin as said.
+fn group((group, package): (&str, &str), kinds: &[(&str, &str)]) -> Value {
     let mut paths = json!({});
     let mut schemas = json!({});
     for (kind, plural) in kinds {
-        let one =
-            format!("/apis/serving.knative.dev/v1/namespaces/{{namespace}}/{plural}/{{name}}");
-        let gvk = json!({"group": "serving.knative.dev", "version": "v1", "kind": kind});
+        let one = format!("/apis/{group}/v1/namespaces/{{namespace}}/{plural}/{{name}}");
+        let gvk = json!({"group": group, "version": "v1", "kind": kind});
         paths[one] = operations(&gvk);
-        schemas[format!("dev.knative.serving.v1.{kind}")] = json!({
+        schemas[format!("{package}.{kind}")] = json!({
             "type": "object",
             "description": about(kind),
             "x-kubernetes-group-version-kind": [gvk],
@@ -112,21 +123,29 @@ pub(super) async fn serving() -> Json<Value> {
             },
         });
     }
-    Json(document(&paths, &schemas))
+    document(&paths, &schemas)
 }
 
 fn operation(gvk: &Value, verb: &str) -> Value {
     let parameters = ["dryRun", "fieldManager", "fieldValidation", "force"]
         .map(|name| json!({"name": name, "in": "query", "schema": {"type": "string"}}));
-    let group = if gvk["group"] == "" { "Core" } else { "ServingKnativeDev" };
-    let kind = gvk["kind"].as_str().unwrap_or_default();
     json!({
-        "operationId": format!("{verb}{group}V1Namespaced{kind}"),
+        "operationId": format!("{verb}{}", operation_name(gvk)),
         "parameters": parameters,
         "responses": {"200": {"description": "OK"}},
         "x-kubernetes-action": verb,
         "x-kubernetes-group-version-kind": gvk,
     })
+}
+
+fn operation_name(gvk: &Value) -> String {
+    let text = |field: &str| gvk[field].as_str().unwrap_or_default();
+    let group = match text("group") {
+        "" => "Core",
+        "eventing.knative.dev" => "EventingKnativeDev",
+        _ => "ServingKnativeDev",
+    };
+    format!("{group}V1Namespaced{}", text("kind"))
 }
 
 fn text(about: &str) -> Value {
@@ -166,11 +185,18 @@ fn about(kind: &str) -> &'static str {
         }
         "Configuration" => "The part of a service that makes revisions.",
         "Route" => "The part of a service that leads requests to revisions.",
+        "Broker" => "Takes CloudEvents and gives each to the triggers that want it.",
+        "Trigger" => "Says which of a broker's events a function gets.",
         _ => "One version of a function, never changed.",
     }
 }
 
 fn spec(kind: &str) -> Value {
+    match kind {
+        "Broker" => return object("What is wanted.", &json!({"delivery": delivery()})),
+        "Trigger" => return trigger(),
+        _ => {}
+    }
     let traffic = list(
         "Where requests go; the latest ready revision without it.",
         &object(
@@ -196,6 +222,52 @@ fn spec(kind: &str) -> Value {
         "Route" => object("What is wanted.", &json!({"traffic": traffic})),
         _ => revision(),
     }
+}
+
+fn destination(about: &str) -> Value {
+    object(
+        about,
+        &json!({
+            "ref": object("A Service of serving.knative.dev/v1 or a Broker, in this namespace.", &json!({
+                "apiVersion": text("Its group and version."),
+                "kind": text("Its kind."),
+                "name": text("Its name."),
+                "namespace": text("This object's."),
+            })),
+            "uri": text("The address of a function of this node; beside ref, a path."),
+        }),
+    )
+}
+
+fn delivery() -> Value {
+    object(
+        "How hard delivery is tried.",
+        &json!({
+            "deadLetterSink": destination("Where events go that cannot be delivered."),
+            "retry": number("Tries after the first."),
+            "backoffPolicy": text("How pauses grow: linear or exponential."),
+            "backoffDelay": text("The first pause, as PT0.2S."),
+            "timeout": text("Time for each try, as PT30S."),
+        }),
+    )
+}
+
+fn trigger() -> Value {
+    let attributes = json!({
+        "type": "object",
+        "description": "Attributes with their values; the empty value fits any.",
+        "additionalProperties": {"type": "string"},
+    });
+    object(
+        "What is wanted.",
+        &json!({
+            "broker": text("The broker whose events these are."),
+            "filter": object("Which events: all attributes match.", &json!({"attributes": attributes})),
+            "filters": list("Which events: all of these hold, each exact, prefix, suffix, all, any or not.", &object("A condition.", &json!({}))),
+            "subscriber": destination("Who gets the events."),
+            "delivery": delivery(),
+        }),
+    )
 }
 
 fn revision() -> Value {

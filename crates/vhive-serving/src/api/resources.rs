@@ -26,6 +26,17 @@ pub(super) fn kind(group: &str, plural: &str, uri: &Uri) -> Result<Kind, Problem
 }
 
 const SERVING: &str = "serving.knative.dev";
+const EVENTING: &str = "eventing.knative.dev";
+
+/// The kind of a path below `/apis/<group>/`.
+///
+/// # Errors
+/// There is none of that name.
+pub(super) fn kind_of_path(plural: &str, uri: &Uri) -> Result<Kind, Problem> {
+    let below = uri.path().strip_prefix("/apis/");
+    let group = below.and_then(|path| path.split('/').next()).unwrap_or_default();
+    kind(group, plural, uri)
+}
 
 /// `GET` of one of Knative's kinds in all namespaces.
 pub(super) async fn serving_in_all(
@@ -34,6 +45,15 @@ pub(super) async fn serving_in_all(
     call: Call,
 ) -> Result<Response, Problem> {
     list(&shared, (SERVING, &plural), None, call).await
+}
+
+/// `GET` of one of the eventing kinds in all namespaces.
+pub(super) async fn eventing_in_all(
+    shared: State,
+    Path(plural): Path<String>,
+    call: Call,
+) -> Result<Response, Problem> {
+    list(&shared, (EVENTING, &plural), None, call).await
 }
 
 /// `GET` of one of the core's kinds in all namespaces.
@@ -54,6 +74,15 @@ pub(super) async fn serving_in_one(
     list(&shared, (SERVING, &plural), Some(namespace), call).await
 }
 
+/// `GET` of one of the eventing kinds in one namespace.
+pub(super) async fn eventing_in_one(
+    shared: State,
+    Path((namespace, plural)): Path<(String, String)>,
+    call: Call,
+) -> Result<Response, Problem> {
+    list(&shared, (EVENTING, &plural), Some(namespace), call).await
+}
+
 /// `GET` of one of the core's kinds in one namespace.
 pub(super) async fn core_in_one(
     shared: State,
@@ -63,13 +92,13 @@ pub(super) async fn core_in_one(
     list(&shared, ("", &plural), Some(namespace), call).await
 }
 
-/// `GET` of one object of Knative's kinds.
+/// `GET` of one object of Knative's kinds, of serving or of eventing.
 pub(super) async fn one_of_serving(
     shared: State,
     Path((namespace, plural, name)): Path<(String, String, String)>,
     call: Call,
 ) -> Result<Response, Problem> {
-    let kind = kind(SERVING, &plural, &call.uri)?;
+    let kind = kind_of_path(&plural, &call.uri)?;
     one(&shared, kind, &namespace, &name, &call).await
 }
 
@@ -119,6 +148,10 @@ pub(super) fn find(shared: &Shared, kind: Kind, namespace: &str, name: &str) -> 
             Some(objects::data(services.data.find(&key)?.as_ref()))
         }
         Kind::Namespace => crate::admission::is_label(name).then(|| objects::namespace(name)),
+        Kind::Broker | Kind::Trigger => {
+            let object = catalog.eventing.get(kind, namespace, name)?;
+            Some(objects::eventing(catalog, &object))
+        }
         Kind::Revision | Kind::Pod | Kind::Event => {
             let mut all = all(shared, kind, Some(namespace)).into_iter();
             all.find(|object| object.pointer("/metadata/name").is_some_and(|found| found == name))
@@ -149,6 +182,10 @@ fn all(shared: &Shared, kind: Kind, namespace: Option<&str>) -> Vec<Value> {
             let of_kind = DataKind::of(kind).map(|kind| services.data.list(kind, namespace));
             of_kind.unwrap_or_default().iter().map(|one| objects::data(one)).collect()
         }
+        Kind::Broker | Kind::Trigger => {
+            let objects = catalog.eventing.list(kind, namespace);
+            objects.iter().map(|object| objects::eventing(catalog, object)).collect()
+        }
         Kind::Namespace => {
             let entries = catalog.list(None);
             let data = [DataKind::ConfigMap, DataKind::Secret];
@@ -157,6 +194,9 @@ fn all(shared: &Shared, kind: Kind, namespace: Option<&str>) -> Vec<Value> {
             let mut names: Vec<&str> =
                 entries.iter().map(|e| e.stored.namespace.as_str()).collect();
             names.extend(data.iter().map(|one| one.namespace.as_str()));
+            let objects =
+                [Kind::Broker, Kind::Trigger].map(|kind| catalog.eventing.list(kind, None));
+            names.extend(objects.iter().flatten().map(|object| object.stored.namespace.as_str()));
             names.push("default");
             names.sort_unstable();
             names.dedup();

@@ -129,6 +129,15 @@ const fn columns(kind: Kind) -> &'static [Column] {
         ],
         Kind::ConfigMap => &[NAME, ("Data", "string", "keys"), AGE],
         Kind::Secret => &[NAME, ("Type", "string", "/type"), ("Data", "integer", "keys"), AGE],
+        Kind::Broker => &[NAME, ("URL", "string", "/status/address/url"), AGE, READY, REASON],
+        Kind::Trigger => &[
+            NAME,
+            ("Broker", "string", "/spec/broker"),
+            ("Subscriber_URI", "string", "/status/subscriberUri"),
+            AGE,
+            READY,
+            REASON,
+        ],
         Kind::Namespace => &[NAME, ("Status", "string", "/status/phase"), AGE],
         Kind::Event => &[
             ("Last Seen", "string", "age"),

@@ -251,6 +251,7 @@ pub(super) async fn metrics(shared: State) -> Result<Response, Problem> {
     let mut registry = prometheus_client::registry::Registry::default();
     shared.services.node.register_metrics(&mut registry);
     crate::metrics::register(&shared.gateway, &mut registry);
+    crate::eventing::register(Arc::clone(&shared.gateway.eventing), &mut registry);
     let mut text = String::new();
     let encoded = prometheus_client::encoding::text::encode(&mut text, &registry);
     encoded.map_err(|_| Problem::bad_request("metrics cannot be encoded"))?;

@@ -1,7 +1,7 @@
 //! Changing objects: create, replace, patch, delete.
 //!
-//! Clients make services, config maps and secrets; configurations, routes and revisions come of
-//! services.
+//! Clients make services, brokers, triggers, config maps and secrets; configurations, routes and
+//! revisions come of services.
 
 use axum::Json;
 use axum::extract::Path;
@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use super::apply::{self, Conflicts};
 use super::call::Call;
 use super::document::{media_type, parse, place};
-use super::resources::{find, kind};
+use super::resources::{find, kind_of_path};
 use super::shape::Shape;
 use super::status::Problem;
 use super::{Shared, State};
@@ -33,8 +33,6 @@ const MOST_OPERATIONS: usize = 1000;
 
 /// Values in an object that copies have been made in.
 const MOST_VALUES: usize = 20_000;
-
-const SERVING: &str = "serving.knative.dev";
 
 type Body = Result<Bytes, BytesRejection>;
 type Placed = Path<(String, String)>;
@@ -63,6 +61,9 @@ impl Request<'_> {
             let (object, new) = services.put_data(kind, document, wish).await?;
             return Ok((objects::data(&object), new));
         }
+        if self.kind != Kind::Service {
+            return services.put_object(self.kind, document, wish).await;
+        }
         let (entry, new) = services.put(document, wish).await?;
         let object = objects::of_service(self.kind, &services.catalog, &entry);
         Ok((object.unwrap_or_default(), new))
@@ -79,10 +80,12 @@ impl Request<'_> {
 }
 
 /// The kind of a path, if clients may write it.
-fn writable(group: &str, plural: &str, uri: &Uri) -> Result<Kind, Problem> {
-    let kind = kind(group, plural, uri)?;
+fn writable(plural: &str, uri: &Uri) -> Result<Kind, Problem> {
+    let kind = kind_of_path(plural, uri)?;
     let message = match kind {
-        Kind::Service | Kind::ConfigMap | Kind::Secret => return Ok(kind),
+        Kind::Service | Kind::Broker | Kind::Trigger | Kind::ConfigMap | Kind::Secret => {
+            return Ok(kind);
+        }
         Kind::Configuration | Kind::Route | Kind::Revision => {
             format!("{} are made by services; change the Service instead", kind.plural())
         }
@@ -100,19 +103,7 @@ pub(super) async fn create(
     call: Call,
     body: Body,
 ) -> Result<Response, Problem> {
-    let kind = writable(SERVING, &plural, &call.uri)?;
-    let request = Request { shared: &shared, kind, namespace: &namespace, name: "", call: &call };
-    request.write(&body?, Mode::Create).await
-}
-
-/// `POST` of one of the core's kinds.
-pub(super) async fn create_in_core(
-    shared: State,
-    Path((namespace, plural)): Placed,
-    call: Call,
-    body: Body,
-) -> Result<Response, Problem> {
-    let kind = writable("", &plural, &call.uri)?;
+    let kind = writable(&plural, &call.uri)?;
     let request = Request { shared: &shared, kind, namespace: &namespace, name: "", call: &call };
     request.write(&body?, Mode::Create).await
 }
@@ -124,20 +115,7 @@ pub(super) async fn replace(
     call: Call,
     body: Body,
 ) -> Result<Response, Problem> {
-    let kind = writable(SERVING, &plural, &call.uri)?;
-    let (namespace, name) = (namespace.as_str(), name.as_str());
-    let request = Request { shared: &shared, kind, namespace, name, call: &call };
-    request.write(&body?, Mode::Replace).await
-}
-
-/// `PUT` of one of the core's kinds.
-pub(super) async fn replace_in_core(
-    shared: State,
-    Path((namespace, plural, name)): Named,
-    call: Call,
-    body: Body,
-) -> Result<Response, Problem> {
-    let kind = writable("", &plural, &call.uri)?;
+    let kind = writable(&plural, &call.uri)?;
     let (namespace, name) = (namespace.as_str(), name.as_str());
     let request = Request { shared: &shared, kind, namespace, name, call: &call };
     request.write(&body?, Mode::Replace).await
@@ -150,19 +128,7 @@ pub(super) async fn patch(
     call: Call,
     body: Body,
 ) -> Result<Response, Problem> {
-    let kind = writable(SERVING, &plural, &call.uri)?;
-    let (namespace, name) = (namespace.as_str(), name.as_str());
-    apply_patch(&Request { shared: &shared, kind, namespace, name, call: &call }, &body?).await
-}
-
-/// `PATCH` of one of the core's kinds.
-pub(super) async fn patch_in_core(
-    shared: State,
-    Path((namespace, plural, name)): Named,
-    call: Call,
-    body: Body,
-) -> Result<Response, Problem> {
-    let kind = writable("", &plural, &call.uri)?;
+    let kind = writable(&plural, &call.uri)?;
     let (namespace, name) = (namespace.as_str(), name.as_str());
     apply_patch(&Request { shared: &shared, kind, namespace, name, call: &call }, &body?).await
 }
@@ -357,22 +323,10 @@ pub(super) async fn remove(
     call: Call,
     body: Body,
 ) -> Result<Response, Problem> {
-    let kind = kind(SERVING, &plural, &call.uri)?;
+    let kind = kind_of_path(&plural, &call.uri)?;
     if kind != Kind::Revision {
-        writable(SERVING, &plural, &call.uri)?;
+        writable(&plural, &call.uri)?;
     }
-    let (namespace, name) = (namespace.as_str(), name.as_str());
-    delete(&Request { shared: &shared, kind, namespace, name, call: &call }, &body?).await
-}
-
-/// `DELETE` of one of the core's kinds.
-pub(super) async fn remove_in_core(
-    shared: State,
-    Path((namespace, plural, name)): Named,
-    call: Call,
-    body: Body,
-) -> Result<Response, Problem> {
-    let kind = writable("", &plural, &call.uri)?;
     let (namespace, name) = (namespace.as_str(), name.as_str());
     delete(&Request { shared: &shared, kind, namespace, name, call: &call }, &body?).await
 }
@@ -394,6 +348,9 @@ async fn delete(request: &Request<'_>, body: &Bytes) -> Result<Response, Problem
                 services.remove_data(DataKey::new(data, namespace, name), seen).await?;
             }
             None if kind == Kind::Revision => services.remove_revision(namespace, name).await?,
+            None if matches!(kind, Kind::Broker | Kind::Trigger) => {
+                services.remove_object(kind, (namespace, name), seen).await?;
+            }
             None => _ = services.remove(namespace, name, seen).await?,
         }
     }

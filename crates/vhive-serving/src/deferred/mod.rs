@@ -10,10 +10,14 @@
 //! At least once: a request that was under way when the node was killed is sent again. At most one
 //! reply is kept, the first that came to be written.
 //!
+//! The queue with its bounds and its dispatcher is also that of events, in a file of their own: an
+//! [`Errand`] says where a request goes and what comes of its reply.
+//!
 //! # Source
 //! RFC 7240 §4.1 (`respond-async`).
 
 mod dispatch;
+mod errand;
 mod store;
 
 use std::collections::HashMap;
@@ -27,7 +31,8 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{Semaphore, SemaphorePermit, mpsc};
 use tokio_util::sync::CancellationToken;
 
-pub(crate) use self::dispatch::run;
+pub(crate) use self::dispatch::{Got, SendError, run};
+pub(crate) use self::errand::{End, Errand, Invocations, Sending, Verdict};
 use self::store::{Kept, Queue};
 pub(crate) use self::store::{KeptReply, Pending};
 use crate::config::AsyncConfig;
@@ -35,6 +40,9 @@ use crate::store::StoreError;
 
 /// Bodies that are read at a time.
 const READ_AT_A_TIME: usize = 64;
+
+/// How much longer than a request one may be that takes its place in a full queue.
+const SLACK: u64 = 4096;
 
 /// How far an invocation has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -70,9 +78,7 @@ pub(crate) struct Told {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum AcceptError {
     /// Too many wait, or too much.
-    #[error(
-        "{pending} asynchronous requests wait already ({bytes} bytes); no more than serving.async allow"
-    )]
+    #[error("{pending} requests wait already ({bytes} bytes)")]
     Full {
         /// Requests that wait.
         pending: usize,
@@ -139,36 +145,70 @@ impl Deferred {
         Ok((Arc::new(deferred), receive))
     }
 
-    /// Keeps a request; it is on disk when this returns.
+    /// Keeps requests, all or none; they are on disk when this returns.
     ///
     /// # Errors
-    /// [`AcceptError`]; then it will not be sent.
-    pub(crate) async fn accept(self: &Arc<Self>, pending: Pending) -> Result<(), AcceptError> {
-        let size = pending.size();
-        {
-            // Room is taken before the disk is waited for, so that no burst can exceed the bounds.
-            let mut open = self.entries();
-            let (count, bytes) = (open.requests.len(), open.bytes);
-            if count >= self.config.max_pending || bytes + size > self.config.max_bytes.0 {
-                return Err(AcceptError::Full { pending: count, bytes });
-            }
-            open.bytes += size;
-            let kept = (Arc::new(pending.clone()), Stage::Pending, 0);
-            open.requests.insert(pending.id.clone(), kept);
+    /// [`AcceptError`]; then none will be sent.
+    pub(crate) async fn accept(self: &Arc<Self>, pending: Vec<Pending>) -> Result<(), AcceptError> {
+        self.exchange(None, pending).await
+    }
+
+    /// Forgets a request and keeps these in its place, in one step on disk.
+    ///
+    /// # Errors
+    /// [`AcceptError`]; then it stays, and none of these will be sent.
+    pub(crate) async fn replace(
+        self: &Arc<Self>,
+        id: &str,
+        next: Vec<Pending>,
+    ) -> Result<(), AcceptError> {
+        self.exchange(Some(id.to_owned()), next).await
+    }
+
+    async fn exchange(
+        self: &Arc<Self>,
+        gone: Option<String>,
+        new: Vec<Pending>,
+    ) -> Result<(), AcceptError> {
+        if gone.is_none() && new.is_empty() {
+            return Ok(());
         }
+        let new: Vec<Arc<Pending>> = new.into_iter().map(Arc::new).collect();
+        self.take_room(gone.as_deref(), &new)?;
         let deferred = Arc::clone(self);
         // To the end, even if the client hangs up meanwhile.
-        let written = tokio::task::spawn_blocking(move || match deferred.queue.add(&pending) {
-            Ok(()) => {
-                let _ = deferred.news.send(Arc::new(pending));
-                Ok(())
+        let written = tokio::task::spawn_blocking(move || {
+            let written = deferred.queue.exchange(gone.as_deref(), &new);
+            if written.is_ok() {
+                gone.iter().for_each(|id| deferred.leave(id));
+                new.into_iter().for_each(|one| drop(deferred.news.send(one)));
+            } else {
+                new.iter().for_each(|one| deferred.leave(&one.id));
             }
-            Err(error) => {
-                deferred.leave(&pending.id);
-                Err(error)
-            }
+            written
         });
         Ok(written.await.map_err(|_| AcceptError::ShutDown)??)
+    }
+
+    /// Takes room before the disk is waited for, so that no burst can exceed the bounds. One that
+    /// takes another's place and is hardly longer always finds it, so that a full queue can drain.
+    fn take_room(&self, gone: Option<&str>, new: &[Arc<Pending>]) -> Result<(), AcceptError> {
+        let size: u64 = new.iter().map(|one| one.size()).sum();
+        let mut open = self.entries();
+        let (pending, bytes) = (open.requests.len(), open.bytes);
+        let freed = gone.and_then(|id| open.requests.get(id)).map(|(old, ..)| old.size());
+        let replaces = freed.is_some_and(|freed| new.len() <= 1 && size <= freed + SLACK);
+        let count = (pending + new.len()).saturating_sub(usize::from(freed.is_some()));
+        let total = (bytes + size).saturating_sub(freed.unwrap_or(0));
+        let fits = count <= self.config.max_pending && total <= self.config.max_bytes.0;
+        if !fits && !replaces {
+            return Err(AcceptError::Full { pending, bytes });
+        }
+        open.bytes += size;
+        for one in new {
+            open.requests.insert(one.id.clone(), (Arc::clone(one), Stage::Pending, 0));
+        }
+        Ok(())
     }
 
     /// Begins no more tries; those under way go on. What is not done stays for the next node.

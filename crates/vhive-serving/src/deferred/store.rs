@@ -3,6 +3,7 @@
 //! A value is a JSON head, a zero byte, and the body as it is.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -10,6 +11,7 @@ use redb::{ReadableTable as _, ReadableTableMetadata as _, TableDefinition};
 use serde::{Deserialize, Serialize};
 
 use super::Stage;
+use crate::eventing::Delivery;
 use crate::store::{DatabaseFile, StoreError};
 
 /// By id.
@@ -31,6 +33,9 @@ pub(crate) struct Pending {
     pub(crate) fields: Vec<(String, Vec<u8>)>,
     #[serde(skip)]
     pub(crate) body: Bytes,
+    /// Of an event: whom it is for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) event: Option<Box<Delivery>>,
 }
 
 impl Pending {
@@ -95,12 +100,22 @@ impl Queue {
         Ok(all)
     }
 
-    pub(super) fn add(&self, pending: &Pending) -> Result<(), StoreError> {
-        let value = encode(pending, &pending.body).map_err(|e| self.io(&e))?;
+    /// Takes one request out, if one is named, and puts others in.
+    pub(super) fn exchange(
+        &self,
+        gone: Option<&str>,
+        new: &[Arc<Pending>],
+    ) -> Result<(), StoreError> {
         let write = self.database.begin_write().map_err(|e| self.io(&e))?;
         {
             let mut table = write.open_table(PENDING).map_err(|e| self.io(&e))?;
-            table.insert(pending.id.as_str(), value.as_slice()).map_err(|e| self.io(&e))?;
+            if let Some(gone) = gone {
+                table.remove(gone).map_err(|e| self.io(&e))?;
+            }
+            for one in new {
+                let value = encode(one.as_ref(), &one.body).map_err(|e| self.io(&e))?;
+                table.insert(one.id.as_str(), value.as_slice()).map_err(|e| self.io(&e))?;
+            }
         }
         write.commit().map_err(|e| self.io(&e))
     }
@@ -187,6 +202,7 @@ mod tests {
             target: "/a?b=c".to_owned(),
             fields: vec![("x-bytes".to_owned(), vec![0xFF, 0x41])],
             body: Bytes::from_static(b"\0body\0"),
+            event: None,
         }
     }
 
@@ -211,8 +227,9 @@ mod tests {
         let path = dir.path().join("async.redb");
         {
             let queue = Queue::open(&path).unwrap();
-            queue.add(&pending("late", 2)).unwrap();
-            queue.add(&pending("early", 1)).unwrap();
+            let wait = |id, second| Arc::new(pending(id, second));
+            queue.exchange(None, &[wait("late", 2), wait("other", 1)]).unwrap();
+            queue.exchange(Some("other"), &[wait("early", 1)]).unwrap();
             queue.end("gone", &reply(200), 10).unwrap();
         }
         let queue = Queue::open(&path).unwrap();

@@ -79,11 +79,12 @@ pub(super) async fn accept(
         target: target.to_owned(),
         fields,
         body,
+        event: None,
     };
-    match deferred.accept(pending).await {
+    match deferred.accept(vec![pending]).await {
         Ok(()) => accepted(&id),
-        Err(AcceptError::Full { pending, bytes }) => {
-            refusal(&GatewayError::AsyncFull(AcceptError::Full { pending, bytes }.to_string()))
+        Err(full @ AcceptError::Full { .. }) => {
+            refusal(&GatewayError::AsyncFull(format!("{full}; serving.async allows no more")))
         }
         Err(error) => refusal(&GatewayError::AsyncStore(crate::status::chain(&error))),
     }
@@ -104,7 +105,7 @@ fn accepted(id: &InvocationId) -> Response<ReplyBody> {
     response
 }
 
-async fn read(mut body: Incoming, most: u64) -> Result<Bytes, GatewayError> {
+pub(super) async fn read(mut body: Incoming, most: u64) -> Result<Bytes, GatewayError> {
     let too_large = || GatewayError::BodyTooLarge(vhive_api::Bytes(most));
     if body.size_hint().lower() > most {
         return Err(too_large());

@@ -28,7 +28,7 @@ impl Condition {
         Self { status: "Unknown", reason: Some(reason), message: Some(message) }
     }
 
-    fn fails(reason: &'static str, message: String) -> Self {
+    pub(super) fn fails(reason: &'static str, message: String) -> Self {
         Self { status: "False", reason: Some(reason), message: Some(message) }
     }
 

@@ -6,6 +6,7 @@
 
 mod conditions;
 mod data;
+mod eventing;
 mod namespace;
 mod pod;
 mod revision;
@@ -17,6 +18,7 @@ use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
 pub(crate) use self::data::data;
+pub(crate) use self::eventing::{BROKER_LABEL, eventing};
 pub(crate) use self::namespace::namespace;
 pub(crate) use self::pod::{is_pod_of, pod};
 pub(crate) use self::revision::revision;
@@ -35,7 +37,9 @@ pub(crate) fn of_service(kind: Kind, catalog: &Catalog, entry: &Entry) -> Option
         | Kind::Namespace
         | Kind::Event
         | Kind::ConfigMap
-        | Kind::Secret => None,
+        | Kind::Secret
+        | Kind::Broker
+        | Kind::Trigger => None,
     }
 }
 

@@ -190,6 +190,9 @@ impl Services {
         }
         changes.sort_by_key(|change| change.version);
         self.changes.publish(changes);
+        if before.is_none() {
+            self.review();
+        }
         entry
     }
 
@@ -235,6 +238,7 @@ impl Services {
             changes.push(Change::new(version, kind, What::Deleted, &object));
         }
         self.changes.publish(changes);
+        self.review();
         Ok(entry)
     }
 

@@ -3,6 +3,7 @@
 
 mod change;
 mod data;
+mod eventing;
 mod events;
 mod pods;
 mod settle;
@@ -23,6 +24,7 @@ use crate::catalog::{Catalog, Entry, Route, Turnover};
 use crate::changes::{Change, Changes, What};
 use crate::config::Config;
 use crate::data::DataSet;
+use crate::eventing::INGRESS;
 use crate::kind::Kind;
 use crate::objects;
 use crate::standing::Standing;
@@ -137,11 +139,12 @@ impl Services {
         let opened = tokio::task::spawn_blocking(move || {
             let store = Store::open(&at)?;
             let ((all, version), data) = (store.all()?, store.all_data()?);
+            let objects = eventing::stored(&store)?;
             store.reserve(version + RESERVED)?;
-            Ok((store, (all, data), version))
+            Ok((store, (all, data, objects), version))
         });
         let gone = || StoreError::Io { path: path.to_owned(), reason: "interrupted".to_owned() };
-        let (store, (all, data), version) = opened.await.map_err(|_| gone())??;
+        let (store, (all, data, objects), version) = opened.await.map_err(|_| gone())??;
         let pending: Arc<Pending> = Arc::default();
         let told = Arc::clone(&pending);
         node.on_change(move |revision| told.add(revision));
@@ -166,6 +169,7 @@ impl Services {
             let turnover = services.catalog.put(Arc::new(stored), standings, version, changed).1;
             services.turn_over(turnover);
         }
+        services.show_objects(objects);
         Ok(services)
     }
 
@@ -298,6 +302,12 @@ impl Services {
 
     fn admit(&self, document: &Value) -> Result<Admitted, ChangeError> {
         let admitted = admit(document, &self.config)?;
+        if format!("{}.{}", admitted.name, admitted.namespace) == INGRESS {
+            let reason = "is where brokers answer; choose another name or namespace".to_owned();
+            let (path, kind) = ("metadata.name".to_owned(), ProblemKind::Invalid);
+            let problems = vec![Problem { path, kind, reason }];
+            return Err(Invalid { name: admitted.name, problems }.into());
+        }
         self.check_node(&admitted)?;
         Ok(admitted)
     }

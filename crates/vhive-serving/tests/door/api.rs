@@ -276,18 +276,21 @@ async fn metrics_equal_the_table_of_the_page() {
     let page = std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("../../docs/design/records-and-metrics.md");
     let page = std::fs::read_to_string(page).unwrap();
-    for (title, prefix) in [("gateway", "vhive_gateway_"), ("autoscaler", "kn_revision_")] {
+    for (title, mark) in [
+        ("the gateway", "vhive_gateway_"),
+        ("the autoscaler", "kn_revision_"),
+        ("eventing", "_eventing_"),
+    ] {
         let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
         let told: BTreeSet<String> = types
-            .filter(|(name, _)| name.starts_with(prefix))
+            .filter(|(name, _)| name.contains(mark))
             .map(
                 |(name, kind)| {
                     if kind == "counter" { format!("{name}_total") } else { name.into() }
                 },
             )
             .collect();
-        let section =
-            page.split(&format!("\n## Metrics of the {title}")).nth(1).expect("the section");
+        let section = page.split(&format!("\n## Metrics of {title}")).nth(1).expect("the section");
         let rows = section.split("\n## ").next().unwrap_or_default().lines();
         let listed: BTreeSet<String> = rows
             .filter_map(|line| line.strip_prefix("| `")?.split_once('`'))

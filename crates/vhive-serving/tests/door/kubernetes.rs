@@ -416,3 +416,102 @@ async fn a_change_whose_client_hangs_up_is_whole_or_not_at_all() {
     assert_eq!(names(&list), names(&again), "what is on disk is what was served");
     world.stop().await;
 }
+
+#[tokio::test]
+async fn brokers_and_triggers_are_objects_like_any_other() {
+    let world = World::new().await;
+    let group = "/apis/eventing.knative.dev/v1";
+    let triggers = format!("{group}/namespaces/default/triggers");
+    let (_, groups) = world.api("GET", "/apis", None).await;
+    assert!(groups.to_string().contains("eventing.knative.dev/v1"), "{groups}");
+    let (_, resources) = world.api("GET", group, None).await;
+    for resource in resources["resources"].as_array().unwrap() {
+        let name = resource["name"].as_str().unwrap();
+        if !name.contains('/') {
+            let (status, list) = world.api("GET", &format!("{group}/{name}"), None).await;
+            assert_eq!((status, &list["items"]), (200, &json!([])), "{name}");
+        }
+    }
+    let (_, index) = world.api("GET", "/openapi/v3", None).await;
+    let path = index["paths"]["apis/eventing.knative.dev/v1"]["serverRelativeURL"].clone();
+    let (_, document) = world.api("GET", path.as_str().unwrap(), None).await;
+    let patch =
+        &document["paths"][format!("{group}/namespaces/{{namespace}}/triggers/{{name}}")]["patch"];
+    assert!(patch["parameters"].to_string().contains("fieldValidation"), "{document}");
+
+    let (_, list) = world.api("GET", &triggers, None).await;
+    let from = list["metadata"]["resourceVersion"].as_str().unwrap();
+    let mut watch =
+        Watch::begin(&world, &format!("{triggers}?watch=true&resourceVersion={from}")).await;
+    let trigger = json!({
+        "apiVersion": "eventing.knative.dev/v1",
+        "kind": "Trigger",
+        "metadata": {"name": "t", "labels": {"team": "a"}},
+        "spec": {
+            "broker": "default",
+            "filter": {"attributes": {"type": "greeting"}},
+            "subscriber": {"ref": {
+                "apiVersion": "serving.knative.dev/v1", "kind": "Service", "name": "hello",
+            }},
+        },
+    });
+    let one = format!("{triggers}/t");
+    let apply = "Content-Type: application/apply-patch+yaml\r\n";
+    let by = |manager: &str| format!("{one}?fieldManager={manager}");
+    let (status, made) = ask(&world, "PATCH", &by("me"), apply, &trigger).await;
+    assert_eq!((status, &made["metadata"]["generation"]), (201, &json!(1)), "{made}");
+    watch.expect("ADDED", "t").await;
+    let (status, again) = ask(&world, "PATCH", &by("me"), apply, &trigger).await;
+    assert_eq!(
+        (status, &again["metadata"]["resourceVersion"]),
+        (200, &made["metadata"]["resourceVersion"])
+    );
+    let mut other = trigger.clone();
+    other["spec"]["filter"]["attributes"]["type"] = json!("parting");
+    let (status, told) = ask(&world, "PATCH", &by("you"), apply, &other).await;
+    assert_eq!((status, &told["details"]["kind"]), (409, &json!("triggers")), "{told}");
+    let merge = "Content-Type: application/merge-patch+json\r\n";
+    let patch = json!({"spec": {"filter": {"attributes": {"type": "parting"}}}});
+    let (status, changed) = ask(&world, "PATCH", &one, merge, &patch).await;
+    assert_eq!((status, &changed["metadata"]["generation"]), (200, &json!(2)));
+    watch.expect("MODIFIED", "t").await;
+
+    // What it needs comes, and whoever waits for its condition is told.
+    let ready = |object: &Value| {
+        let mut all = object["status"]["conditions"].as_array().unwrap().iter();
+        all.any(|one| one["type"] == "Ready" && one["status"] == "True")
+    };
+    let brokers = format!("{group}/namespaces/default/brokers");
+    let broker = json!({
+        "apiVersion": "eventing.knative.dev/v1", "kind": "Broker", "metadata": {"name": "default"},
+    });
+    let dry = format!("{brokers}?dryRun=All");
+    assert_eq!(world.api("POST", &dry, Some(&broker)).await.0, 201);
+    assert_eq!(world.api("GET", &format!("{brokers}/default"), None).await.0, 404, "it was dry");
+    assert_eq!(world.api("POST", &brokers, Some(&broker)).await.0, 201);
+    assert_eq!(world.api("POST", &brokers, Some(&broker)).await.0, 409);
+    assert!(!ready(&watch.expect("MODIFIED", "t").await));
+    world.apply("hello", |_| {}).await;
+    assert!(ready(&watch.expect("MODIFIED", "t").await));
+
+    let table = "Accept: application/json;as=Table;v=v1;g=meta.k8s.io,application/json\r\n";
+    let selected = format!("{triggers}?labelSelector=team%3Da");
+    let (_, shown) = ask(&world, "GET", &selected, table, &Value::Null).await;
+    let cells = &shown["rows"][0]["cells"];
+    assert_eq!(
+        cells.as_array().unwrap()[..3],
+        [json!("t"), json!("default"), json!("http://hello.default.example.com")]
+    );
+    let (_, shown) = ask(&world, "GET", &brokers, table, &Value::Null).await;
+    assert_eq!(shown["rows"][0]["cells"][3], "True", "{shown}");
+
+    let stale = json!({"preconditions": {"uid": "another"}});
+    assert_eq!(world.api("DELETE", &one, Some(&stale)).await.0, 409);
+    let (status, told) = world.api("DELETE", &one, None).await;
+    assert_eq!((status, &told["details"]["uid"]), (200, &made["metadata"]["uid"]));
+    watch.expect("DELETED", "t").await;
+    assert_eq!(world.api("DELETE", &one, None).await.0, 404);
+    let (status, _) = world.api("PUT", &format!("{one}/status"), Some(&json!({}))).await;
+    assert_eq!(status, 405);
+    world.stop().await;
+}

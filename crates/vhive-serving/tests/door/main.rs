@@ -6,6 +6,7 @@ mod crowd;
 mod dashboard;
 mod data;
 mod deferred;
+mod eventing;
 mod gateway;
 mod gone;
 mod http2;

@@ -1,4 +1,5 @@
-//! `vhive apply`: creates or updates the services, config maps and secrets in YAML files.
+//! `vhive apply`: creates or updates the services, brokers, triggers, config maps and secrets in
+//! YAML files.
 
 use std::io::Read as _;
 use std::path::PathBuf;
@@ -15,7 +16,8 @@ use crate::output;
 /// Arguments of `vhive apply`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// YAML or JSON file with Services, ConfigMaps and Secrets; `-` for standard input.
+    /// YAML or JSON file with Services, ConfigMaps, Secrets, Brokers and Triggers; `-` for standard
+    /// input.
     #[arg(long, short, required = true, value_name = "FILE")]
     filename: Vec<PathBuf>,
 }
@@ -45,8 +47,10 @@ pub(crate) async fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCo
             for object in &applied {
                 let kind = text(object, "/kind").to_lowercase();
                 let name = text(object, "/metadata/name");
-                let url = text(object, "/status/url");
-                output::line(format!("{kind}/{name} applied  {url}").trim_end());
+                let urls = ["/status/url", "/status/address/url", "/status/subscriberUri"];
+                let url = urls.into_iter().map(|at| text(object, at)).find(|url| !url.is_empty());
+                let line = format!("{kind}/{name} applied  {}", url.unwrap_or_default());
+                output::line(line.trim_end());
             }
         }
     }
@@ -69,9 +73,12 @@ async fn apply(context: &Context, mut document: Value) -> anyhow::Result<Value> 
     }
     let given = text(&document, "/metadata/namespace");
     let namespace = if given.is_empty() { &context.global.namespace } else { given }.to_owned();
+    let eventing = format!("/apis/eventing.knative.dev/v1/namespaces/{namespace}");
     let path = match text(&document, "/kind") {
         "ConfigMap" => format!("/api/v1/namespaces/{namespace}/configmaps"),
         "Secret" => format!("/api/v1/namespaces/{namespace}/secrets"),
+        "Broker" => format!("{eventing}/brokers"),
+        "Trigger" => format!("{eventing}/triggers"),
         // What is none is refused by the node, which says so.
         _ => services_path(&namespace),
     };

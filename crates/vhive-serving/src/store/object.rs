@@ -1,0 +1,168 @@
+//! Objects that are no services, as they are kept: brokers and triggers. A table of their own, which
+//! earlier versions do not look at.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use redb::TableDefinition;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::stored::uid;
+use super::{META, Store, StoreError};
+use crate::document::Document;
+use crate::kind::Kind;
+
+/// By `<plural>.<group>/<namespace>/<name>`.
+pub(super) const OBJECTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("objects");
+
+/// One object as a client wrote it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct StoredObject {
+    /// Namespace.
+    pub(crate) namespace: String,
+    /// Name.
+    pub(crate) name: String,
+    /// Random, for as long as the object exists.
+    pub(crate) uid: String,
+    /// When it was made, UTC.
+    pub(crate) created: Timestamp,
+    /// Counts the changes of `spec`, from 1.
+    pub(crate) generation: u64,
+    /// Version of the last change by a client.
+    pub(crate) resource_version: u64,
+    /// Labels.
+    pub(crate) labels: BTreeMap<String, String>,
+    /// Annotations.
+    pub(crate) annotations: BTreeMap<String, String>,
+    /// Who set which fields; null if nobody said who it was.
+    #[serde(default)]
+    pub(crate) managed: Value,
+    /// The `spec` as written.
+    pub(crate) spec: Document,
+}
+
+impl StoredObject {
+    /// One that there has not been before.
+    pub(crate) fn new(namespace: &str, name: &str, spec: &Value, now: Timestamp) -> Self {
+        Self {
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+            uid: uid(),
+            created: now,
+            generation: 1,
+            resource_version: 0,
+            labels: BTreeMap::new(),
+            annotations: BTreeMap::new(),
+            managed: Value::Null,
+            spec: Document::of(spec),
+        }
+    }
+}
+
+fn prefix(kind: Kind) -> String {
+    format!("{}.{}/", kind.plural(), kind.group())
+}
+
+impl Store {
+    /// Every object of a kind, by namespace and name.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub(crate) fn objects(&self, kind: Kind) -> Result<Vec<StoredObject>, StoreError> {
+        let read = self.database.begin_read().map_err(|e| self.io(&e))?;
+        let table = read.open_table(OBJECTS).map_err(|e| self.io(&e))?;
+        let prefix = prefix(kind);
+        let mut objects = Vec::new();
+        for entry in table.range(prefix.as_str()..).map_err(|e| self.io(&e))? {
+            let (key, value) = entry.map_err(|e| self.io(&e))?;
+            if !key.value().starts_with(&prefix) {
+                break;
+            }
+            let object = serde_json::from_slice(value.value());
+            objects.push(object.map_err(|error| self.damaged(key.value(), &error))?);
+        }
+        Ok(objects)
+    }
+
+    /// Puts an object in place of what there was, as [`Store::put`] does.
+    ///
+    /// # Errors
+    /// [`StoreError`]; the store is unchanged.
+    pub(crate) fn put_object(
+        &self,
+        kind: Kind,
+        object: &StoredObject,
+        ceiling: u64,
+    ) -> Result<(), StoreError> {
+        let bytes = serde_json::to_vec(object).map_err(|e| self.io(&e))?;
+        let key = format!("{}{}/{}", prefix(kind), object.namespace, object.name);
+        let write = self.database.begin_write().map_err(|e| self.io(&e))?;
+        {
+            let mut meta = write.open_table(META).map_err(|e| self.io(&e))?;
+            meta.insert("version", ceiling).map_err(|e| self.io(&e))?;
+            let mut table = write.open_table(OBJECTS).map_err(|e| self.io(&e))?;
+            table.insert(key.as_str(), bytes.as_slice()).map_err(|e| self.io(&e))?;
+        }
+        write.commit().map_err(|e| self.io(&e))
+    }
+
+    /// Removes an object and returns when that is on disk.
+    ///
+    /// # Errors
+    /// [`StoreError`]; the store is unchanged.
+    pub(crate) fn remove_object(
+        &self,
+        kind: Kind,
+        namespace: &str,
+        name: &str,
+    ) -> Result<(), StoreError> {
+        let key = format!("{}{namespace}/{name}", prefix(kind));
+        let write = self.database.begin_write().map_err(|e| self.io(&e))?;
+        {
+            let mut table = write.open_table(OBJECTS).map_err(|e| self.io(&e))?;
+            table.remove(key.as_str()).map_err(|e| self.io(&e))?;
+        }
+        write.commit().map_err(|e| self.io(&e))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn objects_are_there_after_a_restart_each_under_its_kind() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state.redb");
+        let now = Timestamp::UNIX_EPOCH;
+        let object = |name| StoredObject::new("default", name, &json!({"broker": "b"}), now);
+        let (one, two, broker) = (object("one"), object("two"), object("one"));
+        {
+            let store = Store::open(&path).unwrap();
+            store.put_object(Kind::Trigger, &two, 10).unwrap();
+            store.put_object(Kind::Trigger, &one, 11).unwrap();
+            store.put_object(Kind::Broker, &broker, 12).unwrap();
+        }
+        let store = Store::open(&path).unwrap();
+        assert_eq!(store.all().unwrap(), (Vec::new(), 12));
+        assert_eq!(store.objects(Kind::Trigger).unwrap(), [one.clone(), two]);
+        assert_eq!(store.objects(Kind::Broker).unwrap(), [broker]);
+        store.remove_object(Kind::Trigger, "default", "two").unwrap();
+        store.remove_object(Kind::Broker, "default", "none").unwrap();
+        assert_eq!(store.objects(Kind::Trigger).unwrap(), [one]);
+    }
+
+    #[test]
+    fn a_trigger_of_the_first_version_is_read() {
+        let golden = include_bytes!("object-1.json");
+        let trigger: StoredObject = serde_json::from_slice(golden).unwrap();
+        assert_eq!((trigger.name.as_str(), trigger.generation), ("greetings", 2));
+        let spec =
+            crate::admission::read_spec(Kind::Trigger, "default", &trigger.spec.value(), "x.org");
+        assert!(matches!(spec, Ok(crate::eventing::Spec::Trigger(_))), "{spec:?}");
+    }
+}
