@@ -20,7 +20,7 @@ mod upstream;
 use anyhow::Context as _;
 use vhive_tests::bench::{Bound, Row, median, spread};
 
-use crate::client::{Measured, Until};
+use crate::client::Measured;
 use crate::parts::{Part, cpus, nginx, on_cpu, proxy, role, send};
 
 /// Rounds with one connection and with 64; each measures every part once. Those with one are many
@@ -45,10 +45,11 @@ fn main() -> anyhow::Result<()> {
         ["role", "hop", upstream] => hop::run(upstream),
         ["role", "client", address, connections, millis] => {
             let time = std::time::Duration::from_millis(millis.parse()?);
-            client::run(address, connections.parse()?, Until::Over(time))
+            client::run(address, connections.parse()?, move |_, took| took > time)
         }
         ["role", "send", address, connections, each] => {
-            client::run(address, connections.parse()?, Until::Sent(each.parse()?))
+            let each: usize = each.parse()?;
+            client::run(address, connections.parse()?, move |sent, _| sent >= each)
         }
         _ => compare(),
     }

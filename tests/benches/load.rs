@@ -48,7 +48,8 @@ fn main() -> anyhow::Result<()> {
     let texts: Vec<&str> = args.iter().map(String::as_str).collect();
     match texts.as_slice() {
         ["role", "client", address, connections, millis] => {
-            client::run(address, connections.parse()?, millis.parse()?)
+            let time = Duration::from_millis(millis.parse()?);
+            client::run(address, connections.parse()?, move |_, took| took > time)
         }
         ["role", "delay", millis] => delay::run(Duration::from_millis(millis.parse()?)),
         ["role", how @ ("open" | "busy"), address, rate, millis] => {

@@ -25,6 +25,7 @@ pub(crate) fn hello(store: &Path, port: u16) -> Result<(PathBuf, Process)> {
         user: config.user,
         cwd: config.working_dir,
         stop_signal: config.stop_signal.unwrap_or_default(),
+        volumes: Vec::new(),
     };
     Ok((rootfs.path, process))
 }
