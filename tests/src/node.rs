@@ -1,6 +1,7 @@
 //! A `vhive node` of a test's own: its state and run directories are temporary, its ports free
 //! ones, and it ends with its guard.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
@@ -46,12 +47,21 @@ impl TestNode {
     /// # Errors
     /// When it does not serve in time, with what it wrote.
     pub fn start(dir: &Path, config: &str) -> anyhow::Result<Self> {
+        Self::start_in(dir, config, &[])
+    }
+
+    /// Likewise, with these variables in its environment besides.
+    ///
+    /// # Errors
+    /// As [`TestNode::start`].
+    pub fn start_in(dir: &Path, config: &str, env: &[(&str, &OsStr)]) -> anyhow::Result<Self> {
         fs::create_dir_all(dir)?;
         fs::write(dir.join("vhive.toml"), config)?;
         let log = File::options().create(true).append(true).open(dir.join("node.log"))?;
         let mut command = command(dir)?;
         command.args(["--log", "info", "-o", "json", "node"]);
         command.args(["--gateway", "127.0.0.1:0", "--api", "127.0.0.1:0"]);
+        command.envs(env.iter().copied());
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).spawn()?;
         let stdout = child.stdout.take().context("the output was piped")?;
         let mut node =

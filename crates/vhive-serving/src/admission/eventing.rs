@@ -154,7 +154,7 @@ fn read_document(kind: Kind, root: &Cursor<'_>, domain: &str) -> Option<Admitted
         Some(_) => label(&metadata, "namespace", 63),
         None => Some("default".to_owned()),
     };
-    let labels = metadata.get("labels").map(|c| strings(&c)).unwrap_or_default();
+    let labels = metadata.get("labels").map(|c| super::metadata::labels(&c)).unwrap_or_default();
     let annotations = metadata.get("annotations");
     if let Some(class) = annotations.as_ref().and_then(|all| all.get(CLASS))
         && kind == Kind::Broker
@@ -162,7 +162,7 @@ fn read_document(kind: Kind, root: &Cursor<'_>, domain: &str) -> Option<Admitted
     {
         class.unsupported(format!("not supported: only {OURS:?}, which is also the default"));
     }
-    let annotations = annotations.map(|c| strings(&c)).unwrap_or_default();
+    let annotations = annotations.map(|c| super::metadata::annotations(&c)).unwrap_or_default();
     let resource_version = metadata.get("resourceVersion").and_then(|c| c.text());
     let resource_version = resource_version.filter(|text| !text.is_empty()).map(str::to_owned);
     let namespace = namespace?;

@@ -11,6 +11,7 @@ mod data;
 mod documents;
 mod eventing;
 mod inputs;
+mod metadata;
 mod probe;
 mod quantity;
 mod service;

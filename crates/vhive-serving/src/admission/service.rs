@@ -91,6 +91,10 @@ const REVISION: Fields = Fields {
 /// Longest tag, so that `<tag>-<name>` may still be a label.
 const MAX_TAG: usize = 32;
 
+/// Targets of one service: more than any share or tag needs, and few enough to be compared with each
+/// other.
+const MOST_TARGETS: usize = 1000;
+
 /// Longest service name, so that `<name>-00001` is still a label.
 const MAX_NAME: usize = 57;
 
@@ -151,8 +155,9 @@ fn read_document(root: &Cursor<'_>, config: &Config) -> Option<Admitted> {
         Some(_) => label(&metadata, "namespace", 63),
         None => Some("default".to_owned()),
     };
-    let labels = metadata.get("labels").map(|c| strings(&c)).unwrap_or_default();
-    let annotations = metadata.get("annotations").map(|c| strings(&c)).unwrap_or_default();
+    let labels = metadata.get("labels").map(|c| super::metadata::labels(&c)).unwrap_or_default();
+    let annotations =
+        metadata.get("annotations").map(|c| super::metadata::annotations(&c)).unwrap_or_default();
     let resource_version = metadata.get("resourceVersion").and_then(|c| c.text());
     let resource_version = resource_version.filter(|text| !text.is_empty()).map(str::to_owned);
     let Some(spec) = root.get("spec") else {
@@ -197,6 +202,10 @@ fn read_revision_name(template: &Cursor<'_>, service: &str) -> Option<String> {
 /// Reads `spec.traffic`. Whether the revisions exist is seen by who knows them.
 fn read_traffic(traffic: &Cursor<'_>) -> Vec<Target> {
     let items = traffic.items();
+    if items.len() > MOST_TARGETS {
+        traffic.invalid(format!("must have at most {MOST_TARGETS} targets, not {}", items.len()));
+        return Vec::new();
+    }
     let targets: Vec<Target> = items.iter().map(read_target).collect();
     let sum: u32 = targets.iter().map(|target| target.percent).sum();
     if !targets.is_empty() && sum != 100 {
@@ -234,8 +243,8 @@ fn read_template(template: &Cursor<'_>, config: &Config) -> Option<Template> {
     let metadata = template.get("metadata");
     if let Some(metadata) = &metadata {
         metadata.expect_fields(&TEMPLATE_METADATA);
-        if let Some(labels) = metadata.get("labels") {
-            strings(&labels);
+        if let Some(given) = metadata.get("labels") {
+            super::metadata::labels(&given);
         }
     }
     let Some(spec) = template.get("spec") else {

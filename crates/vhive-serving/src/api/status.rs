@@ -108,9 +108,10 @@ impl From<ChangeError> for Problem {
         match &error {
             ChangeError::Invalid(invalid) => Self::from(invalid.clone()),
             ChangeError::Unfit { kind, name, problems } => {
-                Self::new(StatusCode::UNPROCESSABLE_ENTITY, "Invalid", message)
-                    .about(*kind, name)
-                    .with_causes(causes(problems))
+                let mut told = Self::new(StatusCode::UNPROCESSABLE_ENTITY, "Invalid", message);
+                // By its kind, where other reasons name the resource.
+                told.details = json!({"group": kind.group(), "kind": kind.as_str(), "name": name});
+                told.with_causes(causes(problems))
             }
             ChangeError::Exists { kind, name } => {
                 Self::new(conflict, "AlreadyExists", message).about(*kind, name)
