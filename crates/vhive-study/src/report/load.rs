@@ -305,7 +305,7 @@ fn quantiles(
         svg.text((x(at), bottom + 16.0), Anchor::Middle, label);
     }
     svg.styled((left - 60.0, top - 10.0), Anchor::Start, "font-style=\"italic\"", unit);
-    let mut labels: Vec<f64> = Vec::new();
+    let mut named = Vec::new();
     for (nth, (label, all)) in lines.iter().enumerate() {
         let colour = COLOURS[nth % COLOURS.len()];
         let points: Vec<(f64, f64)> = PARTS
@@ -319,16 +319,11 @@ fn quantiles(
         for point in &points {
             svg.mark(*point, nth, colour);
         }
-        if let Some((_, y)) = points.last() {
-            let mut y = *y;
-            while labels.iter().any(|other| (other - y).abs() < 14.0) {
-                y += 14.0;
-            }
-            labels.push(y);
-            svg.text((right + 4.0, y + 4.0), Anchor::Start, label);
+        if let Some(end) = points.last() {
+            named.push((*end, label.clone()));
         }
     }
-    let end = labels.iter().copied().fold(bottom + 24.0, f64::max) + 16.0;
+    let end = svg.names(right, &named).max(bottom + 40.0);
     Some(Chart { name, title, caption: caption.to_owned(), svg: svg.finish(title, end) })
 }
 

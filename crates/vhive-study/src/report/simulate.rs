@@ -123,19 +123,11 @@ fn pareto(outcomes: &[Outcome]) -> Option<Chart> {
         outcomes.iter().filter(|one| !is_beaten(one, outcomes)).map(at).collect();
     edge.sort_by(|a, b| a.0.total_cmp(&b.0));
     svg.path(&edge, "#999999", "4 4");
-    let mut labels: Vec<f64> = Vec::new();
     for (nth, one) in outcomes.iter().enumerate() {
-        let (x, y) = at(one);
-        svg.mark((x, y), nth, colour(nth));
-        // Names to the right of all, moved apart, with a thin line to their marks.
-        let mut label = y;
-        while labels.iter().any(|other| (other - label).abs() < 14.0) {
-            label += 14.0;
-        }
-        labels.push(label);
-        svg.line((x + 5.0, y), (right + 14.0, label), (0.25, 0.6));
-        svg.text((right + 18.0, label + 4.0), Anchor::Start, &one.label());
+        svg.mark(at(one), nth, colour(nth));
     }
+    let named: Vec<_> = outcomes.iter().map(|one| (at(one), one.label())).collect();
+    let end = svg.names(right, &named).max(bottom + 56.0);
     let n = outcomes.iter().map(|one| one.invocations).max().unwrap_or(0);
     let caption = format!(
         "Each mark is a policy over the same {n} invocations; left and low is better. The dashed \
@@ -143,7 +135,6 @@ fn pareto(outcomes: &[Outcome]) -> Option<Chart> {
          instance's start to its end, whether it works or idles."
     );
     let title = "Cold starts against memory";
-    let end = labels.iter().copied().fold(bottom + 40.0, f64::max) + 16.0;
     Some(Chart { name: "pareto", title, caption, svg: svg.finish(title, end) })
 }
 
@@ -205,7 +196,7 @@ fn over_time(outcomes: &[Outcome]) -> Option<Chart> {
     svg.axis(&across, (top, bottom), "minute");
     let italic = "font-style=\"italic\"";
     svg.styled((left - 60.0, top - 10.0), Anchor::Start, italic, "instances");
-    let mut labels: Vec<f64> = Vec::new();
+    let mut named = Vec::new();
     for (nth, one) in outcomes.iter().enumerate() {
         let points: Vec<(f64, f64)> = one
             .minutes
@@ -214,18 +205,13 @@ fn over_time(outcomes: &[Outcome]) -> Option<Chart> {
             .map(|(minute, of)| (across.at(minute as f64 + 0.5), down.at(of.instances as f64)))
             .collect();
         svg.path(&points, colour(nth), DASHES[nth % DASHES.len()]);
-        let Some((x, y)) = points.last().copied() else { continue };
-        svg.mark((x, y), nth, colour(nth));
-        let mut label = y;
-        while labels.iter().any(|other| (other - label).abs() < 14.0) {
-            label += 14.0;
-        }
-        labels.push(label);
-        svg.text((right + 18.0, label + 4.0), Anchor::Start, &one.label());
+        let Some(end) = points.last().copied() else { continue };
+        svg.mark(end, nth, colour(nth));
+        named.push((end, one.label()));
     }
+    let end = svg.names(right, &named).max(bottom + 56.0);
     let caption = "Most instances in a second of each minute, those that start included.";
     let title = "Instances over time";
-    let end = labels.iter().copied().fold(bottom + 40.0, f64::max) + 16.0;
     Some(Chart {
         name: "instances",
         title,

@@ -231,6 +231,18 @@ impl Svg {
         }
     }
 
+    /// Names to the right of `right`, each as near to the end of its line or its mark as the others
+    /// leave it, in the order of those ends, and joined to it. Returns the y below them.
+    pub(super) fn names(&mut self, right: f64, ends: &[((f64, f64), String)]) -> f64 {
+        let heights: Vec<f64> = ends.iter().map(|((_, y), _)| *y).collect();
+        let places = spread(&heights, 14.0);
+        for (((x, y), name), place) in ends.iter().zip(&places) {
+            self.line((x + 5.0, *y), (right + 14.0, *place), (0.25, 0.6));
+            self.text((right + 18.0, place + 4.0), Anchor::Start, name);
+        }
+        places.into_iter().fold(0.0, f64::max) + 16.0
+    }
+
     /// Swatches with their names, wrapped; returns the y below them.
     pub(super) fn legend(&mut self, y: f64, entries: &[(Fill, &str)]) -> f64 {
         let (mut x, mut y) = (10.0, y);
@@ -397,6 +409,20 @@ pub(super) fn escape(text: &str) -> String {
         }
     }
     escaped
+}
+
+/// Places so far apart, in the order of the wanted ones and near to them, and none above the highest
+/// wanted one.
+fn spread(wanted: &[f64], apart: f64) -> Vec<f64> {
+    let mut order: Vec<usize> = (0..wanted.len()).collect();
+    order.sort_by(|a, b| wanted[*a].total_cmp(&wanted[*b]));
+    let mut places = vec![0.0; wanted.len()];
+    let mut free = f64::NEG_INFINITY;
+    for at in order {
+        places[at] = wanted[at].max(free);
+        free = places[at] + apart;
+    }
+    places
 }
 
 #[cfg(test)]
