@@ -187,3 +187,44 @@ async fn what_was_under_way_when_the_node_ended_is_sent_by_the_next_one() {
     assert_eq!(reply(&world, &id).await.body, b"again");
     world.stop().await;
 }
+
+#[tokio::test]
+async fn a_connection_that_has_served_before_takes_asynchronous_requests_and_goes_on() {
+    let world = Setup::with_functions(echo).start().await;
+    world.apply("echo", |_| {}).await;
+    let mut stream = world.connect().await;
+    let mut ids = Vec::new();
+    // One that waits for its reply, one that does not, and so on.
+    for (number, later) in [false, true, true, false, true].into_iter().enumerate() {
+        let (prefer, body) =
+            (if later { "Prefer: respond-async\r\n" } else { "" }, format!("body {number}"));
+        let wire = format!(
+            "POST / HTTP/1.1\r\nHost: {}\r\n{prefer}Content-Length: {}\r\n\r\n{body}",
+            host("echo"),
+            body.len()
+        );
+        stream.write_all(wire.as_bytes()).await.unwrap();
+        let (head, mut rest) = within(read_head(&mut stream)).await.expect("a reply");
+        let length = head.lines().find_map(|line| {
+            let (name, value) = line.split_once(':')?;
+            name.eq_ignore_ascii_case("content-length").then(|| value.trim().parse().unwrap())
+        });
+        let length: usize = length.expect("a length");
+        let there = rest.len();
+        rest.resize(length.max(there), 0);
+        within(stream.read_exact(&mut rest[there..])).await.unwrap();
+        let status = if later { "202" } else { "201" };
+        assert!(head.starts_with(&format!("HTTP/1.1 {status}")), "{number}: {head}");
+        if later {
+            let told: Value = serde_json::from_slice(&rest).unwrap();
+            ids.push((told["id"].as_str().unwrap().to_owned(), body));
+        } else {
+            assert_eq!(String::from_utf8_lossy(&rest), body);
+        }
+    }
+    for (id, body) in ids {
+        assert_eq!(ended(&world, &id).await["state"], "done");
+        assert_eq!(reply(&world, &id).await.text(), body);
+    }
+    world.stop().await;
+}

@@ -100,3 +100,46 @@ async fn a_guest_that_is_gone_keeps_no_request() {
         world.stop().await;
     }
 }
+
+/// Goes over to another protocol and says no more.
+async fn switches(mut stream: TcpStream, came: Arc<Notify>) {
+    if read_head(&mut stream).await.is_none() {
+        return;
+    }
+    let head = b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n";
+    stream.write_all(head).await.unwrap();
+    came.notify_one();
+    keep(stream);
+}
+
+#[tokio::test]
+async fn a_connection_that_went_over_ends_with_its_sandbox() {
+    let came = Arc::new(Notify::new());
+    let of = Arc::clone(&came);
+    let runtime = InProcess::new(move |stream| switches(stream, Arc::clone(&of)));
+    let journals = Arc::clone(&runtime.journals);
+    let world = Setup::of(Runtimes::new().with(runtime)).start().await;
+    world.apply("gone", |_| {}).await;
+    let mut stream = world.connect().await;
+    let wire = format!(
+        "GET / HTTP/1.1\r\nHost: {}\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n",
+        host("gone")
+    );
+    stream.write_all(wire.as_bytes()).await.unwrap();
+    within(came.notified()).await;
+    let mut reply = Vec::new();
+    while !reply.ends_with(b"\r\n\r\n") {
+        assert_ne!(within(stream.read_buf(&mut reply)).await.unwrap(), 0);
+    }
+    assert!(reply.starts_with(b"HTTP/1.1 101"), "{}", String::from_utf8_lossy(&reply));
+    for journal in journals.lock().unwrap().iter() {
+        journal.end(End::Vanished("it was killed".to_owned()));
+    }
+    let mut rest = Vec::new();
+    let _ended = within(stream.read_to_end(&mut rest)).await;
+    assert!(rest.is_empty(), "{}", String::from_utf8_lossy(&rest));
+    // Its slot is free again, so that nothing holds the record back.
+    let records = world.records(|records| records.len() == 1).await;
+    assert_eq!(records[0].outcome, Outcome::InstanceFailed, "{records:?}");
+    world.stop().await;
+}
