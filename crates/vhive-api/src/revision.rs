@@ -53,6 +53,9 @@ pub struct Revision {
     /// How long it may take until the reply begins; none = as long as the whole.
     #[serde(default)]
     pub response_start_timeout: Option<Duration>,
+    /// How long the function may say nothing while it holds a request; none = as long as the whole.
+    #[serde(default)]
+    pub idle_timeout: Option<Duration>,
     /// How many instances there may be.
     pub scale: Scale,
     /// Whether cold starts come from a snapshot.

@@ -86,6 +86,7 @@ fn revision(key: &RevisionKey) -> Revision {
         container_concurrency: 1,
         timeout: Duration::from_secs(60),
         response_start_timeout: None,
+        idle_timeout: None,
         scale: Scale::default(),
         snapshot: vhive_api::SnapshotPolicy::Off,
         prefetch: vhive_api::PrefetchPolicy::default(),

@@ -69,8 +69,8 @@ impl Records {
     }
 
     /// Takes a record. Never blocks for I/O.
-    pub fn push(&self, record: InvocationRecord) {
-        let record = Arc::new(record);
+    pub fn push(&self, record: impl Into<Arc<InvocationRecord>>) {
+        let record = record.into();
         self.counts.pushed.fetch_add(1, Ordering::Relaxed);
         if self.keep > 0 {
             let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);

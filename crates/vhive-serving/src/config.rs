@@ -1,6 +1,7 @@
 //! What can be configured, with the defaults.
 
 mod autoscale;
+mod tracing;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -11,6 +12,7 @@ use vhive_api::{Bytes, PrefetchPolicy, RuntimeName, SnapshotPolicy, Span};
 
 pub use self::autoscale::AutoscaleConfig;
 pub(crate) use self::autoscale::{DAY, HOUR};
+pub use self::tracing::{OtlpProtocol, TracingConfig};
 
 /// The `[serving]` section.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -29,6 +31,8 @@ pub struct Config {
     /// Requests that are answered later.
     #[serde(rename = "async")]
     pub deferred: AsyncConfig,
+    /// Spans of invocations.
+    pub tracing: TracingConfig,
 }
 
 /// Requests with `Prefer: respond-async`.
@@ -113,7 +117,8 @@ pub struct GatewayConfig {
     pub connect_timeout: Span,
     /// Idle connections kept to one instance.
     pub idle_connections: usize,
-    /// Most client connections at a time; further ones wait to be accepted.
+    /// Most client connections at a time. Beyond, the longest connected one that has been idle for a
+    /// second is closed for the next; if there is none, further ones wait to be accepted.
     pub max_connections: usize,
     /// No request takes the short way: for comparisons. Not to be set from a file.
     #[serde(skip)]
@@ -244,6 +249,7 @@ impl Config {
             let reason = "must be a loopback address, because the token would travel unencrypted";
             return wrong("api.listen", reason);
         }
+        self.tracing.validate()?;
         scale.validate()
     }
 }

@@ -11,6 +11,7 @@
 //! Nothing is buffered beyond one read, in either direction; a slow side slows the other down.
 
 mod chunks;
+mod crowd;
 mod field;
 mod flight;
 mod h2c;
@@ -24,6 +25,7 @@ mod replay;
 mod reply;
 mod reply_head;
 mod respond_async;
+mod timer;
 mod upgrade;
 mod upload;
 mod upstream;
@@ -52,12 +54,14 @@ pub(crate) use self::ledger::Ledger;
 pub(crate) use self::listen::{Listening, listen};
 pub(crate) use self::pool::Upstreams;
 use self::reply::{Exchange, ReplyBody};
+use self::timer::Lost;
 use self::upload::{RequestBody, UploadError};
 use self::upstream::{Connection, ExchangeError};
 use crate::catalog::{Catalog, Route};
 use crate::config::GatewayConfig;
 use crate::deferred::Deferred;
 use crate::status::GatewayError;
+use crate::trace::Tracer;
 
 /// Where a reply of the gateway's own says what went wrong, for programs.
 const ERROR: HeaderName = HeaderName::from_static("x-vhive-error");
@@ -85,6 +89,7 @@ pub(crate) struct Gateway {
     pub(crate) config: GatewayConfig,
     pub(crate) ledger: Ledger,
     pub(crate) deferred: Arc<Deferred>,
+    pub(crate) tracer: Tracer,
     ids: AtomicU64,
 }
 
@@ -93,11 +98,11 @@ impl Gateway {
         node: Node,
         catalog: Arc<Catalog>,
         config: GatewayConfig,
-        deferred: Arc<Deferred>,
+        (deferred, tracer): (Arc<Deferred>, Tracer),
     ) -> Arc<Self> {
         let seed = getrandom::u64().expect("the kernel's random source answers after boot");
         let (ids, ledger) = (AtomicU64::new(seed), Ledger::default());
-        Arc::new(Self { node, catalog, config, ledger, deferred, ids })
+        Arc::new(Self { node, catalog, config, ledger, deferred, tracer, ids })
     }
 
     /// A fresh number that looks random: a counter through the finaliser of `SplitMix64`, which is a
@@ -124,15 +129,23 @@ impl Gateway {
             return Box::pin(kept).await;
         }
         if let Some(protocol) = upgrade::wanted(&parts, &route) {
-            let flight = Flight::begin(client, route, began);
+            let mut flight = Flight::begin(client, route, began);
+            flight.trace_from(&parts);
             let request = Request::from_parts(parts, body);
-            return Box::pin(upgrade::handle(flight, request, &protocol)).await;
+            let traced = flight.trace_response();
+            let mut response = Box::pin(upgrade::handle(flight, request, &protocol)).await;
+            if let Some(trace) = traced {
+                head::tell_trace(response.headers_mut(), trace);
+            }
+            return response;
         }
         let limit = gateway.config.max_body.map_or(u64::MAX, |bytes| bytes.0);
         if body.size_hint().lower() > limit {
             return refusal(&gateway.too_large());
         }
         let mut flight = Flight::begin(client, route, began);
+        flight.trace_from(&parts);
+        let traced = flight.trace_response();
         let tell_id = (!parts.headers.contains_key(&head::REQUEST_ID)).then(|| flight.id());
         let body = RequestBody::new(body, limit);
         flight.uploaded = body.uploaded();
@@ -175,6 +188,9 @@ impl Gateway {
         };
         if let Some(id) = tell_id {
             head::tell_id(response.headers_mut(), &id);
+        }
+        if let Some(trace) = traced {
+            head::tell_trace(response.headers_mut(), trace);
         }
         response
     }
@@ -333,24 +349,28 @@ async fn exchange(
     connection.begin(length, |out| {
         let host = host_of(parts).ok().flatten().unwrap_or_default();
         let (address, secure) = (&client.address, client.secure);
-        let origin = Origin { client: address, secure, host, id: id.as_str() };
+        let trace = flight.trace.as_deref();
+        let origin = Origin { client: address, secure, host, id: id.as_str(), trace };
         head::write_request(out, parts, length, &origin);
     });
     loop {
         let read = |input: &mut BytesMut| reply_head::read_reply(input, &parts.method);
         let head = poll_fn(|cx| match connection.poll_head(cx, &mut body, read) {
-            Poll::Ready(head) => Poll::Ready(Some(head)),
-            Poll::Pending => flight.poll_ended(cx).map(|()| None),
+            Poll::Ready(head) => Poll::Ready(Ok(head)),
+            Poll::Pending => flight.poll_lost(cx).map(Err),
         });
         let mut head = head.await;
-        if head.is_none() {
+        if head.as_ref().err() == Some(&Lost::Ended) {
             // The news of its end may have overtaken what it had said before.
             let heard = poll_fn(|cx| connection.poll_head(cx, &mut body, read));
-            head = tokio::time::timeout(LAST_WORDS, heard).await.ok();
+            head = tokio::time::timeout(LAST_WORDS, heard).await.map_err(|_| Lost::Ended);
         }
-        let Some(head) = head else {
-            drop(connection);
-            return Err(broke(flight, "its sandbox ended".to_owned()));
+        let head = match head {
+            Ok(head) => head,
+            Err(lost) => {
+                drop(connection);
+                return Err(lose(flight, lost));
+            }
         };
         match head {
             Ok(head) => {
@@ -388,6 +408,14 @@ fn length_of(parts: &Parts, body: &RequestBody) -> Length {
         return if says_so { Length::Exact(0) } else { Length::None };
     }
     body.size_hint().exact().map_or(Length::Chunked, Length::Exact)
+}
+
+/// The function's reply is waited for no longer.
+fn lose(flight: &mut Flight, lost: Lost) -> GatewayError {
+    match lost {
+        Lost::Ended => broke(flight, "its sandbox ended".to_owned()),
+        Lost::Silent(limit) => GatewayError::Idle { limit, doing: "being served" },
+    }
 }
 
 /// The instance broke before it replied: says how, and has it looked at.

@@ -34,12 +34,13 @@ mod status;
 mod store;
 mod throttle;
 mod tls;
+mod trace;
 pub mod traffic;
 
 pub use api::TokenError;
 pub use config::{
     ApiConfig, AsyncConfig, AutoscaleConfig, Config, ConfigError, Defaults, GatewayConfig,
-    RetentionConfig,
+    OtlpProtocol, RetentionConfig, TracingConfig,
 };
 pub use serving::{Addresses, Drained, RunError, Serving};
 pub use store::StoreError;

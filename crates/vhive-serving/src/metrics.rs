@@ -16,7 +16,6 @@ use vhive_api::{InvocationRecord, Outcome, Phase, StartKind};
 
 pub(crate) use self::scaling::Scaled;
 use crate::catalog::Catalog;
-use crate::deferred::Deferred;
 
 /// The outcomes, in the order in which they are counted.
 const OUTCOMES: [&str; 6] =
@@ -126,6 +125,12 @@ struct AsyncLabels {
 }
 
 #[derive(Clone, Debug, EncodeLabelSet)]
+struct TraceLabels {
+    exporter: &'static str,
+    what: &'static str,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet)]
 struct StartLabels {
     namespace: String,
     service: String,
@@ -135,11 +140,12 @@ struct StartLabels {
 
 /// Reads the figures off the catalog when asked.
 #[derive(Debug)]
-struct Gateway(Arc<Catalog>, Arc<Deferred>);
+struct Gateway(Arc<Catalog>, Arc<crate::gateway::Gateway>);
 
 /// Adds the gateway's metrics to a registry.
-pub(crate) fn register(catalog: Arc<Catalog>, deferred: Arc<Deferred>, registry: &mut Registry) {
-    registry.register_collector(Box::new(Gateway(catalog, deferred)));
+pub(crate) fn register(gateway: &Arc<crate::gateway::Gateway>, registry: &mut Registry) {
+    let catalog = Arc::clone(&gateway.catalog);
+    registry.register_collector(Box::new(Gateway(catalog, Arc::clone(gateway))));
 }
 
 impl Collector for Gateway {
@@ -198,18 +204,34 @@ impl Collector for Gateway {
 
         let about = "Asynchronous requests that wait or are under way";
         let name = "vhive_gateway_async_pending";
-        let pending = i64::try_from(self.1.pending()).unwrap_or(i64::MAX);
+        let deferred = &self.1.deferred;
+        let pending = i64::try_from(deferred.pending()).unwrap_or(i64::MAX);
         let value = ConstGauge::new(pending);
         value.encode(encoder.encode_descriptor(name, about, None, gauge.metric_type())?)?;
         let about = "Asynchronous requests by what became of them, and tries after the first";
         let name = "vhive_gateway_async";
         let mut family = encoder.encode_descriptor(name, about, None, zero.metric_type())?;
         for (what, count) in
-            [("done", &self.1.done), ("failed", &self.1.failed), ("retried", &self.1.retried)]
+            [("done", &deferred.done), ("failed", &deferred.failed), ("retried", &deferred.retried)]
         {
             let labels = AsyncLabels { what };
             let value = ConstCounter::new(count.load(Ordering::Relaxed));
             value.encode(family.encode_family(&labels)?)?;
+        }
+
+        let about = "Sampled requests by collector and by what became of their traces";
+        let name = "vhive_gateway_traces";
+        let mut family = encoder.encode_descriptor(name, about, None, zero.metric_type())?;
+        for counts in &self.1.tracer.counts {
+            for (what, count) in [
+                ("exported", &counts.exported),
+                ("dropped", &counts.dropped),
+                ("failed", &counts.failed),
+            ] {
+                let labels = TraceLabels { exporter: counts.exporter, what };
+                let value = ConstCounter::new(count.load(Ordering::Relaxed));
+                value.encode(family.encode_family(&labels)?)?;
+            }
         }
 
         let about = "Time from a request's head to the last byte of its reply";

@@ -18,6 +18,7 @@ use crate::scaler;
 use crate::services::Services;
 use crate::store::StoreError;
 use crate::tls::{self, CertificateError};
+use crate::trace::{Exporters, Tracer};
 
 /// Why the door could not be opened; nothing of it is left open.
 #[derive(Debug, thiserror::Error)]
@@ -79,6 +80,7 @@ pub struct Serving {
     listening: Listening,
     api: api::Running,
     tasks: [AbortOnDrop; 4],
+    exporters: Exporters,
 }
 
 #[derive(Debug)]
@@ -117,11 +119,12 @@ impl Serving {
             reason: "interrupted".to_owned(),
         };
         let (deferred, news) = opened.map_err(|_| interrupted())??;
+        let (tracer, exporters) = Tracer::new(&config.tracing);
         let gateway = Gateway::new(
             node.clone(),
             Arc::clone(&catalog),
             config.gateway.clone(),
-            Arc::clone(&deferred),
+            (Arc::clone(&deferred), tracer),
         );
         let limits = &config.gateway;
         let certificate = match (&limits.tls_certificate, &limits.tls_key) {
@@ -168,6 +171,7 @@ impl Serving {
             listening,
             api,
             tasks: [scaler, keeper, follower, dispatcher],
+            exporters,
         })
     }
 
@@ -180,11 +184,12 @@ impl Serving {
     /// Takes no more requests, lets those under way finish, and cuts off what is left at the
     /// deadline. Shut the node down afterwards.
     pub async fn shutdown(self, deadline: Deadline) -> Drained {
-        let Self { gateway, listening, api, tasks, .. } = self;
+        let Self { gateway, listening, api, tasks, exporters, .. } = self;
         gateway.deferred.stop();
         let cut = listening.close(deadline.left()).await;
         drop(tasks);
         gateway.ledger.write();
+        exporters.close(deadline.left().min(Duration::from_secs(2))).await;
         api.close(deadline.left().min(Duration::from_secs(2))).await;
         tracing::info!(cut, "gateway drained");
         Drained { cut }

@@ -48,6 +48,17 @@ pub(crate) enum GatewayError {
         /// What was being done.
         doing: &'static str,
     },
+    /// The function has said nothing for too long.
+    #[error(
+        "the function has said nothing for {} s (idleTimeoutSeconds); the request was {doing}",
+        limit.as_secs()
+    )]
+    Idle {
+        /// The time.
+        limit: Duration,
+        /// What was being done.
+        doing: &'static str,
+    },
     /// The instance could not be reached.
     #[error("instance {sandbox} does not accept connections: {reason}")]
     Unreachable {
@@ -120,7 +131,7 @@ impl GatewayError {
             Self::NoInstance(AcquireError::Closing(_)) => {
                 told(StatusCode::SERVICE_UNAVAILABLE, "shutting-down", Some(1), refused)
             }
-            Self::TimedOut { .. } | Self::NotBegun { .. } => {
+            Self::TimedOut { .. } | Self::NotBegun { .. } | Self::Idle { .. } => {
                 told(StatusCode::GATEWAY_TIMEOUT, "timeout", None, Outcome::TimedOut)
             }
             Self::Unreachable { .. } => {

@@ -70,6 +70,7 @@ pub(crate) fn revision(name: &str) -> Revision {
         container_concurrency: 1,
         timeout: Duration::from_secs(60),
         response_start_timeout: None,
+        idle_timeout: None,
         scale: Scale::default(),
         snapshot: vhive_api::SnapshotPolicy::Off,
         prefetch: vhive_api::PrefetchPolicy::default(),

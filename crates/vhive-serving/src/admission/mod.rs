@@ -90,6 +90,8 @@ pub struct Template {
     pub timeout: std::time::Duration,
     /// Time until a reply begins, if it is bounded apart.
     pub response_start_timeout: Option<std::time::Duration>,
+    /// Time in which the function may say nothing, if it is bounded.
+    pub idle_timeout: Option<std::time::Duration>,
     /// Requests that may wait.
     pub queue_depth: u32,
     /// Target before utilisation, as the user gave it or by default.
@@ -126,6 +128,7 @@ impl Template {
             container_concurrency: self.container_concurrency,
             timeout: self.timeout,
             response_start_timeout: self.response_start_timeout,
+            idle_timeout: self.idle_timeout,
             scale: Scale {
                 min: self.rules.min,
                 max: self.rules.max,

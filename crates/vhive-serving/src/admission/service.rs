@@ -60,6 +60,7 @@ const REVISION: Fields = Fields {
         "containerConcurrency",
         "timeoutSeconds",
         "responseStartTimeoutSeconds",
+        "idleTimeoutSeconds",
         "containers",
         "runtimeClassName",
         "enableServiceLinks",
@@ -70,7 +71,6 @@ const REVISION: Fields = Fields {
         ("initContainers", "an instance is one container"),
         ("serviceAccountName", "there are no service accounts without a cluster"),
         ("imagePullSecrets", "credentials come from the node's ~/.docker/config.json"),
-        ("idleTimeoutSeconds", "use timeoutSeconds or responseStartTimeoutSeconds"),
         ("nodeSelector", "there is one node"),
         ("affinity", "there is one node"),
         ("tolerations", "there is one node"),
@@ -257,13 +257,17 @@ fn read_template(template: &Cursor<'_>, config: &Config) -> Option<Template> {
     let longest = u32::try_from(defaults.max_timeout.0.as_secs()).unwrap_or(u32::MAX);
     let timeout = spec.get("timeoutSeconds").map(|c| c.whole(1..=longest));
     let timeout = timeout.unwrap_or_else(|| u32::try_from(defaults.timeout.0.as_secs()).ok());
-    let response_start = spec.get("responseStartTimeoutSeconds").and_then(|bound| {
-        let seconds = bound.whole(1..=longest)?;
+    let within_timeout = |field: &str, least: u32| {
+        let bound = spec.get(field)?;
+        let seconds = bound.whole(least..=longest)?;
         if timeout.is_some_and(|timeout| seconds > timeout) {
             bound.invalid(format!("must not exceed timeoutSeconds, {}", timeout.unwrap_or(0)));
         }
-        Some(Duration::from_secs(u64::from(seconds)))
-    });
+        (seconds > 0).then(|| Duration::from_secs(u64::from(seconds)))
+    };
+    let response_start_timeout = within_timeout("responseStartTimeoutSeconds", 1);
+    // As in Knative, 0 is none.
+    let idle_timeout = within_timeout("idleTimeoutSeconds", 0);
     let runtime = spec.get("runtimeClassName").map(|c| read_runtime(&c));
     let runtime = runtime.unwrap_or(Some(defaults.runtime));
     let annotations = metadata.as_ref().and_then(|metadata| metadata.get("annotations"));
@@ -296,7 +300,8 @@ fn read_template(template: &Cursor<'_>, config: &Config) -> Option<Template> {
         memory: container.memory,
         container_concurrency: concurrency?,
         timeout: Duration::from_secs(u64::from(timeout?)),
-        response_start_timeout: response_start,
+        response_start_timeout,
+        idle_timeout,
         queue_depth: scaling.queue_depth,
         snapshot: scaling.snapshot,
         prefetch: scaling.prefetch,

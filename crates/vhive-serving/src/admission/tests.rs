@@ -186,6 +186,12 @@ fn each_refusal_names_its_field() {
             Invalid,
         ),
         (
+            "spec/template/spec/idleTimeoutSeconds".into(),
+            json!(301),
+            "spec.template.spec.idleTimeoutSeconds",
+            Invalid,
+        ),
+        (
             "spec/template/spec/volumes".into(),
             json!([1]),
             "spec.template.spec.volumes",

@@ -250,8 +250,7 @@ pub(super) async fn metrics(shared: State) -> Result<Response, Problem> {
     shared.gateway.ledger.write();
     let mut registry = prometheus_client::registry::Registry::default();
     shared.services.node.register_metrics(&mut registry);
-    let deferred = Arc::clone(&shared.gateway.deferred);
-    crate::metrics::register(Arc::clone(&shared.services.catalog), deferred, &mut registry);
+    crate::metrics::register(&shared.gateway, &mut registry);
     let mut text = String::new();
     let encoded = prometheus_client::encoding::text::encode(&mut text, &registry);
     encoded.map_err(|_| Problem::bad_request("metrics cannot be encoded"))?;

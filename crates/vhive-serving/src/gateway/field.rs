@@ -1,5 +1,7 @@
 //! Header fields that mean something to the gateway.
 
+use crate::trace::TraceField;
+
 /// What the gateway knows a field as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Field {
@@ -19,6 +21,9 @@ pub(super) enum Field {
     RequestId,
     Date,
     Trailer,
+    /// Of a trace context.
+    Trace(TraceField),
+    TraceResponse,
     /// It is forwarded as it is.
     Other,
 }
@@ -29,6 +34,7 @@ impl Field {
         let is = |known: &str| name.eq_ignore_ascii_case(known.as_bytes());
         match name.len() {
             2 if is("te") => Self::Te,
+            2 if is("b3") => Self::Trace(TraceField::B3),
             4 if is("host") => Self::Host,
             4 if is("date") => Self::Date,
             6 if is("expect") => Self::Expect,
@@ -38,16 +44,29 @@ impl Field {
             9 if is("forwarded") => Self::Forwarded,
             10 if is("connection") => Self::Connection,
             10 if is("keep-alive") => Self::Hop,
+            10 if is("tracestate") => Self::Trace(TraceField::State),
+            10 if is("x-b3-flags") => Self::Trace(TraceField::B3Flags),
+            11 if is("traceparent") => Self::Trace(TraceField::Parent),
+            11 if is("x-b3-spanid") => Self::Trace(TraceField::B3SpanId),
             12 if is("x-request-id") => Self::RequestId,
+            12 if is("x-b3-traceid") => Self::Trace(TraceField::B3TraceId),
+            12 if is("x-b3-sampled") => Self::Trace(TraceField::B3Sampled),
+            13 if is("traceresponse") => Self::TraceResponse,
             14 if is("content-length") => Self::ContentLength,
             15 if is("x-forwarded-for") => Self::ForwardedFor,
             16 if is("proxy-connection") => Self::Hop,
             17 if is("transfer-encoding") => Self::TransferEncoding,
             17 if is("x-forwarded-proto") => Self::ForwardedProto,
+            17 if is("x-b3-parentspanid") => Self::Trace(TraceField::B3ParentSpanId),
             18 if is("proxy-authenticate") => Self::Hop,
             19 if is("proxy-authorization") => Self::Hop,
             _ => Self::Other,
         }
+    }
+
+    /// Which part of a trace context it is.
+    pub(super) fn of_trace(self) -> Option<TraceField> {
+        if let Self::Trace(field) = self { Some(field) } else { None }
     }
 
     /// Whether it concerns one connection only, or is written anew for each.
@@ -93,5 +112,9 @@ mod tests {
         assert_eq!(Field::of(b"te"), Field::Te);
         assert_eq!(Field::of(b"hosts"), Field::Other);
         assert_eq!(Field::of(b""), Field::Other);
+        for field in TraceField::ALL {
+            assert_eq!(Field::of(field.name().as_bytes()).of_trace(), Some(field));
+        }
+        assert_eq!(Field::of(crate::trace::TRACE_RESPONSE.as_bytes()), Field::TraceResponse);
     }
 }

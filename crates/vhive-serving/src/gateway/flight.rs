@@ -1,13 +1,12 @@
 //! What the gateway keeps about a client's connection and about each request on it.
 
-use std::future::Future as _;
-use std::pin::Pin;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use tokio::time::{Instant, Sleep, sleep_until};
+use http::request::Parts;
+use tokio::time::Instant;
 use vhive_api::{
     FaultTimeline, InvocationId, InvocationRecord, MemoryFigures, Outcome, Phase, PhaseSpan,
     RECORD_VERSION, StartKind,
@@ -15,10 +14,13 @@ use vhive_api::{
 use vhive_node::Lease;
 
 use super::Gateway;
+use super::field::Field;
+use super::timer::{Lost, Silence, Timer};
 use super::upgrade::Tunnel;
 use super::upload::Uploaded;
 use crate::catalog::Route;
 use crate::status::GatewayError;
+use crate::trace::{Asked, Trace, TraceField, TraceResponse};
 
 /// One client connection.
 #[derive(Debug)]
@@ -28,6 +30,8 @@ pub(super) struct Client {
     pub(super) address: Box<str>,
     /// Whether it speaks TLS.
     pub(super) secure: bool,
+    /// It should make room for others, if it serves nothing.
+    dismissed: AtomicBool,
     state: Mutex<ClientState>,
 }
 
@@ -43,6 +47,8 @@ struct ClientState {
     /// What the connection becomes when hyper is through with it.
     tunnel: Option<Box<Tunnel>>,
     closed: bool,
+    /// Of the task that serves it.
+    waker: Option<Waker>,
 }
 
 impl Client {
@@ -54,8 +60,10 @@ impl Client {
             timers: Vec::new(),
             tunnel: None,
             closed: false,
+            waker: None,
         };
-        Arc::new(Self { gateway, address, secure, state: Mutex::new(state) })
+        let dismissed = AtomicBool::new(false);
+        Arc::new(Self { gateway, address, secure, dismissed, state: Mutex::new(state) })
     }
 
     /// Ends complete requests; called when their replies have been written.
@@ -98,6 +106,33 @@ impl Client {
             Some(deadline) if deadline + OVERDUE <= now => Check::Overdue,
             Some(deadline) => Check::Again(deadline + OVERDUE),
         }
+    }
+
+    /// Which task is to be woken when it should go.
+    pub(super) fn wake_by(&self, waker: &Waker) {
+        self.state().waker = Some(waker.clone());
+    }
+
+    /// Asks it to go, unless it serves something or has done so a moment ago.
+    pub(super) fn dismiss(&self, now: Instant) -> bool {
+        let state = self.state();
+        if !state.flights.is_empty() || state.idle_since + SETTLED > now {
+            return false;
+        }
+        let Some(waker) = &state.waker else { return false };
+        self.dismissed.store(true, Ordering::Release);
+        waker.wake_by_ref();
+        true
+    }
+
+    /// Whether it should go. A request that has come meanwhile keeps it.
+    pub(super) fn is_dismissed(&self) -> bool {
+        if !self.dismissed.load(Ordering::Acquire) {
+            return false;
+        }
+        let idle = self.state().flights.is_empty();
+        self.dismissed.store(idle, Ordering::Release);
+        idle
     }
 
     /// Notes a request.
@@ -168,6 +203,9 @@ impl Drop for Busy {
 /// Timers kept for later requests of a connection.
 const KEPT_TIMERS: usize = 8;
 
+/// How long a client may be idle before it has to make room for others.
+const SETTLED: Duration = Duration::from_secs(1);
+
 /// How long after its deadline a request is still given to notice that by itself.
 const OVERDUE: Duration = Duration::from_secs(1);
 
@@ -177,54 +215,6 @@ pub(super) enum Check {
     Again(Instant),
     Idle,
     Overdue,
-}
-
-/// A deadline that is cheap to move into the future: the runtime's timer is only moved when it
-/// fires too early.
-#[derive(Debug)]
-pub(super) struct Timer {
-    sleep: Pin<Box<Sleep>>,
-    deadline: Instant,
-    polled: bool,
-}
-
-impl Timer {
-    pub(super) fn new(deadline: Instant) -> Self {
-        Self { sleep: Box::pin(sleep_until(deadline)), deadline, polled: false }
-    }
-
-    pub(super) fn set(&mut self, deadline: Instant) {
-        self.deadline = deadline;
-        if deadline < self.sleep.deadline() {
-            self.sleep.as_mut().reset(deadline);
-            self.polled = false;
-        }
-    }
-
-    /// As [`Timer::poll`], for one who always polls it from the same task: costs one load unless
-    /// it has fired.
-    pub(super) fn poll_from_same_task(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if self.polled && !self.may_have_fired() {
-            return Poll::Pending;
-        }
-        self.polled = true;
-        self.poll(cx)
-    }
-
-    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        while self.sleep.as_mut().poll(cx).is_ready() {
-            if Instant::now() >= self.deadline {
-                return Poll::Ready(());
-            }
-            self.sleep.as_mut().reset(self.deadline);
-        }
-        Poll::Pending
-    }
-
-    /// Whether it may have fired since it was last polled; costs one load.
-    pub(super) fn may_have_fired(&self) -> bool {
-        self.sleep.is_elapsed()
-    }
 }
 
 /// One request from its head to the last byte of its reply. Dropping it writes its record.
@@ -251,6 +241,10 @@ pub(super) struct Flight {
     ended: Option<Instant>,
     /// Read for many records at once.
     pub(super) clock: Option<Clock>,
+    /// When the function must have said something, of a revision that bounds that.
+    silence: Option<Box<Silence>>,
+    /// Of a sampled request.
+    pub(super) trace: Option<Box<Trace>>,
 }
 
 /// The instance that served, as the record tells it.
@@ -296,11 +290,40 @@ impl Flight {
             error: None,
             ended: None,
             clock: None,
+            silence: None,
+            trace: None,
         })
     }
 
     pub(super) fn id(&self) -> InvocationId {
         self.id
+    }
+
+    /// Looks at the request's trace context, if anybody wants to know of traces.
+    pub(super) fn trace<'a>(
+        &mut self,
+        fields: impl Iterator<Item = (TraceField, &'a [u8])>,
+        asked: &Asked<'_>,
+    ) {
+        self.trace = self.client.gateway.tracer.begin(fields, asked);
+    }
+
+    /// As [`Flight::trace`], of a request that hyper has read.
+    pub(super) fn trace_from(&mut self, parts: &Parts) {
+        if !self.client.gateway.tracer.is_on() {
+            return;
+        }
+        let fields = parts.headers.iter().filter_map(|(name, value)| {
+            Some((Field::of(name.as_str().as_bytes()).of_trace()?, value.as_bytes()))
+        });
+        let target = parts.uri.path();
+        let asked = Asked { method: &parts.method, target, secure: self.client.secure };
+        self.trace(fields, &asked);
+    }
+
+    /// What the client is told of its trace.
+    pub(super) fn trace_response(&self) -> Option<TraceResponse> {
+        self.trace.as_ref().map(|trace| trace.response())
     }
 
     /// The client's address and the gateway.
@@ -377,13 +400,33 @@ impl Flight {
         self.timer.as_mut().map_or(Poll::Pending, |timer| timer.poll(cx))
     }
 
+    /// Ready once something is to be given up that waits for the function's next byte: the function
+    /// has ended, or has said nothing for as long as its revision allows.
+    pub(super) fn poll_lost(&mut self, cx: &mut Context<'_>) -> Poll<Lost> {
+        if self.poll_ended(cx).is_ready() {
+            return Poll::Ready(Lost::Ended);
+        }
+        let Some(limit) = self.route.revision.idle_timeout else { return Poll::Pending };
+        let silence = self.silence.get_or_insert_with(|| Box::new(Silence::new(limit)));
+        silence.poll(cx).map(Lost::Silent)
+    }
+
+    /// The function has said something, or it is not its turn.
+    pub(super) fn hear(&mut self) {
+        if let Some(silence) = &mut self.silence {
+            silence.end();
+        }
+    }
+
     /// Ready once the instance that serves it has ended.
     pub(super) fn poll_ended(&mut self, cx: &Context<'_>) -> Poll<()> {
         self.lease.as_mut().map_or(Poll::Pending, |lease| lease.poll_ended(cx))
     }
 
+    /// The reply's head is there.
     pub(super) fn set_status(&mut self, status: http::StatusCode) {
         self.status = status.as_u16();
+        self.hear();
     }
 
     /// How it ends; only the first word counts.
@@ -536,8 +579,12 @@ impl Drop for Flight {
         if self.outcome.is_none() {
             self.error = Some("the client went away before the reply was complete".to_owned());
         }
-        let record = self.record(ended);
+        let record = Arc::new(self.record(ended));
         self.route.metrics.count(&record);
-        self.client.gateway.node.records().push(record);
+        let gateway = &self.client.gateway;
+        if let Some(trace) = self.trace.take() {
+            gateway.tracer.finish(*trace, &record);
+        }
+        gateway.node.records().push(record);
     }
 }

@@ -34,7 +34,8 @@ pub(super) async fn exchange(
     let id = flight.id();
     let client = flight.client();
     let (secure, id) = (client.secure, id.as_str());
-    let origin = Origin { client: &client.address, secure, host: &host, id };
+    let trace = flight.trace.as_deref();
+    let origin = Origin { client: &client.address, secure, host: &host, id, trace };
     head::adapt_for_h2(&mut parts.headers, &origin);
     parts.uri = absolute(&parts.uri, &host)?;
     parts.version = Version::HTTP_2;
@@ -47,13 +48,14 @@ pub(super) async fn exchange(
         let sent = {
             let mut sending = pin!(sender.try_send_request(request));
             poll_fn(|cx| match sending.as_mut().poll(cx) {
-                Poll::Ready(sent) => Poll::Ready(Some(sent)),
-                Poll::Pending => flight.poll_ended(cx).map(|()| None),
+                Poll::Ready(sent) => Poll::Ready(Ok(sent)),
+                Poll::Pending => flight.poll_lost(cx).map(Err),
             })
             .await
         };
-        let Some(sent) = sent else {
-            return Err(super::broke(flight, "its sandbox ended".to_owned()));
+        let sent = match sent {
+            Ok(sent) => sent,
+            Err(lost) => return Err(super::lose(flight, lost)),
         };
         match sent {
             Ok(response) => return Ok(response),

@@ -10,6 +10,7 @@ use http::{Method, Uri};
 use vhive_api::InvocationId;
 
 use super::field::{Field, lists, write_field, write_own};
+use crate::trace::{TRACE_RESPONSE, Trace, TraceField, TraceResponse};
 
 /// Where `X-Request-Id` travels.
 pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -28,6 +29,8 @@ pub(super) struct Origin<'a> {
     pub(super) host: &'a str,
     /// The invocation's identifier, used unless the client sent one.
     pub(super) id: &'a str,
+    /// The trace context that takes the place of the client's.
+    pub(super) trace: Option<&'a Trace>,
 }
 
 impl Origin<'_> {
@@ -102,6 +105,7 @@ pub(super) fn write_request_of<'a>(
                 continue;
             }
             Field::RequestId => has_id = true,
+            Field::Trace(_) if from.trace.is_some() => continue,
             Field::ForwardedProto => seen_proto = true,
             _ if field.is_hop() => continue,
             _ => {}
@@ -120,6 +124,9 @@ pub(super) fn write_request_of<'a>(
     out.extend_from_slice(b"\r\n");
     if !has_id {
         write_own(out, "x-request-id", from.id.as_bytes());
+    }
+    if let Some(trace) = from.trace {
+        trace.each_field(|name, value| write_own(out, name, value.as_bytes()));
     }
     match length {
         Length::Exact(n) => {
@@ -187,12 +194,31 @@ pub(super) fn adapt_for_h2(headers: &mut HeaderMap, from: &Origin<'_>) {
     {
         headers.insert(REQUEST_ID, id);
     }
+    if let Some(trace) = from.trace {
+        for field in TraceField::ALL {
+            headers.remove(field.name());
+        }
+        trace.each_field(|name, value| {
+            if let Ok(value) = HeaderValue::from_str(value) {
+                headers.insert(HeaderName::from_static(name), value);
+            }
+        });
+    }
 }
 
 /// Tells the client the invocation's identifier, unless the function gave one.
 pub(super) fn tell_id(headers: &mut HeaderMap, id: &InvocationId) {
     if let header::Entry::Vacant(place) = headers.entry(REQUEST_ID)
         && let Ok(value) = HeaderValue::from_str(id.as_str())
+    {
+        place.insert(value);
+    }
+}
+
+/// Tells the client its trace, unless the function gave one.
+pub(super) fn tell_trace(headers: &mut HeaderMap, trace: TraceResponse) {
+    if let header::Entry::Vacant(place) = headers.entry(TRACE_RESPONSE)
+        && let Ok(value) = HeaderValue::from_str(&trace.to_string())
     {
         place.insert(value);
     }

@@ -21,17 +21,18 @@ use hyper_util::server::graceful::GracefulConnection;
 use pin_project_lite::pin_project;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tokio_util::task::TaskTracker;
 
 use super::Gateway;
-use super::flight::{Check, Client, Timer};
+use super::crowd::Crowd;
+use super::flight::{Check, Client};
 use super::plain::{self, HandedOver};
 use super::replay::Replay;
 use super::reply::ReplyBody;
+use super::timer::Timer;
 use super::upgrade;
 
 /// The open port. Closes when told to, or when dropped.
@@ -109,12 +110,12 @@ pub(crate) async fn listen(
 ) -> Result<Listening, (SocketAddr, io::Error)> {
     let (listener, address) = bind(gateway.config.listen).await?;
     let (end, tasks) = (Arc::<End>::default(), TaskTracker::new());
-    let room = Arc::new(Semaphore::new(gateway.config.max_connections));
+    let crowd = Arc::new(Crowd::new(gateway.config.max_connections));
     let accept = |listener, tls| Accept {
         gateway: Arc::clone(&gateway),
         listener,
         tls,
-        room: Arc::clone(&room),
+        crowd: Arc::clone(&crowd),
         end: Arc::clone(&end),
         tasks: tasks.clone(),
     };
@@ -138,8 +139,8 @@ struct Accept {
     gateway: Arc<Gateway>,
     listener: TcpListener,
     tls: Option<TlsAcceptor>,
-    /// One permit per connection, for all ports together.
-    room: Arc<Semaphore>,
+    /// Of all ports together.
+    crowd: Arc<Crowd>,
     end: Arc<End>,
     tasks: TaskTracker,
 }
@@ -149,7 +150,7 @@ impl Accept {
         let builders = Arc::new(Builders::new(&self.gateway));
         loop {
             let next = async {
-                let permit = Arc::clone(&self.room).acquire_owned().await;
+                let permit = self.crowd.enter().await;
                 (permit, self.listener.accept().await)
             };
             let (permit, accepted) = tokio::select! {
@@ -184,14 +185,20 @@ impl Accept {
         }
         let address = peer.ip().to_canonical().to_string().into_boxed_str();
         let client = Client::new(Arc::clone(&self.gateway), address, self.tls.is_some());
+        self.crowd.add(&client);
         let (builders, end) = (Arc::clone(builders), Arc::clone(&self.end));
         let tls = self.tls.clone();
         async move {
             let mut watch = pin!(Watch::new(Arc::clone(&client), Arc::clone(&end)));
             if let Some(tls) = tls {
                 let limit = client.gateway.config.head_timeout.0;
+                let dismissed = std::future::poll_fn(|cx| {
+                    client.wake_by(cx.waker());
+                    if client.is_dismissed() { Poll::Ready(()) } else { Poll::Pending }
+                });
                 let greeted = tokio::select! {
                     greeted = tokio::time::timeout(limit, tls.accept(io)) => greeted,
+                    () = dismissed => return,
                     () = end.drain.cancelled() => return,
                 };
                 match greeted {
@@ -384,8 +391,9 @@ impl Watch {
         if !*this.registered {
             let _pending = this.drain.poll(cx);
             let _pending = this.abort.poll(cx);
+            this.settle.0.wake_by(cx.waker());
         }
-        if this.end.stage.load(Ordering::Acquire) == ABORTED {
+        if this.end.stage.load(Ordering::Acquire) == ABORTED || this.settle.0.is_dismissed() {
             return Poll::Ready(());
         }
         if !*this.registered || this.timer.may_have_fired() {

@@ -35,10 +35,12 @@ use self::answer::Accepted;
 use self::body::Body;
 use self::date::Date;
 use self::request::{MOST_FIELDS, Parsed, PlainRequest};
-use super::flight::{Client, Flight, Timer};
+use super::flight::{Client, Flight};
 use super::head::{self, Origin};
 use super::listen::End;
 use super::outgoing::Outgoing;
+use super::timer::Timer;
+use crate::trace::Asked;
 
 /// Bytes kept for a head and what comes behind it; a longer head is hyper's.
 const ROOM: usize = 8 << 10;
@@ -171,10 +173,19 @@ impl Front {
             }
             Parsed::Other => return Some(Next::Other),
         };
-        let Some(flight) = begin(&self.client, &request, began) else { return Some(Next::Other) };
+        let Some(mut flight) = begin(&self.client, &request, began) else {
+            return Some(Next::Other);
+        };
         let id = flight.id();
         let (client, secure) = (&self.client.address, self.client.secure);
-        let origin = Origin { client, secure, host: request.host, id: id.as_str() };
+        if self.client.gateway.tracer.is_on() {
+            let fields = request.fields();
+            let of_trace = fields.filter_map(|(kind, _, value)| Some((kind.of_trace()?, value)));
+            let asked = Asked { method: &request.method, target: request.target, secure };
+            flight.trace(of_trace, &asked);
+        }
+        let trace = flight.trace.as_deref();
+        let origin = Origin { client, secure, host: request.host, id: id.as_str(), trace };
         let told = request.told_length();
         let line = (request.method.as_str(), request.target);
         self.head.clear();
@@ -184,6 +195,7 @@ impl Front {
             left: request.length.unwrap_or(0),
             close: request.close,
             id: (!request.has_id).then_some(id),
+            trace: flight.trace_response(),
             method: request.method,
             flight: Some(flight),
         };

@@ -2,6 +2,7 @@
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
@@ -9,6 +10,7 @@ use hyper::body::Incoming;
 use vhive_api::Outcome;
 
 use super::flight::Flight;
+use super::timer::Lost;
 use super::upload::{RequestBody, UploadError};
 use super::upstream::{BrokenReply, Connection, ReplyPiece};
 
@@ -37,8 +39,19 @@ pub(super) enum CutOff {
     Instance(String),
     #[error("the revision's timeout passed in the middle of the reply")]
     TimedOut,
+    #[error("the function said nothing for {} s (idleTimeoutSeconds)", .0.as_secs())]
+    Silent(Duration),
     #[error("the request's body broke off")]
     Upload,
+}
+
+impl From<Lost> for CutOff {
+    fn from(lost: Lost) -> Self {
+        match lost {
+            Lost::Ended => Self::Instance("its sandbox ended".to_owned()),
+            Lost::Silent(limit) => Self::Silent(limit),
+        }
+    }
 }
 
 impl From<BrokenReply> for CutOff {
@@ -91,7 +104,7 @@ pub(super) fn cut(flight: &mut Option<Box<Flight>>, cut_off: &CutOff) {
     if let Some(mut flight) = flight.take() {
         let outcome = match cut_off {
             CutOff::Instance(_) => Outcome::InstanceFailed,
-            CutOff::TimedOut => Outcome::TimedOut,
+            CutOff::TimedOut | CutOff::Silent(_) => Outcome::TimedOut,
             CutOff::Upload => Outcome::ClientGone,
         };
         if matches!(cut_off, CutOff::Instance(_))
@@ -152,6 +165,7 @@ impl Body for ReplyBody {
                     && let Some(flight) = flight
                 {
                     flight.downloaded += data.len() as u64;
+                    flight.hear();
                 }
                 this.end_if_done();
                 Poll::Ready(frame.map(Ok))
@@ -167,8 +181,8 @@ impl Body for ReplyBody {
                 let Some(waiting) = flight else { return Poll::Pending };
                 let cut_off = if waiting.poll_deadline(cx).is_ready() {
                     CutOff::TimedOut
-                } else if waiting.poll_ended(cx).is_ready() {
-                    CutOff::Instance("its sandbox ended".to_owned())
+                } else if let Poll::Ready(lost) = waiting.poll_lost(cx) {
+                    lost.into()
                 } else {
                     return Poll::Pending;
                 };

@@ -26,7 +26,7 @@ use super::head::{self, Length, Origin};
 use super::reply::{Exchange, ReplyBody};
 use super::reply_head::{BadReply, ReplyHead, read_reply, read_switch};
 use super::upload::RequestBody;
-use super::{broke, fail, failed, host_of, obtain};
+use super::{fail, failed, host_of, lose, obtain};
 use crate::catalog::Route;
 use crate::status::GatewayError;
 
@@ -116,7 +116,8 @@ async fn exchange(
     connection.begin(length, |out| {
         let host = host_of(parts).ok().flatten().unwrap_or_default();
         let (address, secure) = (&client.address, client.secure);
-        let origin = Origin { client: address, secure, host, id: id.as_str() };
+        let trace = flight.trace.as_deref();
+        let origin = Origin { client: address, secure, host, id: id.as_str(), trace };
         head::write_request(out, parts, length, &origin);
         // Before the empty line.
         out.truncate(out.len() - 2);
@@ -131,24 +132,24 @@ async fn exchange(
         Ok(read_reply(input, &parts.method)?.map(Answer::Reply))
     };
     let answer = poll_fn(|cx| match connection.poll_head(cx, &mut body, read) {
-        std::task::Poll::Ready(answer) => std::task::Poll::Ready(Some(answer)),
-        std::task::Poll::Pending => flight.poll_ended(cx).map(|()| None),
+        std::task::Poll::Ready(answer) => std::task::Poll::Ready(Ok(answer)),
+        std::task::Poll::Pending => flight.poll_lost(cx).map(Err),
     });
     match answer.await {
-        Some(Ok(answer)) => {
+        Ok(Ok(answer)) => {
             match &answer {
                 Answer::Reply(head) => connection.expect_body(head.length, head.keep_alive),
                 Answer::Switch(..) => connection.expect_body(Length::None, false),
             }
             Ok((answer, Box::new(Exchange { connection, body })))
         }
-        Some(Err(error)) => {
+        Ok(Err(error)) => {
             drop(connection);
             Err(failed(flight, error))
         }
-        None => {
+        Err(lost) => {
             drop(connection);
-            Err(broke(flight, "its sandbox ended".to_owned()))
+            Err(lose(flight, lost))
         }
     }
 }

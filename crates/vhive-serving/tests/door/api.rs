@@ -256,7 +256,7 @@ async fn logs_are_lines_and_can_be_followed() {
     world.stop().await;
 }
 
-async fn metrics(world: &World) -> String {
+pub(crate) async fn metrics(world: &World) -> String {
     let socket = &world.serving.addresses().socket;
     let mut stream = tokio::net::UnixStream::connect(socket).await.unwrap();
     let request = b"GET /metrics HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n";

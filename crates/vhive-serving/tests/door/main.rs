@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test's helpers may fail the test")]
 
 mod api;
+mod crowd;
 mod dashboard;
 mod deferred;
 mod gateway;
@@ -11,8 +12,10 @@ mod kubernetes;
 mod malformed;
 mod revisions;
 mod scaling;
+mod silence;
 mod snapshots;
 mod support;
 mod tls;
+mod traces;
 mod upgrade;
 mod ways;

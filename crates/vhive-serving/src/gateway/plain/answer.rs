@@ -16,9 +16,11 @@ use crate::gateway::field::{write_field, write_own};
 use crate::gateway::flight::Flight;
 use crate::gateway::head::Length;
 use crate::gateway::reply::ReplyBody;
+use crate::gateway::timer::Lost;
 use crate::gateway::upstream::{Connection, ExchangeError};
-use crate::gateway::{LAST_WORDS, broke, connect, fail, failed, obtain};
+use crate::gateway::{LAST_WORDS, connect, fail, failed, lose, obtain};
 use crate::status::GatewayError;
+use crate::trace::{TRACE_RESPONSE, TraceResponse};
 
 /// A request whose head has been taken.
 #[derive(Debug)]
@@ -33,6 +35,8 @@ pub(super) struct Accepted {
     pub(super) close: bool,
     /// The identifier that the client is told.
     pub(super) id: Option<InvocationId>,
+    /// The trace that it is told.
+    pub(super) trace: Option<TraceResponse>,
 }
 
 /// Why there is no reply of the instance's.
@@ -114,41 +118,47 @@ impl Front {
         connection: &mut Connection,
         request: &mut Accepted,
     ) -> Result<Result<ReplyLine, ExchangeError>, Stop> {
-        if let Some(head) = self.reply_head_or_end(flight, connection, request, true).await {
-            return head;
+        match self.reply_head_or_end(flight, connection, request, true).await {
+            Ok(head) => return head,
+            Err(Lost::Ended) => {}
+            Err(lost) => {
+                flight.sent = request.sent();
+                return Err(lose(flight, lost).into());
+            }
         }
         // The news of its end may have overtaken what it had said before.
         let heard = self.reply_head_or_end(flight, connection, request, false);
-        if let Ok(Some(head)) = tokio::time::timeout(LAST_WORDS, heard).await {
+        if let Ok(Ok(head)) = tokio::time::timeout(LAST_WORDS, heard).await {
             return head;
         }
         flight.sent = request.sent();
-        Err(broke(flight, "its sandbox ended".to_owned()).into())
+        Err(lose(flight, Lost::Ended).into())
     }
 
-    /// Waits for the reply's head; none if the instance has ended before it came, if that is heeded.
+    /// Waits for the reply's head, or until it is waited for no longer, if that is heeded.
     async fn reply_head_or_end(
         &mut self,
         flight: &mut Flight,
         connection: &mut Connection,
         request: &mut Accepted,
-        heed_end: bool,
-    ) -> Option<Result<Result<ReplyLine, ExchangeError>, Stop>> {
+        heed: bool,
+    ) -> Result<Result<Result<ReplyLine, ExchangeError>, Stop>, Lost> {
         poll_fn(|cx| {
             let Self { io, input, out, date, end, .. } = self;
             let mut body = super::Body { io, input, left: &mut request.left };
             let id = request.id.as_ref();
             let close = request.close || end.is_draining();
-            let mut added = Added { id, close, date };
+            let mut added = Added { id, trace: request.trace, close, date };
             let read =
                 |from: &mut _| reply::translate(from, &request.method, &mut out.first, &mut added);
             match connection.poll_head(cx, &mut body, read) {
-                Poll::Ready(head) => Poll::Ready(Some(Ok(head))),
-                Poll::Pending if heed_end && flight.poll_ended(cx).is_ready() => Poll::Ready(None),
-                Poll::Pending => {
-                    self.poll_alarm(cx, request.left).map(Stop::Alarm).map(Err).map(Some)
-                }
+                Poll::Ready(head) => return Poll::Ready(Ok(Ok(head))),
+                Poll::Pending => {}
             }
+            if heed && let Poll::Ready(lost) = flight.poll_lost(cx) {
+                return Poll::Ready(Err(lost));
+            }
+            self.poll_alarm(cx, request.left).map(|alarm| Ok(Err(Stop::Alarm(alarm))))
         })
         .await
     }
@@ -191,7 +201,11 @@ impl Front {
             write_own(out, "x-request-id", id.as_str().as_bytes());
         }
         let close = request.close && !says_close;
-        reply::finish(out, &mut Added { id: None, close, date: &mut self.date }, false);
+        if let Some(trace) = request.trace {
+            write_own(out, TRACE_RESPONSE, trace.to_string().as_bytes());
+        }
+        let date = &mut self.date;
+        reply::finish(out, &mut Added { id: None, trace: None, close, date }, false);
         if request.method != Method::HEAD {
             out.extend_from_slice(&text);
         }

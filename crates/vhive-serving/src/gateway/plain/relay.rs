@@ -9,6 +9,7 @@ use super::{Alarm, Body, Front};
 use crate::gateway::flight::Flight;
 use crate::gateway::head::Length;
 use crate::gateway::reply::{CutOff, cut, keep};
+use crate::gateway::timer::Lost;
 use crate::gateway::upstream::{Connection, ReplyPiece};
 
 /// Content up to this length is copied behind what goes out before it, and so much is collected
@@ -50,9 +51,9 @@ impl Relay {
     }
 }
 
-/// Whether the instance that a reply comes from has ended.
-fn has_ended(cx: &Context<'_>, flight: &mut Option<Box<Flight>>) -> bool {
-    flight.as_mut().is_some_and(|flight| flight.poll_ended(cx).is_ready())
+/// Whether what comes next is waited for no longer.
+fn poll_lost(cx: &mut Context<'_>, flight: &mut Option<Box<Flight>>) -> Poll<Lost> {
+    flight.as_mut().map_or(Poll::Pending, |flight| flight.poll_lost(cx))
 }
 
 impl Front {
@@ -79,6 +80,9 @@ impl Front {
                 Poll::Ready(Err(_)) => return Poll::Ready(Ended::Gone),
                 // The client is slow. If it stays so, the connection's own timer ends this.
                 Poll::Pending if read.is_ok() => {
+                    if let Some(flight) = &mut relay.flight {
+                        flight.hear();
+                    }
                     return self.poll_gone(cx, relay.request.left).map(|_| Ended::Gone);
                 }
                 Poll::Pending => return Poll::Ready(Ended::CutOff),
@@ -87,25 +91,26 @@ impl Front {
                 Err(()) => return Poll::Ready(Ended::CutOff),
                 Ok(_) if relay.connection.is_none() => return Poll::Ready(Ended::Whole),
                 Ok(Step::Read) => {}
-                Ok(Step::Waits) if has_ended(cx, &mut relay.flight) => {
-                    if let Some(flight) = &mut relay.flight {
-                        flight.sent = relay.request.sent();
-                    }
-                    let why = "its sandbox ended".to_owned();
-                    cut(&mut relay.flight, &CutOff::Instance(why));
-                    return Poll::Ready(Ended::CutOff);
-                }
-                Ok(Step::Waits) => match self.poll_alarm(cx, relay.request.left) {
-                    Poll::Ready(Alarm::Late) => {
+                Ok(Step::Waits) => {
+                    if let Poll::Ready(lost) = poll_lost(cx, &mut relay.flight) {
                         if let Some(flight) = &mut relay.flight {
                             flight.sent = relay.request.sent();
                         }
-                        cut(&mut relay.flight, &CutOff::TimedOut);
+                        cut(&mut relay.flight, &CutOff::from(lost));
                         return Poll::Ready(Ended::CutOff);
                     }
-                    Poll::Ready(Alarm::Gone) => return Poll::Ready(Ended::Gone),
-                    Poll::Pending => return Poll::Pending,
-                },
+                    match self.poll_alarm(cx, relay.request.left) {
+                        Poll::Ready(Alarm::Late) => {
+                            if let Some(flight) = &mut relay.flight {
+                                flight.sent = relay.request.sent();
+                            }
+                            cut(&mut relay.flight, &CutOff::TimedOut);
+                            return Poll::Ready(Ended::CutOff);
+                        }
+                        Poll::Ready(Alarm::Gone) => return Poll::Ready(Ended::Gone),
+                        Poll::Pending => return Poll::Pending,
+                    }
+                }
             }
         }
     }
@@ -139,6 +144,7 @@ impl Front {
                 }
             };
             flying.downloaded += data.len() as u64;
+            flying.hear();
             if *chunked {
                 let size = format!("{:x}\r\n", data.len());
                 out.first.extend_from_slice(size.as_bytes());

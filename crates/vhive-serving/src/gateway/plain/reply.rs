@@ -14,11 +14,14 @@ use super::date::Date;
 use crate::gateway::field::{Field, lists, write_field, write_own};
 use crate::gateway::head::Length;
 use crate::gateway::reply_head::{BadReply, Framing, MAX_REPLY_FIELDS, RawReply, parse_reply};
+use crate::trace::{TRACE_RESPONSE, TraceResponse};
 
 /// What the gateway adds to a reply's head.
 pub(super) struct Added<'a> {
     /// The invocation's identifier, unless the function tells one.
     pub(super) id: Option<&'a InvocationId>,
+    /// The trace, likewise.
+    pub(super) trace: Option<TraceResponse>,
     /// The connection ends after the reply.
     pub(super) close: bool,
     pub(super) date: &'a mut Date,
@@ -109,6 +112,11 @@ fn translate_one(
     }
     if let Some(id) = added.id.filter(|_| !has_id) {
         write_own(out, "x-request-id", id.as_str().as_bytes());
+    }
+    if let Some(trace) = added.trace
+        && !kinds.contains(&Field::TraceResponse)
+    {
+        write_own(out, TRACE_RESPONSE, trace.to_string().as_bytes());
     }
     finish(out, added, has_date);
     Ok(Some((size, line)))

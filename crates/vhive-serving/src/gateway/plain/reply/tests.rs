@@ -11,7 +11,7 @@ fn translated(
     let (mut input, mut out) = (BytesMut::from(wire), Vec::new());
     let mut date = Date::default();
     let id = InvocationId::from_bits(0x1234);
-    let mut added = Added { id: Some(&id), close, date: &mut date };
+    let mut added = Added { id: Some(&id), trace: None, close, date: &mut date };
     let line = translate(&mut input, to, &mut out, &mut added)?;
     Ok(line.map(|line| (line, String::from_utf8_lossy(&out).into_owned())))
 }
