@@ -84,12 +84,19 @@ pub(crate) fn role(args: &[&str]) -> anyhow::Result<Part> {
     Ok(Part { pid, child: Some(child), address })
 }
 
-/// Starts a client and reads what it measured.
+/// Starts a client for so long and reads what it measured.
 pub(crate) fn client(address: &str, connections: &str, millis: &str) -> anyhow::Result<Measured> {
-    let output = Command::new(std::env::current_exe()?)
-        .args(["role", "client", address, connections, millis])
-        .stderr(Stdio::inherit())
-        .output()?;
+    measured(address, &["role", "client", address, connections, millis])
+}
+
+/// Likewise for so many requests on each connection.
+pub(crate) fn send(address: &str, connections: &str, each: &str) -> anyhow::Result<Measured> {
+    measured(address, &["role", "send", address, connections, each])
+}
+
+fn measured(address: &str, args: &[&str]) -> anyhow::Result<Measured> {
+    let output =
+        Command::new(std::env::current_exe()?).args(args).stderr(Stdio::inherit()).output()?;
     if !output.status.success() {
         bail!("client of {address} failed: {}", output.status);
     }
