@@ -1,4 +1,4 @@
-//! Brokers and triggers.
+//! Brokers and triggers. One file, because all of it is told by the same functions on the same stage.
 
 use std::path::Path;
 use std::sync::Arc;
