@@ -152,7 +152,8 @@ impl<'a> Supervisor<'a> {
                 && beside.kill_at <= Instant::now()
             {
                 beside.killed = true;
-                signal(beside.pid, Signal::SIGKILL);
+                // With what it has started: it has a process group of its own.
+                signal(Pid::from_raw(-beside.pid.as_raw()), Signal::SIGKILL);
             }
         };
         // Whatever the function left behind ends with it, which also closes the pipes.
