@@ -143,19 +143,32 @@ pub fn wait(
     deadline: Deadline,
 ) -> Result<Instant, ProbeError> {
     let mut listening = false;
+    let is_clone = journal.reached(Milestone::Resumed).is_some();
+    let startup = probe.startup.filter(|_| !is_clone);
     if journal.reached(Milestone::KernelUp).is_some() {
+        // What does not listen has failed its startup probe as well.
+        let limit = startup.filter(|startup| startup.timing.failures > 0).map(|startup| {
+            let timing = startup.timing;
+            let failed = timing.period.saturating_mul(timing.failures);
+            Deadline::at(began + timing.initial_delay + failed)
+        });
+        let first = limit.map_or(deadline, |limit| limit.min(deadline));
         // Only an init of ours tells this; so it will tell the rest as well.
-        match journal.wait(Milestone::Listening, deadline) {
+        match journal.wait(Milestone::Listening, first) {
             Ok(_) => listening = true,
             Err(WaitError::Ended(end)) => return Err(ProbeError::Ended(end)),
             Err(WaitError::Deadline { .. }) => {
+                if let Some(startup) = startup.filter(|_| first < deadline) {
+                    let (what, failures) = (what(&startup.check), startup.timing.failures);
+                    let answer = format!("nothing listens on port {}", probe.port);
+                    return Err(ProbeError::NotStarted { what, answer, failures });
+                }
                 let after = began.elapsed();
                 return Err(ProbeError::NotListening { port: probe.port, after });
             }
         }
     }
-    let is_clone = journal.reached(Milestone::Resumed).is_some();
-    if let Some(startup) = probe.startup.filter(|_| !is_clone) {
+    if let Some(startup) = startup {
         let (check, timing) = (&startup.check, startup.timing);
         let stage = Stage { name: "startup", check, timing, began, listening };
         pass(stage, &mut probe, journal, deadline)?;
@@ -177,10 +190,15 @@ fn pass(
 ) -> Result<Instant, ProbeError> {
     let timing = stage.timing;
     let first = stage.began + timing.initial_delay;
-    if first > Instant::now()
-        && let Some(end) = journal.wait_end(deadline.or_after(first - Instant::now()))
-    {
-        return Err(ProbeError::Ended(end));
+    if first > Instant::now() {
+        if let Some(end) = journal.wait_end(deadline.or_after(first - Instant::now())) {
+            return Err(ProbeError::Ended(end));
+        }
+        // Who waits may look again later; to try before its time would be to be wrong.
+        if first > Instant::now() {
+            let answer = "it is not asked yet: initialDelaySeconds".to_owned();
+            return Err(Failed::Answer(answer).error(stage, probe.port));
+        }
     }
     let most = if timing.period.is_zero() { LONGEST_PAUSE } else { timing.period };
     // Sooner than a period later, so that readiness is seen when it comes.

@@ -20,7 +20,14 @@ pub enum ProcessError {
     /// A text that is handed to the system as a C string holds a zero byte.
     #[error("{0} contains a zero byte")]
     ZeroByte(String),
+    /// What `$(NAME)` stands for adds up to too much.
+    #[error("command, arguments and variables take more than {MOST} bytes once expanded")]
+    TooLong,
 }
+
+/// Bytes that the revision's command, arguments and variables may take together: with the image's,
+/// less than a frame of the guest contract.
+const MOST: usize = 960 << 10;
 
 /// Puts the process together.
 ///
@@ -33,14 +40,21 @@ pub enum ProcessError {
 /// # Errors
 /// [`ProcessError`].
 pub fn process(image: &ImageConfig, revision: &Revision) -> Result<Process, ProcessError> {
-    let vars = variables(revision);
-    let expanded = |texts: &[String]| texts.iter().map(|text| expand(text, &vars)).collect();
+    let mut left = MOST;
+    let vars = variables(revision, &mut left).ok_or(ProcessError::TooLong)?;
+    let mut expanded = |texts: &[String]| -> Result<Vec<String>, ProcessError> {
+        let mut each = texts.iter();
+        each.try_fold(Vec::new(), |mut all, text| {
+            all.push(expand(text, &vars, &mut left).ok_or(ProcessError::TooLong)?);
+            Ok(all)
+        })
+    };
     let mut args: Vec<String> = match (revision.command.is_empty(), revision.args.is_empty()) {
-        (false, _) => expanded(&revision.command),
+        (false, _) => expanded(&revision.command)?,
         (true, _) => image.entrypoint.clone(),
     };
     match (revision.command.is_empty(), revision.args.is_empty()) {
-        (_, false) => args.extend::<Vec<String>>(expanded(&revision.args)),
+        (_, false) => args.extend(expanded(&revision.args)?),
         (true, true) => args.extend(image.cmd.iter().cloned()),
         (false, true) => {}
     }
@@ -62,11 +76,12 @@ pub fn process(image: &ImageConfig, revision: &Revision) -> Result<Process, Proc
     Ok(process)
 }
 
-/// The revision's variables, expanded, then the injected ones; the last of a name counts.
-fn variables(revision: &Revision) -> Vec<(String, String)> {
+/// The revision's variables, expanded, then the injected ones; the last of a name counts. None if
+/// they take more than is left.
+fn variables(revision: &Revision, left: &mut usize) -> Option<Vec<(String, String)>> {
     let mut vars: Vec<(String, String)> = Vec::new();
     for (name, value) in &revision.env {
-        let value = expand(value, &vars);
+        let value = expand(value, &vars, left)?;
         set(&mut vars, name, value);
     }
     let injected = [
@@ -78,7 +93,7 @@ fn variables(revision: &Revision) -> Vec<(String, String)> {
     for (name, value) in injected {
         set(&mut vars, name, value);
     }
-    vars
+    Some(vars)
 }
 
 fn set(vars: &mut Vec<(String, String)>, name: &str, value: String) {
@@ -99,31 +114,37 @@ fn environment(image: &ImageConfig, vars: &[(String, String)]) -> Vec<String> {
     env.into_iter().map(|(name, value)| format!("{name}={value}")).collect()
 }
 
-/// Replaces `$(NAME)`, and `$$` by a dollar sign.
-fn expand(text: &str, vars: &[(String, String)]) -> String {
-    let mut out = String::with_capacity(text.len());
+/// Replaces `$(NAME)`, and `$$` by a dollar sign; takes the result's length off `left`, and gives up
+/// when there is no more.
+fn expand(text: &str, vars: &[(String, String)], left: &mut usize) -> Option<String> {
+    let mut out = String::new();
+    let mut push = |part: &str| {
+        *left = left.checked_sub(part.len())?;
+        out.push_str(part);
+        Some(())
+    };
     let mut rest = text;
     while let Some(at) = rest.find('$') {
-        out.push_str(&rest[..at]);
+        push(&rest[..at])?;
         let after = &rest[at + 1..];
         if let Some(after) = after.strip_prefix('$') {
-            out.push('$');
+            push("$")?;
             rest = after;
         } else if let Some((name, after)) =
             after.strip_prefix('(').and_then(|inner| inner.split_once(')'))
         {
             match vars.iter().find(|(known, _)| known == name) {
-                Some((_, value)) => out.push_str(value),
-                None => out.extend(["$(", name, ")"]),
+                Some((_, value)) => push(value)?,
+                None => push(&rest[at..rest.len() - after.len()])?,
             }
             rest = after;
         } else {
-            out.push('$');
+            push("$")?;
             rest = after;
         }
     }
-    out.push_str(rest);
-    out
+    push(rest)?;
+    Some(out)
 }
 
 #[cfg(test)]
@@ -203,7 +224,7 @@ mod tests {
             ("é$(A)é", "é1é"),
         ];
         for (text, wanted) in table {
-            assert_eq!(expand(text, &vars), wanted, "{text}");
+            assert_eq!(expand(text, &vars, &mut 1000).as_deref(), Some(wanted), "{text}");
         }
     }
 
@@ -220,9 +241,9 @@ mod tests {
     proptest::proptest! {
         #[test]
         fn expanding_never_panics_and_keeps_what_has_no_dollar(text in "[a-c$() é]{0,30}") {
-            let expanded = expand(&text, &[("a".to_owned(), "x".to_owned())]);
+            let expanded = expand(&text, &[("a".to_owned(), "x".to_owned())], &mut usize::MAX.clone());
             if !text.contains('$') {
-                assert_eq!(expanded, text);
+                assert_eq!(expanded, Some(text));
             }
         }
     }

@@ -8,6 +8,7 @@
 //! Kubernetes, "Define Environment Variables for a Container", "Configure a Pod to Use a ConfigMap",
 //! "Projected Volumes"; the kubelet's words for what is missing.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
@@ -152,6 +153,9 @@ pub(crate) enum Missing {
         kind.as_str()
     )]
     Text { kind: DataKind, namespace: String, name: String, key: String },
+    /// A file is in the way of another one.
+    #[error("in the volume at {mount}, {path} is below a file")]
+    Place { mount: String, path: String },
     /// It is too much.
     #[error("variables and files take {0} bytes, more than {MOST}")]
     Size(usize),
@@ -187,7 +191,7 @@ impl Inputs {
         namespace: &str,
         lookup: &impl Lookup,
     ) -> Result<Resolved, Missing> {
-        let look = Look { namespace, lookup };
+        let look = Look { namespace, lookup, spent: Cell::new(0) };
         let mut env = Vec::new();
         for from in &self.from {
             let Some(object) = look.object(&from.of)? else { continue };
@@ -227,9 +231,18 @@ fn set(env: &mut Vec<(String, String)>, name: String, value: String) {
 struct Look<'a, L> {
     namespace: &'a str,
     lookup: &'a L,
+    /// Bytes copied so far, so that a document that names one object many times ends early.
+    spent: Cell<usize>,
 }
 
 impl<L: Lookup> Look<'_, L> {
+    /// Notes that so many bytes are about to be copied.
+    fn spend(&self, bytes: usize) -> Result<(), Missing> {
+        let spent = self.spent.get().saturating_add(bytes);
+        self.spent.set(spent);
+        if spent > MOST { Err(Missing::Size(spent)) } else { Ok(()) }
+    }
+
     /// The object; none if it may be missing and is.
     fn object(&self, of: &Reference) -> Result<Option<Arc<StoredData>>, Missing> {
         let key = DataKey::new(of.kind, self.namespace, &of.name);
@@ -264,7 +277,10 @@ impl<L: Lookup> Look<'_, L> {
     ) -> Result<Option<String>, Missing> {
         match self.content(of, object, key)? {
             None => Ok(None),
-            Some(Content::Text(text)) if !text.contains('\0') => Ok(Some(text.replace('$', "$$"))),
+            Some(Content::Text(text)) if !text.contains('\0') => {
+                self.spend(key.len() + text.len())?;
+                Ok(Some(text.replace('$', "$$")))
+            }
             Some(Content::Text(_) | Content::Hex(_)) => {
                 let (kind, name) = (of.kind, of.name.clone());
                 let (namespace, key) = (self.namespace.to_owned(), key.to_owned());
@@ -279,6 +295,8 @@ impl<L: Lookup> Look<'_, L> {
             let Some(object) = self.object(&source.of)? else { continue };
             let mut put = |key: &str, path: &str, mode: u32| {
                 if let Some(content) = self.content(&source.of, &object, key)? {
+                    let (Content::Text(text) | Content::Hex(text)) = content;
+                    self.spend(path.len() + text.len())?;
                     files.insert(path.to_owned(), (mode, content.clone()));
                 }
                 Ok::<(), Missing>(())
@@ -289,6 +307,12 @@ impl<L: Lookup> Look<'_, L> {
             for item in &source.items {
                 put(&item.key, &item.path, item.mode.unwrap_or(source.mode))?;
             }
+        }
+        // A file that is another one's directory comes before it.
+        let below =
+            |path: &str| path.match_indices('/').any(|(at, _)| files.contains_key(&path[..at]));
+        if let Some(path) = files.keys().find(|path| below(path)) {
+            return Err(Missing::Place { mount: mount.path.clone(), path: path.clone() });
         }
         let files = files.into_iter();
         let files = files.map(|(path, (mode, content))| VolumeFile { path, mode, content });

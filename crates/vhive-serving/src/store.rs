@@ -242,6 +242,7 @@ impl Store {
     }
 
     fn io(&self, error: &dyn std::fmt::Display) -> StoreError {
+        self.database.doubt();
         StoreError::Io { path: self.path.clone(), reason: error.to_string() }
     }
 }

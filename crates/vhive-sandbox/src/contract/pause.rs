@@ -22,8 +22,9 @@ pub(crate) fn prepare(guest: &Supervised, deadline: Deadline) -> Result<u64, Sna
     match guest.ask(ToGuest::PrepareSnapshot, deadline) {
         Some(Answer::Prepared { at_ns }) => Ok(at_ns),
         Some(Answer::Unprepared { reason }) => Err(SnapshotError::Guest(reason)),
+        // A late answer to something else: whether it falls silent is not known.
         Some(Answer::Resumed | Answer::Ran(_)) => {
-            Err(SnapshotError::Guest("it answered something else".to_owned()))
+            Err(SnapshotError::Lost("it answered something else".to_owned()))
         }
         // It may fall silent later, and would then stay so.
         None => Err(SnapshotError::Lost("it did not answer in time".to_owned())),

@@ -184,13 +184,13 @@ impl NetworkPool {
         let home = &self.handle.home;
         let mut state = home.lock();
         let attempts = state.attempts;
-        state.filling = true;
-        home.work.notify_all();
         loop {
             let target = home.ready.min(home.max.saturating_sub(state.taken));
             if state.ready.len() >= target {
                 return Ok(());
             }
+            state.filling = true;
+            home.work.notify_all();
             state = home.wait(state, attempts, deadline)?;
         }
     }

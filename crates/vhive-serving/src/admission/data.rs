@@ -128,13 +128,16 @@ fn read(root: &Cursor<'_>, kind: DataKind) -> Option<AdmittedData> {
         }
     }
     let size = |values: &BTreeMap<String, Content>| -> usize {
-        values.values().filter_map(Content::bytes).map(|bytes| bytes.len()).sum()
+        let each = values
+            .iter()
+            .map(|(key, value)| key.len() + value.bytes().map_or(0, |bytes| bytes.len()));
+        each.sum()
     };
     if size(&data) + size(&binary) > MOST {
         let at = root.get("data").or_else(|| root.get("binaryData"));
         let at = at.or_else(|| root.get("stringData"));
         at.unwrap_or_else(|| root.clone())
-            .invalid(format!("must have at most {MOST} bytes in all values together"));
+            .invalid(format!("must have at most {MOST} bytes in all keys and values together"));
     }
     Some(AdmittedData {
         kind,

@@ -37,6 +37,9 @@ const DESTINATION: Fields = Fields {
     refused: &[("CACerts", "events stay on this node"), ("audience", "events stay on this node")],
 };
 
+/// Longest URI of a sink.
+const LONGEST_URI: usize = 1024;
+
 const REFERENCE: Fields = Fields {
     known: &["apiVersion", "kind", "name", "namespace"],
     refused: &[("group", "say apiVersion"), ("address", "a sink has one address")],
@@ -412,12 +415,26 @@ fn read_reference(reference: &Cursor<'_>, place: &Place<'_>) -> Option<Sink> {
         return None;
     }
     let name = label(reference, "name", 63)?;
+    if to == To::Service && format!("{name}.{namespace}") == INGRESS {
+        reference.get("name")?.invalid("is the brokers' own: name the Broker");
+        return None;
+    }
     Some(Sink { to, namespace, name, target: "/".to_owned() })
+}
+
+/// The text of a URI: what a dead letter says of it must fit beside the event.
+fn short<'a>(uri: &Cursor<'a>) -> Option<&'a str> {
+    let text = uri.text()?;
+    if text.len() > LONGEST_URI {
+        uri.invalid(format!("must have at most {LONGEST_URI} characters"));
+        return None;
+    }
+    Some(text)
 }
 
 /// The path that a `uri` beside a `ref` is.
 fn read_target(uri: &Cursor<'_>, to: To) -> Option<String> {
-    let text = uri.text()?;
+    let text = short(uri)?;
     let parsed: Option<Uri> = text.parse().ok();
     let path = parsed.filter(|uri| {
         text.starts_with('/') && !text.starts_with("//") && uri.authority().is_none()
@@ -436,7 +453,7 @@ fn read_target(uri: &Cursor<'_>, to: To) -> Option<String> {
 /// A sink by its address. Only what this node's gateway serves: else the node would send requests to
 /// wherever a client of its API says, from inside its network.
 fn read_uri(uri: &Cursor<'_>, place: &Place<'_>) -> Option<Sink> {
-    let text = uri.text()?;
+    let text = short(uri)?;
     let refuse = |why: &str| {
         let domain = place.domain;
         uri.unsupported(format!(

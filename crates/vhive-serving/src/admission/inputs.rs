@@ -86,10 +86,23 @@ const RESERVED: [&str; 8] = ["/", "/dev/log", "/tmp", "/var", "/var/log", "/dev"
 /// Permission bits of a file, unless they are given.
 const MODE: u32 = 0o644;
 
+/// Entries of one list: more than any function has, and few enough to be compared with each other.
+const MOST: usize = 1000;
+
+/// The entries of a list that is not too long.
+fn few<'a>(list: &Cursor<'a>) -> Vec<Cursor<'a>> {
+    let items = list.items();
+    if items.len() > MOST {
+        list.invalid(format!("must have at most {MOST} entries, not {}", items.len()));
+        return Vec::new();
+    }
+    items
+}
+
 /// Reads `env`.
 pub(super) fn read_env(env: &Cursor<'_>) -> Vec<Variable> {
     let mut variables: Vec<Variable> = Vec::new();
-    for entry in env.items() {
+    for entry in few(env) {
         entry.expect_fields(&ENV);
         let Some(name) = entry.get("name") else {
             entry.missing("name");
@@ -181,7 +194,7 @@ fn read_key(cursor: &Cursor<'_>) -> Option<String> {
 
 /// Reads `envFrom`.
 pub(super) fn read_env_from(list: &Cursor<'_>) -> Vec<EnvFrom> {
-    let each = list.items().into_iter().filter_map(|entry| {
+    let each = few(list).into_iter().filter_map(|entry| {
         entry.expect_fields(&ENV_FROM);
         let prefix = entry.get("prefix").map_or(Some(""), |prefix| {
             let text = prefix.text()?;
@@ -202,7 +215,7 @@ pub(super) fn read_env_from(list: &Cursor<'_>) -> Vec<EnvFrom> {
 /// Reads `volumes`, by name.
 fn read_volumes(list: &Cursor<'_>) -> BTreeMap<String, Vec<Source>> {
     let mut volumes = BTreeMap::new();
-    for volume in list.items() {
+    for volume in few(list) {
         volume.expect_fields(&VOLUME);
         if volume.get("name").is_none() {
             volume.missing("name");
@@ -244,7 +257,7 @@ fn read_sources(volume: &Cursor<'_>) -> Vec<Source> {
         projected.missing("sources");
         return Vec::new();
     };
-    let each = sources.items().into_iter().filter_map(|source| {
+    let each = few(&sources).into_iter().filter_map(|source| {
         source.expect_fields(&PROJECTION);
         let (kind, cursor) = one_of(&source, plain)?;
         cursor.expect_fields(&PROJECTED_SOURCE);
@@ -261,7 +274,7 @@ fn read_source(cursor: &Cursor<'_>, (kind, name): (DataKind, &str), mode: u32) -
 
 fn read_items(list: &Cursor<'_>) -> Vec<Item> {
     let mut items: Vec<Item> = Vec::new();
-    for entry in list.items() {
+    for entry in few(list) {
         entry.expect_fields(&ITEM);
         let (key, mode) = (read_key(&entry), read_mode(&entry, "mode"));
         let Some(path) = entry.get("path") else {
@@ -304,7 +317,7 @@ pub(super) fn read_mounts(container: &Cursor<'_>, spec: &Cursor<'_>) -> Vec<Moun
         volumes.extend(read_volumes(list).into_iter().map(|(name, of)| (name, (of, false))));
     }
     let mut mounts: Vec<Mount> = Vec::new();
-    let listed = container.get("volumeMounts").map(|list| list.items()).unwrap_or_default();
+    let listed = container.get("volumeMounts").map(|list| few(&list)).unwrap_or_default();
     for entry in listed {
         entry.expect_fields(&MOUNT);
         if let Some(read_only) = entry.get("readOnly") {

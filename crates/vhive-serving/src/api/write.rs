@@ -34,6 +34,9 @@ const MOST_OPERATIONS: usize = 1000;
 /// Values in an object that copies have been made in.
 const MOST_VALUES: usize = 20_000;
 
+/// Bytes of text in such an object.
+const MOST_BYTES: usize = 8 << 20;
+
 type Body = Result<Bytes, BytesRejection>;
 type Placed = Path<(String, String)>;
 type Named = Path<(String, String, String)>;
@@ -207,15 +210,19 @@ fn has_directive(patch: &Value) -> bool {
 
 /// Whether an object is no larger and no deeper than any that is meant.
 fn is_moderate(object: &Value) -> bool {
-    let (mut left, mut seen) = (vec![(object, 0)], 0);
+    let (mut left, mut seen, mut bytes) = (vec![(object, 0)], 0, 0);
     while let Some((value, depth)) = left.pop() {
         seen += 1;
-        if seen > MOST_VALUES || depth > crate::admission::DEEPEST {
+        if seen > MOST_VALUES || bytes > MOST_BYTES || depth > crate::admission::DEEPEST {
             return false;
         }
         match value {
             Value::Array(list) => left.extend(list.iter().map(|one| (one, depth + 1))),
-            Value::Object(map) => left.extend(map.values().map(|one| (one, depth + 1))),
+            Value::Object(map) => {
+                bytes += map.keys().map(String::len).sum::<usize>();
+                left.extend(map.values().map(|one| (one, depth + 1)));
+            }
+            Value::String(text) => bytes += text.len(),
             _ => {}
         }
     }

@@ -104,7 +104,9 @@ impl One {
             if deferred.stopped.is_cancelled() {
                 return;
             }
-            let verdict = match self.errand.prepare(pending) {
+            let sending = self.errand.prepare(pending);
+            let sent = sending.is_some();
+            let verdict = match sending {
                 None => Some(self.errand.unwanted(pending)),
                 Some(sending) => {
                     deferred.turn(&pending.id, Stage::Running, attempt);
@@ -116,7 +118,6 @@ impl One {
                     heard.then(|| self.errand.judge(pending, got, attempt, began.elapsed()))
                 }
             };
-            drop(turn);
             let pause = match verdict {
                 None => {
                     let pause = unheard;
@@ -125,10 +126,12 @@ impl One {
                 }
                 Some(verdict) => {
                     let Some(pause) = self.follow(pending, verdict, attempt).await else { return };
-                    attempt += 1;
+                    attempt += u32::from(sent);
                     pause
                 }
             };
+            // Not before: a reply that cannot be kept yet bounds how many more there are.
+            drop(turn);
             deferred.retried.fetch_add(1, Ordering::Relaxed);
             deferred.turn(&pending.id, Stage::Pending, attempt);
             tokio::select! {
@@ -154,10 +157,16 @@ impl One {
         loop {
             match verdict {
                 Verdict::Again(pause) => return Some(pause),
-                Verdict::Keep(reply) => {
-                    self.deferred.end(&pending.id, reply).await;
-                    return None;
-                }
+                Verdict::Keep(reply) => match self.deferred.end(&pending.id, &reply).await {
+                    Ok(()) => return None,
+                    Err(error) => {
+                        // It has been done: only the disk is asked again.
+                        tracing::error!(%error, id = pending.id, "a reply cannot be kept yet");
+                        tokio::time::sleep(pause).await;
+                        pause = (pause * 2).min(LONGEST_PAUSE);
+                        verdict = Verdict::Keep(reply);
+                    }
+                },
                 Verdict::Next(next, end) => {
                     match self.deferred.replace(&pending.id, next.clone()).await {
                         Ok(()) => {
@@ -167,6 +176,11 @@ impl One {
                         Err(full @ AcceptError::Full { .. }) => {
                             let got = Err(SendError::NoRoom(full.to_string()));
                             verdict = self.errand.judge(pending, got, attempt, Duration::ZERO);
+                            if matches!(verdict, Verdict::Next(..)) {
+                                // Others have to make room first.
+                                tokio::time::sleep(pause).await;
+                                pause = (pause * 2).min(LONGEST_PAUSE);
+                            }
                         }
                         Err(AcceptError::ShutDown) => return None,
                         Err(AcceptError::Store(error)) => {

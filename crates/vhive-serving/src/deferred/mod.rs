@@ -245,17 +245,20 @@ impl Deferred {
     }
 
     /// Keeps the reply and forgets the request, in one step on disk.
-    async fn end(self: &Arc<Self>, id: &str, reply: KeptReply) {
+    ///
+    /// # Errors
+    /// [`StoreError`]; then it is as before.
+    async fn end(self: &Arc<Self>, id: &str, reply: &KeptReply) -> Result<(), StoreError> {
+        let (queue, most) = (Arc::clone(&self.queue), self.config.max_results);
+        let (key, kept) = (id.to_owned(), reply.clone());
+        let written = tokio::task::spawn_blocking(move || queue.end(&key, &kept, most)).await;
+        // Without an answer the node ends; the next one sends it again: at least once.
+        let Ok(written) = written else { return Ok(()) };
+        written?;
         let count = if reply.head.stage == Stage::Done { &self.done } else { &self.failed };
         count.fetch_add(1, Ordering::Relaxed);
-        let (queue, most) = (Arc::clone(&self.queue), self.config.max_results);
-        let key = id.to_owned();
-        let written = tokio::task::spawn_blocking(move || queue.end(&key, &reply, most)).await;
-        if let Ok(Err(error)) = written {
-            // It stays pending on disk, and is sent again by the next node: at least once.
-            tracing::error!(%error, id, "the reply of an asynchronous invocation is lost");
-        }
         self.leave(id);
+        Ok(())
     }
 
     /// What is known of an invocation. Blocks for the disk.

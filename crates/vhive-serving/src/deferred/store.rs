@@ -177,6 +177,7 @@ impl Queue {
     }
 
     fn io(&self, error: &dyn std::fmt::Display) -> StoreError {
+        self.database.doubt();
         StoreError::Io { path: self.path.clone(), reason: error.to_string() }
     }
 }

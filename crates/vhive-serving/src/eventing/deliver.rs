@@ -10,12 +10,15 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::event::Event;
-use super::spec::{DeliverySpec, Sink, Spec, To, TriggerSpec, is_retried};
+use super::spec::{DeliverySpec, Sink, Spec, TriggerSpec, is_retried};
 use super::{Eventing, TTL, kept_context, pending};
 use crate::deferred::{End, Errand, Got, Pending, SendError, Sending, Verdict};
 
 /// Longest `knativeerrordata`, as in Knative.
 const LONGEST_DATA: usize = 1024;
+
+/// How often one is looked at again whose trigger is not understood.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 /// Whom an entry of the queue is for. What the trigger says is looked up at each try, so that a
 /// corrected one is followed.
@@ -153,11 +156,11 @@ impl Errand for Eventing {
         if delivery.dead_letter.is_none() {
             fields.push(("prefer", "reply".to_owned()));
         }
-        if delivery.dead_letter.is_some() || sink.to == To::Broker {
+        let (host, target) = (sink.host(self.catalog.domain()), sink.path());
+        if delivery.dead_letter.is_some() || self.is_ingress(&host) {
             // A circle of brokers ends as well.
             fields.push(("ce-knativebrokerttl", delivery.hops.to_string()));
         }
-        let (host, target) = (sink.host(self.catalog.domain()), sink.path());
         Some(Sending { host, target, fields, timeout })
     }
 
@@ -202,6 +205,18 @@ impl Errand for Eventing {
             }
         };
         self.failed(entry, delivery, &failure, attempt)
+    }
+
+    fn unwanted(&self, entry: &Pending) -> Verdict {
+        let misunderstood = entry.event.as_deref().is_some_and(|delivery| {
+            let found = self.catalog.eventing.trigger(&delivery.namespace, &delivery.trigger);
+            found.is_some_and(|found| found.stored.uid == delivery.uid && found.spec.is_err())
+        });
+        if misunderstood {
+            // It is still somebody's: of another domain, say, until that is set right.
+            return Verdict::Again(LONGEST_PAUSE);
+        }
+        Verdict::Next(Vec::new(), End::Unwanted)
     }
 
     fn ended(&self, entry: &Pending, end: End) {

@@ -166,6 +166,10 @@ impl Event {
                 return Err(attribute(name, "is empty"));
             }
         }
+        // As a field it would say that the data is the event.
+        if media_type(self.get("datacontenttype")).starts_with(EVENTS) {
+            return Err(attribute("datacontenttype", "is that of an event itself"));
+        }
         let white = |text: &str| text.chars().any(char::is_whitespace);
         for name in ["source", "dataschema"] {
             if self.get(name).is_some_and(white) {

@@ -32,6 +32,8 @@ pub(super) struct Client {
     pub(super) secure: bool,
     /// It should make room for others, if it serves nothing.
     dismissed: AtomicBool,
+    /// It has not taken all that was written to it.
+    blocked: AtomicBool,
     state: Mutex<ClientState>,
 }
 
@@ -62,8 +64,8 @@ impl Client {
             closed: false,
             waker: None,
         };
-        let dismissed = AtomicBool::new(false);
-        Arc::new(Self { gateway, address, secure, dismissed, state: Mutex::new(state) })
+        let (dismissed, blocked) = (AtomicBool::new(false), AtomicBool::new(false));
+        Arc::new(Self { gateway, address, secure, dismissed, blocked, state: Mutex::new(state) })
     }
 
     /// Ends complete requests; called when their replies have been written.
@@ -113,10 +115,16 @@ impl Client {
         self.state().waker = Some(waker.clone());
     }
 
+    /// Whether it has yet to take what was written to it.
+    pub(super) fn set_blocked(&self, blocked: bool) {
+        self.blocked.store(blocked, Ordering::Relaxed);
+    }
+
     /// Asks it to go, unless it serves something or has done so a moment ago.
     pub(super) fn dismiss(&self, now: Instant) -> bool {
         let state = self.state();
-        if !state.flights.is_empty() || state.idle_since + SETTLED > now {
+        let serves = !state.flights.is_empty() || self.blocked.load(Ordering::Relaxed);
+        if serves || state.idle_since + SETTLED > now {
             return false;
         }
         let Some(waker) = &state.waker else { return false };
@@ -130,7 +138,7 @@ impl Client {
         if !self.dismissed.load(Ordering::Acquire) {
             return false;
         }
-        let idle = self.state().flights.is_empty();
+        let idle = !self.blocked.load(Ordering::Relaxed) && self.state().flights.is_empty();
         self.dismissed.store(idle, Ordering::Release);
         idle
     }

@@ -150,8 +150,9 @@ impl Accept {
         let builders = Arc::new(Builders::new(&self.gateway));
         loop {
             let next = async {
-                let permit = self.crowd.enter().await;
-                (permit, self.listener.accept().await)
+                let accepted = self.listener.accept().await;
+                // Nobody makes room before somebody has come.
+                (self.crowd.enter().await, accepted)
             };
             let (permit, accepted) = tokio::select! {
                 next = next => next,
@@ -203,7 +204,7 @@ impl Accept {
                 };
                 match greeted {
                     Ok(Ok(io)) => {
-                        let over = (Replay::new(Bytes::new(), io), false);
+                        let over = (Replay::new(Bytes::new(), io, &client), false);
                         Box::pin(by_hyper(&builders, client, over, watch)).await;
                     }
                     Ok(Err(error)) => tracing::debug!(%error, "no TLS with a client"),
@@ -221,7 +222,7 @@ impl Accept {
                 }
             };
             // Rare, and large: not part of the task of a connection that never comes here.
-            let over = (Replay::new(over.read, over.io), over.begun);
+            let over = (Replay::new(over.read, over.io, &client), over.begun);
             Box::pin(by_hyper(&builders, client, over, watch)).await;
         }
     }

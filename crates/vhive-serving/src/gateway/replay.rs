@@ -2,6 +2,7 @@
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::{Buf as _, Bytes};
@@ -9,16 +10,20 @@ use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-/// Gives what has been read already once more, and then goes on reading.
+use super::flight::Client;
+
+/// Gives what has been read already once more, and then goes on reading. Tells whether the client
+/// still has to take what was written.
 #[derive(Debug)]
 pub(super) struct Replay<I> {
     read: Bytes,
     io: TokioIo<I>,
+    client: Arc<Client>,
 }
 
 impl<I> Replay<I> {
-    pub(super) fn new(read: Bytes, io: I) -> Self {
-        Self { read, io: TokioIo::new(io) }
+    pub(super) fn new(read: Bytes, io: I, client: &Arc<Client>) -> Self {
+        Self { read, io: TokioIo::new(io), client: Arc::clone(client) }
     }
 }
 
@@ -44,11 +49,15 @@ impl<I: AsyncWrite + Unpin> Write for Replay<I> {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(cx, bytes)
+        let written = Pin::new(&mut self.io).poll_write(cx, bytes);
+        self.client.set_blocked(written.is_pending());
+        written
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
+        let written = Pin::new(&mut self.io).poll_flush(cx);
+        self.client.set_blocked(written.is_pending());
+        written
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -64,6 +73,8 @@ impl<I: AsyncWrite + Unpin> Write for Replay<I> {
         cx: &mut Context<'_>,
         parts: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write_vectored(cx, parts)
+        let written = Pin::new(&mut self.io).poll_write_vectored(cx, parts);
+        self.client.set_blocked(written.is_pending());
+        written
     }
 }

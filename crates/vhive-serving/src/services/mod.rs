@@ -308,6 +308,14 @@ impl Services {
             let problems = vec![Problem { path, kind, reason }];
             return Err(Invalid { name: admitted.name, problems }.into());
         }
+        let tagged = |tag: &str| format!("{tag}-{}.{}", admitted.name, admitted.namespace);
+        let mut tags = admitted.traffic.iter().filter_map(|target| target.tag.as_deref());
+        if let Some(tag) = tags.find(|tag| tagged(tag) == INGRESS) {
+            let reason = format!("with the tag {tag:?} it would be where brokers answer");
+            let (path, kind) = ("spec.traffic".to_owned(), ProblemKind::Invalid);
+            let problems = vec![Problem { path, kind, reason }];
+            return Err(Invalid { name: admitted.name, problems }.into());
+        }
         self.check_node(&admitted)?;
         Ok(admitted)
     }

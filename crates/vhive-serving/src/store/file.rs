@@ -3,6 +3,7 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use redb::{
@@ -17,6 +18,7 @@ use super::StoreError;
 pub(crate) struct DatabaseFile {
     path: PathBuf,
     open: Mutex<Option<Database>>,
+    doubted: AtomicBool,
 }
 
 /// Why no transaction begins.
@@ -34,8 +36,14 @@ impl DatabaseFile {
     /// # Errors
     /// [`StoreError`], which names the file.
     pub(crate) fn open(path: &Path) -> Result<Self, StoreError> {
-        let open = Mutex::new(Some(open(path)?));
-        Ok(Self { path: path.to_owned(), open })
+        let open = Mutex::new(Some(open(path, |path| Database::create(path))?));
+        Ok(Self { path: path.to_owned(), open, doubted: AtomicBool::new(false) })
+    }
+
+    /// Something has failed that it was asked for: it is opened anew before it is asked again, since
+    /// what it reads fails as well from then on.
+    pub(crate) fn doubt(&self) {
+        self.doubted.store(true, Ordering::Release);
     }
 
     /// Waits for the transaction that writes now, if there is one.
@@ -53,7 +61,9 @@ impl DatabaseFile {
         begin: impl Fn(&Database) -> Result<T, TransactionError>,
     ) -> Result<T, BeginError> {
         let mut state = self.state();
-        if let Some(database) = &*state {
+        if let Some(database) = &*state
+            && !self.doubted.load(Ordering::Acquire)
+        {
             match begin(database) {
                 Err(TransactionError::Storage(StorageError::PreviousIo)) => {}
                 begun => return Ok(begun?),
@@ -61,7 +71,10 @@ impl DatabaseFile {
         }
         // The old one holds a lock on the file.
         drop(state.take());
-        let database = state.insert(open(&self.path).map_err(BeginError::Reopen)?);
+        // Not made anew: an empty one in its place would forget everything at the next start.
+        let database = open(&self.path, |path| Database::open(path)).map_err(BeginError::Reopen)?;
+        let database = state.insert(database);
+        self.doubted.store(false, Ordering::Release);
         tracing::info!(path = %self.path.display(), "opened anew after a failure of the disk");
         Ok(begin(database)?)
     }
@@ -71,9 +84,12 @@ impl DatabaseFile {
     }
 }
 
-fn open(path: &Path) -> Result<Database, StoreError> {
+fn open(
+    path: &Path,
+    how: fn(&Path) -> Result<Database, DatabaseError>,
+) -> Result<Database, StoreError> {
     // redb answers some damages by a panic; that must not end the node without a word.
-    let opened = std::panic::catch_unwind(|| Database::create(path));
+    let opened = std::panic::catch_unwind(|| how(path));
     let damaged = |reason: &dyn fmt::Display| (path.to_owned(), reason.to_string());
     let (path, reason) = match opened {
         Ok(Ok(database)) => return Ok(database),

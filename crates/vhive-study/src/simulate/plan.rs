@@ -429,6 +429,11 @@ impl SimPlan {
         if self.policies.is_empty() {
             return bad("policies", "name at least one");
         }
+        let mut names: Vec<String> = self.policies.iter().map(PolicyPlan::label).collect();
+        names.sort_unstable();
+        if let Some(two) = names.windows(2).find(|two| two[0] == two[1]) {
+            return bad("policies", &format!("two are called {:?}; give one a `name`", two[0]));
+        }
         self.policies.iter().try_for_each(PolicyPlan::validate)
     }
 }
