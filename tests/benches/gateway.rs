@@ -1,6 +1,7 @@
 //! The gateway's hop against nginx's, in front of the same upstream: `gateway-p50-c1` (time added
 //! to one connection's requests) and `gateway-rps-c64` (requests per CPU-second of the proxy, 64
-//! connections). A bare hyper hop is printed beside them.
+//! connections). A bare hyper hop is printed beside them, and is the peer of `gateway-cpu-vs-hop`
+//! (CPU time per request, for the same number of requests).
 //!
 //! Every part is a process of its own (this program starts itself with a role), all on one CPU;
 //! the parts take turns within each round, and figures are medians over the rounds.
@@ -27,8 +28,13 @@ use crate::parts::{Part, cpus, nginx, on_cpu, proxy, role};
 const ROUNDS: [usize; 2] = [45, 11];
 const MILLIS: [&str; 2] = ["80", "300"];
 
+/// Rounds for the comparison with the bare hop, and what each of the connections sends in one.
+const HOP_ROUNDS: usize = 21;
+const EACH: &str = "150x";
+
 const P50: Bound = Bound::AtMost { must: 1.1, goal: 0.8 };
 const RPS: Bound = Bound::AtLeast { must: 0.6, goal: 1.0 };
+const HOP: Bound = Bound::AtMost { must: 1.3, goal: 0.8 };
 
 fn main() -> anyhow::Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -37,8 +43,8 @@ fn main() -> anyhow::Result<()> {
         ["role", "upstream"] => upstream::run(),
         ["role", "door", upstream] => door::run(upstream),
         ["role", "hop", upstream] => hop::run(upstream),
-        ["role", "client", address, connections, millis] => {
-            client::run(address, connections.parse()?, millis.parse()?)
+        ["role", "client", address, connections, until] => {
+            client::run(address, connections.parse()?, until.parse()?)
         }
         _ => compare(),
     }
@@ -53,19 +59,54 @@ struct Series {
 }
 
 fn compare() -> anyhow::Result<()> {
+    on_cpu(*cpus()?.last().context("no CPU")?)?;
+    let upstream = role(&["upstream"]).context("upstream")?;
+    let door = role(&["door", &upstream.address]).context("gateway")?;
+    let hop = role(&["hop", &upstream.address]).context("hyper hop")?;
+    against_hop(&door, &hop)?;
+    against_nginx(&upstream, &door, &hop)
+}
+
+fn against_hop(door: &Part, hop: &Part) -> anyhow::Result<()> {
+    let cpu_us = |part: &Part| -> anyhow::Result<f64> {
+        let before = part.cpu_seconds()?;
+        let measured = parts::client(&part.address, "64", EACH)?;
+        Ok((part.cpu_seconds()? - before) * 1e6 / measured.requests as f64)
+    };
+    for part in [door, hop] {
+        cpu_us(part).with_context(|| format!("warm-up of {}", part.address))?;
+    }
+    let (mut ours, mut bare) = (Vec::new(), Vec::new());
+    for round in 0..HOP_ROUNDS {
+        // Who goes first has what the round before has left.
+        let order = if round % 2 == 0 { [(door, 0), (hop, 1)] } else { [(hop, 1), (door, 0)] };
+        for (part, which) in order {
+            [&mut ours, &mut bare][which].push(cpu_us(part)?);
+        }
+    }
+    let peer = median(&bare);
+    Row::new("gateway-cpu-vs-hop", "us")
+        .ratio(HOP, median(&ours), peer)
+        .peer(format!("bare hyper hop {peer:.2} us"))
+        .note(format!(
+            "CPU time per request, 64 connections: gateway {}, hop {}",
+            spread(&ours, "us"),
+            spread(&bare, "us"),
+        ))
+        .emit();
+    Ok(())
+}
+
+fn against_nginx(upstream: &Part, door: &Part, hop: &Part) -> anyhow::Result<()> {
     if std::process::Command::new("nginx").arg("-v").output().is_err() {
         let reason = "nginx is not installed (Debian package nginx-light)";
         Row::new("gateway-p50-c1", "us").unmeasured(P50, reason).emit();
         Row::new("gateway-rps-c64", "1/cpu-s").unmeasured(RPS, reason).emit();
         return Ok(());
     }
-    on_cpu(*cpus()?.last().context("no CPU")?)?;
     let dir = tempfile::tempdir()?;
-    let upstream = role(&["upstream"]).context("upstream")?;
     let peer = nginx(dir.path(), &proxy(&upstream.address)).context("nginx")?;
-    let door = role(&["door", &upstream.address]).context("gateway")?;
-    let hop = role(&["hop", &upstream.address]).context("hyper hop")?;
-    let parts = [&upstream, &peer, &door, &hop];
+    let parts = [upstream, &peer, door, hop];
     for part in parts {
         measure(part, "64", MILLIS[1]).with_context(|| format!("warm-up of {}", part.address))?;
     }

@@ -12,7 +12,7 @@ use crate::shell::{self, cargo};
 
 /// Every benchmark program and the rows that it prints.
 const BENCHES: &[(&str, &[&str])] = &[
-    ("gateway", &["gateway-p50-c1", "gateway-rps-c64"]),
+    ("gateway", &["gateway-p50-c1", "gateway-rps-c64", "gateway-cpu-vs-hop"]),
     ("sim_cold_starts", &["sim-cold-starts"]),
     (
         "serving",

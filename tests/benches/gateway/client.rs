@@ -21,15 +21,36 @@ pub(crate) struct Measured {
 const REQUEST: &[u8] = b"GET /greet?name=vhive HTTP/1.1\r\nHost: bench.default.example.com\r\n\
     User-Agent: vhive-bench\r\nAccept: */*\r\n\r\n";
 
-/// Sends for so long and prints the figures.
-pub(crate) fn run(address: &str, connections: usize, millis: u64) -> anyhow::Result<()> {
+/// When a connection stops.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Until {
+    /// So much time is over.
+    Over(Duration),
+    /// It has sent so many requests.
+    Sent(usize),
+}
+
+/// Milliseconds, or requests if an `x` follows.
+impl std::str::FromStr for Until {
+    type Err = std::num::ParseIntError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.strip_suffix('x') {
+            Some(requests) => requests.parse().map(Self::Sent),
+            None => text.parse().map(Duration::from_millis).map(Self::Over),
+        }
+    }
+}
+
+/// Sends until then and prints the figures.
+pub(crate) fn run(address: &str, connections: usize, until: Until) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let measured = runtime.block_on(async {
         let mut clients = tokio::task::JoinSet::new();
         for _ in 0..connections {
             let stream = TcpStream::connect(address).await?;
             stream.set_nodelay(true)?;
-            clients.spawn(client(stream, Duration::from_millis(millis)));
+            clients.spawn(client(stream, until));
         }
         let mut all = Vec::new();
         let mut seconds: f64 = 0.0;
@@ -49,7 +70,7 @@ pub(crate) fn run(address: &str, connections: usize, millis: u64) -> anyhow::Res
     Ok(())
 }
 
-async fn client(mut stream: TcpStream, time: Duration) -> anyhow::Result<(Vec<f64>, f64)> {
+async fn client(mut stream: TcpStream, until: Until) -> anyhow::Result<(Vec<f64>, f64)> {
     let mut latencies = Vec::with_capacity(1 << 14);
     let mut buffer = vec![0; 8192];
     let begun = Instant::now();
@@ -59,7 +80,11 @@ async fn client(mut stream: TcpStream, time: Duration) -> anyhow::Result<(Vec<f6
         read_reply(&mut stream, &mut buffer).await?;
         latencies.push(sent.elapsed().as_secs_f64() * 1e6);
         let took = begun.elapsed();
-        if took > time {
+        let ends = match until {
+            Until::Over(time) => took > time,
+            Until::Sent(most) => latencies.len() >= most,
+        };
+        if ends {
             return Ok((latencies, took.as_secs_f64()));
         }
     }

@@ -84,10 +84,11 @@ pub(crate) fn role(args: &[&str]) -> anyhow::Result<Part> {
     Ok(Part { pid, child: Some(child), address })
 }
 
-/// Starts a client and reads what it measured.
-pub(crate) fn client(address: &str, connections: &str, millis: &str) -> anyhow::Result<Measured> {
+/// Starts a client, which sends for so many milliseconds or (`150x`) so many requests on each
+/// connection, and reads what it measured.
+pub(crate) fn client(address: &str, connections: &str, until: &str) -> anyhow::Result<Measured> {
     let output = Command::new(std::env::current_exe()?)
-        .args(["role", "client", address, connections, millis])
+        .args(["role", "client", address, connections, until])
         .stderr(Stdio::inherit())
         .output()?;
     if !output.status.success() {

@@ -4,6 +4,7 @@
 mod dashboard;
 mod durable;
 mod faults;
+mod flood;
 mod kubernetes;
 mod lifecycle;
 mod load;
