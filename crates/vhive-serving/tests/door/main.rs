@@ -9,6 +9,7 @@ mod gateway;
 mod gone;
 mod http2;
 mod kubernetes;
+mod kube_rs;
 mod malformed;
 mod probes;
 mod revisions;
