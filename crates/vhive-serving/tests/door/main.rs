@@ -10,6 +10,7 @@ mod eventing;
 mod gateway;
 mod gone;
 mod http2;
+mod kube_rs;
 mod kubernetes;
 mod malformed;
 mod probes;
