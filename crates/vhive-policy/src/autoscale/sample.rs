@@ -88,6 +88,9 @@ impl Reports {
         let length = sample.to.saturating_sub(sample.from).as_secs_f64();
         let amount = self.amount(sample);
         let share = |from: Moment, to: Moment| {
+            if amount == 0.0 {
+                return 0.0;
+            }
             let inside = to.min(sample.to).saturating_sub(from.max(sample.from)).as_secs_f64();
             if length > 0.0 { amount * inside / length } else { 0.0 }
         };
@@ -117,6 +120,9 @@ impl Reports {
 }
 
 fn number(at: Moment, bucket: Duration) -> u64 {
+    if bucket.subsec_nanos() == 0 && bucket.as_secs() > 0 {
+        return at.as_secs() / bucket.as_secs();
+    }
     u64::try_from(at.as_nanos() / bucket.as_nanos().max(1)).unwrap_or(u64::MAX)
 }
 

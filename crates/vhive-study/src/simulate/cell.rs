@@ -72,6 +72,8 @@ pub(super) struct Place {
 pub(super) struct Common {
     pub(super) rules: Rules,
     pub(super) tick: Duration,
+    /// How late a look is.
+    pub(super) late: Ns,
     pub(super) function: FunctionPlan,
 }
 
@@ -549,7 +551,7 @@ impl<'a> Cell<'a> {
 
     fn poke(&mut self, now: Ns, around: &mut impl Around) {
         if self.poked.is_none() {
-            let at = now.saturating_add(nanos(BREATH));
+            let at = now.saturating_add(nanos(BREATH)).saturating_add(self.common.late);
             self.poked = Some(at);
             around.schedule(at, Event::Look);
         }
@@ -590,6 +592,7 @@ impl<'a> Cell<'a> {
             }
             _ => Some(tick),
         };
+        self.due = self.due.map(|due| due.saturating_add(common.late));
         if let Some(due) = self.due {
             around.schedule(due, Event::Look);
         }

@@ -108,6 +108,7 @@ fn jobs(plan: &SimPlan) -> Vec<Job> {
         common: Common {
             rules: policy.rules(plan.function.concurrency),
             tick: plan.tick.0,
+            late: cell::nanos(plan.late.0),
             function: plan.function.clone(),
         },
         placement,

@@ -36,6 +36,9 @@ pub struct SimPlan {
     pub cluster: ClusterPlan,
     /// How often policies are looked at while there is anything to follow.
     pub tick: Span,
+    /// How late a look is: the node's timer counts whole milliseconds. It matters, because a look
+    /// that comes after the end of a second tells a little of that second as part of the next one.
+    pub late: Span,
     /// The policies that are compared.
     pub policies: Vec<PolicyPlan>,
 }
@@ -302,6 +305,7 @@ impl Default for SimPlan {
             function: FunctionPlan::default(),
             cluster: ClusterPlan::default(),
             tick: Span(Duration::from_secs(1)),
+            late: Span(Duration::from_millis(1)),
             policies: vec![kpa(60), kpa(600), fixed(60), fixed(600), fixed(3600), histogram],
         }
     }
@@ -420,6 +424,9 @@ impl SimPlan {
         if !(Duration::from_millis(10)..=Duration::from_secs(3600)).contains(&self.tick.0) {
             return bad("tick", "must be from 10ms to 1h");
         }
+        if self.late.0 > Duration::from_secs(1) {
+            return bad("late", "must be at most 1s");
+        }
         if self.cluster.nodes > 100_000 {
             return bad("cluster.nodes", "must be at most 100000");
         }
@@ -512,6 +519,7 @@ mod tests {
             ("[trace]\ndistribution = \"normal\"", "trace.distribution"),
             ("starts = []", "starts"),
             ("tick = \"1ms\"", "tick"),
+            ("late = \"2s\"", "late"),
             ("policies = []", "policies"),
             ("[cluster]\nnodes = 3\nplacements = []", "cluster.placements"),
             ("[[policies]]\nkind = \"kpa\"\nwindow = \"2h\"", "policies.window"),

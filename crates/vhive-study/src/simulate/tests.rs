@@ -44,7 +44,7 @@ fn common(kind: PolicyKind, seconds: u64, snapshot: SnapshotPolicy) -> Common {
     let span = Some(Span(Duration::from_secs(seconds)));
     let plan = PolicyPlan { keep_alive: span, window: span, ..PolicyPlan::of(kind) };
     let function = FunctionPlan { snapshot, ..FunctionPlan::default() };
-    Common { rules: plan.rules(1), tick: Duration::from_secs(1), function }
+    Common { rules: plan.rules(1), tick: Duration::from_secs(1), late: 0, function }
 }
 
 fn lone(common: &Common, calls: &[(u64, u32)], minutes: usize) -> Tally {
