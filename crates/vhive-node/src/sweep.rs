@@ -21,6 +21,7 @@ pub const STATE_ENTRIES: &[&str] = &[
     LOCK,
     "state.redb",
     "async.redb",
+    "events.redb",
     "images",
     "kernels",
     "snapshots",

@@ -127,6 +127,11 @@ table inet {table} {{
     {allow}
     drop
   }}
+  # Host to where no slot is any more: to nobody, instead of out into the world.
+  chain from_host {{
+    type filter hook output priority filter; policy accept;
+    ip daddr {range} oifname != \"lo\" oifname != {slots} reject with icmp type host-unreachable
+  }}
   # Guest to elsewhere, and elsewhere to guest.
   chain passing {{
     type filter hook forward priority filter; policy accept;

@@ -199,3 +199,18 @@ fn without_a_default_route_the_host_still_reaches_its_guests() {
     assert_eq!(slot.address().octets()[0], 198);
     assert!(guest.seen().iter().all(|packet| packet.to.port() == PORT));
 }
+
+#[test]
+fn what_is_sent_to_where_no_slot_is_leaves_for_nowhere() {
+    let Some(lab) = Lab::new("what_is_sent_to_where_no_slot_is_leaves_for_nowhere") else { return };
+    let pool = pool(&lab, "node", NetworkConfig::default());
+    let slot = pool.take(soon()).unwrap();
+    // Of the node's range, and far beyond the slots that there are.
+    let nobody = Ipv4Addr::from(u32::from(slot.address()) + 900);
+    let error = TcpStream::connect_timeout(&(nobody, PORT).into(), PATIENCE).unwrap_err();
+    let at_once = [std::io::ErrorKind::HostUnreachable, std::io::ErrorKind::ConnectionRefused];
+    assert!(at_once.contains(&error.kind()), "{error:?}");
+    // The node still reaches who is there.
+    let _guest = start("guest", &slot);
+    TcpStream::connect_timeout(&(slot.address(), PORT).into(), PATIENCE).unwrap();
+}

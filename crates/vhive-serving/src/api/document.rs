@@ -4,6 +4,7 @@ use bytes::Bytes;
 use http::{HeaderMap, header};
 use serde_json::Value;
 
+use super::protobuf;
 use super::status::Problem;
 use crate::admission::documents;
 
@@ -16,11 +17,15 @@ pub(super) fn media_type(headers: &HeaderMap) -> &str {
     value.and_then(|value| value.split(';').next()).unwrap_or_default().trim()
 }
 
-/// The one JSON or YAML document of a body.
+/// The one JSON, YAML or protobuf document of a body.
 ///
 /// # Errors
 /// There is none, or more than one, or it cannot be read.
 pub(super) fn parse(headers: &HeaderMap, body: &Bytes) -> Result<Value, Problem> {
+    if media_type(headers) == "application/vnd.kubernetes.protobuf" {
+        let read = protobuf::read(body);
+        return read.map_err(|why| Problem::bad_request(format!("body is not understood: {why}")));
+    }
     let text = std::str::from_utf8(body).map_err(|_| Problem::bad_request("body is not UTF-8"))?;
     if media_type(headers).ends_with("json") {
         let parsed = serde_json::from_str(text);

@@ -14,6 +14,7 @@ mod discovery;
 mod document;
 mod openapi;
 mod pods;
+mod protobuf;
 mod query;
 mod resources;
 mod shape;
