@@ -131,7 +131,8 @@ async fn fetch(
     context.client.get(&path).await
 }
 
-/// The record of one invocation, if the node still has it.
+/// The record of one invocation, if the node still has it. It is written once the whole reply has
+/// been, which may be a moment after the client has it.
 ///
 /// # Errors
 /// When the node does not answer.
@@ -140,9 +141,20 @@ pub(crate) async fn record_by_id(
     service: &str,
     id: &str,
 ) -> anyhow::Result<Option<InvocationRecord>> {
-    let records = fetch(context, Some(service), 256).await?;
-    Ok(records.into_iter().rev().find(|record| record.id.as_str() == id))
+    for _ in 0..TRIES {
+        let records = fetch(context, Some(service), 256).await?;
+        let found = records.into_iter().rev().find(|record| record.id.as_str() == id);
+        if found.is_some() {
+            return Ok(found);
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+    Ok(None)
 }
+
+/// How often a record that is not there yet is asked for, and the pause before the next time.
+const TRIES: u32 = 20;
+const PAUSE: std::time::Duration = std::time::Duration::from_millis(10);
 
 /// A record as an indented list of its phases.
 pub(crate) fn trace(record: &InvocationRecord) -> String {
