@@ -238,6 +238,22 @@ mod tests {
         assert!(matches!(process(&image(), &bad), Err(ProcessError::ZeroByte(_))));
     }
 
+    #[test]
+    fn what_stands_for_too_much_is_refused_before_it_is_made() {
+        let mut bomb = revision("one");
+        bomb.env = vec![("E0".to_owned(), "xxxxxxxxxx".to_owned())];
+        for level in 1..6 {
+            let value = format!("$(E{})", level - 1).repeat(1000);
+            bomb.env.push((format!("E{level}"), value));
+        }
+        assert_eq!(process(&image(), &bomb), Err(ProcessError::TooLong));
+        let mut twice = revision("one");
+        twice.env = vec![("A".to_owned(), "x".repeat(MOST / 2))];
+        assert!(process(&image(), &twice).is_ok());
+        twice.args = texts(&["$(A)", "$(A)"]);
+        assert_eq!(process(&image(), &twice), Err(ProcessError::TooLong));
+    }
+
     proptest::proptest! {
         #[test]
         fn expanding_never_panics_and_keeps_what_has_no_dollar(text in "[a-c$() é]{0,30}") {

@@ -133,3 +133,16 @@ fn more_than_a_frame_holds_is_refused() {
     let inputs = Inputs { env: vec![key("A", of, "a")], ..Inputs::default() };
     assert!(matches!(inputs.resolve("default", &world), Err(Missing::Size(_))));
 }
+
+#[test]
+fn a_large_value_that_is_named_often_is_refused_before_it_is_copied_often() {
+    let large = vec![b'x'; MOST / 2 + 1];
+    let world = world(&[(DataKind::ConfigMap, "m", &[("k", large.as_slice())])]);
+    let of = || of(DataKind::ConfigMap, "m", false);
+    let env: Vec<Variable> = (0..1000).map(|n| key(&format!("A{n}"), of(), "k")).collect();
+    let once = Inputs { env: env[..1].to_vec(), ..Inputs::default() };
+    assert!(once.resolve("default", &world).is_ok());
+    let often = Inputs { env, ..Inputs::default() };
+    // The second copy is one too many already.
+    assert_eq!(often.resolve("default", &world), Err(Missing::Size(2 * large.len() + 2)));
+}
