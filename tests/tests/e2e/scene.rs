@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use rustix::fs::{FallocateFlags, fallocate, statvfs};
+use rustix::io::Errno;
 use serde_json::Value;
 use vhive_tests::node::{TestNode, vhive};
 
@@ -135,11 +136,21 @@ pub(crate) fn mount(place: &Path, size: &str) -> Result<Mounted, String> {
     }
 }
 
-/// Leaves so many bytes of the disk free.
+/// Leaves so many bytes of the disk free, or less: others write to it meanwhile.
 pub(crate) fn fill(disk: &Path, left: u64) -> PathBuf {
+    const TRIES: usize = 100;
     let filler = disk.join("filler");
-    let room = statvfs(disk).map(|disk| disk.f_bavail * disk.f_frsize).expect("its size");
     let file = fs::File::create(&filler).expect("made");
-    fallocate(&file, FallocateFlags::empty(), 0, room - left).expect("filled");
-    filler
+    for _ in 0..TRIES {
+        let room = statvfs(disk).map(|disk| disk.f_bavail * disk.f_frsize).expect("its size");
+        if room <= left {
+            return filler;
+        }
+        match fallocate(&file, FallocateFlags::empty(), 0, room - left) {
+            Ok(()) => return filler,
+            Err(Errno::NOSPC) => {}
+            Err(error) => panic!("{} cannot be filled: {error}", disk.display()),
+        }
+    }
+    panic!("{} cannot be filled: its room changes all the time", disk.display());
 }
