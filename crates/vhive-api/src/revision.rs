@@ -190,6 +190,42 @@ pub struct HttpProbe {
 }
 
 impl Revision {
+    /// One of which nothing is said but its name, its image and where it runs. It belongs to a service
+    /// of its own name; the rest is what Knative takes when a manifest says nothing, with one CPU and
+    /// 256 MiB.
+    #[must_use]
+    pub fn new(key: RevisionKey, image: &str, image_digest: Digest, runtime: RuntimeName) -> Self {
+        Self {
+            service: key.name.clone(),
+            key,
+            image: image.to_owned(),
+            image_digest,
+            runtime,
+            command: Vec::new(),
+            args: Vec::new(),
+            env: Vec::new(),
+            working_dir: None,
+            port: 8080,
+            protocol: Protocol::default(),
+            readiness: Readiness::default(),
+            probe: ProbeTiming::default(),
+            startup: None,
+            liveness: None,
+            cpu_millis: 1000,
+            memory: Bytes::mib(256),
+            container_concurrency: 0,
+            timeout: Duration::from_secs(300),
+            response_start_timeout: None,
+            idle_timeout: None,
+            scale: Scale::default(),
+            snapshot: SnapshotPolicy::default(),
+            prefetch: PrefetchPolicy::default(),
+            hooks: Hooks::default(),
+            volumes: Vec::new(),
+            missing: None,
+        }
+    }
+
     /// Digest of everything that decides what the function's memory will hold once it is ready.
     ///
     /// The names enter because the function sees them (`K_SERVICE`, `K_REVISION`), and so does every

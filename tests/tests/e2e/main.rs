@@ -4,6 +4,7 @@
 mod clock;
 mod dashboard;
 mod durable;
+mod examples;
 mod faults;
 mod flood;
 mod full_disk;
