@@ -6,7 +6,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use vhive_api::{Bytes, Digest, Protocol, Readiness, Revision, RevisionKey, RuntimeName, Scale};
+use vhive_api::{
+    Bytes, Calls, Digest, Protocol, Readiness, Revision, RevisionKey, RuntimeName, Scale,
+};
 use vhive_image::ImageStore;
 use vhive_node::{Config, Node, Runtimes};
 use vhive_sandbox::sim::{Sim, SimConfig};
@@ -95,6 +97,7 @@ fn revision(key: &RevisionKey) -> Revision {
         prefetch: vhive_api::PrefetchPolicy::default(),
         hooks: vhive_api::guest::Hooks::default(),
         volumes: Vec::new(),
+        calls: Calls::default(),
         missing: None,
     }
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use vhive_api::{
-    Bytes, Digest, InvocationId, InvocationRecord, Outcome, Protocol, Readiness, Revision,
+    Bytes, Calls, Digest, InvocationId, InvocationRecord, Outcome, Protocol, Readiness, Revision,
     RevisionKey, RuntimeName, Scale, StartKind,
 };
 
@@ -36,6 +36,7 @@ pub(crate) fn revision(name: &str) -> Revision {
         prefetch: vhive_api::PrefetchPolicy::default(),
         hooks: vhive_api::guest::Hooks::default(),
         volumes: Vec::new(),
+        calls: Calls::default(),
         missing: None,
     }
 }

@@ -9,7 +9,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
-use vhive_api::{Bytes, Digest, Protocol, Readiness, Revision, RevisionKey, RuntimeName, Scale};
+use vhive_api::{
+    Bytes, Calls, Digest, Protocol, Readiness, Revision, RevisionKey, RuntimeName, Scale,
+};
 use vhive_image::ImageStore;
 use vhive_node::{Config, Node, Runtimes};
 use vhive_sandbox::sim::{Sim, SimConfig};
@@ -79,6 +81,7 @@ pub(crate) fn revision(name: &str) -> Revision {
         prefetch: vhive_api::PrefetchPolicy::default(),
         hooks: vhive_api::guest::Hooks::default(),
         volumes: Vec::new(),
+        calls: Calls::default(),
         missing: None,
     }
 }
