@@ -358,6 +358,7 @@ impl Order {
             revision: Arc::clone(&self.revision),
             room,
             origin: brought.clone_of,
+            turn: Arc::default(),
         };
         self.pool.started(self.no, running, Arc::new(report), brought.after);
     }
