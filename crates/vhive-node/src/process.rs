@@ -215,6 +215,22 @@ mod tests {
     }
 
     #[test]
+    fn a_sink_is_the_platforms_variable() {
+        let mut revision = revision("one");
+        revision.env = vec![("K_SINK".to_owned(), "http://elsewhere".to_owned())];
+        revision.args = texts(&["$(K_SINK)"]);
+        let own = process(&image(), &revision).expect("a process");
+        assert_eq!(own.args[2], "http://elsewhere", "without a sink it is the user's");
+        let url = "http://a.b.svc.cluster.local".to_owned();
+        revision.calls.sink = Some(url.clone());
+        revision.calls.names = texts(&["a.b.svc.cluster.local"]);
+        let process = process(&image(), &revision).expect("a process");
+        assert_eq!(process.args[2], url);
+        assert!(process.env.contains(&format!("K_SINK={url}")));
+        assert_eq!(process.gateway_names, revision.calls.names);
+    }
+
+    #[test]
     fn references_are_expanded_as_kubernetes_does() {
         let vars = [("A".to_owned(), "1".to_owned()), ("B".to_owned(), "$(A)".to_owned())];
         let table = [

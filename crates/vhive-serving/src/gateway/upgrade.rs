@@ -25,8 +25,9 @@ use super::flight::{Client, Flight};
 use super::head::{self, Length, Origin};
 use super::reply::{Exchange, ReplyBody};
 use super::reply_head::{BadReply, ReplyHead, read_reply, read_switch};
+use super::timer::Lost;
 use super::upload::RequestBody;
-use super::{fail, failed, host_of, lose, obtain};
+use super::{LAST_WORDS, fail, failed, host_of, lose, obtain};
 use crate::catalog::Route;
 use crate::status::GatewayError;
 
