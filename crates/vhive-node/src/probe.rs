@@ -481,7 +481,8 @@ mod tests {
         let (began, journal) = (Instant::now(), Journal::new());
         let wait = |span| {
             let readiness = &Readiness::Tcp;
-            let probe = Probe { endpoint, port: 1, readiness, timing, startup: None, sandbox: None };
+            let probe =
+                Probe { endpoint, port: 1, readiness, timing, startup: None, sandbox: None };
             wait(probe, &journal, began, Deadline::after(span))
         };
         // As when a start's turn ends before the delay does: it gives its turn up and waits on.

@@ -26,8 +26,8 @@ use vhive_sandbox::{BootError, Journal, Milestone};
 pub(crate) use vhive_policy::start::{Facts, missed};
 
 pub(crate) use self::stop::spawn_stop;
-pub(crate) use self::work::{network, wanted_mode};
 use self::work::{Brought, Work};
+pub(crate) use self::work::{network, wanted_mode};
 use crate::limits::Reservation;
 use crate::node::Shared;
 use crate::pool::{Pool, Running, StartJob};

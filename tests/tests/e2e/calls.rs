@@ -84,8 +84,7 @@ fn image(dir: &Dir) -> Result<(), String> {
 /// A service of the scripts. `annotations` are `NAME: VALUE`; `extra` is more YAML of the pod's spec,
 /// each line indented by six spaces.
 fn service(name: &str, runtime: &str, annotations: &[&str], extra: &str) -> String {
-    let annotations: String =
-        annotations.iter().map(|line| format!("        {line}\n")).collect();
+    let annotations: String = annotations.iter().map(|line| format!("        {line}\n")).collect();
     format!(
         "apiVersion: serving.knative.dev/v1\nkind: Service\nmetadata: {{ name: {name} }}\n\
          spec:\n  template:\n    metadata:\n      annotations:\n        \
@@ -119,7 +118,11 @@ fn wait_for_log(node: &TestNode, service: &str, text: &str) {
         if logs.contains(text) {
             return;
         }
-        assert!(begun.elapsed() < PATIENCE, "{service} never said {text:?}:\n{logs}\n{}", node.log());
+        assert!(
+            begun.elapsed() < PATIENCE,
+            "{service} never said {text:?}:\n{logs}\n{}",
+            node.log()
+        );
         // Nothing tells when a line is logged.
         let _ = ticks.recv_timeout(Duration::from_millis(100));
     }
@@ -151,13 +154,17 @@ fn e2e_a_function_sends_to_its_sink_and_the_chain_runs() {
         let direct = format!("vhive.dev/sink: service/{third}");
         apply(&node, &dir, &with_next(&service(&second, runtime, &[&direct], ""), "end"));
         apply(&node, &dir, &service(&third, runtime, &[], ""));
-        apply(&node, &dir, &format!(
-            "apiVersion: eventing.knative.dev/v1\nkind: Broker\nmetadata: {{ name: {runtime} }}\n---\n\
+        apply(
+            &node,
+            &dir,
+            &format!(
+                "apiVersion: eventing.knative.dev/v1\nkind: Broker\nmetadata: {{ name: {runtime} }}\n---\n\
              apiVersion: eventing.knative.dev/v1\nkind: Trigger\nmetadata: {{ name: {runtime} }}\nspec:\n  \
              broker: {runtime}\n  filter: {{ attributes: {{ type: middle }} }}\n  subscriber:\n    \
              ref: {{ apiVersion: serving.knative.dev/v1, kind: Service, name: {second} }}\n    \
              uri: /cgi-bin/relay\n"
-        ));
+            ),
+        );
         let reply = post(&node, &first, "relay", "hello");
         assert!(reply.contains("HTTP/1.1 202 "), "{runtime}: {reply}\n{}", node.log());
         wait_for_log(&node, &third, &format!("{third} got hello > {first} > {second}"));

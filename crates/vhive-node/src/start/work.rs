@@ -187,8 +187,7 @@ impl Work {
             failed,
             Failed::Start(
                 StartError::NoNetwork(_) | StartError::Network(_) | StartError::Ingress(_)
-            )
-                | Failed::Restore(RestoreError::Mode { .. } | RestoreError::Mismatch(_))
+            ) | Failed::Restore(RestoreError::Mode { .. } | RestoreError::Mismatch(_))
         );
         if blamed || (!harmless && stored.failed()) {
             self.shared.snapshots.retire(stored, &why);

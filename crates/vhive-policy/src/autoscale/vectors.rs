@@ -272,11 +272,9 @@ fn what_was_over_before_a_look_is_not_of_the_second_in_which_it_comes() {
     let mut reports = Reports::new(secs(1), Metric::Concurrency, secs(0));
     // Two requests to 1.2, one on to 2.0; looks come a millisecond late. Second 0: 2. Second 1:
     // 2·0.2 + 0.8 = 1.2, and not a thousandth of it in second 2.
-    for (from, to, area, in_flight, busy_until) in [
-        (0, 1000, 2.0, 2, 1000),
-        (1000, 2001, 1.2, 0, 2000),
-        (2001, 3001, 0.0, 0, 2000),
-    ] {
+    for (from, to, area, in_flight, busy_until) in
+        [(0, 1000, 2.0, 2, 1000), (1000, 2001, 1.2, 0, 2000), (2001, 3001, 0.0, 0, 2000)]
+    {
         let (from, to, busy_until) = (millis(from), millis(to), millis(busy_until));
         let sample = Sample { from, to, area, in_flight, busy_until, ..Sample::default() };
         reports.take(&sample, 61, |at, value| got.push((at, value)));
@@ -303,7 +301,14 @@ fn a_look_a_moment_late_keeps_nothing_longer() {
             let to = secs(second) + Duration::from_millis(late);
             let area = if second == 8 { 1.0 } else { 0.0 };
             let arrivals = u32::from(second == 8);
-            kpa.observe(&Sample { from, to, area, arrivals, busy_until: secs(8), ..Sample::default() });
+            kpa.observe(&Sample {
+                from,
+                to,
+                area,
+                arrivals,
+                busy_until: secs(8),
+                ..Sample::default()
+            });
             from = to;
             let decision = kpa.decide(to, &pool(1));
             if decision.want == Some(0) && zero.is_none() {

@@ -140,11 +140,17 @@ fn a_guest_reaches_the_nodes_ingress_only_if_its_slot_is_opened() {
     assert_eq!(heard(&other, at, PATIENCE), Err("refused"), "at once");
     assert_eq!(heard(&other, ingress, PATIENCE), Err("refused"), "by its real address as well");
     // Nothing else of the host, for either.
-    for (guest, name) in [(&guest, "opened"), (&other, "closed")] {
-        for ip in [GATEWAY, *ingress.ip(), HOST_WAN, HOST_LAN, Ipv4Addr::LOCALHOST] {
-            let to = SocketAddrV4::new(ip, beside.port());
-            assert_eq!(heard(guest, to, IMPATIENCE), Err("no answer"), "{name}: {to}");
-        }
+    let calls: Vec<_> = [(&guest, "opened"), (&other, "closed")]
+        .into_iter()
+        .flat_map(|(guest, name)| {
+            [GATEWAY, *ingress.ip(), HOST_WAN, HOST_LAN, Ipv4Addr::LOCALHOST].map(|ip| {
+                let to = SocketAddrV4::new(ip, beside.port());
+                (guest.call(to, IMPATIENCE), format!("{name}: {to}"))
+            })
+        })
+        .collect();
+    for (call, what) in calls {
+        assert_eq!(call.recv().unwrap(), Err("no answer"), "{what}");
     }
     assert_eq!(heard(&guest, server(&closed), IMPATIENCE), Err("no answer"), "a neighbour");
     assert_eq!(other.seen().iter().filter(|packet| packet.to.port() == PORT).count(), 0);
@@ -157,7 +163,9 @@ fn a_guest_reaches_the_nodes_ingress_only_if_its_slot_is_opened() {
     std::thread::scope(|scope| {
         let flush = scope.spawn(|| {
             nix::sched::setns(&netns, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
-            super::lab::run("nft", "delete chain ip slot passing");
+            for command in ["flush", "delete"] {
+                super::lab::run("nft", &format!("{command} chain ip slot passing"));
+            }
         });
         flush.join().unwrap();
     });

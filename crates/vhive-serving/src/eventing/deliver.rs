@@ -241,7 +241,7 @@ mod tests {
     use serde_json::json;
 
     use super::super::spec::To;
-    use super::super::{Object, Spec};
+    use super::super::Object;
     use super::*;
     use crate::catalog::Catalog;
     use crate::config::Config;

@@ -141,7 +141,7 @@ async fn a_client_that_has_yet_to_take_its_reply_does_not_make_room() {
     }
     tokio::time::sleep(Duration::from_millis(700)).await;
     for (stream, length) in &mut clients {
-        let mut reply = Vec::new();
+        let mut reply: Vec<u8> = Vec::new();
         let whole = within(async {
             loop {
                 let end = reply.windows(4).position(|four: &[u8]| four == b"\r\n\r\n");

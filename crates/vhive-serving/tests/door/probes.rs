@@ -53,7 +53,8 @@ async fn an_instance_that_no_longer_lives_is_replaced() {
 /// A function that takes a moment to say that it lives, and never says so if it stood still meanwhile.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_probe_and_a_snapshot_do_not_meet() {
-    let (found, asked) = (Arc::<OnceLock<Arc<Mutex<Vec<usize>>>>>::default(), Arc::new(Notify::new()));
+    let (found, asked) =
+        (Arc::<OnceLock<Arc<Mutex<Vec<usize>>>>>::default(), Arc::new(Notify::new()));
     let (checkpoints, tell) = (Arc::clone(&found), Arc::clone(&asked));
     let runtime = InProcess::new(move |mut stream| {
         let (checkpoints, tell) = (Arc::clone(&checkpoints), Arc::clone(&tell));

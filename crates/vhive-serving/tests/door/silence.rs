@@ -93,7 +93,8 @@ async fn an_interim_reply_is_a_word_of_the_functions() {
     // The third way is that of requests which ask for another protocol.
     for way in [WAYS[0], WAYS[1], "Connection: Upgrade\r\nUpgrade: echo\r\n"] {
         let mut stream = world.connect().await;
-        let wire = format!("GET / HTTP/1.1\r\nHost: {}\r\n{way}X-Do: interim\r\n\r\n", host("obey"));
+        let wire =
+            format!("GET / HTTP/1.1\r\nHost: {}\r\n{way}X-Do: interim\r\n\r\n", host("obey"));
         stream.write_all(wire.as_bytes()).await.unwrap();
         let (head, _) = within(read_head(&mut stream)).await.unwrap();
         assert!(head.starts_with("HTTP/1.1 200 "), "{way}: {head}");

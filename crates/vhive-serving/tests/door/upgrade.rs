@@ -115,7 +115,8 @@ async fn interim_replies_before_the_switch_are_skipped() {
             return;
         }
         let hint = "HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n";
-        let switch = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: echo\r\nConnection: upgrade\r\n\r\n";
+        let switch =
+            "HTTP/1.1 101 Switching Protocols\r\nUpgrade: echo\r\nConnection: upgrade\r\n\r\n";
         stream.write_all(format!("{hint}{hint}{switch}HELLO").as_bytes()).await.unwrap();
         let mut rest = Vec::new();
         let _ended = stream.read_to_end(&mut rest).await;

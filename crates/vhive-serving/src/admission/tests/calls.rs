@@ -23,11 +23,7 @@ fn a_sink_is_a_url_inside_and_its_host_a_name() {
         ("service/next", "next.shop.svc.cluster.local", ""),
         ("http://next.other.svc.cluster.local/a?b=c", "next.other.svc.cluster.local", "/a?b=c"),
         // As `kubectl get broker` and `kubectl get ksvc` show them.
-        (
-            "http://broker-ingress.knative-eventing.example.com/other/b",
-            brokers,
-            "/other/b",
-        ),
+        ("http://broker-ingress.knative-eventing.example.com/other/b", brokers, "/other/b"),
         ("http://next.other.example.com", "next.other.svc.cluster.local", "/"),
     ];
     for (text, host, path) in table {
