@@ -79,9 +79,31 @@ pub struct Revision {
     /// Files that the function finds.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub volumes: Vec<Volume>,
+    /// What it calls through its node's gateway; it reaches that only if it calls something.
+    #[serde(default, skip_serializing_if = "Calls::is_empty")]
+    pub calls: Calls,
     /// What it needs and nobody has given yet, in words; until then it is not started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub missing: Option<String>,
+}
+
+/// What a function calls through its node's gateway.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Calls {
+    /// `K_SINK`: a URL whose host is one of the names.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sink: Option<String>,
+    /// Hosts that it finds under the gateway's address.
+    pub names: Vec<String>,
+}
+
+impl Calls {
+    /// Whether it calls nothing.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// Bounds on the number of instances, and how long idle ones are kept.
@@ -222,6 +244,7 @@ impl Revision {
             prefetch: PrefetchPolicy::default(),
             hooks: Hooks::default(),
             volumes: Vec::new(),
+            calls: Calls::default(),
             missing: None,
         }
     }
@@ -238,13 +261,15 @@ impl Revision {
             (&self.working_dir, self.port, self.protocol, &self.readiness),
             (self.cpu_millis, self.memory, &self.key.name, &self.service, &self.hooks),
         );
-        let text = serde_json::to_vec(&parts).expect("plain strings and numbers serialise");
-        if self.volumes.is_empty() {
-            // As it was before there were any: snapshots are found by it.
-            return Digest::of(&text);
+        let mut text = serde_json::to_vec(&parts).expect("plain strings and numbers serialise");
+        // Without these it is as it was before there were any: snapshots are found by it.
+        if !self.volumes.is_empty() {
+            text.extend(serde_json::to_vec(&self.volumes).expect("plain strings serialise"));
         }
-        let volumes = serde_json::to_vec(&self.volumes).expect("plain strings serialise");
-        Digest::of(&[text, volumes].concat())
+        if !self.calls.is_empty() {
+            text.extend(serde_json::to_vec(&self.calls).expect("plain strings serialise"));
+        }
+        Digest::of(&text)
     }
 
     /// Whole vCPUs for a microVM: the CPU limit rounded up, at least one.

@@ -171,7 +171,8 @@ fn read_document(root: &Cursor<'_>, config: &Config) -> Option<Admitted> {
         return None;
     };
     let revision_name = name.as_ref().and_then(|name| read_revision_name(&template, name));
-    let template = read_template(&template, config)?;
+    let place = namespace.as_deref().unwrap_or("default");
+    let template = read_template(&template, place, config)?;
     Some(Admitted {
         namespace: namespace?,
         name: name?,
@@ -238,7 +239,7 @@ fn read_target(target: &Cursor<'_>) -> Target {
     Target { revision, percent, tag }
 }
 
-fn read_template(template: &Cursor<'_>, config: &Config) -> Option<Template> {
+fn read_template(template: &Cursor<'_>, namespace: &str, config: &Config) -> Option<Template> {
     template.expect_fields(&TEMPLATE);
     let metadata = template.get("metadata");
     if let Some(metadata) = &metadata {
@@ -280,7 +281,8 @@ fn read_template(template: &Cursor<'_>, config: &Config) -> Option<Template> {
     let runtime = spec.get("runtimeClassName").map(|c| read_runtime(&c));
     let runtime = runtime.unwrap_or(Some(defaults.runtime));
     let annotations = metadata.as_ref().and_then(|metadata| metadata.get("annotations"));
-    let scaling = annotations::read(annotations.as_ref(), concurrency.unwrap_or(0), config);
+    let place = (namespace, concurrency.unwrap_or(0));
+    let scaling = annotations::read(annotations.as_ref(), place, config);
 
     let Some(containers) = spec.get("containers") else {
         spec.missing("containers");
@@ -319,6 +321,7 @@ fn read_template(template: &Cursor<'_>, config: &Config) -> Option<Template> {
         snapshot: scaling.snapshot,
         prefetch: scaling.prefetch,
         hooks: scaling.hooks,
+        calls: scaling.calls,
         target: scaling.target,
         rules: scaling.rules,
     })
