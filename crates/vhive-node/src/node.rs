@@ -301,7 +301,7 @@ impl Node {
     ///
     /// # Errors
     /// Too many open files.
-    pub fn ingress(&self) -> std::io::Result<Option<std::net::TcpListener>> {
+    pub fn ingress(&self) -> io::Result<Option<std::net::TcpListener>> {
         let pool = self.0.shared.tools.network.as_ref();
         pool.map(NetworkPool::ingress).transpose()
     }

@@ -240,8 +240,8 @@ mod tests {
 
     use serde_json::json;
 
-    use super::super::spec::To;
     use super::super::Object;
+    use super::super::spec::To;
     use super::*;
     use crate::catalog::Catalog;
     use crate::config::Config;
