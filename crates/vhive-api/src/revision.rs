@@ -19,8 +19,12 @@ use crate::units::Bytes;
 pub struct Revision {
     /// Namespace and name, e.g. `default/hello-00001`.
     pub key: RevisionKey,
-    /// Name of the service that it belongs to, in the same namespace.
+    /// Name of the service that it belongs to, in the same namespace; or of its configuration, if no
+    /// service makes that.
     pub service: String,
+    /// Whether it is such a configuration's.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub standalone: bool,
     /// Image reference as the user wrote it.
     pub image: String,
     /// The manifest that the reference meant when the revision was made.
@@ -202,13 +206,22 @@ impl Revision {
             (&self.working_dir, self.port, self.protocol, &self.readiness),
             (self.cpu_millis, self.memory, &self.key.name, &self.service, &self.hooks),
         );
-        let text = serde_json::to_vec(&parts).expect("plain strings and numbers serialise");
+        let mut text = serde_json::to_vec(&parts).expect("plain strings and numbers serialise");
+        if self.standalone {
+            text.extend(b"standalone");
+        }
         if self.volumes.is_empty() {
             // As it was before there were any: snapshots are found by it.
             return Digest::of(&text);
         }
         let volumes = serde_json::to_vec(&self.volumes).expect("plain strings serialise");
         Digest::of(&[text, volumes].concat())
+    }
+
+    /// Name of the service that it belongs to, empty if it is a configuration's alone.
+    #[must_use]
+    pub fn service_label(&self) -> &str {
+        if self.standalone { "" } else { &self.service }
     }
 
     /// Whole vCPUs for a microVM: the CPU limit rounded up, at least one.

@@ -96,5 +96,6 @@ fn revision(key: &RevisionKey) -> Revision {
         hooks: vhive_api::guest::Hooks::default(),
         volumes: Vec::new(),
         missing: None,
+        standalone: false,
     }
 }

@@ -86,7 +86,7 @@ fn variables(revision: &Revision, left: &mut usize) -> Option<Vec<(String, Strin
     }
     let injected = [
         ("PORT", revision.port.to_string()),
-        ("K_SERVICE", revision.service.clone()),
+        ("K_SERVICE", revision.service_label().to_owned()),
         ("K_CONFIGURATION", revision.service.clone()),
         ("K_REVISION", revision.key.name.clone()),
     ];
@@ -207,6 +207,16 @@ mod tests {
         ];
         assert_eq!(process.env, texts(&wanted));
         assert_eq!(process.cwd, "/else");
+    }
+
+    #[test]
+    fn a_configuration_without_a_service_tells_its_functions_of_none() {
+        let mut revision = revision("one");
+        revision.standalone = true;
+        let process = process(&image(), &revision).expect("a process");
+        for wanted in ["K_SERVICE=", "K_CONFIGURATION=test", "K_REVISION=one"] {
+            assert!(process.env.iter().any(|one| one == wanted), "{wanted}: {:?}", process.env);
+        }
     }
 
     #[test]

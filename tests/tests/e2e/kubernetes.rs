@@ -48,7 +48,7 @@ impl Kubectl<'_> {
     }
 }
 
-fn kubeconfig(node: &TestNode, dir: &Path) {
+pub(crate) fn kubeconfig(node: &TestNode, dir: &Path) {
     let config = node.ok(&["kubeconfig"]).expect("a kubeconfig");
     fs::write(dir.join("kubeconfig"), config).expect("written");
 }

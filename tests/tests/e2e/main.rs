@@ -7,6 +7,7 @@ mod durable;
 mod faults;
 mod flood;
 mod full_disk;
+mod kn;
 mod kubernetes;
 mod lifecycle;
 mod load;

@@ -80,6 +80,7 @@ pub(crate) fn revision(name: &str) -> Revision {
         hooks: vhive_api::guest::Hooks::default(),
         volumes: Vec::new(),
         missing: None,
+        standalone: false,
     }
 }
 
