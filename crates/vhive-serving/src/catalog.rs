@@ -341,10 +341,9 @@ impl Catalog {
     }
 
     /// The other service that has a revision of this key already.
-    pub(crate) fn other_with(&self, key: &RevisionKey, service: &str) -> Option<String> {
+    pub(crate) fn other_with(&self, key: &RevisionKey, service: &str) -> Option<Entry> {
         let mut others = self.possible(key).filter(|entry| entry.stored.name != service);
-        let other = others.find(|entry| entry.stored.revision(&key.name).is_some());
-        other.map(|entry| entry.stored.name.clone())
+        others.find(|entry| entry.stored.revision(&key.name).is_some())
     }
 
     /// The services whose name a revision's may begin with.

@@ -96,10 +96,13 @@ impl Services {
         };
         let key = &stored.latest().revision.key;
         if let Some(other) = self.catalog.other_with(key, &stored.name) {
+            let word = |kind: Kind| kind.as_str().to_lowercase();
             let reason = format!(
-                "revision {:?} belongs to {other:?}; give the {} or its revision another name",
+                "revision {:?} belongs to {} {:?}; give the {} or its revision another name",
                 key.name,
-                kind.as_str().to_lowercase()
+                word(other.stored.kind()),
+                other.stored.name,
+                word(kind)
             );
             return Err(invalid(&admitted, "spec.template.metadata.name", reason));
         }
