@@ -19,8 +19,12 @@ use crate::units::Bytes;
 pub struct Revision {
     /// Namespace and name, e.g. `default/hello-00001`.
     pub key: RevisionKey,
-    /// Name of the service that it belongs to, in the same namespace.
+    /// Name of the service that it belongs to, in the same namespace; or of its configuration, if no
+    /// service makes that.
     pub service: String,
+    /// Whether it is such a configuration's.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub standalone: bool,
     /// Image reference as the user wrote it.
     pub image: String,
     /// The manifest that the reference meant when the revision was made.
@@ -245,6 +249,7 @@ impl Revision {
             hooks: Hooks::default(),
             volumes: Vec::new(),
             calls: Calls::default(),
+            standalone: false,
             missing: None,
         }
     }
@@ -263,6 +268,9 @@ impl Revision {
         );
         let mut text = serde_json::to_vec(&parts).expect("plain strings and numbers serialise");
         // Without these it is as it was before there were any: snapshots are found by it.
+        if self.standalone {
+            text.extend(b"standalone");
+        }
         if !self.volumes.is_empty() {
             text.extend(serde_json::to_vec(&self.volumes).expect("plain strings serialise"));
         }
@@ -270,6 +278,12 @@ impl Revision {
             text.extend(serde_json::to_vec(&self.calls).expect("plain strings serialise"));
         }
         Digest::of(&text)
+    }
+
+    /// Name of the service that it belongs to, empty if it is a configuration's alone.
+    #[must_use]
+    pub fn service_label(&self) -> &str {
+        if self.standalone { "" } else { &self.service }
     }
 
     /// Whole vCPUs for a microVM: the CPU limit rounded up, at least one.

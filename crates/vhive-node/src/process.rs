@@ -88,7 +88,7 @@ fn variables(revision: &Revision, left: &mut usize) -> Option<Vec<(String, Strin
     }
     let injected = [
         ("PORT", revision.port.to_string()),
-        ("K_SERVICE", revision.service.clone()),
+        ("K_SERVICE", revision.service_label().to_owned()),
         ("K_CONFIGURATION", revision.service.clone()),
         ("K_REVISION", revision.key.name.clone()),
     ];
@@ -228,6 +228,16 @@ mod tests {
         assert_eq!(process.args[2], url);
         assert!(process.env.contains(&format!("K_SINK={url}")));
         assert_eq!(process.gateway_names, revision.calls.names);
+    }
+
+    #[test]
+    fn a_configuration_without_a_service_tells_its_functions_of_none() {
+        let mut revision = revision("one");
+        revision.standalone = true;
+        let process = process(&image(), &revision).expect("a process");
+        for wanted in ["K_SERVICE=", "K_CONFIGURATION=test", "K_REVISION=one"] {
+            assert!(process.env.iter().any(|one| one == wanted), "{wanted}: {:?}", process.env);
+        }
     }
 
     #[test]

@@ -10,13 +10,14 @@ use tokio::time::Instant;
 use vhive_api::{Revision, RevisionKey, SandboxId};
 
 use crate::autoscale::Rules;
-use crate::eventing::Registry;
+use crate::eventing::Losses;
 use crate::gateway::Upstreams;
 use crate::inputs::Inputs;
 use crate::metrics::RouteMetrics;
+use crate::registry::Registry;
 use crate::scaler::Poke;
 use crate::standing::Standing;
-use crate::store::{StoredRevision, StoredService};
+use crate::store::{StoredObject, StoredRevision, StoredService};
 use crate::throttle::Throttle;
 use crate::traffic::{self, Target};
 
@@ -52,7 +53,7 @@ impl Route {
     }
 }
 
-/// One service as it is now.
+/// One service as it is now, or one configuration that no service makes.
 #[derive(Clone, Debug)]
 pub(crate) struct Entry {
     pub(crate) stored: Arc<StoredService>,
@@ -83,14 +84,22 @@ impl Entry {
 /// Namespace and name.
 pub(crate) type ServiceKey = (String, String);
 
-/// What answers to the hosts of one service.
-#[derive(Debug)]
+/// What answers to the hosts of one service or route.
+#[derive(Debug, Default)]
 struct Split {
+    /// Whether it is a service's: what goes to it can be found again by its revision.
+    of_service: bool,
     shares: Vec<(u32, Arc<Route>)>,
     tags: Vec<(String, Arc<Route>)>,
 }
 
 impl Split {
+    fn choice(&self, tag: Option<&str>, random: impl FnOnce() -> u64) -> Option<Choice> {
+        let route = Arc::clone(self.choose(tag, random)?);
+        let (has_tags, of_service) = (!self.tags.is_empty(), self.of_service);
+        Some(Choice { route, has_tags, of_service })
+    }
+
     fn choose(&self, tag: Option<&str>, random: impl FnOnce() -> u64) -> Option<&Arc<Route>> {
         if let Some(tag) = tag
             && let Some((_, route)) = self.tags.iter().find(|(name, _)| name == tag)
@@ -113,17 +122,21 @@ pub(crate) struct Choice {
     pub(crate) route: Arc<Route>,
     /// Whether the request's header could have chosen another one.
     pub(crate) has_tags: bool,
+    /// Whether the host is that of the revision's service.
+    pub(crate) of_service: bool,
 }
 
-/// The services by name and by host.
+/// The services and configurations by name, and what answers to which host.
 #[derive(Debug)]
 pub(crate) struct Catalog {
     domain: String,
     idle_connections: usize,
     /// Wakes the autoscaler.
     pub(crate) poke: Arc<Poke>,
-    /// Brokers and triggers.
-    pub(crate) eventing: Registry,
+    /// Brokers, triggers, and routes that no service makes.
+    pub(crate) objects: Registry,
+    /// Events that brokers and triggers have lost.
+    pub(crate) losses: Losses,
     tables: RwLock<Tables>,
 }
 
@@ -132,7 +145,7 @@ struct Tables {
     services: BTreeMap<ServiceKey, Entry>,
     revisions: HashMap<RevisionKey, Arc<Route>>,
     hosts: HashMap<Box<str>, Arc<Split>>,
-    /// Hosts of tags; a service of the same host goes first.
+    /// Hosts of tags; a service or route of the same host goes first.
     tags: HashMap<Box<str>, Arc<Route>>,
 }
 
@@ -147,9 +160,14 @@ pub(crate) struct Turnover {
 
 impl Catalog {
     pub(crate) fn new(domain: &str, idle_connections: usize) -> Self {
-        let domain = domain.to_owned();
-        let (poke, eventing, tables) = (Arc::default(), Registry::default(), RwLock::default());
-        Self { domain, idle_connections, poke, eventing, tables }
+        Self {
+            domain: domain.to_owned(),
+            idle_connections,
+            poke: Arc::default(),
+            objects: Registry::default(),
+            losses: Losses::default(),
+            tables: RwLock::default(),
+        }
     }
 
     /// What hosts end in.
@@ -184,27 +202,30 @@ impl Catalog {
     ) -> Option<Choice> {
         let tables = self.read();
         if let Some(split) = tables.hosts.get(host) {
-            let has_tags = !split.tags.is_empty();
-            let route = Arc::clone(split.choose(tag, random)?);
-            return Some(Choice { route, has_tags });
+            return split.choice(tag, random);
         }
         let mut host = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
         if let Some(local) = host.strip_suffix(CLUSTER) {
             host = format!("{local}.{}", self.domain);
         }
         if let Some(split) = tables.hosts.get(host.as_str()) {
-            let has_tags = !split.tags.is_empty();
-            let route = Arc::clone(split.choose(tag, random)?);
-            return Some(Choice { route, has_tags });
+            return split.choice(tag, random);
         }
         let route = Arc::clone(tables.tags.get(host.as_str())?);
-        Some(Choice { route, has_tags: false })
+        Some(Choice { route, has_tags: false, of_service: false })
     }
 
-    /// The revision that a service's requests go to now: for one whose revision is gone.
-    pub(crate) fn choose_again(&self, gone: &Route, random: u64) -> Option<Arc<Route>> {
+    /// The revision that requests to a host, or else to a service, go to now: for one whose revision
+    /// is gone.
+    pub(crate) fn choose_again(
+        &self,
+        host: Option<&str>,
+        gone: &Route,
+        random: u64,
+    ) -> Option<Arc<Route>> {
         let revision = &gone.revision;
-        let host = self.host(&revision.key.namespace, &revision.service);
+        let own = || self.host(&revision.key.namespace, &revision.service);
+        let host = host.map_or_else(own, str::to_owned);
         let choice = self.choose(&host, None, || random)?;
         (!std::ptr::eq(choice.route.as_ref(), gone)).then_some(choice.route)
     }
@@ -228,6 +249,8 @@ impl Catalog {
         let mut turnover = Turnover::default();
         let mut routes = Vec::new();
         let wanted = stored.targets();
+        // Before any request is led anywhere, all may come.
+        let is_led = stored.revisions.iter().any(|one| stored.is_routed(one));
         for revision in stored.revisions.iter().filter(|one| is_kept(&stored, one, &wanted)) {
             let known = tables.revisions.get(&revision.revision.key);
             let route = known.cloned().unwrap_or_else(|| {
@@ -236,8 +259,7 @@ impl Catalog {
                 route
             });
             // One that is to get requests must get ready first.
-            let reachable =
-                stored.routed.is_empty() || stored.is_routed(revision.name()) || !revision.ready;
+            let reachable = !is_led || stored.is_routed(revision) || !revision.ready;
             route.reachable.store(reachable, Ordering::Relaxed);
             route.ready.store(revision.ready, Ordering::Relaxed);
             routes.push(route);
@@ -251,10 +273,16 @@ impl Catalog {
         for route in &turnover.begun {
             tables.revisions.insert(route.revision.key.clone(), Arc::clone(route));
         }
-        if let Some(before) = &before {
+        if let Some(before) = before.filter(|_| !stored.standalone) {
             self.remove_hosts(&mut tables, &before.stored);
         }
-        self.insert_hosts(&mut tables, &stored, &routes);
+        if !stored.standalone {
+            // Requests wait for the first instance while nothing has been ready yet.
+            let latest = routes.last().filter(|_| stored.routed.is_empty());
+            let shares = latest.map(|latest| (100, Arc::clone(latest))).into_iter().collect();
+            let split = Split { of_service: true, shares, ..Split::default() };
+            self.insert_hosts(&mut tables, &stored, split);
+        }
         let entry = Entry { stored, standings, routes: routes.into(), version, changed };
         tables.services.insert(key, entry.clone());
         (entry, turnover)
@@ -276,8 +304,22 @@ impl Catalog {
         for route in entry.routes.iter() {
             tables.revisions.remove(&route.revision.key);
         }
-        self.remove_hosts(&mut tables, &entry.stored);
+        if !entry.stored.standalone {
+            self.remove_hosts(&mut tables, &entry.stored);
+        }
         Some(entry)
+    }
+
+    /// Leads the requests of a route that no service makes to where it says, in the place of where
+    /// it led them before.
+    pub(crate) fn lead(&self, before: Option<&StoredObject>, now: Option<&StoredObject>) {
+        let mut tables = self.write();
+        if let Some(before) = before {
+            self.remove_hosts(&mut tables, before);
+        }
+        if let Some(now) = now.filter(|now| !now.routed.is_empty()) {
+            self.insert_hosts(&mut tables, now, Split::default());
+        }
     }
 
     pub(crate) fn get(&self, namespace: &str, name: &str) -> Option<Entry> {
@@ -299,10 +341,9 @@ impl Catalog {
     }
 
     /// The other service that has a revision of this key already.
-    pub(crate) fn other_with(&self, key: &RevisionKey, service: &str) -> Option<String> {
+    pub(crate) fn other_with(&self, key: &RevisionKey, service: &str) -> Option<Entry> {
         let mut others = self.possible(key).filter(|entry| entry.stored.name != service);
-        let other = others.find(|entry| entry.stored.revision(&key.name).is_some());
-        other.map(|entry| entry.stored.name.clone())
+        others.find(|entry| entry.stored.revision(&key.name).is_some())
     }
 
     /// The services whose name a revision's may begin with.
@@ -339,42 +380,49 @@ impl Catalog {
         tables.services.values().flat_map(|entry| entry.routes.iter().cloned()).collect()
     }
 
-    fn insert_hosts(&self, tables: &mut Tables, stored: &StoredService, routes: &[Arc<Route>]) {
-        let find = |name: &str| routes.iter().find(|route| route.revision.key.name == name);
-        let mut split = Split { shares: Vec::new(), tags: Vec::new() };
+    fn insert_hosts(&self, tables: &mut Tables, stored: &StoredObject, mut split: Split) {
         for assigned in &stored.routed {
-            let Some(route) = find(&assigned.revision) else { continue };
-            if assigned.percent > 0 {
-                split.shares.push((assigned.percent, Arc::clone(route)));
-            }
+            let key = RevisionKey::new(&stored.namespace, assigned.revision.as_str());
+            let Some(route) = tables.revisions.get(&key).cloned() else { continue };
             if let Some(tag) = &assigned.tag {
-                split.tags.push((tag.clone(), Arc::clone(route)));
                 let host = self.tag_host(tag, &stored.namespace, &stored.name);
-                tables.tags.insert(host.into_boxed_str(), Arc::clone(route));
+                tables.tags.insert(host.into_boxed_str(), Arc::clone(&route));
+                split.tags.push((tag.clone(), Arc::clone(&route)));
             }
-        }
-        if stored.routed.is_empty() {
-            // Nothing has been ready yet: requests wait for the first instance.
-            split.shares.extend(routes.last().map(|latest| (100, Arc::clone(latest))));
+            if assigned.percent > 0 {
+                split.shares.push((assigned.percent, route));
+            }
         }
         let host = self.host(&stored.namespace, &stored.name);
         tables.hosts.insert(host.into_boxed_str(), Arc::new(split));
     }
 
-    fn remove_hosts(&self, tables: &mut Tables, stored: &StoredService) {
-        tables.hosts.remove(self.host(&stored.namespace, &stored.name).as_str());
-        for tag in stored.routed.iter().filter_map(|assigned| assigned.tag.as_ref()) {
+    fn remove_hosts(&self, tables: &mut Tables, stored: &StoredObject) {
+        let host = self.host(&stored.namespace, &stored.name);
+        let Some(split) = tables.hosts.remove(host.as_str()) else { return };
+        for (tag, route) in &split.tags {
             let host = self.tag_host(tag, &stored.namespace, &stored.name);
             let holder = tables.tags.get(host.as_str());
-            if holder.is_none_or(|route| route.revision.service != stored.name) {
-                // It is another service's: `a-b` of `c` has the same host as `a` of `b-c`.
+            if holder.is_none_or(|holder| !Arc::ptr_eq(holder, route)) {
+                // It is another one's: `a-b` of `c` has the same host as `a` of `b-c`.
                 continue;
             }
-            match heir(tables, stored, tag) {
+            match self.heir(tables, stored, tag) {
                 Some(route) => tables.tags.insert(host.into_boxed_str(), route),
                 None => tables.tags.remove(host.as_str()),
             };
         }
+    }
+
+    /// What another one's tag leads to that has the same host as a tag of this one.
+    fn heir(&self, tables: &Tables, stored: &StoredObject, tag: &str) -> Option<Arc<Route>> {
+        let label = format!("{tag}-{}", stored.name);
+        let mut dashes = label.match_indices('-');
+        dashes.find_map(|(at, _)| {
+            let (tag, name) = (&label[..at], &label[at + 1..]);
+            let split = tables.hosts.get(self.host(&stored.namespace, name).as_str())?;
+            split.tags.iter().find(|(one, _)| one == tag).map(|(_, route)| Arc::clone(route))
+        })
     }
 
     fn make_route(&self, stored: &StoredRevision) -> Route {
@@ -401,26 +449,11 @@ impl Catalog {
     }
 }
 
-/// What another service's tag leads to that has the same host as a tag of this one.
-fn heir(tables: &Tables, stored: &StoredService, tag: &str) -> Option<Arc<Route>> {
-    let label = format!("{tag}-{}", stored.name);
-    let mut dashes = label.match_indices('-');
-    dashes.find_map(|(at, _)| {
-        let (tag, name) = (&label[..at], &label[at + 1..]);
-        let key = (stored.namespace.clone(), name.to_owned());
-        let entry = tables.services.get(&key).filter(|_| name != stored.name)?;
-        let mut routed = entry.stored.routed.iter();
-        let assigned = routed.find(|assigned| assigned.tag.as_deref() == Some(tag))?;
-        let mut routes = entry.routes.iter();
-        routes.find(|route| route.revision.key.name == assigned.revision).cloned()
-    })
-}
-
 /// Whether the node keeps a revision known: one that requests reach or are to reach once it is
 /// ready, or the latest one.
 fn is_kept(stored: &StoredService, revision: &StoredRevision, wanted: &[Target]) -> bool {
     let name = revision.name();
-    stored.is_routed(name)
+    stored.is_routed(revision)
         || name == stored.latest().name()
         || wanted.iter().any(|target| target.revision.as_deref() == Some(name))
 }

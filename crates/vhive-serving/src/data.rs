@@ -5,9 +5,9 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 use vhive_api::guest::Content;
 
+use crate::document::Document;
 use crate::inputs::{DataKind, Lookup};
 use crate::kind::Kind;
 
@@ -68,7 +68,7 @@ pub(crate) struct StoredData {
     pub(crate) annotations: BTreeMap<String, String>,
     /// As `metadata.managedFields` says it; null if nobody said who it was.
     #[serde(default)]
-    pub(crate) managed: Value,
+    pub(crate) managed: Document,
     /// A secret's type.
     #[serde(default)]
     pub(crate) class: Option<String>,
@@ -93,7 +93,7 @@ impl StoredData {
             resource_version: 0,
             labels: BTreeMap::new(),
             annotations: BTreeMap::new(),
-            managed: Value::Null,
+            managed: Document::default(),
             class: None,
             immutable: None,
             data: BTreeMap::new(),

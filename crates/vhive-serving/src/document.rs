@@ -23,9 +23,21 @@ impl Document {
         self.0.len()
     }
 
+    /// Whether it is `null`.
+    pub(crate) fn is_null(&self) -> bool {
+        &*self.0 == "null"
+    }
+
     /// The value, made anew.
     pub(crate) fn value(&self) -> Value {
         serde_json::from_str(&self.0).expect("it was written by us")
+    }
+}
+
+impl Default for Document {
+    /// `null`.
+    fn default() -> Self {
+        Self::of(&Value::Null)
     }
 }
 

@@ -58,7 +58,7 @@ use self::reply::{Exchange, ReplyBody};
 use self::timer::Lost;
 use self::upload::{RequestBody, UploadError};
 use self::upstream::{Connection, ExchangeError};
-use crate::catalog::{Catalog, Route};
+use crate::catalog::{Catalog, Choice, Route};
 use crate::config::GatewayConfig;
 use crate::deferred::Deferred;
 use crate::eventing::Eventing;
@@ -123,19 +123,20 @@ impl Gateway {
         let began = Instant::now();
         let (parts, body) = request.into_parts();
         let gateway = &client.gateway;
-        let route = match gateway.route(&parts) {
-            Ok(route) => route,
+        let choice = match gateway.route(&parts) {
+            Ok(choice) => choice,
             Err(GatewayError::UnknownHost(_)) if ingress::is_wanted(client, &parts) => {
                 return Box::pin(ingress::accept(client, &parts, body)).await;
             }
             Err(error) => return refusal(&error),
         };
+        let host = host_of(&parts).ok().flatten().unwrap_or_default();
         if respond_async::is_wanted(&parts) {
             let kept = respond_async::accept(client, &gateway.deferred, parts, body);
             return Box::pin(kept).await;
         }
-        if let Some(protocol) = upgrade::wanted(&parts, &route) {
-            let mut flight = Flight::begin(client, route, began);
+        if let Some(protocol) = upgrade::wanted(&parts, &choice.route) {
+            let mut flight = Flight::begin(client, choice, host, began);
             flight.trace_from(&parts);
             let request = Request::from_parts(parts, body);
             let traced = flight.trace_response();
@@ -149,7 +150,7 @@ impl Gateway {
         if body.size_hint().lower() > limit {
             return refusal(&gateway.too_large());
         }
-        let mut flight = Flight::begin(client, route, began);
+        let mut flight = Flight::begin(client, choice, host, began);
         flight.trace_from(&parts);
         let traced = flight.trace_response();
         let tell_id = (!parts.headers.contains_key(&head::REQUEST_ID)).then(|| flight.id());
@@ -202,7 +203,7 @@ impl Gateway {
     }
 
     /// Finds the revision that answers to the request's host.
-    fn route(&self, parts: &Parts) -> Result<Arc<Route>, GatewayError> {
+    fn route(&self, parts: &Parts) -> Result<Choice, GatewayError> {
         let bad = |why| Err(GatewayError::BadRequest(why));
         if parts.method == Method::CONNECT {
             return bad("CONNECT is not for functions");
@@ -216,12 +217,12 @@ impl Gateway {
         let unknown = || GatewayError::UnknownHost(host.chars().take(255).collect());
         let tag = parts.headers.get(TAG).and_then(|value| value.to_str().ok());
         let choice = self.catalog.choose(without_port(host), tag, || self.next_id());
-        choice.map(|choice| choice.route).ok_or_else(unknown)
+        choice.ok_or_else(unknown)
     }
 
     /// The revision that requests go to now, in the place of one that is gone.
-    fn successor(&self, route: &Arc<Route>) -> Option<Arc<Route>> {
-        self.catalog.choose_again(route, self.next_id())
+    fn successor(&self, flight: &Flight) -> Option<Arc<Route>> {
+        self.catalog.choose_again(flight.host(), &flight.route, self.next_id())
     }
 
     fn too_large(&self) -> GatewayError {
@@ -294,7 +295,7 @@ async fn obtain(
         match lease {
             Ok(lease) => flight.hold(lease, waited),
             Err(error @ (AcquireError::Unknown(_) | AcquireError::Closing(_))) => {
-                match client.gateway.successor(&route) {
+                match client.gateway.successor(flight) {
                     Some(successor) if tries < TRIES => {
                         flight.reroute(successor);
                         continue;

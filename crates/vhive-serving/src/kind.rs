@@ -1,7 +1,7 @@
 //! The kinds of objects that the API shows.
 
 /// A kind.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Kind {
     Service,
     Configuration,

@@ -27,6 +27,7 @@ pub mod inputs;
 mod kind;
 mod metrics;
 mod objects;
+mod registry;
 mod retention;
 mod scaler;
 mod services;

@@ -84,7 +84,7 @@ pub struct Serving {
     gateway: Arc<Gateway>,
     listening: Listening,
     api: api::Running,
-    tasks: [AbortOnDrop; 5],
+    tasks: [AbortOnDrop; 6],
     exporters: Exporters,
 }
 
@@ -165,6 +165,7 @@ impl Serving {
         let api = api::run(Arc::clone(&services), Arc::clone(&gateway), listening.address).await?;
         let tick = config.autoscale.tick.0;
         let scaler = AbortOnDrop(tokio::spawn(scaler::run(node, catalog, tick)));
+        let losses = AbortOnDrop(tokio::spawn(Arc::clone(&services).follow_losses()));
         let follower = AbortOnDrop(tokio::spawn(services.follow()));
         let invocations = Arc::new(Invocations { attempts: config.deferred.attempts });
         let dispatch = deferred::run(deferred, news, listening.address, invocations);
@@ -192,7 +193,7 @@ impl Serving {
             gateway,
             listening,
             api,
-            tasks: [scaler, keeper, follower, dispatcher, deliverer],
+            tasks: [scaler, keeper, follower, losses, dispatcher, deliverer],
             exporters,
         })
     }

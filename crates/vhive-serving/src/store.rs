@@ -284,6 +284,16 @@ mod tests {
     }
 
     #[test]
+    fn a_service_with_a_field_of_a_later_version_is_not_read() {
+        let mut kept = serde_json::to_value(service("one")).unwrap();
+        assert!(serde_json::from_value::<StoredService>(kept.clone()).is_ok());
+        assert_eq!(kept["standalone"], serde_json::Value::Null, "as earlier versions wrote it");
+        kept["colour"] = serde_json::json!("red");
+        let error = serde_json::from_value::<StoredService>(kept).unwrap_err().to_string();
+        assert!(error.contains("colour"), "{error}");
+    }
+
+    #[test]
     fn config_maps_and_secrets_are_kept_beside_the_services() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("state.redb");

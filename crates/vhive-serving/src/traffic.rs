@@ -13,6 +13,9 @@ use serde_json::Value;
 pub struct Target {
     /// Name of the revision; none for the latest one that is ready.
     pub revision: Option<String>,
+    /// Of which configuration that is the latest; none in a service, which has one.
+    #[serde(default)]
+    pub configuration: Option<String>,
     /// Share of the requests in per cent; all of them together are 100.
     pub percent: u32,
     /// Under which name the revision answers besides.
@@ -23,7 +26,7 @@ impl Target {
     /// All requests to the latest revision, which is what no `spec.traffic` means.
     #[must_use]
     pub fn latest() -> Self {
-        Self { revision: None, percent: 100, tag: None }
+        Self { percent: 100, ..Self::default() }
     }
 }
 
@@ -62,28 +65,49 @@ pub enum Held {
     /// No revision has ever been ready.
     #[error("no revision is ready yet")]
     NoneReady,
+    /// A configuration that is named does not exist.
+    #[error("configuration {0:?} referenced in traffic not found")]
+    NoConfiguration(String),
+    /// No revision of a configuration that is named has ever been ready.
+    #[error("configuration {0:?} is waiting for a revision to become ready")]
+    NotConfigured(String),
 }
 
-/// Says where requests go. `revisions` are in the order of their making.
+/// Says where a service's requests go. `revisions` are its own, in the order of their making.
 ///
 /// # Errors
 /// [`Held`] for the first target that cannot be followed; requests go on as before.
 pub fn assign(targets: &[Target], revisions: &[Known<'_>]) -> Result<Vec<Assigned>, Held> {
     let latest = revisions.iter().rev().find(|known| known.ready);
+    let latest = latest.map(|known| known.name.to_owned());
+    follow(
+        targets,
+        |_| latest.clone().ok_or(Held::NoneReady),
+        |wanted| revisions.iter().find(|known| known.name == wanted).map(|known| known.ready),
+    )
+}
+
+/// Says where requests go: `latest` knows the latest revision that is ready, of a configuration if
+/// one is named, and `ready` whether a revision has ever been, if there is one of that name.
+///
+/// # Errors
+/// [`Held`] for the first target that cannot be followed; requests go on as before.
+pub fn follow(
+    targets: &[Target],
+    latest: impl Fn(Option<&str>) -> Result<String, Held>,
+    ready: impl Fn(&str) -> Option<bool>,
+) -> Result<Vec<Assigned>, Held> {
     let assigned = targets.iter().map(|target| {
         let revision = match &target.revision {
-            None => latest.ok_or(Held::NoneReady)?.name,
-            Some(wanted) => {
-                let found = revisions.iter().find(|known| known.name == wanted);
-                match found {
-                    None => return Err(Held::Missing(wanted.clone())),
-                    Some(known) if !known.ready => return Err(Held::NotReady(wanted.clone())),
-                    Some(known) => known.name,
-                }
-            }
+            None => latest(target.configuration.as_deref())?,
+            Some(wanted) => match ready(wanted) {
+                None => return Err(Held::Missing(wanted.clone())),
+                Some(false) => return Err(Held::NotReady(wanted.clone())),
+                Some(true) => wanted.clone(),
+            },
         };
         Ok(Assigned {
-            revision: revision.to_owned(),
+            revision,
             latest: target.revision.is_none(),
             percent: target.percent,
             tag: target.tag.clone(),
@@ -101,6 +125,7 @@ pub fn targets(spec: &Value) -> Vec<Target> {
     let listed = spec.get("traffic").and_then(Value::as_array).into_iter().flatten();
     let targets = listed.map(|target| Target {
         revision: text(target, "revisionName"),
+        configuration: text(target, "configurationName"),
         percent: target
             .get("percent")
             .and_then(Value::as_u64)
@@ -137,7 +162,7 @@ mod tests {
     }
 
     fn to(revision: Option<&str>, percent: u32) -> Target {
-        Target { revision: revision.map(str::to_owned), percent, tag: None }
+        Target { revision: revision.map(str::to_owned), percent, ..Target::default() }
     }
 
     #[test]

@@ -12,6 +12,9 @@ use crate::scene::{Dir, apply, node, service, skip};
 
 pub(crate) const PATH: &str = "/apis/serving.knative.dev/v1/namespaces/default/services";
 
+const CONFIGURATIONS: &str = "/apis/serving.knative.dev/v1/namespaces/default/configurations";
+const ROUTES: &str = "/apis/serving.knative.dev/v1/namespaces/default/routes";
+
 /// Changes in all, and how often the node is killed among them.
 const CHANGES: u32 = 1000;
 const KILLS: u32 = 8;
@@ -32,7 +35,13 @@ pub(crate) fn api(
     }
 }
 
-/// Makes or changes one of 50 services, again and again; tells each change that was acknowledged.
+/// Kind and path of an object: every other one is a configuration by itself.
+fn kind_of(number: u32) -> (&'static str, &'static str) {
+    if number % 2 == 0 { ("Service", PATH) } else { ("Configuration", CONFIGURATIONS) }
+}
+
+/// Makes or changes one of 50 services and configurations, again and again; tells each change that was
+/// acknowledged.
 ///
 /// # Errors
 /// One that was refused. That the node is gone is none.
@@ -43,9 +52,10 @@ fn change(
 ) -> Result<(), String> {
     for number in numbers {
         let name = format!("s{}", number % 50);
+        let (kind, path) = kind_of(number);
         let document = json!({
             "apiVersion": "serving.knative.dev/v1",
-            "kind": "Service",
+            "kind": kind,
             "metadata": {"name": name, "labels": {"number": number.to_string()}},
             "spec": {"template": {"spec": {
                 "runtimeClassName": "sim",
@@ -56,9 +66,9 @@ fn change(
             }}},
         });
         let document = document.to_string();
-        let made = api(socket, "POST", PATH, &document);
+        let made = api(socket, "POST", path, &document);
         let done = match made {
-            Ok((409, _)) => api(socket, "PUT", &format!("{PATH}/{name}"), &document),
+            Ok((409, _)) => api(socket, "PUT", &format!("{path}/{name}"), &document),
             other => other,
         };
         match done {
@@ -73,6 +83,22 @@ fn change(
     Ok(())
 }
 
+/// A route for each configuration, which is there later.
+fn make_routes(socket: &Path) {
+    for number in (0..50).filter(|number| number % 2 == 1) {
+        let name = format!("s{number}");
+        let traffic = json!([{"configurationName": name, "percent": 100}]);
+        let document = json!({
+            "apiVersion": "serving.knative.dev/v1",
+            "kind": "Route",
+            "metadata": {"name": name},
+            "spec": {"traffic": traffic},
+        });
+        let (status, told) = api(socket, "POST", ROUTES, &document.to_string()).expect("answered");
+        assert_eq!(status, 201, "{told}");
+    }
+}
+
 #[test]
 fn e2e_no_acknowledged_change_is_lost_when_the_node_is_killed() {
     if skip("e2e_no_acknowledged_change_is_lost_when_the_node_is_killed") {
@@ -85,6 +111,9 @@ fn e2e_no_acknowledged_change_is_lost_when_the_node_is_killed() {
     let each = CHANGES / KILLS;
     for round in 0..KILLS {
         let node = node(&dir, &config);
+        if round == 0 {
+            make_routes(&socket);
+        }
         let (tell, told) = mpsc::channel();
         let (theirs, from) = (socket.clone(), round * each);
         let changes = std::thread::spawn(move || change(&theirs, from..from + each, &tell));
@@ -100,14 +129,19 @@ fn e2e_no_acknowledged_change_is_lost_when_the_node_is_killed() {
         last.extend(told.iter());
     }
     let node = node(&dir, &config);
-    let (_, list) = api(&socket, "GET", PATH, "").expect("an answer");
+    let items = |path: &str| {
+        let (_, list) = api(&socket, "GET", path, "").expect("an answer");
+        list["items"].as_array().expect("a list").clone()
+    };
     let number = |object: &Value| {
         let text = object["metadata"]["labels"]["number"].as_str().expect("a label");
         text.parse::<u32>().expect("a number")
     };
-    let items = list["items"].as_array().expect("a list");
-    let kept: BTreeMap<&str, &Value> =
-        items.iter().map(|one| (one["metadata"]["name"].as_str().expect("a name"), one)).collect();
+    let named = |one: &Value| one["metadata"]["name"].as_str().expect("a name").to_owned();
+    let made = [items(PATH), items(CONFIGURATIONS).into_iter().filter(alone).collect()].concat();
+    let kept: BTreeMap<String, &Value> = made.iter().map(|one| (named(one), one)).collect();
+    let routes = items(ROUTES);
+    let led: BTreeMap<String, &Value> = routes.iter().map(|one| (named(one), one)).collect();
     assert!(last.len() == 50 && kept.len() == 50, "{} and {}", last.len(), kept.len());
     for (name, acknowledged) in &last {
         let object = kept[name.as_str()];
@@ -116,9 +150,15 @@ fn e2e_no_acknowledged_change_is_lost_when_the_node_is_killed() {
         let env = &object["spec"]["template"]["spec"]["containers"][0]["env"][0]["value"];
         assert_eq!(env, &json!(number(object).to_string()), "half a change: {object}");
         let latest = &object["status"]["latestCreatedRevisionName"];
-        assert_eq!(&object["status"]["traffic"][0]["revisionName"], latest, "{object}");
+        // A service's route is a view of it; the others follow their configurations.
+        assert_eq!(&led[name]["status"]["traffic"][0]["revisionName"], latest, "{object}");
     }
     node.stop().expect("it ends");
+}
+
+/// Whether no service has made it.
+fn alone(object: &Value) -> bool {
+    object["metadata"]["ownerReferences"].is_null()
 }
 
 /// A broker, and a trigger whose service comes later.

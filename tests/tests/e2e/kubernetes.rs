@@ -48,7 +48,7 @@ impl Kubectl<'_> {
     }
 }
 
-fn kubeconfig(node: &TestNode, dir: &Path) {
+pub(crate) fn kubeconfig(node: &TestNode, dir: &Path) {
     let config = node.ok(&["kubeconfig"]).expect("a kubeconfig");
     fs::write(dir.join("kubeconfig"), config).expect("written");
 }
@@ -84,6 +84,7 @@ fn e2e_kubectl_of_each_version_works_unchanged() {
         twelve_operations(&kubectl, name);
         traffic_and_logs(&kubectl, &node, &format!("{name}-more"));
         config_maps_and_secrets(&kubectl, &format!("{name}-data"));
+        configurations_and_routes(&kubectl, &node, &format!("{name}-apart"));
         brokers_and_triggers(&kubectl, &format!("{name}-events"));
     }
 }
@@ -183,6 +184,33 @@ fn config_maps_and_secrets(kubectl: &Kubectl<'_>, name: &str) {
     kubectl.ok(&["delete", "cm", name, "none"]);
     kubectl.expect(&["delete", "secret", name], "deleted");
     kubectl.ok(&["delete", "-f", &file]);
+}
+
+/// A configuration and a route that no service makes, the route first.
+fn configurations_and_routes(kubectl: &Kubectl<'_>, node: &TestNode, name: &str) {
+    let path = kubectl.dir.join(format!("{name}.yaml"));
+    let configuration = service(name, &["A=1"], "").replace("kind: Service", "kind: Configuration");
+    let documents = format!(
+        "apiVersion: serving.knative.dev/v1\nkind: Route\nmetadata: {{ name: {name}-route }}\n\
+         spec:\n  traffic: [{{ configurationName: {name}, percent: 100 }}]\n---\n{configuration}"
+    );
+    fs::write(&path, &documents).expect("written");
+    let file = path.to_string_lossy().into_owned();
+    kubectl.expect(&["apply", "-f", &file], "created");
+    kubectl.expect(&["apply", "-f", &file], "unchanged");
+    let route = format!("route/{name}-route");
+    kubectl.expect(&["wait", &route, "--for=condition=Ready", "--timeout=10s"], "condition met");
+    fs::write(&path, documents.replace("\"1\"", "\"2\"")).expect("written");
+    kubectl.expect(&["apply", "-f", &file], "configured");
+    kubectl.expect(&["get", "configuration", name], &format!("{name}-00002"));
+    kubectl.expect(&["get", &route, "-o", "yaml"], &format!("revisionName: {name}-00002"));
+    let host = format!("{name}-route.default.example.com");
+    let request = format!("GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+    let reply = node.raw(request.as_bytes()).expect("an answer");
+    assert!(reply.starts_with("HTTP/1.1 200 "), "{reply}");
+    kubectl.expect(&["delete", "configuration", name], "deleted");
+    kubectl.expect(&["get", &route], "ConfigurationMissing");
+    kubectl.expect(&["delete", &route], "deleted");
 }
 
 /// A broker and a trigger, made before the service that it names.

@@ -9,6 +9,7 @@ mod examples;
 mod faults;
 mod flood;
 mod full_disk;
+mod kn;
 mod kubernetes;
 mod lifecycle;
 mod load;

@@ -5,7 +5,7 @@ use vhive_api::{Bytes, ProbeTiming, Protocol, Readiness, RuntimeName, TimedProbe
 
 use super::cursor::{Cursor, Fields};
 use super::inputs::{any_elsewhere, literals, read_env, read_env_from, read_mounts};
-use super::service::label;
+use super::metadata::label;
 use super::{probe, quantity};
 use crate::config::Config;
 use crate::inputs::{Inputs, Variable, VariableValue};

@@ -10,21 +10,13 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 use vhive_api::guest::Content;
 
-use super::DEEPEST;
-use super::cursor::{Cursor, Fields, Problem, Problems};
-use super::service::{is_deeper, label};
+use super::cursor::{Cursor, Fields, Problem};
+use super::metadata::{Head, head, walk};
 use crate::inputs::DataKind;
+use crate::kind::Kind;
 
 /// Most bytes that all values of an object have together.
 const MOST: usize = 1 << 20;
-
-const METADATA: Fields = Fields {
-    known: super::service::METADATA.known,
-    refused: &[
-        ("finalizers", "a deletion is complete at once"),
-        ("ownerReferences", "nothing is removed because its owner is"),
-    ],
-};
 
 const CONFIG_MAP: Fields = Fields {
     known: &["apiVersion", "kind", "metadata", "data", "binaryData", "immutable"],
@@ -40,12 +32,7 @@ const SECRET: Fields = Fields {
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct AdmittedData {
     pub(crate) kind: DataKind,
-    pub(crate) namespace: String,
-    pub(crate) name: String,
-    pub(crate) labels: BTreeMap<String, String>,
-    pub(crate) annotations: BTreeMap<String, String>,
-    /// The version that the client believes to replace.
-    pub(crate) resource_version: Option<String>,
+    pub(crate) head: Head,
     /// A secret's type.
     pub(crate) class: Option<String>,
     pub(crate) immutable: Option<bool>,
@@ -58,56 +45,21 @@ pub(crate) struct AdmittedData {
 /// # Errors
 /// Every problem found.
 pub(crate) fn admit_data(document: &Value, kind: DataKind) -> Result<AdmittedData, Vec<Problem>> {
-    let problems = Problems::default();
-    let root = Cursor::root(document, &problems);
-    let admitted = if is_deeper(document, DEEPEST) {
-        root.invalid(format!("must not be nested deeper than {DEEPEST} levels"));
-        None
-    } else {
-        read(&root, kind)
-    };
-    let found = problems.into_inner();
-    match admitted {
-        Some(admitted) if found.is_empty() => Ok(admitted),
-        _ => Err(found),
-    }
+    walk(document, |root| read(root, kind))
 }
 
 fn read(root: &Cursor<'_>, kind: DataKind) -> Option<AdmittedData> {
-    root.object()?;
-    for (field, want) in [("apiVersion", "v1"), ("kind", kind.as_str())] {
-        match root.get(field) {
-            Some(found) if found.text() == Some(want) => {}
-            Some(found) => {
-                found.unsupported(format!("only {want:?} is supported here"));
-                return None;
-            }
-            None => root.missing(field),
+    let fields = if kind == DataKind::Secret { &SECRET } else { &CONFIG_MAP };
+    let head = head(root, Kind::from(kind), fields, |metadata| {
+        let name = metadata.get("name")?;
+        let text = name.text()?;
+        if is_subdomain(text) {
+            return Some(text.to_owned());
         }
-    }
-    root.expect_fields(if kind == DataKind::Secret { &SECRET } else { &CONFIG_MAP });
-    let Some(metadata) = root.get("metadata") else {
-        root.missing("metadata");
-        return None;
-    };
-    metadata.expect_fields(&METADATA);
-    let name = match metadata.get("name") {
-        Some(name) => name.text().filter(|text| is_subdomain(text)).or_else(|| {
-            name.invalid(
-                "must be labels of a host name with dots between them, 253 characters at most",
-            );
-            None
-        }),
-        None => {
-            metadata.missing("name");
-            None
-        }
-    };
-    let namespace = match metadata.get("namespace") {
-        Some(_) => label(&metadata, "namespace", 63),
-        None => Some("default".to_owned()),
-    };
-    let version = metadata.get("resourceVersion").and_then(|version| version.text());
+        let reason = "must be labels of a host name with dots between them, 253 characters at most";
+        name.invalid(reason);
+        None
+    })?;
     let immutable = root.get("immutable").and_then(|flag| flag.boolean());
     let (mut data, mut binary, mut class) = (BTreeMap::new(), BTreeMap::new(), None);
     match kind {
@@ -139,21 +91,7 @@ fn read(root: &Cursor<'_>, kind: DataKind) -> Option<AdmittedData> {
         at.unwrap_or_else(|| root.clone())
             .invalid(format!("must have at most {MOST} bytes in all keys and values together"));
     }
-    Some(AdmittedData {
-        kind,
-        namespace: namespace?,
-        name: name?.to_owned(),
-        labels: metadata.get("labels").map(|c| super::metadata::labels(&c)).unwrap_or_default(),
-        annotations: metadata
-            .get("annotations")
-            .map(|c| super::metadata::annotations(&c))
-            .unwrap_or_default(),
-        resource_version: version.filter(|text| !text.is_empty()).map(str::to_owned),
-        class,
-        immutable,
-        data,
-        binary,
-    })
+    Some(AdmittedData { kind, head, class, immutable, data, binary })
 }
 
 /// Reads a map of values into those that are there already.

@@ -1,4 +1,4 @@
-//! The fields of Knative's `Broker` and `Trigger`.
+//! The fields of the `spec` of Knative's `Broker` and `Trigger`.
 //!
 //! # Source
 //! Knative Eventing, `pkg/apis/eventing/v1` and `pkg/apis/duck/v1/delivery_types.go`.
@@ -7,18 +7,13 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use http::Uri;
-use serde_json::Value;
 
-use super::cursor::{Cursor, Fields, Problems};
-use super::service::{METADATA, is_deeper, label, strings};
-use super::{DEEPEST, Invalid};
+use super::cursor::{Cursor, Fields};
+use super::metadata::{label, strings};
 use crate::eventing::{
-    Backoff, BrokerSpec, DeliverySpec, Filter, INGRESS, LONGEST_PAUSE, Sink, Spec, To, TriggerSpec,
+    Backoff, BrokerSpec, DeliverySpec, Filter, INGRESS, LONGEST_PAUSE, Sink, To, TriggerSpec,
 };
-use crate::kind::{EVENTING, Kind, SERVING};
-
-const DOCUMENT: Fields =
-    Fields { known: &["apiVersion", "kind", "metadata", "spec", "status"], refused: &[] };
+use crate::kind::{EVENTING, SERVING};
 
 const BROKER: Fields = Fields { known: &["config", "delivery"], refused: &[] };
 
@@ -53,151 +48,19 @@ const DIALECTS: Fields = Fields {
     )],
 };
 
-/// Where a broker says whose it is.
-const CLASS: &str = "eventing.knative.dev/broker.class";
-
-/// The only class, which Knative takes by default too.
-const OURS: &str = "MTChannelBasedBroker";
-
 /// Where hosts of a cluster itself end.
 const CLUSTER: &str = "svc.cluster.local";
 
 /// Levels of `filters`.
 const DEEPEST_FILTER: usize = 16;
 
-/// A broker or trigger that passed.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) struct AdmittedObject {
-    pub(crate) namespace: String,
-    pub(crate) name: String,
-    pub(crate) labels: BTreeMap<String, String>,
-    pub(crate) annotations: BTreeMap<String, String>,
-    /// The version of the object that the client believes to replace.
-    pub(crate) resource_version: Option<String>,
-    /// As written.
-    pub(crate) document: Value,
-    /// What it means.
-    pub(crate) spec: Spec,
-}
-
-/// Checks a broker or trigger. Hosts end in `domain`.
-///
-/// # Errors
-/// [`Invalid`] with every problem found.
-pub(crate) fn admit_object(
-    kind: Kind,
-    document: &Value,
-    domain: &str,
-) -> Result<AdmittedObject, Invalid> {
-    let problems = Problems::default();
-    let root = Cursor::root(document, &problems);
-    let admitted = if is_deeper(document, DEEPEST) {
-        root.invalid(format!("must not be nested deeper than {DEEPEST} levels"));
-        None
-    } else {
-        read_document(kind, &root, domain)
-    };
-    let found = problems.into_inner();
-    match admitted {
-        Some(admitted) if found.is_empty() => Ok(admitted),
-        _ => {
-            let name = document.pointer("/metadata/name").and_then(Value::as_str).unwrap_or("?");
-            Err(Invalid { name: name.chars().take(80).collect(), problems: found })
-        }
-    }
-}
-
-/// Reads a `spec` that has been accepted before, perhaps under another domain.
-///
-/// # Errors
-/// [`Invalid`].
-pub(crate) fn read_spec(
-    kind: Kind,
-    namespace: &str,
-    spec: &Value,
-    domain: &str,
-) -> Result<Spec, Invalid> {
-    let problems = Problems::default();
-    let document = serde_json::json!({ "spec": spec });
-    let root = Cursor::root(&document, &problems);
-    let read = root.get("spec").and_then(|spec| read_either(kind, &spec, namespace, domain));
-    let found = problems.into_inner();
-    match read {
-        Some(spec) if found.is_empty() => Ok(spec),
-        _ => Err(Invalid { name: String::new(), problems: found }),
-    }
-}
-
-fn read_document(kind: Kind, root: &Cursor<'_>, domain: &str) -> Option<AdmittedObject> {
-    if !root.value().is_object() {
-        root.invalid("a document must be an object with `apiVersion`, `kind`, `metadata`, `spec`");
-        return None;
-    }
-    for (field, want) in [("apiVersion", EVENTING), ("kind", kind.as_str())] {
-        match root.get(field) {
-            Some(found) if found.text() == Some(want) => {}
-            Some(found) => {
-                found.unsupported(format!("only {want:?} is supported"));
-                return None;
-            }
-            None => root.missing(field),
-        }
-    }
-    root.expect_fields(&DOCUMENT);
-    let Some(metadata) = root.get("metadata") else {
-        root.missing("metadata");
-        return None;
-    };
-    metadata.expect_fields(&METADATA);
-    let name = label(&metadata, "name", 63);
-    if metadata.get("name").is_none() {
-        metadata.missing("name");
-    }
-    let namespace = match metadata.get("namespace") {
-        Some(_) => label(&metadata, "namespace", 63),
-        None => Some("default".to_owned()),
-    };
-    let labels = metadata.get("labels").map(|c| super::metadata::labels(&c)).unwrap_or_default();
-    let annotations = metadata.get("annotations");
-    if let Some(class) = annotations.as_ref().and_then(|all| all.get(CLASS))
-        && kind == Kind::Broker
-        && class.value() != OURS
-    {
-        class.unsupported(format!("not supported: only {OURS:?}, which is also the default"));
-    }
-    let annotations = annotations.map(|c| super::metadata::annotations(&c)).unwrap_or_default();
-    let resource_version = metadata.get("resourceVersion").and_then(|c| c.text());
-    let resource_version = resource_version.filter(|text| !text.is_empty()).map(str::to_owned);
-    let namespace = namespace?;
-    let (document, spec) = match root.get("spec") {
-        Some(spec) => (spec.value().clone(), read_either(kind, &spec, &namespace, domain)?),
-        None if kind == Kind::Broker => {
-            (Value::Object(serde_json::Map::new()), Spec::Broker(BrokerSpec::default()))
-        }
-        None => {
-            root.missing("spec");
-            return None;
-        }
-    };
-    let name = name?;
-    Some(AdmittedObject { namespace, name, labels, annotations, resource_version, document, spec })
-}
-
-fn read_either(kind: Kind, spec: &Cursor<'_>, namespace: &str, domain: &str) -> Option<Spec> {
-    let place = Place { namespace, domain };
-    if kind == Kind::Broker {
-        return read_broker(spec, &place).map(Spec::Broker);
-    }
-    read_trigger(spec, &place).map(Spec::Trigger)
-}
-
 /// Where an object is.
-struct Place<'a> {
-    namespace: &'a str,
-    domain: &'a str,
+pub(super) struct Place<'a> {
+    pub(super) namespace: &'a str,
+    pub(super) domain: &'a str,
 }
 
-fn read_broker(spec: &Cursor<'_>, place: &Place<'_>) -> Option<BrokerSpec> {
+pub(super) fn read_broker(spec: &Cursor<'_>, place: &Place<'_>) -> Option<BrokerSpec> {
     spec.expect_fields(&BROKER);
     if let Some(config) = spec.get("config") {
         // What installations of Knative name by default, and many manifests repeat.
@@ -216,7 +79,7 @@ fn read_broker(spec: &Cursor<'_>, place: &Place<'_>) -> Option<BrokerSpec> {
     Some(BrokerSpec { delivery })
 }
 
-fn read_trigger(spec: &Cursor<'_>, place: &Place<'_>) -> Option<TriggerSpec> {
+pub(super) fn read_trigger(spec: &Cursor<'_>, place: &Place<'_>) -> Option<TriggerSpec> {
     spec.expect_fields(&TRIGGER);
     let broker = label(spec, "broker", 63);
     if spec.get("broker").is_none() {

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use super::cursor::{Cursor, Fields};
 use super::data::{is_key, is_subdomain};
-use super::service::label;
+use super::metadata::label;
 use crate::inputs::{DataKind, EnvFrom, Item, Mount, Reference, Source, Variable, VariableValue};
 
 const ENV: Fields = Fields { known: &["name", "value", "valueFrom"], refused: &[] };

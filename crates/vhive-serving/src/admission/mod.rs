@@ -13,11 +13,12 @@ mod documents;
 mod eventing;
 mod inputs;
 mod metadata;
+mod object;
 mod probe;
 mod quantity;
 mod service;
+mod traffic;
 
-use std::collections::BTreeMap;
 use std::fmt;
 
 use serde_json::Value;
@@ -30,13 +31,16 @@ use vhive_api::{
 use crate::autoscale::Rules;
 use crate::config::Config;
 use crate::inputs::Inputs;
+use crate::kind::Kind;
 use crate::traffic::Target;
 
 pub use cursor::{Problem, ProblemKind};
 pub(crate) use data::{AdmittedData, admit_data};
 pub use documents::{DocumentError, documents};
-pub(crate) use eventing::{AdmittedObject, admit_object, broker_of, read_spec};
-pub use service::is_label;
+pub(crate) use eventing::broker_of;
+pub(crate) use metadata::name_in;
+pub use metadata::{Head, is_label};
+pub(crate) use object::{AdmittedObject, admit_object, read_spec};
 
 /// Levels of a document that are accepted: what is stored holds it a few levels down, and is read by
 /// a parser that stops at 128.
@@ -48,16 +52,10 @@ pub const PREFIX: &str = "vhive.dev/";
 /// A document that passed.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Admitted {
-    /// Namespace; `default` if the document named none.
-    pub namespace: String,
-    /// Name of the service.
-    pub name: String,
-    /// Labels of the service.
-    pub labels: BTreeMap<String, String>,
-    /// Annotations of the service.
-    pub annotations: BTreeMap<String, String>,
-    /// The version of the object that the client believes to replace.
-    pub resource_version: Option<String>,
+    /// Which service it is, or which configuration.
+    pub head: Head,
+    /// Whether it is a configuration that no service makes.
+    pub standalone: bool,
     /// The `spec` as it was written: two equal templates in a row make one revision.
     pub spec: Value,
     /// Where requests shall go; never empty.
@@ -66,6 +64,13 @@ pub struct Admitted {
     pub revision_name: Option<String>,
     /// What it means.
     pub template: Template,
+}
+
+impl Admitted {
+    /// What it is.
+    pub(crate) fn kind(&self) -> Kind {
+        if self.standalone { Kind::Configuration } else { Kind::Service }
+    }
 }
 
 /// A revision without its name and without the image's digest.
@@ -126,12 +131,13 @@ pub struct Template {
 }
 
 impl Template {
-    /// The revision that this template becomes.
+    /// The revision that this template of a service becomes.
     #[must_use]
-    pub fn revision(&self, key: RevisionKey, service: &str, image_digest: Digest) -> Revision {
+    pub fn revision(&self, key: RevisionKey, owner: &str, image_digest: Digest) -> Revision {
         Revision {
             key,
-            service: service.to_owned(),
+            service: owner.to_owned(),
+            standalone: false,
             image: self.image.clone(),
             image_digest,
             runtime: self.runtime,
@@ -171,6 +177,8 @@ impl Template {
 /// Everything that is wrong with a document; never empty.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Invalid {
+    /// Of which kind it should be.
+    pub(crate) kind: Kind,
     /// `namespace/name` as far as known, for messages.
     pub name: String,
     /// The problems, in the order of the document.
@@ -179,7 +187,8 @@ pub struct Invalid {
 
 impl fmt::Display for Invalid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "service {:?} is not accepted: ", self.name)?;
+        let kind = self.kind.as_str().to_lowercase();
+        write!(f, "{kind} {:?} is not accepted: ", self.name)?;
         for (at, problem) in self.problems.iter().enumerate() {
             let separator = if at == 0 { "" } else { "; " };
             write!(f, "{separator}{problem}")?;
@@ -190,12 +199,24 @@ impl fmt::Display for Invalid {
 
 impl std::error::Error for Invalid {}
 
-/// Checks one document and fills in every default.
+/// Checks the document of a service and fills in every default.
 ///
 /// # Errors
 /// [`Invalid`] with every problem found.
 pub fn admit(document: &Value, config: &Config) -> Result<Admitted, Invalid> {
-    service::admit(document, config)
+    service::admit(Kind::Service, document, config)
+}
+
+/// Checks the document of a service or of a configuration and fills in every default.
+///
+/// # Errors
+/// [`Invalid`] with every problem found.
+pub(crate) fn admit_template(
+    kind: Kind,
+    document: &Value,
+    config: &Config,
+) -> Result<Admitted, Invalid> {
+    service::admit(kind, document, config)
 }
 
 #[cfg(test)]

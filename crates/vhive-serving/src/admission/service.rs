@@ -1,53 +1,31 @@
-//! The fields of a Knative `Service`, one function per object.
+//! The fields of a Knative `Service` and `Configuration`, one function per object.
 //!
 //! # Source
 //! Knative Serving, `specs/serving/knative-api-specification-1.0.md` and
 //! `pkg/apis/serving/fieldmask.go`.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde_json::Value;
 use vhive_api::RuntimeName;
 
 use super::container::read_container;
-use super::cursor::{Cursor, Fields, Problems};
-use super::{Admitted, DEEPEST, Invalid, Template, annotations};
+use super::cursor::{Cursor, Fields};
+use super::metadata::{head, label, name_in, walk};
+use super::traffic::{IN_SERVICE, read_traffic};
+use super::{Admitted, Invalid, Template, annotations};
 use crate::config::Config;
+use crate::kind::Kind;
 use crate::traffic::Target;
 
 const DOCUMENT: Fields =
     Fields { known: &["apiVersion", "kind", "metadata", "spec", "status"], refused: &[] };
 
-pub(super) const METADATA: Fields = Fields {
-    known: &[
-        "name",
-        "namespace",
-        "labels",
-        "annotations",
-        // Set by the server; ignored when a client sends back what it has read.
-        "generateName",
-        "uid",
-        "resourceVersion",
-        "generation",
-        "creationTimestamp",
-        "managedFields",
-        "selfLink",
-    ],
-    refused: &[
-        ("finalizers", "a deletion is complete at once"),
-        ("ownerReferences", "there is nothing that could own a service"),
-    ],
-};
-
 const SPEC: Fields = Fields { known: &["template", "traffic"], refused: &[] };
 
-const TARGET: Fields = Fields {
-    known: &["latestRevision", "percent", "revisionName", "tag"],
-    refused: &[
-        ("configurationName", "a service has one configuration"),
-        ("url", "set by the server"),
-    ],
+const CONFIGURATION: Fields = Fields {
+    known: &["template"],
+    refused: &[("traffic", "a configuration leads no requests; a Route does")],
 };
 
 const TEMPLATE: Fields = Fields { known: &["metadata", "spec"], refused: &[] };
@@ -88,155 +66,56 @@ const REVISION: Fields = Fields {
     ],
 };
 
-/// Longest tag, so that `<tag>-<name>` may still be a label.
-const MAX_TAG: usize = 32;
-
-/// Targets of one service: more than any share or tag needs, and few enough to be compared with each
-/// other.
-const MOST_TARGETS: usize = 1000;
-
 /// Longest service name, so that `<name>-00001` is still a label.
 const MAX_NAME: usize = 57;
 
-pub(super) fn admit(document: &Value, config: &Config) -> Result<Admitted, Invalid> {
-    let problems = Problems::default();
-    let root = Cursor::root(document, &problems);
-    let admitted = if is_deeper(document, DEEPEST) {
-        root.invalid(format!("must not be nested deeper than {DEEPEST} levels"));
-        None
-    } else {
-        read_document(&root, config)
-    };
-    let found = problems.into_inner();
-    match admitted {
-        Some(admitted) if found.is_empty() => Ok(admitted),
-        _ => {
-            let name = document.pointer("/metadata/name").and_then(Value::as_str).unwrap_or("?");
-            Err(Invalid { name: name.chars().take(80).collect(), problems: found })
-        }
-    }
+/// Checks a service or a configuration, of which the former has its traffic besides.
+pub(super) fn admit(kind: Kind, document: &Value, config: &Config) -> Result<Admitted, Invalid> {
+    walk(document, |root| read_document(kind, root, config)).map_err(|problems| Invalid {
+        kind,
+        name: name_in(document),
+        problems,
+    })
 }
 
-pub(super) fn is_deeper(value: &Value, levels: usize) -> bool {
-    match value {
-        Value::Array(_) | Value::Object(_) if levels == 0 => true,
-        Value::Array(list) => list.iter().any(|one| is_deeper(one, levels - 1)),
-        Value::Object(map) => map.values().any(|one| is_deeper(one, levels - 1)),
-        _ => false,
-    }
-}
-
-fn read_document(root: &Cursor<'_>, config: &Config) -> Option<Admitted> {
-    if !root.value().is_object() {
-        root.invalid("a document must be an object with `apiVersion`, `kind`, `metadata`, `spec`");
-        return None;
-    }
-    for (field, want) in [("apiVersion", "serving.knative.dev/v1"), ("kind", "Service")] {
-        match root.get(field) {
-            Some(found) if found.text() == Some(want) => {}
-            Some(found) => {
-                found.unsupported(format!("only {want:?} is supported"));
-                return None;
-            }
-            None => root.missing(field),
-        }
-    }
-    root.expect_fields(&DOCUMENT);
-    let Some(metadata) = root.get("metadata") else {
-        root.missing("metadata");
-        return None;
-    };
-    metadata.expect_fields(&METADATA);
-    let name = label(&metadata, "name", MAX_NAME);
-    if metadata.get("name").is_none() {
-        metadata.missing("name");
-    }
-    let namespace = match metadata.get("namespace") {
-        Some(_) => label(&metadata, "namespace", 63),
-        None => Some("default".to_owned()),
-    };
-    let labels = metadata.get("labels").map(|c| super::metadata::labels(&c)).unwrap_or_default();
-    let annotations =
-        metadata.get("annotations").map(|c| super::metadata::annotations(&c)).unwrap_or_default();
-    let resource_version = metadata.get("resourceVersion").and_then(|c| c.text());
-    let resource_version = resource_version.filter(|text| !text.is_empty()).map(str::to_owned);
+fn read_document(kind: Kind, root: &Cursor<'_>, config: &Config) -> Option<Admitted> {
+    let head = head(root, kind, &DOCUMENT, |metadata| label(metadata, "name", MAX_NAME))?;
     let Some(spec) = root.get("spec") else {
         root.missing("spec");
         return None;
     };
-    spec.expect_fields(&SPEC);
-    let traffic = spec.get("traffic").map(|traffic| read_traffic(&traffic)).unwrap_or_default();
+    let standalone = kind == Kind::Configuration;
+    spec.expect_fields(if standalone { &CONFIGURATION } else { &SPEC });
+    let traffic = spec.get("traffic").map(|traffic| read_traffic(&traffic, &IN_SERVICE));
     let Some(template) = spec.get("template") else {
         spec.missing("template");
         return None;
     };
-    let revision_name = name.as_ref().and_then(|name| read_revision_name(&template, name));
-    let place = namespace.as_deref().unwrap_or("default");
-    let template = read_template(&template, place, config)?;
+    let revision_name = read_revision_name(&template, &head.name);
+    let template = read_template(&template, &head.namespace, config)?;
+    let traffic = traffic.filter(|traffic| !traffic.is_empty());
     Some(Admitted {
-        namespace: namespace?,
-        name: name?,
-        labels,
-        annotations,
-        resource_version,
+        head,
+        standalone,
         spec: spec.value().clone(),
-        traffic: if traffic.is_empty() { vec![Target::latest()] } else { traffic },
+        traffic: traffic.unwrap_or_else(|| vec![Target::latest()]),
         revision_name,
         template,
     })
 }
 
 /// The name that the template gives its revision, if it gives one.
-fn read_revision_name(template: &Cursor<'_>, service: &str) -> Option<String> {
+fn read_revision_name(template: &Cursor<'_>, owner: &str) -> Option<String> {
     let metadata = template.get("metadata")?;
     let given = metadata.get("name")?;
     if given.text() == Some("") {
         return None;
     }
     let name = label(&metadata, "name", 63)?;
-    if !name.starts_with(&format!("{service}-")) {
-        given.invalid(format!("must begin with the service's name and a dash, `{service}-`"));
+    if !owner.is_empty() && !name.starts_with(&format!("{owner}-")) {
+        given.invalid(format!("must begin with the object's name and a dash, `{owner}-`"));
     }
     Some(name)
-}
-
-/// Reads `spec.traffic`. Whether the revisions exist is seen by who knows them.
-fn read_traffic(traffic: &Cursor<'_>) -> Vec<Target> {
-    let items = traffic.items();
-    if items.len() > MOST_TARGETS {
-        traffic.invalid(format!("must have at most {MOST_TARGETS} targets, not {}", items.len()));
-        return Vec::new();
-    }
-    let targets: Vec<Target> = items.iter().map(read_target).collect();
-    let sum: u32 = targets.iter().map(|target| target.percent).sum();
-    if !targets.is_empty() && sum != 100 {
-        traffic.invalid(format!("percent of all targets together must be 100, not {sum}"));
-    }
-    let tags: Vec<&String> = targets.iter().filter_map(|target| target.tag.as_ref()).collect();
-    for (at, tag) in tags.iter().enumerate() {
-        if tags[..at].contains(tag) {
-            traffic.invalid(format!("tag {tag:?} is given to more than one target"));
-        }
-    }
-    targets
-}
-
-fn read_target(target: &Cursor<'_>) -> Target {
-    target.expect_fields(&TARGET);
-    let percent = target.get("percent").and_then(|percent| percent.whole(0..=100)).unwrap_or(0);
-    let tag = target.get("tag").filter(|tag| tag.value() != "");
-    let tag = tag.and_then(|_| label(target, "tag", MAX_TAG));
-    let revision = target.get("revisionName").filter(|name| name.value() != "");
-    let revision = revision.and_then(|_| label(target, "revisionName", 63));
-    let latest = target.get("latestRevision").map(|latest| (latest.boolean(), latest));
-    match (&revision, latest) {
-        (Some(_), Some((Some(true), latest))) => {
-            latest.invalid("must not be true for a target with revisionName");
-        }
-        (None, Some((Some(false), _))) => target.missing("revisionName"),
-        _ => {}
-    }
-    Target { revision, percent, tag }
 }
 
 fn read_template(template: &Cursor<'_>, namespace: &str, config: &Config) -> Option<Template> {
@@ -335,35 +214,4 @@ fn read_runtime(cursor: &Cursor<'_>) -> Option<RuntimeName> {
             None
         }
     }
-}
-
-pub(super) fn strings(map: &Cursor<'_>) -> BTreeMap<String, String> {
-    let each = map.entries().into_iter();
-    each.filter_map(|(name, entry)| Some((name.to_owned(), entry.text()?.to_owned()))).collect()
-}
-
-pub(super) fn label(cursor: &Cursor<'_>, field: &str, longest: usize) -> Option<String> {
-    let found = cursor.get(field)?;
-    let text = found.text()?;
-    if is_label(text) && text.len() <= longest {
-        return Some(text.to_owned());
-    }
-    found.invalid(format!(
-        "must be 1 to {longest} lower-case letters, digits or `-`, not beginning or ending with `-`"
-    ));
-    None
-}
-
-/// Whether a text is a label of a host name.
-///
-/// # Source
-/// RFC 1123 as Kubernetes reads it: lower case only, 63 characters at most.
-#[must_use]
-pub fn is_label(text: &str) -> bool {
-    let bytes = text.as_bytes();
-    let edge = |b: Option<&u8>| b.is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
-    bytes.len() <= 63
-        && edge(bytes.first())
-        && edge(bytes.last())
-        && bytes.iter().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'-')
 }

@@ -47,7 +47,10 @@ fn check(document: &Value) -> Result<Admitted, Invalid> {
 #[test]
 fn the_least_document_gets_every_default() {
     let admitted = check(&minimal()).unwrap();
-    assert_eq!((admitted.namespace.as_str(), admitted.name.as_str()), ("default", "hello"));
+    assert_eq!(
+        (admitted.head.namespace.as_str(), admitted.head.name.as_str()),
+        ("default", "hello")
+    );
     let template = admitted.template;
     assert_eq!((template.port, template.protocol), (8080, Protocol::Http1));
     assert_eq!(template.runtime, RuntimeName::Qemu);
@@ -111,8 +114,8 @@ spec:
 "#;
     let documents = documents(yaml).unwrap();
     let admitted = check(&documents[0]).unwrap();
-    assert_eq!((admitted.namespace.as_str(), admitted.name.as_str()), ("work", "pyaes"));
-    assert_eq!(admitted.resource_version.as_deref(), Some("7"));
+    assert_eq!((admitted.head.namespace.as_str(), admitted.head.name.as_str()), ("work", "pyaes"));
+    assert_eq!(admitted.head.resource_version.as_deref(), Some("7"));
     let t = admitted.template;
     assert_eq!((t.runtime, t.container_concurrency), (RuntimeName::Runsc, 4));
     assert_eq!((t.cpu_millis, t.memory), (1500, Bytes::mib(512)));

@@ -1,12 +1,15 @@
-//! Server-side apply: each manager owns the fields that it has applied. Pure.
+//! Who owns which fields: each manager those that it has applied, and those that it has changed in
+//! another way. Pure.
 //!
-//! Lists and empty objects are owned as a whole, as custom resources of Knative have them. Only
-//! managers that apply own anything; what is written by PUT or a patch belongs to nobody.
+//! Lists and empty objects are owned as a whole, as custom resources of Knative have them. A field
+//! of another manager cannot be applied with another value, unless by force; whoever changes it by
+//! PUT or a patch takes it over.
 //!
 //! # Source
 //! Kubernetes, "Server-Side Apply"; `FieldsV1` in its API reference.
 
 use std::collections::BTreeSet;
+use std::ops::Bound;
 
 use serde_json::{Map, Value, json};
 
@@ -18,7 +21,7 @@ pub(super) struct Conflicts(pub(super) Vec<(String, String)>);
 type Path = Vec<String>;
 
 /// What is never owned, because it says which object is meant.
-const IDENTITY: [&[&str]; 8] = [
+const IDENTITY: [&[&str]; 11] = [
     &["apiVersion"],
     &["kind"],
     &["status"],
@@ -27,13 +30,39 @@ const IDENTITY: [&[&str]; 8] = [
     &["metadata", "uid"],
     &["metadata", "resourceVersion"],
     &["metadata", "managedFields"],
+    &["metadata", "generation"],
+    &["metadata", "creationTimestamp"],
+    &["metadata", "selfLink"],
 ];
+
+/// By what a manager has come to its fields.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Operation {
+    Apply,
+    Update,
+}
+
+impl Operation {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Apply => "Apply",
+            Self::Update => "Update",
+        }
+    }
+}
 
 /// One manager with its fields.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Owner {
     manager: String,
+    operation: Operation,
     fields: BTreeSet<Path>,
+}
+
+impl Owner {
+    fn is(&self, manager: &str, operation: Operation) -> bool {
+        self.manager == manager && self.operation == operation
+    }
 }
 
 /// The object and its `managedFields` after `manager` has applied `wanted` to `live`.
@@ -47,35 +76,35 @@ pub(super) fn apply(
     force: bool,
     now: &str,
 ) -> Result<(Value, Value), Conflicts> {
-    let mut owners = read(live.and_then(|live| live.pointer("/metadata/managedFields")));
+    let mut owners = read(live.and_then(|live| live.pointer(MANAGED)));
     let fields = leaves(wanted);
     let mut object = live.cloned().unwrap_or_else(|| json!({}));
     let mut conflicts = Vec::new();
-    for owner in owners.iter_mut().filter(|owner| owner.manager != manager) {
+    for owner in owners.iter_mut().filter(|owner| !owner.is(manager, Operation::Apply)) {
         for field in &fields {
             // Also if one of the two owns a part of what the other owns as a whole.
-            let theirs = owner.fields.iter().find(|theirs| overlap(theirs, field));
-            let Some(theirs) = theirs.cloned() else { continue };
-            if theirs == *field && get(&object, field) == get(wanted, field) {
-                continue;
-            }
-            if force {
+            while let Some(theirs) = overlapping(&owner.fields, field) {
+                if theirs == field && get(&object, field) == get(wanted, field) {
+                    break;
+                }
+                let theirs = theirs.clone();
+                if !force {
+                    conflicts.push((owner.manager.clone(), field.join(".")));
+                    break;
+                }
                 owner.fields.remove(&theirs);
-            } else {
-                conflicts.push((owner.manager.clone(), field.join(".")));
             }
         }
     }
     if !conflicts.is_empty() {
         return Err(Conflicts(conflicts));
     }
-    let before = owners.iter().find(|owner| owner.manager == manager);
+    let before = owners.iter().find(|owner| owner.is(manager, Operation::Apply));
     let before = before.map(|owner| owner.fields.clone()).unwrap_or_default();
-    owners.retain(|owner| owner.manager != manager && !owner.fields.is_empty());
+    owners.retain(|owner| !owner.is(manager, Operation::Apply));
     for field in before.difference(&fields) {
-        let others = owners.iter().any(|owner| owner.fields.iter().any(|f| overlap(f, field)));
-        let mine = fields.iter().any(|kept| overlap(kept, field));
-        if !others && !mine {
+        let others = owners.iter().any(|owner| overlapping(&owner.fields, field).is_some());
+        if !others && overlapping(&fields, field).is_none() {
             remove(&mut object, field);
         }
     }
@@ -90,24 +119,60 @@ pub(super) fn apply(
             set(&mut object, &path, value.clone());
         }
     }
-    owners.push(Owner { manager: manager.to_owned(), fields });
-    owners.sort_by(|one, two| one.manager.cmp(&two.manager));
-    let managed = owners.iter().filter(|owner| !owner.fields.is_empty()).map(|owner| {
+    let operation = Operation::Apply;
+    owners.push(Owner { manager: manager.to_owned(), operation, fields });
+    Ok((object, write(owners, wanted, now)))
+}
+
+/// The `managedFields` after `manager` has made `new` of `live` by PUT, POST or a patch. If `new` says
+/// itself who owns what, that is where it begins.
+pub(super) fn update(live: Option<&Value>, new: &Value, manager: &str, now: &str) -> Value {
+    let said = new.pointer(MANAGED).filter(|said| said.as_array().is_some_and(|a| !a.is_empty()));
+    let mut owners = read(said.or_else(|| live.and_then(|live| live.pointer(MANAGED))));
+    let mut changed = leaves(new);
+    changed.retain(|field| live.and_then(|live| get(live, field)) != get(new, field));
+    for owner in &mut owners {
+        owner
+            .fields
+            .retain(|field| get(new, field).is_some() && overlapping(&changed, field).is_none());
+    }
+    match owners.iter_mut().find(|owner| owner.is(manager, Operation::Update)) {
+        Some(owner) => owner.fields.extend(changed),
+        None => {
+            let operation = Operation::Update;
+            owners.push(Owner { manager: manager.to_owned(), operation, fields: changed });
+        }
+    }
+    write(owners, new, now)
+}
+
+/// Where an object says who owns what.
+const MANAGED: &str = "/metadata/managedFields";
+
+fn write(mut owners: Vec<Owner>, object: &Value, now: &str) -> Value {
+    owners.retain(|owner| !owner.fields.is_empty());
+    owners.sort_by(|one, two| (&one.manager, one.operation).cmp(&(&two.manager, two.operation)));
+    let managed = owners.iter().map(|owner| {
         json!({
             "manager": owner.manager,
-            "operation": "Apply",
-            "apiVersion": wanted.get("apiVersion"),
+            "operation": owner.operation.as_str(),
+            "apiVersion": object.get("apiVersion"),
             "time": now,
             "fieldsType": "FieldsV1",
             "fieldsV1": tree(&owner.fields),
         })
     });
-    Ok((object, Value::Array(managed.collect())))
+    Value::Array(managed.collect())
 }
 
-/// Whether one path leads to the other.
-fn overlap(one: &[String], two: &[String]) -> bool {
-    one.iter().zip(two).all(|(a, b)| a == b)
+/// One of the fields that leads to another one, or that the other leads to.
+fn overlapping<'a>(fields: &'a BTreeSet<Path>, path: &[String]) -> Option<&'a Path> {
+    let mut above = (1..path.len()).filter_map(|length| fields.get(&path[..length]));
+    above.next().or_else(|| {
+        // What a field leads to stands right behind it.
+        let mut from = fields.range::<[String], _>((Bound::Included(path), Bound::Unbounded));
+        from.next().filter(|field| field.starts_with(path))
+    })
 }
 
 /// The paths to everything that is not an object, and to empty objects.
@@ -182,8 +247,13 @@ fn read(managed: Option<&Value>) -> Vec<Owner> {
         let plain = |path: Path| -> Option<Path> {
             path.iter().map(|part| part.strip_prefix("f:").map(str::to_owned)).collect()
         };
-        (entry.get("operation")? == "Apply")
-            .then(|| Owner { manager, fields: found.into_iter().filter_map(plain).collect() })
+        let operation = match entry.get("operation")?.as_str()? {
+            "Apply" => Operation::Apply,
+            "Update" => Operation::Update,
+            _ => return None,
+        };
+        let fields = found.into_iter().filter_map(plain).collect();
+        Some(Owner { manager, operation, fields })
     });
     owners.collect()
 }
@@ -242,6 +312,53 @@ mod tests {
         assert_eq!(left["spec"], json!({"a": 1, "b": 1}));
     }
 
+    fn put(live: Option<&Value>, new: &Value, manager: &str) -> Value {
+        let mut object = new.clone();
+        let managed = update(live, new, manager, "now");
+        object["metadata"]["managedFields"] = managed;
+        object
+    }
+
+    #[test]
+    fn who_changes_a_field_in_another_way_owns_it_too() {
+        let made = put(None, &json!({"kind": "K", "spec": {"a": 1, "b": 1, "c": 1}}), "maker");
+        let mut next = made.clone();
+        next["spec"]["b"] = json!(2);
+        let changed = put(Some(&made), &next, "changer");
+        let owners: Vec<(&Value, &Value, &Value)> = changed["metadata"]["managedFields"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|entry| (&entry["manager"], &entry["operation"], &entry["fieldsV1"]["f:spec"]))
+            .collect();
+        let wanted = [
+            (&json!("changer"), &json!("Update"), &json!({"f:b": {}})),
+            (&json!("maker"), &json!("Update"), &json!({"f:a": {}, "f:c": {}})),
+        ];
+        assert_eq!(owners, wanted);
+        // Nothing has changed: nobody owns anything else.
+        assert_eq!(put(Some(&changed), &changed, "other"), changed);
+        let refused = by(Some(&changed), &json!({"spec": {"a": 1, "b": 3}}), "me", false);
+        let conflict = ("changer".to_owned(), "spec.b".to_owned());
+        assert_eq!(refused.unwrap_err(), Conflicts(vec![conflict]));
+        // Another entry of one's own is another manager's.
+        assert!(by(Some(&changed), &json!({"spec": {"b": 3}}), "changer", false).is_err());
+        let forced = by(Some(&changed), &json!({"spec": {"b": 3}}), "me", true).unwrap();
+        let managers = |object: &Value| -> Vec<Value> {
+            let all = object["metadata"]["managedFields"].as_array().unwrap().iter();
+            all.map(|entry| entry["manager"].clone()).collect()
+        };
+        assert_eq!(managers(&forced), ["maker", "me"]);
+        // What is gone is nobody's.
+        let mut left = forced.clone();
+        left["spec"] = json!({"a": 1});
+        assert_eq!(managers(&put(Some(&forced), &left, "me")), ["maker"]);
+        // Who says who owns what is believed, as clients do that go over to apply.
+        left["metadata"]["managedFields"] =
+            json!([{"manager": "x", "operation": "Apply", "fieldsV1": {"f:spec": {"f:a": {}}}}]);
+        assert_eq!(managers(&put(Some(&forced), &left, "me")), ["x"]);
+    }
+
     fn value() -> impl Strategy<Value = Value> {
         let leaf =
             prop_oneof![Just(json!(1)), Just(json!("x")), Just(json!([1])), Just(json!(null))];
@@ -252,6 +369,32 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn overlaps_are_found(
+            fields in prop::collection::btree_set(prop::collection::vec("[ab]", 1..4), 0..8),
+            path in prop::collection::vec("[ab]", 1..4),
+        ) {
+            let wanted = fields.iter().any(|field| field.iter().zip(&path).all(|(a, b)| a == b));
+            let found = overlapping(&fields, &path);
+            prop_assert_eq!(found.is_some(), wanted);
+            prop_assert!(found.is_none_or(|found| fields.contains(found)));
+        }
+
+        #[test]
+        fn after_a_change_every_field_has_at_most_one_owner_of_changes(
+            one in value(), two in value(),
+        ) {
+            let made = put(None, &json!({"spec": one}), "one");
+            let mut next = made.clone();
+            next["spec"] = two;
+            let changed = put(Some(&made), &next, "two");
+            let owners = read(changed.pointer(MANAGED));
+            for field in leaves(&changed) {
+                let owned = owners.iter().filter(|owner| overlapping(&owner.fields, &field).is_some());
+                prop_assert!(owned.count() <= 1, "{field:?} in {changed}");
+            }
+        }
+
         #[test]
         fn what_is_applied_is_there(live in value(), wanted in value()) {
             let (live, wanted) = (json!({"spec": live}), json!({"spec": wanted}));

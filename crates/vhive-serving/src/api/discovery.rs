@@ -157,12 +157,15 @@ fn resources(version: &str, group: &str) -> Value {
 
 const fn verbs(kind: Kind) -> &'static [&'static str] {
     match kind {
-        Kind::Service | Kind::ConfigMap | Kind::Secret | Kind::Broker | Kind::Trigger => {
-            &["create", "delete", "get", "list", "patch", "update", "watch"]
-        }
+        Kind::Service
+        | Kind::Configuration
+        | Kind::Route
+        | Kind::ConfigMap
+        | Kind::Secret
+        | Kind::Broker
+        | Kind::Trigger => &["create", "delete", "get", "list", "patch", "update", "watch"],
         Kind::Revision => &["delete", "get", "list", "watch"],
-        Kind::Configuration | Kind::Route | Kind::Pod => &["get", "list", "watch"],
-        Kind::Namespace | Kind::Event => &["get", "list", "watch"],
+        Kind::Pod | Kind::Namespace | Kind::Event => &["get", "list", "watch"],
     }
 }
 

@@ -183,8 +183,8 @@ fn about(kind: &str) -> &'static str {
         "Service" => {
             "A function: its template makes revisions, its traffic says which of them gets requests."
         }
-        "Configuration" => "The part of a service that makes revisions.",
-        "Route" => "The part of a service that leads requests to revisions.",
+        "Configuration" => "Makes revisions, for a service or for routes by themselves.",
+        "Route" => "Leads requests to revisions, of a service or of configurations by themselves.",
         "Broker" => "Takes CloudEvents and gives each to the triggers that want it.",
         "Trigger" => "Says which of a broker's events a function gets.",
         _ => "One version of a function, never changed.",
@@ -203,6 +203,7 @@ fn spec(kind: &str) -> Value {
             "One revision's share.",
             &json!({
                 "revisionName": text("Name of the revision."),
+                "configurationName": text("In a Route: whose latest ready revision."),
                 "latestRevision": {"type": "boolean", "description": "The latest ready revision."},
                 "percent": number("Share of the requests; together 100."),
                 "tag": text("Under which name the revision answers besides: TAG-NAME.NAMESPACE.DOMAIN."),

@@ -141,22 +141,27 @@ pub(super) fn find(shared: &Shared, kind: Kind, namespace: &str, name: &str) -> 
     let catalog = &services.catalog;
     match kind {
         Kind::Service | Kind::Configuration | Kind::Route => {
-            objects::of_service(kind, catalog, &catalog.get(namespace, name)?)
+            let entry = catalog.get(namespace, name);
+            let made = entry.and_then(|entry| objects::of_service(kind, catalog, &entry));
+            made.or_else(|| plain(shared, kind, namespace, name))
         }
         Kind::ConfigMap | Kind::Secret => {
             let key = DataKey::new(DataKind::of(kind)?, namespace, name);
             Some(objects::data(services.data.find(&key)?.as_ref()))
         }
         Kind::Namespace => crate::admission::is_label(name).then(|| objects::namespace(name)),
-        Kind::Broker | Kind::Trigger => {
-            let object = catalog.eventing.get(kind, namespace, name)?;
-            Some(objects::eventing(catalog, &object))
-        }
+        Kind::Broker | Kind::Trigger => plain(shared, kind, namespace, name),
         Kind::Revision | Kind::Pod | Kind::Event => {
             let mut all = all(shared, kind, Some(namespace)).into_iter();
             all.find(|object| object.pointer("/metadata/name").is_some_and(|found| found == name))
         }
     }
+}
+
+fn plain(shared: &Shared, kind: Kind, namespace: &str, name: &str) -> Option<Value> {
+    let catalog = &shared.services.catalog;
+    let object = catalog.objects.get(kind, namespace, name)?;
+    Some(objects::plain(catalog, &object))
 }
 
 /// Every object of a kind, in the order of namespaces and names.
@@ -166,7 +171,13 @@ fn all(shared: &Shared, kind: Kind, namespace: Option<&str>) -> Vec<Value> {
     match kind {
         Kind::Service | Kind::Configuration | Kind::Route => {
             let entries = catalog.list(namespace);
-            entries.iter().filter_map(|entry| objects::of_service(kind, catalog, entry)).collect()
+            let made = entries.iter().filter_map(|entry| objects::of_service(kind, catalog, entry));
+            let alone = catalog.objects.list(kind, namespace);
+            if alone.is_empty() {
+                return made.collect();
+            }
+            let alone = alone.iter().map(|object| objects::plain(catalog, object));
+            sorted(made.chain(alone).collect())
         }
         Kind::Revision => {
             let entries = catalog.list(namespace);
@@ -183,8 +194,8 @@ fn all(shared: &Shared, kind: Kind, namespace: Option<&str>) -> Vec<Value> {
             of_kind.unwrap_or_default().iter().map(|one| objects::data(one)).collect()
         }
         Kind::Broker | Kind::Trigger => {
-            let objects = catalog.eventing.list(kind, namespace);
-            objects.iter().map(|object| objects::eventing(catalog, object)).collect()
+            let objects = catalog.objects.list(kind, namespace);
+            objects.iter().map(|object| objects::plain(catalog, object)).collect()
         }
         Kind::Namespace => {
             let entries = catalog.list(None);
@@ -194,8 +205,8 @@ fn all(shared: &Shared, kind: Kind, namespace: Option<&str>) -> Vec<Value> {
             let mut names: Vec<&str> =
                 entries.iter().map(|e| e.stored.namespace.as_str()).collect();
             names.extend(data.iter().map(|one| one.namespace.as_str()));
-            let objects =
-                [Kind::Broker, Kind::Trigger].map(|kind| catalog.eventing.list(kind, None));
+            let objects = [Kind::Broker, Kind::Trigger, Kind::Route]
+                .map(|kind| catalog.objects.list(kind, None));
             names.extend(objects.iter().flatten().map(|object| object.stored.namespace.as_str()));
             names.push("default");
             names.sort_unstable();

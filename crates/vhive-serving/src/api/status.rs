@@ -116,6 +116,13 @@ impl From<ChangeError> for Problem {
             ChangeError::Exists { kind, name } => {
                 Self::new(conflict, "AlreadyExists", message).about(*kind, name)
             }
+            ChangeError::Taken { kind, name, .. } => {
+                Self::new(conflict, "AlreadyExists", message).about(*kind, name)
+            }
+            ChangeError::Owned { kind, name } => {
+                Self::new(StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowed", message)
+                    .about(*kind, name)
+            }
             ChangeError::NotFound { kind, name } => Self::not_found(*kind, name),
             ChangeError::Conflict { kind, name, .. } => {
                 Self::new(conflict, "Conflict", message).about(*kind, name)
@@ -153,8 +160,8 @@ fn causes(problems: &[admission::Problem]) -> Vec<Value> {
 impl From<Invalid> for Problem {
     fn from(invalid: Invalid) -> Self {
         let details = json!({
-            "group": "serving.knative.dev",
-            "kind": "Service",
+            "group": invalid.kind.group(),
+            "kind": invalid.kind.as_str(),
             "name": invalid.name,
             "causes": causes(&invalid.problems),
         });

@@ -17,7 +17,6 @@ use vhive_node::{InstanceStatus, Line, LogFollower, StartFailure, StartReport};
 
 use super::State;
 use super::status::Problem;
-use crate::kind::Kind;
 use crate::objects;
 use crate::status::chain;
 
@@ -55,7 +54,7 @@ pub(super) async fn describe(
     let last_start = status.as_ref().and_then(|status| status.last_start.as_deref());
     let last_failure = status.as_ref().and_then(|status| status.last_failure.as_deref());
     Ok(Json(json!({
-        "service": objects::of_service(Kind::Service, &services.catalog, &entry),
+        "service": objects::of_service(entry.stored.kind(), &services.catalog, &entry),
         "revision": latest.revision,
         "scaling": latest.rules,
         "ready": status.as_ref().map_or(0, |status| status.ready),

@@ -1,7 +1,7 @@
 //! Changing objects: create, replace, patch, delete.
 //!
-//! Clients make services, brokers, triggers, config maps and secrets; configurations, routes and
-//! revisions come of services.
+//! Clients make services, configurations, routes, brokers, triggers, config maps and secrets;
+//! revisions come of configurations, and configurations and routes also of services.
 
 use axum::Json;
 use axum::extract::Path;
@@ -20,6 +20,7 @@ use super::shape::Shape;
 use super::status::Problem;
 use super::{Shared, State};
 use crate::data::DataKey;
+use crate::document::Document;
 use crate::inputs::DataKind;
 use crate::kind::Kind;
 use crate::objects;
@@ -64,21 +65,29 @@ impl Request<'_> {
             let (object, new) = services.put_data(kind, document, wish).await?;
             return Ok((objects::data(&object), new));
         }
-        if self.kind != Kind::Service {
+        if !matches!(self.kind, Kind::Service | Kind::Configuration) {
             return services.put_object(self.kind, document, wish).await;
         }
-        let (entry, new) = services.put(document, wish).await?;
+        let (entry, new) = services.put(self.kind, document, wish).await?;
         let object = objects::of_service(self.kind, &services.catalog, &entry);
         Ok((object.unwrap_or_default(), new))
     }
 
-    /// Puts the document of a body.
-    async fn write(&self, body: &Bytes, mode: Mode) -> Result<Response, Problem> {
-        let mut document = parse(&self.call.headers, body)?;
-        place(&mut document, self.namespace, (mode == Mode::Replace).then_some(self.name))?;
-        let wish = Wish { dry_run: self.call.query.dry_run()?, ..Wish::new(mode) };
-        let (object, new) = self.put(&document, wish).await?;
-        Ok(self.reply(if new { StatusCode::CREATED } else { StatusCode::OK }, object))
+    /// Whether it is no service's.
+    fn expect_free(&self) -> Result<(), ChangeError> {
+        self.shared.services.expect_free(self.kind, self.namespace, self.name)
+    }
+
+    /// How a document is to be put in the place of an object: the fields that it changes become
+    /// the client's.
+    fn wish(&self, live: Option<&Value>, document: &Value) -> Result<Wish, Problem> {
+        let now = objects::seconds(Timestamp::now());
+        let managed = apply::update(live, document, &self.call.manager()?, &now);
+        Ok(Wish {
+            mode: if live.is_some() { Mode::Replace } else { Mode::Create },
+            dry_run: self.call.query.dry_run()?,
+            managed: Document::of(&keep_times(live, managed)),
+        })
     }
 }
 
@@ -86,11 +95,16 @@ impl Request<'_> {
 fn writable(plural: &str, uri: &Uri) -> Result<Kind, Problem> {
     let kind = kind_of_path(plural, uri)?;
     let message = match kind {
-        Kind::Service | Kind::Broker | Kind::Trigger | Kind::ConfigMap | Kind::Secret => {
-            return Ok(kind);
-        }
-        Kind::Configuration | Kind::Route | Kind::Revision => {
-            format!("{} are made by services; change the Service instead", kind.plural())
+        Kind::Service
+        | Kind::Configuration
+        | Kind::Route
+        | Kind::Broker
+        | Kind::Trigger
+        | Kind::ConfigMap
+        | Kind::Secret => return Ok(kind),
+        Kind::Revision => {
+            "revisions are made by configurations; change the Service or the Configuration instead"
+                .to_owned()
         }
         Kind::Pod | Kind::Namespace | Kind::Event => {
             format!("{} are the node's own and cannot be changed by clients", kind.plural())
@@ -108,7 +122,10 @@ pub(super) async fn create(
 ) -> Result<Response, Problem> {
     let kind = writable(&plural, &call.uri)?;
     let request = Request { shared: &shared, kind, namespace: &namespace, name: "", call: &call };
-    request.write(&body?, Mode::Create).await
+    let mut document = parse(&call.headers, &body?)?;
+    place(&mut document, &namespace, None)?;
+    let (object, _) = request.put(&document, request.wish(None, &document)?).await?;
+    Ok(request.reply(StatusCode::CREATED, object))
 }
 
 /// `PUT` of one of Knative's kinds.
@@ -121,7 +138,21 @@ pub(super) async fn replace(
     let kind = writable(&plural, &call.uri)?;
     let (namespace, name) = (namespace.as_str(), name.as_str());
     let request = Request { shared: &shared, kind, namespace, name, call: &call };
-    request.write(&body?, Mode::Replace).await
+    let document = parse(&call.headers, &body?)?;
+    edit(&request, |object| {
+        let version = object.pointer("/metadata/resourceVersion").cloned();
+        *object = document.clone();
+        let given = object.pointer("/metadata/resourceVersion");
+        let has_version = given.is_some_and(|given| !given.is_null() && given != "");
+        if let Some(metadata) = object.get_mut("metadata").filter(|found| found.is_object())
+            && let Some(version) = version.filter(|_| !has_version)
+        {
+            // What it is compared with is what it replaces.
+            metadata["resourceVersion"] = version;
+        }
+        Ok(has_version)
+    })
+    .await
 }
 
 /// `PATCH` of one of Knative's kinds.
@@ -241,10 +272,11 @@ async fn edit(
         request.shared.services.settle().await;
         let found = find(request.shared, request.kind, request.namespace, request.name);
         let found = found.ok_or_else(|| Problem::not_found(request.kind, request.name))?;
-        let mut object = found;
+        request.expect_free()?;
+        let mut object = found.clone();
         let has_version = change(&mut object)?;
         place(&mut object, request.namespace, Some(request.name))?;
-        let wish = Wish { dry_run: request.call.query.dry_run()?, ..Wish::new(Mode::Replace) };
+        let wish = request.wish(Some(&found), &object)?;
         match request.put(&object, wish).await {
             Ok((object, _)) => return Ok(request.reply(StatusCode::OK, object)),
             Err(ChangeError::Conflict { .. }) if !has_version && tries < TRIES => {}
@@ -254,10 +286,10 @@ async fn edit(
 }
 
 async fn server_side_apply(request: &Request<'_>, body: &Bytes) -> Result<Response, Problem> {
-    let manager = request.call.query.field_manager.as_str();
-    if manager.is_empty() {
+    if request.call.query.field_manager.is_empty() {
         return Err(Problem::bad_request("fieldManager is required for apply"));
     }
+    let manager = request.call.manager()?;
     let mut wanted = parse(&request.call.headers, body)?;
     place(&mut wanted, request.namespace, Some(request.name))?;
     let has_version = wanted.pointer("/metadata/resourceVersion").is_some();
@@ -266,14 +298,15 @@ async fn server_side_apply(request: &Request<'_>, body: &Bytes) -> Result<Respon
         tries += 1;
         request.shared.services.settle().await;
         let live = find(request.shared, request.kind, request.namespace, request.name);
+        request.expect_free()?;
         let now = objects::seconds(Timestamp::now());
         let applied =
-            apply::apply(live.as_ref(), &wanted, manager, request.call.query.force(), &now);
+            apply::apply(live.as_ref(), &wanted, &manager, request.call.query.force(), &now);
         let (object, managed) = applied.map_err(|conflicts| conflicting(request, &conflicts))?;
         let wish = Wish {
             mode: if live.is_some() { Mode::Replace } else { Mode::Create },
             dry_run: request.call.query.dry_run()?,
-            managed: Some(keep_times(live.as_ref(), managed)),
+            managed: Document::of(&keep_times(live.as_ref(), managed)),
         };
         match request.put(&object, wish).await {
             Ok((object, new)) => {
@@ -292,9 +325,9 @@ fn keep_times(live: Option<&Value>, mut managed: Value) -> Value {
     let before = live.and_then(|live| live.pointer("/metadata/managedFields"));
     let before = before.and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
     for entry in managed.as_array_mut().into_iter().flatten() {
-        let same = before
-            .iter()
-            .find(|old| old["manager"] == entry["manager"] && old["fieldsV1"] == entry["fieldsV1"]);
+        let same = before.iter().find(|old| {
+            ["manager", "operation", "fieldsV1"].iter().all(|field| old[field] == entry[field])
+        });
         if let Some(time) = same.and_then(|old| old.get("time")) {
             entry["time"] = time.clone();
         }
@@ -349,16 +382,17 @@ async fn delete(request: &Request<'_>, body: &Bytes) -> Result<Response, Problem
     services.settle().await;
     let found = find(shared, kind, namespace, name);
     let found = found.ok_or_else(|| Problem::not_found(kind, name))?;
+    request.expect_free()?;
     if options.pointer("/dryRun/0").is_none() && !call.query.dry_run()? {
         match DataKind::of(kind) {
             Some(data) => {
                 services.remove_data(DataKey::new(data, namespace, name), seen).await?;
             }
             None if kind == Kind::Revision => services.remove_revision(namespace, name).await?,
-            None if matches!(kind, Kind::Broker | Kind::Trigger) => {
+            None if matches!(kind, Kind::Broker | Kind::Trigger | Kind::Route) => {
                 services.remove_object(kind, (namespace, name), seen).await?;
             }
-            None => _ = services.remove(namespace, name, seen).await?,
+            None => _ = services.remove(kind, (namespace, name), seen).await?,
         }
     }
     Ok(Json(json!({

@@ -10,6 +10,8 @@ use crate::traffic::{assign, targets};
 /// A service with so many revisions, and where its requests go: revision, per cent, tag.
 #[derive(Clone, Debug)]
 struct Made {
+    /// Whether it is a configuration and a route of that name instead.
+    apart: bool,
     namespace: &'static str,
     name: &'static str,
     revisions: usize,
@@ -17,7 +19,7 @@ struct Made {
 }
 
 impl Made {
-    fn stored(&self) -> StoredService {
+    fn stored(&self) -> (StoredService, Option<StoredObject>) {
         let traffic = self.split.iter().map(|(at, percent, tag)| {
             let mut target = json!({
                 "revisionName": format!("{}-{:05}", self.name, at % self.revisions + 1),
@@ -45,7 +47,30 @@ impl Made {
             stored.revisions.push(revision(&admitted, generation, basis, Timestamp::UNIX_EPOCH));
         }
         stored.routed = assign(&targets(&stored.spec.value()), &stored.known()).unwrap();
-        stored
+        if !self.apart {
+            return (stored, None);
+        }
+        let route = stored.object.clone();
+        stored.standalone = true;
+        stored.routed.clear();
+        for revision in &mut stored.revisions {
+            if route.routed.iter().any(|assigned| assigned.revision == revision.name()) {
+                revision.routes.insert(self.name.to_owned());
+            }
+        }
+        (stored, Some(route))
+    }
+
+    fn put(&self, catalog: &Catalog) {
+        let (stored, route) = self.stored();
+        let standings = stored.revisions.iter().map(|one| Standing::at_first(one, 1)).collect();
+        catalog.put(Arc::new(stored), standings, 1, Timestamp::UNIX_EPOCH);
+        catalog.lead(None, route.as_ref());
+    }
+
+    fn remove(&self, catalog: &Catalog) {
+        catalog.remove(self.namespace, self.name);
+        catalog.lead(self.stored().1.as_ref(), None);
     }
 }
 
@@ -53,8 +78,9 @@ fn made() -> impl Strategy<Value = Made> {
     let names = prop::sample::select(vec!["a", "b", "a-b", "b-a"]);
     let tags = prop::sample::subsequence(vec!["a", "b", "x"], 0..=3);
     let cuts = prop::collection::vec(0..=100_u32, 0..3);
-    (prop::sample::select(vec!["default", "a"]), names, 1..4_usize, tags, cuts).prop_map(
-        |(namespace, name, revisions, tags, mut cuts)| {
+    let namespaces = prop::sample::select(vec!["default", "a"]);
+    (namespaces, names, 1..4_usize, tags, cuts, any::<bool>()).prop_map(
+        |(namespace, name, revisions, tags, mut cuts, apart)| {
             cuts.extend([0, 100]);
             cuts.sort_unstable();
             let shares: Vec<u32> = cuts.windows(2).map(|pair| pair[1] - pair[0]).collect();
@@ -66,7 +92,7 @@ fn made() -> impl Strategy<Value = Made> {
                 .collect();
             // Tags without a share.
             split.extend(tags.map(|tag| (0, 0, Some(tag))));
-            Made { namespace, name, revisions, split }
+            Made { apart, namespace, name, revisions, split }
         },
     )
 }
@@ -115,10 +141,12 @@ fn catalog(services: &[Made]) -> (Catalog, BTreeMap<(&'static str, &'static str)
     let catalog = Catalog::new("example.com", 1);
     let mut last = BTreeMap::new();
     for made in services {
-        let stored = made.stored();
-        let standings = stored.revisions.iter().map(|one| Standing::at_first(one, 1)).collect();
-        catalog.put(Arc::new(stored), standings, 1, Timestamp::UNIX_EPOCH);
-        last.insert((made.namespace, made.name), made.clone());
+        let before = last.insert((made.namespace, made.name), made.clone());
+        if let Some(before) = before.filter(|before| before.apart || made.apart) {
+            // Another maker has the name.
+            before.remove(&catalog);
+        }
+        made.put(&catalog);
     }
     (catalog, last)
 }
@@ -139,8 +167,8 @@ proptest! {
                 break;
             }
             let (namespace, name) = *index.get(&keys);
-            catalog.remove(namespace, name);
-            last.remove(&(namespace, name));
+            let made = last.remove(&(namespace, name)).unwrap();
+            made.remove(&catalog);
         }
         for (host, random) in asked {
             let wanted = expected(&last, &host);

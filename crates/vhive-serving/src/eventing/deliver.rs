@@ -10,9 +10,11 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::event::Event;
-use super::spec::{DeliverySpec, Sink, Spec, TriggerSpec, is_retried};
-use super::{Eventing, TTL, kept_context, pending};
+use super::spec::{DeliverySpec, Sink, TriggerSpec, is_retried};
+use super::{Cause, Eventing, TTL, kept_context, pending};
 use crate::deferred::{End, Errand, Got, Pending, SendError, Sending, Verdict};
+use crate::kind::Kind;
+use crate::registry::Spec;
 
 /// Longest `knativeerrordata`, as in Knative.
 const LONGEST_DATA: usize = 1024;
@@ -47,7 +49,7 @@ struct Failure {
 
 impl Eventing {
     fn trigger(&self, delivery: &Delivery) -> Option<TriggerSpec> {
-        let found = self.catalog.eventing.trigger(&delivery.namespace, &delivery.trigger)?;
+        let found = self.catalog.objects.trigger(&delivery.namespace, &delivery.trigger)?;
         match &found.spec {
             Ok(Spec::Trigger(spec)) if found.stored.uid == delivery.uid => Some(spec.clone()),
             _ => None,
@@ -57,7 +59,7 @@ impl Eventing {
     /// How hard a delivery is tried: as its trigger says, or its broker.
     fn policy(&self, delivery: &Delivery, trigger: Option<&TriggerSpec>) -> DeliverySpec {
         let of_trigger = trigger.and_then(|trigger| trigger.delivery.clone());
-        let broker = self.catalog.eventing.broker(&delivery.namespace, &delivery.broker);
+        let broker = self.catalog.objects.broker(&delivery.namespace, &delivery.broker);
         let of_broker = broker.and_then(|broker| match &broker.spec {
             Ok(Spec::Broker(spec)) => Some(spec.delivery.clone()),
             _ => None,
@@ -84,8 +86,24 @@ impl Eventing {
                 let letter = self.dead_letter(entry, delivery, why, (sink, &subscriber));
                 Verdict::Next(letter.into_iter().collect(), End::DeadLettered)
             }
-            _ => Verdict::Next(Vec::new(), End::Dropped),
+            (_, subscriber) => {
+                self.dropped(delivery, subscriber.as_ref(), why.status);
+                Verdict::Next(Vec::new(), End::Dropped)
+            }
         }
+    }
+
+    fn dropped(&self, delivery: &Delivery, subscriber: Option<&Sink>, status: StatusCode) {
+        let (cause, sink) = match &delivery.dead_letter {
+            Some(sink) => (Cause::DeadLetterUndelivered, Some(sink)),
+            None => (Cause::Undelivered, subscriber),
+        };
+        let Some(sink) = sink else { return };
+        let what = if cause == Cause::Undelivered { "an event" } else { "a dead letter" };
+        let uri = sink.uri(self.catalog.domain());
+        let message = format!("{what} was not delivered to {uri}, which answers {status}");
+        let of = (Kind::Trigger, delivery.namespace.as_str(), delivery.trigger.as_str());
+        self.lost(of, cause, message);
     }
 
     fn dead_letter(
@@ -127,7 +145,7 @@ impl Eventing {
         })?;
         event.take(TTL);
         let (namespace, name) = (&delivery.namespace, &delivery.broker);
-        let Some(broker) = self.catalog.eventing.broker(namespace, name) else {
+        let Some(broker) = self.catalog.objects.broker(namespace, name) else {
             return Ok(Vec::new());
         };
         if delivery.hops <= 1 {
@@ -136,6 +154,9 @@ impl Eventing {
                 %namespace, broker = %name, trigger = %delivery.trigger,
                 "a reply is dropped: the event has led to too many"
             );
+            let message = "a reply was dropped: the event has led to too many of them";
+            let of = (Kind::Trigger, namespace.as_str(), delivery.trigger.as_str());
+            self.lost(of, Cause::Looped, message.to_owned());
             return Ok(Vec::new());
         }
         let context = kept_context(&entry.fields).collect();
@@ -180,7 +201,7 @@ impl Errand for Eventing {
             return Verdict::Next(Vec::new(), End::Dropped);
         };
         let arrived = got.as_ref().is_ok_and(|got| got.parts.status.is_success());
-        if let Some(trigger) = self.catalog.eventing.trigger(&delivery.namespace, &delivery.trigger)
+        if let Some(trigger) = self.catalog.objects.trigger(&delivery.namespace, &delivery.trigger)
             && !matches!(got, Err(SendError::NoRoom(_)))
         {
             trigger.figures.tried(arrived, took);
@@ -209,7 +230,7 @@ impl Errand for Eventing {
 
     fn unwanted(&self, entry: &Pending) -> Verdict {
         let misunderstood = entry.event.as_deref().is_some_and(|delivery| {
-            let found = self.catalog.eventing.trigger(&delivery.namespace, &delivery.trigger);
+            let found = self.catalog.objects.trigger(&delivery.namespace, &delivery.trigger);
             found.is_some_and(|found| found.stored.uid == delivery.uid && found.spec.is_err())
         });
         if misunderstood {
@@ -228,7 +249,7 @@ impl Errand for Eventing {
                 "an event is not delivered"
             );
         }
-        if let Some(found) = self.catalog.eventing.trigger(namespace, trigger) {
+        if let Some(found) = self.catalog.objects.trigger(namespace, trigger) {
             found.figures.ended(end, delivery.dead_letter.is_some());
         }
     }
@@ -240,12 +261,13 @@ mod tests {
 
     use serde_json::json;
 
-    use super::super::Object;
     use super::super::spec::To;
     use super::*;
+    use crate::admission::Head;
     use crate::catalog::Catalog;
     use crate::config::Config;
     use crate::kind::Kind;
+    use crate::registry::Object;
     use crate::store::StoredObject;
 
     /// A node's brokers with one trigger of this meaning, and an entry for it.
@@ -254,7 +276,9 @@ mod tests {
         let catalog = Arc::new(Catalog::new("example.com", 1));
         let path = dir.path().join("events.redb");
         let (eventing, _news) = Eventing::open(&path, &Config::default(), catalog).unwrap();
-        let stored = StoredObject::new("default", "t", &json!({}), Timestamp::UNIX_EPOCH);
+        let (namespace, name) = ("default".to_owned(), "t".to_owned());
+        let head = Head { namespace, name, ..Head::default() };
+        let stored = StoredObject::new(&head, &json!({}), Timestamp::UNIX_EPOCH);
         let delivery = Delivery {
             namespace: "default".to_owned(),
             broker: "default".to_owned(),
@@ -263,7 +287,7 @@ mod tests {
             hops: 7,
             dead_letter: None,
         };
-        eventing.catalog.eventing.put(Arc::new(Object {
+        eventing.catalog.objects.put(Arc::new(Object {
             kind: Kind::Trigger,
             stored: Arc::new(stored),
             spec,

@@ -16,10 +16,10 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
-use super::spec::Spec;
-use super::{Eventing, Object};
+use super::Eventing;
 use crate::deferred::End;
 use crate::kind::Kind;
+use crate::registry::{Object, Spec};
 
 const BUCKETS: [f64; 14] =
     [0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0];
@@ -124,7 +124,7 @@ fn place(trigger: &Object) -> (String, String, String) {
 
 impl Collector for OfEventing {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
-        let registry = &self.0.catalog.eventing;
+        let registry = &self.0.catalog.objects;
         let brokers = registry.list(Kind::Broker, None);
         let triggers = registry.list(Kind::Trigger, None);
         let zero = ConstCounter::new(0_u64);

@@ -18,8 +18,8 @@
 mod deliver;
 mod event;
 mod filter;
+mod losses;
 mod metrics;
-mod registry;
 mod spec;
 mod structured;
 
@@ -33,14 +33,16 @@ use vhive_api::InvocationId;
 pub(crate) use self::deliver::Delivery;
 pub(crate) use self::event::{Event, Malformed};
 pub(crate) use self::filter::Filter;
-pub(crate) use self::metrics::register;
-pub(crate) use self::registry::{Object, Registry, Unmet};
+pub(crate) use self::losses::{Cause, Loss, Losses};
+pub(crate) use self::metrics::{Figures, register};
 pub(crate) use self::spec::{
-    Backoff, BrokerSpec, DeliverySpec, INGRESS, LONGEST_PAUSE, Sink, Spec, To, TriggerSpec,
+    Backoff, BrokerSpec, DeliverySpec, INGRESS, LONGEST_PAUSE, Sink, To, TriggerSpec,
 };
 use crate::catalog::Catalog;
 use crate::config::{Config, EventingConfig};
 use crate::deferred::{AcceptError, Deferred, News, Pending};
+use crate::kind::Kind;
+use crate::registry::Spec;
 use crate::store::StoreError;
 
 /// How often the event may still come to a broker, in an attribute of Knative's name.
@@ -127,13 +129,15 @@ impl Eventing {
         context: Fields,
     ) -> Result<(), PublishError> {
         let unknown = || PublishError::NoBroker(namespace.to_owned(), broker.to_owned());
-        let found = self.catalog.eventing.broker(namespace, broker).ok_or_else(unknown)?;
+        let found = self.catalog.objects.broker(namespace, broker).ok_or_else(unknown)?;
         let hops = match event.take(TTL) {
             None => self.config.hops,
             Some(text) => match text.parse::<u32>() {
                 Ok(left) if left > 1 => (left - 1).min(self.config.hops),
                 _ => {
                     found.figures.looped();
+                    let message = format!("an event was not taken: {}", PublishError::Loop);
+                    self.lost((Kind::Broker, namespace, broker), Cause::Looped, message);
                     return Err(PublishError::Loop);
                 }
             },
@@ -142,6 +146,12 @@ impl Eventing {
         let accepted = self.queue.accept(deliveries).await;
         found.figures.taken(accepted.is_ok());
         Ok(accepted?)
+    }
+
+    /// Has it told of an object that one of its events went nowhere.
+    fn lost(&self, (kind, namespace, name): (Kind, &str, &str), cause: Cause, message: String) {
+        let (namespace, name) = (namespace.to_owned(), name.to_owned());
+        self.catalog.losses.add(Loss { kind, namespace, name, cause, message });
     }
 
     /// One entry for each trigger that wants an event.
@@ -154,7 +164,7 @@ impl Eventing {
     ) -> Vec<Pending> {
         let now = Timestamp::now();
         event.set(ARRIVAL, now.to_string());
-        let triggers = self.catalog.eventing.triggers_of(namespace, broker);
+        let triggers = self.catalog.objects.triggers_of(namespace, broker);
         let wanting = triggers.iter().filter(|trigger| match &trigger.spec {
             Ok(Spec::Trigger(spec)) => spec.filters.iter().all(|filter| filter.matches(&event)),
             _ => false,

@@ -133,13 +133,6 @@ pub(crate) struct TriggerSpec {
     pub(crate) delivery: Option<DeliverySpec>,
 }
 
-/// Either.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Spec {
-    Broker(BrokerSpec),
-    Trigger(TriggerSpec),
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -19,7 +19,7 @@ use super::timer::{Lost, Silence, Timer};
 use super::upgrade::Tunnel;
 use super::upload::Uploaded;
 use super::upstream::Connection;
-use crate::catalog::Route;
+use crate::catalog::{Choice, Route};
 use crate::status::GatewayError;
 use crate::trace::{Asked, Trace, TraceField, TraceResponse};
 
@@ -230,6 +230,8 @@ pub(super) enum Check {
 #[derive(Debug)]
 pub(super) struct Flight {
     client: Arc<Client>,
+    /// The host that was asked for, unless it is that of the revision's service.
+    host: Option<Box<str>>,
     pub(super) route: Arc<Route>,
     number: u64,
     id: InvocationId,
@@ -276,12 +278,19 @@ struct Cold {
 
 impl Flight {
     /// Counts a request in.
-    pub(super) fn begin(client: &Arc<Client>, route: Arc<Route>, began: Instant) -> Box<Self> {
+    pub(super) fn begin(
+        client: &Arc<Client>,
+        choice: Choice,
+        host: &str,
+        began: Instant,
+    ) -> Box<Self> {
+        let route = choice.route;
         let number = client.gateway.next_id();
         client.begin(number, began + route.revision.timeout);
         route.throttle.enter(began);
         Box::new(Self {
             client: Arc::clone(client),
+            host: (!choice.of_service).then(|| super::without_port(host).into()),
             route,
             number,
             id: InvocationId::from_bits(number),
@@ -340,7 +349,12 @@ impl Flight {
         &self.client
     }
 
-    /// Goes on with another revision of the service, because this one has been replaced.
+    /// The host that was asked for, unless it is that of the revision's service.
+    pub(super) fn host(&self) -> Option<&str> {
+        self.host.as_deref()
+    }
+
+    /// Goes on with another revision, because this one has been replaced.
     pub(super) fn reroute(&mut self, route: Arc<Route>) {
         let now = Instant::now();
         self.route.throttle.leave(now);

@@ -69,7 +69,7 @@ async fn publish(client: &Arc<Client>, parts: &Parts, body: Incoming) -> Result<
         let path = parts.uri.path().chars().take(200).collect();
         return Err(GatewayError::NoBrokerPath(path));
     };
-    if gateway.catalog.eventing.broker(namespace, broker).is_none() {
+    if gateway.catalog.objects.broker(namespace, broker).is_none() {
         let unknown = PublishError::NoBroker(namespace.to_owned(), broker.to_owned());
         return Err(unknown.into());
     }

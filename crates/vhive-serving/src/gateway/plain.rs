@@ -253,6 +253,5 @@ fn begin(
     if choice.has_tags || choice.route.revision.protocol == Protocol::H2c {
         return None;
     }
-    let route = choice.route;
-    Some(Flight::begin(client, route, began))
+    Some(Flight::begin(client, choice, host, began))
 }

@@ -79,7 +79,7 @@ pub(super) fn encode(
         let revision = &route.revision;
         let labels = Labels {
             k8s_namespace_name: revision.key.namespace.clone(),
-            kn_service_name: revision.service.clone(),
+            kn_service_name: revision.service_label().to_owned(),
             kn_configuration_name: revision.service.clone(),
             kn_revision_name: revision.key.name.clone(),
         };

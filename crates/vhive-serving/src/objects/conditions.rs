@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::seconds;
 use crate::catalog::Entry;
 use crate::standing::{Readiness, Standing};
-use crate::traffic::{Held, assign};
+use crate::traffic::Held;
 
 /// One condition, without its type.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,7 +24,7 @@ impl Condition {
         Self { status: "True", reason: None, message: None }
     }
 
-    fn unknown(reason: &'static str, message: String) -> Self {
+    pub(super) fn unknown(reason: &'static str, message: String) -> Self {
         Self { status: "Unknown", reason: Some(reason), message: Some(message) }
     }
 
@@ -88,7 +88,7 @@ pub(super) fn of_configuration(entry: &Entry) -> Condition {
 
 /// Whether requests go where the service wants them.
 pub(super) fn of_route(entry: &Entry) -> Condition {
-    match assign(&entry.stored.targets(), &entry.stored.known()) {
+    match entry.stored.assign() {
         Ok(_) => Condition::holds(),
         Err(held @ Held::Missing(_)) => Condition::fails("RevisionMissing", held.to_string()),
         Err(held) => Condition::unknown("RevisionMissing", held.to_string()),

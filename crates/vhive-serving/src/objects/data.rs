@@ -23,7 +23,7 @@ pub(crate) fn data(stored: &StoredData) -> Value {
     put_strings(&mut metadata, "labels", &stored.labels);
     put_strings(&mut metadata, "annotations", &stored.annotations);
     if !stored.managed.is_null() {
-        metadata["managedFields"] = stored.managed.clone();
+        metadata["managedFields"] = stored.managed.value();
     }
     let mut object = json!({
         "apiVersion": kind.api_version(),

@@ -6,8 +6,8 @@
 
 mod conditions;
 mod data;
-mod eventing;
 mod namespace;
+mod plain;
 mod pod;
 mod revision;
 mod service;
@@ -18,17 +18,19 @@ use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
 pub(crate) use self::data::data;
-pub(crate) use self::eventing::{BROKER_LABEL, eventing};
 pub(crate) use self::namespace::namespace;
+pub(crate) use self::plain::{BROKER_LABEL, plain};
 pub(crate) use self::pod::{is_pod_of, pod};
 pub(crate) use self::revision::revision;
 use crate::catalog::{Catalog, Entry};
 use crate::kind::{Kind, SERVING};
-use crate::store::{StoredService, uid_of};
+use crate::store::{StoredObject, StoredService, uid_of};
 
-/// A service, its configuration or its route; none for other kinds.
+/// A service, its configuration or its route; none for other kinds, and of a configuration that no
+/// service makes only itself.
 pub(crate) fn of_service(kind: Kind, catalog: &Catalog, entry: &Entry) -> Option<Value> {
     match kind {
+        Kind::Service | Kind::Route if entry.stored.standalone => None,
         Kind::Service => Some(service::service(catalog, entry)),
         Kind::Configuration => Some(service::configuration(entry)),
         Kind::Route => Some(service::route(catalog, entry)),
@@ -43,9 +45,52 @@ pub(crate) fn of_service(kind: Kind, catalog: &Catalog, entry: &Entry) -> Option
     }
 }
 
-/// The uid of a service's configuration or route.
+/// The uid of a service's configuration or route, or of such a configuration.
 fn uid_of_kind(stored: &StoredService, kind: Kind) -> String {
-    uid_of(&stored.uid, kind.as_str())
+    if stored.standalone { stored.uid.clone() } else { uid_of(&stored.uid, kind.as_str()) }
+}
+
+/// The `metadata` of an object that clients make.
+fn metadata(stored: &StoredObject, version: u64) -> Value {
+    let mut metadata = json!({
+        "name": stored.name,
+        "namespace": stored.namespace,
+        "uid": stored.uid,
+        "resourceVersion": version.to_string(),
+        "generation": stored.generation,
+        "creationTimestamp": seconds(stored.created),
+    });
+    put_strings(&mut metadata, "labels", &stored.labels);
+    put_strings(&mut metadata, "annotations", &stored.annotations);
+    if !stored.managed.is_null() {
+        metadata["managedFields"] = stored.managed.value();
+    }
+    metadata
+}
+
+/// Where a service or route answers, and which part of the requests each revision gets.
+fn addresses(catalog: &Catalog, stored: &StoredObject) -> Value {
+    let host = catalog.host(&stored.namespace, &stored.name);
+    let traffic = stored.routed.iter().map(|assigned| {
+        let mut shown = json!({
+            "latestRevision": assigned.latest,
+            "percent": assigned.percent,
+            "revisionName": assigned.revision,
+        });
+        if let Some(tag) = &assigned.tag {
+            let host = catalog.tag_host(tag, &stored.namespace, &stored.name);
+            shown["tag"] = Value::from(tag.as_str());
+            shown["url"] = Value::from(format!("http://{host}"));
+        }
+        shown
+    });
+    json!({
+        "url": format!("http://{host}"),
+        "address": {
+            "url": format!("http://{}.{}.svc.cluster.local", stored.name, stored.namespace),
+        },
+        "traffic": traffic.collect::<Vec<_>>(),
+    })
 }
 
 /// A reference to the one that an object goes away with.

@@ -51,6 +51,14 @@ pub(crate) fn pod(revision: &Revision, one: &Instance, version: u64) -> Value {
         status["podIPs"] = json!([{"ip": address}]);
         status["podIP"] = Value::from(address);
     }
+    let mut labels = json!({
+        "app": revision.key.name,
+        "serving.knative.dev/configuration": revision.service,
+        "serving.knative.dev/revision": revision.key.name,
+    });
+    if !revision.standalone {
+        labels["serving.knative.dev/service"] = Value::from(revision.service.as_str());
+    }
     json!({
         "apiVersion": "v1",
         "kind": "Pod",
@@ -60,12 +68,7 @@ pub(crate) fn pod(revision: &Revision, one: &Instance, version: u64) -> Value {
             "uid": one.id.as_str(),
             "resourceVersion": version.to_string(),
             "creationTimestamp": since,
-            "labels": {
-                "app": revision.key.name,
-                "serving.knative.dev/configuration": revision.service,
-                "serving.knative.dev/revision": revision.key.name,
-                "serving.knative.dev/service": revision.service,
-            },
+            "labels": labels,
         },
         "spec": {
             "containers": [{

@@ -1,6 +1,7 @@
 //! One revision.
 
 use serde_json::{Map, Value, json};
+use vhive_api::Revision;
 
 use super::conditions::{of_instances, of_revision};
 use super::{labels, owner, seconds, serving, uid_of_kind};
@@ -11,12 +12,22 @@ use crate::store::StoredRevision;
 
 /// A revision with its status.
 pub(crate) fn revision(entry: &Entry, one: &StoredRevision, standing: &Standing) -> Value {
-    let service = &entry.stored;
+    let owned_by = &entry.stored;
     let template = one.template.value();
     let key = &one.revision.key;
-    let routed = service.is_routed(one.name());
+    let routed = owned_by.is_routed(one);
     let generation = one.generation.to_string();
-    let state = if routed { "active" } else { "reserve" };
+    let configuration = uid_of_kind(owned_by, Kind::Configuration);
+    let mut more: Vec<(&str, &str)> = vec![
+        ("serving.knative.dev/configuration", owned_by.name.as_str()),
+        ("serving.knative.dev/configurationGeneration", generation.as_str()),
+        ("serving.knative.dev/configurationUID", configuration.as_str()),
+        ("serving.knative.dev/routingState", if routed { "active" } else { "reserve" }),
+    ];
+    if !owned_by.standalone {
+        more.push(("serving.knative.dev/service", &owned_by.name));
+        more.push(("serving.knative.dev/serviceUID", &owned_by.uid));
+    }
     let mut metadata = json!({
         "name": key.name,
         "namespace": key.namespace,
@@ -24,22 +35,17 @@ pub(crate) fn revision(entry: &Entry, one: &StoredRevision, standing: &Standing)
         "resourceVersion": standing.version.to_string(),
         "generation": 1,
         "creationTimestamp": seconds(one.created),
-        "labels": labels(&template, &[
-            ("serving.knative.dev/configuration", &service.name),
-            ("serving.knative.dev/configurationGeneration", &generation),
-            ("serving.knative.dev/configurationUID", &uid_of_kind(service, Kind::Configuration)),
-            ("serving.knative.dev/routingState", state),
-            ("serving.knative.dev/service", &service.name),
-            ("serving.knative.dev/serviceUID", &service.uid),
-        ]),
-        "ownerReferences": owner(
-            Kind::Configuration, &service.name, &uid_of_kind(service, Kind::Configuration),
-        ),
+        "labels": labels(&template, &more),
+        "ownerReferences": owner(Kind::Configuration, &owned_by.name, &configuration),
     });
     let given = template.pointer("/metadata/annotations").and_then(Value::as_object);
     let mut annotations = given.cloned().unwrap_or_else(Map::new);
     if routed {
-        let routes = Value::from(service.name.as_str());
+        let own = owned_by.routed.iter().any(|assigned| assigned.revision == one.name());
+        let own = own.then_some(owned_by.name.as_str());
+        let routes: Vec<&str> =
+            own.into_iter().chain(one.routes.iter().map(String::as_str)).collect();
+        let routes = Value::from(routes.join(","));
         annotations.insert("serving.knative.dev/routes".to_owned(), routes);
     }
     if !annotations.is_empty() {
@@ -52,7 +58,7 @@ pub(crate) fn revision(entry: &Entry, one: &StoredRevision, standing: &Standing)
         "desiredReplicas": standing.desired,
         "containerStatuses": [{
             "name": container_name(&template),
-            "imageDigest": one.revision.image_digest,
+            "imageDigest": pinned(&one.revision),
         }],
         "conditions": [
             active.show("Active", standing.since),
@@ -62,6 +68,14 @@ pub(crate) fn revision(entry: &Entry, one: &StoredRevision, standing: &Standing)
         ],
     });
     serving(Kind::Revision, &metadata, &spec(one, &template), &status)
+}
+
+/// The image by its digest, as a reference that can take the place of the one that was given: `kn`
+/// puts it there.
+fn pinned(revision: &Revision) -> String {
+    let name = revision.image.split_once('@').map_or(revision.image.as_str(), |(name, _)| name);
+    let tag = name.rfind(':').filter(|colon| !name[*colon..].contains('/'));
+    format!("{}@{}", &name[..tag.unwrap_or(name.len())], revision.image_digest)
 }
 
 /// The template's `spec` with the defaults that hold.

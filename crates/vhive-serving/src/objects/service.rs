@@ -3,28 +3,16 @@
 use serde_json::{Value, json};
 
 use super::conditions::{both, of_configuration, of_route};
-use super::{owner, put_strings, seconds, serving, uid_of_kind};
+use super::{addresses, metadata, owner, seconds, serving, uid_of_kind};
 use crate::catalog::{Catalog, Entry};
 use crate::kind::Kind;
 
 /// A service with its status.
 pub(super) fn service(catalog: &Catalog, entry: &Entry) -> Value {
     let stored = &entry.stored;
-    let mut metadata = json!({
-        "name": stored.name,
-        "namespace": stored.namespace,
-        "uid": stored.uid,
-        "resourceVersion": entry.version.to_string(),
-        "generation": stored.generation,
-        "creationTimestamp": seconds(stored.created),
-    });
-    put_strings(&mut metadata, "labels", &stored.labels);
-    put_strings(&mut metadata, "annotations", &stored.annotations);
-    if !stored.managed.is_null() {
-        metadata["managedFields"] = stored.managed.clone();
-    }
+    let metadata = metadata(stored, entry.version);
     let (configuration, route) = (of_configuration(entry), of_route(entry));
-    let mut status = addresses(catalog, entry);
+    let mut status = addresses(catalog, &entry.stored);
     status["observedGeneration"] = Value::from(stored.generation);
     put_revisions(&mut status, entry);
     status["conditions"] = json!([
@@ -35,16 +23,19 @@ pub(super) fn service(catalog: &Catalog, entry: &Entry) -> Value {
     serving(Kind::Service, &metadata, &stored.spec.value(), &status)
 }
 
-/// The part of a service that makes revisions.
+/// What makes revisions: a part of a service, or an object that stands alone.
 pub(super) fn configuration(entry: &Entry) -> Value {
     let stored = &entry.stored;
-    let metadata = part(entry, Kind::Configuration, stored.configuration_generation);
+    let metadata = match stored.standalone {
+        true => metadata(stored, entry.version),
+        false => part(entry, Kind::Configuration, stored.configuration_generation),
+    };
     let mut spec = json!({});
     if let Some(template) = stored.spec.value().get("template") {
         spec["template"] = template.clone();
     }
     let mut status = json!({
-        "observedGeneration": stored.configuration_generation,
+        "observedGeneration": metadata["generation"],
         "conditions": [of_configuration(entry).show("Ready", entry.changed)],
     });
     put_revisions(&mut status, entry);
@@ -65,7 +56,7 @@ pub(super) fn route(catalog: &Catalog, entry: &Entry) -> Value {
         }
     }
     let assigned = of_route(entry);
-    let mut status = addresses(catalog, entry);
+    let mut status = addresses(catalog, &entry.stored);
     status["observedGeneration"] = Value::from(stored.generation);
     status["conditions"] = json!([
         assigned.show("AllTrafficAssigned", entry.changed),
@@ -101,30 +92,4 @@ fn put_revisions(status: &mut Value, entry: &Entry) {
     if let Some((ready, _)) = fine {
         status["latestReadyRevisionName"] = Value::from(ready.name());
     }
-}
-
-/// Where a service answers, and which part of the requests each revision gets.
-fn addresses(catalog: &Catalog, entry: &Entry) -> Value {
-    let stored = &entry.stored;
-    let host = catalog.host(&stored.namespace, &stored.name);
-    let traffic = stored.routed.iter().map(|assigned| {
-        let mut shown = json!({
-            "latestRevision": assigned.latest,
-            "percent": assigned.percent,
-            "revisionName": assigned.revision,
-        });
-        if let Some(tag) = &assigned.tag {
-            let host = catalog.tag_host(tag, &stored.namespace, &stored.name);
-            shown["tag"] = Value::from(tag.as_str());
-            shown["url"] = Value::from(format!("http://{host}"));
-        }
-        shown
-    });
-    json!({
-        "url": format!("http://{host}"),
-        "address": {
-            "url": format!("http://{}.{}.svc.cluster.local", stored.name, stored.namespace),
-        },
-        "traffic": traffic.collect::<Vec<_>>(),
-    })
 }

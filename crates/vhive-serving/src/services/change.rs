@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use serde_json::Value;
 use vhive_api::Digest;
 
-use super::{ChangeError, Services, precondition};
+use super::{ChangeError, Services};
 use crate::admission::{Admitted, Invalid, Problem, ProblemKind};
 use crate::catalog::Entry;
 use crate::changes::{Change, What};
@@ -17,7 +17,7 @@ use crate::objects;
 use crate::retention::{Candidate, expired};
 use crate::standing::Standing;
 use crate::store::{Basis, StoredService, first, revision};
-use crate::traffic::{Held, Target, assign};
+use crate::traffic::{Held, Target};
 
 /// What a client wants with a document.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,39 +34,35 @@ pub(crate) struct Wish {
     pub(crate) mode: Mode,
     /// Says what would come of it; nothing is changed.
     pub(crate) dry_run: bool,
-    /// `metadata.managedFields` from now on, if they change.
-    pub(crate) managed: Option<Value>,
-}
-
-impl Wish {
-    pub(crate) fn new(mode: Mode) -> Self {
-        Self { mode, dry_run: false, managed: None }
-    }
+    /// `metadata.managedFields` from now on.
+    pub(crate) managed: Document,
 }
 
 impl Services {
-    /// Checks a document and makes or replaces its service. The boolean says whether there was none
-    /// before.
+    /// Checks a document and makes or replaces its service, or its configuration. The boolean says
+    /// whether there was none before.
     ///
     /// # Errors
     /// [`ChangeError`].
     pub(crate) async fn put(
         self: &Arc<Self>,
+        kind: Kind,
         document: &Value,
         wish: Wish,
     ) -> Result<(Entry, bool), ChangeError> {
         let (services, document) = (Arc::clone(self), document.clone());
-        whole(async move { services.put_whole(&document, wish).await }).await
+        whole(async move { services.put_whole(kind, &document, wish).await }).await
     }
 
     async fn put_whole(
         self: &Arc<Self>,
+        kind: Kind,
         document: &Value,
         wish: Wish,
     ) -> Result<(Entry, bool), ChangeError> {
         let uid = document.pointer("/metadata/uid").and_then(Value::as_str);
         let uid = uid.filter(|uid| !uid.is_empty() && wish.mode != Mode::Create);
-        let admitted = self.admit(document)?;
+        let admitted = self.admit(kind, document)?;
         self.settle().await;
         let before = self.check(&admitted, wish.mode, uid)?;
         // Looking an image up may take long: not under the lock.
@@ -85,9 +81,9 @@ impl Services {
             (_, digest) => digest,
         };
         let now = Timestamp::now();
-        let name = admitted.name.clone();
+        let name = admitted.head.name.clone();
         let inputs = admitted.template.inputs.as_ref();
-        let complete = self.lacks(inputs, &admitted.namespace).is_none();
+        let complete = self.lacks(inputs, &admitted.head.namespace).is_none();
         let mut stored = match &before {
             None => {
                 let digest = digest.unwrap_or_else(|| Digest::of(b""));
@@ -100,21 +96,17 @@ impl Services {
         };
         let key = &stored.latest().revision.key;
         if let Some(other) = self.catalog.other_with(key, &stored.name) {
+            let word = |kind: Kind| kind.as_str().to_lowercase();
             let reason = format!(
-                "revision {:?} belongs to service {other:?}; give the service or its revision \
-                 another name",
-                key.name
+                "revision {:?} belongs to {} {:?}; give the {} or its revision another name",
+                key.name,
+                word(other.stored.kind()),
+                other.stored.name,
+                word(kind)
             );
-            let problems = vec![Problem {
-                path: "spec.template.metadata.name".to_owned(),
-                kind: ProblemKind::Invalid,
-                reason,
-            }];
-            return Err(Invalid { name, problems }.into());
+            return Err(invalid(&admitted, "spec.template.metadata.name", reason));
         }
-        if let Some(managed) = wish.managed {
-            stored.managed = managed;
-        }
+        stored.managed = wish.managed;
         if let Some(entry) = &before
             && *entry.stored == stored
         {
@@ -127,8 +119,14 @@ impl Services {
         let version = self.next_version();
         stored.resource_version = version;
         let stored = self.write(stored).await?;
-        tracing::info!(service = %name, revision = stored.latest().name(), "service set");
-        Ok((self.install(stored, before.as_ref(), now), before.is_none()))
+        tracing::info!(
+            kind = kind.as_str(), %name, revision = stored.latest().name(), "service set"
+        );
+        let entry = self.install(stored, before.as_ref(), now);
+        self.lead_after(&entry.stored, now).await;
+        // With what that has changed.
+        let entry = self.catalog.get(&entry.stored.namespace, &name).unwrap_or(entry);
+        Ok((entry, before.is_none()))
     }
 
     fn begin(
@@ -196,36 +194,37 @@ impl Services {
         entry
     }
 
-    /// Removes a service with all that belongs to it; its instances finish what they hold.
+    /// Removes a service or a configuration with all that belongs to it; its instances finish what
+    /// they hold.
     ///
     /// # Errors
     /// [`ChangeError`].
     pub(crate) async fn remove(
         self: &Arc<Self>,
-        namespace: &str,
-        name: &str,
+        kind: Kind,
+        (namespace, name): (&str, &str),
         seen: Seen,
     ) -> Result<Entry, ChangeError> {
         let (services, namespace, name) = (Arc::clone(self), namespace.to_owned(), name.to_owned());
-        whole(async move { services.remove_whole(&namespace, &name, &seen).await }).await
+        whole(async move { services.remove_whole(kind, (&namespace, &name), &seen).await }).await
     }
 
     async fn remove_whole(
         &self,
-        namespace: &str,
-        name: &str,
+        kind: Kind,
+        (namespace, name): (&str, &str),
         seen: &Seen,
     ) -> Result<Entry, ChangeError> {
-        let not_found = || ChangeError::NotFound { kind: Kind::Service, name: name.to_owned() };
+        let not_found = || ChangeError::NotFound { kind, name: name.to_owned() };
         let _changing = self.changing.lock().await;
-        let entry = self.catalog.get(namespace, name).ok_or_else(not_found)?;
-        precondition(&entry, seen.version.as_deref(), seen.uid.as_deref())?;
+        let entry = self.of_kind(kind, namespace, name).ok_or_else(not_found)?;
+        seen.expect((kind, name), &entry.stored.uid, entry.version)?;
         let store = Arc::clone(&self.store);
         let key = (namespace.to_owned(), name.to_owned());
         let removed = tokio::task::spawn_blocking(move || store.remove(&key.0, &key.1));
         removed.await.map_err(|_| ChangeError::ShutDown)??;
         let mut entry = self.catalog.remove(namespace, name).ok_or_else(not_found)?;
-        tracing::info!(service = name, namespace, "service removed");
+        tracing::info!(kind = kind.as_str(), name, namespace, "service removed");
         for route in entry.routes.iter() {
             self.retire(Arc::clone(route));
         }
@@ -239,6 +238,7 @@ impl Services {
         }
         self.changes.publish(changes);
         self.review();
+        self.lead_after(&entry.stored, Timestamp::now()).await;
         Ok(entry)
     }
 
@@ -263,7 +263,10 @@ impl Services {
             let (kind, name) = (Kind::Revision, name.to_owned());
             return Err(ChangeError::NotFound { kind, name });
         };
-        if entry.stored.is_routed(name) {
+        if entry.stored.revision(name).is_some_and(|one| !one.routes.is_empty()) {
+            return Err(ChangeError::InUse(name.to_owned(), "a route leads to it"));
+        }
+        if entry.stored.revision(name).is_some_and(|one| entry.stored.is_routed(one)) {
             return Err(ChangeError::InUse(name.to_owned(), "its service sends it requests"));
         }
         let mut wanted = entry.stored.targets().into_iter();
@@ -271,7 +274,10 @@ impl Services {
             return Err(ChangeError::InUse(name.to_owned(), "its service's traffic names it"));
         }
         if entry.stored.latest().name() == name {
-            return Err(ChangeError::InUse(name.to_owned(), "it is its service's latest one"));
+            return Err(ChangeError::InUse(
+                name.to_owned(),
+                "it is its configuration's latest one",
+            ));
         }
         let mut stored = StoredService::clone(&entry.stored);
         stored.revisions.retain(|revision| revision.name() != name);
@@ -290,11 +296,39 @@ pub(super) async fn whole<T: Send + 'static>(
     tokio::spawn(change).await.map_err(|_| ChangeError::ShutDown)?
 }
 
-/// What a client has seen of a service that it wants removed.
+/// What a client has seen of an object that it wants changed or removed.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Seen {
     pub(crate) version: Option<String>,
     pub(crate) uid: Option<String>,
+}
+
+impl Seen {
+    pub(super) fn of(version: Option<&str>, uid: Option<&str>) -> Self {
+        Self { version: version.map(str::to_owned), uid: uid.map(str::to_owned) }
+    }
+
+    /// Whether it is the object that there is.
+    ///
+    /// # Errors
+    /// [`ChangeError::Conflict`].
+    pub(super) fn expect(
+        &self,
+        (kind, name): (Kind, &str),
+        uid: &str,
+        version: u64,
+    ) -> Result<(), ChangeError> {
+        let version = version.to_string();
+        let compared =
+            [("uid", &self.uid, uid), ("resourceVersion", &self.version, version.as_str())];
+        for (field, given, present) in compared {
+            if let Some(given) = given.as_ref().filter(|given| *given != present) {
+                let (name, given, present) = (name.to_owned(), given.clone(), present.to_owned());
+                return Err(ChangeError::Conflict { kind, name, field, given, present });
+            }
+        }
+        Ok(())
+    }
 }
 
 fn has_template(entry: &Entry, admitted: &Admitted) -> bool {
@@ -310,8 +344,6 @@ fn prepare(
     now: Timestamp,
 ) -> Result<StoredService, ChangeError> {
     let mut stored = before.clone();
-    stored.labels.clone_from(&admitted.labels);
-    stored.annotations.clone_from(&admitted.annotations);
     if let Some(basis) = basis {
         stored.configuration_generation += 1;
         let next = revision(admitted, stored.configuration_generation, basis, now);
@@ -324,11 +356,7 @@ fn prepare(
         }
         stored.revisions.push(next);
     }
-    let spec = Document::of(&admitted.spec);
-    if stored.spec != spec {
-        stored.generation += 1;
-        stored.spec = spec;
-    }
+    stored.object.take(&admitted.head, &admitted.spec);
     route(&mut stored, &admitted.traffic, now)?;
     Ok(stored)
 }
@@ -339,16 +367,20 @@ fn route(
     targets: &[Target],
     now: Timestamp,
 ) -> Result<(), ChangeError> {
-    match assign(targets, &stored.known()) {
+    match stored.assign() {
         Ok(routed) => stored.routed = routed,
         Err(Held::Missing(name)) => {
             let at = targets.iter().position(|target| target.revision.as_ref() == Some(&name));
             let path = format!("spec.traffic[{}].revisionName", at.unwrap_or(0));
             let reason = format!("service {:?} has no revision {name:?}", stored.name);
             let problems = vec![Problem { path, kind: ProblemKind::Invalid, reason }];
-            return Err(Invalid { name: stored.name.clone(), problems }.into());
+            let name = stored.name.clone();
+            return Err(Invalid { kind: stored.kind(), name, problems }.into());
         }
-        Err(Held::NotReady(_) | Held::NoneReady) => {}
+        // Other configurations are named by routes alone.
+        Err(
+            Held::NotReady(_) | Held::NoneReady | Held::NoConfiguration(_) | Held::NotConfigured(_),
+        ) => {}
     }
     mark_idle(stored, now);
     Ok(())
@@ -356,7 +388,7 @@ fn route(
 
 fn invalid(admitted: &Admitted, path: &str, reason: String) -> ChangeError {
     let problems = vec![Problem { path: path.to_owned(), kind: ProblemKind::Invalid, reason }];
-    Invalid { name: admitted.name.clone(), problems }.into()
+    Invalid { kind: admitted.kind(), name: admitted.head.name.clone(), problems }.into()
 }
 
 /// Notes since when revisions are out of reach.
@@ -364,9 +396,10 @@ pub(super) fn mark_idle(stored: &mut StoredService, now: Timestamp) {
     let last = stored.revisions.len() - 1;
     let wanted = stored.targets();
     for at in 0..stored.revisions.len() {
-        let name = stored.revisions[at].name();
+        let one = &stored.revisions[at];
+        let name = one.name();
         let reachable = at == last
-            || stored.is_routed(name)
+            || stored.is_routed(one)
             || wanted.iter().any(|target| target.revision.as_deref() == Some(name));
         let revision = &mut stored.revisions[at];
         revision.idle_since = match (reachable, revision.idle_since) {

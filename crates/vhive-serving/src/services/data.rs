@@ -8,7 +8,7 @@ use vhive_api::Revision;
 
 use super::change::whole;
 use super::{ChangeError, Mode, RESERVED, Seen, Services, Wish};
-use crate::admission::{AdmittedData, Problem, ProblemKind, admit_data};
+use crate::admission::{AdmittedData, Problem, ProblemKind, admit_data, name_in};
 use crate::catalog::Route;
 use crate::changes::{Change, What};
 use crate::data::{DataKey, StoredData};
@@ -30,8 +30,7 @@ impl Services {
         wish: Wish,
     ) -> Result<(Arc<StoredData>, bool), ChangeError> {
         let unfit = |problems| {
-            let name = document.pointer("/metadata/name").and_then(Value::as_str).unwrap_or("?");
-            let name = name.chars().take(80).collect();
+            let name = name_in(document);
             ChangeError::Unfit { kind: kind.into(), name, problems }
         };
         let admitted = admit_data(document, kind).map_err(unfit)?;
@@ -49,7 +48,7 @@ impl Services {
         wish: Wish,
     ) -> Result<(Arc<StoredData>, bool), ChangeError> {
         let _changing = self.changing.lock().await;
-        let key = DataKey::new(admitted.kind, &admitted.namespace, &admitted.name);
+        let key = DataKey::new(admitted.kind, &admitted.head.namespace, &admitted.head.name);
         let before = self.data.find(&key);
         let (kind, name) = (Kind::from(key.kind), key.name.clone());
         match (&before, wish.mode) {
@@ -58,13 +57,11 @@ impl Services {
             _ => {}
         }
         if let Some(before) = &before {
-            let seen = Seen { version: admitted.resource_version.clone(), uid };
-            precondition(before, &seen)?;
+            let seen = Seen { version: admitted.head.resource_version.clone(), uid };
+            seen.expect((kind, &name), &before.uid, before.resource_version)?;
         }
         let mut next = become_next(before.as_deref(), admitted)?;
-        if let Some(managed) = wish.managed {
-            next.managed = managed;
-        }
+        next.managed = wish.managed;
         if let Some(before) = before.as_ref().filter(|before| ***before == next) {
             return Ok((Arc::clone(before), false));
         }
@@ -118,7 +115,7 @@ impl Services {
         let _changing = self.changing.lock().await;
         let name = key.name.clone();
         let found = self.data.find(key).ok_or(ChangeError::NotFound { kind, name })?;
-        precondition(&found, seen)?;
+        seen.expect((kind, &key.name), &found.uid, found.resource_version)?;
         let (store, gone) = (Arc::clone(&self.store), key.clone());
         let removed = tokio::task::spawn_blocking(move || store.remove_data(&gone));
         removed.await.map_err(|_| ChangeError::ShutDown)??;
@@ -168,27 +165,6 @@ impl Services {
     }
 }
 
-/// Whether an object is the one that a client has seen.
-fn precondition(object: &StoredData, seen: &Seen) -> Result<(), ChangeError> {
-    let present = object.resource_version.to_string();
-    let compared = [
-        ("uid", seen.uid.as_deref(), object.uid.as_str()),
-        ("resourceVersion", seen.version.as_deref(), present.as_str()),
-    ];
-    for (field, given, present) in compared {
-        if let Some(given) = given.filter(|given| *given != present) {
-            return Err(ChangeError::Conflict {
-                kind: object.kind.into(),
-                name: object.name.clone(),
-                field,
-                given: given.to_owned(),
-                present: present.to_owned(),
-            });
-        }
-    }
-    Ok(())
-}
-
 /// What becomes of an object by a document.
 fn become_next(
     before: Option<&StoredData>,
@@ -199,11 +175,11 @@ fn become_next(
         None => StoredData {
             uid: uid(),
             created: Timestamp::now(),
-            ..StoredData::empty(admitted.kind, &admitted.namespace, &admitted.name)
+            ..StoredData::empty(admitted.kind, &admitted.head.namespace, &admitted.head.name)
         },
     };
-    let AdmittedData { labels, annotations, class, immutable, data, binary, .. } = admitted;
-    (next.labels, next.annotations) = (labels, annotations);
+    let AdmittedData { head, class, immutable, data, binary, .. } = admitted;
+    (next.labels, next.annotations) = (head.labels, head.annotations);
     (next.class, next.immutable) = (class, immutable);
     (next.data, next.binary) = (data, binary);
     let Some(before) = before else { return Ok(next) };

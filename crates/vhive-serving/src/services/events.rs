@@ -1,7 +1,8 @@
 //! What has happened to services, for `kubectl describe` and `kubectl get events`.
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -13,6 +14,9 @@ use crate::objects;
 
 /// Events kept.
 const KEPT: usize = 1000;
+
+/// Least time between two reports of lost events.
+const BREATH: Duration = Duration::from_secs(1);
 
 /// The last events, oldest first.
 #[derive(Debug, Default)]
@@ -35,40 +39,81 @@ impl Services {
         wanted.cloned().collect()
     }
 
+    /// Tells of events that brokers and triggers have lost, until the task is aborted.
+    pub(crate) async fn follow_losses(self: Arc<Self>) {
+        loop {
+            let losses = self.catalog.losses.next().await;
+            let changing = self.changing.lock().await;
+            for (loss, count) in &losses {
+                let found = self.catalog.objects.get(loss.kind, &loss.namespace, &loss.name);
+                let Some(object) = found else { continue };
+                let about = objects::plain(&self.catalog, &object);
+                let told = (loss.cause.as_str(), loss.message.as_str());
+                self.note_often((loss.kind, &about), Tone::Warning, told, *count);
+            }
+            drop(changing);
+            tokio::time::sleep(BREATH).await;
+        }
+    }
+
     /// Keeps an event of an object and tells who watches. The lock for changes is held.
     pub(super) fn note(&self, kind: Kind, about: &Value, tone: Tone, told: (&str, &str)) {
+        self.note_often((kind, about), tone, told, 1);
+    }
+
+    /// Likewise of something that has happened several times. What has been told of the object in
+    /// the same words is counted on.
+    fn note_often(
+        &self,
+        (kind, about): (Kind, &Value),
+        tone: Tone,
+        told: (&str, &str),
+        count: u32,
+    ) {
         let (version, now) = (self.next_version(), objects::seconds(Timestamp::now()));
         let (reason, message) = told;
         let of = |field: &str| about["metadata"][field].clone();
-        let name = of("name");
-        let event = json!({
-            "apiVersion": "v1",
-            "kind": "Event",
-            "metadata": {
-                "name": format!("{}.{version:x}", name.as_str().unwrap_or_default()),
-                "namespace": of("namespace"),
-                "uid": crate::store::uid_of("event", &version.to_string()),
-                "resourceVersion": version.to_string(),
-                "creationTimestamp": now,
-            },
-            "involvedObject": {
-                "apiVersion": kind.api_version(),
-                "kind": kind.as_str(),
-                "name": name,
-                "namespace": of("namespace"),
-                "uid": of("uid"),
-                "resourceVersion": of("resourceVersion"),
-            },
-            "type": if tone == Tone::Normal { "Normal" } else { "Warning" },
-            "reason": reason,
-            "message": message,
-            "source": {"component": "vhive"},
-            "firstTimestamp": now,
-            "lastTimestamp": now,
-            "count": 1,
-        });
-        let change = Change::new(version, Kind::Event, What::Added, &event);
+        let uid = of("uid");
         let mut events = self.events.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = events.iter().rposition(|event| {
+            event["involvedObject"]["uid"] == uid
+                && event["reason"] == reason
+                && event["message"] == message
+        });
+        let known = known.and_then(|at| events.remove(at));
+        let what = if known.is_some() { What::Modified } else { What::Added };
+        let mut event = known.unwrap_or_else(|| {
+            let name = of("name");
+            json!({
+                "apiVersion": "v1",
+                "kind": "Event",
+                "metadata": {
+                    "name": format!("{}.{version:x}", name.as_str().unwrap_or_default()),
+                    "namespace": of("namespace"),
+                    "uid": crate::store::uid_of("event", &version.to_string()),
+                    "creationTimestamp": now,
+                },
+                "involvedObject": {
+                    "apiVersion": kind.api_version(),
+                    "kind": kind.as_str(),
+                    "name": name,
+                    "namespace": of("namespace"),
+                    "uid": of("uid"),
+                    "resourceVersion": of("resourceVersion"),
+                },
+                "type": if tone == Tone::Normal { "Normal" } else { "Warning" },
+                "reason": reason,
+                "message": message,
+                "source": {"component": "vhive"},
+                "firstTimestamp": now,
+                "count": 0,
+            })
+        });
+        let before = event["count"].as_u64().unwrap_or(0);
+        event["count"] = Value::from(before.saturating_add(u64::from(count)));
+        event["lastTimestamp"] = Value::from(now);
+        event["metadata"]["resourceVersion"] = Value::from(version.to_string());
+        let change = Change::new(version, Kind::Event, what, &event);
         if events.len() == KEPT {
             events.pop_front();
         }

@@ -3,8 +3,9 @@
 
 mod change;
 mod data;
-mod eventing;
 mod events;
+mod lead;
+mod object;
 mod pods;
 mod settle;
 
@@ -19,7 +20,7 @@ use vhive_node::{Node, ResolveError};
 
 pub(crate) use self::change::{Mode, Seen, Wish};
 pub(crate) use self::settle::Pending;
-use crate::admission::{Admitted, Invalid, Problem, ProblemKind, admit};
+use crate::admission::{Admitted, Head, Invalid, Problem, ProblemKind, admit_template};
 use crate::catalog::{Catalog, Entry, Route, Turnover};
 use crate::changes::{Change, Changes, What};
 use crate::config::Config;
@@ -29,6 +30,7 @@ use crate::kind::Kind;
 use crate::objects;
 use crate::standing::Standing;
 use crate::store::{Store, StoreError, StoredService};
+use crate::traffic::Target;
 
 /// Versions that may be given out without a write of the store.
 const RESERVED: u64 = 1_000_000;
@@ -36,10 +38,10 @@ const RESERVED: u64 = 1_000_000;
 /// Why a change was refused; nothing has changed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ChangeError {
-    /// The document is not accepted.
+    /// The document of a service or configuration is not accepted.
     #[error("{0}")]
     Invalid(#[from] Invalid),
-    /// Likewise a config map or secret.
+    /// Likewise one of another kind.
     #[error(
         "{} {name:?} is invalid: {}", kind.as_str(),
         problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
@@ -55,6 +57,28 @@ pub(crate) enum ChangeError {
     /// There is such an object already.
     #[error("{} {name:?} already exists", kind.qualified())]
     Exists {
+        /// Of which kind.
+        kind: Kind,
+        /// Its name.
+        name: String,
+    },
+    /// The name is taken by an object that is made in another way.
+    #[error(
+        "{} {name:?} cannot be made: there is a {} of that name, {}", kind.qualified(),
+        holder.as_str(),
+        if *holder == Kind::Service { "which makes its own" } else { "which no Service makes" }
+    )]
+    Taken {
+        /// Of which kind.
+        kind: Kind,
+        /// Its name.
+        name: String,
+        /// What has the name.
+        holder: Kind,
+    },
+    /// It is made by a service.
+    #[error("{} {name:?} is made by the Service of that name; change that instead", kind.qualified())]
+    Owned {
         /// Of which kind.
         kind: Kind,
         /// Its name.
@@ -139,7 +163,7 @@ impl Services {
         let opened = tokio::task::spawn_blocking(move || {
             let store = Store::open(&at)?;
             let ((all, version), data) = (store.all()?, store.all_data()?);
-            let objects = eventing::stored(&store)?;
+            let objects = object::stored(&store)?;
             store.reserve(version + RESERVED)?;
             Ok((store, (all, data, objects), version))
         });
@@ -161,7 +185,9 @@ impl Services {
             events: events::Events::default(),
             changing: Mutex::default(),
         };
-        for stored in all {
+        let claims = lead::claims(&objects);
+        for mut stored in all {
+            lead::mark(&mut stored, &claims);
             let version = stored.resource_version;
             let standings = stored.revisions.iter().map(|one| Standing::at_first(one, version));
             let standings: Arc<[Standing]> = standings.collect();
@@ -170,6 +196,8 @@ impl Services {
             services.turn_over(turnover);
         }
         services.show_objects(objects);
+        // What has got ready and was not followed before the node ended.
+        services.lead_all(jiff::Timestamp::now()).await;
         Ok(services)
     }
 
@@ -243,8 +271,12 @@ impl Services {
         mode: Mode,
         uid: Option<&str>,
     ) -> Result<Option<Entry>, ChangeError> {
-        let (kind, name) = (Kind::Service, &admitted.name);
-        let entry = self.catalog.get(&admitted.namespace, name);
+        let kind = if admitted.standalone { Kind::Configuration } else { Kind::Service };
+        let Head { namespace, name, resource_version, .. } = &admitted.head;
+        let entry = self.of_kind(kind, namespace, name);
+        if entry.is_none() && mode == Mode::Create {
+            self.expect_vacant(kind, namespace, name)?;
+        }
         match (&entry, mode) {
             (Some(_), Mode::Create) => {
                 return Err(ChangeError::Exists { kind, name: name.clone() });
@@ -255,9 +287,47 @@ impl Services {
             _ => {}
         }
         if let Some(entry) = &entry {
-            precondition(entry, admitted.resource_version.as_deref(), uid)?;
+            let seen = Seen::of(resource_version.as_deref(), uid);
+            seen.expect((kind, name), &entry.stored.uid, entry.version)?;
         }
         Ok(entry)
+    }
+
+    /// The service of a name, or the configuration that no service makes.
+    fn of_kind(&self, kind: Kind, namespace: &str, name: &str) -> Option<Entry> {
+        self.catalog.get(namespace, name).filter(|entry| entry.stored.kind() == kind)
+    }
+
+    /// Whether a client may change an object: not if a service makes it.
+    ///
+    /// # Errors
+    /// [`ChangeError::Owned`].
+    pub(crate) fn expect_free(
+        &self,
+        kind: Kind,
+        namespace: &str,
+        name: &str,
+    ) -> Result<(), ChangeError> {
+        let made = matches!(kind, Kind::Configuration | Kind::Route)
+            && self.of_kind(Kind::Service, namespace, name).is_some();
+        if made { Err(ChangeError::Owned { kind, name: name.to_owned() }) } else { Ok(()) }
+    }
+
+    /// Whether a name is free for a service, a configuration or a route: a service makes one of
+    /// each.
+    fn expect_vacant(&self, kind: Kind, namespace: &str, name: &str) -> Result<(), ChangeError> {
+        let holders = [Kind::Service, Kind::Configuration, Kind::Route];
+        let holder = holders.into_iter().find(|holder| {
+            let there = match holder {
+                Kind::Route => self.catalog.objects.get(Kind::Route, namespace, name).is_some(),
+                holder => self.of_kind(*holder, namespace, name).is_some(),
+            };
+            there && *holder != kind && (kind == Kind::Service || *holder == Kind::Service)
+        });
+        match holder {
+            Some(holder) => Err(ChangeError::Taken { kind, name: name.to_owned(), holder }),
+            None => Ok(()),
+        }
     }
 
     /// What only the node can say: whether it offers the runtime and could ever have the room.
@@ -286,7 +356,7 @@ impl Services {
         if problems.is_empty() {
             return Ok(());
         }
-        Err(Invalid { name: admitted.name.clone(), problems })
+        Err(Invalid { kind: admitted.kind(), name: admitted.head.name.clone(), problems })
     }
 
     /// The manifest that the image's reference means now. `sim` runs no image, so any will do.
@@ -300,49 +370,27 @@ impl Services {
             .map_err(|source| ChangeError::Image { image: image.clone(), source: Box::new(source) })
     }
 
-    fn admit(&self, document: &Value) -> Result<Admitted, ChangeError> {
-        let admitted = admit(document, &self.config)?;
-        if format!("{}.{}", admitted.name, admitted.namespace) == INGRESS {
-            let reason = "is where brokers answer; choose another name or namespace".to_owned();
-            let (path, kind) = ("metadata.name".to_owned(), ProblemKind::Invalid);
-            let problems = vec![Problem { path, kind, reason }];
-            return Err(Invalid { name: admitted.name, problems }.into());
-        }
-        let tagged = |tag: &str| format!("{tag}-{}.{}", admitted.name, admitted.namespace);
-        let mut tags = admitted.traffic.iter().filter_map(|target| target.tag.as_deref());
-        if let Some(tag) = tags.find(|tag| tagged(tag) == INGRESS) {
-            let reason = format!("with the tag {tag:?} it would be where brokers answer");
-            let (path, kind) = ("spec.traffic".to_owned(), ProblemKind::Invalid);
-            let problems = vec![Problem { path, kind, reason }];
-            return Err(Invalid { name: admitted.name, problems }.into());
+    fn admit(&self, kind: Kind, document: &Value) -> Result<Admitted, ChangeError> {
+        let admitted = admit_template(kind, document, &self.config)?;
+        if let Some(problem) = at_ingress(&admitted.head, &admitted.traffic) {
+            let (name, problems) = (admitted.head.name, vec![problem]);
+            return Err(Invalid { kind, name, problems }.into());
         }
         self.check_node(&admitted)?;
         Ok(admitted)
     }
 }
 
-/// Whether a service is the one that a client has seen.
-fn precondition(
-    entry: &Entry,
-    version: Option<&str>,
-    uid: Option<&str>,
-) -> Result<(), ChangeError> {
-    let stored = &entry.stored;
-    let present = entry.version.to_string();
-    for (field, given, present) in
-        [("uid", uid, stored.uid.as_str()), ("resourceVersion", version, present.as_str())]
-    {
-        if let Some(given) = given
-            && given != present
-        {
-            return Err(ChangeError::Conflict {
-                kind: Kind::Service,
-                name: stored.name.clone(),
-                field,
-                given: given.to_owned(),
-                present: present.to_owned(),
-            });
-        }
-    }
-    Ok(())
+/// What is wrong with hosts that would be where brokers answer.
+fn at_ingress(head: &Head, traffic: &[Target]) -> Option<Problem> {
+    let host = format!("{}.{}", head.name, head.namespace);
+    let (path, reason) = if host == INGRESS {
+        let reason = "is where brokers answer; choose another name or namespace".to_owned();
+        ("metadata.name", reason)
+    } else {
+        let mut tags = traffic.iter().filter_map(|target| target.tag.as_deref());
+        let tag = tags.find(|tag| format!("{tag}-{host}") == INGRESS)?;
+        ("spec.traffic", format!("with the tag {tag:?} it would be where brokers answer"))
+    };
+    Some(Problem { path: path.to_owned(), kind: ProblemKind::Invalid, reason })
 }

@@ -18,7 +18,6 @@ use crate::kind::Kind;
 use crate::objects;
 use crate::standing::{Readiness, Standing, has_begun};
 use crate::store::{StoredRevision, StoredService};
-use crate::traffic::assign;
 
 /// Least time between two looks of the task, however many instances come and go.
 const BREATH: Duration = Duration::from_millis(20);
@@ -86,38 +85,42 @@ impl Services {
     pub(super) async fn settle_all(self: &Arc<Self>) {
         let now = Timestamp::now();
         for key in self.pending.take() {
-            if let Some(entry) = self.catalog.of_revision(&key) {
-                self.look_at(&entry, &key, now).await;
+            if let Some(entry) = self.catalog.of_revision(&key)
+                && self.look_at(&entry, &key, now).await
+            {
+                self.lead_after(&entry.stored, now).await;
             }
             self.tell_pods(&key);
         }
         self.pending.looked();
     }
 
-    async fn look_at(self: &Arc<Self>, entry: &Entry, key: &RevisionKey, now: Timestamp) {
+    /// Says whether the revision has got ready for the first time.
+    async fn look_at(self: &Arc<Self>, entry: &Entry, key: &RevisionKey, now: Timestamp) -> bool {
         let known = entry.revisions().enumerate().find(|(_, (one, _))| one.revision.key == *key);
-        let Some((at, (stored, standing))) = known else { return };
+        let Some((at, (stored, standing))) = known else { return false };
         // One that the node has forgotten runs nothing.
         let node = self.node.standing(key).unwrap_or_default();
         let missing = self.missing(stored);
         let mut next = standing.next(stored, &node, missing.as_deref(), now);
         let mut entry = entry.clone();
-        if !stored.ready && missing.is_none() && has_begun(stored, &node) {
+        let got_ready = !stored.ready && missing.is_none() && has_begun(stored, &node);
+        if got_ready {
             match self.set_ready(&entry, stored, now).await {
                 Some(changed) => entry = changed,
-                None => return,
+                None => return false,
             }
         } else if next == *standing {
-            return;
+            return false;
         }
-        let Some(standing) = entry.standings.get(at).cloned() else { return };
+        let Some(standing) = entry.standings.get(at).cloned() else { return got_ready };
         let was = standing.readiness.clone();
         let in_words = next.differs_in_words(&standing);
         if !in_words && !self.changes.is_watched(Kind::Revision) {
             self.changes.skip(Kind::Revision);
             next.version = self.changes.version();
             self.show(&mut entry, at, next);
-            return;
+            return got_ready;
         }
         next.version = self.next_version();
         self.show(&mut entry, at, next);
@@ -139,6 +142,7 @@ impl Services {
         if turned {
             self.note_readiness(&entry, at);
         }
+        got_ready
     }
 
     fn note_readiness(&self, entry: &Entry, at: usize) {
@@ -155,8 +159,9 @@ impl Services {
             _ => return,
         };
         self.note(Kind::Revision, &object, tone, (reason, &message));
-        if let Some(service) = objects::of_service(Kind::Service, &self.catalog, entry) {
-            self.note(Kind::Service, &service, tone, (reason, &message));
+        let kind = entry.stored.kind();
+        if let Some(owner) = objects::of_service(kind, &self.catalog, entry) {
+            self.note(kind, &owner, tone, (reason, &message));
         }
     }
 
@@ -178,7 +183,7 @@ impl Services {
         let mut stored = StoredService::clone(&entry.stored);
         let revision = stored.revisions.iter_mut().find(|one| one.uid == ready.uid)?;
         revision.ready = true;
-        if let Ok(routed) = assign(&stored.targets(), &stored.known()) {
+        if let Ok(routed) = stored.assign() {
             stored.routed = routed;
         }
         mark_idle(&mut stored, now);

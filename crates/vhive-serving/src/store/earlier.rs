@@ -1,12 +1,13 @@
 //! What earlier versions of the store hold.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::Value;
 use vhive_api::Revision;
 
+use super::StoredObject;
 use super::stored::{StoredRevision, StoredService, uid_of};
 use crate::autoscale::Rules;
 use crate::document::Document;
@@ -47,20 +48,25 @@ pub(super) fn read_1(bytes: &[u8]) -> Result<StoredService, serde_json::Error> {
         queue_depth: old.queue_depth,
         revision: old.revision,
         inputs: None,
+        routes: BTreeSet::new(),
     };
-    Ok(StoredService {
+    let object = StoredObject {
         namespace: revision.revision.key.namespace.clone(),
         name: revision.revision.service.clone(),
         uid: old.uid,
         created: old.created,
         generation: old.generation,
-        configuration_generation: old.generation,
         resource_version: old.resource_version,
         labels: old.labels,
         annotations: old.annotations,
-        managed: Value::Null,
+        managed: Document::default(),
         spec: Document::of(&old.spec),
         routed: vec![Assigned { revision: name, latest: true, percent: 100, tag: None }],
+    };
+    Ok(StoredService {
+        object,
+        standalone: false,
+        configuration_generation: old.generation,
         revisions: vec![revision],
     })
 }

@@ -1,5 +1,5 @@
-//! Objects that are no services, as they are kept: brokers and triggers. A table of their own, which
-//! earlier versions do not look at.
+//! Objects as they are kept. Those without revisions (brokers, triggers, routes that no service makes)
+//! are no more than this, and have a table of their own, which earlier versions do not look at.
 
 use std::collections::BTreeMap;
 
@@ -10,8 +10,10 @@ use serde_json::Value;
 
 use super::stored::uid;
 use super::{META, Store, StoreError};
+use crate::admission::Head;
 use crate::document::Document;
 use crate::kind::Kind;
+use crate::traffic::{Assigned, Target, targets};
 
 /// By `<plural>.<group>/<namespace>/<name>`.
 pub(super) const OBJECTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("objects");
@@ -38,26 +40,46 @@ pub(crate) struct StoredObject {
     pub(crate) annotations: BTreeMap<String, String>,
     /// Who set which fields; null if nobody said who it was.
     #[serde(default)]
-    pub(crate) managed: Value,
+    pub(crate) managed: Document,
     /// The `spec` as written.
     pub(crate) spec: Document,
+    /// Where a service's or route's requests go; empty until a revision has been ready.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) routed: Vec<Assigned>,
 }
 
 impl StoredObject {
     /// One that there has not been before.
-    pub(crate) fn new(namespace: &str, name: &str, spec: &Value, now: Timestamp) -> Self {
+    pub(crate) fn new(head: &Head, spec: &Value, now: Timestamp) -> Self {
         Self {
-            namespace: namespace.to_owned(),
-            name: name.to_owned(),
+            namespace: head.namespace.clone(),
+            name: head.name.clone(),
             uid: uid(),
             created: now,
             generation: 1,
             resource_version: 0,
-            labels: BTreeMap::new(),
-            annotations: BTreeMap::new(),
-            managed: Value::Null,
+            labels: head.labels.clone(),
+            annotations: head.annotations.clone(),
+            managed: Document::default(),
             spec: Document::of(spec),
+            routed: Vec::new(),
         }
+    }
+
+    /// Becomes what a client says now.
+    pub(crate) fn take(&mut self, head: &Head, spec: &Value) {
+        self.labels.clone_from(&head.labels);
+        self.annotations.clone_from(&head.annotations);
+        let spec = Document::of(spec);
+        if self.spec != spec {
+            self.generation += 1;
+            self.spec = spec;
+        }
+    }
+
+    /// What a service's or route's `spec` asks for.
+    pub(crate) fn targets(&self) -> Vec<Target> {
+        targets(&self.spec.value())
     }
 }
 
@@ -139,7 +161,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("state.redb");
         let now = Timestamp::UNIX_EPOCH;
-        let object = |name| StoredObject::new("default", name, &json!({"broker": "b"}), now);
+        let object = |name: &str| {
+            let (namespace, name) = ("default".to_owned(), name.to_owned());
+            let head = Head { namespace, name, ..Head::default() };
+            StoredObject::new(&head, &json!({"broker": "b"}), now)
+        };
         let (one, two, broker) = (object("one"), object("two"), object("one"));
         {
             let store = Store::open(&path).unwrap();
@@ -163,6 +189,6 @@ mod tests {
         assert_eq!((trigger.name.as_str(), trigger.generation), ("greetings", 2));
         let spec =
             crate::admission::read_spec(Kind::Trigger, "default", &trigger.spec.value(), "x.org");
-        assert!(matches!(spec, Ok(crate::eventing::Spec::Trigger(_))), "{spec:?}");
+        assert!(matches!(spec, Ok(crate::registry::Spec::Trigger(_))), "{spec:?}");
     }
 }

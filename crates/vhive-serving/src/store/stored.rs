@@ -1,6 +1,7 @@
 //! A service and its revisions as they are kept.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -8,43 +9,44 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use vhive_api::{Digest, Revision, RevisionKey};
 
+use super::StoredObject;
 use crate::admission::Admitted;
 use crate::autoscale::Rules;
 use crate::document::Document;
 use crate::inputs::Inputs;
-use crate::traffic::{Assigned, Known, Target, targets};
+use crate::kind::Kind;
+use crate::traffic::{Assigned, Held, Known, assign};
 
-/// One service with all that belongs to it.
+/// One service with all that belongs to it, or a configuration that no service makes, which has no
+/// hosts.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct StoredService {
-    /// Namespace.
-    pub(crate) namespace: String,
-    /// Name.
-    pub(crate) name: String,
-    /// Random, for as long as the service exists.
-    pub(crate) uid: String,
-    /// When it was made, UTC.
-    pub(crate) created: Timestamp,
-    /// Counts the changes of `spec`, from 1.
-    pub(crate) generation: u64,
+    /// What every object has.
+    #[serde(flatten)]
+    pub(crate) object: StoredObject,
+    /// Whether it is such a configuration.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) standalone: bool,
     /// Counts the changes of `spec.template`, from 1; the names of revisions have it.
     pub(crate) configuration_generation: u64,
-    /// Version of the last change by a client.
-    pub(crate) resource_version: u64,
-    /// Labels.
-    pub(crate) labels: BTreeMap<String, String>,
-    /// Annotations.
-    pub(crate) annotations: BTreeMap<String, String>,
-    /// Who set which fields, as `metadata.managedFields` says it; null if nobody said who it was.
-    #[serde(default)]
-    pub(crate) managed: Value,
-    /// The `spec` as written.
-    pub(crate) spec: Document,
     /// Its revisions in the order of their making; at least one.
     pub(crate) revisions: Vec<StoredRevision>,
-    /// Where requests go; empty until a revision has been ready.
-    pub(crate) routed: Vec<Assigned>,
+}
+
+/// What every object has, since that is what most who look at a service want.
+impl Deref for StoredService {
+    type Target = StoredObject;
+
+    fn deref(&self) -> &StoredObject {
+        &self.object
+    }
+}
+
+impl DerefMut for StoredService {
+    fn deref_mut(&mut self) -> &mut StoredObject {
+        &mut self.object
+    }
 }
 
 /// One revision.
@@ -72,6 +74,9 @@ pub(crate) struct StoredRevision {
     /// What it takes from config maps and secrets.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) inputs: Option<Arc<Inputs>>,
+    /// The routes that no service makes and that lead to it, or are to; as those say, so not kept.
+    #[serde(skip)]
+    pub(crate) routes: BTreeSet<String>,
 }
 
 impl StoredRevision {
@@ -98,14 +103,26 @@ impl StoredService {
         each.map(|one| Known { name: one.name(), ready: one.ready }).collect()
     }
 
-    /// What its `spec` asks for.
-    pub(crate) fn targets(&self) -> Vec<Target> {
-        targets(&self.spec.value())
+    /// What it is.
+    pub(crate) fn kind(&self) -> Kind {
+        if self.standalone { Kind::Configuration } else { Kind::Service }
+    }
+
+    /// Where a service's requests shall go, and can.
+    ///
+    /// # Errors
+    /// [`Held`].
+    pub(crate) fn assign(&self) -> Result<Vec<Assigned>, Held> {
+        if self.standalone {
+            return Ok(Vec::new());
+        }
+        assign(&self.targets(), &self.known())
     }
 
     /// Whether requests can reach a revision.
-    pub(crate) fn is_routed(&self, revision: &str) -> bool {
-        self.routed.iter().any(|assigned| assigned.revision == revision)
+    pub(crate) fn is_routed(&self, revision: &StoredRevision) -> bool {
+        let name = revision.name();
+        !revision.routes.is_empty() || self.routed.iter().any(|one| one.revision == name)
     }
 }
 
@@ -125,41 +142,35 @@ pub(crate) fn revision(
     basis: Basis,
     now: Timestamp,
 ) -> StoredRevision {
-    let named = || format!("{}-{generation:05}", admitted.name);
+    let owner = &admitted.head.name;
+    let named = || format!("{owner}-{generation:05}");
     let name = admitted.revision_name.clone().unwrap_or_else(named);
-    let key = RevisionKey::new(&admitted.namespace, name);
+    let key = RevisionKey::new(&admitted.head.namespace, name);
     let template = &admitted.template;
+    let revision = template.revision(key, owner, basis.digest);
     StoredRevision {
         uid: uid(),
         created: now,
         generation,
         template: Document::of(admitted.spec.get("template").unwrap_or(&Value::Null)),
-        revision: template.revision(key, &admitted.name, basis.digest),
+        revision: Revision { standalone: admitted.standalone, ..revision },
         rules: template.rules.clone(),
         queue_depth: template.queue_depth,
         // Nothing is to be started before the first request: what could be waited for?
         ready: basis.complete && template.rules.initial.max(template.rules.min) == 0,
         idle_since: None,
         inputs: template.inputs.clone().map(Arc::new),
+        routes: BTreeSet::new(),
     }
 }
 
 /// A service that there has not been before.
 pub(crate) fn first(admitted: &Admitted, basis: Basis, now: Timestamp) -> StoredService {
     StoredService {
-        namespace: admitted.namespace.clone(),
-        name: admitted.name.clone(),
-        uid: uid(),
-        created: now,
-        generation: 1,
+        object: StoredObject::new(&admitted.head, &admitted.spec, now),
+        standalone: admitted.standalone,
         configuration_generation: 1,
-        resource_version: 0,
-        labels: admitted.labels.clone(),
-        annotations: admitted.annotations.clone(),
-        managed: Value::Null,
-        spec: Document::of(&admitted.spec),
         revisions: vec![revision(admitted, 1, basis, now)],
-        routed: Vec::new(),
     }
 }
 

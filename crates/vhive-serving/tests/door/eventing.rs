@@ -10,6 +10,7 @@ use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use vhive_node::Runtimes;
 
+use crate::kubernetes::Watch;
 use crate::support::{InProcess, Reply, Setup, World, read_head, within};
 
 const API: &str = "/apis/eventing.knative.dev/v1/namespaces/default";
@@ -398,6 +399,42 @@ async fn without_a_dead_letter_sink_what_cannot_be_delivered_is_counted() {
     stage.counts(&ended("t-to-a", "dropped"), 1.0).await;
     stage.is_drained().await;
     assert!(stage.heard.try_recv().is_err());
+    stage.world.stop().await;
+}
+
+#[tokio::test]
+async fn what_is_dropped_is_told_of_its_trigger() {
+    let mut stage = Stage::new(|_| says("500 Mine", "", "")).await;
+    stage.services(&["a"]).await;
+    stage.make("Broker", "default", json!({"delivery": {"retry": 0}})).await;
+    stage.lead("t", "a", json!({})).await;
+    let mut watch = Watch::begin(&stage.world, "/api/v1/events?watch=true&resourceVersion=0").await;
+    for _ in 0..3 {
+        stage.send("t", "", b"").await;
+        stage.next().await;
+    }
+    let (_, trigger) = stage.world.api("GET", &format!("{API}/triggers/t-to-a"), None).await;
+    let told = loop {
+        let (_, event) = watch.next().await;
+        let of = &event["involvedObject"];
+        if of["uid"] == trigger["metadata"]["uid"] && event["count"].as_u64() >= Some(3) {
+            break event;
+        }
+    };
+    assert_eq!(told["count"], 3, "each once, whatever the number of reports");
+    assert_eq!((&told["type"], &told["reason"]), (&json!("Warning"), &json!("EventDropped")));
+    let message = told["message"].as_str().unwrap();
+    assert!(message.contains("http://a.default.example.com") && message.contains("500"), "{told}");
+
+    // One whose hops are used up is told of the broker.
+    stage.send("t", "Ce-Knativebrokerttl: 1\r\n", b"").await;
+    let told = loop {
+        let (_, event) = watch.next().await;
+        if event["involvedObject"]["kind"] == "Broker" {
+            break event;
+        }
+    };
+    assert_eq!((&told["reason"], &told["count"]), (&json!("EventLooped"), &json!(1)));
     stage.world.stop().await;
 }
 

@@ -61,7 +61,7 @@ impl Watch {
     }
 
     /// The next event: its type and object.
-    async fn next(&mut self) -> (String, Value) {
+    pub(crate) async fn next(&mut self) -> (String, Value) {
         loop {
             if let Some((line, rest)) = self.text.split_once('\n') {
                 let event: Value = serde_json::from_str(line).unwrap();
@@ -308,6 +308,73 @@ async fn server_side_apply_keeps_who_owns_what() {
     assert_eq!((status, &forced["metadata"]["generation"]), (200, &json!(2)), "{forced}");
     let (status, _) = ask(&world, "PATCH", &format!("{SERVICES}/hello"), yaml, &wanted).await;
     assert_eq!(status, 400, "a manager must be named");
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn whoever_changes_a_field_owns_it() {
+    let world = World::new().await;
+    let (json, yaml) =
+        ("Content-Type: application/json\r\n", "Content-Type: application/apply-patch+yaml\r\n");
+    let merge = "Content-Type: application/merge-patch+json\r\nUser-Agent: patcher/v1 (x)\r\n";
+    let by = |manager: &str| format!("{SERVICES}/hello?fieldManager={manager}");
+    let mut wanted = service("hello");
+    wanted["metadata"]["labels"] = json!({"a": "1", "b": "1"});
+    let made =
+        ask(&world, "POST", &format!("{SERVICES}?fieldManager=maker"), json, &wanted).await.1;
+    let owner = &made["metadata"]["managedFields"][0];
+    assert_eq!((&owner["manager"], &owner["operation"]), (&json!("maker"), &json!("Update")));
+    let labels = json!({"metadata": {"labels": {"b": "2"}}});
+    let patched = ask(&world, "PATCH", &format!("{SERVICES}/hello"), merge, &labels).await.1;
+    let owner = &patched["metadata"]["managedFields"][1];
+    let fields = json!({"f:metadata": {"f:labels": {"f:b": {}}}});
+    assert_eq!((&owner["manager"], &owner["fieldsV1"]), (&json!("patcher"), &fields));
+
+    let label = |b: &str| {
+        let mut wanted = json!({"apiVersion": wanted["apiVersion"], "kind": "Service"});
+        wanted["metadata"] = json!({"name": "hello", "labels": {"b": b}});
+        wanted
+    };
+    let (status, told) = ask(&world, "PATCH", &by("applier"), yaml, &label("3")).await;
+    assert_eq!((status, &told["reason"]), (409, &json!("Conflict")), "{told}");
+    let cause = &told["details"]["causes"][0];
+    assert_eq!(cause["field"], ".metadata.labels.b");
+    assert!(cause["message"].as_str().unwrap().contains("\"patcher\""), "{told}");
+    // The same value is shared; another one is taken by force, or by changing it in another way.
+    assert_eq!(ask(&world, "PATCH", &by("applier"), yaml, &label("2")).await.0, 200);
+    let forced = ask(&world, "PATCH", &(by("other") + "&force=true"), yaml, &label("3")).await;
+    assert_eq!(forced.0, 200, "{}", forced.1);
+    let mut put = forced.1.clone();
+    put["metadata"]["labels"]["b"] = json!("4");
+    let (status, put) = ask(&world, "PUT", &by("putter"), json, &put).await;
+    let managers: Vec<&Value> = put["metadata"]["managedFields"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|entry| &entry["manager"])
+        .collect();
+    assert_eq!((status, managers), (200, vec![&json!("maker"), &json!("putter")]), "{put}");
+    // It is kept; what changes nothing takes nothing.
+    let same = ask(&world, "PUT", &by("idler"), json, &put).await.1;
+    assert_eq!(same, put);
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn an_image_can_be_pinned_by_what_its_revision_says() {
+    let world = World::new().await;
+    world.apply("hello", |_| {}).await;
+    let path = "/apis/serving.knative.dev/v1/namespaces/default/revisions/hello-00001";
+    let (_, revision) = world.api("GET", path, None).await;
+    let pinned = revision["status"]["containerStatuses"][0]["imageDigest"].clone();
+    let text = pinned.as_str().unwrap();
+    assert!(text.starts_with("dev.local/hello@sha256:"), "{text}");
+    let (status, told) = world
+        .apply("hello", |document| {
+            document["spec"]["template"]["spec"]["containers"][0]["image"] = pinned.clone();
+        })
+        .await;
+    assert_eq!(status, 200, "{told}");
     world.stop().await;
 }
 

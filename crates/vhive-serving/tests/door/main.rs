@@ -15,6 +15,7 @@ mod kubernetes;
 mod malformed;
 mod probes;
 mod revisions;
+mod routes;
 mod scaling;
 mod silence;
 mod snapshots;

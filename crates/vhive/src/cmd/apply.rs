@@ -66,6 +66,9 @@ fn read(path: &std::path::Path) -> std::io::Result<String> {
     Ok(text)
 }
 
+/// Who it is that changes fields.
+const MANAGER: &str = "fieldManager=vhive";
+
 async fn apply(context: &Context, mut document: Value) -> anyhow::Result<Value> {
     let name = text(&document, "/metadata/name").to_owned();
     if name.is_empty() {
@@ -74,9 +77,12 @@ async fn apply(context: &Context, mut document: Value) -> anyhow::Result<Value> 
     let given = text(&document, "/metadata/namespace");
     let namespace = if given.is_empty() { &context.global.namespace } else { given }.to_owned();
     let eventing = format!("/apis/eventing.knative.dev/v1/namespaces/{namespace}");
+    let serving = format!("/apis/serving.knative.dev/v1/namespaces/{namespace}");
     let path = match text(&document, "/kind") {
         "ConfigMap" => format!("/api/v1/namespaces/{namespace}/configmaps"),
         "Secret" => format!("/api/v1/namespaces/{namespace}/secrets"),
+        "Configuration" => format!("{serving}/configurations"),
+        "Route" => format!("{serving}/routes"),
         "Broker" => format!("{eventing}/brokers"),
         "Trigger" => format!("{eventing}/triggers"),
         // What is none is refused by the node, which says so.
@@ -89,10 +95,11 @@ async fn apply(context: &Context, mut document: Value) -> anyhow::Result<Value> 
             if let (Some(metadata), Some(version)) = (document.get_mut("metadata"), version) {
                 metadata["resourceVersion"] = version;
             }
-            let path = format!("{path}/{name}");
+            let path = format!("{path}/{name}?{MANAGER}");
             context.client.json(Method::PUT, &path, Some(&document)).await
         }
         Err(error) if matches!(error.downcast_ref(), Some(Exit::NotFound(_))) => {
+            let path = format!("{path}?{MANAGER}");
             context.client.json(Method::POST, &path, Some(&document)).await
         }
         Err(error) => Err(error),

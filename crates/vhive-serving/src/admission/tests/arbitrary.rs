@@ -243,7 +243,7 @@ proptest! {
         match admit_data(&document, kind) {
             Ok(admitted) => {
                 prop_assert!(admitted.data.keys().all(|key| is_key(key)));
-                prop_assert!(is_subdomain(&admitted.name));
+                prop_assert!(is_subdomain(&admitted.head.name));
             }
             Err(problems) => expect_told(&document, &problems),
         }

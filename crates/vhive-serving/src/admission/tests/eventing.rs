@@ -6,8 +6,9 @@ use serde_json::{Value, json};
 
 use super::set;
 use crate::admission::{AdmittedObject, Invalid, admit_object, broker_of};
-use crate::eventing::{Backoff, BrokerSpec, DeliverySpec, Filter, Sink, Spec, To, TriggerSpec};
+use crate::eventing::{Backoff, BrokerSpec, DeliverySpec, Filter, Sink, To, TriggerSpec};
 use crate::kind::Kind;
+use crate::registry::Spec;
 
 fn broker() -> Value {
     json!({
@@ -41,7 +42,7 @@ fn read(path: &str, value: Value) -> TriggerSpec {
     set(&mut document, path, value);
     match check(Kind::Trigger, &document).unwrap().spec {
         Spec::Trigger(spec) => spec,
-        Spec::Broker(_) => panic!("a trigger"),
+        Spec::Broker(_) | Spec::Route(_) => panic!("a trigger"),
     }
 }
 
@@ -56,7 +57,10 @@ fn refused(kind: Kind, path: &str, value: Value) -> Vec<String> {
 #[test]
 fn what_is_not_said_has_knatives_defaults() {
     let admitted = check(Kind::Broker, &broker()).unwrap();
-    assert_eq!((admitted.namespace.as_str(), admitted.name.as_str()), ("default", "default"));
+    assert_eq!(
+        (admitted.head.namespace.as_str(), admitted.head.name.as_str()),
+        ("default", "default")
+    );
     assert_eq!(admitted.spec, Spec::Broker(BrokerSpec::default()));
     let mut bare = broker();
     bare.as_object_mut().unwrap().remove("spec");

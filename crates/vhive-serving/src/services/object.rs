@@ -1,4 +1,4 @@
-//! Changes of brokers and triggers.
+//! Changes of objects without revisions: brokers, triggers, and routes that no service makes.
 
 use std::sync::Arc;
 
@@ -6,25 +6,27 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 use super::change::whole;
-use super::{ChangeError, Mode, RESERVED, Seen, Services, Wish};
-use crate::admission::{AdmittedObject, Invalid, Problem, ProblemKind, admit_object, read_spec};
+use super::{ChangeError, Mode, RESERVED, Seen, Services, Wish, at_ingress};
+use crate::admission::{
+    AdmittedObject, Head, Invalid, Problem, ProblemKind, admit_object, read_spec,
+};
 use crate::changes::{Change, What};
 use crate::document::Document;
-use crate::eventing::{Object, Spec};
 use crate::kind::Kind;
 use crate::objects;
+use crate::registry::{Object, Spec, Unmet};
 use crate::store::{Store, StoreError, StoredObject};
 
-/// The kinds, brokers first: triggers need them.
+/// The kinds of eventing, brokers first: triggers need them.
 const KINDS: [Kind; 2] = [Kind::Broker, Kind::Trigger];
 
-/// Every broker and trigger in the store. Blocks for the disk.
+/// Every object of these kinds in the store. Blocks for the disk.
 ///
 /// # Errors
 /// [`StoreError`].
 pub(super) fn stored(store: &Store) -> Result<Vec<(Kind, StoredObject)>, StoreError> {
     let mut all = Vec::new();
-    for kind in KINDS {
+    for kind in KINDS.into_iter().chain([Kind::Route]) {
         all.extend(store.objects(kind)?.into_iter().map(|object| (kind, object)));
     }
     Ok(all)
@@ -49,12 +51,12 @@ impl Services {
                 needs: Vec::new(),
                 figures: Arc::default(),
             };
-            self.catalog.eventing.put(Arc::new(object));
+            self.catalog.objects.put(Arc::new(object));
         }
         for kind in KINDS {
-            for object in self.catalog.eventing.list(kind, None) {
+            for object in self.catalog.objects.list(kind, None) {
                 let needs = self.needs(&object.stored.namespace, &object.spec);
-                self.catalog.eventing.put(Arc::new(Object { needs, ..Object::clone(&object) }));
+                self.catalog.objects.put(Arc::new(Object { needs, ..Object::clone(&object) }));
             }
         }
     }
@@ -81,30 +83,41 @@ impl Services {
         wish: Wish,
     ) -> Result<(Value, bool), ChangeError> {
         let admitted = admit_object(kind, document, self.catalog.domain())
-            .map_err(|invalid| in_other_words(kind, invalid))?;
+            .map_err(|invalid| unfit(kind, &invalid.name, invalid.problems))?;
         let uid = document.pointer("/metadata/uid").and_then(Value::as_str);
         let uid = uid.filter(|uid| !uid.is_empty() && wish.mode != Mode::Create);
         let _changing = self.changing.lock().await;
-        let before = self.catalog.eventing.get(kind, &admitted.namespace, &admitted.name);
-        let name = || admitted.name.clone();
+        let Head { namespace, name, resource_version, .. } = &admitted.head;
+        let before = self.catalog.objects.get(kind, namespace, name);
+        if let Spec::Route(targets) = &admitted.spec {
+            if wish.mode == Mode::Create {
+                self.expect_vacant(kind, namespace, name)?;
+            }
+            self.expect_free(kind, namespace, name)?;
+            if let Some(problem) = at_ingress(&admitted.head, targets) {
+                return Err(unfit(kind, name, vec![problem]));
+            }
+        }
+        let name = || name.clone();
         match (&before, wish.mode) {
             (Some(_), Mode::Create) => return Err(ChangeError::Exists { kind, name: name() }),
             (None, Mode::Replace) => return Err(ChangeError::NotFound { kind, name: name() }),
             _ => {}
         }
         if let Some(before) = &before {
-            precondition(before, admitted.resource_version.as_deref(), uid)?;
+            let seen = Seen::of(resource_version.as_deref(), uid);
+            seen.expect((kind, &name()), &before.stored.uid, before.version)?;
             same_broker(before, &admitted)?;
         }
         let now = Timestamp::now();
-        let stored = prepare(before.as_deref(), &admitted, wish.managed, now);
+        let mut stored = prepare(before.as_deref(), &admitted, wish.managed, now);
+        let (spec, new) = (Ok(admitted.spec), before.is_none());
+        let needs = self.look(&mut stored, &spec);
         if let Some(before) = &before
             && *before.stored == stored
         {
-            return Ok((objects::eventing(&self.catalog, before), false));
+            return Ok((objects::plain(&self.catalog, before), false));
         }
-        let (spec, new) = (Ok(admitted.spec), before.is_none());
-        let needs = self.needs(&stored.namespace, &spec);
         let same = before.as_ref().is_some_and(|before| before.needs == needs);
         let changed = before.as_ref().filter(|_| same).map_or(now, |before| before.changed);
         let figures = before.as_ref().map(|before| Arc::clone(&before.figures));
@@ -118,7 +131,7 @@ impl Services {
             figures: figures.unwrap_or_default(),
         };
         if wish.dry_run {
-            return Ok((objects::eventing(&self.catalog, &object), new));
+            return Ok((objects::plain(&self.catalog, &object), new));
         }
         object.version = self.next_version();
         Arc::make_mut(&mut object.stored).resource_version = object.version;
@@ -127,11 +140,17 @@ impl Services {
         self.on_disk(move |store| store.put_object(kind, &kept, ceiling)).await?;
         self.ceiling.store(ceiling, std::sync::atomic::Ordering::Release);
         tracing::info!(kind = kind.as_str(), name = object.stored.name, "object set");
+        if kind == Kind::Route {
+            let before = before.as_ref().map(|before| before.stored.as_ref());
+            self.show_route(before, Some(&object.stored), now);
+            // What has changed by it is told before.
+            object.version = self.next_version();
+        }
         let object = Arc::new(object);
-        self.catalog.eventing.put(Arc::clone(&object));
+        self.catalog.objects.put(Arc::clone(&object));
         self.tell_object(&object, if new { What::Added } else { What::Modified });
         self.review();
-        Ok((objects::eventing(&self.catalog, &object), new))
+        Ok((objects::plain(&self.catalog, &object), new))
     }
 
     /// Removes a broker or trigger; what waits for a trigger that is gone is not delivered.
@@ -157,12 +176,15 @@ impl Services {
     ) -> Result<String, ChangeError> {
         let not_found = || ChangeError::NotFound { kind, name: name.to_owned() };
         let _changing = self.changing.lock().await;
-        let object = self.catalog.eventing.get(kind, namespace, name).ok_or_else(not_found)?;
-        precondition(&object, seen.version.as_deref(), seen.uid.as_deref())?;
+        let object = self.catalog.objects.get(kind, namespace, name).ok_or_else(not_found)?;
+        seen.expect((kind, name), &object.stored.uid, object.version)?;
         let key = (namespace.to_owned(), name.to_owned());
         self.on_disk(move |store| store.remove_object(kind, &key.0, &key.1)).await?;
-        self.catalog.eventing.remove(kind, namespace, name);
+        self.catalog.objects.remove(kind, namespace, name);
         tracing::info!(kind = kind.as_str(), name, namespace, "object removed");
+        if kind == Kind::Route {
+            self.show_route(Some(&object.stored), None, Timestamp::now());
+        }
         let gone = Object { version: self.next_version(), ..Object::clone(&object) };
         self.tell_object(&gone, What::Deleted);
         self.review();
@@ -173,34 +195,35 @@ impl Services {
     /// changes is held.
     pub(super) fn review(&self) {
         for kind in KINDS {
-            for object in self.catalog.eventing.list(kind, None) {
+            for object in self.catalog.objects.list(kind, None) {
                 let needs = self.needs(&object.stored.namespace, &object.spec);
                 if needs == object.needs {
                     continue;
                 }
                 let (version, changed) = (self.next_version(), Timestamp::now());
                 let next = Arc::new(Object { needs, version, changed, ..Object::clone(&object) });
-                self.catalog.eventing.put(Arc::clone(&next));
+                self.catalog.objects.put(Arc::clone(&next));
                 self.tell_object(&next, What::Modified);
             }
         }
     }
 
-    fn needs(
+    pub(super) fn needs(
         &self,
         namespace: &str,
         spec: &Result<Spec, String>,
-    ) -> Vec<(&'static str, Option<crate::eventing::Unmet>)> {
-        let has_service = |namespace: &str, name: &str| self.catalog.get(namespace, name).is_some();
-        self.catalog.eventing.needs(namespace, spec, has_service)
+    ) -> Vec<(&'static str, Option<Unmet>)> {
+        let has_service =
+            |namespace: &str, name: &str| self.of_kind(Kind::Service, namespace, name).is_some();
+        self.catalog.objects.needs(namespace, spec, has_service)
     }
 
-    fn tell_object(&self, object: &Object, what: What) {
-        let shown = objects::eventing(&self.catalog, object);
+    pub(super) fn tell_object(&self, object: &Object, what: What) {
+        let shown = objects::plain(&self.catalog, object);
         self.changes.publish([Change::new(object.version, object.kind, what, &shown)]);
     }
 
-    async fn on_disk(
+    pub(super) async fn on_disk(
         &self,
         write: impl FnOnce(&Store) -> Result<(), StoreError> + Send + 'static,
     ) -> Result<(), ChangeError> {
@@ -214,25 +237,18 @@ impl Services {
 fn prepare(
     before: Option<&Object>,
     admitted: &AdmittedObject,
-    managed: Option<Value>,
+    managed: Document,
     now: Timestamp,
 ) -> StoredObject {
+    let (head, spec) = (&admitted.head, &admitted.document);
     let mut stored = match before {
         Some(before) => StoredObject::clone(&before.stored),
-        None => StoredObject::new(&admitted.namespace, &admitted.name, &admitted.document, now),
+        None => StoredObject::new(head, spec, now),
     };
-    let spec = Document::of(&admitted.document);
-    if stored.spec != spec {
-        stored.generation += 1;
-        stored.spec = spec;
-    }
-    stored.labels.clone_from(&admitted.labels);
+    stored.take(head, spec);
     // Shown whatever is kept, and sent back by clients that have read it.
     stored.labels.remove(objects::BROKER_LABEL);
-    stored.annotations.clone_from(&admitted.annotations);
-    if let Some(managed) = managed {
-        stored.managed = managed;
-    }
+    stored.managed = managed;
     stored
 }
 
@@ -247,37 +263,11 @@ fn same_broker(before: &Object, admitted: &AdmittedObject) -> Result<(), ChangeE
     let reason = format!("cannot be changed: it is {:?}; make another trigger", old.broker);
     let path = "spec.broker".to_owned();
     let problems = vec![Problem { path, kind: ProblemKind::Invalid, reason }];
-    let invalid = Invalid { name: admitted.name.clone(), problems };
-    Err(in_other_words(Kind::Trigger, invalid))
+    Err(unfit(Kind::Trigger, &admitted.head.name, problems))
 }
 
-/// Whether an object is the one that a client has seen.
-fn precondition(
-    object: &Object,
-    version: Option<&str>,
-    uid: Option<&str>,
-) -> Result<(), ChangeError> {
-    let present = object.version.to_string();
-    for (field, given, present) in
-        [("uid", uid, object.stored.uid.as_str()), ("resourceVersion", version, present.as_str())]
-    {
-        if let Some(given) = given
-            && given != present
-        {
-            return Err(ChangeError::Conflict {
-                kind: object.kind,
-                name: object.stored.name.clone(),
-                field,
-                given: given.to_owned(),
-                present: present.to_owned(),
-            });
-        }
-    }
-    Ok(())
-}
-
-fn in_other_words(kind: Kind, Invalid { name, problems }: Invalid) -> ChangeError {
-    ChangeError::Unfit { kind, name, problems }
+fn unfit(kind: Kind, name: &str, problems: Vec<Problem>) -> ChangeError {
+    ChangeError::Unfit { kind, name: name.to_owned(), problems }
 }
 
 fn in_words(invalid: &Invalid) -> String {

@@ -1,19 +1,27 @@
-//! The brokers and triggers of this node, by name.
+//! The objects without revisions, by name: brokers, triggers, and routes that no service makes.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use jiff::Timestamp;
 
-use super::metrics::Figures;
-use super::spec::{DeliverySpec, Sink, Spec, To};
+use crate::eventing::{BrokerSpec, DeliverySpec, Figures, Sink, To, TriggerSpec};
 use crate::kind::Kind;
 use crate::store::StoredObject;
+use crate::traffic::{Held, Target};
 
 /// Namespace and name.
 type Key = (String, String);
 
-/// A broker or a trigger as it is now.
+/// What an object asks for, once its document is read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Spec {
+    Broker(BrokerSpec),
+    Trigger(TriggerSpec),
+    Route(Vec<Target>),
+}
+
+/// An object as it is now.
 #[derive(Clone, Debug)]
 pub(crate) struct Object {
     pub(crate) kind: Kind,
@@ -34,6 +42,29 @@ pub(crate) struct Object {
 pub(crate) struct Unmet {
     pub(crate) reason: &'static str,
     pub(crate) message: String,
+    /// Whether it may still come by itself.
+    pub(crate) pending: bool,
+}
+
+impl Unmet {
+    fn new(reason: &'static str, message: String) -> Self {
+        Self { reason, message, pending: false }
+    }
+}
+
+impl From<Held> for Unmet {
+    /// # Source
+    /// Knative Serving, `pkg/apis/serving/v1/route_lifecycle.go`.
+    fn from(held: Held) -> Self {
+        let reason = match &held {
+            Held::NoConfiguration(_) => "ConfigurationMissing",
+            Held::Missing(_) | Held::NotReady(_) | Held::NoneReady | Held::NotConfigured(_) => {
+                "RevisionMissing"
+            }
+        };
+        let pending = !matches!(held, Held::Missing(_) | Held::NoConfiguration(_));
+        Self { reason, message: held.to_string(), pending }
+    }
 }
 
 impl Object {
@@ -49,28 +80,35 @@ impl Object {
             Spec::Trigger(spec) => {
                 spec.delivery.as_ref().and_then(|delivery| delivery.dead_letter.as_ref())
             }
+            Spec::Route(_) => None,
         }
     }
 }
 
-/// The brokers and triggers.
+/// All of them.
 #[derive(Debug, Default)]
 pub(crate) struct Registry {
-    brokers: RwLock<BTreeMap<Key, Arc<Object>>>,
-    triggers: RwLock<BTreeMap<Key, Arc<Object>>>,
+    brokers: Table,
+    triggers: Table,
+    routes: Table,
 }
 
 type Table = RwLock<BTreeMap<Key, Arc<Object>>>;
 
 impl Registry {
-    fn table(&self, kind: Kind) -> &Table {
-        if kind == Kind::Broker { &self.brokers } else { &self.triggers }
+    fn table(&self, kind: Kind) -> Option<&Table> {
+        match kind {
+            Kind::Broker => Some(&self.brokers),
+            Kind::Trigger => Some(&self.triggers),
+            Kind::Route => Some(&self.routes),
+            _ => None,
+        }
     }
 
     /// One object.
     pub(crate) fn get(&self, kind: Kind, namespace: &str, name: &str) -> Option<Arc<Object>> {
         let key = (namespace.to_owned(), name.to_owned());
-        self.table(kind).read().unwrap_or_else(PoisonError::into_inner).get(&key).cloned()
+        self.table(kind)?.read().unwrap_or_else(PoisonError::into_inner).get(&key).cloned()
     }
 
     /// A broker.
@@ -85,7 +123,8 @@ impl Registry {
 
     /// Every object of a kind, or those of one namespace, by name.
     pub(crate) fn list(&self, kind: Kind, namespace: Option<&str>) -> Vec<Arc<Object>> {
-        let table = self.table(kind).read().unwrap_or_else(PoisonError::into_inner);
+        let Some(table) = self.table(kind) else { return Vec::new() };
+        let table = table.read().unwrap_or_else(PoisonError::into_inner);
         match namespace {
             None => table.values().cloned().collect(),
             Some(namespace) => {
@@ -109,17 +148,18 @@ impl Registry {
     /// Puts an object in place.
     pub(crate) fn put(&self, object: Arc<Object>) {
         let key = (object.stored.namespace.clone(), object.stored.name.clone());
-        let mut table = self.table(object.kind).write().unwrap_or_else(PoisonError::into_inner);
-        table.insert(key, object);
+        if let Some(table) = self.table(object.kind) {
+            table.write().unwrap_or_else(PoisonError::into_inner).insert(key, object);
+        }
     }
 
     /// Takes an object out.
     pub(crate) fn remove(&self, kind: Kind, namespace: &str, name: &str) -> Option<Arc<Object>> {
         let key = (namespace.to_owned(), name.to_owned());
-        self.table(kind).write().unwrap_or_else(PoisonError::into_inner).remove(&key)
+        self.table(kind)?.write().unwrap_or_else(PoisonError::into_inner).remove(&key)
     }
 
-    /// What an object needs to be ready, given which services there are.
+    /// What a broker or trigger needs to be ready, given which services there are.
     pub(crate) fn needs(
         &self,
         namespace: &str,
@@ -135,7 +175,7 @@ impl Registry {
                 To::Host => (true, "host"),
             };
             let message = format!("there is no {what} {name:?} in namespace {namespace:?}");
-            (!there).then_some(Unmet { reason, message })
+            (!there).then(|| Unmet::new(reason, message))
         };
         let dead = |delivery: Option<&DeliverySpec>| {
             let sink = delivery.and_then(|delivery| delivery.dead_letter.as_ref());
@@ -143,9 +183,11 @@ impl Registry {
         };
         match spec {
             Err(why) => {
-                let unmet = Unmet { reason: "SpecNotUnderstood", message: why.clone() };
+                let unmet = Unmet::new("SpecNotUnderstood", why.clone());
                 vec![("SpecUnderstood", Some(unmet))]
             }
+            // Those of a route are known to who leads its requests.
+            Ok(Spec::Route(_)) => Vec::new(),
             Ok(Spec::Broker(spec)) => vec![
                 ("Addressable", None),
                 ("DeadLetterSinkResolved", dead(Some(&spec.delivery))),
@@ -154,10 +196,8 @@ impl Registry {
             ],
             Ok(Spec::Trigger(spec)) => {
                 let broker = self.broker(namespace, &spec.broker);
-                let absent = broker.is_none().then(|| Unmet {
-                    reason: "BrokerDoesNotExist",
-                    message: format!("Broker {:?} does not exist", spec.broker),
-                });
+                let message = || format!("Broker {:?} does not exist", spec.broker);
+                let absent = broker.is_none().then(|| Unmet::new("BrokerDoesNotExist", message()));
                 let subscriber = resolve(Some(&spec.subscriber), "SubscriberNotFound");
                 vec![
                     ("BrokerReady", absent),

@@ -1,35 +1,24 @@
-//! Brokers and triggers.
+//! Objects without revisions: brokers, triggers, and routes that no service makes.
 //!
 //! # Source
-//! Knative Eventing, `pkg/apis/eventing/v1`, lifecycles and statuses.
+//! Knative Eventing, `pkg/apis/eventing/v1`, and Serving, `pkg/apis/serving/v1`, lifecycles and
+//! statuses.
 
 use serde_json::{Value, json};
 
 use super::conditions::Condition;
-use super::{put_strings, seconds};
+use super::{addresses, metadata};
 use crate::catalog::Catalog;
-use crate::eventing::{Object, Sink, Spec, To, Unmet};
-use crate::kind::EVENTING;
+use crate::eventing::{Sink, To};
+use crate::registry::{Object, Spec, Unmet};
 
 /// The label that Knative gives a trigger.
 pub(crate) const BROKER_LABEL: &str = "eventing.knative.dev/broker";
 
-/// A broker or trigger with its status.
-pub(crate) fn eventing(catalog: &Catalog, object: &Object) -> Value {
+/// An object with its status.
+pub(crate) fn plain(catalog: &Catalog, object: &Object) -> Value {
     let stored = &object.stored;
-    let mut metadata = json!({
-        "name": stored.name,
-        "namespace": stored.namespace,
-        "uid": stored.uid,
-        "resourceVersion": object.version.to_string(),
-        "generation": stored.generation,
-        "creationTimestamp": seconds(stored.created),
-    });
-    put_strings(&mut metadata, "labels", &stored.labels);
-    put_strings(&mut metadata, "annotations", &stored.annotations);
-    if !stored.managed.is_null() {
-        metadata["managedFields"] = stored.managed.clone();
-    }
+    let mut metadata = metadata(stored, object.version);
     let domain = catalog.domain();
     let mut status = json!({
         "observedGeneration": stored.generation,
@@ -50,10 +39,16 @@ pub(crate) fn eventing(catalog: &Catalog, object: &Object) -> Value {
                 status["subscriberUri"] = Value::from(spec.subscriber.uri(domain));
             }
         }
+        Ok(Spec::Route(_)) => {
+            let found = addresses(catalog, stored);
+            for field in ["url", "address", "traffic"] {
+                status[field] = found[field].clone();
+            }
+        }
         Err(_) => {}
     }
     let of_broker = match &object.spec {
-        Ok(Spec::Trigger(spec)) => catalog.eventing.broker(&stored.namespace, &spec.broker),
+        Ok(Spec::Trigger(spec)) => catalog.objects.broker(&stored.namespace, &spec.broker),
         _ => None,
     };
     let inherited = of_broker.as_ref().and_then(|broker| broker.dead_letter());
@@ -61,7 +56,7 @@ pub(crate) fn eventing(catalog: &Catalog, object: &Object) -> Value {
         status["deadLetterSinkUri"] = Value::from(sink.uri(domain));
     }
     json!({
-        "apiVersion": EVENTING,
+        "apiVersion": object.kind.api_version(),
         "kind": object.kind.as_str(),
         "metadata": metadata,
         "spec": stored.spec.value(),
@@ -77,6 +72,7 @@ fn conditions(object: &Object) -> Vec<Value> {
     let each = all.into_iter().map(|(kind, unmet)| {
         let condition = match unmet {
             None => Condition::holds(),
+            Some(unmet) if unmet.pending => Condition::unknown(unmet.reason, unmet.message.clone()),
             Some(unmet) => Condition::fails(unmet.reason, unmet.message.clone()),
         };
         condition.show(kind, object.changed)
