@@ -10,6 +10,8 @@
 //! What this crate does not do: I/O, policy, or anything that needs a clock or a host.
 #![warn(missing_docs)]
 
+pub mod counters;
+pub mod cpus;
 pub mod guest;
 pub mod ids;
 pub mod record;
@@ -19,6 +21,8 @@ pub mod snapshot;
 pub mod timeline;
 pub mod units;
 
+pub use counters::{Counter, HostCounters};
+pub use cpus::{Cpus, CpusError};
 pub use ids::{Digest, InvocationId, ParseDigestError, RevisionDigest, RevisionKey, SandboxId};
 pub use record::{
     InvocationRecord, MemoryFigures, Outcome, Phase, PhaseSpan, RECORD_VERSION, StartKind,

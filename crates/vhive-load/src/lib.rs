@@ -22,6 +22,7 @@ pub mod engine;
 pub mod flags;
 pub mod output;
 mod pacer;
+pub mod pin;
 pub mod rng;
 pub mod row;
 pub mod stop;

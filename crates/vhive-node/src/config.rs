@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use vhive_api::{Bytes, Span};
+use vhive_api::{Bytes, Cpus, Span};
 
 /// Everything a node can be told. Parsed and validated before the first side effect.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,6 +21,9 @@ pub struct Config {
     /// What each instance costs beside its revision's memory (VMM, kernel structures); `sim`
     /// costs nothing.
     pub instance_overhead: Bytes,
+    /// The CPUs that all sandboxes run on; absent = any. One that the host does not have keeps the
+    /// node from opening.
+    pub cpus: Option<Cpus>,
     /// Starts under way at a time: the admission control of cold starts. 0 = one per CPU, at
     /// least 2.
     pub start_threads: u32,
@@ -99,6 +102,7 @@ impl Default for Config {
             max_instances: 1000,
             max_memory: None,
             instance_overhead: Bytes::mib(64),
+            cpus: None,
             start_threads: 0,
             start_turn: Span(Duration::from_secs(10)),
             start_deadline: Span(Duration::from_secs(60)),
@@ -247,5 +251,7 @@ mod tests {
         }
         let unknown = toml::from_str::<Config>("max_instance = 3").expect_err("unknown field");
         assert!(unknown.to_string().contains("max_instance"));
+        let list = toml::from_str::<Config>("cpus = \"1-\"").expect_err("no list");
+        assert!(list.to_string().contains("cpus"), "{list}");
     }
 }

@@ -30,6 +30,7 @@
 #![warn(missing_docs)]
 
 pub mod config;
+pub mod counters;
 mod drain;
 mod footprint;
 mod limits;

@@ -11,6 +11,7 @@ use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use vhive_api::{Digest, Revision, RevisionKey, RuntimeName, SandboxId, SnapshotPolicy};
 use vhive_image::{FindError, ImageStore, PullError, PullOptions};
+use vhive_sandbox::cgroup::{PinError, check_cpus};
 use vhive_sandbox::network::NetworkPool;
 use vhive_sandbox::{Deadline, RunRoot, Runtime};
 
@@ -93,6 +94,15 @@ pub enum OpenError {
         /// Why not.
         #[source]
         source: io::Error,
+    },
+    /// Sandboxes cannot be kept to the configured processors.
+    #[error("cannot keep sandboxes to CPUs {cpus}")]
+    Cpus {
+        /// What is configured.
+        cpus: vhive_api::Cpus,
+        /// Why not.
+        #[source]
+        source: PinError,
     },
     /// The snapshots of earlier nodes cannot be looked through.
     #[error("cannot open the snapshots")]
@@ -253,6 +263,13 @@ impl Node {
             let held = ground.state_dir().to_owned();
             return Err(OpenError::OtherGround { held, configured: config.state_dir });
         }
+        let ground = match config.cpus.clone() {
+            None => ground,
+            Some(cpus) => match check_cpus(&cpus) {
+                Ok(()) => ground.on(cpus),
+                Err(source) => return Err(OpenError::Cpus { cpus, source }),
+            },
+        };
         let records = Records::open(ground.state_dir(), &config.records);
         let dir = ground.state_dir().display().to_string();
         let records = records.map_err(|source| OpenError::Records { dir, source })?;
@@ -454,7 +471,7 @@ impl Node {
     /// A revision's instances, queue, last start and last failure. Reads `/proc` per instance.
     #[must_use]
     pub fn status(&self, key: &RevisionKey) -> Option<RevisionStatus> {
-        self.pool(key).map(|pool| RevisionStatus::of(pool.view()))
+        self.pool(key).map(|pool| RevisionStatus::of(pool.view(), self.run_root()))
     }
 
     /// A revision's figures alone.

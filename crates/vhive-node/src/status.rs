@@ -6,8 +6,10 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use rustix::process::Pid;
-use vhive_api::{Bytes, MemoryFigures, Revision, SandboxId};
+use vhive_api::{Bytes, HostCounters, MemoryFigures, Revision, SandboxId};
+use vhive_sandbox::RunRoot;
 
+use crate::counters::{self, Counting, Watch, Whose};
 use crate::footprint::Footprint;
 use crate::pool::{Counts, InstanceState, PoolView};
 use crate::start::{StartFailure, StartReport};
@@ -116,6 +118,8 @@ pub struct InstanceStatus {
     /// How its memory has arrived up to now, if it came from a snapshot.
     pub paging: Option<MemoryFigures>,
     processes: Vec<Pid>,
+    watch: Arc<Watch>,
+    root: RunRoot,
 }
 
 impl InstanceStatus {
@@ -125,10 +129,19 @@ impl InstanceStatus {
     pub fn footprint(&self) -> Option<Footprint> {
         Footprint::of(&self.processes)
     }
+
+    /// What its processes have used of the host since they were started, as far as the host counts
+    /// it; empty if it has none. Perf events count from when they are first asked for until the
+    /// instance ends.
+    #[must_use]
+    pub fn counters(&self, counting: Counting) -> HostCounters {
+        let (root, id, processes) = (&self.root, &self.id, self.processes.as_slice());
+        counters::take(Whose { root, id, processes, watch: &self.watch }, counting)
+    }
 }
 
 impl RevisionStatus {
-    pub(crate) fn of(view: PoolView) -> Self {
+    pub(crate) fn of(view: PoolView, root: &RunRoot) -> Self {
         let instances = view.instances.into_iter().map(|instance| {
             let group = instance.group.as_deref();
             let processes = group.map(members).unwrap_or(instance.processes);
@@ -141,6 +154,8 @@ impl RevisionStatus {
                 memory: resident(&processes),
                 paging: instance.paging,
                 processes,
+                watch: instance.watch,
+                root: root.clone(),
             }
         });
         Self {

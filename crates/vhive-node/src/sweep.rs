@@ -11,6 +11,7 @@ use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
+use vhive_api::Cpus;
 use vhive_sandbox::{RunRoot, cgroup, network, oci};
 
 /// The lock's name in the state directory.
@@ -170,6 +171,12 @@ impl Ground {
             tracing::warn!(sandboxes = swept, "leftovers of an earlier node removed");
         }
         Ok(Self { lock, run_root, swept })
+    }
+
+    /// The same ground, whose sandboxes run on these processors only.
+    pub(crate) fn on(mut self, cpus: Cpus) -> Self {
+        self.run_root = self.run_root.clone().on(cpus);
+        self
     }
 
     /// The run directory, and the tag in every name that the node makes on the host.

@@ -11,15 +11,18 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use vhive_api::{Digest, RuntimeName, SandboxId};
+use vhive_api::{Cpus, Digest, RuntimeName, SandboxId};
 
-/// The run directory of one node, and the tag in all names that it makes on the host.
+/// The run directory of one node, the tag in all names that it makes on the host, and the
+/// processors that everything below its control group runs on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RunRoot {
     dir: PathBuf,
     tag: String,
+    cpus: Option<Arc<Cpus>>,
 }
 
 impl RunRoot {
@@ -35,7 +38,20 @@ impl RunRoot {
         use std::os::unix::ffi::OsStrExt as _;
         let mut tag = Digest::of(state_dir.as_os_str().as_bytes()).hex();
         tag.truncate(8);
-        Self { dir: base.join(&tag), tag }
+        Self { dir: base.join(&tag), tag, cpus: None }
+    }
+
+    /// The same, but its sandboxes run on these processors only;
+    /// [`check_cpus`](crate::cgroup::check_cpus) says whether they can.
+    #[must_use]
+    pub fn on(self, cpus: Cpus) -> Self {
+        Self { cpus: Some(Arc::new(cpus)), ..self }
+    }
+
+    /// The processors that its sandboxes are kept to; none = any.
+    #[must_use]
+    pub fn cpus(&self) -> Option<&Cpus> {
+        self.cpus.as_deref()
     }
 
     /// The directory; made on first use.

@@ -107,6 +107,12 @@ async fn invoke(session: &Session, step: &Step, cache: &'static str) -> Result<R
     let service = step.key.variant().service();
     let request = session.function(&step.key.function)?.request(&step.key.input)?;
     let deadline = session.step_deadline();
+    let failed = |source| StudyError::Node { doing: format!("cannot ask about {service}"), source };
+    // What a warm instance has used before is not this invocation's.
+    let before = match step.key.kind {
+        Kind::Warm => session.counted(&service).await?,
+        _ => None,
+    };
     let reply = match session.target.invoke(&service, request, deadline).await {
         Ok(reply) => reply,
         Err(error) => {
@@ -115,7 +121,11 @@ async fn invoke(session: &Session, step: &Step, cache: &'static str) -> Result<R
         }
     };
     row.client_us = Some(reply.took_us);
-    let failed = |source| StudyError::Node { doing: format!("cannot ask about {service}"), source };
+    let after = session.counted(&service).await?;
+    row.counters = match step.key.kind {
+        Kind::Warm => after.zip(before).and_then(|(after, before)| after.since(&before)),
+        _ => after.map(|after| after.counters),
+    };
     row.record = session.target.record(&service, &reply, deadline).await.map_err(failed)?;
     let simulated = row.record.as_ref().is_some_and(|r| r.runtime == RuntimeName::Sim);
     if !reply.status.is_success() {
@@ -151,6 +161,7 @@ pub(crate) fn blank(session: &Session, step: &Step, cache: &str) -> Row {
         rss_bytes: None,
         pss_bytes: None,
         guest_bytes: None,
+        counters: None,
         error: None,
         record: None,
     }

@@ -9,9 +9,11 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use vhive_api::Phase;
+use vhive_api::{Counter, Phase};
 
-use crate::row::{ROWS, ResultError, Row, STUDY, lines, text};
+use crate::analysis::counters;
+use crate::load::Load;
+use crate::row::{LOADS, ROWS, ResultError, Row, STUDY, lines, lines_if_there, text};
 use crate::simulate::{SIMULATION, Simulation};
 use crate::stats::{self, Difference};
 
@@ -236,11 +238,30 @@ impl Samples {
                 ("faults", memory.and_then(|memory| memory.faults).map(|faults| faults as f64)),
                 ("PSS MiB", mib(row.pss_bytes)),
                 ("RSS MiB", mib(row.rss_bytes)),
+                ("CPU ms", counters::value(row, Counter::CpuUs)),
+                ("minor faults", counters::value(row, Counter::MinorFaults)),
+                ("major faults", counters::value(row, Counter::MajorFaults)),
+                ("read MiB", counters::value(row, Counter::ReadBytes)),
+                ("million instructions", counters::value(row, Counter::Instructions)),
+                ("million cycles", counters::value(row, Counter::Cycles)),
             ];
             for (metric, figure) in figures {
                 if let Some(figure) = figure {
                     values.entry(What { group: group.clone(), metric }).or_default().push(figure);
                 }
+            }
+        }
+        let (loads, _) = lines_if_there::<Load>(&dir.join(LOADS))?;
+        for load in loads {
+            let Load { function, runtime, connections, .. } = &load;
+            let group = format!("{function} {runtime} throughput ×{connections}");
+            values
+                .entry(What { group: group.clone(), metric: "replies/s" })
+                .or_default()
+                .push(load.rate());
+            if let Some(each) = load.cpu_us_each() {
+                let what = What { group, metric: "CPU µs each" };
+                values.entry(what).or_default().push(each);
             }
         }
         Ok(Self { kind: "study", facts, values })
@@ -265,7 +286,10 @@ impl Samples {
     }
 
     fn load(dir: &Path) -> Result<Self, CompareError> {
-        let facts = facts(&dir.join(SUMMARY), &["planned", "sending_seconds", "outcomes"])?;
+        let facts = facts(
+            &dir.join(SUMMARY),
+            &["vhive", "host", "planned", "sending_seconds", "outcomes", "load_before"],
+        )?;
         let (rows, _) = lines::<Sent>(&dir.join(ROWS))?;
         let mut values: BTreeMap<What, Vec<f64>> = BTreeMap::new();
         for row in rows.iter().filter(|row| row.outcome == "ok") {
@@ -308,7 +332,8 @@ fn facts(path: &Path, chosen: &[&str]) -> Result<BTreeMap<String, String>, Resul
         }
     }
     let node = all.get("node");
-    for name in ["version", "runtimes", "start_threads", "accelerators", "default_runtime"] {
+    for name in ["version", "runtimes", "start_threads", "cpus", "accelerators", "default_runtime"]
+    {
         if let Some(value) = node.and_then(|node| node.get(name)) {
             flatten(&format!("node.{name}"), value, &mut flat);
         }

@@ -5,7 +5,7 @@
 
 use std::fmt::Write as _;
 
-use vhive_api::{FaultAt, Phase, StartKind};
+use vhive_api::{Counter, FaultAt, Phase, StartKind};
 
 use crate::analysis::Analysis;
 use crate::density::Density;
@@ -80,6 +80,7 @@ pub fn rows(rows: &[Row]) -> String {
     headings.extend(phases.iter().map(String::as_str));
     headings.extend(MEMORY);
     headings.extend(REST);
+    headings.extend(Counter::ALL.map(Counter::as_str));
     let mut text = line(headings.iter().map(|heading| (*heading).to_owned()));
     for row in rows {
         text.push_str(&line(cells(row)));
@@ -155,8 +156,10 @@ fn cells(row: &Row) -> impl Iterator<Item = String> {
         record.map(|record| record.id.as_str().to_owned()),
         row.runtime.or(record.map(|record| record.runtime)).map(|name| name.to_string()),
     ];
+    let counters = row.counters.as_ref();
+    let counters = Counter::ALL.map(|one| show(counters.and_then(|all| all.get(one))));
     let all = original.into_iter().chain(ours).chain(phases).chain(memory).chain(rest);
-    all.map(Option::unwrap_or_default).collect::<Vec<_>>().into_iter()
+    all.chain(counters).map(Option::unwrap_or_default).collect::<Vec<_>>().into_iter()
 }
 
 /// A line per fault of every row that has any: in the order of time, awaited ones apart.
@@ -300,9 +303,13 @@ pub fn loads(all: &[Load]) -> String {
         "load",
         "first_failure",
     ];
-    let mut text = line(headings.map(str::to_owned));
+    let counters = Counter::ALL.map(|counter| counter.as_str().to_owned());
+    let mut text = line(headings.map(str::to_owned).into_iter().chain(counters));
     for one in all {
-        text.push_str(&line([
+        let counted = one.counters.as_ref();
+        let counters = Counter::ALL
+            .map(|counter| show(counted.and_then(|all| all.get(counter))).unwrap_or_default());
+        let cells = [
             one.order.to_string(),
             one.function.clone(),
             one.runtime.to_string(),
@@ -316,7 +323,8 @@ pub fn loads(all: &[Load]) -> String {
             one.p99_us.map(number).unwrap_or_default(),
             one.load.map(number).unwrap_or_default(),
             one.first_failure.clone().unwrap_or_default(),
-        ]));
+        ];
+        text.push_str(&line(cells.into_iter().chain(counters)));
     }
     text
 }

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde::{Deserialize, Serialize};
+use vhive_api::Cpus;
 
 /// Facts that do not change during a study.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -19,6 +20,9 @@ pub struct Host {
     pub virtual_machine: bool,
     /// CPUs that this process may use.
     pub cores: usize,
+    /// The CPUs that the measuring process kept itself to, if it was told to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kept_to: Option<Cpus>,
     /// Physical memory in bytes.
     pub memory_bytes: Option<u64>,
     /// Release of the host's kernel.
@@ -53,6 +57,7 @@ impl Host {
             cpu: field("model name"),
             virtual_machine: flags.split(' ').any(|flag| flag == "hypervisor"),
             cores: std::thread::available_parallelism().map_or(1, usize::from),
+            kept_to: None,
             memory_bytes: memory,
             kernel: read("/proc/sys/kernel/osrelease").map(|text| text.trim().to_owned()),
             readahead_kib: readahead(),

@@ -27,6 +27,7 @@ pub mod parallel;
 pub mod plan;
 pub mod report;
 pub mod row;
+pub mod run;
 pub mod runtimes;
 pub mod schedule;
 pub mod session;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
-use vhive_api::RuntimeName;
+use vhive_api::{Counter, HostCounters, RuntimeName};
 
 use crate::deadline::Deadline;
 use crate::function::Request;
@@ -43,6 +43,9 @@ pub struct Load {
     pub p99_us: Option<f64>,
     /// The host's one-minute load average before it.
     pub load: Option<f64>,
+    /// What the instance's processes used of the host meanwhile; absent if it was not asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub counters: Option<HostCounters>,
 }
 
 impl Load {
@@ -50,6 +53,14 @@ impl Load {
     #[must_use]
     pub fn rate(&self) -> f64 {
         if self.seconds > 0.0 { self.replies as f64 / self.seconds } else { 0.0 }
+    }
+
+    /// CPU time of the instance's processes per reply, in microseconds; of failures too, so absent
+    /// if there were any.
+    #[must_use]
+    pub fn cpu_us_each(&self) -> Option<f64> {
+        let used = self.counters.as_ref()?.get(Counter::CpuUs)?;
+        (self.replies > 0 && self.failures == 0).then(|| used as f64 / self.replies as f64)
     }
 }
 

@@ -8,7 +8,9 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use vhive_api::{InvocationRecord, PrefetchPolicy, RuntimeName, SnapshotPolicy, Span, StartKind};
+use vhive_api::{
+    Cpus, InvocationRecord, PrefetchPolicy, RuntimeName, SnapshotPolicy, Span, StartKind,
+};
 
 pub use runtimes::Runtimes;
 
@@ -47,6 +49,11 @@ pub struct Plan {
     pub readahead_kib: Option<u32>,
     /// Replaces the manifests' `runtimeClassName`.
     pub runtime: Option<RuntimeName>,
+    /// What is counted of the sandboxes' processes.
+    pub counters: Counters,
+    /// The CPUs that the study itself keeps to; absent = any. Those of the sandboxes are the
+    /// node's to say.
+    pub cpus: Option<Cpus>,
     /// Whether replies are compared with the expected ones (never with the runtime `sim`).
     pub check_replies: bool,
     /// Left out of the means over functions.
@@ -198,6 +205,32 @@ impl FromStr for Kind {
     }
 }
 
+/// What is counted of the sandboxes' processes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Counters {
+    /// Nothing.
+    Off,
+    /// CPU time, page faults, I/O: what the kernel counts in any case.
+    #[default]
+    Basic,
+    /// Also perf events, which slow each switch to and from the processes down.
+    All,
+}
+
+impl FromStr for Counters {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "off" => Ok(Self::Off),
+            "basic" => Ok(Self::Basic),
+            "all" => Ok(Self::All),
+            _ => Err(format!("{text:?} is none of off, basic, all")),
+        }
+    }
+}
+
 /// What happens to the host's page cache before a measured cold start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -243,6 +276,8 @@ impl Default for Plan {
             advise_dir: None,
             readahead_kib: None,
             runtime: None,
+            counters: Counters::default(),
+            cpus: None,
             check_replies: true,
             not_in_means: vec!["sleep".to_owned()],
             attempts: 3,
@@ -362,6 +397,7 @@ mod tests {
             advise_dir: Some("x".into()),
             readahead_kib: Some(0),
             runtime: Some(RuntimeName::Sim),
+            cpus: Cpus::of([0]),
             runtimes: Runtimes { density: Some(vhive_api::Bytes::mib(64)), ..Runtimes::default() },
             ..Plan::default()
         });

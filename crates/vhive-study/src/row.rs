@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use vhive_api::{InvocationRecord, Phase, RuntimeName, StartKind};
+use vhive_api::{HostCounters, InvocationRecord, Phase, RuntimeName, StartKind};
 
 use crate::density::Density;
 use crate::host::Host;
@@ -95,6 +95,10 @@ pub struct Row {
     pub pss_bytes: Option<u64>,
     /// Memory of the guest as configured, in bytes.
     pub guest_bytes: Option<u64>,
+    /// What the sandbox's processes used of the host: of a warm invocation, during it; of others,
+    /// since they were started. Absent if it was not asked for, or there were several sandboxes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub counters: Option<HostCounters>,
     /// What went wrong: no reply, an error status, another reply than expected.
     pub error: Option<String>,
     /// The node's record of it.
@@ -289,7 +293,9 @@ pub(crate) fn lines<T: DeserializeOwned>(path: &Path) -> Result<(Vec<T>, bool), 
     Ok((rows, cut))
 }
 
-fn lines_if_there<T: DeserializeOwned>(path: &Path) -> Result<(Vec<T>, bool), ResultError> {
+pub(crate) fn lines_if_there<T: DeserializeOwned>(
+    path: &Path,
+) -> Result<(Vec<T>, bool), ResultError> {
     if path.exists() { lines(path) } else { Ok((Vec::new(), false)) }
 }
 

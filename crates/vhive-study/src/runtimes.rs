@@ -121,11 +121,14 @@ async fn throughput(session: &mut Session, step: &Step) -> Result<(), StudyError
         patience: plan.step_deadline.0,
     };
     let connections = part.connections;
+    let before = session.counted(&service).await?;
     let done = load::run(&session.target, looped).await;
     let done = done.map_err(|source| StudyError::Node {
         doing: format!("cannot send requests to {service}"),
         source,
     })?;
+    let after = session.counted(&service).await?;
+    let counters = after.zip(before).and_then(|(after, before)| after.since(&before));
     let (median_us, p99_us) = done.quantiles().unzip();
     session.keep_load(Load {
         function: what.function.to_owned(),
@@ -140,6 +143,7 @@ async fn throughput(session: &mut Session, step: &Step) -> Result<(), StudyError
         median_us,
         p99_us,
         load: busy,
+        counters,
     })?;
     session.empty(what).await
 }

@@ -15,7 +15,7 @@ use crate::http::{ApiError, Reply};
 use crate::load::Load;
 use crate::plan::{Cache, Kind, Plan};
 use crate::row::{Facts, Recorded, ResultError, Row, StudyName, Writer};
-use crate::target::Target;
+use crate::target::{Counted, Target};
 use crate::working_set::WorkingSet;
 
 /// Invocations until a service must be started as its kind says: snapshot taken, pages recorded.
@@ -35,6 +35,9 @@ pub enum StudyError {
     /// The host refuses what the plan asks for.
     #[error(transparent)]
     Host(#[from] crate::host::HostError),
+    /// The study cannot be kept to the CPUs of its plan.
+    #[error(transparent)]
+    Pin(#[from] vhive_load::pin::PinError),
     /// The result cannot be written.
     #[error(transparent)]
     Result(#[from] ResultError),
@@ -120,6 +123,10 @@ impl Session {
             working_sets: Vec::new(),
             runtimes: Vec::new(),
         };
+        if let Some(cpus) = &plan.cpus {
+            vhive_load::pin::pin(cpus)?;
+            facts.host.kept_to = Some(cpus.clone());
+        }
         let place = target.state_dir().unwrap_or(Path::new("/"));
         let readahead = plan.readahead_kib.map(|kib| Readahead::set(place, kib)).transpose()?;
         facts.readahead_set = readahead
@@ -310,6 +317,13 @@ impl Session {
                 self.note(format!("{function}: its pages are not counted: {}.", chain(&error)))
             }
         }
+    }
+
+    /// What a service's one instance has used of the host, if the plan asks for it.
+    pub(crate) async fn counted(&self, service: &str) -> Result<Option<Counted>, StudyError> {
+        let asked = self.target.counted(service, self.plan.counters, self.step_deadline()).await;
+        let doing = || format!("cannot ask what {service} has used");
+        asked.map_err(|source| StudyError::Node { doing: doing(), source })
     }
 
     /// Does to the page cache what the plan says; returns the word for the rows.

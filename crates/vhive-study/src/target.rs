@@ -7,11 +7,12 @@ use bytes::Bytes;
 use http::{Method, Request as HttpRequest};
 use http_body_util::Full;
 use serde_json::Value;
-use vhive_api::{InvocationRecord, RuntimeName};
+use vhive_api::{HostCounters, InvocationRecord, RuntimeName};
 
 use crate::deadline::Deadline;
 use crate::function::{LABEL, Request};
 use crate::http::{ApiError, Client, Door, Reply, invoke};
+use crate::plan::Counters;
 
 /// Between two questions that wait for the node to do something.
 const PAUSE: Duration = Duration::from_millis(20);
@@ -39,6 +40,23 @@ pub struct Footprint {
     pub pss: Option<u64>,
     /// Of the guest, as configured, in bytes.
     pub guest: Option<u64>,
+}
+
+/// What an instance had used of the host at a moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Counted {
+    /// Its sandbox.
+    pub sandbox: String,
+    /// What it had used since it was started.
+    pub counters: HostCounters,
+}
+
+impl Counted {
+    /// What it has used since an earlier moment; none if that was another instance.
+    #[must_use]
+    pub fn since(&self, earlier: &Self) -> Option<HostCounters> {
+        (self.sandbox == earlier.sandbox).then(|| self.counters.since(&earlier.counters))
+    }
 }
 
 impl Target {
@@ -184,6 +202,35 @@ impl Target {
             pss: mean("pss_bytes"),
             guest: guest.and_then(|text| text.parse::<vhive_api::Bytes>().ok()).map(|b| b.0),
         })
+    }
+
+    /// What the service's instance has used of the host; none if there is not exactly one, or
+    /// nothing is to be counted.
+    ///
+    /// # Errors
+    /// When the node does not answer, or with counters that this program does not know.
+    pub async fn counted(
+        &self,
+        service: &str,
+        counters: Counters,
+        deadline: Deadline,
+    ) -> Result<Option<Counted>, ApiError> {
+        let what = match counters {
+            Counters::Off => return Ok(None),
+            Counters::Basic => "describe?counters=basic",
+            Counters::All => "describe?counters=all",
+        };
+        let path = self.view(service, what);
+        let now = self.door.json(Method::GET, &path, None, deadline).await?;
+        let Some([one]) = now["instances"].as_array().map(Vec::as_slice) else { return Ok(None) };
+        let sandbox = one["sandbox"].as_str().unwrap_or_default().to_owned();
+        let counters = serde_json::from_value::<Option<HostCounters>>(one["counters"].clone());
+        let counters = counters.map_err(|error| ApiError::Strange {
+            at: "the node's counters".to_owned(),
+            what: error.to_string(),
+        })?;
+        let found = counters.filter(|counters| !counters.is_empty());
+        Ok(found.map(|counters| Counted { sandbox, counters }))
     }
 
     /// The newest working set of the service's snapshot, if it has one that this process may read.

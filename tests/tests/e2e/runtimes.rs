@@ -106,6 +106,59 @@ fn e2e_gvisor_is_restored_and_says_why_not_as_asked() {
     assert_eq!(traces(&tag), [""; 0]);
 }
 
+#[test]
+fn e2e_sandboxes_are_kept_to_cpus_and_what_they_use_is_counted() {
+    let test = "e2e_sandboxes_are_kept_to_cpus_and_what_they_use_is_counted";
+    let dir = Dir::new("pinned");
+    let offered = offered(test, &dir);
+    let online = fs::read_to_string("/sys/devices/system/cpu/online").expect("a list");
+    let last = online.trim().parse::<vhive_api::Cpus>().expect("a list").iter().last();
+    let (false, Some(cpu)) = (offered.is_empty(), last) else { return };
+    let refused = vhive(dir.path(), &["node", "--cpus", "0,8191"]).expect("runs");
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    if said.contains("cpuset is not mounted") {
+        eprintln!("SKIP {test}: the controller cpuset");
+        return;
+    }
+    assert!(!refused.status.success() && said.contains("CPU 8191 "), "{said}");
+
+    let node = TestNode::start(dir.path(), &format!("[node]\ncpus = \"{cpu}\"\n"));
+    let node = node.expect("the node starts");
+    let tag = tag(&dir);
+    for runtime in &offered {
+        apply(&node, &dir, &on(runtime, runtime, ""));
+        assert_eq!(invoke(&node, runtime)["status"], 200, "{runtime}");
+        let mut seen = 0;
+        for group in groups(&tag) {
+            for pid in fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default().lines() {
+                // One may end meanwhile.
+                let Ok(status) = fs::read_to_string(format!("/proc/{pid}/status")) else {
+                    continue;
+                };
+                let list = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
+                assert_eq!(list.map(str::trim), Some(cpu.to_string().as_str()), "{runtime} {pid}");
+                seen += 1;
+            }
+        }
+        assert!(seen > 0, "{runtime} has processes");
+
+        let used = |node: &TestNode| {
+            let described = node.json(&["describe", runtime]).expect("described");
+            described["instances"][0]["counters"].clone()
+        };
+        let cold = used(&node);
+        let count = |counters: &Value, name: &str| counters[name].as_u64();
+        assert!(count(&cold, "cpu_us").is_some_and(|us| us > 1000), "{runtime}: {cold}");
+        assert!(count(&cold, "minor_faults").is_some_and(|n| n > 10), "{runtime}: {cold}");
+        assert_eq!(cold.get("cycles"), None, "nobody has asked for perf events: {cold}");
+        assert_eq!(invoke(&node, runtime)["record"]["start"], "warm", "{runtime}");
+        let warm = used(&node);
+        assert!(count(&warm, "cpu_us") > count(&cold, "cpu_us"), "{runtime}: {cold} {warm}");
+    }
+    assert!(node.stop().expect("ends").success());
+    assert_eq!(traces(&tag), [""; 0]);
+}
+
 /// How many sandboxes are killed, somewhere between their first process and their reply.
 const KILLS: u32 = 200;
 

@@ -31,6 +31,7 @@ use self::core::{Action, Answer, Bounds, Core, InstanceNo, Refusal, WaiterNo};
 pub use self::lease::Lease;
 use self::liveness::Watched;
 use self::users::Users;
+use crate::counters::Watch;
 use crate::limits::{Full, NoRoom, Reservation};
 use crate::node::Shared;
 use crate::snapshots::CloneToken;
@@ -148,6 +149,8 @@ struct Slot {
     processes: Vec<Pid>,
     /// Lists them all, where there may be more.
     group: Option<PathBuf>,
+    /// What counts for whoever asks.
+    watch: Arc<Watch>,
     /// Once it is ready.
     instance: Option<Arc<Instance>>,
     /// Likewise, but while a snapshot is taken of it.
@@ -185,6 +188,7 @@ pub(crate) struct InstanceView {
     pub(crate) endpoint: Option<std::net::SocketAddr>,
     pub(crate) processes: Vec<Pid>,
     pub(crate) group: Option<PathBuf>,
+    pub(crate) watch: Arc<Watch>,
     pub(crate) paging: Option<MemoryFigures>,
 }
 
@@ -349,6 +353,7 @@ impl Pool {
                     endpoint: slot.instance.as_ref().map(|instance| instance.endpoint),
                     processes: slot.processes.clone(),
                     group: slot.group.clone(),
+                    watch: Arc::clone(&slot.watch),
                     paging: slot
                         .instance
                         .as_ref()
@@ -597,6 +602,7 @@ impl Pool {
             journal: Arc::clone(&journal),
             processes: Vec::new(),
             group: None,
+            watch: Arc::default(),
             instance: None,
             running: None,
         };

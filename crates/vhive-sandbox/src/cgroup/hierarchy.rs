@@ -52,7 +52,7 @@ pub(super) struct Hierarchy {
     pub(super) version: Version,
     /// Those of ours that it can limit.
     pub(super) controllers: Vec<Controller>,
-    /// Whether it is version 1's that says which processors a group may use.
+    /// Whether it says which processors a group may use.
     pub(super) has_processors: bool,
 }
 
@@ -70,6 +70,7 @@ pub(super) fn every() -> io::Result<Vec<Hierarchy>> {
         let offered = fs::read_to_string(hierarchy.mount.join("cgroup.controllers"));
         let offered = offered.unwrap_or_default();
         hierarchy.controllers = offered.split_whitespace().filter_map(Controller::named).collect();
+        hierarchy.has_processors = offered.split_whitespace().any(|name| name == "cpuset");
     }
     Ok(all)
 }
@@ -105,7 +106,8 @@ fn parse(mountinfo: &str) -> Vec<Hierarchy> {
 }
 
 impl Hierarchy {
-    fn is_ours(&self) -> bool {
+    /// Whether every sandbox has a group in it.
+    pub(super) fn is_ours(&self) -> bool {
         self.version == Version::V2 || !self.controllers.is_empty()
     }
 

@@ -6,11 +6,14 @@
 //! ```
 //!
 //! All hosts are served the same way: a directory in every hierarchy that is there. A controller
-//! that the host does not offer means a limit that is not applied; [`controllers`] tells.
+//! that the host does not offer means a limit that is not applied; [`controllers`] tells. Only
+//! processors that cannot be had are an error: who asks for them means it.
 
 mod attach;
 mod hierarchy;
 mod members;
+mod processors;
+mod usage;
 
 use std::fs;
 use std::io;
@@ -21,9 +24,11 @@ use vhive_api::{Bytes, SandboxId};
 
 use crate::deadline::Deadline;
 use crate::run_dir::RunRoot;
-use hierarchy::Hierarchy;
+use hierarchy::{Hierarchy, Version};
 
 pub use hierarchy::Controller;
+pub use processors::{PinError, check_cpus};
+pub use usage::{CpuTime, cpu_time};
 
 /// How long killing and removing one group may take; a process that survives SIGKILL for so long
 /// hangs in the kernel, and is reported.
@@ -68,7 +73,10 @@ impl Cgroup {
     /// Any I/O error, e.g. `PermissionDenied` without root, `AlreadyExists` if the identifier is
     /// in use; nothing is left behind.
     pub fn create(root: &RunRoot, id: &SandboxId, limits: &Limits) -> io::Result<Self> {
-        Self::create_in(hierarchy::mounted()?, root, id, limits)
+        let mut wanted = hierarchy::every()?;
+        let pinned = root.cpus().is_some();
+        wanted.retain(|h| h.is_ours() || (pinned && h.has_processors));
+        Self::create_in(wanted, root, id, limits)
     }
 
     /// Likewise in every hierarchy of the host: for a container runtime, which uses those as well
@@ -94,9 +102,8 @@ impl Cgroup {
     ) -> io::Result<Self> {
         let mut group = Self { dirs: Vec::new() };
         for hierarchy in hierarchies {
-            let parent = parent_of(root, &hierarchy);
-            let dir = parent.join(id.as_str());
-            make_both(&hierarchy, &parent, &dir).map_err(|e| naming(&dir, &e))?;
+            let dir = parent_of(root, &hierarchy).join(id.as_str());
+            make_both(root, &hierarchy, &dir).map_err(|e| naming(&dir, &e))?;
             group.dirs.push((hierarchy, dir));
         }
         if group.dirs.is_empty() {
@@ -226,7 +233,10 @@ fn parent_of(root: &RunRoot, hierarchy: &Hierarchy) -> PathBuf {
 }
 
 /// Makes a node's group if it is not there, and a sandbox's group in it.
-fn make_both(hierarchy: &Hierarchy, parent: &Path, dir: &Path) -> io::Result<()> {
+fn make_both(root: &RunRoot, hierarchy: &Hierarchy, dir: &Path) -> io::Result<()> {
+    let parent = &parent_of(root, hierarchy);
+    // In version 2 a new group has those of its parent by itself.
+    let inherits = hierarchy.has_processors && hierarchy.version == Version::V1;
     // Another sandbox's end may remove the node's empty group between the two steps.
     for _ in 0..100 {
         let made = fs::create_dir(parent);
@@ -236,12 +246,18 @@ fn make_both(hierarchy: &Hierarchy, parent: &Path, dir: &Path) -> io::Result<()>
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             Err(error) => return Err(error),
         }
-        if hierarchy.has_processors {
+        if inherits {
             inherit_processors(parent)?;
+        }
+        if let Some(cpus) = root.cpus().filter(|_| hierarchy.has_processors) {
+            match processors::pin(hierarchy, parent, cpus) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                pinned => pinned?,
+            }
         }
         match fs::create_dir(dir) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Ok(()) if hierarchy.has_processors => return inherit_processors(dir),
+            Ok(()) if inherits => return inherit_processors(dir),
             made => return made,
         }
     }

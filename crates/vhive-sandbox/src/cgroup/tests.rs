@@ -1,6 +1,8 @@
 use std::io::Read as _;
 use std::process::{Command, Stdio};
 
+use vhive_api::Cpus;
+
 use super::*;
 
 /// A run root of this test's own, or why there can be none here.
@@ -68,4 +70,80 @@ fn a_sweep_removes_what_a_killed_node_left_and_nothing_else() {
     assert!(left.dirs().all(|dir| !dir.exists()));
     assert!(kept.dirs().all(Path::exists));
     assert_eq!(sweep(&mine).expect("swept again"), [""; 0]);
+}
+
+/// A shell in a new group that does something when it is told to, and then waits for its end.
+fn in_group(group: &Cgroup, script: &str) -> std::process::Child {
+    let child = Command::new("sh")
+        .args(["-c", &format!("read go; {script}; echo done; read end")])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("spawned");
+    group.add(Pid::from_child(&child)).expect("added");
+    child
+}
+
+fn go(child: &mut std::process::Child) {
+    use std::io::{BufRead as _, BufReader, Write as _};
+    child.stdin.as_mut().expect("piped").write_all(b"go\n").expect("written");
+    let mut line = String::new();
+    BufReader::new(child.stdout.as_mut().expect("piped")).read_line(&mut line).expect("read");
+    assert_eq!(line, "done\n");
+}
+
+#[test]
+fn a_nodes_sandboxes_run_on_its_processors_only() {
+    let base = tempfile::tempdir().expect("a temporary directory");
+    let Some(root) = root(base.path()) else { return };
+    let online = fs::read_to_string("/sys/devices/system/cpu/online").expect("a list");
+    let last = online.trim().parse::<Cpus>().expect("the kernel's list").iter().last();
+    let cpus = Cpus::of(last).expect("a host has a processor");
+    if let Err(error) = check_cpus(&cpus) {
+        eprintln!("SKIP cgroup: {error}");
+        return;
+    }
+    let root = root.on(cpus.clone());
+    for everywhere in [false, true] {
+        let make = if everywhere { Cgroup::create_everywhere } else { Cgroup::create };
+        let group = make(&root, &SandboxId::random(), &Limits::default()).expect("made");
+        let mut child = in_group(&group, "sleep 1000 & true");
+        go(&mut child);
+        let members = group.members().expect("a group");
+        let pids = fs::read_to_string(members.join("cgroup.procs")).expect("its processes");
+        assert_eq!(pids.lines().count(), 2, "the shell and its child");
+        for pid in pids.lines() {
+            let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
+            let allowed = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
+            assert_eq!(allowed.map(str::trim), Some(cpus.to_string().as_str()));
+        }
+        let dirs: Vec<PathBuf> = group.dirs().map(Path::to_owned).collect();
+        drop(group);
+        child.wait().expect("reaped");
+        assert!(dirs.iter().all(|dir| !dir.parent().expect("the node's").exists()), "{dirs:?}");
+    }
+}
+
+#[test]
+fn a_group_counts_what_its_processes_have_used_also_ended_ones() {
+    let base = tempfile::tempdir().expect("a temporary directory");
+    let Some(root) = root(base.path()) else { return };
+    let id = SandboxId::random();
+    let group = Cgroup::create_everywhere(&root, &id, &Limits::default()).expect("made");
+    let Some(before) = cpu_time(&root, &id) else {
+        eprintln!("SKIP cgroup: none counts CPU time");
+        return;
+    };
+    // The inner shell does the work and has ended before it is asked for.
+    let work = "sh -c 'i=0; while [ $i -lt 60000 ]; do i=$((i+1)); done'";
+    let mut child = in_group(&group, work);
+    go(&mut child);
+    let after = cpu_time(&root, &id).expect("as before");
+    assert!(after.total_us > before.total_us + 1000, "{before:?} {after:?}");
+    if let Some((user, system)) = after.parts_us {
+        assert!(user + system <= after.total_us + 1, "{after:?}");
+    }
+    drop(group);
+    child.wait().expect("reaped");
+    assert_eq!(cpu_time(&root, &id), None);
 }

@@ -13,6 +13,7 @@ use http::header;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use vhive_api::{InvocationRecord, SandboxId};
+use vhive_node::counters::{Counting, offered};
 use vhive_node::{InstanceStatus, Line, LogFollower, StartFailure, StartReport};
 
 use super::State;
@@ -26,6 +27,25 @@ use crate::status::chain;
 pub(super) struct DescribeQuery {
     /// With the instances' proportional memory, which the kernel takes milliseconds to add up.
     footprint: bool,
+    /// With what the instances' processes have used of the host.
+    counters: Option<CountersQuery>,
+}
+
+/// How much is counted.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum CountersQuery {
+    Basic,
+    All,
+}
+
+impl From<CountersQuery> for Counting {
+    fn from(asked: CountersQuery) -> Self {
+        match asked {
+            CountersQuery::Basic => Self::Basic,
+            CountersQuery::All => Self::All,
+        }
+    }
 }
 
 /// `GET …/describe`: everything that is known of a service.
@@ -45,7 +65,7 @@ pub(super) async fn describe(
     // Reads /proc for each instance.
     let look = move || {
         let status = node.status(&key)?;
-        let instances = status.instances.iter().map(|one| instance(one, query.footprint));
+        let instances = status.instances.iter().map(|one| instance(one, &query));
         let instances: Vec<Value> = instances.collect();
         Some((status, instances))
     };
@@ -68,8 +88,10 @@ pub(super) async fn describe(
     })))
 }
 
-fn instance(instance: &InstanceStatus, with_footprint: bool) -> Value {
-    let footprint = if with_footprint { instance.footprint() } else { None };
+fn instance(instance: &InstanceStatus, query: &DescribeQuery) -> Value {
+    // First, so that it is as near to what is counted as can be.
+    let counters = query.counters.map(|asked| instance.counters(asked.into()));
+    let footprint = if query.footprint { instance.footprint() } else { None };
     let resident = footprint.map(|found| found.rss).or(instance.memory);
     json!({
         "sandbox": instance.id,
@@ -80,6 +102,7 @@ fn instance(instance: &InstanceStatus, with_footprint: bool) -> Value {
         "memory_bytes": resident.map(|bytes| bytes.0),
         "pss_bytes": footprint.map(|found| found.pss.0),
         "paging": instance.paging,
+        "counters": counters,
     })
 }
 
@@ -236,6 +259,8 @@ pub(super) async fn node(shared: State) -> Json<Value> {
         "max_instances": config.max_instances,
         "max_memory_bytes": config.max_memory().0,
         "start_threads": config.start_threads(),
+        "cpus": config.cpus,
+        "counters": offered(),
         "state_dir": config.state_dir,
         "run_dir": node.run_root().dir(),
         "revisions": node.revisions().iter().map(ToString::to_string).collect::<Vec<_>>(),

@@ -200,9 +200,15 @@ async fn views_tell_starts_failures_logs_and_metrics() {
     let (one, same) = (&footprint["instances"][0], &hello["instances"][0]["sandbox"]);
     assert_eq!(one["sandbox"], *same);
     assert_eq!(one.get("pss_bytes"), Some(&Value::Null), "`sim` has no processes: {one}");
-    assert_eq!(world.api("GET", &(view("hello") + "?colour=red"), None).await.0, 400);
+    let (_, counted) = world.api("GET", &(view("hello") + "?counters=all"), None).await;
+    assert_eq!(counted["instances"][0]["counters"], json!({}), "absent, not zero: {counted}");
+    assert_eq!(hello["instances"][0]["counters"], Value::Null, "nobody asked");
+    for query in ["?colour=red", "?counters=some"] {
+        assert_eq!(world.api("GET", &(view("hello") + query), None).await.0, 400, "{query}");
+    }
     let (_, node) = world.api("GET", "/vhive/v1/node", None).await;
     assert_eq!(node["accelerators"], json!({}), "`sim` has no guests");
+    assert!(node["counters"]["hardware"].is_string() && node["cpus"].is_null(), "{node}");
     let (_, broken) = world.api("GET", &view("broken"), None).await;
     assert!(broken["last_failure"]["console"].to_string().contains("as told"), "{broken}");
     let (_, object) = world.api("GET", &format!("{SERVICES}/broken"), None).await;

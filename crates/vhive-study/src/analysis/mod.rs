@@ -1,5 +1,6 @@
 //! From rows to figures: series, ratios, warnings. Pure.
 
+pub(crate) mod counters;
 mod pages;
 mod ratios;
 mod runtimes;

@@ -85,6 +85,8 @@ pub struct Throughput {
     pub median_ms: Option<f64>,
     /// Likewise of the 99th percentile.
     pub p99_ms: Option<f64>,
+    /// CPU time of the instance's processes per reply, likewise, in microseconds.
+    pub cpu_us_each: Option<f64>,
     /// Requests without the expected reply.
     pub failures: u64,
 }
@@ -182,14 +184,15 @@ fn throughputs(result: &StudyResult) -> Vec<Throughput> {
         let Some(summary) = Summary::of(&rates, plan.seed) else { continue };
         let middle = |get: fn(&Load) -> Option<f64>| {
             let values: Vec<f64> = ours.iter().filter_map(|load| get(load)).collect();
-            stats::median(&values).map(|us| us / 1e3)
+            stats::median(&values)
         };
         found.push(Throughput {
             function: function.to_owned(),
             runtime,
             connections,
-            median_ms: middle(|load| load.median_us),
-            p99_ms: middle(|load| load.p99_us),
+            median_ms: middle(|load| load.median_us).map(|us| us / 1e3),
+            p99_ms: middle(|load| load.p99_us).map(|us| us / 1e3),
+            cpu_us_each: middle(Load::cpu_us_each),
             failures: ours.iter().map(|load| load.failures).sum(),
             rates,
             summary,

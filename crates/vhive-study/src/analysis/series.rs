@@ -2,13 +2,15 @@
 
 use std::collections::BTreeMap;
 
-use vhive_api::{Phase, RuntimeName};
+use vhive_api::{Counter, Phase, RuntimeName};
 
 use crate::function::Variant;
 use crate::plan::Kind;
 use crate::row::{Facts, Row, StudyName, StudyResult};
 use crate::schedule::{inputs, levels};
 use crate::stats::{Summary, median};
+
+use super::counters;
 
 /// What makes rows comparable.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -106,7 +108,7 @@ impl Slice {
 pub struct Measure {
     /// E.g. `total`.
     pub name: &'static str,
-    /// `ms`, `MiB`, `pages` or `faults`.
+    /// E.g. `ms`, `MiB`, `pages`, `faults`; empty of a ratio.
     pub unit: &'static str,
     /// The values, in the order in which they were measured.
     pub values: Vec<f64>,
@@ -263,6 +265,17 @@ fn series(key: Key, rows: &[&Row], facts: &Facts) -> Series {
         measure("RSS", "MiB", mib, &|row| row.rss_bytes),
         measure("PSS", "MiB", mib, &|row| row.pss_bytes),
     ];
+    let counted_by_host = |name, unit, get: &dyn Fn(&Row) -> Option<f64>| {
+        let values: Vec<f64> = counted.iter().filter_map(|row| get(row)).collect();
+        let summary = Summary::of(&values, plan.seed)?;
+        Some(Measure { name, unit, values, summary })
+    };
+    let host = Counter::ALL.map(|counter| {
+        let (name, unit) = counters::name_of(counter);
+        counted_by_host(name, unit, &|row| counters::value(row, counter))
+    });
+    let (name, unit) = counters::PER_CYCLE;
+    let per_cycle = counted_by_host(name, unit, &counters::per_cycle);
     let slice = |slice: Slice| {
         let lengths: Vec<f64> = counted.iter().map(|row| slice.of(row) as f64 / 1e3).collect();
         median(&lengths).filter(|length| *length > 0.0).map(|length| (slice, length))
@@ -272,7 +285,7 @@ fn series(key: Key, rows: &[&Row], facts: &Facts) -> Series {
         label,
         counted: counted.len(),
         left_out,
-        measures: measures.into_iter().flatten().collect(),
+        measures: measures.into_iter().chain(host).chain([per_cycle]).flatten().collect(),
         slices: Slice::ALL.into_iter().filter_map(slice).collect(),
         guest_mib: guest.map(|bytes| bytes as f64 / mib),
         key,

@@ -1,6 +1,6 @@
 use std::path::Path;
 
-use vhive_api::{FaultAt, FaultTimeline, Phase, RECORD_VERSION, RuntimeName, StartKind};
+use vhive_api::{Counter, FaultAt, FaultTimeline, Phase, RECORD_VERSION, RuntimeName, StartKind};
 
 use super::*;
 use crate::load::Load;
@@ -76,6 +76,7 @@ pub(crate) fn fixture_of_runtimes() -> StudyResult {
             median_us: Some(100.0),
             p99_us: Some(900.0),
             load: None,
+            counters: Some([(Counter::CpuUs, 40_000)].into_iter().collect()),
         });
     }
     result.densities.push(crate::density::tests::density(9, 100));

@@ -7,6 +7,7 @@ use vhive_api::Phase;
 use crate::analysis::{Analysis, PageStats, Series, Slice};
 use crate::plan::Kind;
 use crate::row::{Facts, StudyName};
+use crate::stats::Summary;
 
 use super::svg::{Anchor, Area, Chart, Fill, Scale, Svg, WIDTH, short, text_width};
 
@@ -31,7 +32,8 @@ pub(super) fn all(analysis: &Analysis, facts: &Facts) -> Vec<Chart> {
         super::footprint::chart(analysis),
     ];
     let of_sandboxes = super::runtimes::charts(analysis).into_iter();
-    of_sandboxes.chain(charts.into_iter().flatten()).collect()
+    let of_counters = super::counters::charts(analysis);
+    of_sandboxes.chain(charts.into_iter().flatten()).chain(of_counters).collect()
 }
 
 fn fill(slice: Slice) -> Fill {
@@ -110,6 +112,13 @@ pub(super) fn rows(
     y
 }
 
+/// Under a bar of a row: least to greatest, and over it first to third quartile.
+pub(super) fn spread_below(svg: &mut Svg, scale: &Scale, s: &Summary, middle: f64) {
+    let y = middle + 9.0;
+    svg.line((scale.at(s.min), y), (scale.at(s.max), y), (0.7, 1.0));
+    svg.line((scale.at(s.q1), y), (scale.at(s.q3), y), (0.9, 3.0));
+}
+
 pub(super) fn height_of(groups: &[(&str, Vec<&Series>)]) -> f64 {
     groups.iter().map(|(_, all)| ROW + ROW * all.len() as f64 + 6.0).sum()
 }
@@ -126,7 +135,8 @@ fn phases(
 ) -> Option<Chart> {
     let groups = by_function(analysis, wanted);
     let length = |s: &Series| s.slices.iter().map(|(_, length)| length).sum::<f64>();
-    let most = greatest(&groups, length);
+    let longest = |s: &Series| s.measure("total").map_or(0.0, |total| total.summary.max);
+    let most = greatest(&groups, |s| length(s).max(longest(s)));
     if most <= 0.0 {
         return None;
     }
@@ -149,13 +159,18 @@ fn phases(
             svg.bar(area, fill(*slice), slice.label(), &tip);
             from += length;
         }
+        if let Some(total) = series.measure("total") {
+            spread_below(svg, &scale, &total.summary, middle);
+        }
         let label =
             figure(series, series.median("total").map(|total| format!("{} ms", short(total))));
-        svg.text((scale.at(from) + 6.0, middle + 4.0), Anchor::Start, &label);
+        let end = scale.at(from.max(longest(series)));
+        svg.text((end + 6.0, middle + 4.0), Anchor::Start, &label);
     });
     let caption = "Median length of each phase, stacked in the order in which they happen; the \
                    figure at the end is the median of totals, which need not be the sum of \
-                   medians, with its n.";
+                   medians, with its n. The line below a bar goes from the least to the greatest \
+                   total, its thick part from first to third quartile.";
     Some(Chart { name, title, caption: caption.to_owned(), svg: svg.finish(title, bottom + 40.0) })
 }
 
@@ -222,6 +237,8 @@ struct Bars<'a> {
     caption: &'a str,
     axis: &'a str,
     parts: [(Fill, &'a str); 2],
+    /// The measure whose spread is drawn below the bar.
+    spread: &'a str,
 }
 
 fn bars(
@@ -231,7 +248,9 @@ fn bars(
     label: impl Fn(&Series, [f64; 2]) -> String,
 ) -> Option<Chart> {
     let groups = by_function(analysis, |series| of(series).is_some());
-    let most = greatest(&groups, |s| of(s).map_or(0.0, |parts| parts.iter().sum()));
+    let longest = |s: &Series| s.measure(look.spread).map_or(0.0, |measure| measure.summary.max);
+    let sum = |s: &Series| of(s).map_or(0.0, |parts| parts.iter().sum());
+    let most = greatest(&groups, |s| longest(s).max(sum(s)));
     if most <= 0.0 {
         return None;
     }
@@ -256,11 +275,18 @@ fn bars(
             }
             from += part;
         }
-        let text = label(series, parts);
-        svg.text((scale.at(from) + 6.0, middle + 4.0), Anchor::Start, &text);
+        if let Some(measure) = series.measure(look.spread) {
+            spread_below(svg, &scale, &measure.summary, middle);
+        }
+        let (text, end) = (label(series, parts), scale.at(from.max(longest(series))));
+        svg.text((end + 6.0, middle + 4.0), Anchor::Start, &text);
     });
     let svg = svg.finish(look.title, bottom + 40.0);
-    let caption = look.caption.to_owned();
+    let caption = format!(
+        "{} The line below a bar goes from least to greatest, its thick part from first to third \
+         quartile.",
+        look.caption
+    );
     Some(Chart { name: look.name, title: look.title, caption, svg })
 }
 
@@ -276,6 +302,7 @@ fn working_sets(analysis: &Analysis) -> Option<Chart> {
                   them. Where the host's kernel pages, nobody can count.",
         axis: "MiB",
         parts: [(Fill::plain("#0072B2"), "prefetched"), (Fill::hatched("#E69F00"), "by faults")],
+        spread: "working set",
     };
     let of = |s: &Series| {
         let faulted = s.median("fault pages");
@@ -298,6 +325,7 @@ fn faults(analysis: &Analysis) -> Option<Chart> {
                   faults behind it.",
         axis: "milliseconds",
         parts: [(Fill::plain("#CC79A7"), "waited for memory"), (Fill::plain("#999999"), "")],
+        spread: "memory wait",
     };
     let of = |s: &Series| s.measure("faults").and(s.median("memory wait")).map(|wait| [wait, 0.0]);
     bars(analysis, &look, of, |series, [wait, _]| {
@@ -403,11 +431,15 @@ fn levels(analysis: &Analysis) -> Option<Chart> {
             }
             ends.push(y);
             let label = series.label.split(" ×").next().unwrap_or(&series.label);
-            svg.text((x + 10.0, y + 4.0), Anchor::Start, &format!("{function} {label}"));
+            let counts = all.iter().map(|s| s.counted);
+            let (least, most) = (counts.clone().min().unwrap_or(0), counts.max().unwrap_or(0));
+            let n = if least == most { format!("n={most}") } else { format!("n={least}–{most}") };
+            svg.text((x + 10.0, y + 4.0), Anchor::Start, &format!("{function} {label}  {n}"));
         }
     }
     let caption = "Median total per number of concurrent starts (mark), quartiles (thick), least \
-                   and greatest (thin); all repetitions together. Both axes are logarithmic.";
+                   and greatest (thin); all repetitions together, n of each number. Both axes are \
+                   logarithmic.";
     let title = "Concurrent cold starts";
     let svg = svg.finish(title, bottom + 50.0);
     Some(Chart { name: "levels", title, caption: caption.to_owned(), svg })

@@ -1,8 +1,8 @@
 //! The chart of memory on the host.
 
-use crate::analysis::Analysis;
+use crate::analysis::{Analysis, Series};
 
-use super::charts::{LEFT, RIGHT, by_function, greatest, height_of, rows};
+use super::charts::{LEFT, RIGHT, by_function, greatest, height_of, rows, spread_below};
 use super::svg::{Anchor, Area, Chart, Fill, Scale, Svg, short};
 
 const PSS: Fill = Fill::plain("#009E73");
@@ -13,8 +13,8 @@ const WORKING_SET: (usize, &str) = (3, "#D55E00");
 /// Resident memory beside the working set and the guest's memory, per function and start kind.
 pub(super) fn chart(analysis: &Analysis) -> Option<Chart> {
     let groups = by_function(analysis, |series| series.measure("RSS").is_some());
-    let most =
-        greatest(&groups, |s| s.median("RSS").unwrap_or(0.0).max(s.guest_mib.unwrap_or(0.0)));
+    let largest = |s: &Series| s.measure("RSS").map_or(0.0, |rss| rss.summary.max);
+    let most = greatest(&groups, |s| largest(s).max(s.guest_mib.unwrap_or(0.0)));
     if most <= 0.0 {
         return None;
     }
@@ -37,6 +37,9 @@ pub(super) fn chart(analysis: &Analysis) -> Option<Chart> {
             let area = Area { x, y: middle - 7.0, width: end - x, height: 14.0 };
             svg.bar(area, fill, "", &format!("{name}: {} MiB", short(to - from)));
         }
+        if let Some(measure) = series.measure("RSS") {
+            spread_below(svg, &scale, &measure.summary, middle);
+        }
         if let Some(working_set) = series.median("working set") {
             svg.mark((scale.at(working_set), middle), shape, colour);
         }
@@ -45,15 +48,17 @@ pub(super) fn chart(analysis: &Analysis) -> Option<Chart> {
         }
         // Beyond the mark of the guest's memory, if that is just behind the bar.
         let label = format!("{} MiB  n={}", short(rss), series.counted);
-        let past = scale.at(rss.max(series.guest_mib.filter(|g| g / most > 0.8).unwrap_or(0.0)));
-        let at = if past > RIGHT - 1.0 { RIGHT } else { scale.at(rss) };
+        let past = scale
+            .at(largest(series).max(series.guest_mib.filter(|g| g / most > 0.8).unwrap_or(0.0)));
+        let at = if past > RIGHT - 1.0 { RIGHT } else { scale.at(largest(series)) };
         svg.text((at + 6.0, middle + 4.0), Anchor::Start, &label);
     });
     let title = "Memory of a sandbox on the host";
     let caption = "Median resident memory of the sandbox's processes right after the reply, the \
                    VMM's own included (emulating, also the code that it has translated): the \
                    proportional set size, and what is resident beyond it \
-                   because others map the same pages. The diamond is the guest memory that the \
+                   because others map the same pages; below it from least to greatest RSS, and the \
+                   quartiles. The diamond is the guest memory that the \
                    pager brought in up to the reply, prefetched or by faults; of a boot, and where \
                    the host's kernel pages, nobody can count it.";
     let svg = svg.finish(title, bottom + 40.0);

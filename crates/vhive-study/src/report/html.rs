@@ -3,6 +3,7 @@
 use serde_json::Value;
 
 use crate::analysis::{Analysis, Series};
+use crate::host::Host;
 use crate::plan::Cache;
 use crate::row::{Facts, StudyName, StudyResult};
 
@@ -28,6 +29,7 @@ pub(super) fn page(result: &StudyResult, analysis: &Analysis, charts: &[Chart]) 
     page.push_str(&sandboxes(analysis));
     page.push_str(&pages(analysis));
     page.push_str(&footprint(analysis));
+    page.push_str(&counters(analysis));
     page.push_str(&numbers(analysis));
     page.push_str(&ratios(analysis));
     page.push_str(&phases(analysis));
@@ -80,7 +82,7 @@ fn subtitle(result: &StudyResult) -> String {
     )
 }
 
-fn time(at: &jiff::Timestamp) -> String {
+pub(super) fn time(at: &jiff::Timestamp) -> String {
     at.strftime("%Y-%m-%d %H:%M:%S UTC").to_string()
 }
 
@@ -145,7 +147,8 @@ fn sandboxes(analysis: &Analysis) -> String {
     );
     let rows = runtimes::against_rows(analysis);
     section("Sandboxes against each other, in numbers", &note, &runtimes::AGAINST, rows);
-    let note = "Medians over the repetitions; one instance, in a closed loop.";
+    let note = "Medians over the repetitions; one instance, in a closed loop. CPU time is that of \
+                the sandbox's processes, per reply.";
     section("Throughput", note, &runtimes::THROUGHPUT, runtimes::throughput_rows(analysis));
     let note = "One filling per sandbox. What is theirs is the number of instances times their mean \
                 PSS, as a share of the memory.";
@@ -180,6 +183,16 @@ fn footprint(analysis: &Analysis) -> String {
          working set is the guest memory that the pager brought in up to the reply. Memory that a \
          guest has not touched since it was restored is in none of them.</p>\n{}",
         table(&figures::FOOTPRINT, &rows, 2)
+    )
+}
+
+fn counters(analysis: &Analysis) -> String {
+    let Some((headings, rows)) = super::counters::table(analysis) else { return String::new() };
+    let headings: Vec<&str> = headings.iter().map(String::as_str).collect();
+    format!(
+        "<h2>What the sandboxes used of the host</h2>\n<p class=\"dim\">{}</p>\n{}",
+        super::counters::NOTE,
+        table(&headings, &rows, 2)
     )
 }
 
@@ -249,25 +262,34 @@ fn left_out(analysis: &Analysis) -> String {
     )
 }
 
-fn host(facts: &Facts) -> String {
-    let host = &facts.host;
+/// What is known of a host.
+pub(super) fn host_rows(host: &Host) -> Vec<(&'static str, String)> {
     let unknown = || "unknown".to_owned();
     let text = |value: &Option<String>| value.clone().unwrap_or_else(unknown);
+    let readahead: Vec<String> =
+        host.readahead_kib.iter().map(|(name, kib)| format!("{name}: {kib} KiB")).collect();
+    vec![
+        ("CPU", text(&host.cpu)),
+        ("the host is itself a virtual machine", host.virtual_machine.to_string()),
+        ("CPUs", host.cores.to_string()),
+        ("CPUs that the measuring kept to", any(host.kept_to.as_ref().map(ToString::to_string))),
+        ("memory", host.memory_bytes.map_or_else(unknown, |b| format!("{} MiB", b >> 20))),
+        ("kernel", text(&host.kernel)),
+        ("readahead before it", readahead.join(", ")),
+        ("git revision of the working directory", text(&host.git)),
+    ]
+}
+
+fn host(facts: &Facts) -> String {
+    let unknown = || "unknown".to_owned();
     let load = |value: Option<f64>| value.map_or_else(unknown, |load| format!("{load:.2}"));
     let node = |name: &str| {
         let value = facts.node.get(name);
         value.map_or_else(unknown, |v| v.as_str().map_or_else(|| v.to_string(), str::to_owned))
     };
-    let readahead: Vec<String> =
-        host.readahead_kib.iter().map(|(name, kib)| format!("{name}: {kib} KiB")).collect();
-    let memory = host.memory_bytes.map_or_else(unknown, |b| format!("{} MiB", b >> 20));
-    let mut rows = vec![
-        ("CPU", text(&host.cpu)),
-        ("the host is itself a virtual machine", host.virtual_machine.to_string()),
-        ("CPUs", host.cores.to_string()),
-        ("memory", memory),
-        ("kernel", text(&host.kernel)),
-        ("readahead before the study", readahead.join(", ")),
+    let mut rows = host_rows(&facts.host);
+    rows.extend([
+        ("CPUs that sandboxes were kept to", any(text_of(&facts.node, "cpus"))),
         (
             "readahead set for the study",
             facts.readahead_set.clone().unwrap_or_else(|| "no".to_owned()),
@@ -280,8 +302,12 @@ fn host(facts: &Facts) -> String {
         ("node", node("version")),
         ("runtimes of the node", node("runtimes")),
         ("start threads of the node", node("start_threads")),
-        ("git revision of the working directory", text(&host.git)),
-    ];
+    ]);
+    for (fact, name) in
+        [("switches counted", "software"), ("cycles counted", "hardware"), ("TopDown", "topdown")]
+    {
+        rows.extend(text_of(&facts.node["counters"], name).map(|said| (fact, said)));
+    }
     let accelerators: Vec<String> = accelerators(&facts.node)
         .map(|(runtime, name, reason)| format!("{runtime}: {name} ({reason})"))
         .collect();
@@ -291,6 +317,14 @@ fn host(facts: &Facts) -> String {
     let rows: Vec<Vec<String>> =
         rows.into_iter().map(|(name, value)| vec![name.to_owned(), value]).collect();
     format!("<h2 id=\"host\">Host</h2>\n{}", table(&["fact", "value"], &rows, 2))
+}
+
+fn any(cpus: Option<String>) -> String {
+    cpus.unwrap_or_else(|| "any".to_owned())
+}
+
+fn text_of(document: &Value, name: &str) -> Option<String> {
+    Some(document.get(name)?.as_str()?.to_owned())
 }
 
 /// Runtime, accelerator and the reason for it, as far as the node told.

@@ -8,7 +8,8 @@ use std::path::Path;
 use serde::Deserialize;
 
 use crate::compare::SUMMARY;
-use crate::row::{ROWS, ResultError};
+use crate::row::{ROWS, ResultError, text};
+use crate::run::RunFacts;
 use crate::stats::{median, upper_percent};
 
 use super::svg::{Anchor, Chart, Fill, Scale, Svg, WIDTH, short};
@@ -50,14 +51,16 @@ pub(super) fn is_one(dir: &Path) -> bool {
 /// Makes the report of a run.
 pub(super) fn build(dir: &Path) -> Result<Built, ReportError> {
     let (rows, cut) = read(&dir.join(ROWS))?;
+    let facts = facts(&dir.join(SUMMARY))?;
     let run = Run::of(&rows);
     let charts: Vec<Chart> =
         [run.over_time(), run.distribution(), run.lateness()].into_iter().flatten().collect();
     let mut warnings = run.warnings();
+    warnings.extend(busy(&facts));
     if cut {
         warnings.push("The last row was cut off and is left out.".to_owned());
     }
-    let page = run.page(dir, &charts, &warnings);
+    let page = run.page((dir, &facts), &charts, &warnings);
     let files = super::write(dir, &[("report.html", page.as_str())], &charts, &mut warnings)?;
     Ok(Built {
         report: dir.join("report.html"),
@@ -66,6 +69,20 @@ pub(super) fn build(dir: &Path) -> Result<Built, ReportError> {
         table: run.table(),
         findings: Vec::new(),
         warnings,
+    })
+}
+
+/// What stands beside the figures.
+fn facts(path: &Path) -> Result<RunFacts, ResultError> {
+    let content = |source| ResultError::Content { path: path.to_owned(), line: 1, source };
+    serde_json::from_str(&text(path)?).map_err(content)
+}
+
+pub(super) fn busy(facts: &RunFacts) -> Option<String> {
+    let most = facts.load_before.into_iter().chain(facts.load_after).fold(0.0_f64, f64::max);
+    let cores = facts.host.cores;
+    (cores > 0 && most > cores as f64).then(|| {
+        format!("The host was busy: its load average reached {most:.1} with {cores} CPU(s).")
     })
 }
 
@@ -186,9 +203,9 @@ impl<'a> Run<'a> {
         let (left, right) = (70.0, WIDTH - 30.0);
         let mut svg = Svg::new("over-time");
         let legend = [
-            (Fill::plain(COLOURS[0]), "median"),
-            (Fill::plain(COLOURS[1]), "p99"),
-            (Fill::plain(COLOURS[3]), "a cold start"),
+            (Fill::plain(COLOURS[0]), "median (unbroken)"),
+            (Fill::plain(COLOURS[1]), "p99 (dashes)"),
+            (Fill::plain(COLOURS[3]), "a cold start (diamond)"),
         ];
         let top = svg.legend(8.0, &legend) + 14.0;
         let bottom = top + 320.0;
@@ -260,7 +277,12 @@ impl<'a> Run<'a> {
         quantiles("lateness", (title, caption), &lines, "lateness, ms (log)")
     }
 
-    fn page(&self, dir: &Path, charts: &[Chart], warnings: &[String]) -> String {
+    fn page(
+        &self,
+        (dir, facts): (&Path, &RunFacts),
+        charts: &[Chart],
+        warnings: &[String],
+    ) -> String {
         let name = dir.file_name().map(|name| name.to_string_lossy().into_owned());
         let below = format!(
             "<p class=\"dim\">{}; {} requests, {} successes</p>\n",
@@ -278,9 +300,32 @@ impl<'a> Run<'a> {
              was sent at its time, whatever came of those before. Latency is from the actual send to the reply's \
              last byte. Quantiles are exact, from every row.</p>\n",
         );
+        page.push_str(&told(facts));
         page.push_str(html::END);
         page
     }
+}
+
+/// Host and command, where the summary has them.
+pub(super) fn told(facts: &RunFacts) -> String {
+    let Some(vhive) = &facts.vhive else { return String::new() };
+    let load =
+        |value: Option<f64>| value.map_or_else(|| "unknown".to_owned(), |l| format!("{l:.2}"));
+    let time =
+        |at: Option<jiff::Timestamp>| at.map_or_else(|| "unknown".to_owned(), |at| html::time(&at));
+    let mut rows = html::host_rows(&facts.host);
+    rows.extend([
+        (
+            "load average before, after",
+            format!("{}, {}", load(facts.load_before), load(facts.load_after)),
+        ),
+        ("began, ended", format!("{}, {}", time(facts.began), time(facts.ended))),
+        ("vhive", vhive.clone()),
+        ("command", facts.command.join(" ")),
+    ]);
+    let rows: Vec<Vec<String>> =
+        rows.into_iter().map(|(name, value)| vec![name.to_owned(), value]).collect();
+    format!("<h2 id=\"host\">Host</h2>\n{}", html::table(&["fact", "value"], &rows, 2))
 }
 
 /// Quantiles of several samples, a line each.

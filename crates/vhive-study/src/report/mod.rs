@@ -10,6 +10,7 @@
 
 mod charts;
 pub mod compare;
+mod counters;
 mod figures;
 mod footprint;
 mod html;
@@ -18,6 +19,7 @@ mod png;
 mod runtimes;
 mod simulate;
 mod svg;
+mod sweep;
 mod timelines;
 
 #[cfg(test)]
@@ -126,6 +128,9 @@ pub fn build(dir: &Path) -> Result<Built, ReportError> {
     }
     if load::is_one(dir) && !dir.join(STUDY).exists() {
         return load::build(dir);
+    }
+    if sweep::is_one(dir) && !dir.join(STUDY).exists() {
+        return sweep::build(dir);
     }
     let result = StudyResult::read(dir)?;
     let analysis = Analysis::of(&result);

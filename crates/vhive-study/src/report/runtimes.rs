@@ -236,7 +236,7 @@ pub(super) fn against_rows(analysis: &Analysis) -> Vec<Vec<String>> {
 }
 
 /// Headings of [`throughput_rows`].
-pub(super) const THROUGHPUT: [&str; 9] = [
+pub(super) const THROUGHPUT: [&str; 10] = [
     "function",
     "sandbox",
     "connections",
@@ -245,6 +245,7 @@ pub(super) const THROUGHPUT: [&str; 9] = [
     "95 % interval",
     "median ms",
     "99 % ms",
+    "CPU µs each",
     "failed",
 ];
 
@@ -260,6 +261,7 @@ pub(super) fn throughput_rows(analysis: &Analysis) -> Vec<Vec<String>> {
             one.summary.interval.map_or_else(dash, |i| interval(&i)),
             cell(one.median_ms),
             cell(one.p99_ms),
+            cell(one.cpu_us_each),
             one.failures.to_string(),
         ]
     };

@@ -5,7 +5,7 @@ use std::path::Path;
 use crate::csv;
 use crate::simulate::{Outcome, SimFacts, Simulation, TraceKind};
 
-use super::svg::{Anchor, Chart, Fill, Scale, Svg, WIDTH, short};
+use super::svg::{Anchor, Chart, Scale, Svg, WIDTH, short};
 use super::{Built, ReportError, html};
 
 /// Colours of policies, in turn; their marks differ too.
@@ -149,15 +149,14 @@ fn added(outcomes: &[Outcome]) -> Option<Chart> {
     let (left, right, row) = (230.0, WIDTH - 30.0, 24.0);
     let mut svg = Svg::new("added");
     let parts = [(0.9, "p90"), (0.95, "p95"), (0.99, "p99"), (0.999, "p99.9"), (1.0, "greatest")];
-    let legend: Vec<(Fill, &str)> = parts
-        .iter()
-        .enumerate()
-        .map(|(nth, (_, name))| (Fill::plain(colour(nth)), *name))
-        .collect();
-    let top = svg.legend(8.0, &legend);
+    let legend: Vec<(usize, &str, &str)> =
+        parts.iter().enumerate().map(|(nth, (_, name))| (nth, colour(nth), *name)).collect();
+    let top = svg.key(8.0, &legend);
     let bottom = top + row * outcomes.len() as f64;
     let scale = Scale::logarithmic((low, high), (left, right));
-    svg.axis(&scale, (top, bottom), "added latency in milliseconds, logarithmic");
+    let n = outcomes.iter().map(|one| one.invocations).max().unwrap_or(0);
+    let unit = format!("added latency in milliseconds, logarithmic; n={n} invocations each");
+    svg.axis(&scale, (top, bottom), &unit);
     for (nth, one) in outcomes.iter().enumerate() {
         let y = top + row * (nth as f64 + 0.5);
         svg.text((left - 10.0, y + 4.0), Anchor::End, &one.label());
@@ -193,7 +192,8 @@ fn over_time(outcomes: &[Outcome]) -> Option<Chart> {
     let across = Scale::linear(minutes as f64, (left, right));
     let down = Scale::linear(most as f64 * 1.05, (bottom, top));
     svg.rules(&down, (left, right));
-    svg.axis(&across, (top, bottom), "minute");
+    let n = outcomes.iter().map(|one| one.invocations).max().unwrap_or(0);
+    svg.axis(&across, (top, bottom), &format!("minute; n={n} invocations each"));
     let italic = "font-style=\"italic\"";
     svg.styled((left - 60.0, top - 10.0), Anchor::Start, italic, "instances");
     let mut named = Vec::new();
@@ -306,7 +306,17 @@ fn method(facts: &SimFacts) -> String {
     ];
     let text: String =
         paragraphs.iter().map(|text| format!("<p>{}</p>\n", super::svg::escape(text))).collect();
-    format!("<h2 id=\"method\">Method</h2>\n{text}")
+    let rows = html::host_rows(&facts.host).into_iter();
+    let rows: Vec<Vec<String>> = rows.map(|(name, value)| vec![name.to_owned(), value]).collect();
+    let host = html::table(&["fact", "value"], &rows, 2);
+    let plan = toml::to_string_pretty(plan).unwrap_or_default();
+    let plan: Vec<String> = plan.lines().map(super::svg::escape).collect();
+    format!(
+        "<h2 id=\"method\">Method</h2>\n{text}<details><summary>The plan</summary>\n<pre>{}</pre>\n\
+         </details>\n<h2 id=\"host\">Host that simulated</h2>\n<p class=\"dim\">It has no influence on \
+         the figures.</p>\n{host}",
+        plan.join("\n")
+    )
 }
 
 fn rows_csv(outcomes: &[Outcome]) -> String {

@@ -243,6 +243,17 @@ impl Svg {
         places.into_iter().fold(0.0, f64::max) + 16.0
     }
 
+    /// Marks with their names, in one line; returns the y below them.
+    pub(super) fn key(&mut self, y: f64, entries: &[(usize, &str, &str)]) -> f64 {
+        let mut x = 16.0;
+        for (shape, colour, name) in entries {
+            self.mark((x, y + 6.0), *shape, colour);
+            self.text((x + 10.0, y + 10.5), Anchor::Start, name);
+            x += 10.0 + text_width(name, TEXT) + 22.0;
+        }
+        y + 26.0
+    }
+
     /// Swatches with their names, wrapped; returns the y below them.
     pub(super) fn legend(&mut self, y: f64, entries: &[(Fill, &str)]) -> f64 {
         let (mut x, mut y) = (10.0, y);

@@ -55,8 +55,10 @@ struct Failure {
 /// [`crate::exit::Exit::NotFound`], or when the node does not answer.
 pub(crate) async fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
     let namespace = &context.global.namespace;
-    let path =
-        format!("/vhive/v1/namespaces/{namespace}/services/{}/describe?footprint=true", args.name);
+    let path = format!(
+        "/vhive/v1/namespaces/{namespace}/services/{}/describe?footprint=true&counters=basic",
+        args.name
+    );
     let answer: Value = context.client.get(&path).await?;
     if context.global.output == Format::Json {
         output::json(&answer)?;
@@ -105,11 +107,15 @@ fn print(described: &Described) {
                     text(instance, "/endpoint"),
                     mib("memory_bytes"),
                     mib("pss_bytes"),
+                    instance["counters"]["cpu_us"]
+                        .as_u64()
+                        .map_or_else(|| "-".to_owned(), output::micros),
                     text(instance, "/since"),
                 ]
             })
             .collect();
-        let headings = ["INSTANCE", "STATE", "REQUESTS", "ENDPOINT", "RSS", "PSS", "SINCE"];
+        let headings =
+            ["INSTANCE", "STATE", "REQUESTS", "ENDPOINT", "RSS", "PSS", "CPU TIME", "SINCE"];
         output::line(format!("\n{}", output::table(&headings, &rows)));
     }
     if let Some(start) = &described.last_start {

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use serde::Serialize;
 use serde_json::json;
 use vhive_api::RuntimeName;
+use vhive_node::counters::{Offered, offered};
 use vhive_sandbox::firecracker::Firecracker;
 use vhive_sandbox::host::{Fact, Verdict, facts};
 use vhive_sandbox::kernel::KernelStore;
@@ -49,7 +50,8 @@ pub(crate) fn run(global: &Global, config: &Config, _: &Args) -> anyhow::Result<
     ];
     let any = isolating.iter().any(|line| line.answer == "yes");
     let runtimes: Vec<Line> = isolating.into_iter().chain([sim()]).collect();
-    let host: Vec<Line> = facts(&config.node.state_dir).into_iter().map(of_fact).collect();
+    let mut host: Vec<Line> = facts(&config.node.state_dir).into_iter().map(of_fact).collect();
+    host.push(counters());
     match global.output {
         Format::Json => output::json(&json!({ "runtimes": runtimes, "host": host }))?,
         Format::Table => {
@@ -128,6 +130,31 @@ fn sim() -> Line {
         found: "isolates nothing; for tests and dry runs".to_owned(),
         follows: String::new(),
     }
+}
+
+/// What studies can count of a sandbox's processes.
+fn counters() -> Line {
+    let name = "counters".to_owned();
+    let always = "CPU time, page faults, I/O, memory";
+    let Offered { software, hardware, topdown } = offered();
+    let mut found = always.to_owned();
+    let mut lacks: Vec<String> = Vec::new();
+    match software {
+        Ok(()) => found.push_str(", switches"),
+        Err(why) => lacks.push(format!("no switches: {why}")),
+    }
+    match (hardware, topdown) {
+        (Err(why), _) => lacks.push(format!("no cycles, cache misses or TopDown: {why}")),
+        (Ok(()), Err(why)) => {
+            found.push_str(", cycles, cache misses");
+            lacks.push(format!("no TopDown: {why}"));
+        }
+        (Ok(()), Ok(levels)) => {
+            found.push_str(&format!(", cycles, cache misses, TopDown level {levels}"));
+        }
+    }
+    let answer = if lacks.is_empty() { "good" } else { "limited" };
+    Line { name, answer, found, follows: lacks.join("; ") }
 }
 
 fn of_fact(fact: Fact) -> Line {

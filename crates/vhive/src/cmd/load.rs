@@ -15,9 +15,10 @@ use vhive_load::output::{Also, Files, Rows, Writer, write_json};
 use vhive_load::summary::Summary;
 use vhive_load::sweep::{self, round_robin};
 use vhive_load::{Load, Outcome, Ran, Stop, closed_loop, open_loop};
+use vhive_study::run::RunFacts;
 
 use self::args::{
-    ClosedArgs, DeployArgs, Gaps, RpsArgs, SampleArgs, SweepArgs, SynthArgs, TraceArgs,
+    ClosedArgs, DeployArgs, Gaps, RpsArgs, SampleArgs, SweepArgs, SynthArgs, To, TraceArgs,
 };
 use self::starts::Starts;
 use crate::cli::{Format, Global};
@@ -77,7 +78,7 @@ async fn rps(
     let load = args.common.load()?;
     let shots = round_robin(&arrivals, load.targets.len());
     let files = args.common.files(&load);
-    let run = Run::begin(config, args.common.to.records, files, None)?;
+    let run = Run::begin(config, &args.common.to, files, None)?;
     let ran = open_loop(&load, shots, run.rows.clone(), stop).await;
     run.end(global, &ran?)
 }
@@ -90,7 +91,7 @@ async fn closed(
 ) -> anyhow::Result<ExitCode> {
     let mut load = args.common.load()?;
     load.connections = load.connections.max(args.clients);
-    let run = Run::begin(config, args.common.to.records, args.common.files(&load), None)?;
+    let run = Run::begin(config, &args.common.to, args.common.files(&load), None)?;
     let ran = closed_loop(&load, args.clients, args.time.0, run.rows.clone(), stop).await;
     run.end(global, &ran?)
 }
@@ -101,19 +102,36 @@ struct Run {
     writer: Writer,
     rows: std::sync::mpsc::Sender<Vec<vhive_load::Row>>,
     starts: Option<Starts>,
+    facts: RunFacts,
+}
+
+/// A run's figures and what stands beside them.
+#[derive(serde::Serialize)]
+struct Told<'a, T> {
+    #[serde(flatten)]
+    figures: &'a T,
+    #[serde(flatten)]
+    facts: RunFacts,
+}
+
+fn begin_facts(to: &To) -> anyhow::Result<RunFacts> {
+    let command = std::env::args_os().skip(1);
+    let command = command.map(|word| word.to_string_lossy().into_owned()).collect();
+    Ok(RunFacts::begin(command, to.cpus.as_ref())?)
 }
 
 impl Run {
     fn begin(
         config: &Config,
-        records: bool,
+        to: &To,
         files: Files,
         also: Option<Box<dyn Also>>,
     ) -> anyhow::Result<Self> {
         let dir = files.dir.clone();
-        let starts = records.then(|| Starts::begin(config.api_socket())).transpose()?;
+        let facts = begin_facts(to)?;
+        let starts = to.records.then(|| Starts::begin(config.api_socket())).transpose()?;
         let (writer, rows) = Writer::begin(files, also)?;
-        Ok(Self { dir, writer, rows, starts })
+        Ok(Self { dir, writer, rows, starts, facts })
     }
 
     fn end(self, global: &Global, ran: &Ran) -> anyhow::Result<ExitCode> {
@@ -126,7 +144,8 @@ impl Run {
             summary.starts = rows.add_starts(&known)?.into_iter().collect();
         }
         summary.rows_lost = rows.lost.as_ref().map_or(0, |(count, _)| *count);
-        write_json(&self.dir.join("summary.json"), &summary)?;
+        let told = Told { figures: &summary, facts: self.facts.end() };
+        write_json(&self.dir.join("summary.json"), &told)?;
         show(global, &summary)?;
         output::note(format!("rows in {}, {}", self.dir.display(), latencies.display()));
         end(rows)
@@ -162,6 +181,7 @@ async fn sweep_rates(global: &Global, args: SweepArgs, stop: &Stop) -> anyhow::R
     let dir = args.common.out.clone();
     std::fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
     let plan = args.plan();
+    let facts = begin_facts(&args.common.to)?;
     let table = global.output == Format::Table;
     if table {
         output::line("RATE/S     SENT      FAILED  P50 US      P99 US      LATE P99 US  VERDICT");
@@ -182,7 +202,7 @@ async fn sweep_rates(global: &Global, args: SweepArgs, stop: &Stop) -> anyhow::R
         }
     })
     .await?;
-    write_json(&dir.join("sweep.json"), &done)?;
+    write_json(&dir.join("sweep.json"), &Told { figures: &done, facts: facts.end() })?;
     match global.output {
         Format::Json => output::json(&done)?,
         Format::Table => {

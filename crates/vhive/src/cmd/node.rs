@@ -10,6 +10,7 @@ use vhive_api::Span;
 use vhive_image::ImageStore;
 use vhive_node::{Ground, Node, Runtimes, Tools};
 use vhive_sandbox::Deadline;
+use vhive_sandbox::cgroup::check_cpus;
 use vhive_sandbox::firecracker::Firecracker;
 use vhive_sandbox::kernel::KernelStore;
 use vhive_sandbox::network::{NetworkPool, check_host};
@@ -37,6 +38,9 @@ pub(crate) struct Args {
     /// Most memory of all instances, e.g. 8GiB.
     #[arg(long)]
     max_memory: Option<vhive_api::Bytes>,
+    /// CPUs that all sandboxes run on, e.g. 1 or 2-5,8; any unless given.
+    #[arg(long, value_name = "LIST")]
+    cpus: Option<vhive_api::Cpus>,
     /// How long requests under way may take after a signal.
     #[arg(long, default_value = "30s", value_name = "TIME")]
     drain: Span,
@@ -76,8 +80,13 @@ pub(crate) fn run(global: &Global, mut config: Config, args: &Args) -> anyhow::R
         config.node.max_instances = most;
     }
     config.node.max_memory = args.max_memory.or(config.node.max_memory);
+    config.node.cpus = args.cpus.clone().or(config.node.cpus);
     config.node.validate()?;
     config.serving.validate()?;
+    if let Some(cpus) = &config.node.cpus {
+        // Before anything is on the host.
+        check_cpus(cpus).with_context(|| format!("cannot keep sandboxes to CPUs {cpus}"))?;
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(serve(global.output, config, args.drain))
 }

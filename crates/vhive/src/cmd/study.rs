@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use tokio::signal::unix::{SignalKind, signal};
 use vhive_api::{Bytes, RuntimeName};
-use vhive_study::plan::{COLD_START, Cache, PAGES, PARALLEL, RUNTIMES};
+use vhive_study::plan::{COLD_START, Cache, Counters, PAGES, PARALLEL, RUNTIMES};
 use vhive_study::{
     Deadline, Door, Kind, Plan, Session, StudyError, StudyName, Target, cold_start, parallel,
     runtimes,
@@ -63,6 +63,13 @@ pub(crate) struct Args {
     /// Runtime, instead of the manifests'.
     #[arg(long, value_name = "NAME")]
     runtime: Option<RuntimeName>,
+    /// What is counted of the sandboxes' processes, instead of the plan's: off, basic (CPU time,
+    /// page faults, I/O), all (also perf events: switches, cycles, cache misses, TopDown).
+    #[arg(long, value_name = "WHAT")]
+    counters: Option<Counters>,
+    /// CPUs that the study itself runs on, e.g. 0; the sandboxes' are `vhive node --cpus`.
+    #[arg(long, value_name = "LIST")]
+    cpus: Option<vhive_api::Cpus>,
     /// Leave the page cache as it is.
     #[arg(long)]
     keep_cache: bool,
@@ -217,6 +224,8 @@ fn override_plan(plan: &mut Plan, args: &Args) {
     }
     plan.repetitions = args.repetitions.unwrap_or(plan.repetitions);
     plan.runtime = args.runtime.or(plan.runtime);
+    plan.counters = args.counters.unwrap_or(plan.counters);
+    plan.cpus = args.cpus.clone().or_else(|| plan.cpus.take());
     plan.readahead_kib = args.readahead.or(plan.readahead_kib);
     if args.keep_cache {
         plan.cache = Cache::Keep;

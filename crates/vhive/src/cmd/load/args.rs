@@ -85,6 +85,9 @@ pub(crate) struct To {
     /// CPU.
     #[arg(long)]
     pub(crate) busy: bool,
+    /// CPUs that the generator runs on, e.g. 1 or 2-3; any unless given.
+    #[arg(long, value_name = "LIST")]
+    pub(crate) cpus: Option<vhive_api::Cpus>,
     /// Ask the node's records, once a second, how each request's instance was started.
     #[arg(long)]
     pub(crate) records: bool,

@@ -65,7 +65,7 @@ pub(crate) async fn run(
         .with_context(|| format!("cannot write {}", path.display()))?;
     let targets = plan.functions.iter().map(|function| function.name.clone()).collect();
     let files = Files { dir, latencies: "lat.csv".to_owned(), durations: None, targets };
-    let run = Run::begin(config, args.to.records, files, Some(Box::new(durations)))?;
+    let run = Run::begin(config, &args.to, files, Some(Box::new(durations)))?;
     let ran = open_loop(&load, plan.shots(), run.rows.clone(), stop).await;
     output::note(format!("the original's columns in {}", path.display()));
     run.end(global, &ran?)

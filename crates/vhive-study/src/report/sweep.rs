@@ -1,0 +1,247 @@
+//! The report of `vhive load sweep`: latency over the rate, and the knee.
+
+use std::path::Path;
+
+use serde::Deserialize;
+
+use crate::csv;
+use crate::row::{ResultError, text};
+use crate::run::RunFacts;
+
+use super::svg::{Anchor, Chart, Scale, Svg, WIDTH, short};
+use super::{Built, ReportError, html, load};
+
+/// Name of the file that a sweep leaves.
+const SWEEP: &str = "sweep.json";
+const HELD: &str = "#0072B2";
+const FAILED: &str = "#D55E00";
+const HEADINGS: [&str; 7] =
+    ["rate/s", "sent", "failed", "p50 ms", "p99 ms", "late p99 ms", "verdict"];
+
+#[derive(Debug, Deserialize)]
+struct Sweep {
+    unloaded_p99_us: f64,
+    within: f64,
+    knee: Option<f64>,
+    steps: Vec<Step>,
+    stopped: bool,
+    #[serde(flatten)]
+    facts: RunFacts,
+}
+
+#[derive(Debug, Deserialize)]
+struct Step {
+    rate: f64,
+    sent: u64,
+    failed: u64,
+    p50_us: Option<f64>,
+    p99_us: Option<f64>,
+    late_p99_us: Option<f64>,
+    verdict: String,
+}
+
+/// Whether a directory holds a sweep.
+pub(super) fn is_one(dir: &Path) -> bool {
+    dir.join(SWEEP).exists()
+}
+
+/// Makes the report of a sweep.
+pub(super) fn build(dir: &Path) -> Result<Built, ReportError> {
+    let path = dir.join(SWEEP);
+    let content = |source| ResultError::Content { path: path.clone(), line: 1, source };
+    let mut sweep: Sweep = serde_json::from_str(&text(&path)?).map_err(content)?;
+    sweep.steps.sort_by(|a, b| a.rate.total_cmp(&b.rate));
+    let charts: Vec<Chart> = sweep.chart().into_iter().collect();
+    let mut warnings = sweep.warnings();
+    let page = sweep.page(&charts, &warnings);
+    let texts = [("report.html", page.as_str()), ("sweep.csv", &sweep.csv())];
+    let files = super::write(dir, &texts, &charts, &mut warnings)?;
+    Ok(Built {
+        report: dir.join("report.html"),
+        files,
+        headings: HEADINGS.map(str::to_owned).to_vec(),
+        table: sweep.steps.iter().map(Step::cells).collect(),
+        findings: sweep.findings(),
+        warnings,
+    })
+}
+
+impl Step {
+    fn cells(&self) -> Vec<String> {
+        let ms = |us: Option<f64>| super::figures::cell(us.map(|us| us / 1e3));
+        vec![
+            short(self.rate),
+            self.sent.to_string(),
+            self.failed.to_string(),
+            ms(self.p50_us),
+            ms(self.p99_us),
+            ms(self.late_p99_us),
+            self.verdict.clone(),
+        ]
+    }
+
+    fn held(&self) -> bool {
+        self.verdict == "held"
+    }
+}
+
+impl Sweep {
+    fn limit_ms(&self) -> f64 {
+        self.unloaded_p99_us * self.within / 1e3
+    }
+
+    fn findings(&self) -> Vec<String> {
+        let limit = format!(
+            "p99 within {}× that of one client alone, {} ms",
+            short(self.within),
+            short(self.unloaded_p99_us / 1e3)
+        );
+        vec![match self.knee {
+            Some(knee) => format!("The knee is at {} requests a second ({limit}).", short(knee)),
+            None => format!("No rate that was tried held ({limit})."),
+        }]
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        let mut warnings = Vec::new();
+        if self.stopped {
+            warnings.push("It was stopped before the knee was known.".to_owned());
+        }
+        let late = self.steps.iter().filter(|step| step.verdict == "generator-late").count();
+        if late > 0 {
+            warnings.push(format!(
+                "At {late} of {} rates the generator itself was late: they say nothing of the function.",
+                self.steps.len()
+            ));
+        }
+        warnings.extend(load::busy(&self.facts));
+        warnings
+    }
+
+    fn chart(&self) -> Option<Chart> {
+        let known =
+            || self.steps.iter().filter_map(|step| Some((step, step.p50_us?, step.p99_us?)));
+        let ms =
+            || known().flat_map(|(_, p50, p99)| [p50 / 1e3, p99 / 1e3]).chain([self.limit_ms()]);
+        let low = ms().filter(|ms| *ms > 0.0).fold(f64::MAX, f64::min);
+        let high = ms().fold(0.0, f64::max);
+        let rates = || known().map(|(step, ..)| step.rate);
+        let (least, most) = (rates().fold(f64::MAX, f64::min), rates().fold(0.0, f64::max));
+        if known().next().is_none() || least <= 0.0 || high <= 0.0 {
+            return None;
+        }
+        let (left, right) = (70.0, WIDTH - 130.0);
+        let mut svg = Svg::new("sweep");
+        let key = [(0, HELD, "p99, held"), (3, FAILED, "p99, did not hold"), (1, HELD, "p50")];
+        let top = svg.key(8.0, &key) + 16.0;
+        let bottom = top + 340.0;
+        let across = Scale::logarithmic((least, most), (left, right));
+        let down = Scale::logarithmic((low, high), (bottom, top));
+        svg.rules(&down, (left, right));
+        svg.axis(&across, (top, bottom), "requests a second, logarithmic");
+        let italic = "font-style=\"italic\"";
+        svg.styled((left - 60.0, top - 8.0), Anchor::Start, italic, "latency, ms (log)");
+        let limit = down.at(self.limit_ms());
+        svg.path(&[(left, limit), (right, limit)], "#999999", "6 4");
+        svg.text((right + 6.0, limit + 4.0), Anchor::Start, "the limit");
+        let line = |of: fn((f64, f64)) -> f64| -> Vec<(f64, f64)> {
+            known()
+                .map(|(step, p50, p99)| (across.at(step.rate), down.at(of((p50, p99)) / 1e3)))
+                .collect()
+        };
+        svg.path(&line(|(_, p99)| p99), HELD, "");
+        svg.path(&line(|(p50, _)| p50), HELD, "2 3");
+        for (step, p50, p99) in known() {
+            let x = across.at(step.rate);
+            svg.line((x, down.at(p50 / 1e3)), (x, down.at(p99 / 1e3)), (0.4, 1.0));
+            svg.mark((x, down.at(p50 / 1e3)), 1, HELD);
+            let (shape, colour) = if step.held() { (0, HELD) } else { (3, FAILED) };
+            svg.mark((x, down.at(p99 / 1e3)), shape, colour);
+        }
+        let sent = known().map(|(step, ..)| step.sent);
+        let (fewest, many) = (sent.clone().min().unwrap_or(0), sent.max().unwrap_or(0));
+        let n = format!("n={fewest}–{many} each");
+        svg.text((right + 6.0, bottom), Anchor::Start, &n);
+        let caption = "A pair of marks per rate that was tried, from the median to the 99th percentile of \
+                       the successes, counted from the intended send. The dashed line is what the \
+                       99th percentile may be. Both axes are logarithmic; every figure is in the table.";
+        let title = "Latency over the rate";
+        let svg = svg.finish(title, bottom + 40.0);
+        Some(Chart { name: "sweep", title, caption: caption.to_owned(), svg })
+    }
+
+    fn page(&self, charts: &[Chart], warnings: &[String]) -> String {
+        let below = format!("<p class=\"dim\">{} rates</p>\n", self.steps.len());
+        let mut page = html::begin("Search for the knee", &below);
+        page.push_str(&html::list("Findings", "findings", &self.findings()));
+        page.push_str(&html::list("Warnings", "warnings", warnings));
+        page.push_str(&html::drawn(charts));
+        let rows: Vec<Vec<String>> = self.steps.iter().map(Step::cells).collect();
+        page.push_str("<h2 id=\"numbers\">All rates</h2>\n");
+        page.push_str(&html::table(&HEADINGS, &rows, 0));
+        page.push_str(
+            "<h2 id=\"method\">Method</h2>\n<p>Open loop: each rate is sent for a fixed time. Rates \
+             double until one does not hold, then the interval is halved. One that fails more than \
+             0.1 % of its requests, or whose p99 is above the limit, does not hold.</p>\n",
+        );
+        page.push_str(&load::told(&self.facts));
+        page.push_str(html::END);
+        page
+    }
+
+    fn csv(&self) -> String {
+        let headings = ["rate", "sent", "failed", "p50_us", "p99_us", "late_p99_us", "verdict"];
+        let mut text = csv::line(headings.map(str::to_owned));
+        for step in &self.steps {
+            let us = |us: Option<f64>| us.map(csv::number).unwrap_or_default();
+            text.push_str(&csv::line([
+                csv::number(step.rate),
+                step.sent.to_string(),
+                step.failed.to_string(),
+                us(step.p50_us),
+                us(step.p99_us),
+                us(step.late_p99_us),
+                step.verdict.clone(),
+            ]));
+        }
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn a_sweep_has_a_report_from_its_file() {
+        let dir = tempfile::tempdir().expect("made");
+        let step = |rate: u32, p99: u32, verdict: &str| {
+            format!(
+                "{{\"rate\":{rate}.0,\"sent\":{rate},\"failed\":0,\"p50_us\":900.0,\"p99_us\":{p99}.0,\
+                 \"late_p99_us\":null,\"verdict\":\"{verdict}\"}}"
+            )
+        };
+        let steps = [step(10, 1000, "held"), step(20, 9000, "too-slow"), step(15, 2000, "held")];
+        let text = format!(
+            "{{\"unloaded_p99_us\":1000.0,\"within\":3.0,\"knee\":15.0,\"stopped\":false,\"steps\":[{}]}}",
+            steps.join(",")
+        );
+        fs::write(dir.path().join(SWEEP), text).expect("written");
+        let built = super::super::build(dir.path()).expect("built");
+        assert!(built.findings[0].contains("15 requests a second"), "{:?}", built.findings);
+        let rates: Vec<&str> = built.table.iter().map(|row| row[0].as_str()).collect();
+        assert_eq!(rates, ["10", "15", "20"], "in the order of rates");
+        assert!(built.table.iter().all(|row| row.len() == HEADINGS.len() && row[5] == "–"));
+        let page = fs::read_to_string(&built.report).expect("a page");
+        let xml = page.strip_prefix("<!DOCTYPE html>\n").expect("is HTML 5");
+        roxmltree::Document::parse(xml).expect("well-formed");
+        assert!(
+            page.contains("id=\"sweep\"") && page.contains("n=10–20") && page.contains("too-slow")
+        );
+        assert!(dir.path().join("sweep.svg").exists() && dir.path().join("sweep.csv").exists());
+        fs::write(dir.path().join(SWEEP), "{}").expect("written");
+        assert!(super::super::build(dir.path()).is_err());
+    }
+}
