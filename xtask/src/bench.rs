@@ -33,6 +33,7 @@ const BENCHES: &[(&str, &[&str])] = &[
             "latency-truth",
         ],
     ),
+    ("load_trace", &["trace-arrivals", "loader-rss-10k"]),
     (
         "containers",
         &[
@@ -61,7 +62,7 @@ const BENCHES: &[(&str, &[&str])] = &[
 ];
 
 /// Benchmarks that drive the product's binary, which is built first.
-const DRIVES_BINARY: &[&str] = &["cold_start", "containers", "serving", "simulate"];
+const DRIVES_BINARY: &[&str] = &["cold_start", "containers", "load_trace", "serving", "simulate"];
 
 pub(crate) fn run(substring: &str) -> anyhow::Result<()> {
     let chosen: Vec<&(&str, &[&str])> = BENCHES

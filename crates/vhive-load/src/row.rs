@@ -69,6 +69,9 @@ pub struct Row {
     pub work: Option<Work>,
     /// Position among its target's requests of the same minute of a trace, from 0.
     pub nth: u32,
+    /// Of a request that follows others: when the first of them was to be sent.
+    #[serde(default)]
+    pub flow_ns: Option<u64>,
     /// What the function says it took, in microseconds.
     pub function_us: Option<u64>,
     /// What it says of its memory, in KiB.

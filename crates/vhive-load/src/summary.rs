@@ -164,6 +164,7 @@ impl Tally {
             planned: ran.sent + ran.unsent,
             sent: ran.sent,
             unsent: ran.unsent,
+            unfollowed: ran.unfollowed,
             outcomes: Outcome::ALL.map(|o| (o.as_str(), self.count(o))).into_iter().collect(),
             sending_seconds: seconds,
             sent_per_second: if seconds > 0.0 { ran.sent as f64 / seconds } else { 0.0 },
@@ -193,6 +194,8 @@ pub struct Summary {
     pub sent: u64,
     /// Those that were not, because the run was stopped.
     pub unsent: u64,
+    /// Steps of workflows that were not sent because one before them failed.
+    pub unfollowed: u64,
     /// Rows by outcome.
     pub outcomes: BTreeMap<&'static str, u64>,
     /// From the beginning to the last send.
@@ -282,6 +285,10 @@ impl Summary {
                 format_args!("late       {} sends more than 1 ms late", self.over_1ms_late),
             );
         }
+        if self.unfollowed > 0 {
+            let text = "steps not sent, because one before them failed";
+            put(&mut out, format_args!("workflows  {} {text}", self.unfollowed));
+        }
         for (error, count) in &self.errors {
             put(&mut out, format_args!("error      {count} × {error}"));
         }
@@ -335,6 +342,7 @@ pub(crate) mod tests {
             body_bytes: 3,
             work: None,
             nth: 0,
+            flow_ns: None,
             function_us: Some(number),
             function_memory_kib: None,
         }

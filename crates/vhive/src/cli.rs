@@ -17,13 +17,13 @@ pub(crate) struct Cli {
     pub(crate) command: Command,
 }
 
-/// The command line; that of `load` may have the originals' flags with one dash.
+/// The command line; that of `load` and `deploy` may have the originals' flags with one dash.
 pub(crate) fn arguments(all: impl Iterator<Item = OsString>) -> Vec<OsString> {
     let all: Vec<OsString> = all.collect();
     let texts: Option<Vec<String>> =
         all.iter().map(|arg| arg.to_str().map(str::to_owned)).collect();
     match texts {
-        Some(texts) if texts.iter().any(|arg| arg == "load") => {
+        Some(texts) if texts.iter().any(|arg| arg == "load" || arg == "deploy") => {
             vhive_load::flags::two_dashes(texts).into_iter().map(OsString::from).collect()
         }
         _ => all,
@@ -75,6 +75,8 @@ pub(crate) enum Command {
     /// Sends requests to functions at a rate, in a closed loop, or as a trace says.
     #[command(subcommand)]
     Load(cmd::load::Command),
+    /// Deploys the services that a file of functions lists: the same as `load deploy`.
+    Deploy(cmd::load::DeployArgs),
     /// Measures on a running node, and reports.
     #[command(subcommand)]
     Study(cmd::study::Study),

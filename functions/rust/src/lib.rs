@@ -26,6 +26,7 @@
 //! Knative, `runtime-contract.md` (`PORT`, SIGTERM); gRPC over HTTP/2, `PROTOCOL-HTTP2.md`.
 
 mod grpc;
+pub mod host;
 mod message;
 mod serve;
 

@@ -12,7 +12,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
-use vhive_function::{Done, Function, Reply, Request, Work};
+use vhive_function::{Done, Function, Reply, Request, Work, host};
 
 /// Longest CPU and idle time of one request.
 const MAX_MS: u64 = 600_000;
@@ -88,7 +88,7 @@ async fn use_up(input: Input) -> Result<Output, Reply> {
         let reason = format!("cpu_ms and idle_ms must be at most {MAX_MS}");
         return Err(Reply::bad_request(&reason));
     }
-    match work::free_memory_mib() {
+    match host::free_memory_mib() {
         Ok(free) if input.memory_mib <= free => {}
         Ok(free) => {
             return Err(Reply::bad_request(&format!("memory_mib must be at most {free} here")));

@@ -12,7 +12,7 @@ use vhive_tests::node::{TestNode, binary, vhive};
 use crate::scene::{Dir, apply, code, node, said, service, skip};
 
 /// A list of two functions, one of them twice, and their manifests.
-fn functions(dir: &Path) {
+pub(crate) fn functions(dir: &Path) {
     let yaml = service("x", &["VHIVE_SIM_BOOT_MS=30", "VHIVE_SIM_REPLY_MS=1"], "");
     fs::write(dir.join("one.yaml"), yaml).expect("written");
     let list = r#"{"functions":[{"name":"one","file":"one.yaml","count":2,"eventing":false,
@@ -20,17 +20,17 @@ fn functions(dir: &Path) {
     fs::write(dir.join("functions.json"), list).expect("written");
 }
 
-fn text(path: &Path) -> String {
+pub(crate) fn text(path: &Path) -> String {
     fs::read_to_string(path).expect("a file")
 }
 
 /// Where in `dir`, for command lines.
-fn at(dir: &Dir, name: &str) -> String {
+pub(crate) fn at(dir: &Dir, name: &str) -> String {
     dir.path().join(name).to_string_lossy().into_owned()
 }
 
 /// Deploys with the original's flags and gives the list of endpoints.
-fn deploy(node: &TestNode, dir: &Dir) -> String {
+pub(crate) fn deploy(node: &TestNode, dir: &Dir) -> String {
     functions(dir.path());
     let (json, endpoints) = (at(dir, "functions.json"), at(dir, "endpoints.json"));
     let path = dir.path().to_string_lossy().into_owned();
@@ -40,6 +40,28 @@ fn deploy(node: &TestNode, dir: &Dir) -> String {
     assert_eq!(code(&done), 1, "one of three has no manifest: {}", said(&done));
     assert!(said(&done).contains("service/gone-0 failed") && said(&done).contains("absent.yaml"));
     endpoints
+}
+
+/// Writes a trace of two functions and three columns.
+pub(crate) fn trace(dir: &Path, first: &str, second: &str) {
+    let write = |name: &str, text: &str| fs::write(dir.join(name), text).expect("written");
+    write(
+        "invocations.csv",
+        &format!(
+            "HashOwner,HashApp,HashFunction,Trigger,1,2,3\no,a,f0,http,{first}\no,a,f1,http,{second}\n"
+        ),
+    );
+    let headings = "HashOwner,HashApp,HashFunction,Average,Count,Minimum,Maximum,\
+        percentile_Average_0,percentile_Average_1,percentile_Average_25,percentile_Average_50,\
+        percentile_Average_75,percentile_Average_99,percentile_Average_100";
+    let row = |name: &str| format!("o,a,{name},2,9,1,3,1,1,1,2,2,3,3\n");
+    write("durations.csv", &format!("{headings}\n{}{}", row("f0"), row("f1")));
+    let headings = "HashOwner,HashApp,HashFunction,SampleCount,AverageAllocatedMb,\
+        AverageAllocatedMb_pct1,AverageAllocatedMb_pct5,AverageAllocatedMb_pct25,\
+        AverageAllocatedMb_pct50,AverageAllocatedMb_pct75,AverageAllocatedMb_pct95,\
+        AverageAllocatedMb_pct99,AverageAllocatedMb_pct100";
+    let row = |name: &str| format!("o,a,{name},9,9,1,2,3,4,5,6,7,8\n");
+    write("memory.csv", &format!("{headings}\n{}{}", row("f0"), row("f1")));
 }
 
 #[test]
@@ -101,24 +123,10 @@ fn e2e_load_replays_a_trace_minute_by_minute() {
     let node = node(&dir, "");
     let endpoints = deploy(&node, &dir);
     let write = |name: &str, text: &str| fs::write(dir.path().join(name), text).expect("written");
-    write(
-        "invocations.csv",
-        "HashOwner,HashApp,HashFunction,Trigger,1,2,3\no,a,f0,http,0,5,3\no,a,f1,http,1,0,4\n",
-    );
-    let headings = "HashOwner,HashApp,HashFunction,Average,Count,Minimum,Maximum,\
-        percentile_Average_0,percentile_Average_1,percentile_Average_25,percentile_Average_50,\
-        percentile_Average_75,percentile_Average_99,percentile_Average_100";
-    let row = |name: &str| format!("o,a,{name},2,9,1,3,1,1,1,2,2,3,3\n");
-    write("durations.csv", &format!("{headings}\n{}{}", row("f0"), row("f1")));
-    let headings = "HashOwner,HashApp,HashFunction,SampleCount,AverageAllocatedMb,\
-        AverageAllocatedMb_pct1,AverageAllocatedMb_pct5,AverageAllocatedMb_pct25,\
-        AverageAllocatedMb_pct50,AverageAllocatedMb_pct75,AverageAllocatedMb_pct95,\
-        AverageAllocatedMb_pct99,AverageAllocatedMb_pct100";
-    let row = |name: &str| format!("o,a,{name},9,9,1,2,3,4,5,6,7,8\n");
-    write("memory.csv", &format!("{headings}\n{}{}", row("f0"), row("f1")));
-    let trace = dir.path().to_string_lossy().into_owned();
+    trace(dir.path(), "0,5,3", "1,0,4");
+    let here = dir.path().to_string_lossy().into_owned();
     let config = format!(
-        "{{\"TracePath\":{trace:?},\"Granularity\":\"second\",\"ExperimentDuration\":3,\
+        "{{\"TracePath\":{here:?},\"Granularity\":\"second\",\"ExperimentDuration\":3,\
          \"IATDistribution\":\"exponential_shift\",\"OutputPathPrefix\":{:?}}}",
         at(&dir, "data/run")
     );

@@ -137,6 +137,7 @@ pub(crate) fn mount(place: &Path, size: &str) -> Result<Mounted, String> {
 }
 
 /// Leaves so many bytes of the disk free, or less: others write to it meanwhile.
+#[expect(clippy::panic, reason = "the helpers of a test fail by panicking")]
 pub(crate) fn fill(disk: &Path, left: u64) -> PathBuf {
     const TRIES: usize = 100;
     let filler = disk.join("filler");

@@ -219,6 +219,38 @@ async fn sleep_uses_what_is_asked_for() {
 }
 
 #[tokio::test]
+async fn trace_func_does_the_work_and_tells_its_drift() {
+    let refused = [
+        r#"{"cpu_ms":-1}"#,
+        r#"{"cpu_ms":1.5}"#,
+        r#"{"cpu_ms":600001}"#,
+        r#"{"idle_ms":1}"#,
+        r#"{"memory_mib":1000000000}"#,
+        r#"{"memory_mib":18446744073709551615}"#,
+    ];
+    check("trace-func", &refused).await;
+    let Some(function) = start("trace-func").await else { return };
+    let mut client = Client::http1(function.address).await;
+    let reply = client.get("/?cpu_ms=30&memory_mib=2").await;
+    let reply: Value = serde_json::from_slice(&reply.body).expect("it is JSON");
+    let [cpu, wall, drift] = ["measured_cpu_ms", "measured_wall_ms", "drift_percent"]
+        .map(|key| reply[key].as_f64().expect("a number"));
+    assert!(cpu > 15.0 && wall >= cpu, "{reply}");
+    assert!((drift - (cpu / 30.0 - 1.0) * 100.0).abs() < 0.01, "{reply}");
+    assert_eq!(reply["touched_bytes"], 2 << 20);
+    let idle = client.get("/?memory_mib=1").await;
+    let idle: Value = serde_json::from_slice(&idle.body).expect("it is JSON");
+    assert!(idle["drift_percent"].is_null(), "no work, no drift: {idle}");
+    // runtimeInMilliSec 10, memoryInMebiBytes 3; the reply has 3 << 10 in field 3.
+    let mut grpc = Client::http2(function.address).await;
+    let frame = [0, 0, 0, 0, 4, 0x10, 10, 0x18, 3];
+    let done = grpc.call("/faas.Executor/Execute", &frame).await.expect("it is executed");
+    assert!(done.ends_with(&[0x18, 0x80, 0x18]), "{done:?}");
+    assert!(String::from_utf8_lossy(&done).contains("OK - trace-func - drift"), "{done:?}");
+    function.stop().await;
+}
+
+#[tokio::test]
 async fn syscalls_makes_as_many_as_it_says() {
     let refused = [r#"{"rounds":0}"#, r#"{"rounds":-1}"#, r#"{"rounds":1000001}"#];
     check("syscalls", &refused).await;
@@ -343,7 +375,7 @@ async fn image_rotate_rotates() {
     function.stop().await;
 }
 
-/// Not `sleep`, which asks the kernel for the free memory and finds no /proc here.
+/// Not `sleep` and `trace-func`, which ask the kernel for the free memory and find no /proc here.
 #[tokio::test]
 async fn functions_run_in_their_images() {
     for name in ["hello", "big-memory", "json_serdes", "pyaes", "chameleon", "image_rotate"] {
@@ -396,5 +428,5 @@ fn services_are_admitted() {
             }
         }
     }
-    assert_eq!(seen, 11, "eight functions, three of which also speak gRPC");
+    assert_eq!(seen, 13, "nine functions, four of which also speak gRPC");
 }

@@ -14,7 +14,7 @@ use tokio::time::timeout;
 use crate::images::{Mounted, start_in_image};
 
 /// The functions written in Rust.
-pub(crate) const RUST: [&str; 4] = ["hello", "sleep", "big-memory", "syscalls"];
+pub(crate) const RUST: [&str; 5] = ["hello", "sleep", "trace-func", "big-memory", "syscalls"];
 
 /// What each function in Python imports that may not be there.
 const PYTHON: [(&str, &str); 4] = [

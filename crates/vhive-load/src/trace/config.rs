@@ -10,10 +10,11 @@ use serde::Deserialize;
 
 use super::rps::Rps;
 use super::{
-    Distribution, Function, MOST_UNITS, Plan, TraceError, Unit, azure2019, azure2021, rps,
+    Distribution, Function, MOST_UNITS, Plan, TraceError, Unit, azure2019, azure2021, dag, rps,
 };
 use crate::arrivals::whole_nanos;
 use crate::call::{Protocol, Work};
+use crate::flow::Flow;
 
 /// Its keys, all of them; unknown ones are refused by name. What is missing is the original's
 /// zero value, but for what its samples hold.
@@ -101,6 +102,14 @@ impl Default for Config {
     }
 }
 
+/// What `TracePath` leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    Counts,
+    Exact,
+    Rps,
+}
+
 /// Why a configuration cannot be followed.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -141,7 +150,15 @@ impl Config {
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
         let text = std::fs::read_to_string(path)
             .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
-        let config: Self = serde_json::from_str(&text)
+        Self::parse(&text, path)
+    }
+
+    /// Understands a text that is, or is to be, the file's.
+    ///
+    /// # Errors
+    /// When it has an unknown key, or asks for what is not offered.
+    pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+        let config: Self = serde_json::from_str(text)
             .map_err(|source| ConfigError::Json { path: path.to_owned(), source })?;
         config.check()?;
         Ok(config)
@@ -157,8 +174,11 @@ impl Config {
                 "only Knative's way is spoken, by vHive's node or a cluster",
             );
         }
-        if self.dag_mode {
-            return refuse("DAGMode", "graphs of functions are not offered yet");
+        if self.dag_mode && self.form() != Form::Counts {
+            return refuse("DAGMode", "workflows are made of a trace of Azure Functions 2019");
+        }
+        if self.dag_mode && !self.enable_dag_dataset && (self.width == 0 || self.depth == 0) {
+            return refuse("Width, Depth", "must be at least 1");
         }
         if self.v_swarm {
             return refuse("VSwarm", "mapping to vSwarm's functions is not offered yet");
@@ -268,17 +288,41 @@ impl Config {
         let columns = self.columns();
         let first = usize::from(self.warmup_duration > 0);
         let minutes = (unit.length().as_secs() * columns as u64).div_ceil(60);
-        let is_csv = self.trace_path.extension().is_some_and(|extension| extension == "csv");
-        let (functions, first): (Vec<Function>, usize) = if self.trace_path.as_os_str() == "RPS" {
-            (rps::functions(&self.rps(), minutes)?, 0)
-        } else if is_csv {
-            (azure2021::read(&self.trace_path, minutes)?, 0)
-        } else {
-            (azure2019::read(&self.trace_path, columns)?, first)
+        let (functions, first): (Vec<Function>, usize) = match self.form() {
+            Form::Rps => (rps::functions(&self.rps(), minutes)?, 0),
+            Form::Exact => (azure2021::read(&self.trace_path, minutes)?, 0),
+            Form::Counts => (azure2019::read(&self.trace_path, columns)?, first),
         };
         let units = columns - first;
         let distribution = self.distribution()?;
         Ok(Plan { functions, unit, first, units, distribution, seed: self.seed })
+    }
+
+    fn form(&self) -> Form {
+        if self.trace_path.as_os_str() == "RPS" {
+            Form::Rps
+        } else if self.trace_path.extension().is_some_and(|extension| extension == "csv") {
+            Form::Exact
+        } else {
+            Form::Counts
+        }
+    }
+
+    /// The workflows that a trace of so many functions is made into; none without `DAGMode`.
+    ///
+    /// # Errors
+    /// Of the table of sizes, by file, line and column; when there are too few functions.
+    pub fn flows(&self, functions: usize) -> Result<Vec<Flow>, ConfigError> {
+        if !self.dag_mode {
+            return Ok(Vec::new());
+        }
+        let whole = |size: u32| usize::try_from(size).unwrap_or(usize::MAX);
+        let size = if self.enable_dag_dataset {
+            dag::Size::Drawn(dag::Shares::read(&self.trace_path.join("dag_structure.csv"))?)
+        } else {
+            dag::Size::Fixed(whole(self.width), whole(self.depth))
+        };
+        Ok(dag::flows(&size, functions, self.seed)?)
     }
 
     fn rps(&self) -> Rps {
@@ -352,7 +396,8 @@ mod tests {
         for (text, said) in [
             (r#"{"Sede": 1}"#, "Sede"),
             (r#"{"Platform": "dirigent"}"#, "Platform"),
-            (r#"{"DAGMode": true}"#, "DAGMode"),
+            (r#"{"DAGMode": true, "TracePath": "RPS"}"#, "DAGMode"),
+            (r#"{"DAGMode": true, "Width": 2}"#, "Depth"),
             (r#"{"VSwarm": true}"#, "VSwarm"),
             (r#"{"ExperimentDuration": 0}"#, "ExperimentDuration"),
             (r#"{"ExperimentDuration": -1}"#, "-1"),

@@ -11,6 +11,7 @@ use super::{Function, Invocation, Plan, Source, TraceError};
 use crate::arrivals::whole_nanos;
 use crate::call::Work;
 use crate::clock::Clock;
+use crate::flow::Flow;
 use crate::output::{Also, field};
 use crate::row::{Outcome, Row};
 
@@ -142,16 +143,33 @@ impl Durations {
         Ok(Self { out, clock, unit_ns, execution_from_ns, names, unflushed: 0 })
     }
 
+    /// Puts the workflow before the name of each function that is part of one, as the original
+    /// does.
+    #[must_use]
+    pub fn of_flows(mut self, flows: &[Flow]) -> Self {
+        for (number, flow) in flows.iter().enumerate() {
+            for step in flow.steps() {
+                let index = usize::try_from(step.target).unwrap_or(usize::MAX);
+                if let Some(name) = self.names.get_mut(index) {
+                    *name = field(&format!("DAG {number},{name}"));
+                }
+            }
+        }
+        self
+    }
+
     fn line(&self, row: &Row) -> String {
         let clock = self.clock.get();
         let start = clock.map_or(0, |clock| clock.epoch_us(row.sent_ns));
         let index = usize::try_from(row.target).unwrap_or(usize::MAX);
-        let phase = if row.intended_ns < self.execution_from_ns { 1 } else { 2 };
+        // What follows has the identity of what it follows.
+        let intended_ns = row.flow_ns.unwrap_or(row.intended_ns);
+        let phase = if intended_ns < self.execution_from_ns { 1 } else { 2 };
         let unreachable = row.outcome == Outcome::Error && row.status.is_none();
         let head = format!(
             "{phase},{},min{}.inv{},{start}",
             self.names.get(index).map_or("", String::as_str),
-            row.intended_ns / self.unit_ns,
+            intended_ns / self.unit_ns,
             row.nth,
         );
         let work = row.work.unwrap_or(Work { runtime_ms: 0, memory_mib: 0 });

@@ -2,16 +2,22 @@
 //!
 //! ```text
 //!  azure2019 ─┐
-//!  azure2021 ─┼─► Trace ─► Plan ─► shots, in order, one minute in memory at a time
-//!  rps, iat  ─┘
+//!  azure2021 ─┼─► functions ─► Plan ─► shots, in order, one minute in memory at a time
+//!  rps, iat  ─┘                  └──► dag: what follows each shot
+//!
+//!  Huawei's, IBM's ──► convert ──► a trace as azure2019 or azure2021 reads it
+//!  experiments     ──► multi   ──► one Config after the other
 //! ```
 
 pub mod azure2019;
 pub mod azure2021;
 pub mod config;
+pub mod convert;
+pub mod dag;
 pub mod draw;
 pub mod files;
 pub mod gaps;
+pub mod multi;
 pub mod plan;
 pub mod rps;
 pub mod sample;

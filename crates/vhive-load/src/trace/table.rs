@@ -27,7 +27,9 @@ impl Table {
         let file = File::open(path).map_err(failed)?;
         let mut reader = csv::ReaderBuilder::new().from_reader(BufReader::new(file));
         let headings = reader.headers().map_err(|error| refused(path, &error))?;
-        let headings = headings.iter().map(|name| name.trim().to_ascii_lowercase()).collect();
+        // Some of the published files begin with a byte order mark.
+        let heading = |name: &str| name.trim_start_matches('\u{feff}').trim().to_ascii_lowercase();
+        let headings = headings.iter().map(heading).collect();
         Ok(Self { path: path.to_owned(), reader, headings })
     }
 
@@ -41,6 +43,11 @@ impl Table {
 
     pub(super) fn optional(&self, name: &str) -> Option<usize> {
         self.headings.iter().position(|heading| heading.eq_ignore_ascii_case(name))
+    }
+
+    /// All headings, in small letters.
+    pub(super) fn headings(&self) -> &[String] {
+        &self.headings
     }
 
     pub(super) const fn width(&self) -> usize {

@@ -13,7 +13,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::net::TcpStream;
 
 use super::Shared;
-use crate::call::{self, Plain, Protocol, Work};
+use crate::call::{self, Did, Plain, Protocol, Work};
 use crate::clock::nanos;
 use crate::collect::{End, Pending, locked};
 use crate::row::Outcome;
@@ -212,7 +212,11 @@ async fn read(
         error: error.map(String::into_boxed_str),
         id: field("x-request-id").map(String::into_boxed_str),
         body_bytes,
-        did: call::did(protocol, has_work, &body),
+        // What a method of another kind replies says nothing of itself.
+        did: match &shared.plain.call {
+            Some(_) if !has_work => Did::default(),
+            _ => call::did(protocol, has_work, &body),
+        },
     };
     Ok((if end.error.is_some() { Outcome::Error } else { Outcome::Ok }, end))
 }

@@ -1,7 +1,10 @@
 //! `vhive load`: sends requests at a rate, in a closed loop, or as a trace says.
 
 mod args;
+mod convert;
 mod deploy;
+mod experiments;
+mod fail;
 mod starts;
 mod trace;
 
@@ -11,15 +14,19 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use tokio::signal::unix::{SignalKind, signal};
 use vhive_load::arrivals::{at_rate, from_file};
+use vhive_load::inject::Failure;
 use vhive_load::output::{Also, Files, Rows, Writer, write_json};
 use vhive_load::summary::Summary;
 use vhive_load::sweep::{self, round_robin};
 use vhive_load::{Load, Outcome, Ran, Stop, closed_loop, open_loop};
 use vhive_study::run::RunFacts;
 
+pub(crate) use self::args::DeployArgs;
 use self::args::{
-    ClosedArgs, DeployArgs, Gaps, RpsArgs, SampleArgs, SweepArgs, SynthArgs, To, TraceArgs,
+    ClosedArgs, ConvertArgs, Gaps, MultiArgs, RpsArgs, SampleArgs, SweepArgs, SynthArgs, To,
+    TraceArgs,
 };
+use self::fail::Failures;
 use self::starts::Starts;
 use crate::cli::{Format, Global};
 use crate::config::Config;
@@ -36,6 +43,11 @@ pub(crate) enum Command {
     Sweep(SweepArgs),
     /// Replays a trace of Azure Functions, or a rate with a share of cold starts.
     Trace(TraceArgs),
+    /// Runs many experiments one after the other: studies that vary traces and keys.
+    #[command(alias = "multi")]
+    Experiments(MultiArgs),
+    /// Makes Huawei's and IBM's traces into what `trace` reads.
+    Convert(ConvertArgs),
     /// Makes up a trace: a ladder of rates, a sweep over functions, bursts.
     Synth(SynthArgs),
     /// Chooses the functions of a trace that stand for all of them.
@@ -56,12 +68,16 @@ pub(crate) async fn run(
     match command {
         // A signal ends it like any command; only sending has something to finish.
         Command::Deploy(args) => deploy::run(global, config, args).await,
+        Command::Convert(args) => convert::run(&args),
         Command::Synth(args) => trace::synth(&args),
         Command::Sample(args) => trace::sample(&args),
         Command::Rps(args) => rps(global, config, args, &stop_on_signals()?).await,
         Command::Closed(args) => closed(global, config, args, &stop_on_signals()?).await,
         Command::Sweep(args) => sweep_rates(global, args, &stop_on_signals()?).await,
         Command::Trace(args) => trace::run(global, config, args, &stop_on_signals()?).await,
+        Command::Experiments(args) => {
+            experiments::run(global, config, args, &stop_on_signals()?).await
+        }
     }
 }
 
@@ -75,10 +91,11 @@ async fn rps(
         Gaps::File(path) => from_file(path)?,
         Gaps::At(kind) => at_rate(*kind, args.rps, args.time.0, args.common.seed)?,
     };
-    let load = args.common.load()?;
+    let load = args.common.load().await?;
     let shots = round_robin(&arrivals, load.targets.len());
     let files = args.common.files(&load);
-    let run = Run::begin(config, &args.common.to, files, None)?;
+    let mut run = Run::begin(config, &args.common.to, files, None)?;
+    run.fail((global, config), args.fail.failures()?, &load);
     let ran = open_loop(&load, shots, run.rows.clone(), stop).await;
     run.end(global, &ran?)
 }
@@ -89,9 +106,11 @@ async fn closed(
     args: ClosedArgs,
     stop: &Stop,
 ) -> anyhow::Result<ExitCode> {
-    let mut load = args.common.load()?;
+    let mut load = args.common.load().await?;
     load.connections = load.connections.max(args.clients);
-    let run = Run::begin(config, &args.common.to, args.common.files(&load), None)?;
+    let files = args.common.files(&load);
+    let mut run = Run::begin(config, &args.common.to, files, None)?;
+    run.fail((global, config), args.fail.failures()?, &load);
     let ran = closed_loop(&load, args.clients, args.time.0, run.rows.clone(), stop).await;
     run.end(global, &ran?)
 }
@@ -102,6 +121,7 @@ struct Run {
     writer: Writer,
     rows: std::sync::mpsc::Sender<Vec<vhive_load::Row>>,
     starts: Option<Starts>,
+    failures: Option<Failures>,
     facts: RunFacts,
 }
 
@@ -131,24 +151,36 @@ impl Run {
         let facts = begin_facts(to)?;
         let starts = to.records.then(|| Starts::begin(config.api_socket())).transpose()?;
         let (writer, rows) = Writer::begin(files, also)?;
-        Ok(Self { dir, writer, rows, starts, facts })
+        Ok(Self { dir, writer, rows, starts, failures: None, facts })
     }
 
+    /// Breaks something on purpose while it goes on.
+    fn fail(&mut self, of: (&Global, &Config), failures: Vec<Failure>, load: &Load) {
+        self.failures = Failures::begin(of, failures, load, &self.dir);
+    }
+
+    /// Finishes the files. What cannot be written costs that file, and is told; the figures are shown
+    /// either way.
     fn end(self, global: &Global, ran: &Ran) -> anyhow::Result<ExitCode> {
         drop(self.rows);
+        let injected = self.failures.map(Failures::end);
         let rows = self.writer.end();
-        let latencies = rows.name_latencies()?;
         let mut summary = rows.tally.summary(ran);
-        if let Some(starts) = self.starts {
-            let known = starts.end()?;
-            summary.starts = rows.add_starts(&known)?.into_iter().collect();
-        }
+        let starts = self.starts.map(|starts| {
+            summary.starts = rows.add_starts(&starts.end()?)?.into_iter().collect();
+            anyhow::Ok(())
+        });
         summary.rows_lost = rows.lost.as_ref().map_or(0, |(count, _)| *count);
         let told = Told { figures: &summary, facts: self.facts.end() };
-        write_json(&self.dir.join("summary.json"), &told)?;
         show(global, &summary)?;
-        output::note(format!("rows in {}, {}", self.dir.display(), latencies.display()));
-        end(rows)
+        let written = write_json(&self.dir.join("summary.json"), &told);
+        let latencies = rows.name_latencies();
+        end(rows)?;
+        written?;
+        output::note(format!("rows in {}, {}", self.dir.display(), latencies?.display()));
+        starts.transpose()?;
+        let worked = injected.transpose()?;
+        Ok(if worked == Some(false) { ExitCode::FAILURE } else { ExitCode::SUCCESS })
     }
 }
 
@@ -162,7 +194,7 @@ fn show(global: &Global, summary: &Summary) -> anyhow::Result<()> {
     }
 }
 
-fn end(rows: Rows) -> anyhow::Result<ExitCode> {
+fn end(rows: Rows) -> anyhow::Result<()> {
     let good = rows.tally.count(Outcome::Ok);
     if let Some((count, why)) = rows.lost {
         return Err(why).with_context(|| format!("{count} rows were not written"));
@@ -173,11 +205,11 @@ fn end(rows: Rows) -> anyhow::Result<ExitCode> {
             rows.tally.first_error().unwrap_or("see the rows")
         );
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(())
 }
 
 async fn sweep_rates(global: &Global, args: SweepArgs, stop: &Stop) -> anyhow::Result<ExitCode> {
-    let load: Load = args.common.load()?;
+    let load: Load = args.common.load().await?;
     let dir = args.common.out.clone();
     std::fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
     let plan = args.plan();

@@ -6,10 +6,12 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use http::{HeaderName, HeaderValue, Method};
+use vhive_load::inject::{Act, Failure, FailureError};
 use vhive_load::output::Files;
 use vhive_load::sweep::Plan;
+use vhive_load::trace::convert::Start;
 use vhive_load::trace::synth::{Mode, Synth};
-use vhive_load::{Arrivals, Load, Plain, Protocol, Target, endpoints};
+use vhive_load::{Arrivals, GrpcCall, Load, Plain, Protocol, Target, endpoints, grpc};
 
 /// A time span: `30s`, or a bare number of seconds as the original has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -132,6 +134,14 @@ pub(crate) struct Common {
     /// Body; `@FILE` reads a file. Of a gRPC greeting, the name.
     #[arg(long, short)]
     pub(crate) data: Option<String>,
+    /// Call this gRPC method instead of the greeting: `package.Service/Method`; the body is JSON, of a
+    /// stream of messages a list. What its messages are, the first endpoint's server is asked
+    /// (reflection), unless there is a descriptor set.
+    #[arg(long, value_name = "METHOD")]
+    pub(crate) grpc_method: Option<String>,
+    /// A file of `protoc --include_imports --descriptor_set_out` that has that method.
+    #[arg(long, requires = "grpc_method", value_name = "FILE")]
+    pub(crate) descriptor_set: Option<PathBuf>,
     /// Extra header, `Name: value`.
     #[arg(long, short = 'H', value_name = "HEADER")]
     pub(crate) header: Vec<String>,
@@ -175,6 +185,38 @@ pub(crate) struct RpsArgs {
     /// `fixed` gaps, `poisson`, or `file:PATH` with seconds from the beginning, one a line.
     #[arg(long, default_value = "fixed", value_name = "KIND")]
     pub(crate) arrivals: Gaps,
+    #[command(flatten)]
+    pub(crate) fail: Fail,
+}
+
+/// What is broken on purpose while a run goes on.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct Fail {
+    /// Run a shell command so long after the run's beginning; may be given several times.
+    #[arg(long, value_name = "SPAN:COMMAND")]
+    pub(crate) fail: Vec<String>,
+    /// Stop a service's idle instances then, through the node's API.
+    #[arg(long, value_name = "SPAN:SERVICE")]
+    pub(crate) fail_instances: Vec<String>,
+}
+
+impl Fail {
+    /// The failures asked for.
+    pub(crate) fn failures(&self) -> anyhow::Result<Vec<Failure>> {
+        let read = |text: &String, act: fn(String) -> Act| {
+            let wrong = || FailureError::Line(text.clone());
+            let (at, what) = text.split_once(':').ok_or_else(wrong)?;
+            let at: Seconds = at.parse().map_err(|_| wrong())?;
+            if what.trim().is_empty() {
+                return Err(wrong());
+            }
+            Ok(Failure { at: at.0, act: act(what.to_owned()) })
+        };
+        let commands = self.fail.iter().map(|text| read(text, Act::Command));
+        let instances = self.fail_instances.iter().map(|text| read(text, Act::Instances));
+        let all: Result<Vec<_>, FailureError> = commands.chain(instances).collect();
+        Ok(all?)
+    }
 }
 
 /// Arguments of `vhive load closed`.
@@ -188,6 +230,8 @@ pub(crate) struct ClosedArgs {
     /// How long is sent; a bare number counts seconds.
     #[arg(long, default_value = "5s", value_name = "SPAN")]
     pub(crate) time: Seconds,
+    #[command(flatten)]
+    pub(crate) fail: Fail,
 }
 
 /// Arguments of `vhive load sweep`.
@@ -238,12 +282,78 @@ pub(crate) struct TraceArgs {
     /// Where those files are.
     #[arg(long, default_value = ".", value_name = "DIR")]
     pub(crate) iat_dir: PathBuf,
-    /// The original's: failures are not injected from here.
-    #[arg(long, alias = "failureConfig", hide = true)]
+    #[command(flatten)]
+    pub(crate) fail: Fail,
+    /// A failure, in the original's keys.
+    #[arg(long, alias = "failureConfig", value_name = "FILE.json")]
     pub(crate) failure_config: Option<PathBuf>,
     /// The original's: see `--log`.
     #[arg(long, hide = true)]
     pub(crate) verbosity: Option<String>,
+}
+
+/// Arguments of `vhive load experiments`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct MultiArgs {
+    #[command(flatten)]
+    pub(crate) to: To,
+    /// Studies and what they vary, in the keys of the original's multi-loader.
+    #[arg(long, alias = "multiLoaderConfig", value_name = "FILE.json")]
+    pub(crate) studies: PathBuf,
+    /// Go on with the next study when an experiment fails, instead of trying it once more.
+    #[arg(long, alias = "failFast", num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true")]
+    pub(crate) fail_fast: bool,
+    /// Run again what an earlier run has finished.
+    #[arg(long)]
+    pub(crate) again: bool,
+    /// Show the experiments, and run none.
+    #[arg(long, alias = "dryRun", num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true")]
+    pub(crate) dry_run: bool,
+    /// The original's: see `--log`.
+    #[arg(long, hide = true)]
+    pub(crate) verbosity: Option<String>,
+}
+
+/// Whose trace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Whose {
+    /// Huawei 2023: tables of requests per minute or second.
+    #[value(alias = "preprocessHuawei2023")]
+    Huawei2023,
+    /// Huawei 2025: tables of single requests.
+    Huawei2025,
+    /// IBM 2026: lists of invocations, as CSV.
+    #[value(alias = "preprocessIBM2026")]
+    Ibm2026,
+}
+
+/// Arguments of `vhive load convert`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct ConvertArgs {
+    /// Whose trace it is.
+    #[arg(value_enum)]
+    pub(crate) from: Whose,
+    /// Huawei 2023: the directory of `requests_minute`; of the others, files.
+    #[arg(long, short, value_name = "PATH", required = true, num_args = 1..)]
+    pub(crate) trace: Vec<PathBuf>,
+    /// Where in the trace to begin.
+    #[arg(long, short, default_value = "00:00:00", value_name = "DD:HH:MM")]
+    pub(crate) start: Start,
+    /// Minutes.
+    #[arg(long, alias = "dur", value_name = "MINUTES")]
+    pub(crate) duration: u64,
+    /// Huawei 2023: read the tables per second; the trace's columns are then seconds.
+    #[arg(long)]
+    pub(crate) seconds: bool,
+    /// Huawei 2023, public: every invocation's runtime, which the trace does not tell.
+    #[arg(long, requires = "memory", value_name = "MS")]
+    pub(crate) runtime: Option<u32>,
+    /// Huawei 2023, public: likewise memory.
+    #[arg(long, requires = "runtime", value_name = "MIB")]
+    pub(crate) memory: Option<u32>,
+    /// The directory (Huawei 2023) or `.csv` file (the others) to write.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) out: PathBuf,
 }
 
 /// Arguments of `vhive load synth`.
@@ -353,6 +463,12 @@ pub(crate) struct DeployArgs {
     /// How long a service may take to be ready.
     #[arg(long, default_value = "10m", value_name = "SPAN")]
     pub(crate) timeout: Seconds,
+    /// Deploy to the cluster of this file instead of the node; nothing is taken from $KUBECONFIG.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) kubeconfig: Option<PathBuf>,
+    /// A context of that file, instead of its current one.
+    #[arg(long, requires = "kubeconfig", value_name = "NAME")]
+    pub(crate) context: Option<String>,
     /// Delete what this command has deployed from the same file, and nothing else.
     #[arg(long)]
     pub(crate) delete: bool,
@@ -373,7 +489,7 @@ impl SweepArgs {
 
 impl Common {
     /// What is sent to whom.
-    pub(crate) fn load(&self) -> anyhow::Result<Load> {
+    pub(crate) async fn load(&self) -> anyhow::Result<Load> {
         if self.trace || self.zipkin.is_some() {
             bail!(
                 "--trace and --zipkin: spans are not offered; `--records` tells where the time went"
@@ -382,7 +498,26 @@ impl Common {
         let mut load = self.to.load(None)?;
         load.plain = self.plain()?;
         load.reads_replies = self.profile;
+        if let Some(name) = &self.grpc_method {
+            load.plain.call = Some(self.call(name, &load).await?);
+            load.targets.iter_mut().for_each(|target| target.protocol = Protocol::Grpc);
+        }
         Ok(load)
+    }
+
+    async fn call(&self, name: &str, load: &Load) -> anyhow::Result<GrpcCall> {
+        let method = match (&self.descriptor_set, load.targets.first()) {
+            (Some(path), _) => {
+                let set = std::fs::read(path);
+                let set = set.with_context(|| format!("cannot read {}", path.display()))?;
+                grpc::from_set(&set, name)?
+            }
+            (None, Some(Target { address, hostname, .. })) => {
+                grpc::by_reflection(address, hostname, name, load.patience).await?
+            }
+            (None, None) => bail!("there is no endpoint to ask for {name}"),
+        };
+        Ok(grpc::call(&method, &load.plain.body)?)
     }
 
     fn plain(&self) -> anyhow::Result<Plain> {
@@ -404,7 +539,8 @@ impl Common {
             self.path.parse().with_context(|| format!("{:?} is not a path", self.path))?;
         let default = if self.data.is_some() { Method::POST } else { Method::GET };
         let method = self.method.clone().unwrap_or(default);
-        Ok(Plain { method, path: path.as_str().to_owned(), headers: headers?, body: body.into() })
+        let path = path.as_str().to_owned();
+        Ok(Plain { method, path, headers: headers?, body: body.into(), call: None })
     }
 
     pub(crate) fn files(&self, load: &Load) -> Files {
@@ -420,6 +556,25 @@ impl Common {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn failures_have_a_time_and_something_to_do() {
+        let fail = |fail: &str, instances: &str| {
+            let all = |text: &str| {
+                if text.is_empty() { Vec::new() } else { vec![text.to_owned()] }
+            };
+            Fail { fail: all(fail), fail_instances: all(instances) }.failures()
+        };
+        let all = fail("30s:kill -9 $(cat a:b)", "5:hello").expect("failures");
+        let wanted = [
+            (Duration::from_secs(30), Act::Command("kill -9 $(cat a:b)".to_owned())),
+            (Duration::from_secs(5), Act::Instances("hello".to_owned())),
+        ];
+        assert_eq!(all.into_iter().map(|one| (one.at, one.act)).collect::<Vec<_>>(), wanted);
+        for bad in ["30s", "soon:x", "-3:x", "3:"] {
+            assert!(fail(bad, "").is_err() && fail("", bad).is_err(), "{bad}");
+        }
+    }
 
     #[test]
     fn bare_numbers_count_seconds() {

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use http::Method;
 use serde_json::Value;
 use vhive_load::Endpoint;
@@ -13,6 +13,7 @@ use vhive_load::output::write_json;
 use super::args::DeployArgs;
 use crate::cli::Global;
 use crate::client::{Client, read_whole};
+use crate::cluster::{Access, Cluster};
 use crate::config::Config;
 use crate::output;
 
@@ -32,31 +33,66 @@ impl Api for Client {
     }
 }
 
+impl Api for Cluster {
+    async fn call(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+    ) -> Result<(u16, Value), String> {
+        Self::call(self, method, path, body).await.map_err(|error| format!("{error:#}"))
+    }
+}
+
 /// Deploys, or deletes what was deployed. Exit code 1 when any service fails.
 ///
 /// # Errors
-/// When the file of functions or the node cannot be used at all.
+/// When the file of functions, the node or the cluster cannot be used at all.
 pub(crate) async fn run(
     global: &Global,
     config: &Config,
     args: DeployArgs,
 ) -> anyhow::Result<ExitCode> {
     let wanted = read(&args.json, &args.path)?;
-    let client = Client::new(config.api_socket());
-    let node: Value = client.get("/vhive/v1/node").await?;
-    let file = args.json.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let deployment = Deployment {
-        mark: file,
+    let mut deployment = Deployment {
+        mark: args.json.file_name().unwrap_or_default().to_string_lossy().into_owned(),
         namespace: global.namespace.clone(),
         concurrency: args.concurrency,
         patience: args.timeout.0,
         domain: args.gateway_url.clone(),
-        gateway: node["gateway"].as_str().map(str::to_owned),
+        gateway: None,
     };
-    if args.delete {
-        return delete(&client, &deployment, &wanted).await;
+    let Some(path) = &args.kubeconfig else {
+        let client = Client::new(config.api_socket());
+        let node: Value = client.get("/vhive/v1/node").await?;
+        deployment.gateway = node["gateway"].as_str().map(str::to_owned);
+        return through(&client, &args, &deployment, &wanted).await;
+    };
+    let access = Access::read(path, args.context.as_deref())?;
+    if let Some(namespace) = access.namespace.clone().filter(|_| global.namespace == "default") {
+        deployment.namespace = namespace;
     }
-    let done = deployment.deploy(&client, &wanted).await;
+    let cluster = Cluster::new(&access)?;
+    // A node says where its gateway listens; of a cluster, the services' names lead there.
+    let (status, said) = cluster.call(Method::GET, "/vhive/v1/node", None).await?;
+    match status {
+        200 => deployment.gateway = said["gateway"].as_str().map(str::to_owned),
+        401 => bail!("{} does not know us: {}", access.server, said["message"]),
+        _ => {}
+    }
+    through(&cluster, &args, &deployment, &wanted).await
+}
+
+async fn through(
+    api: &impl Api,
+    args: &DeployArgs,
+    deployment: &Deployment,
+    wanted: &[Wanted],
+) -> anyhow::Result<ExitCode> {
+    if args.delete {
+        return delete(api, deployment, wanted).await;
+    }
+    let done = deployment.deploy(api, wanted).await;
     let mut ready: Vec<Endpoint> = Vec::new();
     let mut failed = 0;
     for (name, result) in done {
@@ -77,7 +113,7 @@ pub(crate) async fn run(
 }
 
 async fn delete(
-    client: &Client,
+    client: &impl Api,
     deployment: &Deployment,
     wanted: &[Wanted],
 ) -> anyhow::Result<ExitCode> {

@@ -5,13 +5,14 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
 use serde_json::json;
+use vhive_load::inject::{Failure, FailureConfig};
 use vhive_load::output::Files;
 use vhive_load::trace::files::{Durations, read_iat, write_iat};
-use vhive_load::trace::{Config as Experiment, Plan, azure2019, sample};
-use vhive_load::{Load, Stop, Target, open_loop};
+use vhive_load::trace::{Config as Experiment, Plan, azure2019, dag, sample};
+use vhive_load::{Flow, Load, Stop, Target, open_flows, open_loop};
 
 use super::Run;
-use super::args::{SampleArgs, SynthArgs, TraceArgs};
+use super::args::{SampleArgs, SynthArgs, To, TraceArgs};
 use crate::cli::{Format, Global};
 use crate::config::Config;
 use crate::output;
@@ -26,49 +27,104 @@ pub(crate) async fn run(
     args: TraceArgs,
     stop: &Stop,
 ) -> anyhow::Result<ExitCode> {
-    if args.failure_config.is_some() {
-        bail!(
-            "--failureConfig: failures are not injected from here; `vhive evict`, kill or fill the disk"
-        );
-    }
     let mut experiment = Experiment::read(&args.experiment)?;
     experiment.seed = args.seed.unwrap_or(experiment.seed);
-    for text in experiment.without_effect() {
-        output::note(format!("without effect: {text}"));
+    let mut failures = args.fail.failures()?;
+    if let Some(path) = &args.failure_config {
+        failures.extend(FailureConfig::read(path)?.failures()?);
     }
-    let mut plan = experiment.plan()?;
-    if args.generated {
-        read_iat(&mut plan, &args.iat_dir)?;
+    if experiment.dag_mode && (args.iat_generation || args.generated) {
+        bail!("DAGMode: the arrivals of workflows are neither written nor read");
     }
-    if args.iat_generation {
+    if args.iat_generation || args.dry_run {
+        let (plan, flows) = of_args(&args, &experiment)?;
+        if args.dry_run {
+            show(global, &plan, &flows)?;
+            return Ok(ExitCode::SUCCESS);
+        }
         let dir = &args.iat_dir;
         let written = write_iat(&plan, dir)
             .with_context(|| format!("cannot write the arrivals in {}", dir.display()))?;
         output::line(format!("{written} files iat<i>.json in {}", dir.display()));
         return Ok(ExitCode::SUCCESS);
     }
-    if args.dry_run {
-        show(global, &plan)?;
-        return Ok(ExitCode::SUCCESS);
+    let replay = Replay { global, config, to: &args.to, experiment: &experiment, failures };
+    let (plan, flows) = of_args(&args, &experiment)?;
+    replay.send(plan, &flows, stop).await
+}
+
+/// The plan of a command line: the trace's arrivals, or those of earlier files.
+fn of_args(args: &TraceArgs, experiment: &Experiment) -> anyhow::Result<(Plan, Vec<Flow>)> {
+    let (mut plan, flows) = planned(experiment)?;
+    if args.generated {
+        read_iat(&mut plan, &args.iat_dir)?;
     }
-    if plan.total() == 0 {
-        bail!("the trace has no invocation in the time that is sent");
+    Ok((plan, flows))
+}
+
+/// What a configuration's trace comes to.
+///
+/// # Errors
+/// Of the trace, by file, line and column.
+pub(super) fn planned(experiment: &Experiment) -> anyhow::Result<(Plan, Vec<Flow>)> {
+    let plan = experiment.plan()?;
+    let flows = experiment.flows(plan.functions.len())?;
+    Ok((plan, flows))
+}
+
+/// One experiment and whom it is sent to.
+pub(super) struct Replay<'a> {
+    pub(super) global: &'a Global,
+    pub(super) config: &'a Config,
+    pub(super) to: &'a To,
+    pub(super) experiment: &'a Experiment,
+    pub(super) failures: Vec<Failure>,
+}
+
+impl Replay<'_> {
+    /// Plans and sends it.
+    ///
+    /// # Errors
+    /// When trace or endpoints cannot be used, no request succeeded, or rows could not be written.
+    pub(super) async fn run(&self, stop: &Stop) -> anyhow::Result<ExitCode> {
+        let (plan, flows) = planned(self.experiment)?;
+        self.send(plan, &flows, stop).await
     }
-    let load = load(&args, &experiment, &plan)?;
-    let dir = rows_dir(&experiment);
-    for made in [&experiment.output_dir(), &dir] {
-        std::fs::create_dir_all(made).with_context(|| format!("cannot make {}", made.display()))?;
+
+    async fn send(&self, mut plan: Plan, flows: &[Flow], stop: &Stop) -> anyhow::Result<ExitCode> {
+        let experiment = self.experiment;
+        for text in experiment.without_effect() {
+            output::note(format!("without effect: {text}"));
+        }
+        let follows = match flows {
+            [] => None,
+            flows => Some(dag::set(&mut plan, flows)?),
+        };
+        if plan.total() == 0 {
+            bail!("the trace has no invocation in the time that is sent");
+        }
+        let load = load(self.to, experiment, &plan)?;
+        let dir = rows_dir(experiment);
+        for made in [&experiment.output_dir(), &dir] {
+            std::fs::create_dir_all(made)
+                .with_context(|| format!("cannot make {}", made.display()))?;
+        }
+        let path = experiment.output("duration");
+        let from = experiment.execution_from_ns()?;
+        let durations = Durations::begin(&path, &plan, from, load.clock.clone())
+            .with_context(|| format!("cannot write {}", path.display()))?
+            .of_flows(flows);
+        let targets = plan.functions.iter().map(|function| function.name.clone()).collect();
+        let files = Files { dir, latencies: "lat.csv".to_owned(), durations: None, targets };
+        let mut run = Run::begin(self.config, self.to, files, Some(Box::new(durations)))?;
+        run.fail((self.global, self.config), self.failures.clone(), &load);
+        let ran = match follows {
+            None => open_loop(&load, plan.shots(), run.rows.clone(), stop).await,
+            Some(follows) => open_flows(&load, plan.shots(), follows, run.rows.clone(), stop).await,
+        };
+        output::note(format!("the original's columns in {}", path.display()));
+        run.end(self.global, &ran?)
     }
-    let path = experiment.output("duration");
-    let from = experiment.execution_from_ns()?;
-    let durations = Durations::begin(&path, &plan, from, load.clock.clone())
-        .with_context(|| format!("cannot write {}", path.display()))?;
-    let targets = plan.functions.iter().map(|function| function.name.clone()).collect();
-    let files = Files { dir, latencies: "lat.csv".to_owned(), durations: None, targets };
-    let run = Run::begin(config, &args.to, files, Some(Box::new(durations)))?;
-    let ran = open_loop(&load, plan.shots(), run.rows.clone(), stop).await;
-    output::note(format!("the original's columns in {}", path.display()));
-    run.end(global, &ran?)
 }
 
 /// Makes up a trace.
@@ -102,21 +158,21 @@ pub(super) fn sample(args: &SampleArgs) -> anyhow::Result<ExitCode> {
 }
 
 /// One target per function: the endpoints in turn.
-fn load(args: &TraceArgs, experiment: &Experiment, plan: &Plan) -> anyhow::Result<Load> {
-    let mut load = args.to.load(Some(experiment.endpoint_port))?;
+fn load(to: &To, experiment: &Experiment, plan: &Plan) -> anyhow::Result<Load> {
+    let mut load = to.load(Some(experiment.endpoint_port))?;
     let functions = plan.functions.len();
     if load.targets.len() < functions {
         let endpoints = load.targets.len();
         output::note(format!("{functions} functions share {endpoints} endpoints, in turn"));
     }
-    let asked = args.to.protocol.or(experiment.protocol()?);
+    let asked = to.protocol.or(experiment.protocol()?);
     let target = |index: usize| {
         let target = load.targets[index % load.targets.len()].clone();
         let protocol = asked.unwrap_or(target.protocol);
         Target { protocol, ..target }
     };
     load.targets = (0..functions).map(target).collect();
-    if args.to.timeout.is_none() {
+    if to.timeout.is_none() {
         load.patience = experiment.patience();
     }
     load.reads_replies = true;
@@ -127,7 +183,8 @@ fn rows_dir(experiment: &Experiment) -> PathBuf {
     experiment.output("rows").with_extension("")
 }
 
-fn show(global: &Global, plan: &Plan) -> anyhow::Result<()> {
+fn show(global: &Global, plan: &Plan, flows: &[Flow]) -> anyhow::Result<()> {
+    // Of workflows, what begins them is what the trace says.
     let functions = 0..plan.functions.len();
     if global.output == Format::Json {
         let all: Vec<_> = functions
@@ -139,7 +196,15 @@ fn show(global: &Global, plan: &Plan) -> anyhow::Result<()> {
                 })
             })
             .collect();
-        return output::json(&json!({ "functions": all, "invocations": plan.total() }));
+        let shape = |flow: &Flow| {
+            let (depth, width) = flow.depth_and_width();
+            let steps: Vec<u32> = flow.steps().iter().map(|step| step.target).collect();
+            json!({ "depth": depth, "width": width, "functions": steps })
+        };
+        let flows: Vec<_> = flows.iter().map(shape).collect();
+        return output::json(
+            &json!({ "functions": all, "invocations": plan.total(), "workflows": flows }),
+        );
     }
     let mut per_unit = vec![0_u64; plan.units];
     for index in functions {
@@ -149,6 +214,10 @@ fn show(global: &Global, plan: &Plan) -> anyhow::Result<()> {
     }
     output::line(format!("functions    {}", plan.functions.len()));
     output::line(format!("invocations  {}", plan.total()));
+    if !flows.is_empty() {
+        let steps: usize = flows.iter().map(|flow| flow.steps().len()).sum();
+        output::line(format!("workflows    {} of {steps} functions", flows.len()));
+    }
     output::line(format!("columns      {} of {:?} each", plan.units, plan.unit.length()));
     for (column, count) in per_unit.iter().enumerate() {
         output::line(format!("  {column:<10} {count}"));

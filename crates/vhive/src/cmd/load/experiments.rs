@@ -1,0 +1,138 @@
+//! `vhive load experiments`: many experiments one after the other; a run that was killed goes on
+//! where it was.
+
+use std::process::{Command, ExitCode, Stdio};
+
+use anyhow::{Context as _, bail};
+use serde_json::json;
+use vhive_load::Stop;
+use vhive_load::trace::multi::{Experiment, Multi};
+
+use super::args::MultiArgs;
+use super::trace::{Replay, planned};
+use crate::cli::{Format, Global};
+use crate::config::Config;
+use crate::output;
+
+/// Runs what is not finished yet. Exit code 1 when an experiment failed.
+///
+/// # Errors
+/// When the studies, or any experiment's configuration or trace, cannot be used: before the first is
+/// run.
+pub(crate) async fn run(
+    global: &Global,
+    config: &Config,
+    args: MultiArgs,
+    stop: &Stop,
+) -> anyhow::Result<ExitCode> {
+    let multi = Multi::read(&args.studies)?;
+    multi.without_effect().iter().for_each(|text| output::note(format!("without effect: {text}")));
+    let all = multi.experiments(&args.studies)?;
+    for one in &all {
+        planned(&one.config).with_context(|| format!("experiment {}", one.name))?;
+    }
+    let waits = |one: &Experiment| args.again || !one.is_done();
+    if args.dry_run {
+        show(global, &all, waits)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let left = all.iter().filter(|one| waits(one)).count();
+    if left < all.len() {
+        output::note(format!(
+            "{} of {} experiments were finished before",
+            all.len() - left,
+            all.len()
+        ));
+    }
+    script(&multi.pre_script).context("PreScript")?;
+    let (mut failed, mut skipped_study) = (0, None);
+    for (number, one) in all.iter().enumerate() {
+        let study = one.name.split('/').next().unwrap_or_default();
+        if !waits(one) || skipped_study == Some(study) {
+            continue;
+        }
+        output::note(format!("[{}/{}] {}", number + 1, all.len(), one.name));
+        let replay =
+            Replay { global, config, to: &args.to, experiment: &one.config, failures: Vec::new() };
+        let tries = if args.fail_fast { 1 } else { 2 };
+        if !attempt(&replay, one, tries, stop).await? {
+            if stop.is_asked() {
+                bail!("stopped; run it again to go on with {}", one.name);
+            }
+            failed += 1;
+            skipped_study = Some(study);
+            output::note(format!("{} failed; the rest of its study is left out", one.name));
+        }
+    }
+    script(&multi.post_script).context("PostScript")?;
+    output::line(format!(
+        "{} experiments finished",
+        all.iter().filter(|one| one.is_done()).count()
+    ));
+    Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Whether it was finished within so many tries.
+async fn attempt(
+    replay: &Replay<'_>,
+    one: &Experiment,
+    tries: u32,
+    stop: &Stop,
+) -> anyhow::Result<bool> {
+    for _ in 0..tries {
+        one.begin().with_context(|| format!("cannot begin {}", one.name))?;
+        let ran = async {
+            script(&one.pre_script).context("PreScript")?;
+            let ran = replay.run(stop).await;
+            script(&one.post_script).context("PostScript")?;
+            ran
+        };
+        let ran = ran.await;
+        if stop.is_asked() {
+            // Half an experiment is none.
+            return Ok(false);
+        }
+        match ran {
+            Ok(_) => {
+                one.set_done()
+                    .with_context(|| format!("cannot say that {} is finished", one.name))?;
+                return Ok(true);
+            }
+            Err(error) => output::print_error(&error.context(format!("experiment {}", one.name))),
+        }
+    }
+    Ok(false)
+}
+
+fn show(
+    global: &Global,
+    all: &[Experiment],
+    waits: impl Fn(&Experiment) -> bool,
+) -> anyhow::Result<()> {
+    if global.output == Format::Json {
+        let one = |one: &Experiment| {
+            let out = &one.config.output_path_prefix;
+            json!({ "name": one.name, "out": out, "finished": !waits(one) })
+        };
+        return output::json(&all.iter().map(one).collect::<Vec<_>>());
+    }
+    for one in all {
+        let state = if waits(one) { "to run" } else { "finished" };
+        output::line(format!("{state:<9} {}", one.name));
+    }
+    Ok(())
+}
+
+/// Runs a script, if there is one, by a shell; its output goes to standard error.
+fn script(text: &str) -> anyhow::Result<()> {
+    if text.trim().is_empty() {
+        return Ok(());
+    }
+    let mut shell = Command::new("sh");
+    shell.args(["-c", text]).stdin(Stdio::null()).stdout(std::io::stderr());
+    let status = shell.status().context("cannot run a shell")?;
+    if !status.success() {
+        bail!("{text:?} failed: {status}");
+    }
+    Ok(())
+}
