@@ -162,7 +162,13 @@ impl HostCounters {
         let grown = self.0.iter().filter_map(|(counter, now)| {
             Some((*counter, now.checked_sub(earlier.get(*counter)?)?))
         });
-        Self(grown.collect())
+        let mut grown = Self(grown.collect());
+        // Samples that are corrected later: one part alone may be more than the whole.
+        if grown.get(Counter::UserUs).is_none() || grown.get(Counter::SystemUs).is_none() {
+            grown.0.remove(&Counter::UserUs);
+            grown.0.remove(&Counter::SystemUs);
+        }
+        grown
     }
 
     /// A level-1 or level-2 category of TopDown as a share of the slots.
@@ -215,6 +221,18 @@ mod tests {
         let since = after.since(&before);
         assert_eq!(since, [(Counter::CpuUs, 7)].into_iter().collect());
         assert_eq!(since.get(Counter::Cycles), None);
+    }
+
+    #[test]
+    fn user_and_system_time_are_told_together_or_not_at_all() {
+        let of = |cpu, user, system| -> HostCounters {
+            [(Counter::CpuUs, cpu), (Counter::UserUs, user), (Counter::SystemUs, system)]
+                .into_iter()
+                .collect()
+        };
+        assert_eq!(of(30, 18, 12).since(&of(20, 10, 10)), of(10, 8, 2));
+        let corrected = of(30, 25, 5).since(&of(20, 10, 10));
+        assert_eq!(corrected, [(Counter::CpuUs, 10)].into_iter().collect());
     }
 
     #[test]

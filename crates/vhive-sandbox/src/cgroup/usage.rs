@@ -47,10 +47,10 @@ fn version_1(dir: &Path) -> Option<CpuTime> {
     Some(CpuTime { total_us: total / 1000, parts_us })
 }
 
-/// Divides a total as two samples are to each other; not at all if both are 0.
+/// Divides a total as two samples are to each other; not at all if one of them has seen nothing.
 fn divide(total: u64, user: u64, system: u64) -> Option<(u64, u64)> {
     let sum = u128::from(user) + u128::from(system);
-    if sum == 0 {
+    if user == 0 || system == 0 {
         return None;
     }
     let user = u64::try_from(u128::from(total) * u128::from(user) / sum).ok()?;
@@ -66,7 +66,7 @@ fn version_2(text: &str) -> Option<CpuTime> {
     };
     let total_us = field("usage_usec")?;
     let parts_us = field("user_usec").zip(field("system_usec"));
-    Some(CpuTime { total_us, parts_us: parts_us.filter(|(user, system)| user + system > 0) })
+    Some(CpuTime { total_us, parts_us: parts_us.filter(|(user, system)| *user > 0 && *system > 0) })
 }
 
 #[cfg(test)]
@@ -89,6 +89,7 @@ mod tests {
     fn samples_divide_the_exact_total() {
         assert_eq!(divide(1000, 3, 1), Some((750, 250)));
         assert_eq!(divide(10, 0, 0), None, "no tick has been seen");
+        assert_eq!(divide(10, 0, 3), None, "too few to tell");
         assert_eq!(divide(u64::MAX, u64::MAX, u64::MAX), Some((u64::MAX / 2, u64::MAX / 2 + 1)));
     }
 

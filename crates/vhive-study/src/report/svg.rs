@@ -141,6 +141,10 @@ impl Svg {
     pub(super) fn line(&mut self, from: (f64, f64), to: (f64, f64), weight: (f64, f64)) {
         let ((x1, y1), (x2, y2)) = (from, to);
         let (x1, y1, x2, y2) = (number(x1), number(y1), number(x2), number(y2));
+        // Nothing to be seen, and renderers complain.
+        if (&x1, &y1) == (&x2, &y2) {
+            return;
+        }
         self.push(&format!(
             "<line x1=\"{x1}\" y1=\"{y1}\" x2=\"{x2}\" y2=\"{y2}\" stroke=\"currentColor\" \
              stroke-opacity=\"{}\" stroke-width=\"{}\"/>\n",
