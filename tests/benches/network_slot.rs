@@ -28,6 +28,7 @@ fn main() -> Result<()> {
     let pool = NetworkPool::open(&config, &root)?;
 
     let (mut pops, mut builds, mut taps) = (Vec::new(), Vec::new(), Vec::new());
+    let mut opened = Vec::new();
     for _ in 0..ROUNDS {
         let begun = Instant::now();
         pool.warm(within())?;
@@ -40,16 +41,21 @@ fn main() -> Result<()> {
             let asked = Instant::now();
             let tap = slot.open_tap()?;
             taps.push(asked.elapsed().as_secs_f64() * 1e6);
+            let asked = Instant::now();
+            slot.open_ingress()?;
+            opened.push(asked.elapsed().as_secs_f64() * 1e6);
             slots.push((slot, tap));
         }
         // Builds begin while slots are taken, as on a node; these are retired meanwhile, too.
         drop(slots);
     }
     let note = format!(
-        "p50 {}; p99 {:.1} us; its tap device {}; off the path, a slot is built every {}",
+        "p50 {}; p99 {:.1} us; its tap device {}; its way to the node, for functions that call, {}; off \
+         the path, a slot is built every {}",
         spread(&pops, "us"),
         quantile(&pops, 0.99),
         spread(&taps, "us"),
+        spread(&opened, "us"),
         spread(&builds, "ms"),
     );
     Row::new("network-slot-pop", "us").value(BOUND, median(&pops)).note(note).emit();

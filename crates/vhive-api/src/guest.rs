@@ -226,6 +226,9 @@ pub struct Process {
     /// Directories of files that it finds in its root.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub volumes: Vec<Volume>,
+    /// Names that mean its gateway, in `/etc/hosts`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gateway_names: Vec<String>,
 }
 
 /// A directory of files in a function's root, in place of what the image has there.

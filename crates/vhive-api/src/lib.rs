@@ -23,7 +23,9 @@ pub use ids::{Digest, InvocationId, ParseDigestError, RevisionDigest, RevisionKe
 pub use record::{
     InvocationRecord, MemoryFigures, Outcome, Phase, PhaseSpan, RECORD_VERSION, StartKind,
 };
-pub use revision::{HttpProbe, ProbeTiming, Protocol, Readiness, Revision, Scale, TimedProbe};
+pub use revision::{
+    Calls, HttpProbe, ProbeTiming, Protocol, Readiness, Revision, Scale, TimedProbe,
+};
 pub use runtime::{ParseRuntimeError, RuntimeName};
 pub use snapshot::{MemoryMode, ParsePolicyError, PrefetchPolicy, SnapshotPolicy};
 pub use timeline::{FaultAt, FaultTimeline};

@@ -83,9 +83,31 @@ pub struct Revision {
     /// Files that the function finds.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub volumes: Vec<Volume>,
+    /// What it calls through its node's gateway; it reaches that only if it calls something.
+    #[serde(default, skip_serializing_if = "Calls::is_empty")]
+    pub calls: Calls,
     /// What it needs and nobody has given yet, in words; until then it is not started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub missing: Option<String>,
+}
+
+/// What a function calls through its node's gateway.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Calls {
+    /// `K_SINK`: a URL whose host is one of the names.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sink: Option<String>,
+    /// Hosts that it finds under the gateway's address.
+    pub names: Vec<String>,
+}
+
+impl Calls {
+    /// Whether it calls nothing.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// Bounds on the number of instances, and how long idle ones are kept.
@@ -194,6 +216,44 @@ pub struct HttpProbe {
 }
 
 impl Revision {
+    /// One of which nothing is said but its name, its image and where it runs. It belongs to a service
+    /// of its own name; the rest is what Knative takes when a manifest says nothing, with one CPU and
+    /// 256 MiB.
+    #[must_use]
+    pub fn new(key: RevisionKey, image: &str, image_digest: Digest, runtime: RuntimeName) -> Self {
+        Self {
+            service: key.name.clone(),
+            standalone: false,
+            key,
+            image: image.to_owned(),
+            image_digest,
+            runtime,
+            command: Vec::new(),
+            args: Vec::new(),
+            env: Vec::new(),
+            working_dir: None,
+            port: 8080,
+            protocol: Protocol::default(),
+            readiness: Readiness::default(),
+            probe: ProbeTiming::default(),
+            startup: None,
+            liveness: None,
+            cpu_millis: 1000,
+            memory: Bytes::mib(256),
+            container_concurrency: 0,
+            timeout: Duration::from_secs(300),
+            response_start_timeout: None,
+            idle_timeout: None,
+            scale: Scale::default(),
+            snapshot: SnapshotPolicy::default(),
+            prefetch: PrefetchPolicy::default(),
+            hooks: Hooks::default(),
+            volumes: Vec::new(),
+            calls: Calls::default(),
+            missing: None,
+        }
+    }
+
     /// Digest of everything that decides what the function's memory will hold once it is ready.
     ///
     /// The names enter because the function sees them (`K_SERVICE`, `K_REVISION`), and so does every
@@ -210,12 +270,14 @@ impl Revision {
         if self.standalone {
             text.extend(b"standalone");
         }
-        if self.volumes.is_empty() {
-            // As it was before there were any: snapshots are found by it.
-            return Digest::of(&text);
+        // Without these it is as it was before there were any: snapshots are found by it.
+        if !self.volumes.is_empty() {
+            text.extend(serde_json::to_vec(&self.volumes).expect("plain strings serialise"));
         }
-        let volumes = serde_json::to_vec(&self.volumes).expect("plain strings serialise");
-        Digest::of(&[text, volumes].concat())
+        if !self.calls.is_empty() {
+            text.extend(serde_json::to_vec(&self.calls).expect("plain strings serialise"));
+        }
+        Digest::of(&text)
     }
 
     /// Name of the service that it belongs to, empty if it is a configuration's alone.

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use vhive_api::{Bytes, Digest, Protocol, Readiness, Revision, RevisionKey, RuntimeName, Scale};
+use vhive_api::{Bytes, Digest, Revision, RevisionKey, RuntimeName};
 use vhive_image::ImageStore;
 use vhive_node::{Config, Node, Runtimes};
 use vhive_sandbox::sim::{Sim, SimConfig};
@@ -68,34 +68,7 @@ fn cpu_time() -> Duration {
 }
 
 fn revision(key: &RevisionKey) -> Revision {
-    Revision {
-        key: key.clone(),
-        service: "bench".to_owned(),
-        image: "dev.local/bench:latest".to_owned(),
-        image_digest: Digest::of(b""),
-        runtime: RuntimeName::Sim,
-        command: Vec::new(),
-        args: Vec::new(),
-        env: Vec::new(),
-        working_dir: None,
-        port: 8080,
-        protocol: Protocol::Http1,
-        readiness: Readiness::Tcp,
-        probe: vhive_api::ProbeTiming::default(),
-        startup: None,
-        liveness: None,
-        cpu_millis: 1000,
-        memory: Bytes::mib(1),
-        container_concurrency: 1,
-        timeout: Duration::from_secs(60),
-        response_start_timeout: None,
-        idle_timeout: None,
-        scale: Scale::default(),
-        snapshot: vhive_api::SnapshotPolicy::Off,
-        prefetch: vhive_api::PrefetchPolicy::default(),
-        hooks: vhive_api::guest::Hooks::default(),
-        volumes: Vec::new(),
-        missing: None,
-        standalone: false,
-    }
+    let digest = Digest::of(b"");
+    let revision = Revision::new(key.clone(), "dev.local/bench:latest", digest, RuntimeName::Sim);
+    Revision { memory: Bytes::mib(1), container_concurrency: 1, ..revision }
 }

@@ -296,6 +296,16 @@ impl Node {
         &self.0.shared.tools.images
     }
 
+    /// The socket at which functions that call something through this node's gateway arrive, each from
+    /// its endpoint's address; none without a network pool.
+    ///
+    /// # Errors
+    /// Too many open files.
+    pub fn ingress(&self) -> io::Result<Option<std::net::TcpListener>> {
+        let pool = self.0.shared.tools.network.as_ref();
+        pool.map(NetworkPool::ingress).transpose()
+    }
+
     /// The run directory, and the tag in every name that the node makes on the host.
     #[must_use]
     pub fn run_root(&self) -> &RunRoot {

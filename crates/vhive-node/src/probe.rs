@@ -471,6 +471,58 @@ mod tests {
         assert!(!error.may_pass() && error.to_string().contains("status 500"), "{error}");
     }
 
+    #[test]
+    fn a_delay_beyond_the_first_wait_is_kept_in_the_next() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let endpoint = listener.local_addr().unwrap();
+        let delay = Duration::from_millis(150);
+        let timing = ProbeTiming { initial_delay: delay, ..ProbeTiming::default() };
+        let (began, journal) = (Instant::now(), Journal::new());
+        let wait = |span| {
+            let readiness = &Readiness::Tcp;
+            let probe =
+                Probe { endpoint, port: 1, readiness, timing, startup: None, sandbox: None };
+            wait(probe, &journal, began, Deadline::after(span))
+        };
+        // As when a start's turn ends before the delay does: it gives its turn up and waits on.
+        let error = wait(Duration::from_millis(20)).expect_err("it is not its time yet");
+        assert!(error.may_pass() && error.to_string().contains("initialDelaySeconds"), "{error}");
+        assert!(listener.accept().is_err(), "nobody has asked");
+        let ready = wait(PATIENCE).expect("ready");
+        assert!(ready >= began + delay, "{:?}", ready - began);
+        assert!(listener.accept().is_ok());
+    }
+
+    #[test]
+    fn what_does_not_listen_has_failed_its_startup_probe() {
+        let journal = Journal::new();
+        // Its init would tell.
+        journal.reach(Milestone::KernelUp, Instant::now());
+        let timing = ProbeTiming {
+            initial_delay: Duration::from_millis(10),
+            period: Duration::from_millis(20),
+            failures: 3,
+            ..ProbeTiming::default()
+        };
+        let startup = TimedProbe { check: Readiness::Tcp, timing };
+        let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let probe = Probe {
+            endpoint: socket.local_addr().unwrap(),
+            port: 8080,
+            readiness: &Readiness::Tcp,
+            timing: ProbeTiming::default(),
+            startup: Some(&startup),
+            sandbox: None,
+        };
+        let began = Instant::now();
+        let error = wait(probe, &journal, began, Deadline::after(PATIENCE)).expect_err("given up");
+        let text = error.to_string();
+        assert!(matches!(error, ProbeError::NotStarted { failures: 3, .. }), "{text}");
+        assert!(text.contains("nothing listens on port 8080") && !error.may_pass(), "{text}");
+        assert!((Duration::from_millis(70)..PATIENCE / 2).contains(&began.elapsed()));
+    }
+
     #[tokio::test(flavor = "multi_thread")]
     async fn a_health_check_is_repeated_until_it_says_serving() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();

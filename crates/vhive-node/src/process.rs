@@ -2,7 +2,8 @@
 //!
 //! # Source
 //! OCI image-spec, `config.md`; Kubernetes, "Define a Command and Arguments for a Container" and
-//! "Define Dependent Environment Variables"; Knative runtime contract (`PORT`, `K_*`).
+//! "Define Dependent Environment Variables"; Knative runtime contract (`PORT`, `K_*`); Knative Eventing,
+//! `pkg/apis/sources/v1/sinkbinding_lifecycle.go` (`K_SINK`).
 
 use vhive_api::Revision;
 use vhive_api::guest::Process;
@@ -68,6 +69,7 @@ pub fn process(image: &ImageConfig, revision: &Revision) -> Result<Process, Proc
         cwd: revision.working_dir.clone().unwrap_or_else(|| image.working_dir.clone()),
         stop_signal: image.stop_signal.clone().unwrap_or_default(),
         volumes: revision.volumes.clone(),
+        gateway_names: revision.calls.names.clone(),
     };
     let texts = process.args.iter().chain(&process.env).chain([&process.user, &process.cwd]);
     if let Some(bad) = texts.into_iter().find(|text| text.contains('\0')) {
@@ -92,6 +94,9 @@ fn variables(revision: &Revision, left: &mut usize) -> Option<Vec<(String, Strin
     ];
     for (name, value) in injected {
         set(&mut vars, name, value);
+    }
+    if let Some(sink) = &revision.calls.sink {
+        set(&mut vars, "K_SINK", sink.clone());
     }
     Some(vars)
 }
@@ -217,6 +222,22 @@ mod tests {
         for wanted in ["K_SERVICE=", "K_CONFIGURATION=test", "K_REVISION=one"] {
             assert!(process.env.iter().any(|one| one == wanted), "{wanted}: {:?}", process.env);
         }
+    }
+
+    #[test]
+    fn a_sink_is_the_platforms_variable() {
+        let mut revision = revision("one");
+        revision.env = vec![("K_SINK".to_owned(), "http://elsewhere".to_owned())];
+        revision.args = texts(&["$(K_SINK)"]);
+        let own = process(&image(), &revision).expect("a process");
+        assert_eq!(own.args[2], "http://elsewhere", "without a sink it is the user's");
+        let url = "http://a.b.svc.cluster.local".to_owned();
+        revision.calls.sink = Some(url.clone());
+        revision.calls.names = texts(&["a.b.svc.cluster.local"]);
+        let process = process(&image(), &revision).expect("a process");
+        assert_eq!(process.args[2], url);
+        assert!(process.env.contains(&format!("K_SINK={url}")));
+        assert_eq!(process.gateway_names, revision.calls.names);
     }
 
     #[test]

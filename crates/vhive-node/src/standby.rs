@@ -21,7 +21,7 @@ use vhive_sandbox::{Deadline, Guest, Journal, Prespawned, SandboxSpec};
 use crate::node::Shared;
 use crate::process;
 use crate::snapshots::{Hold, StoredSnapshot, chain};
-use crate::start::wanted_mode;
+use crate::start::{network, wanted_mode};
 use demand::Demand;
 
 /// A VMM that waits for a snapshot's state.
@@ -170,8 +170,7 @@ fn make(shared: &Shared, revision: &Revision) -> Result<Option<Standby>, String>
     let rootfs = shared.handle.block_on(images.rootfs(&revision.image_digest));
     let rootfs = rootfs.map_err(|error| chain(&error))?;
     let process = process::process(&rootfs.config, revision).map_err(|error| chain(&error))?;
-    let network = shared.tools.network.as_ref().ok_or("no network pool")?;
-    let network = network.take(deadline).map_err(|error| chain(&error))?;
+    let network = network(shared, revision, deadline).map_err(|error| chain(&error))?;
     let (id, journal) = (SandboxId::random(), Journal::new());
     let spec = SandboxSpec {
         guest: Guest::default(),

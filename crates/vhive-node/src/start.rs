@@ -26,8 +26,8 @@ use vhive_sandbox::{BootError, Journal, Milestone};
 pub(crate) use vhive_policy::start::{Facts, missed};
 
 pub(crate) use self::stop::spawn_stop;
-pub(crate) use self::work::wanted_mode;
 use self::work::{Brought, Work};
+pub(crate) use self::work::{network, wanted_mode};
 use crate::limits::Reservation;
 use crate::node::Shared;
 use crate::pool::{Pool, Running, StartJob};
@@ -134,6 +134,9 @@ pub enum StartError {
     /// No network slot.
     #[error("no network slot")]
     Network(#[source] TakeError),
+    /// The function is to reach the node's ingress, and its slot could not be opened for it.
+    #[error("network slot not opened for the function's calls")]
+    Ingress(#[source] std::io::Error),
     /// The sandbox could not be booted.
     #[error("sandbox not booted")]
     Boot(#[source] BootError),
@@ -355,6 +358,7 @@ impl Order {
             revision: Arc::clone(&self.revision),
             room,
             origin: brought.clone_of,
+            turn: Arc::default(),
         };
         self.pool.started(self.no, running, Arc::new(report), brought.after);
     }

@@ -7,7 +7,7 @@
 //! ```
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Instant;
 
 use tokio::sync::oneshot;
@@ -113,6 +113,9 @@ fn write(
     let unsupported = TakeError::Unsupported(revision.runtime);
     let checkpoint = running.sandbox.checkpoint().ok_or(unsupported)?;
     let mut draft = taking.draft().map_err(TakeError::Begin)?;
+    // A try of the liveness probe comes to its end first, and the next one waits: nobody talks to it.
+    let turn = Arc::clone(&running.turn);
+    let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
     shared.quiesce(&revision.key, id);
     let deadline = Deadline::after(shared.config.snapshots.take_deadline.0);
     let written = catch_unwind(AssertUnwindSafe(|| checkpoint.snapshot_into(&mut draft, deadline)));

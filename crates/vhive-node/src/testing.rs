@@ -3,41 +3,22 @@
 use std::time::Duration;
 
 use vhive_api::{
-    Bytes, Digest, InvocationId, InvocationRecord, Outcome, Protocol, Readiness, Revision,
-    RevisionKey, RuntimeName, Scale, StartKind,
+    Bytes, Digest, InvocationId, InvocationRecord, Outcome, Revision, RevisionKey, RuntimeName,
+    StartKind,
 };
 
 /// A revision for `sim`.
 pub(crate) fn revision(name: &str) -> Revision {
+    let image = format!("dev.local/{name}:latest");
+    let digest = Digest::of(name.as_bytes());
+    let revision =
+        Revision::new(RevisionKey::new("default", name), &image, digest, RuntimeName::Sim);
     Revision {
-        key: RevisionKey::new("default", name),
         service: "test".to_owned(),
-        image: format!("dev.local/{name}:latest"),
-        image_digest: Digest::of(name.as_bytes()),
-        runtime: RuntimeName::Sim,
-        command: Vec::new(),
-        args: Vec::new(),
-        env: Vec::new(),
-        working_dir: None,
-        port: 8080,
-        protocol: Protocol::Http1,
-        readiness: Readiness::Tcp,
-        probe: vhive_api::ProbeTiming::default(),
-        startup: None,
-        liveness: None,
-        cpu_millis: 1000,
         memory: Bytes::mib(1),
         container_concurrency: 1,
         timeout: Duration::from_secs(60),
-        response_start_timeout: None,
-        idle_timeout: None,
-        scale: Scale::default(),
-        snapshot: vhive_api::SnapshotPolicy::Off,
-        prefetch: vhive_api::PrefetchPolicy::default(),
-        hooks: vhive_api::guest::Hooks::default(),
-        volumes: Vec::new(),
-        missing: None,
-        standalone: false,
+        ..revision
     }
 }
 

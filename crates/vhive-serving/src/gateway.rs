@@ -364,7 +364,10 @@ async fn exchange(
         let read = |input: &mut BytesMut| reply_head::read_reply(input, &parts.method);
         let head = poll_fn(|cx| match connection.poll_head(cx, &mut body, read) {
             Poll::Ready(head) => Poll::Ready(Ok(head)),
-            Poll::Pending => flight.poll_lost(cx).map(Err),
+            Poll::Pending => {
+                flight.hear_interim(&mut connection);
+                flight.poll_lost(cx).map(Err)
+            }
         });
         let mut head = head.await;
         if head.as_ref().err() == Some(&Lost::Ended) {

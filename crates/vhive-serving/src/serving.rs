@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use vhive_node::{Deadline, Node};
 
@@ -36,6 +37,9 @@ pub enum RunError {
     /// A certificate cannot be read or made.
     #[error("no certificate")]
     Certificate(#[from] CertificateError),
+    /// The socket that functions find the gateway at cannot be used.
+    #[error("the gateway cannot listen for functions")]
+    Ingress(#[source] io::Error),
     /// A port or socket cannot be opened.
     #[error("{what} cannot listen on {at}; choose another with {key}")]
     Listen {
@@ -93,6 +97,12 @@ impl Drop for AbortOnDrop {
     }
 }
 
+/// As the async runtime has it.
+fn into_listener(socket: std::net::TcpListener) -> io::Result<TcpListener> {
+    socket.set_nonblocking(true)?;
+    TcpListener::from_std(socket)
+}
+
 impl Serving {
     /// Reads the services from the node's state directory, serves them, and opens gateway and API.
     /// Call it within the async runtime that shall carry it.
@@ -139,7 +149,9 @@ impl Serving {
         };
         let tls = limits.tls_listen.zip(certificate);
         let at = limits.listen.to_string();
-        let listening = gateway::listen(Arc::clone(&gateway), tls).await;
+        let functions = node.ingress().map_err(RunError::Ingress)?;
+        let functions = functions.map(into_listener).transpose().map_err(RunError::Ingress)?;
+        let listening = gateway::listen(Arc::clone(&gateway), tls, functions).await;
         let listening = listening.map_err(|(address, source)| RunError::Listen {
             what: "the gateway",
             key: if at == address.to_string() {

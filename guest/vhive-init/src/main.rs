@@ -121,7 +121,8 @@ fn serve(
 ) -> Result<(), Failure> {
     let Started { config, handshake_ns } = started;
     volumes::place(&config.process.volumes, world)?;
-    let names = network::name(&config.hostname, config.network.as_ref())?;
+    let names = &config.process.gateway_names;
+    let names = network::name(&config.hostname, config.network.as_ref(), names)?;
     channel.queue(&FromGuest::Mounted { at_ns: clock::now_ns(), handshake_ns });
     channel.flush()?;
     let stop_signal = process::stop_signal(&config.process.stop_signal)?;

@@ -36,6 +36,8 @@ fn index_of(interface: &str) -> Option<u32> {
 /// at the cost of a few writes. What the function has put in their place stays.
 #[derive(Debug)]
 pub(crate) struct Names {
+    /// Names of the gateway, as hosts has them.
+    gateway: Vec<String>,
     hostname: Kept,
     hosts: Kept,
     resolv_conf: Kept,
@@ -49,10 +51,15 @@ struct Kept {
 }
 
 /// Sets the host name, and writes `/etc/hostname`, `/etc/hosts` and `/etc/resolv.conf` of the
-/// function's root.
-pub(crate) fn name(hostname: &str, network: Option<&GuestNetwork>) -> Result<Names, Failure> {
+/// function's root. `gateway` are names under which the gateway is to be found.
+pub(crate) fn name(
+    hostname: &str,
+    network: Option<&GuestNetwork>,
+    gateway: &[String],
+) -> Result<Names, Failure> {
     fs::create_dir_all("/etc").step("make /etc")?;
     let mut names = Names {
+        gateway: gateway.to_vec(),
         hostname: Kept::make("/etc/hostname")?,
         hosts: Kept::make("/etc/hosts")?,
         resolv_conf: Kept::make("/etc/resolv.conf")?,
@@ -72,10 +79,9 @@ impl Names {
         if rustix::system::uname().nodename().to_bytes() != hostname.as_bytes() {
             rustix::system::sethostname(hostname.as_bytes()).step("set the host name")?;
         }
-        let address = network.map(|network| network.address);
         let servers = network.map_or(&[][..], |network| &network.dns);
         self.hostname.set(format!("{hostname}\n"))?;
-        self.hosts.set(hosts(hostname, address))?;
+        self.hosts.set(hosts(hostname, network, &self.gateway))?;
         self.resolv_conf.set(resolv_conf(servers))
     }
 }
@@ -99,9 +105,16 @@ impl Kept {
     }
 }
 
-fn hosts(hostname: &str, address: Option<Ipv4Addr>) -> String {
-    let own = address.unwrap_or(Ipv4Addr::LOCALHOST);
-    format!("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n{own}\t{hostname}\n")
+fn hosts(hostname: &str, network: Option<&GuestNetwork>, gateway_names: &[String]) -> String {
+    let own = network.map_or(Ipv4Addr::LOCALHOST, |network| network.address);
+    let mut text = format!(
+        "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n{own}\t{hostname}\n"
+    );
+    for (network, name) in network.iter().flat_map(|net| gateway_names.iter().map(move |n| (net, n))) {
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "{}\t{name}", network.gateway);
+    }
+    text
 }
 
 fn resolv_conf(servers: &[Ipv4Addr]) -> String {
@@ -129,9 +142,18 @@ mod tests {
 
     #[test]
     fn files_name_the_guest_and_its_servers() {
-        let text = hosts("hello-1", Some(Ipv4Addr::new(10, 0, 0, 2)));
+        let network = GuestNetwork {
+            address: Ipv4Addr::new(10, 0, 0, 2),
+            prefix: 30,
+            gateway: Ipv4Addr::new(10, 0, 0, 1),
+            dns: Vec::new(),
+        };
+        let text = hosts("hello-1", Some(&network), &[]);
         assert!(text.contains("127.0.0.1\tlocalhost\n") && text.ends_with("10.0.0.2\thello-1\n"));
-        assert!(hosts("x", None).ends_with("127.0.0.1\tx\n"));
+        let names = ["a.b.svc.cluster.local".to_owned(), "a".to_owned()];
+        let text = hosts("hello-1", Some(&network), &names);
+        assert!(text.ends_with("hello-1\n10.0.0.1\ta.b.svc.cluster.local\n10.0.0.1\ta\n"));
+        assert!(hosts("x", None, &names).ends_with("127.0.0.1\tx\n"));
         let servers = [Ipv4Addr::new(1, 1, 1, 1), Ipv4Addr::new(8, 8, 8, 8)];
         assert_eq!(resolv_conf(&servers), "nameserver 1.1.1.1\nnameserver 8.8.8.8\n");
     }

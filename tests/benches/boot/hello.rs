@@ -25,7 +25,7 @@ pub(crate) fn hello(store: &Path, port: u16) -> Result<(PathBuf, Process)> {
         user: config.user,
         cwd: config.working_dir,
         stop_signal: config.stop_signal.unwrap_or_default(),
-        volumes: Vec::new(),
+        ..Process::default()
     };
     Ok((rootfs.path, process))
 }

@@ -1,9 +1,11 @@
 //! The binary as a user drives it: `vhive node` and its clients, on `sim` (needs nothing but root)
 //! and in real microVMs (where the host can).
 
+mod calls;
 mod clock;
 mod dashboard;
 mod durable;
+mod examples;
 mod faults;
 mod flood;
 mod full_disk;

@@ -14,7 +14,7 @@ use crate::microvm::{hello, invoke_cold, prepare, tag, traces};
 use crate::scene::{Dir, apply, invoke};
 
 /// The isolating runtimes that this host offers; says which it does not, and why.
-fn offered(test: &str, dir: &Dir) -> Vec<String> {
+pub(crate) fn offered(test: &str, dir: &Dir) -> Vec<String> {
     if !rustix::process::geteuid().is_root() {
         eprintln!("SKIP {test}: root");
         return Vec::new();

@@ -4,7 +4,7 @@
 //! Kubernetes, "Configure Liveness, Readiness and Startup Probes".
 
 use std::net::SocketAddr;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, TryLockError, Weak};
 use std::time::Duration;
 
 use vhive_api::TimedProbe;
@@ -22,6 +22,8 @@ pub(super) struct Watched {
     pub(super) endpoint: SocketAddr,
     pub(super) journal: Arc<Journal>,
     pub(super) probe: TimedProbe,
+    /// Held while it is asked; and while it stands still, when it is not.
+    pub(super) turn: Arc<Mutex<()>>,
 }
 
 /// What an instance is doing.
@@ -34,7 +36,8 @@ enum Doing {
 }
 
 impl Watched {
-    /// Asks it, period by period. A try that overlaps with a snapshot says nothing.
+    /// Asks it, period by period. No try overlaps with a snapshot: that waits for a try under way, and
+    /// while it is taken there is none.
     pub(super) async fn watch(self) {
         let timing = self.probe.timing;
         let period = timing.period.max(Duration::from_millis(1));
@@ -48,12 +51,18 @@ impl Watched {
                 Doing::Serving => {}
             }
             let (check, endpoint) = (self.probe.check.clone(), self.endpoint);
-            let limit = Deadline::after(timing.timeout);
-            let tried = tokio::task::spawn_blocking(move || probe::check(&check, endpoint, limit));
+            let turn = Arc::clone(&self.turn);
+            let tried = tokio::task::spawn_blocking(move || {
+                let _turn = match turn.try_lock() {
+                    Ok(turn) => turn,
+                    Err(TryLockError::Poisoned(turn)) => turn.into_inner(),
+                    // A snapshot has just begun.
+                    Err(TryLockError::WouldBlock) => return None,
+                };
+                Some(probe::check(&check, endpoint, Deadline::after(timing.timeout)))
+            });
             let Ok(tried) = tried.await else { return };
-            if self.doing() != Doing::Serving {
-                continue;
-            }
+            let Some(tried) = tried else { continue };
             match tried {
                 Ok(()) => failures = 0,
                 Err(answer) => {

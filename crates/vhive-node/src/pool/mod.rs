@@ -121,6 +121,8 @@ pub(crate) struct Running {
     pub(crate) room: Reservation,
     /// The snapshot that it came from.
     pub(crate) origin: Option<CloneToken>,
+    /// Held by who asks whether it lives, and by who has it stand still.
+    pub(crate) turn: Arc<Mutex<()>>,
 }
 
 /// A start that the pool has asked for.
@@ -390,7 +392,7 @@ impl Pool {
     ) {
         let booted = report.kind == StartKind::Boot;
         let (revision, endpoint) = (Arc::clone(&running.revision), running.sandbox.endpoint());
-        let journal = {
+        let (journal, turn) = {
             let mut state = self.state();
             let Some(slot) = state.slots.get_mut(&no) else { return };
             slot.processes = running.sandbox.processes().to_vec();
@@ -406,10 +408,11 @@ impl Pool {
                 users: Users::default(),
             };
             slot.instance = Some(Arc::new(instance));
+            let turn = Arc::clone(&running.turn);
             slot.running = Some(running);
             let journal = Arc::clone(&slot.journal);
             state.last_start = Some(report);
-            journal
+            (journal, turn)
         };
         let restores = self.shared.tools.runtimes.get(revision.runtime);
         let restores = restores.is_some_and(|runtime| runtime.restores().is_some());
@@ -422,7 +425,7 @@ impl Pool {
         });
         if let Some(probe) = revision.liveness.clone() {
             let (pool, journal) = (Arc::downgrade(self), Arc::clone(&journal));
-            let watched = Watched { pool, no, endpoint, journal, probe };
+            let watched = Watched { pool, no, endpoint, journal, probe, turn };
             self.shared.handle.spawn(watched.watch());
         }
         if journal.ended().is_some() {

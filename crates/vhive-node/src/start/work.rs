@@ -185,8 +185,9 @@ impl Work {
         }
         let harmless = matches!(
             failed,
-            Failed::Start(StartError::NoNetwork(_) | StartError::Network(_))
-                | Failed::Restore(RestoreError::Mode { .. } | RestoreError::Mismatch(_))
+            Failed::Start(
+                StartError::NoNetwork(_) | StartError::Network(_) | StartError::Ingress(_)
+            ) | Failed::Restore(RestoreError::Mode { .. } | RestoreError::Mismatch(_))
         );
         if blamed || (!harmless && stored.failed()) {
             self.shared.snapshots.retire(stored, &why);
@@ -240,7 +241,7 @@ impl Work {
             RuntimeName::Sim => (None, None),
             _ => {
                 let begin = Instant::now();
-                let slot = self.network(deadline)?;
+                let slot = network(&self.shared, &revision, deadline)?;
                 (Some(Arc::new(slot)), Some(Took { begin, end: Instant::now() }))
             }
         };
@@ -297,12 +298,21 @@ impl Work {
         let ready = ready.map_err(StartError::Probe)?;
         Ok(Up { sandbox, network, attempt, ready })
     }
+}
 
-    fn network(&self, deadline: Deadline) -> Result<NetworkSlot, StartError> {
-        let pool = self.shared.tools.network.as_ref();
-        let pool = pool.ok_or(StartError::NoNetwork(self.revision.runtime))?;
-        pool.take(deadline).map_err(StartError::Network)
+/// A network slot for one sandbox of the revision, through which it reaches what that may reach.
+pub(crate) fn network(
+    shared: &Shared,
+    revision: &Revision,
+    deadline: Deadline,
+) -> Result<NetworkSlot, StartError> {
+    let pool = shared.tools.network.as_ref();
+    let pool = pool.ok_or(StartError::NoNetwork(revision.runtime))?;
+    let slot = pool.take(deadline).map_err(StartError::Network)?;
+    if !revision.calls.is_empty() {
+        slot.open_ingress().map_err(StartError::Ingress)?;
     }
+    Ok(slot)
 }
 
 /// How memory really arrives, and why not as it was asked for.

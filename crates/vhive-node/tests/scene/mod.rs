@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
-use vhive_api::{Bytes, Digest, Protocol, Readiness, Revision, RevisionKey, RuntimeName, Scale};
+use vhive_api::{Bytes, Digest, Revision, RevisionKey, RuntimeName};
 use vhive_image::ImageStore;
 use vhive_node::{Config, Node, Runtimes};
 use vhive_sandbox::sim::{Sim, SimConfig};
@@ -52,35 +52,16 @@ impl Scene {
 
 /// A revision for `sim`: one request at a time, next to no memory.
 pub(crate) fn revision(name: &str) -> Revision {
+    let image = format!("dev.local/{name}:latest");
+    let digest = Digest::of(name.as_bytes());
+    let revision =
+        Revision::new(RevisionKey::new("default", name), &image, digest, RuntimeName::Sim);
     Revision {
-        key: RevisionKey::new("default", name),
         service: "test".to_owned(),
-        image: format!("dev.local/{name}:latest"),
-        image_digest: Digest::of(name.as_bytes()),
-        runtime: RuntimeName::Sim,
-        command: Vec::new(),
-        args: Vec::new(),
-        env: Vec::new(),
-        working_dir: None,
-        port: 8080,
-        protocol: Protocol::Http1,
-        readiness: Readiness::Tcp,
-        probe: vhive_api::ProbeTiming::default(),
-        startup: None,
-        liveness: None,
-        cpu_millis: 1000,
         memory: Bytes::mib(1),
         container_concurrency: 1,
         timeout: Duration::from_secs(60),
-        response_start_timeout: None,
-        idle_timeout: None,
-        scale: Scale::default(),
-        snapshot: vhive_api::SnapshotPolicy::Off,
-        prefetch: vhive_api::PrefetchPolicy::default(),
-        hooks: vhive_api::guest::Hooks::default(),
-        volumes: Vec::new(),
-        missing: None,
-        standalone: false,
+        ..revision
     }
 }
 

@@ -77,22 +77,32 @@ impl Reports {
     }
 
     /// Takes a sample and calls `report` with the bucket that each complete report belongs to. What
-    /// a sample tells of several buckets is shared out evenly among them. Of stretches without
-    /// any requests only the last `most` reports are made.
+    /// a sample tells of several buckets is shared out evenly among them, as far as there were
+    /// requests: a look a moment after a full second shifts nothing of what was over before into the
+    /// next one, where it would hold an instance for a second more. Of stretches without any
+    /// requests only the last `most` reports are made.
     pub fn take(&mut self, sample: &Sample, most: u64, mut report: impl FnMut(u64, f64)) {
         let last = self.number(sample.to);
         if last <= self.open {
             self.sum += self.amount(sample);
             return;
         }
-        let length = sample.to.saturating_sub(sample.from).as_secs_f64();
         let amount = self.amount(sample);
+        let until = if sample.in_flight > 0 {
+            sample.to
+        } else {
+            sample.busy_until.min(sample.to).max(sample.from)
+        };
+        let length = until.saturating_sub(sample.from).as_secs_f64();
         let share = |from: Moment, to: Moment| {
             if amount == 0.0 {
                 return 0.0;
             }
-            let inside = to.min(sample.to).saturating_sub(from.max(sample.from)).as_secs_f64();
-            if length > 0.0 { amount * inside / length } else { 0.0 }
+            if length == 0.0 {
+                return if from <= until && until < to { amount } else { 0.0 };
+            }
+            let inside = to.min(until).saturating_sub(from.max(sample.from)).as_secs_f64();
+            amount * inside / length
         };
         let first = self.number(sample.from).max(self.open);
         let from = if amount > 0.0 { first } else { last };
@@ -108,7 +118,8 @@ impl Reports {
             self.sum = 0.0;
             report(self.open, sum / self.bucket.as_secs_f64());
         }
-        self.sum = share(moment(last, self.bucket), sample.to);
+        let begin = moment(last, self.bucket);
+        self.sum = share(begin, begin + self.bucket);
     }
 
     fn amount(&self, sample: &Sample) -> f64 {

@@ -267,6 +267,61 @@ fn reports_are_of_whole_seconds_whenever_samples_end() {
 }
 
 #[test]
+fn what_was_over_before_a_look_is_not_of_the_second_in_which_it_comes() {
+    let (millis, mut got) = (Duration::from_millis, Vec::new());
+    let mut reports = Reports::new(secs(1), Metric::Concurrency, secs(0));
+    // Two requests to 1.2, one on to 2.0; looks come a millisecond late. Second 0: 2. Second 1:
+    // 2·0.2 + 0.8 = 1.2, and not a thousandth of it in second 2.
+    for (from, to, area, in_flight, busy_until) in
+        [(0, 1000, 2.0, 2, 1000), (1000, 2001, 1.2, 0, 2000), (2001, 3001, 0.0, 0, 2000)]
+    {
+        let (from, to, busy_until) = (millis(from), millis(to), millis(busy_until));
+        let sample = Sample { from, to, area, in_flight, busy_until, ..Sample::default() };
+        reports.take(&sample, 61, |at, value| got.push((at, value)));
+    }
+    assert_eq!(got, [(1, 2.0), (2, 1.2), (3, 0.0)]);
+    // One that came and went in no time counts where it was, however late the look: in second 3.
+    let mut reports = Reports::new(secs(1), Metric::Rps, secs(3));
+    let at = millis(3990);
+    let sample =
+        Sample { from: at, to: millis(4001), arrivals: 1, busy_until: at, ..Sample::default() };
+    got.clear();
+    reports.take(&sample, 61, |at, value| got.push((at, value)));
+    assert_eq!((got.as_slice(), reports.so_far()), ([(4, 1.0)].as_slice(), 0.0));
+}
+
+#[test]
+fn a_look_a_moment_late_keeps_nothing_longer() {
+    let late = |late: u64| {
+        let mut kpa = Kpa::new(&rules(), secs(1), secs(7));
+        let mut from = secs(7);
+        let mut zero = None;
+        // One request from 7 to 8, and no more.
+        for second in 8..100 {
+            let to = secs(second) + Duration::from_millis(late);
+            let area = if second == 8 { 1.0 } else { 0.0 };
+            let arrivals = u32::from(second == 8);
+            kpa.observe(&Sample {
+                from,
+                to,
+                area,
+                arrivals,
+                busy_until: secs(8),
+                ..Sample::default()
+            });
+            from = to;
+            let decision = kpa.decide(to, &pool(1));
+            if decision.want == Some(0) && zero.is_none() {
+                zero = Some(second);
+            }
+        }
+        zero
+    };
+    assert!(late(0).is_some());
+    assert_eq!(late(1), late(0));
+}
+
+#[test]
 fn a_long_silence_makes_no_more_reports_than_count() {
     let mut reports = Reports::new(secs(1), Metric::Concurrency, secs(0));
     let mut got = Vec::new();

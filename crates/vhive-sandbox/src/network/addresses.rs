@@ -19,6 +19,8 @@ use ipnet::Ipv4Net;
 pub const GUEST: Ipv4Addr = Ipv4Addr::new(198, 19, 255, 2);
 /// Every guest's gateway.
 pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(198, 19, 255, 1);
+/// Port at [`GATEWAY`] under which a guest that may finds its node's ingress.
+pub const INGRESS_PORT: u16 = 80;
 /// Length of the guest network's prefix: just the two of them.
 pub const GUEST_PREFIX: u8 = 30;
 /// Every guest's hardware address.

@@ -11,8 +11,8 @@ use std::process::{Command, Stdio};
 
 use ipnet::Ipv4Net;
 
-use super::addresses::{GUEST, Range};
-use super::slot::UPLINK;
+use super::addresses::{GATEWAY, GUEST, INGRESS_PORT, Range};
+use super::slot::{OPEN_GROUP, UPLINK};
 use super::{inner, tap};
 
 /// Connections that one guest may have open at a time, so that none fills the host's table.
@@ -78,6 +78,8 @@ pub(super) struct HostRules<'a> {
     /// How the slots' interfaces begin.
     pub(super) links: &'a str,
     pub(super) range: Range,
+    /// Port of the ingress at the node's own address.
+    pub(super) ingress: u16,
     /// Interface through which guests may leave for anywhere.
     pub(super) uplink: Option<&'a str>,
     /// Interfaces that forward packets only because we said so.
@@ -89,8 +91,8 @@ pub(super) struct HostRules<'a> {
 impl HostRules<'_> {
     /// The script that makes (or remakes) the table.
     pub(super) fn script(&self) -> String {
-        let Self { table, links, range, .. } = self;
-        let range = range.net();
+        let Self { table, links, range, ingress, .. } = self;
+        let (node, range) = (range.node(), range.net());
         let slots = format!("\"{links}*\"");
         let allow = match_list("ip daddr", self.allow, "accept");
         let dns = match_list("ip daddr", self.dns, "meta l4proto { tcp, udp } th dport 53 accept");
@@ -116,13 +118,15 @@ table inet {table} {{
     {allow}
     ip daddr {{ {NEVER} }} drop
   }}
-  # Guest to host: answers only.
+  # Guest to host: answers, and the ingress, whose rule in the slot says who may.
   chain to_host {{
     type filter hook input priority filter; policy accept;
     iifname {slots} jump host_slot
+    iifname != \"lo\" ip daddr {node} drop
   }}
   chain host_slot {{
     ct state established,related accept
+    ip daddr {node} tcp dport {ingress} accept
     {dns}
     {allow}
     drop
@@ -184,8 +188,10 @@ fn quoted<'a>(names: impl IntoIterator<Item = &'a str>) -> Vec<String> {
 }
 
 /// The script for a slot's own namespace: its clone address stands for the guest, only the node
-/// itself may connect, and only to whom the guest is may it send.
-pub(super) fn slot_script(node: Ipv4Addr, clone: Ipv4Addr) -> String {
+/// itself may connect, and only as who the guest is may it send. The node's ingress (its port at the
+/// node's address) is found at the gateway's address, the same in every slot, and refused at once
+/// while the slot's uplink is not in the group that says so.
+pub(super) fn slot_script(node: Ipv4Addr, clone: Ipv4Addr, ingress: u16) -> String {
     let guest = format!("{{ \"{}\", \"{}\" }}", tap::NAME, inner::OUTER);
     let syn_only = "tcp flags & (fin | syn | rst | ack) != syn";
     format!(
@@ -193,6 +199,7 @@ pub(super) fn slot_script(node: Ipv4Addr, clone: Ipv4Addr) -> String {
   chain to_guest {{
     type nat hook prerouting priority dstnat; policy accept;
     iifname \"{UPLINK}\" ip saddr {node} ip daddr {clone} dnat to {GUEST}
+    iifname {guest} ip daddr {GATEWAY} tcp dport {INGRESS_PORT} dnat to {node}:{ingress}
   }}
   chain from_guest {{
     type nat hook postrouting priority srcnat; policy accept;
@@ -210,6 +217,7 @@ pub(super) fn slot_script(node: Ipv4Addr, clone: Ipv4Addr) -> String {
     ct state != new drop
     iifname \"{UPLINK}\" ct status dnat accept
     ct count over {MOST_FLOWS} drop
+    ip daddr {node} tcp dport {ingress} oifgroup != {OPEN_GROUP} reject with tcp reset
     iifname {guest} oifname \"{UPLINK}\" accept
   }}
 }}
@@ -228,6 +236,7 @@ mod tests {
             table: "vhive_0",
             links: "vh0-",
             range,
+            ingress: 1,
             uplink: None,
             opened: &[],
             allow: &[],

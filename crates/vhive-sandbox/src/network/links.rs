@@ -89,6 +89,14 @@ fn with_af_spec(index: u32, spec: AfSpecUnspec) -> Request {
     (0, Message::SetLink(link))
 }
 
+/// Puts an interface into a group, which rules can tell.
+pub(super) fn set_group(index: u32, group: u32) -> Request {
+    let mut link = LinkMessage::default();
+    link.header.index = index;
+    link.attributes = vec![LinkAttribute::Group(group)];
+    (0, Message::SetLink(link))
+}
+
 /// Brings an interface up.
 pub(super) fn up(index: u32) -> Request {
     let mut link = LinkMessage::default();
@@ -173,12 +181,7 @@ pub(super) fn delete_all(indices: &[u32], group: u32) -> Vec<Request> {
         return indices.iter().map(|index| delete(*index)).collect();
     }
     let group = group ^ DOOMED;
-    let regroup = |index: &u32| {
-        let mut link = LinkMessage::default();
-        link.header.index = *index;
-        link.attributes = vec![LinkAttribute::Group(group)];
-        (0, Message::SetLink(link))
-    };
+    let regroup = |index: &u32| set_group(*index, group);
     indices.iter().map(regroup).chain([delete_group(group)]).collect()
 }
 

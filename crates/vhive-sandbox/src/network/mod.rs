@@ -9,7 +9,8 @@
 //! A slot is a network namespace with a tap device for the guest and a veth pair to the host. All
 //! guests have the same addresses, so that a snapshot fits any slot; the host dials the slot's own
 //! *clone address*, which the namespace translates. Guests reach out by masquerade through the
-//! host's default route, and reach neither each other nor the host, unless allowed. The page is
+//! host's default route, and reach neither each other nor the host, unless allowed. One socket of the
+//! node, its *ingress*, is found by those guests whose slots are opened for it. The page is
 //! `docs/design/networking.md`.
 //!
 //! What this module does not do: configure the guest's side (its init does), limit bandwidth, or
@@ -38,7 +39,7 @@ use std::net::Ipv4Addr;
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
-pub use addresses::{GATEWAY, GUEST, GUEST_MAC, GUEST_PREFIX, Mac};
+pub use addresses::{GATEWAY, GUEST, GUEST_MAC, GUEST_PREFIX, INGRESS_PORT, Mac};
 pub use error::{OpenError, SweepError, TakeError};
 pub use host::{check_forwarding, check_host};
 pub use pool::{NetworkPool, NetworkSlot};

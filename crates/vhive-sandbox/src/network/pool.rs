@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::fmt;
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -193,6 +193,16 @@ impl NetworkPool {
             home.work.notify_all();
             state = home.wait(state, attempts, deadline)?;
         }
+    }
+
+    /// A handle of the socket that guests whose slots are opened for it find at
+    /// [`GATEWAY`](super::GATEWAY) and [`INGRESS_PORT`](super::INGRESS_PORT); for whoever answers there.
+    /// Their connections come from their clone addresses.
+    ///
+    /// # Errors
+    /// Too many open files.
+    pub fn ingress(&self) -> io::Result<TcpListener> {
+        self.handle.home.site.ingress.try_clone()
     }
 
     /// Stops the workers and removes all slots that are not in use. Those that are go when they
@@ -436,6 +446,15 @@ impl NetworkSlot {
             Some(tap) => Ok(tap),
             None => self.devices().open_tap(),
         }
+    }
+
+    /// Lets the guest reach the node's ingress ([`NetworkPool::ingress`]); without this it is refused
+    /// there. Holds until the slot is given back.
+    ///
+    /// # Errors
+    /// Any of reaching into the slot's namespace.
+    pub fn open_ingress(&self) -> io::Result<()> {
+        self.devices().open_ingress()
     }
 
     /// Makes a network namespace in which `eth0` is what a microVM's guest has: for a container,

@@ -3,11 +3,12 @@
 
 use std::fs;
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddrV4, TcpListener};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use ipnet::Ipv4Net;
+use rustix::net::{self, AddressFamily, SocketFlags, SocketType, sockopt};
 
 use super::addresses::{Range, candidates};
 use super::claim::{self, Claim, Record, Registry};
@@ -17,6 +18,9 @@ use super::netlink::Netlink;
 use super::slot::Site;
 use super::{NetworkConfig, OpenError, SweepError, links, namespace};
 use crate::run_dir::RunRoot;
+
+/// Connections that guests may have begun before the node takes them.
+const BACKLOG: i32 = 1024;
 
 /// The names of a node's things on the host.
 #[derive(Clone, Debug)]
@@ -81,10 +85,13 @@ pub(super) fn open(
     let record = settled?;
 
     let range = Range::new(record.range).ok_or(OpenError::BadRange { net: record.range })?;
+    let ingress = listen(range.node()).map_err(|e| step("open the ingress", e))?;
+    let ingress_port = ingress.local_addr().map_err(|e| step("open the ingress", e))?.port();
     let rules = HostRules {
         table: &place.names.table,
         links: &place.names.prefix,
         range,
+        ingress: ingress_port,
         uplink: record.uplink.as_deref(),
         opened: &record.opened,
         allow: &config.allow,
@@ -100,11 +107,23 @@ pub(super) fn open(
         group: place.names.number,
         pins: place.names.pins.clone(),
         range,
+        ingress,
+        ingress_port,
         nft: place.nft.clone(),
         host: home,
         ipv6: host::has_ipv6(),
     };
     Ok((place, site))
+}
+
+/// A socket at the node's own address, which the host has only while there are slots.
+fn listen(node: Ipv4Addr) -> io::Result<TcpListener> {
+    let flags = SocketFlags::CLOEXEC;
+    let socket = net::socket_with(AddressFamily::INET, SocketType::STREAM, flags, None)?;
+    sockopt::set_ip_freebind(&socket, true)?;
+    net::bind(&socket, &SocketAddrV4::new(node, 0))?;
+    net::listen(&socket, BACKLOG)?;
+    Ok(socket.into())
 }
 
 /// Removes what an earlier node left, chooses what to use, and writes that down before

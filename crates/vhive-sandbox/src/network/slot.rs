@@ -8,7 +8,7 @@
 
 use std::fs;
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, TcpListener};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -24,6 +24,9 @@ use crate::deadline::Deadline;
 /// The slot's way to the host, inside its namespace.
 pub(super) const UPLINK: &str = "up0";
 
+/// The group of the uplink of a slot whose guest may reach the node's ingress; others are in group 0.
+pub(super) const OPEN_GROUP: u32 = 1;
+
 /// The kernel's work queue has its own pace; a busy machine needs milliseconds.
 const UP_WITHIN: Duration = Duration::from_secs(10);
 
@@ -37,6 +40,10 @@ pub(super) struct Site {
     /// Where namespaces are pinned.
     pub(super) pins: PathBuf,
     pub(super) range: Range,
+    /// Where guests that may find the node, at its own address.
+    pub(super) ingress: TcpListener,
+    /// Its port.
+    pub(super) ingress_port: u16,
     pub(super) nft: Nft,
     /// The network namespace of the node.
     pub(super) host: OwnedFd,
@@ -149,7 +156,7 @@ impl Site {
         }
         tools.netlink.apply(outside).map_err(|(_, e)| ("configure the host's interface", e))?;
 
-        let script = firewall::slot_script(node, address);
+        let script = firewall::slot_script(node, address, self.ingress_port);
         self.nft.run(&script).map_err(|e| ("load the slot's firewall", e))?;
         links::wait_running(&mut changes, up, Deadline::after(UP_WITHIN))
             .map_err(|e| ("wait for the uplink", e))?;
@@ -197,6 +204,15 @@ impl Devices {
     /// Makes a namespace of the sandbox's own, in the tap device's place.
     pub(super) fn make_inner(&self) -> io::Result<OwnedFd> {
         inner::make(&self.namespace)
+    }
+
+    /// Lets the guest reach the node's ingress, on a thread of its own.
+    pub(super) fn open_ingress(&self) -> io::Result<()> {
+        namespace::inside(&self.namespace, || {
+            let mut netlink = Netlink::route()?;
+            let up = links::index_of(&mut netlink, UPLINK)?;
+            netlink.apply(vec![links::set_group(up, OPEN_GROUP)]).map_err(|(_, error)| error)
+        })
     }
 
     /// Opens the tap device once more, on a thread of its own. If it is still open somewhere, it

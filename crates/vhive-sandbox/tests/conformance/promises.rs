@@ -61,16 +61,21 @@ pub(crate) const ALL: &[Promise] = &[
     real("a_killed_sandbox_is_noticed", a_killed_sandbox_is_noticed),
     real("a_boot_ends_at_its_deadline", a_boot_ends_at_its_deadline),
     real("neighbours_are_out_of_reach", neighbours_are_out_of_reach),
+    real("the_node_is_reached_if_allowed", the_node_is_reached_if_allowed),
     machine("the_vmm_is_nobody", the_vmm_is_nobody),
     clone("a_clone_answers_as_the_original", restored::a_clone_answers_as_the_original),
     clone("a_waiting_vmm_goes_on", restored::a_waiting_vmm_goes_on),
     clone("disks_part_at_the_snapshot", restored::disks_part_at_the_snapshot),
     clone("clones_are_somebody_else", restored::clones_are_somebody_else),
+    clone("a_clone_reaches_the_node_if_allowed", restored::a_clone_reaches_the_node_if_allowed),
     clone("hooks_are_called", restored::hooks_are_called),
     clone("damaged_state_is_refused", restored::damaged_state_is_refused),
 ];
 
-const HTTPD: &str = "exec httpd -f -p 8080 -h /srv";
+/// A name under which a guest is told to find its node.
+pub(crate) const A_SERVICE: &str = "a.b.svc.cluster.local";
+
+pub(crate) const HTTPD: &str = "exec httpd -f -p 8080 -h /srv";
 
 /// A function is started, listens, and answers at the endpoint; each step is told, in order.
 fn boots_and_answers(site: &Site) {
@@ -458,6 +463,22 @@ fn neighbours_are_out_of_reach(site: &Site) {
     // The same request to itself shows that the check would notice.
     let reply = fetch(&"127.0.0.1", 8080);
     assert!(reply.ends_with("hello from inside\n"), "{reply}");
+}
+
+/// A guest whose slot is opened for it reaches its node by the names that it is given, and no other
+/// does.
+fn the_node_is_reached_if_allowed(site: &Site) {
+    let mut specs = [site.spec(HTTPD), site.spec(HTTPD)];
+    for spec in &mut specs {
+        spec.process.gateway_names = vec![A_SERVICE.to_owned()];
+    }
+    site.open_ingress(&specs[0]);
+    let pair = specs.each_ref().map(|spec| site.boot_soon(spec));
+    let pair = pair.map(|thread| thread.join().expect("booted"));
+    for (booted, answer) in pair.iter().zip(["the node\n", "unreachable\n"]) {
+        let reply = get(booted.endpoint(), &format!("/cgi-bin/fetch?{A_SERVICE}+80"));
+        assert!(reply.ends_with(answer), "{reply}");
+    }
 }
 
 /// The process that faces a hostile guest has no privileges, and limits.

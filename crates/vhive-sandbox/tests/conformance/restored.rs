@@ -14,6 +14,7 @@ use vhive_sandbox::{
     SnapshotError,
 };
 
+use crate::promises::{A_SERVICE, HTTPD};
 use crate::site::{Booted, Site, get, soon};
 
 /// A web server whose every script is a question to the guest, or an order.
@@ -288,4 +289,29 @@ pub(crate) fn damaged_state_is_refused(site: &Site) {
     let memory = fs::File::options().write(true).open(snapshot.dir().join(MEMORY)).expect("opened");
     memory.write_all_at(&[0xff; 64], 1 << 20).expect("written");
     assert!(snapshot.verify().is_err());
+}
+
+/// The address of the node is the same in every slot; whether it answers depends on the slot that a
+/// clone gets, not on the one that the snapshot was taken in.
+pub(crate) fn a_clone_reaches_the_node_if_allowed(site: &Site) {
+    let mut spec = site.spec(HTTPD);
+    spec.process.gateway_names = vec![A_SERVICE.to_owned()];
+    let mut booted = site.boot(&spec);
+    booted.listening();
+    let ask = |booted: &Booted, answer: &str| {
+        let reply = get(booted.endpoint(), &format!("/cgi-bin/fetch?{A_SERVICE}+80"));
+        assert!(reply.ends_with(answer), "{reply}");
+    };
+    ask(&booted, "unreachable\n");
+    let dir = tempfile::tempdir().expect("a directory");
+    let from = snapshot(&mut booted, dir.path());
+    drop(booted);
+    for (opened, answer) in [(true, "the node\n"), (false, "unreachable\n")] {
+        let spec = site.spec(HTTPD);
+        if opened {
+            site.open_ingress(&spec);
+        }
+        let again = clone(site, &spec, &from, MemoryMode::File);
+        ask(&again, answer);
+    }
 }

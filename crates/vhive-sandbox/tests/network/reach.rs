@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
-use vhive_sandbox::network::{NetworkConfig, NetworkPool};
+use vhive_sandbox::network::{GATEWAY, INGRESS_PORT, NetworkConfig, NetworkPool};
 
 use super::guest::{Guest, PORT};
 use super::lab::{HOST_LAN, HOST_WAN, LAN, Lab, METADATA, OUTSIDE, serve, soon};
@@ -120,6 +120,80 @@ fn a_guest_reaches_what_is_allowed() {
     let beside = lab.outside(|| TcpListener::bind((Ipv4Addr::new(10, 66, 0, 3), 0)).unwrap());
     let heard = guest.call(serve(beside), IMPATIENCE).recv().unwrap();
     assert_eq!(heard, Err("no answer"));
+}
+
+#[test]
+fn a_guest_reaches_the_nodes_ingress_only_if_its_slot_is_opened() {
+    let Some(lab) = Lab::new("a_guest_reaches_the_nodes_ingress_only_if_its_slot_is_opened") else {
+        return;
+    };
+    let pool = pool(&lab, "node", NetworkConfig::default());
+    let ingress = serve(pool.ingress().unwrap());
+    let beside = serve(TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap());
+    let (slot, closed) = (pool.take(soon()).unwrap(), pool.take(soon()).unwrap());
+    slot.open_ingress().unwrap();
+    let (guest, other) = (start("guest", &slot), start("other", &closed));
+    let at = SocketAddrV4::new(GATEWAY, INGRESS_PORT);
+    let heard = |guest: &Guest, to, within| guest.call(to, within).recv().unwrap();
+    // Under the same address in every slot, and the node sees whose call it is.
+    assert_eq!(heard(&guest, at, PATIENCE), Ok(format!("{} said hello", slot.address())));
+    assert_eq!(heard(&other, at, PATIENCE), Err("refused"), "at once");
+    assert_eq!(heard(&other, ingress, PATIENCE), Err("refused"), "by its real address as well");
+    // Nothing else of the host, for either.
+    let calls: Vec<_> = [(&guest, "opened"), (&other, "closed")]
+        .into_iter()
+        .flat_map(|(guest, name)| {
+            [GATEWAY, *ingress.ip(), HOST_WAN, HOST_LAN, Ipv4Addr::LOCALHOST].map(|ip| {
+                let to = SocketAddrV4::new(ip, beside.port());
+                (guest.call(to, IMPATIENCE), format!("{name}: {to}"))
+            })
+        })
+        .collect();
+    for (call, what) in calls {
+        assert_eq!(call.recv().unwrap(), Err("no answer"), "{what}");
+    }
+    assert_eq!(heard(&guest, server(&closed), IMPATIENCE), Err("no answer"), "a neighbour");
+    assert_eq!(other.seen().iter().filter(|packet| packet.to.port() == PORT).count(), 0);
+    // A device that is opened anew, for another attempt, is let through as well.
+    drop(guest);
+    let again = start("again", &slot);
+    assert!(heard(&again, at, PATIENCE).is_ok());
+    // Without the slot's rules the closed one would reach it: it is they that refuse.
+    let netns = std::fs::File::open(closed.netns()).unwrap();
+    std::thread::scope(|scope| {
+        let flush = scope.spawn(|| {
+            nix::sched::setns(&netns, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+            for command in ["flush", "delete"] {
+                super::lab::run("nft", &format!("{command} chain ip slot passing"));
+            }
+        });
+        flush.join().unwrap();
+    });
+    assert!(heard(&other, at, PATIENCE).is_ok());
+}
+
+#[test]
+fn nobody_but_guests_and_the_host_reaches_the_ingress() {
+    let Some(lab) = Lab::new("nobody_but_guests_and_the_host_reaches_the_ingress") else { return };
+    let pool = pool(&lab, "node", NetworkConfig::default());
+    let other_node = super::pool(&lab, "other", NetworkConfig::default());
+    let ingress = serve(pool.ingress().unwrap());
+    let theirs = serve(other_node.ingress().unwrap());
+    let (slot, stranger) = (pool.take(soon()).unwrap(), other_node.take(soon()).unwrap());
+    for slot in [&slot, &stranger] {
+        slot.open_ingress().unwrap();
+    }
+    let connect = || TcpStream::connect_timeout(&ingress.into(), IMPATIENCE);
+    assert!(lab.outside(connect).is_err(), "outsiders route the node's addresses to the host");
+    connect().unwrap();
+    let (guest, strange) = (start("guest", &slot), start("strange", &stranger));
+    let at = SocketAddrV4::new(GATEWAY, INGRESS_PORT);
+    for (guest, slot) in [(&guest, &slot), (&strange, &stranger)] {
+        let heard = guest.call(at, PATIENCE).recv().unwrap();
+        assert_eq!(heard, Ok(format!("{} said hello", slot.address())), "its own node's");
+    }
+    assert_eq!(guest.call(theirs, IMPATIENCE).recv().unwrap(), Err("no answer"));
+    assert_eq!(strange.call(ingress, IMPATIENCE).recv().unwrap(), Err("no answer"));
 }
 
 #[test]

@@ -5,9 +5,10 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use vhive_api::guest::Hooks;
-use vhive_api::{ParsePolicyError, PrefetchPolicy, SnapshotPolicy, Span};
+use vhive_api::{Calls, ParsePolicyError, PrefetchPolicy, SnapshotPolicy, Span};
 
 use super::autoscaling::Autoscaling;
+use super::calls::{self, Place};
 use super::cursor::Cursor;
 use super::{PREFIX, quantity};
 use crate::autoscale::Rules;
@@ -23,15 +24,22 @@ pub(super) struct Scaling {
     pub(super) snapshot: SnapshotPolicy,
     pub(super) prefetch: PrefetchPolicy,
     pub(super) hooks: Hooks,
+    pub(super) calls: Calls,
 }
 
-/// Reads the annotations of a template. `concurrency` is its `containerConcurrency`.
-pub(super) fn read(annotations: Option<&Cursor<'_>>, concurrency: u32, config: &Config) -> Scaling {
+/// Reads the annotations of a template in a namespace. `concurrency` is its `containerConcurrency`.
+pub(super) fn read(
+    annotations: Option<&Cursor<'_>>,
+    (namespace, concurrency): (&str, u32),
+    config: &Config,
+) -> Scaling {
+    let place = Place { namespace, domain: &config.gateway.domain };
     let defaults = &config.autoscale;
     let mut queue_depth = config.defaults.queue_depth;
     let mut snapshot = config.defaults.snapshot_policy;
     let mut prefetch = config.defaults.prefetch_policy;
     let mut hooks = Hooks::default();
+    let mut calls = Calls::default();
     let mut autoscaling = Autoscaling::new(defaults);
     let mut own_window = None;
     let entries = annotations.map(Cursor::entries).unwrap_or_default();
@@ -47,6 +55,8 @@ pub(super) fn read(annotations: Option<&Cursor<'_>>, concurrency: u32, config: &
                 "prefetch-policy" => set(&mut prefetch, policy(entry, text)),
                 "before-snapshot" => hooks.before_snapshot = path(entry, text),
                 "after-restore" => hooks.after_restore = path(entry, text),
+                "sink" => calls::sink(entry, text, place, &mut calls),
+                "calls" => calls::calls(entry, text, place, &mut calls),
                 "window" => own_window = span(entry, text, defaults.tick.0, HOUR),
                 "scaling-policy" => autoscaling.policy(entry, text),
                 "keep-alive" => autoscaling.keep_alive(entry, text, defaults.tick.0),
@@ -55,7 +65,7 @@ pub(super) fn read(annotations: Option<&Cursor<'_>>, concurrency: u32, config: &
         }
     }
     let rules = autoscaling.finish(annotations, concurrency, own_window);
-    Scaling { target: rules.total, rules, queue_depth, snapshot, prefetch, hooks }
+    Scaling { target: rules.total, rules, queue_depth, snapshot, prefetch, hooks, calls }
 }
 
 fn is_knative(annotation: &str, name: &str) -> bool {

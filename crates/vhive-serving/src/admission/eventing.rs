@@ -313,6 +313,11 @@ fn read_target(uri: &Cursor<'_>, to: To) -> Option<String> {
     Some(path.as_str().to_owned())
 }
 
+/// A sink by its address, for something in a namespace; problems are told by the cursor.
+pub(super) fn read_sink_uri(uri: &Cursor<'_>, namespace: &str, domain: &str) -> Option<Sink> {
+    read_uri(uri, &Place { namespace, domain })
+}
+
 /// A sink by its address. Only what this node's gateway serves: else the node would send requests to
 /// wherever a client of its API says, from inside its network.
 fn read_uri(uri: &Cursor<'_>, place: &Place<'_>) -> Option<Sink> {
@@ -320,7 +325,7 @@ fn read_uri(uri: &Cursor<'_>, place: &Place<'_>) -> Option<Sink> {
     let refuse = |why: &str| {
         let domain = place.domain;
         uri.unsupported(format!(
-            "not supported: {why}; events go to functions of this node only, \
+            "not supported: {why}; a sink is a function of this node, \
              `http://<name>.<namespace>.{domain}/<path>` or `….{CLUSTER}`"
         ));
         None

@@ -5,6 +5,7 @@
 
 mod annotations;
 mod autoscaling;
+mod calls;
 mod container;
 mod cursor;
 mod data;
@@ -23,7 +24,7 @@ use std::fmt;
 use serde_json::Value;
 use vhive_api::guest::Hooks;
 use vhive_api::{
-    Bytes, Digest, PrefetchPolicy, ProbeTiming, Protocol, Readiness, Revision, RevisionKey,
+    Bytes, Calls, Digest, PrefetchPolicy, ProbeTiming, Protocol, Readiness, Revision, RevisionKey,
     RuntimeName, Scale, SnapshotPolicy, TimedProbe,
 };
 
@@ -125,6 +126,8 @@ pub struct Template {
     pub prefetch: PrefetchPolicy,
     /// What the function wants to be told of snapshots.
     pub hooks: Hooks,
+    /// What it calls through the gateway.
+    pub calls: Calls,
 }
 
 impl Template {
@@ -165,6 +168,7 @@ impl Template {
             prefetch: self.prefetch,
             hooks: self.hooks.clone(),
             volumes: Vec::new(),
+            calls: self.calls.clone(),
             missing: None,
         }
     }

@@ -92,7 +92,7 @@ fn read_document(kind: Kind, root: &Cursor<'_>, config: &Config) -> Option<Admit
         return None;
     };
     let revision_name = read_revision_name(&template, &head.name);
-    let template = read_template(&template, config)?;
+    let template = read_template(&template, &head.namespace, config)?;
     let traffic = traffic.filter(|traffic| !traffic.is_empty());
     Some(Admitted {
         head,
@@ -118,7 +118,7 @@ fn read_revision_name(template: &Cursor<'_>, owner: &str) -> Option<String> {
     Some(name)
 }
 
-fn read_template(template: &Cursor<'_>, config: &Config) -> Option<Template> {
+fn read_template(template: &Cursor<'_>, namespace: &str, config: &Config) -> Option<Template> {
     template.expect_fields(&TEMPLATE);
     let metadata = template.get("metadata");
     if let Some(metadata) = &metadata {
@@ -160,7 +160,8 @@ fn read_template(template: &Cursor<'_>, config: &Config) -> Option<Template> {
     let runtime = spec.get("runtimeClassName").map(|c| read_runtime(&c));
     let runtime = runtime.unwrap_or(Some(defaults.runtime));
     let annotations = metadata.as_ref().and_then(|metadata| metadata.get("annotations"));
-    let scaling = annotations::read(annotations.as_ref(), concurrency.unwrap_or(0), config);
+    let place = (namespace, concurrency.unwrap_or(0));
+    let scaling = annotations::read(annotations.as_ref(), place, config);
 
     let Some(containers) = spec.get("containers") else {
         spec.missing("containers");
@@ -199,6 +200,7 @@ fn read_template(template: &Cursor<'_>, config: &Config) -> Option<Template> {
         snapshot: scaling.snapshot,
         prefetch: scaling.prefetch,
         hooks: scaling.hooks,
+        calls: scaling.calls,
         target: scaling.target,
         rules: scaling.rules,
     })

@@ -6,6 +6,7 @@ use vhive_api::Span;
 use super::*;
 
 mod arbitrary;
+mod calls;
 mod eventing;
 mod inputs;
 mod scaling;

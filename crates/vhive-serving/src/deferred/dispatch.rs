@@ -282,3 +282,6 @@ async fn send(
     connection.abort();
     got
 }
+
+#[cfg(test)]
+mod tests;

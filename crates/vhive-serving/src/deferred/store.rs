@@ -161,6 +161,12 @@ impl Queue {
         Ok(known)
     }
 
+    /// As if the disk had failed.
+    #[cfg(test)]
+    pub(super) fn doubt(&self) {
+        self.database.doubt();
+    }
+
     fn decode<T: for<'de> Deserialize<'de>>(
         &self,
         key: &str,

@@ -254,3 +254,87 @@ impl Errand for Eventing {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use serde_json::json;
+
+    use super::super::spec::To;
+    use super::*;
+    use crate::admission::Head;
+    use crate::catalog::Catalog;
+    use crate::config::Config;
+    use crate::registry::Object;
+    use crate::store::StoredObject;
+
+    /// A node's brokers with one trigger of this meaning, and an entry for it.
+    fn scene(spec: Result<Spec, String>) -> (tempfile::TempDir, Arc<Eventing>, Pending) {
+        let dir = tempfile::tempdir().unwrap();
+        let catalog = Arc::new(Catalog::new("example.com", 1));
+        let path = dir.path().join("events.redb");
+        let (eventing, _news) = Eventing::open(&path, &Config::default(), catalog).unwrap();
+        let (namespace, name) = ("default".to_owned(), "t".to_owned());
+        let head = Head { namespace, name, ..Head::default() };
+        let stored = StoredObject::new(&head, &json!({}), Timestamp::UNIX_EPOCH);
+        let delivery = Delivery {
+            namespace: "default".to_owned(),
+            broker: "default".to_owned(),
+            trigger: "t".to_owned(),
+            uid: stored.uid.clone(),
+            hops: 7,
+            dead_letter: None,
+        };
+        eventing.catalog.objects.put(Arc::new(Object {
+            kind: Kind::Trigger,
+            stored: Arc::new(stored),
+            spec,
+            needs: Vec::new(),
+            version: 1,
+            changed: Timestamp::UNIX_EPOCH,
+            figures: Arc::default(),
+        }));
+        let entry = pending(delivery, Vec::new(), Bytes::new(), Timestamp::UNIX_EPOCH);
+        (dir, eventing, entry)
+    }
+
+    fn to(to: To, namespace: &str, name: &str) -> Sink {
+        let (namespace, name) = (namespace.to_owned(), name.to_owned());
+        Sink { to, namespace, name, target: "/default/other".to_owned() }
+    }
+
+    #[test]
+    fn whatever_leads_to_a_broker_carries_its_hops() {
+        let hops = |to: Sink| {
+            let subscriber = to;
+            let broker = "default".to_owned();
+            let spec = TriggerSpec { broker, filters: Vec::new(), subscriber, delivery: None };
+            let (_dir, eventing, entry) = scene(Ok(Spec::Trigger(spec)));
+            let sending = eventing.prepare(&entry).expect("wanted");
+            let found = sending.fields.into_iter().find(|(name, _)| *name == "ce-knativebrokerttl");
+            found.map(|(_, value)| value)
+        };
+        assert_eq!(hops(to(To::Service, "default", "hello")), None);
+        // As a broker, and by its host, as earlier versions kept it; also as a tag of a service.
+        for sink in [
+            to(To::Broker, "default", "other"),
+            to(To::Host, "knative-eventing", "broker-ingress"),
+            to(To::Service, "knative-eventing", "broker-ingress"),
+        ] {
+            assert_eq!(hops(sink.clone()).as_deref(), Some("7"), "{sink:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_for_a_trigger_that_is_not_understood_stays() {
+        let (_dir, eventing, mut entry) = scene(Err("of a later version".to_owned()));
+        assert!(eventing.prepare(&entry).is_none(), "nobody knows where it goes");
+        let verdict = eventing.unwanted(&entry);
+        assert!(matches!(verdict, Verdict::Again(LONGEST_PAUSE)), "{verdict:?}");
+        // Another trigger of the same name is another one.
+        entry.event.as_mut().unwrap().uid = "another".to_owned();
+        let verdict = eventing.unwanted(&entry);
+        assert!(matches!(&verdict, Verdict::Next(next, End::Unwanted) if next.is_empty()));
+    }
+}

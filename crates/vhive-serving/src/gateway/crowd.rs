@@ -15,7 +15,7 @@ const SEARCHED: usize = 64;
 /// How long after a search that found nobody the next one begins, if nobody leaves.
 const AGAIN: Duration = Duration::from_millis(20);
 
-/// The connections of all ports together.
+/// The connections of all ports from outside together, or those of functions.
 #[derive(Debug)]
 pub(super) struct Crowd {
     room: Arc<Semaphore>,

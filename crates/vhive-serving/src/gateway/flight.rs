@@ -18,6 +18,7 @@ use super::field::Field;
 use super::timer::{Lost, Silence, Timer};
 use super::upgrade::Tunnel;
 use super::upload::Uploaded;
+use super::upstream::Connection;
 use crate::catalog::{Choice, Route};
 use crate::status::GatewayError;
 use crate::trace::{Asked, Trace, TraceField, TraceResponse};
@@ -437,6 +438,13 @@ impl Flight {
     pub(super) fn hear(&mut self) {
         if let Some(silence) = &mut self.silence {
             silence.end();
+        }
+    }
+
+    /// The function has said something if an interim reply has come.
+    pub(super) fn hear_interim(&mut self, connection: &mut Connection) {
+        if connection.take_interim() {
+            self.hear();
         }
     }
 

@@ -14,9 +14,11 @@ use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::net::TcpStream;
 
+use super::LAST_WORDS;
 use super::flight::Flight;
 use super::head::{self, Origin};
 use super::pool::Shared;
+use super::timer::Lost;
 use super::upload::RequestBody;
 use crate::status::{GatewayError, chain};
 
@@ -47,11 +49,19 @@ pub(super) async fn exchange(
         let (mut sender, reused) = sender(flight).await?;
         let sent = {
             let mut sending = pin!(sender.try_send_request(request));
-            poll_fn(|cx| match sending.as_mut().poll(cx) {
+            let sent = poll_fn(|cx| match sending.as_mut().poll(cx) {
                 Poll::Ready(sent) => Poll::Ready(Ok(sent)),
                 Poll::Pending => flight.poll_lost(cx).map(Err),
             })
-            .await
+            .await;
+            match sent {
+                // The news of its end may have overtaken what it had said before.
+                Err(Lost::Ended) => {
+                    let heard = tokio::time::timeout(LAST_WORDS, sending).await;
+                    heard.map_err(|_| Lost::Ended)
+                }
+                sent => sent,
+            }
         };
         let sent = match sent {
             Ok(sent) => sent,

@@ -100,25 +100,29 @@ impl Drop for Listening {
     }
 }
 
-/// Opens the port, and the one for TLS if there is to be one, and serves what comes.
+/// Opens the port, and the one for TLS if there is to be one, and serves what comes there and from
+/// functions.
 ///
 /// # Errors
 /// Any I/O error of opening a port, and which.
 pub(crate) async fn listen(
     gateway: Arc<Gateway>,
     tls: Option<(SocketAddr, TlsAcceptor)>,
+    functions: Option<TcpListener>,
 ) -> Result<Listening, (SocketAddr, io::Error)> {
     let (listener, address) = bind(gateway.config.listen).await?;
     let (end, tasks) = (Arc::<End>::default(), TaskTracker::new());
-    let crowd = Arc::new(Crowd::new(gateway.config.max_connections));
-    let accept = |listener, tls| Accept {
+    let most = gateway.config.max_connections;
+    let crowd = Arc::new(Crowd::new(most));
+    let of_crowd = |crowd, listener, tls| Accept {
         gateway: Arc::clone(&gateway),
         listener,
         tls,
-        crowd: Arc::clone(&crowd),
+        crowd,
         end: Arc::clone(&end),
         tasks: tasks.clone(),
     };
+    let accept = |listener, tls| of_crowd(Arc::clone(&crowd), listener, tls);
     let mut tls_address = None;
     if let Some((at, acceptor)) = tls {
         let (listener, address) = bind(at).await?;
@@ -126,6 +130,10 @@ pub(crate) async fn listen(
         tasks.spawn(accept(listener, Some(acceptor)).run());
     }
     tasks.spawn(accept(listener, None).run());
+    if let Some(listener) = functions {
+        // Functions that connect without end take no room from anybody else.
+        tasks.spawn(of_crowd(Arc::new(Crowd::new(most)), listener, None).run());
+    }
     Ok(Listening { address, tls_address, end, tasks })
 }
 
@@ -139,7 +147,7 @@ struct Accept {
     gateway: Arc<Gateway>,
     listener: TcpListener,
     tls: Option<TlsAcceptor>,
-    /// Of all ports together.
+    /// Of all clients from outside together, or of all functions.
     crowd: Arc<Crowd>,
     end: Arc<End>,
     tasks: TaskTracker,

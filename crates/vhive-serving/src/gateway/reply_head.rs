@@ -59,16 +59,24 @@ pub(super) fn read_reply(input: &mut BytesMut, to: &Method) -> Result<Option<Rep
 }
 
 /// Takes the head of a reply that goes over to another protocol from the front of `input`, with
-/// that protocol; none if it is another reply, or not complete yet.
+/// that protocol; none if it is another reply, or not complete yet. Interim replies before it are
+/// skipped.
 pub(super) fn read_switch(
     input: &mut BytesMut,
     to: &Method,
 ) -> Result<Option<(ReplyHead, HeaderValue)>, BadReply> {
+    loop {
+        let mut slots = [const { MaybeUninit::uninit() }; MAX_REPLY_FIELDS];
+        let Some(raw) = parse_reply(input, &mut slots)? else { return Ok(None) };
+        match raw.status {
+            StatusCode::SWITCHING_PROTOCOLS => break,
+            status if status.is_informational() => {}
+            _ => return Ok(None),
+        }
+        read_one_reply(input, to)?;
+    }
     let mut slots = [const { MaybeUninit::uninit() }; MAX_REPLY_FIELDS];
     let Some(raw) = parse_reply(input, &mut slots)? else { return Ok(None) };
-    if raw.status != StatusCode::SWITCHING_PROTOCOLS {
-        return Ok(None);
-    }
     let mut fields = raw.fields.iter();
     let protocol = fields.find(|field| Field::of(field.name.as_bytes()) == Field::Upgrade);
     let protocol = protocol.and_then(|field| HeaderValue::from_bytes(field.value).ok());

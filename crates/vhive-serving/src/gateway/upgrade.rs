@@ -25,8 +25,9 @@ use super::flight::{Client, Flight};
 use super::head::{self, Length, Origin};
 use super::reply::{Exchange, ReplyBody};
 use super::reply_head::{BadReply, ReplyHead, read_reply, read_switch};
+use super::timer::Lost;
 use super::upload::RequestBody;
-use super::{fail, failed, host_of, lose, obtain};
+use super::{LAST_WORDS, fail, failed, host_of, lose, obtain};
 use crate::catalog::Route;
 use crate::status::GatewayError;
 
@@ -133,9 +134,18 @@ async fn exchange(
     };
     let answer = poll_fn(|cx| match connection.poll_head(cx, &mut body, read) {
         std::task::Poll::Ready(answer) => std::task::Poll::Ready(Ok(answer)),
-        std::task::Poll::Pending => flight.poll_lost(cx).map(Err),
+        std::task::Poll::Pending => {
+            flight.hear_interim(&mut connection);
+            flight.poll_lost(cx).map(Err)
+        }
     });
-    match answer.await {
+    let mut answer = answer.await;
+    if answer.as_ref().err() == Some(&Lost::Ended) {
+        // The news of its end may have overtaken what it had said before.
+        let heard = poll_fn(|cx| connection.poll_head(cx, &mut body, read));
+        answer = tokio::time::timeout(LAST_WORDS, heard).await.map_err(|_| Lost::Ended);
+    }
+    match answer {
         Ok(Ok(answer)) => {
             match &answer {
                 Answer::Reply(head) => connection.expect_body(head.length, head.keep_alive),

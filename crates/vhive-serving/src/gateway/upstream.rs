@@ -43,6 +43,8 @@ pub(super) struct Connection {
     keep_alive: bool,
     /// Bytes asked for by the next read of a reply's body.
     at_once: usize,
+    /// An interim reply has come that nobody has been told of.
+    interim: bool,
 }
 
 #[derive(Debug)]
@@ -80,6 +82,7 @@ impl Connection {
             used: false,
             keep_alive: true,
             at_once: FIRST_READ,
+            interim: false,
         }))
     }
 
@@ -112,6 +115,11 @@ impl Connection {
         self.io = fresh.io;
         self.input.clear();
         self.used = false;
+    }
+
+    /// Whether an interim reply has come since this was asked last.
+    pub(super) fn take_interim(&mut self) -> bool {
+        std::mem::take(&mut self.interim)
     }
 
     /// The stream itself, and what has been read of it beyond the reply's head.
@@ -216,9 +224,11 @@ impl Connection {
             return Poll::Pending;
         }
         loop {
+            let had = self.input.len();
             match read(&mut self.input) {
                 Ok(Some(head)) => return Poll::Ready(Ok(head)),
-                Ok(None) => {}
+                // What it takes without a reply are interim ones.
+                Ok(None) => self.interim |= self.input.len() < had,
                 Err(bad) => return Poll::Ready(Err(ExchangeError::Bad(bad))),
             }
             if self.input.len() >= MAX_REPLY_HEAD {

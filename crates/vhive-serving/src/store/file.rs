@@ -106,3 +106,25 @@ fn open(
     };
     Err(StoreError::Damaged { path, reason })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_is_gone_is_not_made_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, away) = (dir.path().join("state.redb"), dir.path().join("away"));
+        let file = DatabaseFile::open(&path).unwrap();
+        file.begin_write().unwrap().commit().unwrap();
+        std::fs::rename(&path, &away).unwrap();
+        file.doubt();
+        for _ in 0..2 {
+            assert!(matches!(file.begin_write(), Err(BeginError::Reopen(StoreError::Io { .. }))));
+            assert!(file.begin_read().is_err());
+            assert!(!path.exists(), "an empty one in its place would forget everything");
+        }
+        std::fs::rename(&away, &path).unwrap();
+        file.begin_write().unwrap().commit().unwrap();
+    }
+}

@@ -661,5 +661,25 @@ async fn a_trigger_is_ready_when_what_it_names_is_there() {
     taken["metadata"]["namespace"] = json!("knative-eventing");
     let services = "/apis/serving.knative.dev/v1/namespaces/knative-eventing/services";
     assert_eq!(stage.world.api("POST", services, Some(&taken)).await.0, 422);
+    // Nor by a tag of another one, nor as a service that events are sent to.
+    let mut tagged = crate::support::service("ingress");
+    tagged["metadata"]["namespace"] = json!("knative-eventing");
+    tagged["spec"]["traffic"] = json!([{"latestRevision": true, "percent": 100, "tag": "broker"}]);
+    let (status, told) = stage.world.api("POST", services, Some(&tagged)).await;
+    assert_eq!((status, &told["details"]["causes"][0]["field"]), (422, &json!("spec.traffic")));
+    for delivery in [json!(null), json!({"deadLetterSink": to("broker-ingress")})] {
+        let subscriber = if delivery.is_null() { to("broker-ingress") } else { to("a") };
+        let document = json!({
+            "apiVersion": "eventing.knative.dev/v1",
+            "kind": "Trigger",
+            "metadata": {"name": "t", "namespace": "knative-eventing"},
+            "spec": {"broker": "b", "subscriber": subscriber, "delivery": delivery},
+        });
+        let path = "/apis/eventing.knative.dev/v1/namespaces/knative-eventing/triggers";
+        let (status, told) = stage.world.api("POST", path, Some(&document)).await;
+        assert_eq!(status, 422, "{told}");
+        let field = told["details"]["causes"][0]["field"].as_str().unwrap();
+        assert!(field.ends_with("ref.name"), "{field}");
+    }
     stage.world.stop().await;
 }

@@ -1,8 +1,15 @@
 //! A guest that is gone: its connections stay open, for no kernel is left there that would close them.
 
+use std::convert::Infallible;
 use std::future::pending;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
@@ -97,6 +104,51 @@ async fn a_guest_that_is_gone_keeps_no_request() {
         }
         let records = world.records(|records| records.len() == 1).await;
         assert_eq!(records[0].outcome, Outcome::InstanceFailed, "{records:?}");
+        world.stop().await;
+    }
+}
+
+/// Ends the sandbox and replies, in this order.
+async fn speaks_last(mut stream: TcpStream, journals: Arc<OnceLock<Arc<Journals>>>, is_h2: bool) {
+    let end = move || {
+        for journal in journals.get().unwrap().lock().unwrap().iter() {
+            journal.end(End::Vanished("it was killed".to_owned()));
+        }
+    };
+    if !is_h2 {
+        if read_head(&mut stream).await.is_some() {
+            end();
+            stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nlast!").await.unwrap();
+            keep(stream);
+        }
+        return;
+    }
+    let service = service_fn(move |_: Request<Incoming>| {
+        let end = end.clone();
+        async move {
+            end();
+            Ok::<_, Infallible>(Response::new(Full::new(Bytes::from_static(b"last!"))))
+        }
+    });
+    let server = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+    let _ = server.serve_connection(TokioIo::new(stream), service).await;
+}
+
+#[tokio::test]
+async fn what_a_guest_said_before_its_end_is_heard() {
+    for (protocol, is_h2) in [("http1", false), ("h2c", true)] {
+        let journals = Arc::<OnceLock<Arc<Journals>>>::default();
+        let told = Arc::clone(&journals);
+        let runtime = InProcess::new(move |stream| speaks_last(stream, Arc::clone(&told), is_h2));
+        assert!(journals.set(Arc::clone(&runtime.journals)).is_ok());
+        let world = Setup::of(Runtimes::new().with(runtime)).start().await;
+        let change = |document: &mut serde_json::Value| {
+            document["spec"]["template"]["spec"]["containers"][0]["ports"] =
+                serde_json::json!([{"name": protocol, "containerPort": 8080}]);
+        };
+        world.apply("gone", change).await;
+        let reply = world.get("gone").await;
+        assert_eq!(reply.status, 200, "{protocol}: {}", reply.text());
         world.stop().await;
     }
 }

@@ -36,6 +36,13 @@ async fn obey(mut stream: TcpStream) {
         if says("nothing") {
             std::future::pending::<()>().await;
         }
+        if says("interim") {
+            for _ in 0..6 {
+                let hint = b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n";
+                let Ok(()) = stream.write_all(hint).await else { return };
+                tokio::time::sleep(Duration::from_millis(300)).await;
+            }
+        }
         let length = if says("long") { LONG } else { 8 };
         let first = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n");
         stream.write_all(first.as_bytes()).await.unwrap();
@@ -75,6 +82,22 @@ async fn a_function_that_says_nothing_for_too_long_is_given_up() {
         // It may take as long as it likes, if it says something now and then.
         let drip = world.request("GET", &host("obey"), &ask("drip"), b"").await;
         assert_eq!((drip.status, drip.text().as_str()), (200, "........"));
+    }
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn an_interim_reply_is_a_word_of_the_functions() {
+    let world = Setup::with_functions(obey).start().await;
+    world.apply("obey", one_second).await;
+    // The third way is that of requests which ask for another protocol.
+    for way in [WAYS[0], WAYS[1], "Connection: Upgrade\r\nUpgrade: echo\r\n"] {
+        let mut stream = world.connect().await;
+        let wire =
+            format!("GET / HTTP/1.1\r\nHost: {}\r\n{way}X-Do: interim\r\n\r\n", host("obey"));
+        stream.write_all(wire.as_bytes()).await.unwrap();
+        let (head, _) = within(read_head(&mut stream)).await.unwrap();
+        assert!(head.starts_with("HTTP/1.1 200 "), "{way}: {head}");
     }
     world.stop().await;
 }

@@ -108,6 +108,30 @@ async fn a_function_may_stay_with_http_and_a_drain_ends_what_is_open() {
 }
 
 #[tokio::test]
+async fn interim_replies_before_the_switch_are_skipped() {
+    /// All in one piece.
+    async fn hints(mut stream: TcpStream) {
+        if read_head(&mut stream).await.is_none() {
+            return;
+        }
+        let hint = "HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n";
+        let switch =
+            "HTTP/1.1 101 Switching Protocols\r\nUpgrade: echo\r\nConnection: upgrade\r\n\r\n";
+        stream.write_all(format!("{hint}{hint}{switch}HELLO").as_bytes()).await.unwrap();
+        let mut rest = Vec::new();
+        let _ended = stream.read_to_end(&mut rest).await;
+    }
+    let world = Setup::with_functions(hints).start().await;
+    world.apply("echo", |_| {}).await;
+    let mut stream = upgrade(&world, "/").await;
+    let (head, rest) = within(read_head(&mut stream)).await.unwrap();
+    assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
+    expect(&mut stream, &b"HELLO"[rest.len()..]).await;
+    drop(stream);
+    world.stop().await;
+}
+
+#[tokio::test]
 async fn a_switch_that_nobody_asked_for_is_502() {
     async fn switches(mut stream: TcpStream) {
         while read_head(&mut stream).await.is_some() {

@@ -155,6 +155,7 @@ impl Front {
                 Poll::Ready(head) => return Poll::Ready(Ok(Ok(head))),
                 Poll::Pending => {}
             }
+            flight.hear_interim(connection);
             if heed && let Poll::Ready(lost) = flight.poll_lost(cx) {
                 return Poll::Ready(Err(lost));
             }
