@@ -408,8 +408,9 @@ mod tests {
         std::fs::write(at("multi.json"), text.replace("DIR", &dir.path().to_string_lossy()))
             .unwrap();
         let told = |error: MultiError| {
-            let source = std::error::Error::source(&error);
-            format!("{error} {}", source.map(ToString::to_string).unwrap_or_default())
+            let first: &dyn std::error::Error = &error;
+            let chain = std::iter::successors(Some(first), |error| error.source());
+            chain.map(ToString::to_string).collect::<Vec<_>>().join(": ")
         };
         let multi = Multi::read(&at("multi.json")).map_err(told)?;
         let all = multi.experiments(&at("multi.json")).map_err(told)?;
