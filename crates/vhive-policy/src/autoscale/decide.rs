@@ -60,9 +60,8 @@ pub fn decide(rules: &Rules, load: &Load, panic: Panic) -> Decided {
     };
     let (stable, panicking) = (within_rates(for_stable), within_rates(for_panic));
 
-    let over = for_panic / ready >= rules.panic_threshold_percent / 100.0;
     let panic = match panic.since {
-        _ if over => Panic { since: Some(load.now), ..panic },
+        _ if exceeds(rules, load) => Panic { since: Some(load.now), ..panic },
         Some(since) if since + rules.window.0 < load.now => Panic::default(),
         _ => panic,
     };
@@ -71,6 +70,12 @@ pub fn decide(rules: &Rules, load: &Load, panic: Panic) -> Decided {
     }
     let want = panic.most.max(stable).max(panicking);
     Decided { want, panic: Panic { most: want, ..panic } }
+}
+
+/// Whether the load of the panic window exceeds the panic threshold.
+pub(super) fn exceeds(rules: &Rules, load: &Load) -> bool {
+    let ready = f64::from(load.ready.max(1));
+    (load.panic / rules.target).ceil() / ready >= rules.panic_threshold_percent / 100.0
 }
 
 /// Load that the ready instances could take on beyond the present one and beyond the burst for which

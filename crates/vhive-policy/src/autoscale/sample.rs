@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use super::Metric;
 
+const SECOND: Duration = Duration::from_secs(1);
+
 /// A point in time: how long after a beginning that the caller has chosen. Never goes back.
 pub type Moment = Duration;
 
@@ -76,10 +78,11 @@ impl Reports {
         self.sum = 0.0;
     }
 
-    /// Takes a sample and calls `report` with the bucket that each complete report belongs to. What
+    /// Takes a sample and calls `report` with the bucket that each complete report belongs to; with
+    /// the first and the last of several buckets if nothing was there in any of them. What
     /// a sample tells of several buckets is shared out evenly among them. Of stretches without
     /// any requests only the last `most` reports are made.
-    pub fn take(&mut self, sample: &Sample, most: u64, mut report: impl FnMut(u64, f64)) {
+    pub fn take(&mut self, sample: &Sample, most: u64, mut report: impl FnMut((u64, u64), f64)) {
         let last = self.number(sample.to);
         if last <= self.open {
             self.sum += self.amount(sample);
@@ -102,11 +105,17 @@ impl Reports {
             self.sum = 0.0;
         }
         while self.open < last {
+            if self.sum == 0.0 && from > self.open {
+                let silent = self.open + 1;
+                self.open = from.min(last);
+                report((silent, self.open), 0.0);
+                continue;
+            }
             let begin = moment(self.open, self.bucket);
             let sum = self.sum + share(begin, begin + self.bucket);
             self.open += 1;
             self.sum = 0.0;
-            report(self.open, sum / self.bucket.as_secs_f64());
+            report((self.open, self.open), sum / self.bucket.as_secs_f64());
         }
         self.sum = share(moment(last, self.bucket), sample.to);
     }
@@ -120,13 +129,19 @@ impl Reports {
 }
 
 fn number(at: Moment, bucket: Duration) -> u64 {
+    if bucket == SECOND {
+        return at.as_secs();
+    }
     if bucket.subsec_nanos() == 0 && bucket.as_secs() > 0 {
         return at.as_secs() / bucket.as_secs();
     }
     u64::try_from(at.as_nanos() / bucket.as_nanos().max(1)).unwrap_or(u64::MAX)
 }
 
-fn moment(number: u64, bucket: Duration) -> Moment {
+pub(super) fn moment(number: u64, bucket: Duration) -> Moment {
+    if bucket == SECOND {
+        return Duration::from_secs(number);
+    }
     let nanos = u128::from(number).saturating_mul(bucket.as_nanos());
     Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
 }

@@ -15,18 +15,21 @@
 //! looks, when one has to wait, and when the last decision said. That the real ones do the same is
 //! not proved here but measured: `sim-vs-live`.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use vhive_api::{MemoryMode, StartKind};
 use vhive_load::rng::Rng;
-use vhive_policy::autoscale::{BREATH, Policy, Pool, Rules, policy};
+use vhive_policy::autoscale::{Policy, Rules};
 use vhive_policy::start::{Facts, Start, choose};
 
+use super::free::{Free, Member};
 use super::meter::Meter;
 use super::plan::FunctionPlan;
 use super::starts::Profile;
 use super::tally::Tally;
+
+mod looks;
 
 /// A moment or a length in nanoseconds.
 pub(super) type Ns = u64;
@@ -74,6 +77,8 @@ pub(super) struct Common {
     pub(super) tick: Duration,
     /// How late a look is.
     pub(super) late: Ns,
+    /// Whether looks of which nothing would come are left out.
+    pub(super) leaves_out: bool,
     pub(super) function: FunctionPlan,
 }
 
@@ -118,6 +123,10 @@ impl Instance {
         let (leases, replied, idle) = (0, false, false);
         Self { state, no, node, leases, begun: now, since: now, kind, extra, replied, idle }
     }
+
+    fn member(&self, slot: u32) -> Member {
+        Member { slot, no: self.no, leases: self.leases }
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -137,12 +146,14 @@ pub(super) struct Cell<'a> {
     watched: bool,
     due: Option<Ns>,
     poked: Option<Ns>,
+    /// The first of the looks before `due` that are left out, because nothing would come of them.
+    left_out: Option<Ns>,
     wanted: Option<u32>,
     ever_ready: bool,
     instances: Vec<Instance>,
     vacant: Vec<u32>,
-    /// Ready instances with a free slot: leases, number, slot.
-    free: BTreeSet<(u32, u32, u32)>,
+    /// Ready instances with a free slot.
+    free: Free,
     leaving: Vec<u32>,
     /// Ready ones, those that leave not among them.
     ready: u32,
@@ -165,11 +176,12 @@ impl<'a> Cell<'a> {
             watched: false,
             due: None,
             poked: None,
+            left_out: None,
             wanted: None,
             ever_ready: false,
             instances: Vec::new(),
             vacant: Vec::new(),
-            free: BTreeSet::new(),
+            free: Free::new(common.function.concurrency),
             leaving: Vec::new(),
             ready: 0,
             starting: 0,
@@ -199,6 +211,7 @@ impl<'a> Cell<'a> {
 
     /// A request comes that takes so long.
     pub(super) fn arrive(&mut self, now: Ns, runtime: Ns, around: &mut impl Around) -> Missing {
+        self.catch_up(now, true, around);
         around.tally().arrived(now);
         self.meter.enter(now, self.watched);
         if !self.watched {
@@ -219,7 +232,10 @@ impl<'a> Cell<'a> {
     /// Something happens that was scheduled.
     pub(super) fn happen(&mut self, now: Ns, event: Event, around: &mut impl Around) -> Missing {
         match event {
-            Event::Done(slot) => self.done(slot, now, around),
+            Event::Done(slot) => {
+                self.catch_up(now, false, around);
+                self.done(slot, now, around)
+            }
             Event::Ready(slot) => self.started(slot, now, around),
             Event::Look if self.poked == Some(now) => {
                 self.poked = None;
@@ -244,6 +260,7 @@ impl<'a> Cell<'a> {
             self.instances.push(instance);
             u32::try_from(self.instances.len() - 1).unwrap_or(u32::MAX)
         };
+        self.free.begin(slot);
         around.tally().started(kind);
         around.schedule(now.saturating_add(takes), Event::Ready(slot));
         self.place(slot)
@@ -266,14 +283,16 @@ impl<'a> Cell<'a> {
         self.instances.get(index).is_some_and(|i| i.no == place.no && i.idle && i.since == since)
     }
 
-    /// Stops an instance that idles.
-    pub(super) fn evict(&mut self, place: Place, now: Ns, around: &mut impl Around) {
+    /// Stops an instance that idles; `looked` says whether a look of this very moment is over.
+    pub(super) fn evict(&mut self, place: Place, now: Ns, looked: bool, around: &mut impl Around) {
+        self.catch_up(now, looked, around);
         self.remove(place.slot, now, around);
         around.tally().evicted();
     }
 
     /// The run ends: what is there counts up to now.
     pub(super) fn end(&mut self, now: Ns, around: &mut impl Around) {
+        self.catch_up(now, true, around);
         let there: Vec<u32> = (0..)
             .zip(&self.instances)
             .filter(|(_, i)| i.state != State::Vacant)
@@ -305,18 +324,18 @@ impl<'a> Cell<'a> {
     fn note_free(&mut self, slot: u32) {
         let instance = *self.at(slot);
         if instance.state == State::Ready && self.takes_more(instance.leases) {
-            self.free.insert((instance.leases, instance.no, slot));
+            self.free.insert(instance.member(slot));
         }
     }
 
     fn forget_free(&mut self, slot: u32) {
-        let instance = *self.at(slot);
-        self.free.remove(&(instance.leases, instance.no, slot));
+        let member = self.at(slot).member(slot);
+        self.free.remove(member);
     }
 
     fn take_slot(&mut self) -> Option<u32> {
-        if let Some((_, _, slot)) = self.free.first() {
-            return Some(*slot);
+        if let Some(slot) = self.free.first() {
+            return Some(slot);
         }
         let leaving = self.leaving.iter().copied();
         let found = leaving.filter(|slot| {
@@ -436,6 +455,7 @@ impl<'a> Cell<'a> {
             State::Leaving => self.leaving.retain(|one| *one != slot),
             State::Starting | State::Vacant => {}
         }
+        self.free.end(slot);
         self.vacant.push(slot);
         around.gone(place, idle);
     }
@@ -482,9 +502,7 @@ impl<'a> Cell<'a> {
         let mut excess = self.ready.saturating_sub(want);
         // Idle ones first, of them the youngest.
         while excess > 0 {
-            let Some((_, _, slot)) = self.free.range(..(1, 0, 0)).next_back().copied() else {
-                break;
-            };
+            let Some(slot) = self.free.youngest_idle() else { break };
             self.remove(slot, now, around);
             excess -= 1;
         }
@@ -539,69 +557,6 @@ impl<'a> Cell<'a> {
         if let Some((_, sets)) = self.snapshots.get_mut(at) {
             *sets += 1;
         }
-    }
-
-    // === the scaler ===
-
-    /// Instances to have before the first was ready.
-    fn first(&self) -> u32 {
-        let rules = &self.common.rules;
-        if self.ever_ready { 0 } else { rules.initial.max(rules.min) }
-    }
-
-    fn poke(&mut self, now: Ns, around: &mut impl Around) {
-        if self.poked.is_none() {
-            let at = now.saturating_add(nanos(BREATH)).saturating_add(self.common.late);
-            self.poked = Some(at);
-            around.schedule(at, Event::Look);
-        }
-    }
-
-    /// Asks the policy, does what it says, and notes when to ask again.
-    fn look(&mut self, now: Ns, around: &mut impl Around) -> Missing {
-        around.tally().looked();
-        let common = self.common;
-        let moment = Duration::from_nanos(now);
-        let mut asked =
-            self.policy.take().unwrap_or_else(|| policy(&common.rules, common.tick, moment));
-        let sample = self.meter.sample(now);
-        let leaving = u32::try_from(self.leaving.len()).unwrap_or(u32::MAX);
-        let pool = Pool { ready: self.ready + leaving, starting: self.starting, reachable: true };
-        asked.observe(&sample);
-        let decision = asked.decide(moment, &pool);
-        let tick = now.saturating_add(nanos(common.tick));
-        let mut again = decision.again.map(nanos);
-        let first = self.first();
-        let wanted = decision.want.or(self.wanted).or((first > 0).then_some(first));
-        let mut missing = Missing::default();
-        if let Some(want) = wanted {
-            let want = want.max(first);
-            self.wanted = Some(want);
-            self.resize(want, now, around);
-            missing = self.missing();
-            if pool.ready + pool.starting > want || first > 0 {
-                again = Some(again.map_or(tick, |again| again.min(tick)));
-            }
-        }
-        let quiet = sample.arrivals == 0;
-        self.due = match again {
-            Some(again) if again <= tick => Some(again.max(now.saturating_add(nanos(BREATH)))),
-            again if quiet && self.meter.in_flight() == 0 => {
-                self.watched = false;
-                again
-            }
-            _ => Some(tick),
-        };
-        self.due = self.due.map(|due| due.saturating_add(common.late));
-        if let Some(due) = self.due {
-            around.schedule(due, Event::Look);
-        }
-        if self.due.is_some() || asked.learns() {
-            self.policy = Some(asked);
-        } else {
-            self.wanted = None;
-        }
-        missing
     }
 }
 

@@ -14,8 +14,8 @@
 //! | `plan.rs` | what is simulated |
 //! | `workload.rs`, `day.rs` | which invocations come |
 //! | `starts.rs` | how long starts take, from measured records |
-//! | `cell.rs`, `meter.rs` | one function: queue, instances, the policy that is asked |
-//! | `alone.rs`, `together.rs` | time, and what surrounds functions |
+//! | `cell.rs`, `cell/looks.rs`, `free.rs`, `meter.rs` | one function: queue, instances, the policy that is asked |
+//! | `alone.rs`, `together.rs`, `events.rs` | time, and what surrounds functions |
 //! | `tally.rs`, `histogram.rs` | what adds up |
 //! | `result.rs` | rows and facts |
 //!
@@ -25,6 +25,8 @@
 mod alone;
 mod cell;
 mod day;
+mod events;
+mod free;
 mod histogram;
 mod meter;
 mod plan;
@@ -109,6 +111,7 @@ fn jobs(plan: &SimPlan) -> Vec<Job> {
             rules: policy.rules(plan.function.concurrency),
             tick: plan.tick.0,
             late: cell::nanos(plan.late.0),
+            leaves_out: true,
             function: plan.function.clone(),
         },
         placement,
