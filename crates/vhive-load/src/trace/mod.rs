@@ -9,6 +9,7 @@
 pub mod azure2019;
 pub mod azure2021;
 pub mod config;
+pub mod day;
 pub mod draw;
 pub mod files;
 pub mod gaps;

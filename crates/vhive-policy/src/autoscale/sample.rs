@@ -34,6 +34,16 @@ pub struct Sample {
     pub longest_gap: Duration,
 }
 
+impl Sample {
+    /// The same, seen so many nanoseconds later.
+    #[must_use]
+    pub fn later(self, by: u64) -> Self {
+        let later = |at: Moment| at.saturating_add(Duration::from_nanos(by));
+        let (from, to) = (later(self.from), later(self.to));
+        Self { from, to, busy_until: later(self.busy_until), ..self }
+    }
+}
+
 /// Makes one report per whole bucket of time out of samples that end whenever they do.
 ///
 /// The report of a bucket is the average of what was there during it. It belongs to the bucket that
@@ -88,15 +98,14 @@ impl Reports {
             self.sum += self.amount(sample);
             return;
         }
-        let length = sample.to.saturating_sub(sample.from).as_secs_f64();
         let amount = self.amount(sample);
-        let share = |from: Moment, to: Moment| {
-            if amount == 0.0 {
-                return 0.0;
-            }
-            let inside = to.min(sample.to).saturating_sub(from.max(sample.from)).as_secs_f64();
-            if length > 0.0 { amount * inside / length } else { 0.0 }
+        let (begun, ended) = (nanos(sample.from), nanos(sample.to));
+        let length = ended.saturating_sub(begun) as f64;
+        let share = |from: u64, to: u64| {
+            let inside = to.min(ended).saturating_sub(from.max(begun));
+            if begun < ended { amount * inside as f64 / length } else { 0.0 }
         };
+        let width = nanos(self.bucket).max(1);
         let first = self.number(sample.from).max(self.open);
         let from = if amount > 0.0 { first } else { last };
         if from - self.open > most {
@@ -111,13 +120,13 @@ impl Reports {
                 report((silent, self.open), 0.0);
                 continue;
             }
-            let begin = moment(self.open, self.bucket);
-            let sum = self.sum + share(begin, begin + self.bucket);
+            let begin = self.open.saturating_mul(width);
+            let sum = self.sum + share(begin, begin.saturating_add(width));
             self.open += 1;
             self.sum = 0.0;
-            report((self.open, self.open), sum / self.bucket.as_secs_f64());
+            report((self.open, self.open), sum * 1e9 / width as f64);
         }
-        self.sum = share(moment(last, self.bucket), sample.to);
+        self.sum = share(last.saturating_mul(width), ended);
     }
 
     fn amount(&self, sample: &Sample) -> f64 {
@@ -126,6 +135,10 @@ impl Reports {
             Metric::Rps => f64::from(sample.arrivals),
         }
     }
+}
+
+fn nanos(length: Duration) -> u64 {
+    u64::try_from(length.as_nanos()).unwrap_or(u64::MAX)
 }
 
 fn number(at: Moment, bucket: Duration) -> u64 {

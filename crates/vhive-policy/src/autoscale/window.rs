@@ -9,9 +9,11 @@ const SMALLEST_WEIGHT: f64 = 0.2;
 /// Which part of the whole weight shall lie within the window.
 const PRECISION: f64 = 0.9999;
 
-/// What a bucket counts in: 2⁻³⁶. Whole numbers add up to the same whatever leaves and comes in
-/// between; the error is far below the sixth digit, to which averages are rounded.
-const QUANTA: f64 = (1_u64 << 36) as f64;
+/// How much of a bucket's value is one: whole numbers add up to the same whatever leaves and comes in
+/// between, and halves of the sixth digit, to which averages are rounded, are halves.
+const QUANTA: f64 = 1e11;
+/// So many are a millionth, the sixth digit.
+const MILLIONTH: u64 = 100_000;
 
 /// The last so many buckets of time. Buckets have numbers that ascend with time; what they hold is
 /// summed up.
@@ -33,7 +35,10 @@ pub struct Window {
     place: usize,
     /// Of all buckets.
     sum: u128,
-    /// The last bucket that keeps a linear average above zero by itself.
+    /// What keeps a linear average above zero by itself: half a millionth of each bucket is rounded
+    /// up to the sixth digit, and this is twice as much.
+    tells: u64,
+    /// The last bucket that holds so much.
     telling: Option<u64>,
 }
 
@@ -42,7 +47,8 @@ impl Window {
     #[must_use]
     pub fn new(buckets: usize, aggregation: Aggregation) -> Self {
         let buckets = vec![0; buckets.max(1)].into_boxed_slice();
-        Self { buckets, aggregation, written: None, place: 0, sum: 0, telling: None }
+        let tells = quanta(1e-6 * buckets.len() as f64);
+        Self { buckets, aggregation, written: None, place: 0, sum: 0, tells, telling: None }
     }
 
     /// Adds a value to a bucket. One that lies a window or more before the last write is ignored.
@@ -68,19 +74,21 @@ impl Window {
         let before = *held;
         *held = before.saturating_add(quanta(value));
         self.sum += u128::from(*held - before);
-        // Six digits: half a millionth of all buckets is rounded up, and this is twice as much.
-        if *held as f64 >= 1e-6 * QUANTA * length as f64 {
+        if *held >= self.tells {
             self.telling = self.telling.max(Some(bucket));
         }
     }
 
     /// Records nothing in each of these buckets, which follow the last write or come after it.
     pub fn silence(&mut self, from: u64, to: u64) {
+        if to < from {
+            return;
+        }
         match self.written {
-            None => self.written = Some((from, to.max(from))),
+            None => self.written = Some((from, to)),
             Some((_, last)) if from >= last.saturating_add(self.buckets.len() as u64) => {
                 self.empty();
-                self.written = Some((from, to.max(from)));
+                self.written = Some((from, to));
             }
             Some((first, last)) if to > last => {
                 self.advance(to - last);
@@ -107,10 +115,16 @@ impl Window {
                     return Some(0.0);
                 }
                 // Behind the last one in the ring is the oldest.
-                let oldest = self.from_oldest().take(index(missing));
+                let oldest = self.oldest_first().take(index(missing));
                 let sum = self.sum - oldest.map(u128::from).sum::<u128>();
                 let count = (last - first + 1).min(valid);
-                Some((sum as f64 / QUANTA / count as f64 * 1e6).round() / 1e6)
+                let part = MILLIONTH.saturating_mul(count);
+                // Nearly always small enough for what the processor divides by itself.
+                let millionths = match u64::try_from(sum) {
+                    Ok(sum) if sum < u64::MAX / 2 => ((sum + part / 2) / part) as f64,
+                    _ => ((sum + u128::from(part / 2)) / u128::from(part)) as f64,
+                };
+                Some(millionths / 1e6)
             }
             Aggregation::WeightedExponential => {
                 let weight = smoothing(self.buckets.len());
@@ -165,7 +179,7 @@ impl Window {
     }
 
     /// The ring from behind the last written bucket on: the oldest first.
-    fn from_oldest(&self) -> impl Iterator<Item = u64> + '_ {
+    fn oldest_first(&self) -> impl Iterator<Item = u64> + '_ {
         let (newer, older) = self.buckets.split_at(self.place + 1);
         older.iter().chain(newer).copied()
     }
@@ -180,7 +194,7 @@ impl Window {
 
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "`as` saturates")]
 fn quanta(value: f64) -> u64 {
-    (value * QUANTA).round() as u64
+    (value * QUANTA + 0.5) as u64
 }
 
 fn index(small: u64) -> usize {

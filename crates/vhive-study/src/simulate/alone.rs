@@ -125,6 +125,7 @@ fn until(cell: &mut Cell<'_>, moment: Ns, alone: &mut Alone) {
     }
 }
 
+#[inline]
 fn start(cell: &mut Cell<'_>, missing: Missing, now: Ns, alone: &mut Alone) {
     for _ in 0..missing.all {
         cell.start(now, 0, alone);

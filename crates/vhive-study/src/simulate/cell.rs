@@ -21,12 +21,12 @@ use std::time::Duration;
 use vhive_api::{MemoryMode, StartKind};
 use vhive_load::rng::Rng;
 use vhive_policy::autoscale::{Policy, Rules};
-use vhive_policy::start::{Facts, Start, choose};
+use vhive_policy::start::{Facts, Start, choose, missed};
 
 use super::free::{Free, Member};
 use super::meter::Meter;
 use super::plan::FunctionPlan;
-use super::starts::Profile;
+use super::starts::{One, Profile};
 use super::tally::Tally;
 
 mod looks;
@@ -77,6 +77,8 @@ pub(super) struct Common {
     pub(super) tick: Duration,
     /// How late a look is.
     pub(super) late: Ns,
+    /// When the trace begins, after a moment from which ticks are counted.
+    pub(super) begins: Ns,
     /// Whether looks of which nothing would come are left out.
     pub(super) leaves_out: bool,
     pub(super) function: FunctionPlan,
@@ -113,15 +115,27 @@ struct Instance {
     /// By how much its first request takes longer than others.
     extra: Ns,
     replied: bool,
+    /// Whether its pages were prefetched, and if so, whether too many were missed.
+    missed: Option<bool>,
     /// Whether its node counts it as idle.
     idle: bool,
 }
 
 impl Instance {
-    fn starting(no: u32, node: u32, now: Ns, (kind, extra): (StartKind, Ns)) -> Self {
-        let state = State::Starting;
-        let (leases, replied, idle) = (0, false, false);
-        Self { state, no, node, leases, begun: now, since: now, kind, extra, replied, idle }
+    fn starting(no: u32, node: u32, now: Ns, (kind, one): (StartKind, &One)) -> Self {
+        Self {
+            state: State::Starting,
+            no,
+            node,
+            leases: 0,
+            begun: now,
+            since: now,
+            kind,
+            extra: one.extra,
+            replied: false,
+            missed: None,
+            idle: false,
+        }
     }
 
     fn member(&self, slot: u32) -> Member {
@@ -161,7 +175,7 @@ pub(super) struct Cell<'a> {
     waiting: VecDeque<Waiting>,
     next: u32,
     /// What each node has of its snapshot, by node.
-    snapshots: Vec<(u32, u32)>,
+    snapshots: Vec<(u32, Facts)>,
 }
 
 impl<'a> Cell<'a> {
@@ -249,8 +263,13 @@ impl<'a> Cell<'a> {
     /// Starts an instance on a node.
     pub(super) fn start(&mut self, now: Ns, node: u32, around: &mut impl Around) -> Place {
         let kind = self.kind(node);
-        let (takes, extra) = self.profile.draw(kind, &mut self.rng);
-        let instance = Instance::starting(self.next, node, now, (kind, extra));
+        let function = &self.common.function;
+        let one = self.profile.draw(kind, function.prefetch, &mut self.rng);
+        let mut instance = Instance::starting(self.next, node, now, (kind, &one));
+        if kind == StartKind::Reap && one.pages > 0 {
+            let most = function.rerecord_above_percent;
+            instance.missed = Some(missed(one.faults, one.pages, most));
+        }
         self.next += 1;
         self.starting += 1;
         let slot = if let Some(slot) = self.vacant.pop() {
@@ -262,7 +281,7 @@ impl<'a> Cell<'a> {
         };
         self.free.begin(slot);
         around.tally().started(kind);
-        around.schedule(now.saturating_add(takes), Event::Ready(slot));
+        around.schedule(now.saturating_add(one.ready), Event::Ready(slot));
         self.place(slot)
     }
 
@@ -337,6 +356,10 @@ impl<'a> Cell<'a> {
         if let Some(slot) = self.free.first() {
             return Some(slot);
         }
+        if self.common.function.concurrency == 1 {
+            // Whoever leaves holds a request still, and no room for another.
+            return None;
+        }
         let leaving = self.leaving.iter().copied();
         let found = leaving.filter(|slot| {
             let index = usize::try_from(*slot).unwrap_or(usize::MAX);
@@ -386,8 +409,8 @@ impl<'a> Cell<'a> {
         self.meter.leave(now);
         let instance = self.at(slot);
         if !std::mem::replace(&mut instance.replied, true) {
-            let (node, kind) = (instance.node, instance.kind);
-            self.learnt(node, kind);
+            let (node, kind, missed) = (instance.node, instance.kind, instance.missed);
+            self.learnt(node, kind, missed);
         }
         if let Some(request) = self.waiting.pop_front() {
             self.unmark(slot);
@@ -528,35 +551,38 @@ impl<'a> Cell<'a> {
 
     fn kind(&self, node: u32) -> StartKind {
         let function = &self.common.function;
-        let facts = self.snapshots.binary_search_by_key(&node, |(node, _)| *node).ok().map(|at| {
-            let working_sets = self.snapshots.get(at).map_or(0, |(_, sets)| *sets);
-            Facts { working_sets, missed: false }
-        });
+        let found = self.snapshots.binary_search_by_key(&node, |(node, _)| *node);
+        let facts = found.ok().and_then(|at| self.snapshots.get(at)).map(|(_, facts)| *facts);
         match choose(function.snapshot, function.prefetch, facts, self.profile.can()) {
             Start::Boot => StartKind::Boot,
             Start::Restore(mode) => StartKind::restored(mode),
         }
     }
 
-    /// The first reply of an instance: behind it a node has a snapshot, or a working set more.
-    fn learnt(&mut self, node: u32, kind: StartKind) {
+    /// The first reply of an instance: behind it a node has a snapshot, or a working set more, or
+    /// knows that prefetching missed too much.
+    fn learnt(&mut self, node: u32, kind: StartKind, missed: Option<bool>) {
         let found = self.snapshots.binary_search_by_key(&node, |(node, _)| *node);
-        match (kind, found) {
-            (StartKind::Boot, Err(at)) if self.common.function.takes_snapshots() => {
-                self.snapshots.insert(at, (node, 0));
+        let function = &self.common.function;
+        let at = match found {
+            Ok(at) => at,
+            Err(at) if kind == StartKind::Boot && function.takes_snapshots() => {
+                self.snapshots.insert(at, (node, Facts::default()));
+                return;
             }
-            (StartKind::Record, Ok(at)) => self.recorded(at),
-            (StartKind::Snapshot, Ok(at)) if self.common.function.records_in(MemoryMode::File) => {
-                self.recorded(at);
-            }
-            _ => {}
+            Err(_) => return,
+        };
+        let records = match kind {
+            StartKind::Record => true,
+            StartKind::Snapshot => function.records_in(MemoryMode::File),
+            _ => false,
+        };
+        let Some((_, facts)) = self.snapshots.get_mut(at) else { return };
+        if records {
+            facts.working_sets += 1;
+            facts.missed = false;
         }
-    }
-
-    fn recorded(&mut self, at: usize) {
-        if let Some((_, sets)) = self.snapshots.get_mut(at) {
-            *sets += 1;
-        }
+        facts.missed = missed.unwrap_or(facts.missed);
     }
 }
 

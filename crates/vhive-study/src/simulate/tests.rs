@@ -48,6 +48,7 @@ fn common(kind: PolicyKind, seconds: u64, snapshot: SnapshotPolicy) -> Common {
         rules: plan.rules(1),
         tick: Duration::from_secs(1),
         late: 0,
+        begins: 0,
         leaves_out: true,
         function,
     }
@@ -214,6 +215,7 @@ proptest! {
         kind in kinds(),
         (seconds, concurrency, delay) in (6..700_u64, 0..3_u32, 0..3_u64),
         (target, min, late) in (1.0..100.0_f64, 0..2_u32, 0..2_u64),
+        begins in prop::sample::select(vec![0_u64, 123_456_789, 59_700_000_001]),
         node_mib in prop::sample::select(vec![250_u64, 1000, 100_000]),
     ) {
         let functions: Vec<Function> = all.iter().map(|calls| function(calls, 100)).collect();
@@ -224,7 +226,7 @@ proptest! {
         common.rules.total = f64::from(concurrency.max(1));
         common.rules.min = min;
         common.rules.scale_down_delay = Span(Duration::from_secs(20 * delay));
-        common.late = late * 1_000_000;
+        (common.late, common.begins) = (late * 1_000_000, begins);
         let run = |common: &Common| {
             let nodes =
                 Nodes { count: 2, memory: node_mib * MIB, placement: Placement::LeastLoaded };

@@ -14,6 +14,10 @@ use super::workload::{Arrivals, Invocation, Workload};
 /// Idle instances of a node beyond which the list of them is tidied.
 const TIDY: usize = 64;
 
+/// A look that is farther away is looked for again when so much time has passed: it often comes sooner
+/// than was thought, and what was noted for later stays among the events until then.
+const FAR: Ns = 16_000_000_000;
+
 /// The nodes, as they are without a limit to their number of functions.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Nodes {
@@ -33,8 +37,11 @@ struct Idle {
 /// What surrounds all functions.
 struct Hosts {
     events: Events,
-    /// The function that something happens to.
+    /// The function that something happens to, and when.
     cell: u32,
+    now: Ns,
+    /// Of each function, the earliest of its looks among the events. None is noted that is not earlier.
+    looks: Vec<Ns>,
     rooms: Vec<NodeRoom>,
     /// Of each node, in the order in which they became idle.
     idle: Vec<VecDeque<Idle>>,
@@ -60,7 +67,16 @@ impl Hosts {
 
 impl Around for Hosts {
     fn schedule(&mut self, at: Ns, event: Event) {
-        self.events.push(at, self.cell, event);
+        if event != Event::Look {
+            self.events.push(at, self.cell, event);
+            return;
+        }
+        let at = at.min(self.now.saturating_add(FAR));
+        let index = usize::try_from(self.cell).unwrap_or(usize::MAX);
+        if let Some(earliest) = self.looks.get_mut(index).filter(|earliest| at < **earliest) {
+            *earliest = at;
+            self.events.push(at, self.cell, Event::Look);
+        }
     }
 
     fn busy(&mut self, place: Place) {
@@ -124,6 +140,8 @@ pub(super) fn run(
         hosts: Hosts {
             events: Events::default(),
             cell: 0,
+            now: 0,
+            looks: vec![Ns::MAX; count],
             rooms: vec![NodeRoom { free: nodes.memory, idle: 0 }; nodes.count],
             idle: vec![VecDeque::new(); nodes.count],
             idling: vec![0; nodes.count],
@@ -184,8 +202,20 @@ impl<'a> World<'a> {
 
     fn happen(&mut self, now: Ns, number: u32, event: Event) {
         self.event_of = Some(number);
-        let number = usize::try_from(number).unwrap_or(usize::MAX);
-        self.act(number, now, |cell, hosts| cell.happen(now, event, hosts));
+        let index = usize::try_from(number).unwrap_or(usize::MAX);
+        let look = if event == Event::Look { self.hosts.looks.get_mut(index) } else { None };
+        if let Some(earliest) = look.filter(|earliest| **earliest == now) {
+            *earliest = Ns::MAX;
+        }
+        self.act(index, now, |cell, hosts| {
+            let missing = cell.happen(now, event, hosts);
+            if event == Event::Look
+                && let Some(next) = cell.next_look()
+            {
+                hosts.schedule(next, Event::Look);
+            }
+            missing
+        });
     }
 
     /// Does something to a function, and starts what it then misses.
@@ -196,6 +226,7 @@ impl<'a> World<'a> {
         act: impl FnOnce(&mut Cell<'a>, &mut Hosts) -> Missing,
     ) {
         self.turn_to(number);
+        self.hosts.now = now;
         let Self { cells, hosts, .. } = self;
         let Some(cell) = cells.get_mut(number) else { return };
         let before = cell.waiting();

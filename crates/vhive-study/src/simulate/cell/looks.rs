@@ -70,20 +70,26 @@ impl Cell<'_> {
         }
     }
 
+    /// A time of the trace as the policy counts it.
+    fn moment(&self, at: Ns) -> Duration {
+        Duration::from_nanos(at.saturating_add(self.common.begins))
+    }
+
     /// Asks the policy, does what it says, and notes when to ask again.
     fn ask(&mut self, now: Ns, leaves_out: bool, around: &mut impl Around) -> Missing {
         around.tally().looked(1);
         let common = self.common;
-        let moment = Duration::from_nanos(now);
+        let moment = self.moment(now);
         let mut asked =
             self.policy.take().unwrap_or_else(|| policy(&common.rules, common.tick, moment));
-        let sample = self.meter.sample(now);
+        let sample = self.meter.sample(now).later(common.begins);
         let leaving = u32::try_from(self.leaving.len()).unwrap_or(u32::MAX);
         let pool = Pool { ready: self.ready + leaving, starting: self.starting, reachable: true };
         asked.observe(&sample);
         let decision = asked.decide(moment, &pool);
         let tick = now.saturating_add(nanos(common.tick));
-        let mut again = decision.again.map(nanos);
+        let from_ticks = |moment| nanos(moment).saturating_sub(common.begins);
+        let mut again = decision.again.map(from_ticks);
         let first = self.first();
         let wanted = decision.want.or(self.wanted).or((first > 0).then_some(first));
         let mut missing = Missing::default();
@@ -112,7 +118,7 @@ impl Cell<'_> {
             && same
             && let Some(until) = asked.steady()
         {
-            self.leave_out(now, nanos(until));
+            self.leave_out(now, from_ticks(until));
         }
         if self.due.is_some() || asked.learns() {
             self.policy = Some(asked);
@@ -126,8 +132,9 @@ impl Cell<'_> {
     fn leave_out(&mut self, now: Ns, until: Ns) {
         let (tick, late) = (nanos(self.common.tick), self.common.late);
         let Some(due) = self.due else { return };
+        let of_tick = nanos(self.moment(due)).checked_sub(late);
         let with_ticks = tick >= late.saturating_add(nanos(BREATH))
-            && due.checked_sub(late).is_some_and(|due| due.is_multiple_of(tick));
+            && of_tick.is_some_and(|at| at.is_multiple_of(tick));
         let until = until.min(now.saturating_add(LONGEST));
         if with_ticks && due < until {
             self.left_out = Some(due);
