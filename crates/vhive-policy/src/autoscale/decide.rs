@@ -93,13 +93,13 @@ pub fn excess_burst_capacity(rules: &Rules, load: &Load) -> f64 {
 }
 
 /// From here on every number is a whole one.
-const EXACT: f64 = (1_u64 << 52) as f64;
+const EXACT: f64 = (1_i64 << 52) as f64;
 
 /// [`f64::floor`] of what is not negative. A simulator rounds many times for each simulated second, and
 /// the general way is a call of the C library.
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked before")]
+#[expect(clippy::cast_possible_truncation, reason = "checked before")]
 fn down(value: f64) -> f64 {
-    if (0.0..EXACT).contains(&value) { value as u64 as f64 } else { value.floor() }
+    if (0.0..EXACT).contains(&value) { value as i64 as f64 } else { value.floor() }
 }
 
 /// [`f64::ceil`] likewise.
