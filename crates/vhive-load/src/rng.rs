@@ -24,6 +24,7 @@ impl Rng {
     }
 
     /// 64 random bits.
+    #[inline]
     pub fn bits(&mut self) -> u64 {
         let [a, b, c, d] = &mut self.0;
         let result = a.wrapping_add(*d).rotate_left(23).wrapping_add(*a);
@@ -38,17 +39,20 @@ impl Rng {
     }
 
     /// Uniform in [0, 1).
+    #[inline]
     pub fn unit(&mut self) -> f64 {
         (self.bits() >> 11) as f64 / (1_u64 << 53) as f64
     }
 
     /// Exponential with mean 1, above 0.
+    #[inline]
     pub fn exponential(&mut self) -> f64 {
         // 1 − u is in (0, 1], so the logarithm is finite; a zero would be two arrivals in one.
         (-(1.0 - self.unit()).ln()).max(f64::MIN_POSITIVE)
     }
 
     /// Uniform in `low .. high`; `low` when that is empty.
+    #[inline]
     pub fn between(&mut self, low: u64, high: u64) -> u64 {
         match high.checked_sub(low) {
             None | Some(0) => low,

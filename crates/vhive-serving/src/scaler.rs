@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
@@ -65,9 +65,17 @@ impl Poke {
     }
 }
 
+/// The last whole minute of the wall clock, as an instant. Ticks that are counted from it fall on
+/// whole seconds of the clock: a recorded run tells when they were.
+fn whole_minute(now: Instant, wall: SystemTime) -> Instant {
+    let since = wall.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let since = Duration::new(since.as_secs() % 60, since.subsec_nanos());
+    now.checked_sub(since).unwrap_or(now)
+}
+
 /// Runs until the task is aborted.
 pub(crate) async fn run(node: Node, catalog: Arc<Catalog>, tick: Duration) {
-    let clock = Clock { epoch: Instant::now(), tick };
+    let clock = Clock { epoch: whole_minute(Instant::now(), SystemTime::now()), tick };
     let mut watched: HashMap<RevisionKey, Watched> = HashMap::new();
     loop {
         let due = watched.values().filter_map(|watched| watched.due).min();
@@ -194,4 +202,18 @@ fn step(node: &Node, watched: &mut Watched, clock: Clock, now: Instant) -> Optio
     // One that never was ready is looked at until it is.
     let excess = (there > want || first > 0).then_some(now + clock.tick);
     Some(Next { again: again.into_iter().chain(excess).min(), quiet })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ticks_are_counted_from_a_whole_minute_of_the_wall_clock() {
+        let now = Instant::now() + Duration::from_secs(120);
+        let wall = SystemTime::UNIX_EPOCH + Duration::from_millis(7 * 60_000 + 12_345);
+        assert_eq!(now - whole_minute(now, wall), Duration::from_millis(12_345));
+        let before = SystemTime::UNIX_EPOCH - Duration::from_secs(1);
+        assert_eq!(whole_minute(now, before), now, "a clock before 1970 says nothing");
+    }
 }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use vhive_api::{
     Cpus, InvocationRecord, PrefetchPolicy, RuntimeName, SnapshotPolicy, Span, StartKind,
@@ -321,23 +322,29 @@ pub enum PlanError {
     },
 }
 
+/// Reads the plan of any study, or takes `default`, the text of an embedded one.
+pub(crate) fn read<T: DeserializeOwned>(
+    path: Option<&Path>,
+    default: &str,
+) -> Result<T, PlanError> {
+    let (text, origin) = match path {
+        None => (default.to_owned(), "the default".to_owned()),
+        Some(path) => {
+            let read = std::fs::read_to_string(path);
+            let text = read.map_err(|source| PlanError::Read { path: path.to_owned(), source })?;
+            (text, path.display().to_string())
+        }
+    };
+    toml::from_str(&text).map_err(|source| PlanError::Parse { origin, source: Box::new(source) })
+}
+
 impl Plan {
     /// Reads a plan, or takes `default`, the text of an embedded one.
     ///
     /// # Errors
     /// When the file cannot be read or is no plan.
     pub fn load(path: Option<&Path>, default: &str) -> Result<Self, PlanError> {
-        let (text, origin) = match path {
-            None => (default.to_owned(), "the default".to_owned()),
-            Some(path) => {
-                let read = std::fs::read_to_string(path);
-                let text =
-                    read.map_err(|source| PlanError::Read { path: path.to_owned(), source })?;
-                (text, path.display().to_string())
-            }
-        };
-        toml::from_str(&text)
-            .map_err(|source| PlanError::Parse { origin, source: Box::new(source) })
+        read(path, default)
     }
 
     /// Checks what the types cannot.

@@ -15,6 +15,17 @@ use super::{Function, Source, TraceError, name};
 /// # Errors
 /// By file, line and column; also when a function has no durations or no memory.
 pub fn read(dir: &Path, units: usize) -> Result<Vec<Function>, TraceError> {
+    let mut functions = Vec::new();
+    each(dir, units, |function| functions.push(function))?;
+    Ok(functions)
+}
+
+/// Gives every function to `take`, such that no more than one line of invocations is in memory at a
+/// time. What is known of durations and memory is in memory for all functions.
+///
+/// # Errors
+/// As [`read`]'s; what comes before has been taken.
+pub fn each(dir: &Path, units: usize, mut take: impl FnMut(Function)) -> Result<(), TraceError> {
     let runtimes = percentiles(
         &dir.join("durations.csv"),
         [
@@ -59,7 +70,7 @@ pub fn read(dir: &Path, units: usize) -> Result<Vec<Function>, TraceError> {
         let problem = format!("{units} columns of invocations are needed, {there} are there");
         return Err(TraceError::File { path, problem });
     }
-    let mut functions = Vec::new();
+    let mut index = 0;
     table.each(|line| {
         let key = line.text(hash);
         let counts: Result<Vec<u32>, _> =
@@ -69,15 +80,16 @@ pub fn read(dir: &Path, units: usize) -> Result<Vec<Function>, TraceError> {
         let (memory, _) = memories.get(key).ok_or_else(|| missing("memory.csv"))?;
         let (runtime, memory) = (runtime.clone(), memory.clone());
         let stats = Stats { runtime, memory, mean_runtime_ms: *mean };
-        let name = name(functions.len(), key);
-        functions.push(Function { name, source: Source::Counts { counts: counts?, stats } });
+        let name = name(index, key);
+        index += 1;
+        take(Function { name, source: Source::Counts { counts: counts?, stats } });
         Ok(())
     })?;
-    if functions.is_empty() {
+    if index == 0 {
         let problem = "it has no function".to_owned();
         return Err(TraceError::File { path, problem });
     }
-    Ok(functions)
+    Ok(())
 }
 
 /// Percentiles (and a mean) by the function's hash.

@@ -17,6 +17,8 @@ pub const MEMORY_MIB: (u64, u64) = (1, 10 * 1024);
 pub struct Percentiles {
     quantiles: &'static [f64],
     values: Vec<u64>,
+    /// Whether each value is above the one before.
+    rises: bool,
 }
 
 /// Quantiles of Azure's durations.
@@ -35,18 +37,39 @@ impl Percentiles {
             reason = "`as` saturates"
         )]
         let whole = |value: &f64| *value as u64;
-        (rises && values.len() == quantiles.len())
-            .then(|| Self { quantiles, values: values.iter().map(whole).collect() })
+        (rises && values.len() == quantiles.len()).then(|| {
+            let values: Vec<u64> = values.iter().map(whole).collect();
+            let rises = values.windows(2).all(|two| two[0] < two[1]);
+            Self { quantiles, values, rises }
+        })
+    }
+
+    /// The values, one per quantile.
+    #[must_use]
+    pub fn values(&self) -> &[u64] {
+        &self.values
     }
 
     /// Draws a value.
+    #[inline]
     pub fn draw(&self, quantile: f64, rng: &mut Rng) -> u64 {
-        let above = self.quantiles.iter().position(|at| quantile <= *at);
-        let above = above.unwrap_or(self.values.len() - 1);
+        // How many quantiles are below, without a branch for each: a simulator asks millions of
+        // times a second.
+        let above: usize = self.quantiles.iter().map(|at| usize::from(quantile > *at)).sum();
+        let above = above.min(self.values.len() - 1);
         match above.checked_sub(1) {
             // Below the first percentile that is known, that is the value.
             None => self.values[0],
             Some(below) => rng.between(self.values[below], self.values[above]),
+        }
+    }
+
+    /// Leaves the random numbers where [`draw`](Self::draw) would leave them.
+    fn pass(&self, quantile: f64, rng: &mut Rng) {
+        if !self.rises {
+            self.draw(quantile, rng);
+        } else if quantile > self.quantiles[0] {
+            rng.bits();
         }
     }
 
@@ -73,14 +96,25 @@ impl Stats {
     /// Draws one invocation.
     pub fn draw(&self, rng: &mut Rng) -> Work {
         let (runtime, memory) = (rng.unit(), rng.unit());
-        let cut = |value: u64, (least, most): (u64, u64)| {
-            u32::try_from(value.clamp(least, most)).unwrap_or(u32::MAX)
-        };
         Work {
             runtime_ms: cut(self.runtime.draw(runtime, rng), RUNTIME_MS),
             memory_mib: cut(self.memory.draw(memory, rng), MEMORY_MIB),
         }
     }
+
+    /// The runtime of the invocation that [`draw`](Self::draw) would draw, in milliseconds, where its
+    /// memory does not matter.
+    #[inline]
+    pub fn draw_runtime(&self, rng: &mut Rng) -> u32 {
+        let (runtime, memory) = (rng.unit(), rng.unit());
+        let runtime = cut(self.runtime.draw(runtime, rng), RUNTIME_MS);
+        self.memory.pass(memory, rng);
+        runtime
+    }
+}
+
+fn cut(value: u64, (least, most): (u64, u64)) -> u32 {
+    u32::try_from(value.clamp(least, most)).unwrap_or(u32::MAX)
 }
 
 #[cfg(test)]
@@ -114,6 +148,17 @@ pub(crate) mod tests {
         let memory = share(all.iter().filter(|work| (40..50).contains(&work.memory_mib)).count());
         assert!((memory - 0.25).abs() < 0.02);
         assert_eq!(stats.runtime.median(), 30);
+    }
+
+    #[test]
+    fn a_runtime_alone_is_that_of_the_whole_invocation() {
+        let flat = Percentiles::new(MEMORY_QUANTILES, &[9.0; 8]).unwrap();
+        for stats in [stats(), Stats { memory: flat, ..stats() }] {
+            let (mut whole, mut alone) = (Rng::new(5), Rng::new(5));
+            for _ in 0..2000 {
+                assert_eq!(stats.draw_runtime(&mut alone), stats.draw(&mut whole).runtime_ms);
+            }
+        }
     }
 
     #[test]

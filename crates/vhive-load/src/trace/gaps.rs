@@ -54,21 +54,33 @@ impl Distribution {
     /// `count` moments in `0 .. unit_ns`, in order.
     #[must_use]
     pub fn moments(self, count: u32, unit_ns: u64, rng: &mut Rng) -> Vec<u64> {
-        let mut gaps: Vec<f64> = (0..count).map(|_| self.gap(rng)).collect();
+        let mut all = Vec::new();
+        self.each_moment((count, unit_ns), rng, &mut Vec::new(), |at| all.push(at));
+        all
+    }
+
+    /// Gives the same moments to `take` one by one; `gaps` is room to work in, whatever it holds.
+    pub fn each_moment(
+        self,
+        (count, unit_ns): (u32, u64),
+        rng: &mut Rng,
+        gaps: &mut Vec<f64>,
+        mut take: impl FnMut(u64),
+    ) {
+        gaps.clear();
+        gaps.extend((0..count).map(|_| self.gap(rng)));
         let sum: f64 = gaps.iter().sum();
         let unit = unit_ns as f64;
-        for gap in &mut gaps {
+        for gap in gaps.iter_mut() {
             *gap *= unit / sum;
         }
-        let mut at = if self.shift { rotate(&mut gaps, rng.unit() * unit) } else { 0.0 };
+        let mut at = if self.shift { rotate(gaps, rng.unit() * unit) } else { 0.0 };
         // Rounding must not carry the last one into the next unit.
         let last = unit_ns.saturating_sub(1);
-        let moment = |gap: &f64| {
-            let this = whole(at).min(last);
-            at += gap;
-            this
-        };
-        gaps.iter().map(moment).collect()
+        for gap in gaps {
+            take(whole(at).min(last));
+            at += *gap;
+        }
     }
 
     fn gap(self, rng: &mut Rng) -> f64 {

@@ -14,6 +14,7 @@ pub mod azure2021;
 pub mod config;
 pub mod convert;
 pub mod dag;
+pub mod day;
 pub mod draw;
 pub mod files;
 pub mod gaps;

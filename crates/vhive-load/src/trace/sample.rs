@@ -191,6 +191,8 @@ mod tests {
             runtime_ms: 5,
             memory_mib: 6,
             mode: Mode::Normal,
+            invocations: None,
+            seed: 1,
         };
         synth.write(&from).unwrap();
         // Every function another count: the first minute's column is spoilt on purpose.

@@ -1,7 +1,9 @@
-//! Traces made up: a ladder of rates, a sweep over functions, bursts; written as Azure 2019's.
+//! Traces made up: a ladder of rates, a sweep over functions, bursts, a day in the published shape;
+//! written as Azure 2019's.
 //!
 //! # Source
-//! invitro `tools/trace_synthesizer/synthesizer.py`, whose modes 0, 1 and 2 these are.
+//! invitro `tools/trace_synthesizer/synthesizer.py`, whose modes 0, 1 and 2 the first three are; the
+//! fourth is ours ([`day`](super::day)).
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
@@ -9,11 +11,16 @@ use std::path::Path;
 use std::str::FromStr;
 
 use super::TraceError;
+use super::day::Day;
 
 /// Columns of a day.
 const MINUTES: usize = 1440;
 /// Minutes after which a sweep comes round.
 const ROUND: usize = 10;
+
+/// Percentiles that are written.
+const RUNTIMES: [u32; 7] = [0, 1, 25, 50, 75, 99, 100];
+const SIZES: [u32; 8] = [1, 5, 25, 50, 75, 95, 99, 100];
 
 /// The shape of a trace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +31,8 @@ pub enum Mode {
     Sweep,
     /// All functions are invoked once in every third minute, together.
     Burst,
+    /// Few functions have most invocations, as in a day of Azure Functions.
+    Day,
 }
 
 impl FromStr for Mode {
@@ -34,7 +43,8 @@ impl FromStr for Mode {
             "0" | "normal" => Ok(Self::Normal),
             "1" | "sweep" => Ok(Self::Sweep),
             "2" | "burst" => Ok(Self::Burst),
-            _ => Err("known are 0 `normal`, 1 `sweep` and 2 `burst`".to_owned()),
+            "day" => Ok(Self::Day),
+            _ => Err("known are 0 `normal`, 1 `sweep`, 2 `burst` and `day`".to_owned()),
         }
     }
 }
@@ -58,6 +68,20 @@ pub struct Synth {
     pub memory_mib: u32,
     /// The shape.
     pub mode: Mode,
+    /// Of a day: about so many invocations in all; none = what the shape has.
+    pub invocations: Option<u64>,
+    /// Of a day.
+    pub seed: u64,
+}
+
+/// What is written of one function.
+struct Made {
+    trigger: &'static str,
+    counts: Vec<u32>,
+    /// Average and percentiles, in milliseconds.
+    runtime: (u64, Vec<u64>),
+    /// Likewise, in mebibytes.
+    memory: (u64, Vec<u64>),
 }
 
 impl Synth {
@@ -91,12 +115,45 @@ impl Synth {
             Mode::Burst => {
                 (0..self.minutes / 3 * 3).map(|minute| u32::from(minute % 3 == 0)).collect()
             }
+            Mode::Day => self.of_day(&self.day(), function).counts,
         };
         if counts.len() > MINUTES {
             return absurd("the trace is longer than a day");
         }
         counts.resize(MINUTES, 0);
         Ok(counts)
+    }
+
+    fn day(&self) -> Day {
+        Day::new(self.functions, self.invocations, self.seed)
+    }
+
+    fn of_day(&self, day: &Day, function: usize) -> Made {
+        let one = day.function(function);
+        let (runtime, memory) = (&one.stats.runtime, &one.stats.memory);
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "up to a minute"
+        )]
+        let average = one.stats.mean_runtime_ms as u64;
+        Made {
+            trigger: if one.is_timed() { "timer" } else { "http" },
+            counts: one.counts((self.seed, function), MINUTES),
+            runtime: (average, runtime.values().to_vec()),
+            memory: (memory.median(), memory.values().to_vec()),
+        }
+    }
+
+    /// The same runtime and memory whatever happens.
+    fn of_shape(&self, function: usize) -> Made {
+        let (runtime, memory) = (self.runtime_ms.into(), self.memory_mib.into());
+        Made {
+            trigger: "http",
+            counts: self.counts(function).unwrap_or_default(),
+            runtime: (runtime, vec![runtime; RUNTIMES.len()]),
+            memory: (memory, vec![memory; SIZES.len()]),
+        }
     }
 
     /// Writes the three files into `dir`, which is made.
@@ -120,20 +177,25 @@ impl Synth {
         writeln!(invocations)?;
         let (mut durations, mut memory) = (file("durations.csv")?, file("memory.csv")?);
         write!(durations, "HashOwner,HashApp,HashFunction,Average,Count,Minimum,Maximum")?;
-        let runtimes = [0, 1, 25, 50, 75, 99, 100];
-        put_all(&mut durations, runtimes.map(|p| format!("percentile_Average_{p}")))?;
+        put_all(&mut durations, RUNTIMES.map(|p| format!("percentile_Average_{p}")))?;
         write!(memory, "HashOwner,HashApp,HashFunction,SampleCount,AverageAllocatedMb")?;
-        let sizes = [1, 5, 25, 50, 75, 95, 99, 100];
-        put_all(&mut memory, sizes.map(|p| format!("AverageAllocatedMb_pct{p}")))?;
+        put_all(&mut memory, SIZES.map(|p| format!("AverageAllocatedMb_pct{p}")))?;
+        let day = (self.mode == Mode::Day).then(|| self.day());
         for function in 0..self.functions {
+            let made = match &day {
+                Some(day) => self.of_day(day, function),
+                None => self.of_shape(function),
+            };
             let key = format!("owner{function},app{function},function{function}");
-            write!(invocations, "{key},http")?;
-            put_all(&mut invocations, self.counts(function).unwrap_or_default())?;
-            let runtime = self.runtime_ms;
-            write!(durations, "{key},{runtime},1,{runtime},{runtime}")?;
-            put_all(&mut durations, runtimes.map(|_| runtime))?;
-            write!(memory, "{key},1,{}", self.memory_mib)?;
-            put_all(&mut memory, sizes.map(|_| self.memory_mib))?;
+            write!(invocations, "{key},{}", made.trigger)?;
+            put_all(&mut invocations, made.counts)?;
+            let (average, all) = made.runtime;
+            let least = all.first().copied().unwrap_or(average);
+            let most = all.last().copied().unwrap_or(average);
+            write!(durations, "{key},{average},1,{least},{most}")?;
+            put_all(&mut durations, all)?;
+            write!(memory, "{key},1,{}", made.memory.0)?;
+            put_all(&mut memory, made.memory.1)?;
         }
         invocations.flush()?;
         durations.flush()?;
@@ -163,6 +225,8 @@ mod tests {
         runtime_ms: 100,
         memory_mib: 64,
         mode: Mode::Normal,
+        invocations: None,
+        seed: 1,
     };
 
     #[test]
@@ -190,6 +254,25 @@ mod tests {
         let Source::Counts { counts, stats } = &functions[19].source else { panic!("counts") };
         assert_eq!(counts[..], [60, 60, 180, 180, 300, 300]);
         assert_eq!((stats.runtime.median(), stats.memory.median()), (100, 64));
+    }
+
+    #[test]
+    fn a_day_has_its_total_and_few_functions_have_most_of_it() {
+        let day = Synth { mode: Mode::Day, functions: 400, invocations: Some(3_000_000), ..LADDER };
+        let dir = tempfile::tempdir().unwrap();
+        day.write(dir.path()).unwrap();
+        let mut sums = Vec::new();
+        azure2019::each(dir.path(), 1440, |function| {
+            let Source::Counts { counts, .. } = &function.source else { panic!("counts") };
+            assert_eq!(*counts, day.counts(sums.len()).unwrap());
+            sums.push(counts.iter().map(|count| u64::from(*count)).sum::<u64>());
+        })
+        .unwrap();
+        let total: u64 = sums.iter().sum();
+        assert!((total as f64 / 3e6 - 1.0).abs() < 0.05, "{total}");
+        sums.sort_unstable_by(|a, b| b.cmp(a));
+        let most: u64 = sums[..20].iter().sum();
+        assert!(most as f64 > 0.75 * total as f64, "{most} of {total}");
     }
 
     #[test]

@@ -49,10 +49,10 @@ pub struct Decided {
 #[must_use]
 pub fn decide(rules: &Rules, load: &Load, panic: Panic) -> Decided {
     let ready = f64::from(load.ready.max(1));
-    let most = (rules.max_up_rate * ready).ceil();
-    let least = if load.reachable { (ready / rules.max_down_rate).floor() } else { 0.0 };
-    let for_stable = (load.stable / rules.target).ceil();
-    let for_panic = (load.panic / rules.target).ceil();
+    let most = up(rules.max_up_rate * ready);
+    let least = if load.reachable { down(ready / rules.max_down_rate) } else { 0.0 };
+    let for_stable = up(load.stable / rules.target);
+    let for_panic = up(load.panic / rules.target);
     let within_rates = |wanted: f64| {
         let bounded = count(wanted.max(least).min(most));
         let active = rules.activation > 1 && wanted > 0.0;
@@ -60,9 +60,8 @@ pub fn decide(rules: &Rules, load: &Load, panic: Panic) -> Decided {
     };
     let (stable, panicking) = (within_rates(for_stable), within_rates(for_panic));
 
-    let over = for_panic / ready >= rules.panic_threshold_percent / 100.0;
     let panic = match panic.since {
-        _ if over => Panic { since: Some(load.now), ..panic },
+        _ if exceeds(rules, load) => Panic { since: Some(load.now), ..panic },
         Some(since) if since + rules.window.0 < load.now => Panic::default(),
         _ => panic,
     };
@@ -71,6 +70,12 @@ pub fn decide(rules: &Rules, load: &Load, panic: Panic) -> Decided {
     }
     let want = panic.most.max(stable).max(panicking);
     Decided { want, panic: Panic { most: want, ..panic } }
+}
+
+/// Whether the load of the panic window exceeds the panic threshold.
+pub(super) fn exceeds(rules: &Rules, load: &Load) -> bool {
+    let ready = f64::from(load.ready.max(1));
+    up(load.panic / rules.target) / ready >= rules.panic_threshold_percent / 100.0
 }
 
 /// Load that the ready instances could take on beyond the present one and beyond the burst for which
@@ -87,8 +92,41 @@ pub fn excess_burst_capacity(rules: &Rules, load: &Load) -> f64 {
     }
 }
 
+/// From here on every number is a whole one.
+const EXACT: f64 = (1_i64 << 52) as f64;
+
+/// [`f64::floor`] of what is not negative. A simulator rounds many times for each simulated second, and
+/// the general way is a call of the C library.
+#[expect(clippy::cast_possible_truncation, reason = "checked before")]
+fn down(value: f64) -> f64 {
+    if (0.0..EXACT).contains(&value) { value as i64 as f64 } else { value.floor() }
+}
+
+/// [`f64::ceil`] likewise.
+fn up(value: f64) -> f64 {
+    let whole = down(value);
+    if whole < value { whole + 1.0 } else { whole }
+}
+
 /// A number of instances; what is no number is none.
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped to u32")]
 pub(super) fn count(instances: f64) -> u32 {
     instances.clamp(0.0, f64::from(u32::MAX)) as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn rounding_is_that_of_the_library(small in 0.0..100.0_f64, any in any::<f64>()) {
+            for value in [small, small.round(), any].into_iter().filter(|value| !value.is_nan()) {
+                prop_assert_eq!(up(value).to_bits(), (value.ceil() + 0.0).to_bits());
+                prop_assert_eq!(down(value).to_bits(), (value.floor() + 0.0).to_bits());
+            }
+        }
+    }
 }

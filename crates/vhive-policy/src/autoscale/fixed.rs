@@ -19,6 +19,8 @@ pub struct Fixed {
     tick: Duration,
     bounds: Bounds,
     in_flight: u32,
+    /// When it was asked last.
+    asked: Moment,
     /// Whether it has been asked before. What is there at first counts as just used.
     begun: bool,
     /// Instances needed at a time, descending, and when so many were last needed, ascending.
@@ -36,6 +38,7 @@ impl Fixed {
             tick,
             bounds: Bounds::new(rules),
             in_flight: 0,
+            asked: Moment::ZERO,
             begun: false,
             used: VecDeque::new(),
         }
@@ -71,8 +74,21 @@ impl Fixed {
             self.use_until(pool.ready + pool.starting, now);
         }
         self.begun = true;
+        self.asked = now;
         let (level, until) = self.within(keep, now);
         self.settle(level, until, (now, pool))
+    }
+
+    /// Until when `keep` decides the same, if the requests in flight stay as they are: until so many
+    /// instances were last needed too long ago, if the requests need fewer.
+    pub(super) fn kept(&self, keep: Duration) -> Option<Moment> {
+        if self.in_flight == 0 {
+            return None;
+        }
+        let needed = self.needed(self.in_flight);
+        let kept = self.used.iter().find(|(_, last)| *last + keep > self.asked);
+        let more = kept.filter(|(level, _)| *level > needed);
+        Some(more.map_or(Moment::MAX, |(_, last)| *last + keep))
     }
 
     /// The decision to have `want` instances until a moment.
@@ -102,6 +118,10 @@ impl Policy for Fixed {
             self.used.pop_front();
         }
         self.keep(self.keep, now, pool)
+    }
+
+    fn steady(&self) -> Option<Moment> {
+        self.kept(self.keep)
     }
 
     fn forget(&mut self) {

@@ -181,6 +181,10 @@ impl Policy for Histogram {
         self.fixed.settle(want, until, (now, pool))
     }
 
+    fn steady(&self) -> Option<Moment> {
+        self.fixed.kept(self.keep)
+    }
+
     /// The idle times stay: they say when requests come, not how many.
     fn forget(&mut self) {
         self.fixed.forget();

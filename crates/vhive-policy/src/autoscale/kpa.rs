@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use super::sample::next_multiple;
+use super::decide::exceeds;
+use super::sample::{moment, next_multiple};
 use super::{
     Bounds, Decision, Figures, Held, Load, Moment, Panic, Policy, Pool, Reports, Rules, Sample,
     ToZero, Window, decide, excess_burst_capacity,
@@ -34,6 +35,9 @@ pub struct Kpa {
     peak: u32,
     /// Reports that could still have an effect.
     most: u64,
+    /// Whether what was decided last stays until an average is zero or the panic over, if nothing
+    /// but time passes.
+    calm: bool,
 }
 
 impl Kpa {
@@ -64,12 +68,14 @@ impl Kpa {
             woken: None,
             peak: 0,
             most: stable as u64 + 1,
+            calm: false,
         }
     }
 
     /// What was before is not known, and so many instances were found: it panics if that is more
     /// than one. As Knative's does when it restarts.
     pub fn resume(&mut self, ready: u32, now: Moment) {
+        self.calm = false;
         self.panic = Panic::beginning(ready, now);
     }
 }
@@ -77,9 +83,14 @@ impl Kpa {
 impl Policy for Kpa {
     fn observe(&mut self, sample: &Sample) {
         let Self { reports, stable, panic_window, .. } = self;
-        reports.take(sample, self.most, |bucket, value| {
-            stable.record(bucket, value);
-            panic_window.record(bucket, value);
+        reports.take(sample, self.most, |(from, to), value| {
+            if value == 0.0 {
+                stable.silence(from, to);
+                panic_window.silence(from, to);
+            } else {
+                stable.record(to, value);
+                panic_window.record(to, value);
+            }
         });
         self.in_flight = sample.in_flight;
         self.peak = self.peak.max(sample.peak).max(sample.in_flight);
@@ -89,6 +100,7 @@ impl Policy for Kpa {
     fn decide(&mut self, now: Moment, pool: &Pool) -> Decision {
         let bucket = self.reports.number(now);
         self.bounds.see(pool);
+        self.calm = false;
         let next = next_multiple(now, self.tick);
         let demand = self.in_flight > 0 || self.reports.so_far() > 0.0;
         let average = self.stable.average(bucket);
@@ -106,7 +118,8 @@ impl Policy for Kpa {
             want = want.max(self.rules.activation).max(1);
         }
         // The first whole second after that is the next one, and its report comes with its end.
-        if self.woken.is_some_and(|woken| bucket < woken + 2) {
+        let fresh = self.woken.is_some_and(|woken| bucket < woken + 2);
+        if fresh {
             want = want.max(self.peak.min(pool.ready + pool.starting));
         } else {
             self.peak = self.in_flight;
@@ -122,6 +135,14 @@ impl Policy for Kpa {
             bounded,
             (now, pool, if self.in_flight > 0 { now } else { self.busy_until }),
         );
+        // Averages fall from here on: at most one instance for the load, at least one for any.
+        self.calm = !demand
+            && !fresh
+            && want > 0
+            && stable > 0.0
+            && stable <= self.rules.target
+            && !exceeds(&self.rules, &load)
+            && self.held.is_none();
         let quiet = stable <= 0.0 && !demand;
         let settled = quiet && want <= self.bounds.min();
         let again = match due {
@@ -141,7 +162,15 @@ impl Policy for Kpa {
         Decision { want: Some(want), again, figures: Some(figures) }
     }
 
+    fn steady(&self) -> Option<Moment> {
+        let positive = self.stable.positive_until().filter(|_| self.calm)?;
+        let positive = moment(positive, self.rules.bucket());
+        let panics = self.panic.since.map(|since| since + self.rules.window.0);
+        Some(panics.map_or(positive, |panics| positive.min(panics)))
+    }
+
     fn forget(&mut self) {
+        self.calm = false;
         self.reports.forget();
         self.stable.clear();
         self.panic_window.clear();

@@ -60,6 +60,14 @@ pub trait Policy: fmt::Debug + Send {
     /// Decides. `now` is not before the end of the last sample.
     fn decide(&mut self, now: Moment, pool: &Pool) -> Decision;
 
+    /// Until when it would answer as it just did, if until then no request comes or is done, and the
+    /// instances stay as they were when it was asked; none if that is not known. Moments before that
+    /// can be left out. If something happens before, what was seen up to the last of those moments is
+    /// made up for: it observes that, and is asked as of that moment.
+    fn steady(&self) -> Option<Moment> {
+        None
+    }
+
     /// How much there was to do up to now, and how many instances there are, counts no more.
     fn forget(&mut self);
 

@@ -212,6 +212,44 @@ proptest! {
     }
 
     #[test]
+    fn a_window_forgets_what_has_left_it(
+        steps in prop::collection::vec(
+            (0..9_u64, prop_oneof![0.0..1e-4_f64, 0.0..10.0_f64, 1e6..1e8_f64], 0..12_u64), 1..60,
+        ),
+        length in 1..8_u64, missing in 0..8_u64,
+    ) {
+        let mut window = Window::new(usize::try_from(length).unwrap(), Aggregation::Linear);
+        let (mut model, mut first, mut last) = (Vec::new(), 50, 50);
+        for (pause, value, silence) in steps {
+            let bucket = last + pause;
+            if model.is_empty() || bucket >= last + length {
+                first = bucket;
+            }
+            last = bucket;
+            window.record(bucket, value);
+            model.push((bucket, value));
+            if silence > 0 {
+                window.silence(last + 1, last + silence);
+                last += silence;
+            }
+            let missing = missing.min(length);
+            let valid = length - missing;
+            let within = |at: u64| at + valid > last && at >= first;
+            let sum: f64 = model.iter().filter(|(at, _)| within(*at)).map(|(_, v)| v).sum();
+            let count = (last - first + 1).min(valid).max(1);
+            let average = window.average(last + missing).expect("there are reports");
+            let want = sum / count as f64;
+            prop_assert!((average - want).abs() <= 6e-7 + want * 1e-15, "{average} and {want}");
+            if let Some(until) = window.positive_until() {
+                let later = until.saturating_sub(1).max(last);
+                let mut quiet = window.clone();
+                quiet.silence(last + 1, later);
+                prop_assert!(quiet.average(later).is_some_and(|average| average > 0.0) || later >= until);
+            }
+        }
+    }
+
+    #[test]
     fn what_is_held_is_the_greatest_of_its_stretches(
         steps in prop::collection::vec((0..4_u64, 0..50_u32), 1..60), length in 1..9_u64,
     ) {

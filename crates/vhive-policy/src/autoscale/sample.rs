@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use super::Metric;
 
+const SECOND: Duration = Duration::from_secs(1);
+
 /// A point in time: how long after a beginning that the caller has chosen. Never goes back.
 pub type Moment = Duration;
 
@@ -30,6 +32,16 @@ pub struct Sample {
     pub gaps: u32,
     /// The longest of them. All others lie within the stretch, and count as short.
     pub longest_gap: Duration,
+}
+
+impl Sample {
+    /// The same, seen so many nanoseconds later.
+    #[must_use]
+    pub fn later(self, by: u64) -> Self {
+        let later = |at: Moment| at.saturating_add(Duration::from_nanos(by));
+        let (from, to) = (later(self.from), later(self.to));
+        Self { from, to, busy_until: later(self.busy_until), ..self }
+    }
 }
 
 /// Makes one report per whole bucket of time out of samples that end whenever they do.
@@ -76,34 +88,37 @@ impl Reports {
         self.sum = 0.0;
     }
 
-    /// Takes a sample and calls `report` with the bucket that each complete report belongs to. What
-    /// a sample tells of several buckets is shared out evenly among them, as far as there were
-    /// requests: a look a moment after a full second shifts nothing of what was over before into the
-    /// next one, where it would hold an instance for a second more. Of stretches without any
-    /// requests only the last `most` reports are made.
-    pub fn take(&mut self, sample: &Sample, most: u64, mut report: impl FnMut(u64, f64)) {
+    /// Takes a sample and calls `report` with the bucket that each complete report belongs to; with
+    /// the first and the last of several buckets if nothing was there in any of them. What a sample
+    /// tells of several buckets is shared out evenly among them, as far as there were requests: a
+    /// look a moment after a full second shifts nothing of what was over before into the next one,
+    /// where it would hold an instance for a second more. Of stretches without any requests only the
+    /// last `most` reports are made.
+    pub fn take(&mut self, sample: &Sample, most: u64, mut report: impl FnMut((u64, u64), f64)) {
         let last = self.number(sample.to);
         if last <= self.open {
             self.sum += self.amount(sample);
             return;
         }
         let amount = self.amount(sample);
-        let until = if sample.in_flight > 0 {
+        let busy = if sample.in_flight > 0 {
             sample.to
         } else {
             sample.busy_until.min(sample.to).max(sample.from)
         };
-        let length = until.saturating_sub(sample.from).as_secs_f64();
-        let share = |from: Moment, to: Moment| {
+        let (begun, until) = (nanos(sample.from), nanos(busy));
+        let length = until.saturating_sub(begun) as f64;
+        let share = |from: u64, to: u64| {
             if amount == 0.0 {
                 return 0.0;
             }
-            if length == 0.0 {
+            if begun == until {
                 return if from <= until && until < to { amount } else { 0.0 };
             }
-            let inside = to.min(until).saturating_sub(from.max(sample.from)).as_secs_f64();
-            amount * inside / length
+            let inside = to.min(until).saturating_sub(from.max(begun));
+            amount * inside as f64 / length
         };
+        let width = nanos(self.bucket).max(1);
         let first = self.number(sample.from).max(self.open);
         let from = if amount > 0.0 { first } else { last };
         if from - self.open > most {
@@ -112,14 +127,20 @@ impl Reports {
             self.sum = 0.0;
         }
         while self.open < last {
-            let begin = moment(self.open, self.bucket);
-            let sum = self.sum + share(begin, begin + self.bucket);
+            if self.sum == 0.0 && from > self.open {
+                let silent = self.open + 1;
+                self.open = from.min(last);
+                report((silent, self.open), 0.0);
+                continue;
+            }
+            let begin = self.open.saturating_mul(width);
+            let sum = self.sum + share(begin, begin.saturating_add(width));
             self.open += 1;
             self.sum = 0.0;
-            report(self.open, sum / self.bucket.as_secs_f64());
+            report((self.open, self.open), sum * 1e9 / width as f64);
         }
-        let begin = moment(last, self.bucket);
-        self.sum = share(begin, begin + self.bucket);
+        let begin = last.saturating_mul(width);
+        self.sum = share(begin, begin.saturating_add(width));
     }
 
     fn amount(&self, sample: &Sample) -> f64 {
@@ -130,14 +151,24 @@ impl Reports {
     }
 }
 
+fn nanos(length: Duration) -> u64 {
+    u64::try_from(length.as_nanos()).unwrap_or(u64::MAX)
+}
+
 fn number(at: Moment, bucket: Duration) -> u64 {
+    if bucket == SECOND {
+        return at.as_secs();
+    }
     if bucket.subsec_nanos() == 0 && bucket.as_secs() > 0 {
         return at.as_secs() / bucket.as_secs();
     }
     u64::try_from(at.as_nanos() / bucket.as_nanos().max(1)).unwrap_or(u64::MAX)
 }
 
-fn moment(number: u64, bucket: Duration) -> Moment {
+pub(super) fn moment(number: u64, bucket: Duration) -> Moment {
+    if bucket == SECOND {
+        return Duration::from_secs(number);
+    }
     let nanos = u128::from(number).saturating_mul(bucket.as_nanos());
     Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
 }

@@ -246,6 +246,11 @@ fn sample(from: f64, to: f64, requests: u32) -> Sample {
     }
 }
 
+/// The reports of several buckets, one by one.
+fn each((from, to): (u64, u64), value: f64) -> impl Iterator<Item = (u64, f64)> {
+    (from..=to).map(move |at| (at, value))
+}
+
 #[test]
 fn reports_are_of_whole_seconds_whenever_samples_end() {
     let mut reports = Reports::new(secs(1), Metric::Concurrency, secs(0));
@@ -259,7 +264,7 @@ fn reports_are_of_whole_seconds_whenever_samples_end() {
         (1.5, 3.0, 0),
         (3.0, 3.25, 2),
     ] {
-        reports.take(&sample(from, to, requests), 61, |at, value| got.push((at, value)));
+        reports.take(&sample(from, to, requests), 61, |of, value| got.extend(each(of, value)));
     }
     // Second 0: 10·0.5 = 5. Second 1: 10·0.25 + 4·0.25 = 3.5. Second 2: none. Second 3: not over.
     assert_eq!(got, [(1, 5.0), (2, 3.5), (3, 0.0)]);
@@ -325,11 +330,11 @@ fn a_look_a_moment_late_keeps_nothing_longer() {
 fn a_long_silence_makes_no_more_reports_than_count() {
     let mut reports = Reports::new(secs(1), Metric::Concurrency, secs(0));
     let mut got = Vec::new();
-    reports.take(&sample(0.0, 100_000.0, 0), 3, |at, value| got.push((at, value)));
+    reports.take(&sample(0.0, 100_000.0, 0), 3, |of, value| got.extend(each(of, value)));
     assert_eq!(got, [(99_998, 0.0), (99_999, 0.0), (100_000, 0.0)]);
     // Nobody looked for a while; the request came at 200 000.
     got.clear();
-    reports.take(&sample(200_000.0, 200_001.0, 1), 3, |at, value| got.push((at, value)));
+    reports.take(&sample(200_000.0, 200_001.0, 1), 3, |of, value| got.extend(each(of, value)));
     assert_eq!(got, [(199_998, 0.0), (199_999, 0.0), (200_000, 0.0), (200_001, 1.0)]);
 }
 
@@ -339,7 +344,7 @@ fn requests_per_second_are_counted() {
     let mut got = Vec::new();
     for (to, arrivals) in [(0.5, 30), (1.0, 20), (1.5, 7), (2.0, 0)] {
         let sample = Sample { arrivals, ..sample(to - 0.5, to, 0) };
-        reports.take(&sample, 61, |at, value| got.push((at, value)));
+        reports.take(&sample, 61, |of, value| got.extend(each(of, value)));
     }
     assert_eq!(got, [(1, 50.0), (2, 7.0)]);
 }

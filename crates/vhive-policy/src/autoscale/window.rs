@@ -9,26 +9,46 @@ const SMALLEST_WEIGHT: f64 = 0.2;
 /// Which part of the whole weight shall lie within the window.
 const PRECISION: f64 = 0.9999;
 
+/// How much of a bucket's value is one: whole numbers add up to the same whatever leaves and comes in
+/// between, and halves of the sixth digit, to which averages are rounded, are halves.
+const QUANTA: f64 = 1e11;
+/// So many are a millionth, the sixth digit.
+const MILLIONTH: u64 = 100_000;
+
 /// The last so many buckets of time. Buckets have numbers that ascend with time; what they hold is
 /// summed up.
 ///
 /// As Knative's: the average divides by the buckets since the first write, so that a young window is
 /// not diluted; a gap within the window counts as zeros; buckets after the last write shorten the
 /// window; after a whole window without a write it begins anew.
+///
+/// Writing to a bucket and averaging take the same time however long the window is; only a weighted
+/// average looks at each bucket.
 #[derive(Clone, Debug)]
 pub struct Window {
-    /// By number modulo length.
-    buckets: Box<[f64]>,
+    /// In quanta, in a ring.
+    buckets: Box<[u64]>,
     aggregation: Aggregation,
     /// First and last bucket that was written since the window began anew.
     written: Option<(u64, u64)>,
+    /// Where the last one is.
+    place: usize,
+    /// Of all buckets.
+    sum: u128,
+    /// What keeps a linear average above zero by itself: half a millionth of each bucket is rounded
+    /// up to the sixth digit, and this is twice as much.
+    tells: u64,
+    /// The last bucket that holds so much.
+    telling: Option<u64>,
 }
 
 impl Window {
     /// A window of so many buckets, at least one.
     #[must_use]
     pub fn new(buckets: usize, aggregation: Aggregation) -> Self {
-        Self { buckets: vec![0.0; buckets.max(1)].into_boxed_slice(), aggregation, written: None }
+        let buckets = vec![0; buckets.max(1)].into_boxed_slice();
+        let tells = quanta(1e-6 * buckets.len() as f64);
+        Self { buckets, aggregation, written: None, place: 0, sum: 0, tells, telling: None }
     }
 
     /// Adds a value to a bucket. One that lies a window or more before the last write is ignored.
@@ -37,22 +57,45 @@ impl Window {
         let (first, last) = match self.written {
             None => (bucket, bucket),
             Some((_, last)) if bucket >= last.saturating_add(length) => {
-                self.buckets.fill(0.0);
+                self.empty();
                 (bucket, bucket)
             }
             Some((first, last)) if bucket > last => {
-                for gone in last + 1..=bucket {
-                    let at = self.at(gone);
-                    self.buckets[at] = 0.0;
-                }
+                self.advance(bucket - last);
                 (first, bucket)
             }
             Some((_, last)) if bucket.saturating_add(length) <= last => return,
             Some((first, last)) => (first.min(bucket), last),
         };
         self.written = Some((first, last));
-        let at = self.at(bucket);
-        self.buckets[at] += value;
+        let back = index(last - bucket);
+        let at = if self.place >= back { self.place } else { self.place + self.buckets.len() };
+        let held = &mut self.buckets[at - back];
+        let before = *held;
+        *held = before.saturating_add(quanta(value));
+        self.sum += u128::from(*held - before);
+        if *held >= self.tells {
+            self.telling = self.telling.max(Some(bucket));
+        }
+    }
+
+    /// Records nothing in each of these buckets, which follow the last write or come after it.
+    pub fn silence(&mut self, from: u64, to: u64) {
+        if to < from {
+            return;
+        }
+        match self.written {
+            None => self.written = Some((from, to)),
+            Some((_, last)) if from >= last.saturating_add(self.buckets.len() as u64) => {
+                self.empty();
+                self.written = Some((from, to));
+            }
+            Some((first, last)) if to > last => {
+                self.advance(to - last);
+                self.written = Some((first, to));
+            }
+            Some(_) => {}
+        }
     }
 
     /// The average as of a bucket. None if nothing has been written for longer than the window.
@@ -71,19 +114,23 @@ impl Window {
                 if valid == 0 {
                     return Some(0.0);
                 }
-                let (newer, older) = self.buckets.split_at(self.at(last) + 1);
-                let of_newer = index(valid).min(newer.len());
-                let of_older = index(valid) - of_newer;
-                let sum = sum(&newer[newer.len() - of_newer..])
-                    + sum(&older[older.len().saturating_sub(of_older)..]);
+                // Behind the last one in the ring is the oldest.
+                let oldest = self.oldest_first().take(index(missing));
+                let sum = self.sum - oldest.map(u128::from).sum::<u128>();
                 let count = (last - first + 1).min(valid);
-                Some((sum / count as f64 * 1e6).round() / 1e6)
+                let part = MILLIONTH.saturating_mul(count);
+                // Nearly always small enough for what the processor divides by itself.
+                let millionths = match u64::try_from(sum) {
+                    Ok(sum) if sum < u64::MAX / 2 => ((sum + part / 2) / part) as f64,
+                    _ => ((sum + u128::from(part / 2)) / u128::from(part)) as f64,
+                };
+                Some(millionths / 1e6)
             }
             Aggregation::WeightedExponential => {
                 let weight = smoothing(self.buckets.len());
                 let mut factor = weight * (1.0 - weight).powf(missing as f64);
                 let mut sum = 0.0;
-                for value in self.newest(last).take(index(valid)) {
+                for value in self.newest().take(index(valid)) {
                     sum += value * factor;
                     factor *= 1.0 - weight;
                 }
@@ -92,34 +139,62 @@ impl Window {
         }
     }
 
+    /// The bucket before which a linear average stays above zero, if nothing but silence comes;
+    /// none if that is not known.
+    #[must_use]
+    pub fn positive_until(&self) -> Option<u64> {
+        let linear = self.aggregation == Aggregation::Linear;
+        self.telling.filter(|_| linear).map(|at| at.saturating_add(self.buckets.len() as u64))
+    }
+
     /// Forgets everything.
     pub fn clear(&mut self) {
-        self.buckets.fill(0.0);
+        self.empty();
         self.written = None;
     }
 
-    /// The buckets from the last written one backwards.
-    fn newest(&self, last: u64) -> impl Iterator<Item = f64> + '_ {
-        let (newer, older) = self.buckets.split_at(self.at(last) + 1);
-        newer.iter().rev().chain(older.iter().rev()).copied()
+    fn empty(&mut self) {
+        if self.sum > 0 {
+            self.buckets.fill(0);
+        }
+        (self.sum, self.telling) = (0, None);
     }
 
-    fn at(&self, bucket: u64) -> usize {
-        index(bucket % self.buckets.len() as u64)
+    /// The last bucket becomes one so many later; those in between and itself hold nothing.
+    fn advance(&mut self, by: u64) {
+        let length = self.buckets.len();
+        if by >= length as u64 {
+            self.empty();
+        }
+        if self.sum == 0 {
+            let by = index(by % length as u64);
+            self.place = (self.place + by) % length;
+            return;
+        }
+        for _ in 0..by {
+            self.place = if self.place + 1 == length { 0 } else { self.place + 1 };
+            let gone = std::mem::take(&mut self.buckets[self.place]);
+            self.sum -= u128::from(gone);
+        }
+    }
+
+    /// The ring from behind the last written bucket on: the oldest first.
+    fn oldest_first(&self) -> impl Iterator<Item = u64> + '_ {
+        let (newer, older) = self.buckets.split_at(self.place + 1);
+        older.iter().chain(newer).copied()
+    }
+
+    /// The buckets from the last written one backwards.
+    fn newest(&self) -> impl Iterator<Item = f64> + '_ {
+        let (newer, older) = self.buckets.split_at(self.place + 1);
+        let all = newer.iter().rev().chain(older.iter().rev());
+        all.map(|quanta| *quanta as f64 / QUANTA)
     }
 }
 
-/// A simulator averages a window for every simulated second: four sums at a time do not wait for
-/// each other. What that changes is far below the sixth digit, to which averages are rounded.
-fn sum(values: &[f64]) -> f64 {
-    let (fours, rest) = values.as_chunks::<4>();
-    let mut sums = [0.0; 4];
-    for four in fours {
-        for (sum, value) in sums.iter_mut().zip(four) {
-            *sum += value;
-        }
-    }
-    sums.iter().sum::<f64>() + rest.iter().sum::<f64>()
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "`as` saturates")]
+fn quanta(value: f64) -> u64 {
+    (value * QUANTA + 0.5) as u64
 }
 
 fn index(small: u64) -> usize {

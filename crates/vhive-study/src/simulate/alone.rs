@@ -1,12 +1,11 @@
 //! Functions one after the other, where nothing couples them.
 
-use std::cmp::Reverse;
-use std::collections::BinaryHeap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use vhive_load::rng::Rng;
 
 use super::cell::{Around, Cell, Common, Event, Missing, Ns, Place};
+use super::events::Events;
 use super::starts::Starts;
 use super::tally::Tally;
 use super::workload::Workload;
@@ -15,13 +14,16 @@ use super::workload::Workload;
 const BATCH: usize = 16;
 
 struct Alone {
-    events: BinaryHeap<Reverse<(Ns, Event)>>,
+    /// All but looks, of which the function knows itself when they are.
+    events: Events,
     tally: Tally,
 }
 
 impl Around for Alone {
     fn schedule(&mut self, at: Ns, event: Event) {
-        self.events.push(Reverse((at, event)));
+        if event != Event::Look {
+            self.events.push(at, 0, event);
+        }
     }
 
     fn busy(&mut self, _: Place) {}
@@ -45,7 +47,7 @@ pub(super) fn run(
     let next = AtomicUsize::new(0);
     let count = workload.functions.len();
     let work = || {
-        let mut alone = Alone { events: BinaryHeap::new(), tally: Tally::new(workload.horizon()) };
+        let mut alone = Alone { events: Events::default(), tally: Tally::new(workload.horizon()) };
         loop {
             let begin = next.fetch_add(BATCH, Ordering::Relaxed);
             if begin >= count {
@@ -93,25 +95,37 @@ fn one(
     until(&mut cell, horizon, alone);
     // Whoever came in time is served, also if that is later.
     while cell.waiting() > 0 {
-        let Some(Reverse((now, event))) = alone.events.pop() else { break };
-        let missing = cell.happen(now, event, alone);
-        start(&mut cell, missing, now, alone);
+        let Some(next) = next(&cell, alone) else { break };
+        happen(&mut cell, next, alone);
     }
     cell.end(horizon, alone);
 }
 
-/// What happens up to a moment.
-fn until(cell: &mut Cell<'_>, moment: Ns, alone: &mut Alone) {
-    while let Some(Reverse((now, event))) = alone.events.peek().copied() {
-        if now > moment {
-            return;
-        }
-        alone.events.pop();
-        let missing = cell.happen(now, event, alone);
-        start(cell, missing, now, alone);
+/// When something happens next, and whether it is a look. Of what happens at the same time a look is
+/// the last.
+fn next(cell: &Cell<'_>, alone: &Alone) -> Option<(Ns, bool)> {
+    match (alone.events.first(), cell.next_look()) {
+        (Some(event), Some(look)) if look < event => Some((look, true)),
+        (Some(event), _) => Some((event, false)),
+        (None, look) => look.map(|look| (look, true)),
     }
 }
 
+fn happen(cell: &mut Cell<'_>, (now, is_look): (Ns, bool), alone: &mut Alone) {
+    let event = if is_look { None } else { alone.events.pop() };
+    let event = event.map_or(Event::Look, |(_, _, event)| event);
+    let missing = cell.happen(now, event, alone);
+    start(cell, missing, now, alone);
+}
+
+/// What happens up to a moment.
+fn until(cell: &mut Cell<'_>, moment: Ns, alone: &mut Alone) {
+    while let Some(next) = next(cell, alone).filter(|(now, _)| *now <= moment) {
+        happen(cell, next, alone);
+    }
+}
+
+#[inline]
 fn start(cell: &mut Cell<'_>, missing: Missing, now: Ns, alone: &mut Alone) {
     for _ in 0..missing.all {
         cell.start(now, 0, alone);

@@ -15,18 +15,21 @@
 //! looks, when one has to wait, and when the last decision said. That the real ones do the same is
 //! not proved here but measured: `sim-vs-live`.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use vhive_api::{MemoryMode, StartKind};
 use vhive_load::rng::Rng;
-use vhive_policy::autoscale::{BREATH, Policy, Pool, Rules, policy};
-use vhive_policy::start::{Facts, Start, choose};
+use vhive_policy::autoscale::{Policy, Rules};
+use vhive_policy::start::{Facts, Start, choose, missed};
 
+use super::free::{Free, Member};
 use super::meter::Meter;
 use super::plan::FunctionPlan;
-use super::starts::Profile;
+use super::starts::{One, Profile};
 use super::tally::Tally;
+
+mod looks;
 
 /// A moment or a length in nanoseconds.
 pub(super) type Ns = u64;
@@ -74,6 +77,10 @@ pub(super) struct Common {
     pub(super) tick: Duration,
     /// How late a look is.
     pub(super) late: Ns,
+    /// When the trace begins, after a moment from which ticks are counted.
+    pub(super) begins: Ns,
+    /// Whether looks of which nothing would come are left out.
+    pub(super) leaves_out: bool,
     pub(super) function: FunctionPlan,
 }
 
@@ -108,15 +115,31 @@ struct Instance {
     /// By how much its first request takes longer than others.
     extra: Ns,
     replied: bool,
+    /// Whether its pages were prefetched, and if so, whether too many were missed.
+    missed: Option<bool>,
     /// Whether its node counts it as idle.
     idle: bool,
 }
 
 impl Instance {
-    fn starting(no: u32, node: u32, now: Ns, (kind, extra): (StartKind, Ns)) -> Self {
-        let state = State::Starting;
-        let (leases, replied, idle) = (0, false, false);
-        Self { state, no, node, leases, begun: now, since: now, kind, extra, replied, idle }
+    fn starting(no: u32, node: u32, now: Ns, (kind, one): (StartKind, &One)) -> Self {
+        Self {
+            state: State::Starting,
+            no,
+            node,
+            leases: 0,
+            begun: now,
+            since: now,
+            kind,
+            extra: one.extra,
+            replied: false,
+            missed: None,
+            idle: false,
+        }
+    }
+
+    fn member(&self, slot: u32) -> Member {
+        Member { slot, no: self.no, leases: self.leases }
     }
 }
 
@@ -137,12 +160,14 @@ pub(super) struct Cell<'a> {
     watched: bool,
     due: Option<Ns>,
     poked: Option<Ns>,
+    /// The first of the looks before `due` that are left out, because nothing would come of them.
+    left_out: Option<Ns>,
     wanted: Option<u32>,
     ever_ready: bool,
     instances: Vec<Instance>,
     vacant: Vec<u32>,
-    /// Ready instances with a free slot: leases, number, slot.
-    free: BTreeSet<(u32, u32, u32)>,
+    /// Ready instances with a free slot.
+    free: Free,
     leaving: Vec<u32>,
     /// Ready ones, those that leave not among them.
     ready: u32,
@@ -150,7 +175,7 @@ pub(super) struct Cell<'a> {
     waiting: VecDeque<Waiting>,
     next: u32,
     /// What each node has of its snapshot, by node.
-    snapshots: Vec<(u32, u32)>,
+    snapshots: Vec<(u32, Facts)>,
 }
 
 impl<'a> Cell<'a> {
@@ -165,11 +190,12 @@ impl<'a> Cell<'a> {
             watched: false,
             due: None,
             poked: None,
+            left_out: None,
             wanted: None,
             ever_ready: false,
             instances: Vec::new(),
             vacant: Vec::new(),
-            free: BTreeSet::new(),
+            free: Free::new(common.function.concurrency),
             leaving: Vec::new(),
             ready: 0,
             starting: 0,
@@ -199,6 +225,7 @@ impl<'a> Cell<'a> {
 
     /// A request comes that takes so long.
     pub(super) fn arrive(&mut self, now: Ns, runtime: Ns, around: &mut impl Around) -> Missing {
+        self.catch_up(now, true, around);
         around.tally().arrived(now);
         self.meter.enter(now, self.watched);
         if !self.watched {
@@ -219,7 +246,10 @@ impl<'a> Cell<'a> {
     /// Something happens that was scheduled.
     pub(super) fn happen(&mut self, now: Ns, event: Event, around: &mut impl Around) -> Missing {
         match event {
-            Event::Done(slot) => self.done(slot, now, around),
+            Event::Done(slot) => {
+                self.catch_up(now, false, around);
+                self.done(slot, now, around)
+            }
             Event::Ready(slot) => self.started(slot, now, around),
             Event::Look if self.poked == Some(now) => {
                 self.poked = None;
@@ -233,8 +263,13 @@ impl<'a> Cell<'a> {
     /// Starts an instance on a node.
     pub(super) fn start(&mut self, now: Ns, node: u32, around: &mut impl Around) -> Place {
         let kind = self.kind(node);
-        let (takes, extra) = self.profile.draw(kind, &mut self.rng);
-        let instance = Instance::starting(self.next, node, now, (kind, extra));
+        let function = &self.common.function;
+        let one = self.profile.draw(kind, function.prefetch, &mut self.rng);
+        let mut instance = Instance::starting(self.next, node, now, (kind, &one));
+        if kind == StartKind::Reap && one.pages > 0 {
+            let most = function.rerecord_above_percent;
+            instance.missed = Some(missed(one.faults, one.pages, most));
+        }
         self.next += 1;
         self.starting += 1;
         let slot = if let Some(slot) = self.vacant.pop() {
@@ -244,8 +279,9 @@ impl<'a> Cell<'a> {
             self.instances.push(instance);
             u32::try_from(self.instances.len() - 1).unwrap_or(u32::MAX)
         };
+        self.free.begin(slot);
         around.tally().started(kind);
-        around.schedule(now.saturating_add(takes), Event::Ready(slot));
+        around.schedule(now.saturating_add(one.ready), Event::Ready(slot));
         self.place(slot)
     }
 
@@ -266,14 +302,16 @@ impl<'a> Cell<'a> {
         self.instances.get(index).is_some_and(|i| i.no == place.no && i.idle && i.since == since)
     }
 
-    /// Stops an instance that idles.
-    pub(super) fn evict(&mut self, place: Place, now: Ns, around: &mut impl Around) {
+    /// Stops an instance that idles; `looked` says whether a look of this very moment is over.
+    pub(super) fn evict(&mut self, place: Place, now: Ns, looked: bool, around: &mut impl Around) {
+        self.catch_up(now, looked, around);
         self.remove(place.slot, now, around);
         around.tally().evicted();
     }
 
     /// The run ends: what is there counts up to now.
     pub(super) fn end(&mut self, now: Ns, around: &mut impl Around) {
+        self.catch_up(now, true, around);
         let there: Vec<u32> = (0..)
             .zip(&self.instances)
             .filter(|(_, i)| i.state != State::Vacant)
@@ -305,18 +343,22 @@ impl<'a> Cell<'a> {
     fn note_free(&mut self, slot: u32) {
         let instance = *self.at(slot);
         if instance.state == State::Ready && self.takes_more(instance.leases) {
-            self.free.insert((instance.leases, instance.no, slot));
+            self.free.insert(instance.member(slot));
         }
     }
 
     fn forget_free(&mut self, slot: u32) {
-        let instance = *self.at(slot);
-        self.free.remove(&(instance.leases, instance.no, slot));
+        let member = self.at(slot).member(slot);
+        self.free.remove(member);
     }
 
     fn take_slot(&mut self) -> Option<u32> {
-        if let Some((_, _, slot)) = self.free.first() {
-            return Some(*slot);
+        if let Some(slot) = self.free.first() {
+            return Some(slot);
+        }
+        if self.common.function.concurrency == 1 {
+            // Whoever leaves holds a request still, and no room for another.
+            return None;
         }
         let leaving = self.leaving.iter().copied();
         let found = leaving.filter(|slot| {
@@ -367,8 +409,8 @@ impl<'a> Cell<'a> {
         self.meter.leave(now);
         let instance = self.at(slot);
         if !std::mem::replace(&mut instance.replied, true) {
-            let (node, kind) = (instance.node, instance.kind);
-            self.learnt(node, kind);
+            let (node, kind, missed) = (instance.node, instance.kind, instance.missed);
+            self.learnt(node, kind, missed);
         }
         if let Some(request) = self.waiting.pop_front() {
             self.unmark(slot);
@@ -436,6 +478,7 @@ impl<'a> Cell<'a> {
             State::Leaving => self.leaving.retain(|one| *one != slot),
             State::Starting | State::Vacant => {}
         }
+        self.free.end(slot);
         self.vacant.push(slot);
         around.gone(place, idle);
     }
@@ -482,9 +525,7 @@ impl<'a> Cell<'a> {
         let mut excess = self.ready.saturating_sub(want);
         // Idle ones first, of them the youngest.
         while excess > 0 {
-            let Some((_, _, slot)) = self.free.range(..(1, 0, 0)).next_back().copied() else {
-                break;
-            };
+            let Some(slot) = self.free.youngest_idle() else { break };
             self.remove(slot, now, around);
             excess -= 1;
         }
@@ -510,98 +551,38 @@ impl<'a> Cell<'a> {
 
     fn kind(&self, node: u32) -> StartKind {
         let function = &self.common.function;
-        let facts = self.snapshots.binary_search_by_key(&node, |(node, _)| *node).ok().map(|at| {
-            let working_sets = self.snapshots.get(at).map_or(0, |(_, sets)| *sets);
-            Facts { working_sets, missed: false }
-        });
+        let found = self.snapshots.binary_search_by_key(&node, |(node, _)| *node);
+        let facts = found.ok().and_then(|at| self.snapshots.get(at)).map(|(_, facts)| *facts);
         match choose(function.snapshot, function.prefetch, facts, self.profile.can()) {
             Start::Boot => StartKind::Boot,
             Start::Restore(mode) => StartKind::restored(mode),
         }
     }
 
-    /// The first reply of an instance: behind it a node has a snapshot, or a working set more.
-    fn learnt(&mut self, node: u32, kind: StartKind) {
+    /// The first reply of an instance: behind it a node has a snapshot, or a working set more, or
+    /// knows that prefetching missed too much.
+    fn learnt(&mut self, node: u32, kind: StartKind, missed: Option<bool>) {
         let found = self.snapshots.binary_search_by_key(&node, |(node, _)| *node);
-        match (kind, found) {
-            (StartKind::Boot, Err(at)) if self.common.function.takes_snapshots() => {
-                self.snapshots.insert(at, (node, 0));
+        let function = &self.common.function;
+        let at = match found {
+            Ok(at) => at,
+            Err(at) if kind == StartKind::Boot && function.takes_snapshots() => {
+                self.snapshots.insert(at, (node, Facts::default()));
+                return;
             }
-            (StartKind::Record, Ok(at)) => self.recorded(at),
-            (StartKind::Snapshot, Ok(at)) if self.common.function.records_in(MemoryMode::File) => {
-                self.recorded(at);
-            }
-            _ => {}
-        }
-    }
-
-    fn recorded(&mut self, at: usize) {
-        if let Some((_, sets)) = self.snapshots.get_mut(at) {
-            *sets += 1;
-        }
-    }
-
-    // === the scaler ===
-
-    /// Instances to have before the first was ready.
-    fn first(&self) -> u32 {
-        let rules = &self.common.rules;
-        if self.ever_ready { 0 } else { rules.initial.max(rules.min) }
-    }
-
-    fn poke(&mut self, now: Ns, around: &mut impl Around) {
-        if self.poked.is_none() {
-            let at = now.saturating_add(nanos(BREATH)).saturating_add(self.common.late);
-            self.poked = Some(at);
-            around.schedule(at, Event::Look);
-        }
-    }
-
-    /// Asks the policy, does what it says, and notes when to ask again.
-    fn look(&mut self, now: Ns, around: &mut impl Around) -> Missing {
-        around.tally().looked();
-        let common = self.common;
-        let moment = Duration::from_nanos(now);
-        let mut asked =
-            self.policy.take().unwrap_or_else(|| policy(&common.rules, common.tick, moment));
-        let sample = self.meter.sample(now);
-        let leaving = u32::try_from(self.leaving.len()).unwrap_or(u32::MAX);
-        let pool = Pool { ready: self.ready + leaving, starting: self.starting, reachable: true };
-        asked.observe(&sample);
-        let decision = asked.decide(moment, &pool);
-        let tick = now.saturating_add(nanos(common.tick));
-        let mut again = decision.again.map(nanos);
-        let first = self.first();
-        let wanted = decision.want.or(self.wanted).or((first > 0).then_some(first));
-        let mut missing = Missing::default();
-        if let Some(want) = wanted {
-            let want = want.max(first);
-            self.wanted = Some(want);
-            self.resize(want, now, around);
-            missing = self.missing();
-            if pool.ready + pool.starting > want || first > 0 {
-                again = Some(again.map_or(tick, |again| again.min(tick)));
-            }
-        }
-        let quiet = sample.arrivals == 0;
-        self.due = match again {
-            Some(again) if again <= tick => Some(again.max(now.saturating_add(nanos(BREATH)))),
-            again if quiet && self.meter.in_flight() == 0 => {
-                self.watched = false;
-                again
-            }
-            _ => Some(tick),
+            Err(_) => return,
         };
-        self.due = self.due.map(|due| due.saturating_add(common.late));
-        if let Some(due) = self.due {
-            around.schedule(due, Event::Look);
+        let records = match kind {
+            StartKind::Record => true,
+            StartKind::Snapshot => function.records_in(MemoryMode::File),
+            _ => false,
+        };
+        let Some((_, facts)) = self.snapshots.get_mut(at) else { return };
+        if records {
+            facts.working_sets += 1;
+            facts.missed = false;
         }
-        if self.due.is_some() || asked.learns() {
-            self.policy = Some(asked);
-        } else {
-            self.wanted = None;
-        }
-        missing
+        facts.missed = missed.unwrap_or(facts.missed);
     }
 }
 

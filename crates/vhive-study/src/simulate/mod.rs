@@ -12,10 +12,10 @@
 //! | file | what |
 //! |---|---|
 //! | `plan.rs` | what is simulated |
-//! | `workload.rs`, `day.rs` | which invocations come |
+//! | `workload.rs`, `counts.rs` | which invocations come |
 //! | `starts.rs` | how long starts take, from measured records |
-//! | `cell.rs`, `meter.rs` | one function: queue, instances, the policy that is asked |
-//! | `alone.rs`, `together.rs` | time, and what surrounds functions |
+//! | `cell.rs`, `cell/looks.rs`, `free.rs`, `meter.rs` | one function: queue, instances, the policy that is asked |
+//! | `alone.rs`, `together.rs`, `events.rs` | time, and what surrounds functions |
 //! | `tally.rs`, `histogram.rs` | what adds up |
 //! | `result.rs` | rows and facts |
 //!
@@ -24,7 +24,9 @@
 
 mod alone;
 mod cell;
-mod day;
+mod counts;
+mod events;
+mod free;
 mod histogram;
 mod meter;
 mod plan;
@@ -38,8 +40,7 @@ mod workload;
 mod tests;
 
 pub use plan::{
-    ClusterPlan, FunctionPlan, Memory, PolicyPlan, SIMULATE, SimPlan, SimPlanError, TraceKind,
-    TracePlan,
+    ClusterPlan, FunctionPlan, Memory, PolicyPlan, SIMULATE, SimPlan, TraceKind, TracePlan,
 };
 pub use result::{Latency, Minute, Outcome, SIMULATION, SimFacts, Simulation};
 pub use starts::{Measured, Profile, Starts, StartsError};
@@ -81,7 +82,7 @@ pub fn simulate(
     // Without nodes a run takes all threads; on nodes it takes one.
     let at_a_time = if plan.cluster.nodes == 0 { 1 } else { threads };
     let mut outcomes = Vec::new();
-    for jobs in jobs(plan).chunks(at_a_time.max(1)) {
+    for jobs in jobs(plan, workload.begins(starts)).chunks(at_a_time.max(1)) {
         std::thread::scope(|scope| {
             let running: Vec<_> = jobs.iter().map(|job| scope.spawn(|| run(job))).collect();
             for one in running {
@@ -98,7 +99,7 @@ pub fn simulate(
     outcomes
 }
 
-fn jobs(plan: &SimPlan) -> Vec<Job> {
+fn jobs(plan: &SimPlan, begins: cell::Ns) -> Vec<Job> {
     let placements: Vec<Option<Placement>> = match plan.cluster.nodes {
         0 => vec![None],
         _ => plan.cluster.placements.iter().copied().map(Some).collect(),
@@ -109,7 +110,9 @@ fn jobs(plan: &SimPlan) -> Vec<Job> {
             rules: policy.rules(plan.function.concurrency),
             tick: plan.tick.0,
             late: cell::nanos(plan.late.0),
-            function: plan.function.clone(),
+            begins,
+            leaves_out: true,
+            function: policy.function(&plan.function),
         },
         placement,
     };

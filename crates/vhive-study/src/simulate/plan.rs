@@ -10,6 +10,8 @@ use vhive_api::{Bytes, MemoryMode, PrefetchPolicy, SnapshotPolicy, Span};
 use vhive_policy::autoscale::{Aggregation, Metric, PolicyKind, Rules};
 use vhive_policy::placement::Placement;
 
+use crate::plan::PlanError;
+
 /// The commented default of `vhive study simulate`; a test proves that it equals
 /// [`SimPlan::default`].
 pub const SIMULATE: &str = include_str!("../../../../studies/simulate.toml");
@@ -94,6 +96,9 @@ pub struct FunctionPlan {
     pub snapshot: SnapshotPolicy,
     /// How pages are recorded and prefetched.
     pub prefetch: PrefetchPolicy,
+    /// A start that prefetched and still faulted on more than this share of the pages, in per cent,
+    /// lets the next one record again.
+    pub rerecord_above_percent: u32,
     /// Memory of an instance.
     pub memory: Memory,
 }
@@ -211,6 +216,12 @@ pub struct PolicyPlan {
     /// Most instances of each function; 0 = no limit.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max: Option<u32>,
+    /// Whether snapshots are taken, and how instances start from them, instead of the function's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<SnapshotPolicy>,
+    /// How pages are recorded and prefetched, instead of the function's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prefetch: Option<PrefetchPolicy>,
 }
 
 /// Load per instance that Knative aims at where an instance has no limit.
@@ -255,32 +266,63 @@ impl PolicyPlan {
         }
     }
 
+    /// What holds for every function under it.
+    #[must_use]
+    pub fn function(&self, of_all: &FunctionPlan) -> FunctionPlan {
+        FunctionPlan {
+            snapshot: self.snapshot.unwrap_or(of_all.snapshot),
+            prefetch: self.prefetch.unwrap_or(of_all.prefetch),
+            ..of_all.clone()
+        }
+    }
+
     /// Its name in rows.
     #[must_use]
     pub fn label(&self) -> String {
         self.name.clone().unwrap_or_else(|| {
             let rules = self.rules(1);
-            match self.kind {
+            let mut label = match self.kind {
                 PolicyKind::Kpa => format!("kpa {}", rules.window),
                 PolicyKind::Fixed => format!("fixed {}", rules.keep_alive),
                 PolicyKind::Histogram => format!("histogram {}", rules.keep_alive),
+            };
+            let words =
+                [self.snapshot.map(|s| s.to_string()), self.prefetch.map(|p| p.to_string())];
+            for word in words.into_iter().flatten() {
+                label.push(' ');
+                label.push_str(&word);
             }
+            label
         })
     }
 }
 
 /// Written `kpa`, `kpa:60s`, `fixed:10m`, `histogram:10m`: the time is the window of `kpa`, the
-/// keep-alive of the others.
+/// keep-alive of the others. How instances start may follow: `fixed:10m/lazy`, `kpa/mincore`.
 impl FromStr for PolicyPlan {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
+        let (text, how) =
+            text.split_once('/').map_or((text, None), |(text, how)| (text, Some(how)));
         let (kind, time) = text.split_once(':').map_or((text, None), |(kind, t)| (kind, Some(t)));
         let mut policy = Self::of(kind.parse().map_err(|why| format!("{kind:?} {why}"))?);
         let time = time.map(str::parse::<Span>).transpose().map_err(|error| error.to_string())?;
         match policy.kind {
             PolicyKind::Kpa => policy.window = time,
             PolicyKind::Fixed | PolicyKind::Histogram => policy.keep_alive = time,
+        }
+        if let Some(how) = how {
+            let prefetch: Result<PrefetchPolicy, _> = how.parse();
+            policy.prefetch = prefetch.ok();
+            policy.snapshot = Some(match policy.prefetch {
+                Some(_) => SnapshotPolicy::Reap,
+                None => how.parse().map_err(|_| {
+                    let known = SnapshotPolicy::ALL.map(SnapshotPolicy::as_str).join(", ");
+                    let more = PrefetchPolicy::ALL.map(PrefetchPolicy::as_str).join(", ");
+                    format!("no start policy {how:?}; known: {known}, {more}")
+                })?,
+            });
         }
         Ok(policy)
     }
@@ -333,6 +375,7 @@ impl Default for FunctionPlan {
             concurrency: 1,
             snapshot: SnapshotPolicy::Reap,
             prefetch: PrefetchPolicy::ReapPipelined,
+            rerecord_above_percent: 25,
             memory: Memory::Trace,
         }
     }
@@ -344,62 +387,21 @@ impl Default for ClusterPlan {
     }
 }
 
-/// Why a plan cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum SimPlanError {
-    /// The file cannot be read.
-    #[error("cannot read {}", path.display())]
-    Read {
-        /// Which file.
-        path: PathBuf,
-        /// Why not.
-        #[source]
-        source: std::io::Error,
-    },
-    /// It is no plan.
-    #[error("{origin} is no plan of a simulation")]
-    Parse {
-        /// Where it comes from.
-        origin: String,
-        /// Why not.
-        #[source]
-        source: Box<toml::de::Error>,
-    },
-    /// A figure makes no sense.
-    #[error("{key}: {why}")]
-    Value {
-        /// Which key.
-        key: &'static str,
-        /// Why not.
-        why: String,
-    },
-}
-
 impl SimPlan {
     /// Reads a plan, or takes the default one.
     ///
     /// # Errors
     /// When the file cannot be read or is no plan.
-    pub fn load(path: Option<&Path>) -> Result<Self, SimPlanError> {
-        let Some(path) = path else { return Self::parse(SIMULATE, "the default") };
-        let read = std::fs::read_to_string(path);
-        let text = read.map_err(|source| SimPlanError::Read { path: path.to_owned(), source })?;
-        Self::parse(&text, &path.display().to_string())
-    }
-
-    fn parse(text: &str, origin: &str) -> Result<Self, SimPlanError> {
-        toml::from_str(text).map_err(|source| SimPlanError::Parse {
-            origin: origin.to_owned(),
-            source: Box::new(source),
-        })
+    pub fn load(path: Option<&Path>) -> Result<Self, PlanError> {
+        crate::plan::read(path, SIMULATE)
     }
 
     /// Checks what the types cannot.
     ///
     /// # Errors
     /// The first key that makes no sense.
-    pub fn validate(&self) -> Result<(), SimPlanError> {
-        let bad = |key, why: &str| Err(SimPlanError::Value { key, why: why.to_owned() });
+    pub fn validate(&self) -> Result<(), PlanError> {
+        let bad = |key, why: &str| Err(PlanError::Value { key, why: why.to_owned() });
         let trace = &self.trace;
         if !(1..=MOST_MINUTES).contains(&trace.minutes) {
             return bad("trace.minutes", "must be from 1 to 43200");
@@ -446,7 +448,7 @@ impl SimPlan {
 }
 
 impl PolicyPlan {
-    fn validate(&self) -> Result<(), SimPlanError> {
+    fn validate(&self) -> Result<(), PlanError> {
         let day = Duration::from_secs(24 * 3600);
         let spans = [
             ("policies.keep_alive", self.keep_alive, day),
@@ -461,7 +463,7 @@ impl PolicyPlan {
             };
             if span.is_some_and(|span| !(least..=most).contains(&span.0)) {
                 let why = format!("must be at most {}", Span(most));
-                return Err(SimPlanError::Value { key, why });
+                return Err(PlanError::Value { key, why });
             }
         }
         let percents = [
@@ -472,7 +474,7 @@ impl PolicyPlan {
         for (key, percent, range) in percents {
             if percent.is_some_and(|percent| !range.contains(&percent)) {
                 let why = format!("must be from {} to {}", range.start(), range.end());
-                return Err(SimPlanError::Value { key, why });
+                return Err(PlanError::Value { key, why });
             }
         }
         Ok(())
@@ -489,7 +491,7 @@ mod tests {
         assert_eq!(documented, SimPlan::default());
         documented.validate().expect("makes sense");
         let written = toml::to_string(&documented).expect("serialises");
-        assert_eq!(SimPlan::parse(&written, "again").expect("read"), documented);
+        assert_eq!(crate::plan::read::<SimPlan>(None, &written).expect("read"), documented);
         for line in written.lines().filter(|line| line.contains(" = ")) {
             let key = line.split(" = ").next().unwrap_or(line);
             assert!(SIMULATE.contains(key), "{key} is not documented");
@@ -504,10 +506,13 @@ mod tests {
             ("kpa:90s", "kpa 90s"),
             ("fixed:5m", "fixed 5m"),
             ("histogram", "histogram 10m"),
+            ("fixed:5m/lazy", "fixed 5m lazy"),
+            ("kpa/mincore", "kpa 1m reap mincore"),
         ] {
             assert_eq!(label(text), Ok(wanted.to_owned()));
         }
         assert!(label("lru").is_err() && label("fixed:x").is_err());
+        assert!(label("kpa/eager").is_err_and(|why| why.contains("fault-around")));
     }
 
     #[test]
@@ -525,11 +530,11 @@ mod tests {
             ("[[policies]]\nkind = \"kpa\"\nwindow = \"2h\"", "policies.window"),
             ("[[policies]]\ntarget_percent = nan", "policies.target_percent"),
         ] {
-            let plan = SimPlan::parse(text, text).expect("TOML");
+            let plan = crate::plan::read::<SimPlan>(None, text).expect("TOML");
             let error = plan.validate().expect_err(text).to_string();
             assert!(error.starts_with(key), "{error}");
         }
-        assert!(SimPlan::parse("seeds = 1", "x").is_err(), "an unknown key");
-        assert!(SimPlan::parse("[function]\nmemory = \"much\"", "x").is_err());
+        assert!(crate::plan::read::<SimPlan>(None, "seeds = 1").is_err(), "an unknown key");
+        assert!(crate::plan::read::<SimPlan>(None, "[function]\nmemory = \"much\"").is_err());
     }
 }

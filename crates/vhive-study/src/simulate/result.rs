@@ -10,7 +10,7 @@ use std::fs;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
-use vhive_api::StartKind;
+use vhive_api::{PrefetchPolicy, SnapshotPolicy, StartKind};
 use vhive_policy::placement::Placement;
 
 use super::plan::SimPlan;
@@ -203,6 +203,7 @@ impl SimFacts {
     pub fn new(plan: &SimPlan, workload: &Workload, starts: &Starts) -> Self {
         let mut warnings = starts.warnings().to_vec();
         warnings.extend(warn(plan));
+        warnings.extend(stand_ins(plan, starts));
         Self {
             version: 1,
             vhive: env!("CARGO_PKG_VERSION").to_owned(),
@@ -232,6 +233,26 @@ fn warn(plan: &SimPlan) -> Vec<String> {
         );
     }
     warnings
+}
+
+/// Ways to prefetch that are simulated but not measured.
+fn stand_ins(plan: &SimPlan, starts: &Starts) -> Vec<String> {
+    let functions = plan.policies.iter().map(|policy| policy.function(&plan.function));
+    let reap = functions.filter(|function| function.snapshot == SnapshotPolicy::Reap);
+    let mut policies: Vec<PrefetchPolicy> = reap.map(|function| function.prefetch).collect();
+    policies.sort_unstable_by_key(|policy| policy.as_str());
+    policies.dedup();
+    let warning = |policy: PrefetchPolicy| {
+        let without = starts.without(policy);
+        let names = without.join(", ");
+        (!without.is_empty()).then(|| {
+            format!(
+                "No start by {policy} was measured of {names}: starts that prefetched otherwise \
+                 stand for it."
+            )
+        })
+    };
+    policies.into_iter().filter_map(warning).collect()
 }
 
 /// A simulation as read from its directory.

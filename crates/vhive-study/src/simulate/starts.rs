@@ -6,7 +6,9 @@ use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use vhive_api::{InvocationRecord, MemoryMode, Outcome, Phase, StartKind};
+use vhive_api::{
+    InvocationId, InvocationRecord, MemoryMode, Outcome, Phase, PrefetchPolicy, StartKind,
+};
 use vhive_load::rng::Rng;
 
 use super::cell::Ns;
@@ -46,11 +48,24 @@ pub enum StartsError {
 #[derive(Clone, Debug, Default)]
 pub struct Profile {
     name: String,
-    /// By kind: nanoseconds until ready, and by how much the first request took longer than a warm
-    /// one.
-    kinds: [Vec<(Ns, Ns)>; 6],
+    /// By kind.
+    kinds: [Vec<One>; 6],
+    /// Starts that prefetched, by [`PrefetchPolicy::ALL`].
+    prefetched: [Vec<One>; 4],
     can: Vec<MemoryMode>,
     memory: Option<u64>,
+}
+
+/// A measured start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct One {
+    /// Until ready.
+    pub(super) ready: Ns,
+    /// By how much the first request took longer than a warm one.
+    pub(super) extra: Ns,
+    /// Faults that were left, and pages that had been prefetched.
+    pub(super) faults: u64,
+    pub(super) pages: u64,
 }
 
 /// How often what was measured, for reports.
@@ -73,6 +88,8 @@ pub struct Measured {
 pub struct Starts {
     profiles: Vec<Profile>,
     warnings: Vec<String>,
+    /// When invocations of the records began, in nanoseconds of the wall clock; sorted.
+    began: Vec<(InvocationId, i64)>,
 }
 
 impl Profile {
@@ -81,7 +98,8 @@ impl Profile {
     pub fn exact(name: &str, starts: &[(StartKind, Ns, Ns)], memory: Option<u64>) -> Self {
         let mut profile = Self { name: name.to_owned(), memory, ..Self::default() };
         for (kind, ready, extra) in starts {
-            profile.kinds[index(*kind)].push((*ready, *extra));
+            let one = One { ready: *ready, extra: *extra, ..One::default() };
+            profile.kinds[index(*kind)].push(one);
         }
         profile.offer();
         profile
@@ -89,12 +107,33 @@ impl Profile {
 
     fn offer(&mut self) {
         let modes = [MemoryMode::File, MemoryMode::Lazy, MemoryMode::Record, MemoryMode::Prefetch];
-        let measured = |mode: &MemoryMode| !self.of(StartKind::restored(*mode)).is_empty();
+        let prefetched = self.prefetched.iter().any(|all| !all.is_empty());
+        let measured = |mode: &MemoryMode| {
+            let prefetched = prefetched && *mode == MemoryMode::Prefetch;
+            prefetched || !self.of(StartKind::restored(*mode)).is_empty()
+        };
         self.can = modes.into_iter().filter(measured).collect();
     }
 
-    fn of(&self, kind: StartKind) -> &[(Ns, Ns)] {
+    fn of(&self, kind: StartKind) -> &[One] {
         &self.kinds[index(kind)]
+    }
+
+    fn by(&self, policy: PrefetchPolicy) -> &[One] {
+        let at = PrefetchPolicy::ALL.iter().position(|one| *one == policy);
+        at.and_then(|at| self.prefetched.get(at)).map_or(&[], Vec::as_slice)
+    }
+
+    fn add(&mut self, kind: StartKind, prefetch: Option<PrefetchPolicy>, one: One) {
+        // Fault-around has no working set: its starts prefetch, whatever their kind is called.
+        let around = prefetch == Some(PrefetchPolicy::FaultAround);
+        if !around {
+            self.kinds[index(kind)].push(one);
+        }
+        let at = PrefetchPolicy::ALL.iter().position(|policy| Some(*policy) == prefetch);
+        if let Some(at) = at.filter(|_| around || kind == StartKind::Reap) {
+            self.prefetched[at].push(one);
+        }
     }
 
     /// Memory modes of which there are measured starts.
@@ -107,17 +146,25 @@ impl Profile {
         self.memory
     }
 
-    /// One of the measured starts of a kind: time until ready, and what the first request takes
-    /// longer.
-    pub(super) fn draw(&self, kind: StartKind, rng: &mut Rng) -> (Ns, Ns) {
-        let all = self.of(kind);
+    /// One of the measured starts of a kind; of those that prefetch one by this policy, where there
+    /// are any.
+    pub(super) fn draw(&self, kind: StartKind, policy: PrefetchPolicy, rng: &mut Rng) -> One {
+        let by_policy = if kind == StartKind::Reap { self.by(policy) } else { &[] };
+        let all = match (by_policy, self.of(kind)) {
+            // Whichever policy was measured stands for the others.
+            ([], []) => {
+                self.prefetched.iter().find(|all| !all.is_empty()).map_or(&[][..], Vec::as_slice)
+            }
+            ([], all) => all,
+            (all, _) => all,
+        };
         let at = rng.between(0, all.len() as u64);
         all.get(usize::try_from(at).unwrap_or(0)).copied().unwrap_or_default()
     }
 }
 
 /// One measured invocation.
-struct One {
+struct Invoked {
     function: String,
     record: InvocationRecord,
     memory: Option<u64>,
@@ -135,7 +182,11 @@ impl Starts {
             warnings.push(format!("{} has no measured boot and stands for nothing", left_out.name));
         }
         let profiles: Vec<Profile> = profiles.into_iter().filter(boots).collect();
-        if profiles.is_empty() { Err(StartsError::NoBoot) } else { Ok(Self { profiles, warnings }) }
+        if profiles.is_empty() {
+            Err(StartsError::NoBoot)
+        } else {
+            Ok(Self { profiles, warnings, began: Vec::new() })
+        }
     }
 
     /// Reads files of JSON lines: records as the node writes them, or rows of studies.
@@ -150,8 +201,14 @@ impl Starts {
         Self::of(all)
     }
 
-    fn of(all: Vec<One>) -> Result<Self, StartsError> {
-        let mut functions: BTreeMap<String, Vec<One>> = BTreeMap::new();
+    fn of(all: Vec<Invoked>) -> Result<Self, StartsError> {
+        let mut functions: BTreeMap<String, Vec<Invoked>> = BTreeMap::new();
+        let began = |one: &Invoked| {
+            let at = i64::try_from(one.record.at.as_nanosecond()).ok();
+            at.map(|at| (one.record.id, at))
+        };
+        let mut began: Vec<_> = all.iter().filter_map(began).collect();
+        began.sort_unstable();
         for one in all {
             functions.entry(one.function.clone()).or_default().push(one);
         }
@@ -172,7 +229,7 @@ impl Starts {
                 ));
             }
             let mut profile = Profile { name, ..Profile::default() };
-            for One { record, .. } in &all {
+            for Invoked { record, .. } in &all {
                 let Some(kind) = record.start.filter(|kind| *kind != StartKind::Warm) else {
                     continue;
                 };
@@ -182,7 +239,14 @@ impl Starts {
                     continue;
                 };
                 let extra = warm.map_or(0.0, |warm| (request as f64 - warm).max(0.0));
-                profile.kinds[index(kind)].push((ready.saturating_mul(1000), ns(extra * 1e3)));
+                let memory = record.memory;
+                let one = One {
+                    ready: ready.saturating_mul(1000),
+                    extra: ns(extra * 1e3),
+                    faults: memory.and_then(|memory| memory.faults).unwrap_or(0),
+                    pages: memory.map_or(0, |memory| memory.prefetched_pages),
+                };
+                profile.add(kind, memory.and_then(|memory| memory.prefetch), one);
             }
             let memory: Vec<f64> =
                 all.iter().filter_map(|one| one.memory).map(|bytes| bytes as f64).collect();
@@ -190,7 +254,7 @@ impl Starts {
             profile.offer();
             profiles.push(profile);
         }
-        let mut starts = Self::new(profiles)?;
+        let mut starts = Self { began, ..Self::new(profiles)? };
         starts.warnings.extend(warnings);
         Ok(starts)
     }
@@ -202,6 +266,12 @@ impl Starts {
         &self.profiles[usize::try_from(at).unwrap_or(0)]
     }
 
+    /// When an invocation of the records began, in nanoseconds of the wall clock.
+    pub(super) fn began(&self, id: InvocationId) -> Option<i64> {
+        let found = self.began.binary_search_by_key(&id, |(id, _)| *id).ok()?;
+        self.began.get(found).map(|(_, at)| *at)
+    }
+
     /// What was measured, for a report.
     #[must_use]
     pub fn measured(&self) -> Vec<Measured> {
@@ -210,8 +280,8 @@ impl Starts {
             for start in StartKind::ALL {
                 let of = profile.of(start);
                 let ms = |ns: Ns| ns as f64 / 1e6;
-                let ready: Vec<f64> = of.iter().map(|(ready, _)| ms(*ready)).collect();
-                let extra: Vec<f64> = of.iter().map(|(_, extra)| ms(*extra)).collect();
+                let ready: Vec<f64> = of.iter().map(|one| ms(one.ready)).collect();
+                let extra: Vec<f64> = of.iter().map(|one| ms(one.extra)).collect();
                 if let (Some(ready_ms), Some(extra_ms)) = (median(&ready), median(&extra)) {
                     let function = profile.name.clone();
                     all.push(Measured { function, start, n: of.len(), ready_ms, extra_ms });
@@ -221,6 +291,15 @@ impl Starts {
         all
     }
 
+    /// Functions of which no start that prefetches by this policy was measured, but one by another.
+    #[must_use]
+    pub fn without(&self, policy: PrefetchPolicy) -> Vec<&str> {
+        let without = |profile: &&Profile| {
+            profile.can.contains(&MemoryMode::Prefetch) && profile.by(policy).is_empty()
+        };
+        self.profiles.iter().filter(without).map(|profile| profile.name.as_str()).collect()
+    }
+
     /// What a reader should mind.
     #[must_use]
     pub fn warnings(&self) -> &[String] {
@@ -228,7 +307,7 @@ impl Starts {
     }
 }
 
-fn read(path: &Path, all: &mut Vec<One>) -> Result<(), StartsError> {
+fn read(path: &Path, all: &mut Vec<Invoked>) -> Result<(), StartsError> {
     let failed = |source| StartsError::Read { path: path.to_owned(), source };
     let file = BufReader::new(fs::File::open(path).map_err(failed)?);
     for (number, line) in file.lines().enumerate() {
@@ -239,7 +318,7 @@ fn read(path: &Path, all: &mut Vec<One>) -> Result<(), StartsError> {
         if let Ok(row) = serde_json::from_str::<Row>(&line) {
             let counts = row.left_out().is_none();
             if let Some(record) = row.record.filter(|_| counts) {
-                all.push(One { function: row.function, record, memory: row.pss_bytes });
+                all.push(Invoked { function: row.function, record, memory: row.pss_bytes });
             }
             continue;
         }
@@ -247,7 +326,7 @@ fn read(path: &Path, all: &mut Vec<One>) -> Result<(), StartsError> {
             StartsError::Line { path: path.to_owned(), line: number + 1, source }
         })?;
         if record.outcome == Outcome::Replied {
-            all.push(One { function: record.service.clone(), record, memory: None });
+            all.push(Invoked { function: record.service.clone(), record, memory: None });
         }
     }
     Ok(())
@@ -284,9 +363,31 @@ mod tests {
         assert_eq!(profile.can().len(), 4);
         assert!(profile.memory().is_some_and(|bytes| bytes > 1 << 20));
         let mut rng = Rng::new(1);
-        let drawn: Vec<_> = (0..50).map(|_| profile.draw(Boot, &mut rng)).collect();
+        let drawn: Vec<_> =
+            (0..50).map(|_| profile.draw(Boot, PrefetchPolicy::Mincore, &mut rng)).collect();
         assert!(drawn.iter().all(|one| profile.of(Boot).contains(one)));
         assert!(profile.of(Boot).iter().all(|one| drawn.contains(one)), "each is drawn");
+    }
+
+    #[test]
+    fn starts_that_prefetch_are_those_of_the_policy() {
+        let mut profile = Profile::exact("f", &[(StartKind::Boot, 9, 0)], None);
+        let one = |ready| One { ready, ..One::default() };
+        profile.add(StartKind::Reap, Some(PrefetchPolicy::ReapSerial), one(1));
+        profile.add(StartKind::Reap, Some(PrefetchPolicy::Mincore), one(2));
+        profile.add(StartKind::Lazy, Some(PrefetchPolicy::FaultAround), one(3));
+        profile.offer();
+        assert_eq!(profile.can(), [MemoryMode::Prefetch], "fault-around is no lazy start");
+        let mut rng = Rng::new(1);
+        let mut drawn = |policy| profile.draw(StartKind::Reap, policy, &mut rng).ready;
+        assert_eq!(drawn(PrefetchPolicy::ReapSerial), 1);
+        assert_eq!(drawn(PrefetchPolicy::Mincore), 2);
+        assert_eq!(drawn(PrefetchPolicy::FaultAround), 3);
+        let any: Vec<Ns> = (0..50).map(|_| drawn(PrefetchPolicy::ReapPipelined)).collect();
+        assert!(any.contains(&1) && any.contains(&2) && !any.contains(&3));
+        let starts = Starts::new(vec![profile]).expect("boots");
+        assert_eq!(starts.without(PrefetchPolicy::ReapPipelined), ["f"]);
+        assert!(starts.without(PrefetchPolicy::Mincore).is_empty());
     }
 
     #[test]

@@ -103,8 +103,9 @@ impl Tally {
         self.evicted += 1;
     }
 
-    pub(super) fn looked(&mut self) {
-        self.looks += 1;
+    /// A policy was asked so many times, or would have been.
+    pub(super) fn looked(&mut self, times: u64) {
+        self.looks += times;
     }
 
     pub(super) fn added(&mut self, length: Ns) {

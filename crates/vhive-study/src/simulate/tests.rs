@@ -44,7 +44,14 @@ fn common(kind: PolicyKind, seconds: u64, snapshot: SnapshotPolicy) -> Common {
     let span = Some(Span(Duration::from_secs(seconds)));
     let plan = PolicyPlan { keep_alive: span, window: span, ..PolicyPlan::of(kind) };
     let function = FunctionPlan { snapshot, ..FunctionPlan::default() };
-    Common { rules: plan.rules(1), tick: Duration::from_secs(1), late: 0, function }
+    Common {
+        rules: plan.rules(1),
+        tick: Duration::from_secs(1),
+        late: 0,
+        begins: 0,
+        leaves_out: true,
+        function,
+    }
 }
 
 fn lone(common: &Common, calls: &[(u64, u32)], minutes: usize) -> Tally {
@@ -200,6 +207,41 @@ proptest! {
         let room = u128::from(3 * 200 * MIB) * u128::from(20 * 60 * SECOND);
         prop_assert!(tally.memory <= room);
         prop_assert_eq!(&tally, &together::run(&common, (&workload, &starts), 7, nodes));
+    }
+
+    #[test]
+    fn looks_that_are_left_out_change_nothing(
+        all in prop::collection::vec(calls(), 1..20),
+        kind in kinds(),
+        (seconds, concurrency, delay) in (6..700_u64, 0..3_u32, 0..3_u64),
+        (target, min, late) in (1.0..100.0_f64, 0..2_u32, 0..2_u64),
+        begins in prop::sample::select(vec![0_u64, 123_456_789, 59_700_000_001]),
+        node_mib in prop::sample::select(vec![250_u64, 1000, 100_000]),
+    ) {
+        let functions: Vec<Function> = all.iter().map(|calls| function(calls, 100)).collect();
+        let (workload, starts) = (workload(functions, 30), starts(2 * SECOND));
+        let mut common = common(kind, seconds, SnapshotPolicy::Reap);
+        common.function.concurrency = concurrency;
+        common.rules.target = target / 100.0 * f64::from(concurrency.max(1));
+        common.rules.total = f64::from(concurrency.max(1));
+        common.rules.min = min;
+        common.rules.scale_down_delay = Span(Duration::from_secs(20 * delay));
+        (common.late, common.begins) = (late * 1_000_000, begins);
+        let run = |common: &Common| {
+            let nodes =
+                Nodes { count: 2, memory: node_mib * MIB, placement: Placement::LeastLoaded };
+            (
+                alone::run(common, (&workload, &starts), 7, 1),
+                together::run(common, (&workload, &starts), 7, nodes),
+            )
+        };
+        let some = run(&common);
+        common.leaves_out = false;
+        let (alone, nodes) = run(&common);
+        // Without the words of two tallies, which are long.
+        let figures = |tally: &Tally| (tally.looks, tally.cold, tally.queued, tally.lived_ns);
+        prop_assert!(some.0 == alone, "{:?} and {:?}", figures(&some.0), figures(&alone));
+        prop_assert!(some.1 == nodes, "{:?} and {:?}", figures(&some.1), figures(&nodes));
     }
 
     #[test]

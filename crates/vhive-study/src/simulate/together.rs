@@ -1,18 +1,22 @@
 //! Functions that share nodes of limited memory: everything in the order in which it happens.
 
-use std::cmp::Reverse;
-use std::collections::{BinaryHeap, VecDeque};
+use std::collections::VecDeque;
 
 use vhive_policy::placement::{Ask, NodeRoom, Placement};
 
 use super::alone::cell;
 use super::cell::{Around, Cell, Common, Event, Missing, Ns, Place};
+use super::events::Events;
 use super::starts::Starts;
 use super::tally::Tally;
 use super::workload::{Arrivals, Invocation, Workload};
 
 /// Idle instances of a node beyond which the list of them is tidied.
 const TIDY: usize = 64;
+
+/// A look that is farther away is looked for again when so much time has passed: it often comes sooner
+/// than was thought, and what was noted for later stays among the events until then.
+const FAR: Ns = 16_000_000_000;
 
 /// The nodes, as they are without a limit to their number of functions.
 #[derive(Clone, Copy, Debug)]
@@ -32,9 +36,12 @@ struct Idle {
 
 /// What surrounds all functions.
 struct Hosts {
-    events: BinaryHeap<Reverse<(Ns, u32, Event)>>,
-    /// The function that something happens to.
+    events: Events,
+    /// The function that something happens to, and when.
     cell: u32,
+    now: Ns,
+    /// Of each function, the earliest of its looks among the events. None is noted that is not earlier.
+    looks: Vec<Ns>,
     rooms: Vec<NodeRoom>,
     /// Of each node, in the order in which they became idle.
     idle: Vec<VecDeque<Idle>>,
@@ -60,7 +67,16 @@ impl Hosts {
 
 impl Around for Hosts {
     fn schedule(&mut self, at: Ns, event: Event) {
-        self.events.push(Reverse((at, self.cell, event)));
+        if event != Event::Look {
+            self.events.push(at, self.cell, event);
+            return;
+        }
+        let at = at.min(self.now.saturating_add(FAR));
+        let index = usize::try_from(self.cell).unwrap_or(usize::MAX);
+        if let Some(earliest) = self.looks.get_mut(index).filter(|earliest| at < **earliest) {
+            *earliest = at;
+            self.events.push(at, self.cell, Event::Look);
+        }
     }
 
     fn busy(&mut self, place: Place) {
@@ -105,6 +121,8 @@ struct World<'a> {
     placement: Placement,
     placed: u64,
     waiting: usize,
+    /// The function of the event that is under way; none when a request comes.
+    event_of: Option<u32>,
 }
 
 /// Simulates all functions on the nodes.
@@ -120,8 +138,10 @@ pub(super) fn run(
     let mut world = World {
         cells: cells.collect(),
         hosts: Hosts {
-            events: BinaryHeap::new(),
+            events: Events::default(),
             cell: 0,
+            now: 0,
+            looks: vec![Ns::MAX; count],
             rooms: vec![NodeRoom { free: nodes.memory, idle: 0 }; nodes.count],
             idle: vec![VecDeque::new(); nodes.count],
             idling: vec![0; nodes.count],
@@ -131,6 +151,7 @@ pub(super) fn run(
         placement: nodes.placement,
         placed: 0,
         waiting: 0,
+        event_of: None,
     };
     for number in 0..count {
         world.turn_to(number);
@@ -149,13 +170,14 @@ pub(super) fn run(
         minute.sort_by_key(|(Invocation { at, .. }, number)| (*at, *number));
         for (Invocation { at, runtime }, number) in minute.iter().copied() {
             world.until(at);
+            world.event_of = None;
             world.act(number, at, |cell, hosts| cell.arrive(at, runtime, hosts));
         }
     }
     world.until(horizon);
     // Whoever came in time is served, also if that is later.
     while world.waiting > 0 {
-        let Some(Reverse((now, number, event))) = world.hosts.events.pop() else { break };
+        let Some((now, number, event)) = world.hosts.events.pop() else { break };
         world.happen(now, number, event);
     }
     for number in 0..count {
@@ -172,18 +194,28 @@ impl<'a> World<'a> {
     }
 
     fn until(&mut self, moment: Ns) {
-        while let Some(Reverse((now, number, event))) = self.hosts.events.peek().copied() {
-            if now > moment {
-                return;
-            }
-            self.hosts.events.pop();
+        while self.hosts.events.first().is_some_and(|now| now <= moment) {
+            let Some((now, number, event)) = self.hosts.events.pop() else { return };
             self.happen(now, number, event);
         }
     }
 
     fn happen(&mut self, now: Ns, number: u32, event: Event) {
-        let number = usize::try_from(number).unwrap_or(usize::MAX);
-        self.act(number, now, |cell, hosts| cell.happen(now, event, hosts));
+        self.event_of = Some(number);
+        let index = usize::try_from(number).unwrap_or(usize::MAX);
+        let look = if event == Event::Look { self.hosts.looks.get_mut(index) } else { None };
+        if let Some(earliest) = look.filter(|earliest| **earliest == now) {
+            *earliest = Ns::MAX;
+        }
+        self.act(index, now, |cell, hosts| {
+            let missing = cell.happen(now, event, hosts);
+            if event == Event::Look
+                && let Some(next) = cell.next_look()
+            {
+                hosts.schedule(next, Event::Look);
+            }
+            missing
+        });
     }
 
     /// Does something to a function, and starts what it then misses.
@@ -194,6 +226,7 @@ impl<'a> World<'a> {
         act: impl FnOnce(&mut Cell<'a>, &mut Hosts) -> Missing,
     ) {
         self.turn_to(number);
+        self.hosts.now = now;
         let Self { cells, hosts, .. } = self;
         let Some(cell) = cells.get_mut(number) else { return };
         let before = cell.waiting();
@@ -238,7 +271,7 @@ impl<'a> World<'a> {
 
     /// Evicts from a node what has been idle longest, until so much memory is free.
     fn make_room(&mut self, node: usize, need: u64, now: Ns) {
-        let Self { cells, hosts, .. } = self;
+        let Self { cells, hosts, event_of, .. } = self;
         while hosts.rooms.get(node).is_some_and(|room| room.free < need) {
             let Some(oldest) = hosts.idle.get_mut(node).and_then(VecDeque::pop_front) else {
                 return;
@@ -248,7 +281,10 @@ impl<'a> World<'a> {
                 cells.get_mut(index).filter(|cell| cell.idles(&oldest.place, oldest.since))
             {
                 hosts.cell = oldest.cell;
-                cell.evict(oldest.place, now, hosts);
+                // A request comes after whatever else is at its moment, and an event after those
+                // of functions with lower numbers.
+                let looked = event_of.is_none_or(|acting| oldest.cell < acting);
+                cell.evict(oldest.place, now, looked, hosts);
             }
         }
     }

@@ -6,14 +6,16 @@ use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
+use vhive_api::InvocationId;
 use vhive_load::rng::Rng;
+use vhive_load::trace::day::{self, Day};
 use vhive_load::trace::draw::{MEMORY_QUANTILES, Percentiles, RUNTIME_QUANTILES, Stats};
 use vhive_load::trace::{Distribution, Function, Source, TraceError, Unit, azure2019, azure2021};
 
 use super::cell::Ns;
-use super::day::{self, Day};
+use super::counts::Counts;
 use super::plan::{Memory, SimPlan, TraceKind};
-use super::starts::Profile;
+use super::starts::{Profile, Starts};
 use crate::stats::median;
 
 const MINUTE: Ns = Unit::Minute.ns();
@@ -53,10 +55,21 @@ pub enum WorkloadError {
 /// One function's invocations.
 #[derive(Clone, Debug)]
 pub(super) enum Invocations {
-    /// As a published trace tells them.
-    Traced(Function),
+    /// So many in each minute, as a published trace tells them.
+    Counted(Counts, Stats),
+    /// At known times.
+    Exact(Vec<vhive_load::trace::Invocation>),
     /// Drawn in the shape of a day.
     Day(day::One),
+}
+
+impl From<Function> for Invocations {
+    fn from(function: Function) -> Self {
+        match function.source {
+            Source::Counts { counts, stats } => Self::Counted(Counts::new(&counts), stats),
+            Source::Exact(all) => Self::Exact(all),
+        }
+    }
 }
 
 /// The functions of a run.
@@ -66,6 +79,8 @@ pub struct Workload {
     pub(super) minutes: usize,
     distribution: Distribution,
     seed: u64,
+    /// Requests of a recorded run: what they were called, and when they were sent.
+    sent: Vec<(InvocationId, Ns)>,
 }
 
 /// One invocation.
@@ -84,8 +99,8 @@ impl Workload {
         distribution: Distribution,
         seed: u64,
     ) -> Self {
-        let functions = functions.into_iter().map(Invocations::Traced).collect();
-        Self { functions, minutes, distribution, seed }
+        let functions = functions.into_iter().map(Invocations::from).collect();
+        Self { functions, minutes, distribution, seed, sent: Vec::new() }
     }
 
     /// What a plan says.
@@ -101,24 +116,49 @@ impl Workload {
         let distribution = trace.distribution.parse().unwrap_or(shift);
         let traced = |functions| Self::of(functions, minutes, distribution, plan.seed);
         let workload = match trace.kind {
-            TraceKind::Azure2019 => traced(azure2019::read(&path, minutes)?),
+            TraceKind::Azure2019 => {
+                let mut functions = Vec::new();
+                azure2019::each(&path, minutes, |function| functions.push(function.into()))?;
+                Self { functions, minutes, distribution, seed: plan.seed, sent: Vec::new() }
+            }
             TraceKind::Azure2021 => traced(azure2021::read(&path, minutes as u64)?),
-            TraceKind::Rows => traced(sent(&path, minutes)?),
+            TraceKind::Rows => {
+                let (functions, sent) = sent(&path, minutes)?;
+                Self { sent, ..traced(functions) }
+            }
             TraceKind::Steady => traced(steady(plan)),
             TraceKind::Day => {
                 let day = Day::new(trace.functions, trace.invocations, plan.seed);
                 let functions = (0..trace.functions).map(|n| Invocations::Day(day.function(n)));
-                Self { functions: functions.collect(), minutes, distribution, seed: plan.seed }
+                Self {
+                    functions: functions.collect(),
+                    minutes,
+                    distribution,
+                    seed: plan.seed,
+                    sent: Vec::new(),
+                }
             }
         };
         let comes = workload.functions.iter().any(|function| match function {
             Invocations::Day(_) => true,
-            Invocations::Traced(Function { source, .. }) => match source {
-                Source::Counts { counts, .. } => counts.iter().any(|count| *count > 0),
-                Source::Exact(all) => !all.is_empty(),
-            },
+            Invocations::Counted(counts, _) => !counts.is_zero(),
+            Invocations::Exact(all) => !all.is_empty(),
         });
         if comes { Ok(workload) } else { Err(WorkloadError::Empty(minutes)) }
+    }
+
+    /// When it begins, after a whole minute of the wall clock: the node's ticks fall on whole seconds
+    /// of that. It is known of a recorded run whose records are among the measured starts, and else
+    /// nothing.
+    pub(super) fn begins(&self, starts: &Starts) -> Ns {
+        let begun = |(id, sent): &(InvocationId, Ns)| {
+            let at = i128::from(starts.began(*id)?) - i128::from(*sent);
+            Some(at.rem_euclid(i128::from(MINUTE)))
+        };
+        let mut all: Vec<i128> = self.sent.iter().filter_map(begun).collect();
+        all.sort_unstable();
+        let middle = all.get(all.len() / 2).copied().unwrap_or(0);
+        Ns::try_from(middle).unwrap_or(0)
     }
 
     /// How long it is.
@@ -134,7 +174,8 @@ impl Workload {
             function,
             gaps: Rng::of_part(self.seed, part),
             work: Rng::of_part(self.seed, part + 1),
-            counts: Rng::of_part(!self.seed, part),
+            counts: day::counts_rng(self.seed, function),
+            room: Vec::new(),
             minute: 0,
             next: 0,
         }
@@ -144,14 +185,13 @@ impl Workload {
     pub(super) fn memory(&self, function: usize, memory: Memory, profile: &Profile) -> u64 {
         let traced = || match self.functions.get(function) {
             None => 0,
-            Some(Invocations::Day(one)) => one.stats.memory.median() * MIB,
-            Some(Invocations::Traced(function)) => match &function.source {
-                Source::Counts { stats, .. } => stats.memory.median() * MIB,
-                Source::Exact(all) => {
-                    let most = all.iter().map(|one| one.work.memory_mib).max();
-                    u64::from(most.unwrap_or(0)) * MIB
-                }
-            },
+            Some(Invocations::Day(day::One { stats, .. }) | Invocations::Counted(_, stats)) => {
+                stats.memory.median() * MIB
+            }
+            Some(Invocations::Exact(all)) => {
+                let most = all.iter().map(|one| one.work.memory_mib).max();
+                u64::from(most.unwrap_or(0)) * MIB
+            }
         };
         let bytes = match memory {
             Memory::Trace => traced(),
@@ -170,6 +210,8 @@ pub(super) struct Arrivals<'a> {
     gaps: Rng,
     work: Rng,
     counts: Rng,
+    /// To draw a minute's gaps in.
+    room: Vec<f64>,
     minute: usize,
     next: usize,
 }
@@ -187,17 +229,14 @@ impl Arrivals<'_> {
                 Some(Invocations::Day(one)) => {
                     let (count, at) = one.count(minute, &mut self.counts);
                     if let Some(at) = at {
-                        let runtime = millis(one.stats.draw(&mut self.work).runtime_ms);
+                        let runtime = millis(one.stats.draw_runtime(&mut self.work));
                         into.push(Invocation { at: begin + at, runtime });
                         return;
                     }
                     (count, &one.stats)
                 }
-                Some(Invocations::Traced(Function {
-                    source: Source::Counts { counts, stats },
-                    ..
-                })) => (counts.get(minute).copied().unwrap_or_default(), stats),
-                Some(Invocations::Traced(Function { source: Source::Exact(all), .. })) => {
+                Some(Invocations::Counted(counts, stats)) => (counts.of(minute), stats),
+                Some(Invocations::Exact(all)) => {
                     let rest = all.get(self.next..).unwrap_or_default();
                     let within = rest.partition_point(|one| one.at_ns < begin + MINUTE);
                     self.next += within;
@@ -208,11 +247,10 @@ impl Arrivals<'_> {
                     return;
                 }
             };
-        let moments = workload.distribution.moments(count, MINUTE, &mut self.gaps);
-        into.extend(moments.into_iter().map(|at| Invocation {
-            at: begin + at,
-            runtime: millis(stats.draw(&mut self.work).runtime_ms),
-        }));
+        let Self { gaps, work, room, .. } = self;
+        workload.distribution.each_moment((count, MINUTE), gaps, room, |at| {
+            into.push(Invocation { at: begin + at, runtime: millis(stats.draw_runtime(work)) });
+        });
     }
 }
 
@@ -244,6 +282,7 @@ fn steady(plan: &SimPlan) -> Vec<Function> {
 /// What of a row of `vhive load` matters.
 #[derive(Debug, Deserialize)]
 struct Sent {
+    id: Option<String>,
     endpoint: String,
     intended_us: f64,
     late_us: f64,
@@ -254,12 +293,23 @@ struct Sent {
     function_us: Option<u64>,
 }
 
+impl Sent {
+    /// When it was sent.
+    fn at(&self) -> Ns {
+        whole((self.intended_us + self.late_us) * 1e3)
+    }
+}
+
 /// Requests as `vhive load` has sent them. How long one runs is what the function said, else what
 /// was asked for, else the usual latency of a warm one.
-fn sent(path: &Path, minutes: usize) -> Result<Vec<Function>, WorkloadError> {
+fn sent(
+    path: &Path,
+    minutes: usize,
+) -> Result<(Vec<Function>, Vec<(InvocationId, Ns)>), WorkloadError> {
     let failed = |source| WorkloadError::Read { path: path.to_owned(), source };
     let file = BufReader::new(File::open(path).map_err(failed)?);
     let mut endpoints: BTreeMap<String, Vec<Sent>> = BTreeMap::new();
+    let mut ids = Vec::new();
     for (number, line) in file.lines().enumerate() {
         let line = line.map_err(failed)?;
         if line.trim().is_empty() {
@@ -271,6 +321,8 @@ fn sent(path: &Path, minutes: usize) -> Result<Vec<Function>, WorkloadError> {
             line: number + 1,
             source,
         })?;
+        let id = row.id.as_deref().and_then(|id| id.parse().ok());
+        ids.extend(id.map(|id: InvocationId| (id, row.at())));
         endpoints.entry(row.endpoint.clone()).or_default().push(row);
     }
     let most = MINUTE.saturating_mul(minutes as u64);
@@ -287,7 +339,7 @@ fn sent(path: &Path, minutes: usize) -> Result<Vec<Function>, WorkloadError> {
             let ms = row.function_us.map(|us| us as f64 / 1e3);
             let ms = ms.or(row.requested_runtime_ms.map(f64::from)).unwrap_or(usual / 1e3);
             vhive_load::trace::Invocation {
-                at_ns: whole((row.intended_us + row.late_us) * 1e3),
+                at_ns: row.at(),
                 work: vhive_load::Work {
                     runtime_ms: u32::try_from(whole(ms)).unwrap_or(u32::MAX).max(1),
                     memory_mib: row.requested_memory_mib.unwrap_or(128),
@@ -297,7 +349,7 @@ fn sent(path: &Path, minutes: usize) -> Result<Vec<Function>, WorkloadError> {
         let all = rows.iter().map(one).filter(|one| one.at_ns < most).collect();
         Function { name, source: Source::Exact(all) }
     };
-    Ok(endpoints.into_iter().map(function).collect())
+    Ok((endpoints.into_iter().map(function).collect(), ids))
 }
 
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "`as` saturates")]
@@ -369,7 +421,8 @@ mod tests {
             + &row(1000, 4_000, "warm", "")
             + &row(3000, 1, "warm", ",\"function_us\":7000");
         std::fs::write(&path, text).expect("written");
-        let functions = sent(&path, 1).expect("read");
+        let (functions, ids) = sent(&path, 1).expect("read");
+        assert!(ids.is_empty(), "nothing is called anything");
         let Source::Exact(all) = &functions[0].source else { panic!("exact") };
         let seen: Vec<(u64, u32)> =
             all.iter().map(|one| (one.at_ns, one.work.runtime_ms)).collect();
@@ -377,5 +430,39 @@ mod tests {
         assert_eq!(seen, [(1_005_000, 2), (2_005_000, 2), (3_005_000, 7)]);
         std::fs::write(&path, "{}\n").expect("written");
         assert!(sent(&path, 1).expect_err("no row").to_string().contains("rows.jsonl:1"));
+    }
+
+    #[test]
+    fn a_recorded_run_tells_when_it_began() {
+        let sample = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/cold-start/rows.jsonl");
+        let text = std::fs::read_to_string(sample).expect("rows");
+        let rows = text.lines().map(|line| serde_json::from_str(line).expect("a row"));
+        let record = rows
+            .filter_map(|row: crate::row::Row| row.record.filter(|_| row.error.is_none()))
+            .find(|record| record.start.is_some())
+            .expect("a record");
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("rows.jsonl");
+        let row = format!(
+            "{{\"id\":\"{}\",\"endpoint\":\"a\",\"intended_us\":1000,\"late_us\":5,\
+             \"latency_us\":9}}\n",
+            record.id
+        );
+        std::fs::write(&path, &row).expect("written");
+        let trace = super::super::TracePlan {
+            kind: TraceKind::Rows,
+            path: Some(path.clone()),
+            minutes: 1,
+            ..super::super::TracePlan::default()
+        };
+        let plan = SimPlan { trace, ..SimPlan::default() };
+        let starts = Starts::read(&[sample.into()]).expect("starts");
+        let begins = Workload::load(&plan).expect("a request").begins(&starts);
+        let want = (record.at.as_nanosecond() - 1_005_000).rem_euclid(i128::from(MINUTE));
+        assert_eq!(i128::from(begins), want);
+        std::fs::write(&path, row.replace(&record.id.to_string(), "00000000000000aa"))
+            .expect("written");
+        let workload = Workload::load(&plan).expect("a request");
+        assert_eq!(workload.begins(&starts), 0, "no record of it");
     }
 }

@@ -380,9 +380,16 @@ pub(crate) struct SynthArgs {
     /// Memory of every invocation, in mebibytes.
     #[arg(long, alias = "mem", default_value_t = 120, value_name = "MIB")]
     pub(crate) memory: u32,
-    /// 0 `normal`, 1 `sweep`, 2 `burst`.
+    /// 0 `normal`, 1 `sweep`, 2 `burst`; `day`: rates, runtimes and memory in the published shape of
+    /// a day of Azure Functions, few functions having most invocations.
     #[arg(long, short, default_value = "normal")]
     pub(crate) mode: Mode,
+    /// Of a day: about so many invocations in all; what the shape has unless given.
+    #[arg(long, value_name = "N")]
+    pub(crate) invocations: Option<u64>,
+    /// Of a day: the same seed draws the same one.
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub(crate) seed: u64,
     /// Where the three files go.
     #[arg(long, value_name = "DIR")]
     pub(crate) out: PathBuf,
@@ -399,6 +406,8 @@ impl SynthArgs {
             runtime_ms: self.execution,
             memory_mib: self.memory,
             mode: self.mode,
+            invocations: self.invocations,
+            seed: self.seed,
         }
     }
 }

@@ -38,7 +38,8 @@ pub(crate) struct Args {
     /// Files with measured starts, instead of the plan's: JSON lines of records or of a study's rows.
     #[arg(long, value_delimiter = ',', value_name = "FILES")]
     starts: Option<Vec<PathBuf>>,
-    /// Policies, instead of the plan's: `kpa:60s,fixed:10m,histogram:10m`.
+    /// Policies, instead of the plan's: `kpa:60s,fixed:10m,histogram:10m`. How instances start may
+    /// follow each: `fixed:10m/lazy,fixed:10m/reap-serial`.
     #[arg(long, value_delimiter = ',', value_name = "POLICIES")]
     policies: Option<Vec<PolicyPlan>>,
     /// Memory of an instance, instead of the plan's: `trace`, `measured` or a size.

@@ -10,10 +10,8 @@
 //! invocation's time is spread around its function's average, and that whatever is no timer comes
 //! independently of what came before.
 
-use vhive_load::rng::Rng;
-use vhive_load::trace::draw::{MEMORY_QUANTILES, Percentiles, RUNTIME_QUANTILES, Stats};
-
-use super::cell::Ns;
+use super::draw::{MEMORY_QUANTILES, Percentiles, RUNTIME_QUANTILES, Stats};
+use crate::rng::Rng;
 
 /// Share of functions, and how many invocations in a day so many have at most.
 const INVOCATIONS: [(f64, f64); 7] = [
@@ -44,7 +42,7 @@ const MINUTE: f64 = 60e9;
 
 /// The shape.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Day {
+pub struct Day {
     seed: u64,
     /// What invocations beyond one a minute are multiplied with.
     scale: f64,
@@ -52,18 +50,20 @@ pub(super) struct Day {
 
 /// One function.
 #[derive(Clone, Debug)]
-pub(super) struct One {
+pub struct One {
     /// In a day.
     invocations: f64,
     /// Nanoseconds between calls and to the first one, of a timer.
-    timer: Option<(Ns, Ns)>,
-    pub(super) stats: Stats,
+    timer: Option<(u64, u64)>,
+    /// How long an invocation takes, and its memory.
+    pub stats: Stats,
 }
 
 impl Day {
-    /// About so many invocations in all, if that is said: functions beyond one a minute get more or
+    /// A day of so many functions. About so many invocations in all, if that is said: functions beyond one a minute get more or
     /// fewer, but never fewer than that.
-    pub(super) fn new(functions: usize, invocations: Option<u64>, seed: u64) -> Self {
+    #[must_use]
+    pub fn new(functions: usize, invocations: Option<u64>, seed: u64) -> Self {
         let plain = Self { seed, scale: 1.0 };
         let Some(wanted) = invocations else { return plain };
         let (mut rare, mut often) = (0.0, 0.0);
@@ -89,7 +89,9 @@ impl Day {
         if count > TIMED { (count * self.scale).max(TIMED) } else { count }
     }
 
-    pub(super) fn function(self, number: usize) -> One {
+    /// One of its functions.
+    #[must_use]
+    pub fn function(self, number: usize) -> One {
         let mut rng = self.rng(number);
         let invocations = self.invocations(&mut rng);
         let timer = (invocations <= TIMED && rng.unit() < TIMERS).then(|| {
@@ -117,8 +119,25 @@ impl Day {
 }
 
 impl One {
+    /// Whether a timer calls it.
+    #[must_use]
+    pub const fn is_timed(&self) -> bool {
+        self.timer.is_some()
+    }
+
+    /// Invocations of each minute, of the function with this number at a seed.
+    #[must_use]
+    pub fn counts(&self, (seed, number): (u64, usize), minutes: usize) -> Vec<u32> {
+        let mut rng = counts_rng(seed, number);
+        let count = |minute| {
+            let (count, at) = self.count(minute, &mut rng);
+            count + u32::from(at.is_some())
+        };
+        (0..minutes).map(count).collect()
+    }
+
     /// Invocations of a minute, drawn in the order of minutes; for a timer when in it, if at all.
-    pub(super) fn count(&self, minute: usize, rng: &mut Rng) -> (u32, Option<Ns>) {
+    pub fn count(&self, minute: usize, rng: &mut Rng) -> (u32, Option<u64>) {
         let (minute, begin) = (minute as f64, whole(minute as f64 * MINUTE));
         if let Some((period, first)) = self.timer {
             let end = begin + whole(MINUTE);
@@ -130,6 +149,12 @@ impl One {
         let rate = self.invocations / MINUTES * (1.0 - SWING * turn.cos());
         (poisson(rate, rng), None)
     }
+}
+
+/// What the counts of a function are drawn with.
+#[must_use]
+pub fn counts_rng(seed: u64, number: usize) -> Rng {
+    Rng::of_part(!seed, 2 * number as u64)
 }
 
 /// # Source
@@ -202,7 +227,7 @@ mod tests {
         let mut one = Day::new(0, None, 1).function(0);
         one.timer = Some((300_000_000_000, 61_000_000_000));
         let mut rng = Rng::new(1);
-        let fires: Vec<(usize, Ns)> =
+        let fires: Vec<(usize, u64)> =
             (0..15).filter_map(|minute| Some((minute, one.count(minute, &mut rng).1?))).collect();
         assert_eq!(fires, [(1, 1_000_000_000), (6, 1_000_000_000), (11, 1_000_000_000)]);
     }
