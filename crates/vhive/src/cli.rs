@@ -74,7 +74,7 @@ pub(crate) enum Command {
     Client(ClientCommand),
     /// Sends requests to functions at a rate, in a closed loop, or as a trace says.
     #[command(subcommand)]
-    Load(cmd::load::Command),
+    Load(Box<cmd::load::Command>),
     /// Deploys the services that a file of functions lists: the same as `load deploy`.
     Deploy(cmd::load::DeployArgs),
     /// Measures on a running node, and reports.

@@ -46,10 +46,10 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Kernel(args) => kernel::run(&cli.global, &config, &args),
         Command::Image(args) => on_one_thread(image::run(&cli.global, &config, args)),
         Command::Node(args) => node::run(&cli.global, config, &args),
-        Command::Load(command) => on_one_thread(load::run(&cli.global, &config, command)),
+        Command::Load(command) => on_one_thread(load::run(&cli.global, &config, *command)),
         Command::Deploy(args) => {
             let command = load::Command::Deploy(args);
-            on_one_thread(load::run(&cli.global, &config, command))
+            on_one_thread(load::run(&cli.global, &config, *command))
         }
         Command::Study(study) => on_one_thread(study::run(&cli.global, &config, study)),
         Command::Report(args) => report::run(&cli.global, &args),
