@@ -49,7 +49,6 @@ impl Events {
     }
 }
 
-#[expect(clippy::cast_possible_truncation, reason = "the upper half is shifted down")]
 fn high(both: u128) -> u64 {
     (both >> 64) as u64
 }

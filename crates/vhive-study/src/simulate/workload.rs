@@ -72,6 +72,9 @@ impl From<Function> for Invocations {
     }
 }
 
+/// A request of a recorded run: what it was called, and when it was sent.
+type Called = (InvocationId, Ns);
+
 /// The functions of a run.
 #[derive(Clone, Debug)]
 pub struct Workload {
@@ -80,7 +83,7 @@ pub struct Workload {
     distribution: Distribution,
     seed: u64,
     /// Requests of a recorded run: what they were called, and when they were sent.
-    sent: Vec<(InvocationId, Ns)>,
+    sent: Vec<Called>,
 }
 
 /// One invocation.
@@ -151,7 +154,7 @@ impl Workload {
     /// of that. It is known of a recorded run whose records are among the measured starts, and else
     /// nothing.
     pub(super) fn begins(&self, starts: &Starts) -> Ns {
-        let begun = |(id, sent): &(InvocationId, Ns)| {
+        let begun = |(id, sent): &Called| {
             let at = i128::from(starts.began(*id)?) - i128::from(*sent);
             Some(at.rem_euclid(i128::from(MINUTE)))
         };
@@ -302,10 +305,7 @@ impl Sent {
 
 /// Requests as `vhive load` has sent them. How long one runs is what the function said, else what
 /// was asked for, else the usual latency of a warm one.
-fn sent(
-    path: &Path,
-    minutes: usize,
-) -> Result<(Vec<Function>, Vec<(InvocationId, Ns)>), WorkloadError> {
+fn sent(path: &Path, minutes: usize) -> Result<(Vec<Function>, Vec<Called>), WorkloadError> {
     let failed = |source| WorkloadError::Read { path: path.to_owned(), source };
     let file = BufReader::new(File::open(path).map_err(failed)?);
     let mut endpoints: BTreeMap<String, Vec<Sent>> = BTreeMap::new();
