@@ -37,7 +37,7 @@ pub(crate) fn api(
 
 /// Kind and path of an object: every other one is a configuration by itself.
 fn kind_of(number: u32) -> (&'static str, &'static str) {
-    if number % 2 == 0 { ("Service", PATH) } else { ("Configuration", CONFIGURATIONS) }
+    if number.is_multiple_of(2) { ("Service", PATH) } else { ("Configuration", CONFIGURATIONS) }
 }
 
 /// Makes or changes one of 50 services and configurations, again and again; tells each change that was

@@ -282,7 +282,7 @@ fn what_was_over_before_a_look_is_not_of_the_second_in_which_it_comes() {
     {
         let (from, to, busy_until) = (millis(from), millis(to), millis(busy_until));
         let sample = Sample { from, to, area, in_flight, busy_until, ..Sample::default() };
-        reports.take(&sample, 61, |at, value| got.push((at, value)));
+        reports.take(&sample, 61, |of, value| got.extend(each(of, value)));
     }
     assert_eq!(got, [(1, 2.0), (2, 1.2), (3, 0.0)]);
     // One that came and went in no time counts where it was, however late the look: in second 3.
@@ -291,7 +291,7 @@ fn what_was_over_before_a_look_is_not_of_the_second_in_which_it_comes() {
     let sample =
         Sample { from: at, to: millis(4001), arrivals: 1, busy_until: at, ..Sample::default() };
     got.clear();
-    reports.take(&sample, 61, |at, value| got.push((at, value)));
+    reports.take(&sample, 61, |of, value| got.extend(each(of, value)));
     assert_eq!((got.as_slice(), reports.so_far()), ([(4, 1.0)].as_slice(), 0.0));
 }
 

@@ -49,7 +49,7 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Load(command) => on_one_thread(load::run(&cli.global, &config, *command)),
         Command::Deploy(args) => {
             let command = load::Command::Deploy(args);
-            on_one_thread(load::run(&cli.global, &config, *command))
+            on_one_thread(load::run(&cli.global, &config, command))
         }
         Command::Study(study) => on_one_thread(study::run(&cli.global, &config, study)),
         Command::Report(args) => report::run(&cli.global, &args),
