@@ -20,13 +20,14 @@ const START: &str = r#"#!/bin/sh
 mkdir -p /srv/cgi-bin /tmp
 script() { cat > /srv/cgi-bin/$1; chmod 755 /srv/cgi-bin/$1; }
 script lib <<'END'
-# Sends standard input to a host and writes what comes back, until that closes the connection.
+# Sends standard input (what a pipe holds at the most) to a host and writes what comes back, until that
+# closes the connection: nc never sees an end of what it is to send, or it would close its half. Nothing is
+# waited for in the background: httpd has its children ignore SIGCHLD, and then a shell's wait never ends.
 send() {
     mkfifo /tmp/pipe.$$
-    nc "$1" 80 < /tmp/pipe.$$ &
-    exec 3> /tmp/pipe.$$
+    exec 3<> /tmp/pipe.$$
     cat >&3
-    wait
+    nc "$1" 80 <&3
     exec 3>&-
     rm /tmp/pipe.$$
 }
