@@ -110,7 +110,9 @@ fn hosts(hostname: &str, network: Option<&GuestNetwork>, gateway_names: &[String
     let mut text = format!(
         "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n{own}\t{hostname}\n"
     );
-    for (network, name) in network.iter().flat_map(|net| gateway_names.iter().map(move |n| (net, n))) {
+    for (network, name) in
+        network.iter().flat_map(|net| gateway_names.iter().map(move |n| (net, n)))
+    {
         // Writing to a string cannot fail.
         let _ = writeln!(text, "{}\t{name}", network.gateway);
     }
