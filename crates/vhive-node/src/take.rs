@@ -7,8 +7,8 @@
 //! ```
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, PoisonError};
-use std::time::Instant;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 use vhive_api::{MemoryFigures, MemoryMode, PrefetchPolicy, Revision, RuntimeName, SandboxId};
@@ -27,6 +27,9 @@ pub enum TakeError {
     /// Somebody else is at it, or has just been.
     #[error("a snapshot of this revision is being taken already")]
     Busy,
+    /// The instance is being asked whether it lives, or was not well when it was asked last.
+    #[error("the instance's liveness probe has not been answered well; it is tried again later")]
+    Unwell,
     /// The runtime cannot take any.
     #[error("runtime {0} takes no snapshots")]
     Unsupported(RuntimeName),
@@ -43,6 +46,9 @@ pub enum TakeError {
     #[error("snapshot not kept")]
     Keep(#[source] KeepError),
 }
+
+/// How long a snapshot waits for a try of the liveness probe that is under way.
+const PROBED: Duration = Duration::from_secs(1);
 
 /// Who waits for a snapshot.
 pub(crate) type Tell = oneshot::Sender<Result<SnapshotInfo, TakeError>>;
@@ -83,7 +89,7 @@ fn take(shared: &Arc<Shared>, pool: &Arc<Pool>, job: TakeJob) {
             tracing::info!(revision = %key, ?withheld, ?took, %bytes, "snapshot taken");
             "taken"
         }
-        Err(TakeError::Busy) => "dropped",
+        Err(TakeError::Busy | TakeError::Unwell) => "dropped",
         Err(error) => {
             let why = chain(error);
             tracing::warn!(revision = %key, sandbox = %id, why, lost, "snapshot not taken");
@@ -115,7 +121,7 @@ fn write(
     let mut draft = taking.draft().map_err(TakeError::Begin)?;
     // A try of the liveness probe comes to its end first, and the next one waits: nobody talks to it.
     let turn = Arc::clone(&running.turn);
-    let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
+    let _turn = turn.take(PROBED).ok_or(TakeError::Unwell)?;
     shared.quiesce(&revision.key, id);
     let deadline = Deadline::after(shared.config.snapshots.take_deadline.0);
     let written = catch_unwind(AssertUnwindSafe(|| checkpoint.snapshot_into(&mut draft, deadline)));

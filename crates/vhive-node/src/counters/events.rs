@@ -119,6 +119,9 @@ fn recipe() -> Result<Recipe, String> {
     topdown::recipe(Path::new(PMU), &cpuinfo)
 }
 
+/// Threads of an instance whose events are counted; each takes up to 20 descriptors of the node's.
+const MOST_THREADS: usize = 64;
+
 /// One kind of event, of every thread.
 struct Kind {
     events: Vec<Event>,
@@ -135,6 +138,10 @@ impl Watched {
     /// cannot be opened for one of them is left out.
     pub(super) fn open(processes: &[Pid]) -> Self {
         let all: Vec<i32> = processes.iter().filter_map(|pid| threads(*pid)).flatten().collect();
+        if all.len() > MOST_THREADS {
+            tracing::debug!(threads = all.len(), "too many threads to count events of each");
+            return Self(Vec::new());
+        }
         let mut kinds = Vec::new();
         for (event, adds) in SOFTWARE {
             kinds.extend(each(&all, |thread| open(Builder::new(event), thread), adds));

@@ -4,8 +4,8 @@
 //! Kubernetes, "Configure Liveness, Readiness and Startup Probes".
 
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, TryLockError, Weak};
-use std::time::Duration;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
 
 use vhive_api::TimedProbe;
 use vhive_api::guest::Stream;
@@ -22,8 +22,66 @@ pub(super) struct Watched {
     pub(super) endpoint: SocketAddr,
     pub(super) journal: Arc<Journal>,
     pub(super) probe: TimedProbe,
-    /// Held while it is asked; and while it stands still, when it is not.
-    pub(super) turn: Arc<Mutex<()>>,
+    pub(super) turn: Arc<Turn>,
+}
+
+/// Held while an instance is asked whether it lives; and while it stands still, when it is not.
+#[derive(Debug, Default)]
+pub(crate) struct Turn {
+    state: Mutex<TurnState>,
+    free: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct TurnState {
+    is_taken: bool,
+    /// Whether what was asked last was not answered well.
+    has_failed: bool,
+}
+
+/// A turn that has been taken; free again when dropped.
+#[derive(Debug)]
+pub(crate) struct TurnGuard<'a>(&'a Turn);
+
+impl Turn {
+    fn lock(&self) -> MutexGuard<'_, TurnState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The turn, unless somebody has it.
+    fn try_take(&self) -> Option<TurnGuard<'_>> {
+        let mut state = self.lock();
+        (!std::mem::replace(&mut state.is_taken, true)).then_some(TurnGuard(self))
+    }
+
+    /// The turn, if it is free within `patience` and the instance was well when it was asked last.
+    pub(crate) fn take(&self, patience: Duration) -> Option<TurnGuard<'_>> {
+        let end = Instant::now() + patience;
+        let mut state = self.lock();
+        while state.is_taken {
+            let left = end.checked_duration_since(Instant::now())?;
+            let woken = self.free.wait_timeout(state, left);
+            state = woken.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        if state.has_failed {
+            return None;
+        }
+        state.is_taken = true;
+        Some(TurnGuard(self))
+    }
+}
+
+impl TurnGuard<'_> {
+    fn note(&self, has_failed: bool) {
+        self.0.lock().has_failed = has_failed;
+    }
+}
+
+impl Drop for TurnGuard<'_> {
+    fn drop(&mut self) {
+        self.0.lock().is_taken = false;
+        self.0.free.notify_one();
+    }
 }
 
 /// What an instance is doing.
@@ -36,8 +94,8 @@ enum Doing {
 }
 
 impl Watched {
-    /// Asks it, period by period. No try overlaps with a snapshot: that waits for a try under way, and
-    /// while it is taken there is none.
+    /// Asks it, period by period. No try overlaps with a snapshot: that waits a moment for a try under
+    /// way, and while it is taken there is none.
     pub(super) async fn watch(self) {
         let timing = self.probe.timing;
         let period = timing.period.max(Duration::from_millis(1));
@@ -53,13 +111,11 @@ impl Watched {
             let (check, endpoint) = (self.probe.check.clone(), self.endpoint);
             let turn = Arc::clone(&self.turn);
             let tried = tokio::task::spawn_blocking(move || {
-                let _turn = match turn.try_lock() {
-                    Ok(turn) => turn,
-                    Err(TryLockError::Poisoned(turn)) => turn.into_inner(),
-                    // A snapshot has just begun.
-                    Err(TryLockError::WouldBlock) => return None,
-                };
-                Some(probe::check(&check, endpoint, Deadline::after(timing.timeout)))
+                // None if a snapshot has just begun.
+                let turn = turn.try_take()?;
+                let tried = probe::check(&check, endpoint, Deadline::after(timing.timeout));
+                turn.note(tried.is_err());
+                Some(tried)
             });
             let Ok(tried) = tried.await else { return };
             let Some(tried) = tried else { continue };
@@ -95,5 +151,27 @@ impl Watched {
         tracing::warn!(revision = %pool.key, text, "instance given up");
         self.journal.line(Stream::Console, text);
         pool.died(self.no);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_turn_is_waited_for_only_so_long_and_not_given_of_what_is_unwell() {
+        let turn = Turn::default();
+        let asking = turn.try_take().expect("free");
+        assert!(turn.try_take().is_none());
+        assert!(turn.take(Duration::from_millis(10)).is_none(), "whoever hangs is not waited for");
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| turn.take(Duration::from_secs(60)).is_some());
+            drop(asking);
+            assert!(waiting.join().unwrap());
+        });
+        turn.try_take().expect("free again").note(true);
+        assert!(turn.take(Duration::ZERO).is_none(), "no snapshot is wanted of it");
+        turn.try_take().expect("asked again").note(false);
+        assert!(turn.take(Duration::ZERO).is_some());
     }
 }

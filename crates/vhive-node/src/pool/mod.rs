@@ -29,6 +29,7 @@ pub(crate) use self::behind::Gone;
 pub(crate) use self::core::Counts;
 use self::core::{Action, Answer, Bounds, Core, InstanceNo, Refusal, WaiterNo};
 pub use self::lease::Lease;
+pub(crate) use self::liveness::Turn;
 use self::liveness::Watched;
 use self::users::Users;
 use crate::counters::Watch;
@@ -123,7 +124,7 @@ pub(crate) struct Running {
     /// The snapshot that it came from.
     pub(crate) origin: Option<CloneToken>,
     /// Held by who asks whether it lives, and by who has it stand still.
-    pub(crate) turn: Arc<Mutex<()>>,
+    pub(crate) turn: Arc<Turn>,
 }
 
 /// A start that the pool has asked for.

@@ -77,6 +77,7 @@ pub(super) fn apply(
     now: &str,
 ) -> Result<(Value, Value), Conflicts> {
     let mut owners = read(live.and_then(|live| live.pointer(MANAGED)));
+    forget(&mut owners, manager, Operation::Apply);
     let fields = leaves(wanted);
     let mut object = live.cloned().unwrap_or_else(|| json!({}));
     let mut conflicts = Vec::new();
@@ -89,7 +90,9 @@ pub(super) fn apply(
                 }
                 let theirs = theirs.clone();
                 if !force {
-                    conflicts.push((owner.manager.clone(), field.join(".")));
+                    if conflicts.len() < MOST_CONFLICTS {
+                        conflicts.push((owner.manager.clone(), field.join(".")));
+                    }
                     break;
                 }
                 owner.fields.remove(&theirs);
@@ -129,6 +132,7 @@ pub(super) fn apply(
 pub(super) fn update(live: Option<&Value>, new: &Value, manager: &str, now: &str) -> Value {
     let said = new.pointer(MANAGED).filter(|said| said.as_array().is_some_and(|a| !a.is_empty()));
     let mut owners = read(said.or_else(|| live.and_then(|live| live.pointer(MANAGED))));
+    forget(&mut owners, manager, Operation::Update);
     let mut changed = leaves(new);
     changed.retain(|field| live.and_then(|live| get(live, field)) != get(new, field));
     for owner in &mut owners {
@@ -144,6 +148,45 @@ pub(super) fn update(live: Option<&Value>, new: &Value, manager: &str, now: &str
         }
     }
     write(owners, new, now)
+}
+
+/// Owners of one object; a further one has another forgotten. Kubernetes merges old ones likewise.
+const MOST_OWNERS: usize = 64;
+
+/// Conflicts that are told.
+const MOST_CONFLICTS: usize = 100;
+
+/// Bytes that the names on the ways to all fields may take together.
+const MOST_NAMED: usize = 8 << 20;
+
+/// Makes room for a manager.
+fn forget(owners: &mut Vec<Owner>, manager: &str, operation: Operation) {
+    while owners.len() >= MOST_OWNERS && !owners.iter().any(|owner| owner.is(manager, operation)) {
+        owners.remove(0);
+    }
+}
+
+/// Whether an object's fields can be told apart: it is not too deep, and their names not too long.
+pub(super) fn is_tellable(object: &Value) -> bool {
+    let (mut left, mut named) = (vec![(object, 0_usize, 0_usize)], 0_usize);
+    while let Some((value, depth, way)) = left.pop() {
+        if depth > crate::admission::DEEPEST {
+            return false;
+        }
+        match value {
+            Value::Array(list) => left.extend(list.iter().map(|one| (one, depth + 1, 0))),
+            Value::Object(map) => {
+                let each = map.iter();
+                left.extend(each.map(|(name, value)| (value, depth + 1, way + name.len() + 32)));
+            }
+            _ => {}
+        }
+        named = named.saturating_add(way);
+        if named > MOST_NAMED {
+            return false;
+        }
+    }
+    true
 }
 
 /// Where an object says who owns what.
@@ -239,7 +282,7 @@ fn tree(fields: &BTreeSet<Path>) -> Value {
 
 /// Reads `managedFields`; entries that are not ours own nothing.
 fn read(managed: Option<&Value>) -> Vec<Owner> {
-    let entries = managed.and_then(Value::as_array).into_iter().flatten();
+    let entries = managed.and_then(Value::as_array).into_iter().flatten().take(MOST_OWNERS);
     let owners = entries.filter_map(|entry| {
         let manager = entry.get("manager")?.as_str()?.to_owned();
         let mut found = BTreeSet::new();
@@ -289,6 +332,34 @@ mod tests {
                 "f:metadata": {"f:labels": {"f:x": {}}}, "f:spec": {"f:list": {}},
             })
         );
+    }
+
+    #[test]
+    fn what_would_take_too_much_to_tell_is_not_told() {
+        let long = "k".repeat(1 << 20);
+        let children: Map<String, Value> = (0..20).map(|n| (n.to_string(), json!(0))).collect();
+        let wide = json!({ long: children });
+        assert!(!is_tellable(&wide), "20 fields of a megabyte each");
+        let mut deep = json!(0);
+        for _ in 0..=crate::admission::DEEPEST {
+            deep = json!({ "": deep });
+        }
+        assert!(!is_tellable(&deep));
+        let data: Map<String, Value> =
+            (0..20_000).map(|n| (format!("key-{n}"), json!("v"))).collect();
+        assert!(is_tellable(&json!({"metadata": {"name": "a"}, "data": data})));
+    }
+
+    #[test]
+    fn owners_are_as_many_as_are_kept() {
+        let mut object = json!({"spec": {"a": 1}});
+        for number in 0..2 * MOST_OWNERS {
+            let wanted = json!({"spec": {"a": 1}});
+            object = by(Some(&object), &wanted, &format!("m{number}"), false).unwrap();
+        }
+        let owners = object.pointer(MANAGED).unwrap().as_array().unwrap();
+        assert_eq!(owners.len(), MOST_OWNERS);
+        assert!(owners.iter().any(|owner| owner["manager"] == "m127"), "{owners:?}");
     }
 
     #[test]

@@ -81,6 +81,7 @@ impl Request<'_> {
     /// How a document is to be put in the place of an object: the fields that it changes become
     /// the client's.
     fn wish(&self, live: Option<&Value>, document: &Value) -> Result<Wish, Problem> {
+        tellable(document)?;
         let now = objects::seconds(Timestamp::now());
         let managed = apply::update(live, document, &self.call.manager()?, &now);
         Ok(Wish {
@@ -89,6 +90,15 @@ impl Request<'_> {
             managed: Document::of(&keep_times(live, managed)),
         })
     }
+}
+
+/// Refuses a document before its fields are told apart, if that would take too much.
+fn tellable(document: &Value) -> Result<(), Problem> {
+    if apply::is_tellable(document) {
+        return Ok(());
+    }
+    let message = "the document is too deep, or has too many fields with too long names";
+    Err(Problem::bad_request(message))
 }
 
 /// The kind of a path, if clients may write it.
@@ -201,11 +211,20 @@ async fn apply_patch(request: &Request<'_>, body: &Bytes) -> Result<Response, Pr
                 for operation in &patch.0 {
                     let applied = json_patch::patch(object, std::slice::from_ref(operation));
                     applied.map_err(|error| unfit(&error))?;
-                    // A copy may double what there is, in number and in depth.
-                    if matches!(operation, json_patch::PatchOperation::Copy(_))
-                        && !is_moderate(object)
-                    {
-                        return Err(unfit(&"its copies make the object too large"));
+                    // A copy may double what there is, in number and in depth; whatever is put
+                    // below something else is deeper than it was.
+                    let fits = match operation {
+                        json_patch::PatchOperation::Copy(_) => is_moderate(object, 0),
+                        json_patch::PatchOperation::Test(_)
+                        | json_patch::PatchOperation::Remove(_) => true,
+                        other => {
+                            let path = other.path();
+                            let put = object.pointer(path.as_str()).unwrap_or(object);
+                            is_moderate(put, path.count())
+                        }
+                    };
+                    if !fits {
+                        return Err(unfit(&"it makes the object too large or too deep"));
                     }
                 }
                 Ok(false)
@@ -239,9 +258,9 @@ fn has_directive(patch: &Value) -> bool {
     })
 }
 
-/// Whether an object is no larger and no deeper than any that is meant.
-fn is_moderate(object: &Value) -> bool {
-    let (mut left, mut seen, mut bytes) = (vec![(object, 0)], 0, 0);
+/// Whether what is so deep in an object is no larger and no deeper than any that is meant.
+fn is_moderate(object: &Value, depth: usize) -> bool {
+    let (mut left, mut seen, mut bytes) = (vec![(object, depth)], 0, 0);
     while let Some((value, depth)) = left.pop() {
         seen += 1;
         if seen > MOST_VALUES || bytes > MOST_BYTES || depth > crate::admission::DEEPEST {
@@ -291,6 +310,7 @@ async fn server_side_apply(request: &Request<'_>, body: &Bytes) -> Result<Respon
     }
     let manager = request.call.manager()?;
     let mut wanted = parse(&request.call.headers, body)?;
+    tellable(&wanted)?;
     place(&mut wanted, request.namespace, Some(request.name))?;
     let has_version = wanted.pointer("/metadata/resourceVersion").is_some();
     let mut tries = 0;

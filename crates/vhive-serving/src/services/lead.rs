@@ -127,6 +127,8 @@ impl Services {
             let written = self.on_disk(move |store| store.put_object(Kind::Route, &kept, ceiling));
             if let Err(error) = written.await {
                 tracing::error!(%error, route = stored.name, "its traffic cannot be moved yet");
+                // After a start, nothing leads anywhere yet.
+                self.show_route(Some(&route.stored), Some(&route.stored), now);
                 return;
             }
         }
