@@ -126,6 +126,12 @@ impl Counter {
         }
     }
 
+    /// Whether it is an event that is counted only from the first look at an instance on.
+    #[must_use]
+    pub fn is_event(self) -> bool {
+        self >= Self::ContextSwitches
+    }
+
     /// Whether it is a share of [`Counter::Slots`].
     #[must_use]
     pub const fn is_topdown(self) -> bool {

@@ -172,11 +172,13 @@ const DATA_PLANE: &[(&str, &str)] = &[
     ("istio-system", "istio-ingressgateway"),
 ];
 
-/// Deletes the last of a namespace's pods that is named so, if there is one.
+/// Deletes the last of a namespace's pods that is named so; it has failed if there is none.
 fn delete_pod((namespace, name): &(&str, &str)) -> String {
     format!(
-        "pod=$(kubectl get pods -n {namespace} -o name | grep {name} | tail -n 1); \
-         [ -z \"$pod\" ] || kubectl delete -n {namespace} \"$pod\""
+        "all=$(kubectl get pods -n {namespace} -o name) || exit; \
+         pod=$(printf '%s\\n' \"$all\" | grep {name} | tail -n 1); \
+         [ -n \"$pod\" ] || {{ echo no pod of {namespace} is named {name}; exit 1; }}; \
+         kubectl delete -n {namespace} \"$pod\""
     )
 }
 

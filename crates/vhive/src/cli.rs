@@ -42,12 +42,19 @@ pub(crate) struct Global {
     /// How to print results.
     #[arg(long, short, global = true, value_enum, default_value_t = Format::Table)]
     pub(crate) output: Format,
-    /// Namespace of services.
-    #[arg(long, short, global = true, default_value = "default")]
-    pub(crate) namespace: String,
+    /// Namespace of services; `default` unless given.
+    #[arg(long, short, global = true)]
+    pub(crate) namespace: Option<String>,
     /// Log filter, e.g. `debug` or `vhive_node=debug`.
     #[arg(long, global = true, env = "VHIVE_LOG", value_name = "FILTER")]
     pub(crate) log: Option<String>,
+}
+
+impl Global {
+    /// The namespace that is meant.
+    pub(crate) fn namespace(&self) -> &str {
+        self.namespace.as_deref().unwrap_or("default")
+    }
 }
 
 /// How results are printed.

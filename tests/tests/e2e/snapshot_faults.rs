@@ -143,11 +143,15 @@ fn e2e_microvm_a_vmm_killed_at_any_step_of_its_snapshot_costs_no_reply() {
         let vmms = Vmm::all(&tag);
         assert_eq!(vmms.len(), 1, "{step}");
         watch.until(step, happens);
+        // Twice: it takes a moment until all threads have stopped, and the files may move meanwhile.
+        let has_state = || {
+            let mut states = below(&snapshots).into_iter().filter(|path| named(path, "vmstate"));
+            states.any(|path| fs::metadata(path).is_ok_and(|state| state.len() > 0))
+        };
         let saved = frozen(node.pid(), || {
-            let files = below(&snapshots);
+            let had = has_state();
             vmms[0].kill();
-            let state = files.iter().find(|path| named(path, "vmstate"));
-            state.is_some_and(|path| fs::metadata(path).is_ok_and(|state| state.len() > 0))
+            had | has_state()
         });
         nothing_runs(&node);
         let left = below(&snapshots);

@@ -130,7 +130,8 @@ impl Access {
         let shown = path.display();
         let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {shown}"))?;
         let file: File = serde_saphyr::from_str(&text)
-            .map_err(|error| anyhow::anyhow!("{error}"))
+            // Without the lines around it: a token may stand there.
+            .map_err(|error| anyhow::anyhow!("{}", error.without_snippet()))
             .with_context(|| format!("{shown} is no kubeconfig"))?;
         let dir = path.parent().unwrap_or(Path::new("."));
         file.access(dir, context).with_context(|| format!("{shown} cannot be used"))

@@ -75,7 +75,7 @@ async fn apply(context: &Context, mut document: Value) -> anyhow::Result<Value> 
         bail!("metadata.name: missing");
     }
     let given = text(&document, "/metadata/namespace");
-    let namespace = if given.is_empty() { &context.global.namespace } else { given }.to_owned();
+    let namespace = if given.is_empty() { context.global.namespace() } else { given }.to_owned();
     let eventing = format!("/apis/eventing.knative.dev/v1/namespaces/{namespace}");
     let serving = format!("/apis/serving.knative.dev/v1/namespaces/{namespace}");
     let path = match text(&document, "/kind") {

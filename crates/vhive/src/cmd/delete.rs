@@ -22,7 +22,7 @@ pub(crate) struct Args {
 /// [`crate::exit::Exit::NotFound`] or the node's message.
 pub(crate) async fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
     for name in &args.names {
-        let path = format!("{}/{name}", services_path(&context.global.namespace));
+        let path = format!("{}/{name}", services_path(context.global.namespace()));
         let _: Value = context.client.json(Method::DELETE, &path, None).await?;
         output::line(format!("service/{name} deleted"));
     }

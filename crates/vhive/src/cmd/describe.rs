@@ -54,7 +54,7 @@ struct Failure {
 /// # Errors
 /// [`crate::exit::Exit::NotFound`], or when the node does not answer.
 pub(crate) async fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
-    let namespace = &context.global.namespace;
+    let namespace = context.global.namespace();
     let path = format!(
         "/vhive/v1/namespaces/{namespace}/services/{}/describe?footprint=true&counters=basic",
         args.name

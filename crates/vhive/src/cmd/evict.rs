@@ -21,7 +21,7 @@ pub(crate) struct Args {
 /// # Errors
 /// [`crate::exit::Exit::NotFound`] or the node's message.
 pub(crate) async fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
-    let namespace = &context.global.namespace;
+    let namespace = context.global.namespace();
     let path = format!("/vhive/v1/namespaces/{namespace}/services/{}/evict", args.name);
     let done: Value = context.client.json(Method::POST, &path, None).await?;
     match context.global.output {

@@ -51,7 +51,7 @@ pub(crate) async fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCo
 }
 
 async fn services(context: &Context) -> anyhow::Result<()> {
-    let list: Value = context.client.get(&services_path(&context.global.namespace)).await?;
+    let list: Value = context.client.get(&services_path(context.global.namespace())).await?;
     if context.global.output == Format::Json {
         return output::json(&list);
     }
@@ -123,7 +123,7 @@ async fn fetch(
     service: Option<&str>,
     limit: usize,
 ) -> anyhow::Result<Vec<InvocationRecord>> {
-    let namespace = &context.global.namespace;
+    let namespace = context.global.namespace();
     let mut path = format!("/vhive/v1/records?namespace={namespace}&limit={limit}");
     if let Some(service) = service {
         path.push_str(&format!("&service={service}"));

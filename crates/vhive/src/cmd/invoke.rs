@@ -49,7 +49,7 @@ pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<ExitCod
     let node: serde_json::Value = context.client.get("/vhive/v1/node").await?;
     let gateway = node["gateway"].as_str().context("the node has no gateway")?;
     let domain = node["domain"].as_str().unwrap_or("example.com");
-    let host = format!("{}.{}.{domain}", args.name, context.global.namespace);
+    let host = format!("{}.{}.{domain}", args.name, context.global.namespace());
     let request = if args.grpc { grpc_request(&host, &args)? } else { http_request(&host, &args)? };
     let begun = std::time::Instant::now();
     let reply =

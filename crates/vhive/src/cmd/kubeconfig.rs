@@ -42,7 +42,7 @@ pub(crate) async fn run(context: &Context, _: &Args) -> anyhow::Result<ExitCode>
             "context": {
                 "cluster": "vhive",
                 "user": "vhive",
-                "namespace": context.global.namespace,
+                "namespace": context.global.namespace(),
             },
         }],
         "current-context": "vhive",

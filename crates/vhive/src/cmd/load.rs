@@ -136,8 +136,39 @@ struct Told<'a, T> {
 
 fn begin_facts(to: &To) -> anyhow::Result<RunFacts> {
     let command = std::env::args_os().skip(1);
-    let command = command.map(|word| word.to_string_lossy().into_owned()).collect();
-    Ok(RunFacts::begin(command, to.cpus.as_ref())?)
+    let command = command.map(|word| word.to_string_lossy().into_owned());
+    Ok(RunFacts::begin(masked(command), to.cpus.as_ref())?)
+}
+
+/// A command line without what may be secret in it: values of headers, bodies.
+fn masked(words: impl Iterator<Item = String>) -> Vec<String> {
+    const HIDDEN: &str = "…";
+    let mut hide: Option<bool> = None;
+    let mask = |value: &str, is_header: bool| match value.split_once(':') {
+        Some((name, _)) if is_header => format!("{name}: {HIDDEN}"),
+        _ if value.starts_with('@') => value.to_owned(),
+        _ => HIDDEN.to_owned(),
+    };
+    let each = words.map(|word| {
+        if let Some(is_header) = hide.take() {
+            return mask(&word, is_header);
+        }
+        for (option, is_header) in
+            [("--header", true), ("--data", false), ("-H", true), ("-d", false)]
+        {
+            match word.strip_prefix(option) {
+                Some("") => hide = Some(is_header),
+                Some(value) if option.len() == 2 || value.starts_with('=') => {
+                    let value = mask(value.trim_start_matches('='), is_header);
+                    let between = if option.len() == 2 { "" } else { "=" };
+                    return format!("{option}{between}{value}");
+                }
+                _ => {}
+            }
+        }
+        word
+    });
+    each.collect()
 }
 
 impl Run {
@@ -266,4 +297,21 @@ fn stop_on_signals() -> anyhow::Result<Stop> {
         });
     }
     Ok(stop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_line_keeps_no_secret() {
+        let words = "load rps --rps 5 -H Authorization:secret --header=Cookie:secret -dsecret --data @file \
+                     --data secret -HX-Key:secret";
+        let told = masked(words.split_whitespace().map(str::to_owned)).join(" ");
+        assert!(!told.contains("secret"), "{told}");
+        for kept in ["--rps 5", "Authorization: …", "--header=Cookie: …", "@file", "-HX-Key: …"]
+        {
+            assert!(told.contains(kept), "no {kept} in {told}");
+        }
+    }
 }

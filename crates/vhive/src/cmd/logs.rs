@@ -35,7 +35,7 @@ struct LogLine {
 /// # Errors
 /// [`Exit::NotFound`], or what broke the stream.
 pub(crate) async fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
-    let namespace = &context.global.namespace;
+    let namespace = context.global.namespace();
     let path = format!(
         "/vhive/v1/namespaces/{namespace}/services/{}/logs?follow={}",
         args.name, args.follow

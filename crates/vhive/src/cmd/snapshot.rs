@@ -74,7 +74,7 @@ pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<ExitCod
         Verb::Ls => list(context).await?,
         Verb::Show(which) => show(context, &find(context, &which).await?)?,
         Verb::Create { service } => {
-            let namespace = &context.global.namespace;
+            let namespace = context.global.namespace();
             let path = format!("/vhive/v1/namespaces/{namespace}/services/{service}/snapshot");
             let made: SnapshotInfo = context.client.json(Method::POST, &path, None).await?;
             show(context, &made)?;
@@ -119,7 +119,7 @@ async fn all(context: &Context) -> anyhow::Result<Vec<SnapshotInfo>> {
 
 async fn find(context: &Context, which: &Which) -> anyhow::Result<SnapshotInfo> {
     let all = all(context).await?;
-    let mut found = all.into_iter().filter(|info| which.means(info, &context.global.namespace));
+    let mut found = all.into_iter().filter(|info| which.means(info, context.global.namespace()));
     match (found.next(), found.next()) {
         (Some(one), None) => Ok(one),
         (None, _) => Err(Exit::NotFound(format!("no snapshot {:?}", which.name)).into()),

@@ -205,7 +205,7 @@ async fn connect(global: &Global, config: &Config, args: &Args) -> anyhow::Resul
         }
         _ => Door::Socket(config.api_socket()),
     };
-    let connected = Target::connect(door, &global.namespace, Deadline::after(CONNECT)).await;
+    let connected = Target::connect(door, global.namespace(), Deadline::after(CONNECT)).await;
     connected.map_err(|error| match error {
         vhive_study::http::ApiError::NoNode { at, .. } => Exit::NoNode(at).into(),
         other => other.into(),

@@ -1,6 +1,6 @@
 //! Traces of single requests, as Azure's of 2021: `app,func,end_timestamp,duration`.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -26,7 +26,9 @@ struct Events {
     index: HashMap<(String, String), usize>,
     /// End, begin (both in microseconds), function.
     all: Vec<(u64, u64, usize)>,
-    begun: HashSet<(usize, u64)>,
+    /// By function and microsecond at which one of its invocations begins: from where on to look for
+    /// a free one.
+    begun: HashMap<(usize, u64), u64>,
     moved: u64,
 }
 
@@ -49,13 +51,28 @@ impl Events {
             self.names.len() - 1
         });
         // The timestamps are rounded; two that fall together would be one.
-        let mut begin_us = begin_us;
-        while !self.begun.insert((index, begin_us)) {
-            begin_us += 1;
-            self.moved += 1;
-        }
-        self.all.push((begin_us + lasted_us, begin_us, index));
+        let begin_us = self.place(index, begin_us);
+        let end_us = begin_us.checked_add(lasted_us).ok_or_else(|| {
+            TraceError::Absurd(format!("an invocation of {func} lasts {lasted_us} microseconds"))
+        })?;
+        self.all.push((end_us, begin_us, index));
         Ok(())
+    }
+
+    /// The first free microsecond of a function from this one on, which is taken then. Those that were
+    /// passed on the way lead there at once from now on.
+    fn place(&mut self, index: usize, wanted: u64) -> u64 {
+        let (mut at, mut passed) = (wanted, Vec::new());
+        while let Some(next) = self.begun.get(&(index, at)) {
+            passed.push(at);
+            at = *next;
+        }
+        for from in passed {
+            self.begun.insert((index, from), at + 1);
+        }
+        self.begun.insert((index, at), at + 1);
+        self.moved += u64::from(at != wanted);
+        at
     }
 
     fn write(mut self, from: &Path, to: &Path) -> Result<Converted, TraceError> {

@@ -56,7 +56,7 @@ pub(crate) async fn run(
     let wanted = read(&args.json, &args.path)?;
     let mut deployment = Deployment {
         mark: args.json.file_name().unwrap_or_default().to_string_lossy().into_owned(),
-        namespace: global.namespace.clone(),
+        namespace: global.namespace().to_owned(),
         concurrency: args.concurrency,
         patience: args.timeout.0,
         domain: args.gateway_url.clone(),
@@ -69,7 +69,7 @@ pub(crate) async fn run(
         return through(&client, &args, &deployment, &wanted).await;
     };
     let access = Access::read(path, args.context.as_deref())?;
-    if let Some(namespace) = access.namespace.clone().filter(|_| global.namespace == "default") {
+    if let Some(namespace) = access.namespace.clone().filter(|_| global.namespace.is_none()) {
         deployment.namespace = namespace;
     }
     let cluster = Cluster::new(&access)?;

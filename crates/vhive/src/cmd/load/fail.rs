@@ -35,7 +35,7 @@ impl Failures {
         if failures.is_empty() {
             return None;
         }
-        let (socket, namespace) = (config.api_socket(), global.namespace.clone());
+        let (socket, namespace) = (config.api_socket(), global.namespace().to_owned());
         let stop: Stop = Arc::new(move |service: &str| evict(&socket, &namespace, service));
         let injector = Injector::begin(failures, &load.clock, &stop);
         Some(Self { injector, file: dir.join(FILE) })
@@ -67,5 +67,8 @@ fn evict(socket: &Path, namespace: &str, service: &str) -> Result<String, String
     let path = format!("/vhive/v1/namespaces/{namespace}/services/{service}/evict");
     let client = Client::new(socket);
     let done: Value = runtime.block_on(client.json(Method::POST, &path, None)).map_err(told)?;
-    Ok(format!("{} instances stopped", done["evicted"]))
+    match done["evicted"].as_u64() {
+        Some(0) => Err(format!("no instance of {service} was idle, so none was stopped")),
+        _ => Ok(format!("{} instances stopped", done["evicted"])),
+    }
 }
