@@ -51,7 +51,9 @@ impl Turn {
     /// The turn, unless somebody has it.
     fn try_take(&self) -> Option<TurnGuard<'_>> {
         let mut state = self.lock();
-        (!std::mem::replace(&mut state.is_taken, true)).then_some(TurnGuard(self))
+        let is_free = !std::mem::replace(&mut state.is_taken, true);
+        drop(state);
+        is_free.then(|| TurnGuard(self))
     }
 
     /// The turn, if it is free within `patience` and the instance was well when it was asked last.

@@ -98,7 +98,7 @@ fn tellable(document: &Value) -> Result<(), Problem> {
         return Ok(());
     }
     let message = "the document is too deep, or has too many fields with too long names";
-    Err(Problem::bad_request(message))
+    Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "Invalid", message))
 }
 
 /// The kind of a path, if clients may write it.
