@@ -3,7 +3,8 @@
 //!
 //! The product's binary replays the trace a column a second, so that an hour of it takes a minute: what is read, planned
 //! and held is that of an hour, and sixty times as much is under way. What arrives is counted twice: by the
-//! generator's rows, per function and column, and by a server of the benchmark's own, per function.
+//! generator's rows, per function and column (that of the intended send), and by a server of the benchmark's own,
+//! per function. So a send that is late is not seen here; `send-lateness` rows are about that.
 #![expect(clippy::print_stdout, reason = "it tells how it measured")]
 
 use std::collections::HashMap;
@@ -29,7 +30,8 @@ const FUNCTIONS: usize = 10_000;
 const COLUMNS: usize = 60;
 /// About how many invocations there are in all.
 const INVOCATIONS: f64 = 120_000.0;
-/// How often the generator's memory is read; the figure is the kernel's own maximum.
+/// How often the generator's memory is read. The figure is the kernel's own maximum up to the last look, so
+/// that what its last moments add is not in it.
 const LOOK: Duration = Duration::from_millis(100);
 /// The most that the run may take.
 const PATIENCE: Duration = Duration::from_secs(300);
