@@ -21,7 +21,7 @@ use crate::pages::{PageNumber, PageSet};
 use crate::policy::{self, PrefetchPolicy};
 use crate::sys::{Buffer, Mapping};
 use crate::vm::{Put, Vm, lock};
-use crate::working_set::{CHUNK_BYTES, WorkingSet, WorkingSetError, open_direct, read_up_to};
+use crate::working_set::{CHUNK_BYTES, WorkingSet, WorkingSetError, open_direct, read_many};
 use plan::Plan;
 
 /// What has been installed of one working set.
@@ -148,6 +148,15 @@ struct Chunk {
     bytes: Staged,
 }
 
+impl Chunk {
+    fn into_pooled(self) -> Option<Buffer> {
+        match self.bytes {
+            Staged::Pooled(buffer) => Some(buffer),
+            Staged::Fresh(_) => None,
+        }
+    }
+}
+
 enum Staged {
     Pooled(Buffer),
     /// As published: memory that nobody has touched yet.
@@ -165,7 +174,8 @@ impl Staged {
 
 enum Task {
     Open(LoadId, Arc<Order>, Buffer),
-    Read(LoadId, Arc<Plan>, usize, Option<Buffer>),
+    /// Chunks from this one on, one per buffer; without buffers, this one into fresh memory.
+    Read(LoadId, Arc<Plan>, usize, Vec<Buffer>),
     Install(LoadId, Arc<Plan>, Chunk, Arc<Vm>),
 }
 
@@ -183,7 +193,7 @@ impl Task {
 
 enum Done {
     Opened(Arc<Plan>),
-    Landed(Chunk),
+    Landed(Vec<Chunk>),
     Installed(usize, InstalledSoFar),
     /// The process is gone: nobody waits for the rest.
     Gone,
@@ -343,9 +353,7 @@ impl Board {
     }
 
     fn is_readable(&self, load: &Load) -> bool {
-        // Guests that do not wait yet leave buffers for those that do.
-        let reserve = self.limits.readers + self.limits.copiers;
-        let has_buffer = self.free.len() > if load.vm.is_some() { 0 } else { reserve };
+        let has_buffer = self.free.len() > self.reserve(load);
         match &load.plan {
             None => !load.is_opening && has_buffer,
             Some(plan) => {
@@ -353,6 +361,11 @@ impl Board {
                     && (has_buffer || !policy::overlaps(load.order.policy))
             }
         }
+    }
+
+    /// Buffers that a load leaves to others: guests that do not wait yet leave some for those that do.
+    fn reserve(&self, load: &Load) -> usize {
+        if load.vm.is_some() { 0 } else { self.limits.readers + self.limits.copiers }
     }
 
     fn next_task(&mut self) -> Option<Task> {
@@ -368,6 +381,7 @@ impl Board {
             return None;
         }
         let at = self.loads.iter().position(|load| self.is_readable(load))?;
+        let reserve = self.reserve(&self.loads[at]);
         let load = &mut self.loads[at];
         let Some(plan) = &load.plan else {
             let buffer = self.free.pop()?;
@@ -375,18 +389,23 @@ impl Board {
             self.reading += 1;
             return Some(Task::Open(load.id, Arc::clone(&load.order), buffer));
         };
-        let buffer =
-            if policy::overlaps(load.order.policy) { Some(self.free.pop()?) } else { None };
+        let (plan, first) = (Arc::clone(plan), load.next_read);
+        let count = if policy::overlaps(load.order.policy) {
+            plan.chunks_of_read(first).min(self.free.len() - reserve)
+        } else {
+            0
+        };
+        let buffers = self.free.split_off(self.free.len() - count);
         self.reading += 1;
-        load.next_read += 1;
-        Some(Task::Read(load.id, Arc::clone(plan), load.next_read - 1, buffer))
+        load.next_read += count.max(1);
+        Some(Task::Read(load.id, plan, first, buffers))
     }
 
     fn settle(&mut self, id: LoadId, outcome: Result<Done, WorkingSetError>) {
         let Some(load) = self.load(id) else {
             // Cancelled meanwhile.
-            if let Ok(Done::Landed(Chunk { bytes: Staged::Pooled(buffer), .. })) = outcome {
-                self.free.push(buffer);
+            if let Ok(Done::Landed(chunks)) = outcome {
+                self.free.extend(chunks.into_iter().filter_map(Chunk::into_pooled));
             }
             return;
         };
@@ -396,7 +415,7 @@ impl Board {
                 lock(&load.progress.state).pages = Some(plan.pages.clone());
                 load.plan = Some(plan);
             }
-            Ok(Done::Landed(chunk)) => load.landed.push_back(chunk),
+            Ok(Done::Landed(chunks)) => load.landed.extend(chunks),
             Ok(Done::Installed(index, done)) => {
                 load.unfinished -= 1;
                 load.progress.chunk_done(index, done);
@@ -412,11 +431,7 @@ impl Board {
     fn end(&mut self, id: LoadId, error: Option<WorkingSetError>) {
         let Some(at) = self.loads.iter().position(|load| load.id == id) else { return };
         let load = self.loads.remove(at);
-        for chunk in load.landed {
-            if let Staged::Pooled(buffer) = chunk.bytes {
-                self.free.push(buffer);
-            }
-        }
+        self.free.extend(load.landed.into_iter().filter_map(Chunk::into_pooled));
         load.progress.finish(error);
     }
 }
@@ -428,28 +443,7 @@ fn perform(task: Task, freed: &mut Vec<Buffer>) -> Result<Done, WorkingSetError>
             freed.push(buffer);
             Ok(Done::Opened(Arc::new(plan?)))
         }
-        Task::Read(_, plan, index, buffer) => {
-            let chunk = &plan.chunks[index];
-            let mut bytes = match buffer {
-                Some(buffer) => Staged::Pooled(buffer),
-                None => Staged::Fresh(
-                    Mapping::reserve(chunk.bytes.max(1))
-                        .map_err(|errno| WorkingSetError::Read(errno.into()))?,
-                ),
-            };
-            let target = &mut bytes.as_mut()[..chunk.bytes];
-            match read_up_to(&plan.file, target, chunk.offset) {
-                Ok(count) if count == chunk.bytes => Ok(Done::Landed(Chunk { index, bytes })),
-                other => {
-                    if let Staged::Pooled(buffer) = bytes {
-                        freed.push(buffer);
-                    }
-                    let found = chunk.offset + other.map_err(WorkingSetError::Read)? as u64;
-                    let expected = chunk.offset + chunk.bytes as u64;
-                    Err(WorkingSetError::Length { expected, found })
-                }
-            }
-        }
+        Task::Read(_, plan, first, buffers) => read(&plan, first, buffers, freed),
         Task::Install(_, plan, mut chunk, vm) => {
             let outcome = install(&plan, chunk.index, chunk.bytes.as_mut(), &vm);
             if let Staged::Pooled(buffer) = chunk.bytes {
@@ -458,6 +452,34 @@ fn perform(task: Task, freed: &mut Vec<Buffer>) -> Result<Done, WorkingSetError>
             outcome
         }
     }
+}
+
+/// Reads neighbouring chunks at once, each into a buffer of its own.
+fn read(
+    plan: &Plan,
+    first: usize,
+    buffers: Vec<Buffer>,
+    freed: &mut Vec<Buffer>,
+) -> Result<Done, WorkingSetError> {
+    let chunks = &plan.chunks[first..first + buffers.len().max(1)];
+    let mut staged: Vec<Staged> = buffers.into_iter().map(Staged::Pooled).collect();
+    if staged.is_empty() {
+        let fresh = Mapping::reserve(chunks[0].bytes.max(1));
+        staged.push(Staged::Fresh(fresh.map_err(|errno| WorkingSetError::Read(errno.into()))?));
+    }
+    let offset = chunks[0].offset;
+    let expected: usize = chunks.iter().map(|chunk| chunk.bytes).sum();
+    let parts = staged.iter_mut().zip(chunks);
+    let mut parts: Vec<&mut [u8]> =
+        parts.map(|(staged, chunk)| &mut staged.as_mut()[..chunk.bytes]).collect();
+    let outcome = read_many(&plan.file, &mut parts, offset);
+    let landed = (first..).zip(staged).map(|(index, bytes)| Chunk { index, bytes });
+    if matches!(outcome, Ok(count) if count == expected) {
+        return Ok(Done::Landed(landed.collect()));
+    }
+    freed.extend(landed.filter_map(Chunk::into_pooled));
+    let found = offset + outcome.map_err(WorkingSetError::Read)? as u64;
+    Err(WorkingSetError::Length { expected: offset + expected as u64, found })
 }
 
 fn open(order: &Order, buffer: &mut [u8]) -> Result<Plan, WorkingSetError> {

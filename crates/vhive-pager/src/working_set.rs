@@ -13,10 +13,11 @@ mod format;
 mod store;
 
 use std::fs::File;
-use std::io;
+use std::io::{self, IoSliceMut};
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
+use rustix::io::Errno;
 use vhive_api::Digest;
 
 use crate::pages::{PageSet, Run};
@@ -237,13 +238,25 @@ pub(crate) fn open_direct(path: &Path) -> io::Result<File> {
 
 /// Reads until the buffer is full or the file ends.
 pub(crate) fn read_up_to(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+    read_many(file, &mut [buffer], offset)
+}
+
+/// Reads until the buffers, one after the other, are full or the file ends.
+pub(crate) fn read_many(file: &File, buffers: &mut [&mut [u8]], offset: u64) -> io::Result<usize> {
+    let mut slices: Vec<IoSliceMut<'_>> =
+        buffers.iter_mut().map(|buffer| IoSliceMut::new(buffer)).collect();
+    let mut slices = &mut slices[..];
     let mut count = 0;
-    while count < buffer.len() {
-        match file.read_at(&mut buffer[count..], offset + count as u64) {
+    IoSliceMut::advance_slices(&mut slices, 0);
+    while !slices.is_empty() {
+        match rustix::io::preadv(file, slices, offset + count as u64) {
             Ok(0) => break,
-            Ok(more) => count += more,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
+            Ok(more) => {
+                count += more;
+                IoSliceMut::advance_slices(&mut slices, more);
+            }
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
         }
         // With direct I/O only the file's end yields a part of a sector, and no read may begin there.
         if !count.is_multiple_of(512) {

@@ -9,6 +9,9 @@ use crate::working_set::{CHUNK_PAGES, WorkingSet};
 /// Copies longer than this are cut: a fault that comes meanwhile waits for one copy at most.
 const MOST_PAGES_AT_ONCE: u32 = 32;
 
+/// Chunks of one read at the most: 1 MiB, beyond which disks get no faster.
+const MOST_CHUNKS_AT_ONCE: usize = 4;
+
 /// A working set, ready to be read and installed.
 pub(crate) struct Plan {
     pub(crate) set: WorkingSet,
@@ -63,6 +66,12 @@ impl Plan {
         }
         let pages = set.page_set();
         Self { set, file, pages, chunks }
+    }
+
+    /// How many chunks the read that begins with chunk `first` brings: one at the beginning, which a guest
+    /// waits for, then more, for which fewer requests go to the disk.
+    pub(crate) fn chunks_of_read(&self, first: usize) -> usize {
+        MOST_CHUNKS_AT_ONCE.min(first.max(1)).min(self.chunks.len() - first)
     }
 }
 
