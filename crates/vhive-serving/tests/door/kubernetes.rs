@@ -620,9 +620,16 @@ async fn pages_that_have_become_too_old_go_on_only_if_the_client_says_so() {
     for name in ["a", "b", "c"] {
         world.apply(name, |_| {}).await;
     }
-    // From before the node's start.
+    let (_, first) = world.api("GET", &format!("{SERVICES}?limit=1"), None).await;
+    let next = first["metadata"]["continue"].as_str().unwrap();
+    // What has changed before the node's start is not kept.
+    let dir = world.dir.clone();
+    world.stop().await;
+    let sim = vhive_sandbox::sim::Sim::new(vhive_sandbox::sim::SimConfig::default());
+    let runtimes = vhive_node::Runtimes::new().with(sim);
+    let world = crate::support::Setup::again(runtimes, dir).start().await;
     let (status, told) =
-        world.api("GET", &format!("{SERVICES}?limit=1&continue=0:default/a"), None).await;
+        world.api("GET", &format!("{SERVICES}?limit=1&continue={next}"), None).await;
     assert_eq!((status, &told["reason"]), (410, &json!("Expired")), "{told}");
     let next = told["metadata"]["continue"].as_str().unwrap();
     let (status, page) =

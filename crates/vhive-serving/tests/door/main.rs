@@ -15,6 +15,7 @@ mod kube_rs;
 mod kubernetes;
 mod malformed;
 mod namespaces;
+mod pod_logs;
 mod probes;
 mod revisions;
 mod routes;
