@@ -56,12 +56,15 @@ impl Change {
     }
 }
 
-/// The watched version is older than what is kept.
+/// Nothing can be told from a version on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("too old resource version: {given} ({oldest})")]
-pub(crate) struct Expired {
-    pub(crate) given: u64,
-    pub(crate) oldest: u64,
+pub(crate) enum Expired {
+    /// It is older than what is kept.
+    #[error("too old resource version: {given} ({oldest})")]
+    Old { given: u64, oldest: u64 },
+    /// It has not been given out yet: it is from another state of the node.
+    #[error("too large resource version: {given}, the newest is {newest}; list again")]
+    Ahead { given: u64, newest: u64 },
 }
 
 /// The log of changes.
@@ -83,6 +86,17 @@ struct Log {
     bytes: usize,
     /// Versions up to which changes of a kind may be missing.
     horizons: [u64; Kind::ALL.len()],
+}
+
+impl Log {
+    fn expect_known(&self, kind: Kind, given: u64) -> Result<(), Expired> {
+        let (oldest, newest) = (self.horizons[kind.index()], self.version);
+        match given {
+            _ if given < oldest => Err(Expired::Old { given, oldest }),
+            _ if given > newest => Err(Expired::Ahead { given, newest }),
+            _ => Ok(()),
+        }
+    }
 }
 
 impl Changes {
@@ -109,6 +123,14 @@ impl Changes {
         let mut log = self.log();
         log.issued += 1;
         log.issued
+    }
+
+    /// Whether all that has changed of a kind since a version can be told.
+    ///
+    /// # Errors
+    /// [`Expired`].
+    pub(crate) fn expect_known(&self, kind: Kind, given: u64) -> Result<(), Expired> {
+        self.log().expect_known(kind, given)
     }
 
     /// Whether anybody watches objects of a kind. If nobody does, a change that nobody made by
@@ -157,10 +179,8 @@ impl Changes {
         from: Option<u64>,
     ) -> Result<Watcher, Expired> {
         let log = self.log();
-        let (seen, oldest) = (from.unwrap_or(log.version), log.horizons[kind.index()]);
-        if seen < oldest {
-            return Err(Expired { given: seen, oldest });
-        }
+        let seen = from.unwrap_or(log.version);
+        log.expect_known(kind, seen)?;
         self.watchers[kind.index()].fetch_add(1, Ordering::AcqRel);
         let newest = self.newest.subscribe();
         drop(log);
@@ -206,10 +226,7 @@ impl Watcher {
 
     fn take(&mut self) -> Result<Vec<Arc<Change>>, Expired> {
         let log = self.changes.log();
-        let oldest = log.horizons[self.kind.index()];
-        if self.seen < oldest {
-            return Err(Expired { given: self.seen, oldest });
-        }
+        log.expect_known(self.kind, self.seen)?;
         let after = log.kept.partition_point(|change| change.version <= self.seen);
         let new = log.kept.range(after..).filter(|change| change.kind == self.kind);
         let new: Vec<_> = new.cloned().collect();
@@ -265,12 +282,22 @@ mod tests {
         for _ in 0..=KEPT {
             change(&changes, Kind::Service);
         }
-        let expired = Expired { given: 0, oldest: 1 };
+        let expired = Expired::Old { given: 0, oldest: 1 };
         assert_eq!(now(&mut slow), Some(Err(expired)));
         assert_eq!(changes.watch(Kind::Service, Some(too_old)).unwrap_err(), expired);
         assert!(changes.watch(Kind::Pod, Some(0)).is_ok(), "nothing of that kind is gone");
         changes.skip(Kind::Pod);
         assert!(changes.watch(Kind::Pod, Some(0)).is_err());
+    }
+
+    #[tokio::test]
+    async fn a_version_that_was_never_given_out_is_not_waited_for() {
+        let changes = Arc::new(Changes::new(5));
+        let ahead = Expired::Ahead { given: 6, newest: 5 };
+        assert_eq!(changes.watch(Kind::Service, Some(6)).unwrap_err(), ahead);
+        assert_eq!(changes.expect_known(Kind::Service, 6), Err(ahead));
+        let mut newest = changes.watch(Kind::Service, Some(5)).unwrap();
+        assert_eq!((change(&changes, Kind::Service), now(&mut newest)), (6, Some(Ok(vec![6]))));
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! The objects without revisions, by name: brokers, triggers, and routes that no service makes.
+//! The objects without revisions, by name: brokers, triggers, routes that no service makes, and
+//! namespaces.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -19,6 +20,7 @@ pub(crate) enum Spec {
     Broker(BrokerSpec),
     Trigger(TriggerSpec),
     Route(Vec<Target>),
+    Namespace,
 }
 
 /// An object as it is now.
@@ -80,7 +82,7 @@ impl Object {
             Spec::Trigger(spec) => {
                 spec.delivery.as_ref().and_then(|delivery| delivery.dead_letter.as_ref())
             }
-            Spec::Route(_) => None,
+            Spec::Route(_) | Spec::Namespace => None,
         }
     }
 }
@@ -91,6 +93,8 @@ pub(crate) struct Registry {
     brokers: Table,
     triggers: Table,
     routes: Table,
+    /// In no namespace themselves, which is the empty one.
+    namespaces: Table,
 }
 
 type Table = RwLock<BTreeMap<Key, Arc<Object>>>;
@@ -101,6 +105,7 @@ impl Registry {
             Kind::Broker => Some(&self.brokers),
             Kind::Trigger => Some(&self.triggers),
             Kind::Route => Some(&self.routes),
+            Kind::Namespace => Some(&self.namespaces),
             _ => None,
         }
     }
@@ -186,8 +191,8 @@ impl Registry {
                 let unmet = Unmet::new("SpecNotUnderstood", why.clone());
                 vec![("SpecUnderstood", Some(unmet))]
             }
-            // Those of a route are known to who leads its requests.
-            Ok(Spec::Route(_)) => Vec::new(),
+            // Those of a route are known to who leads its requests; a namespace needs nothing.
+            Ok(Spec::Route(_) | Spec::Namespace) => Vec::new(),
             Ok(Spec::Broker(spec)) => vec![
                 ("Addressable", None),
                 ("DeadLetterSinkResolved", dead(Some(&spec.delivery))),

@@ -17,7 +17,9 @@ mod stored;
 pub(crate) use self::file::DatabaseFile;
 use self::object::OBJECTS;
 pub(crate) use self::object::StoredObject;
-pub(crate) use self::stored::{Basis, StoredRevision, StoredService, first, revision, uid, uid_of};
+pub(crate) use self::stored::{
+    Basis, Marks, StoredRevision, StoredService, first, revision, uid, uid_of,
+};
 
 const SERVICES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("services");
 /// Config maps and secrets, by kind, namespace and name. Earlier versions pass it over.

@@ -102,7 +102,7 @@ pub(crate) enum ClientCommand {
     Get(cmd::get::Args),
     /// Shows one service with its last start's phases and console.
     Describe(cmd::describe::Args),
-    /// Deletes services.
+    /// Deletes services and other objects.
     Delete(cmd::delete::Args),
     /// Sends one request to a service and shows the reply.
     Invoke(cmd::invoke::Args),

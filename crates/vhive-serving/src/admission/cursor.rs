@@ -49,6 +49,9 @@ impl fmt::Display for Problem {
     }
 }
 
+/// What is said of fields that nobody knows.
+pub(crate) const UNKNOWN_FIELD: &str = "unknown field";
+
 /// Collects problems during one walk.
 #[derive(Debug, Default)]
 pub(super) struct Problems(RefCell<Vec<Problem>>);
@@ -117,7 +120,7 @@ impl<'a> Cursor<'a> {
                     let reason = format!("not supported: {why}");
                     self.problems.add(&path, ProblemKind::Unsupported, reason);
                 }
-                None => self.problems.add(&path, ProblemKind::Unknown, "unknown field"),
+                None => self.problems.add(&path, ProblemKind::Unknown, UNKNOWN_FIELD),
             }
         }
     }

@@ -34,13 +34,14 @@ use crate::inputs::Inputs;
 use crate::kind::Kind;
 use crate::traffic::Target;
 
+pub(crate) use cursor::UNKNOWN_FIELD;
 pub use cursor::{Problem, ProblemKind};
 pub(crate) use data::{AdmittedData, admit_data};
 pub use documents::{DocumentError, documents};
 pub(crate) use eventing::broker_of;
 pub(crate) use metadata::name_in;
 pub use metadata::{Head, is_label};
-pub(crate) use object::{AdmittedObject, admit_object, read_spec};
+pub(crate) use object::{AdmittedObject, admit_head, admit_object, read_spec};
 
 /// Levels of a document that are accepted: what is stored holds it a few levels down, and is read by
 /// a parser that stops at 128.

@@ -1,4 +1,4 @@
-//! Objects without revisions: brokers, triggers and routes.
+//! Objects without revisions: brokers, triggers, routes and namespaces.
 
 use serde_json::Value;
 
@@ -17,13 +17,16 @@ const DOCUMENT: Fields =
 
 const ROUTE: Fields = Fields { known: &["traffic"], refused: &[] };
 
+/// What a namespace says has no effect: its deletion is complete at once.
+const NAMESPACE: Fields = Fields { known: &["finalizers"], refused: &[] };
+
 /// Where a broker says whose it is.
 const CLASS: &str = "eventing.knative.dev/broker.class";
 
 /// The only class, which Knative takes by default too.
 const OURS: &str = "MTChannelBasedBroker";
 
-/// A broker, trigger or route that passed.
+/// An object that passed.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct AdmittedObject {
     pub(crate) head: Head,
@@ -33,7 +36,7 @@ pub(crate) struct AdmittedObject {
     pub(crate) spec: Spec,
 }
 
-/// Checks a broker, trigger or route. Hosts end in `domain`.
+/// Checks a broker, trigger, route or namespace. Hosts end in `domain`.
 ///
 /// # Errors
 /// [`Invalid`] with every problem found.
@@ -47,6 +50,15 @@ pub(crate) fn admit_object(
         name: name_in(document),
         problems,
     })
+}
+
+/// Checks what every object has, of one whose other fields clients cannot change.
+///
+/// # Errors
+/// [`Invalid`] with every problem found.
+pub(crate) fn admit_head(kind: Kind, document: &Value) -> Result<Head, Invalid> {
+    let read = |root: &Cursor<'_>| head(root, kind, &DOCUMENT, |at| label(at, "name", 63));
+    walk(document, read).map_err(|problems| Invalid { kind, name: name_in(document), problems })
 }
 
 /// Reads a `spec` that has been accepted before, perhaps under another domain.
@@ -71,7 +83,19 @@ pub(crate) fn read_spec(
 }
 
 fn read_document(kind: Kind, root: &Cursor<'_>, domain: &str) -> Option<AdmittedObject> {
-    let head = head(root, kind, &DOCUMENT, |metadata| label(metadata, "name", 63))?;
+    let mut head = head(root, kind, &DOCUMENT, |metadata| label(metadata, "name", 63))?;
+    if kind == Kind::Namespace {
+        let inside = root.get("metadata").and_then(|metadata| metadata.get("namespace"));
+        if let Some(inside) = inside {
+            inside.invalid("a namespace is in none");
+        }
+        if let Some(spec) = root.get("spec") {
+            spec.expect_fields(&NAMESPACE);
+        }
+        head.namespace = String::new();
+        let document = Value::Object(serde_json::Map::new());
+        return Some(AdmittedObject { head, document, spec: Spec::Namespace });
+    }
     let annotations = root.get("metadata").and_then(|metadata| metadata.get("annotations"));
     if let Some(class) = annotations.as_ref().and_then(|all| all.get(CLASS))
         && kind == Kind::Broker
@@ -97,6 +121,7 @@ fn read_one(kind: Kind, spec: &Cursor<'_>, namespace: &str, domain: &str) -> Opt
     match kind {
         Kind::Broker => read_broker(spec, &place).map(Spec::Broker),
         Kind::Route => read_route(spec).map(Spec::Route),
+        Kind::Namespace => Some(Spec::Namespace),
         _ => read_trigger(spec, &place).map(Spec::Trigger),
     }
 }

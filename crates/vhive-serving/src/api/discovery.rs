@@ -163,9 +163,14 @@ const fn verbs(kind: Kind) -> &'static [&'static str] {
         | Kind::ConfigMap
         | Kind::Secret
         | Kind::Broker
-        | Kind::Trigger => &["create", "delete", "get", "list", "patch", "update", "watch"],
-        Kind::Revision => &["delete", "get", "list", "watch"],
-        Kind::Pod | Kind::Namespace | Kind::Event => &["get", "list", "watch"],
+        | Kind::Trigger => {
+            &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"]
+        }
+        Kind::Namespace => &["create", "delete", "get", "list", "patch", "update", "watch"],
+        Kind::Revision => {
+            &["delete", "deletecollection", "get", "list", "patch", "update", "watch"]
+        }
+        Kind::Pod | Kind::Event => &["get", "list", "watch"],
     }
 }
 

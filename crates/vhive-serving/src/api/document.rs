@@ -38,7 +38,7 @@ pub(super) fn parse(headers: &HeaderMap, body: &Bytes) -> Result<Value, Problem>
     }
 }
 
-/// Fills the path's namespace in, and a name if the client wants one made up; path and document must
+/// Fills the path's namespace in, if it has one, and a name if the client wants one made up; path and document must
 /// agree.
 ///
 /// # Errors
@@ -52,6 +52,8 @@ pub(super) fn place(
         return Ok(());
     };
     match metadata.get("namespace") {
+        // In none itself: anything else is refused by its field.
+        _ if namespace.is_empty() => {}
         None | Some(Value::Null) => {
             metadata.insert("namespace".to_owned(), Value::from(namespace));
         }

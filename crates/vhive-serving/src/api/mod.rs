@@ -10,9 +10,11 @@ mod apply;
 mod call;
 mod dashboard;
 mod deferred;
+mod delete;
 mod discovery;
 mod document;
 mod openapi;
+mod patch;
 mod pods;
 mod protobuf;
 mod query;
@@ -22,6 +24,7 @@ mod snapshots;
 mod status;
 mod tls;
 mod token;
+mod validation;
 mod views;
 mod watch;
 mod write;
@@ -168,40 +171,50 @@ fn kubernetes() -> Router<Arc<Shared>> {
         .route("/openapi/v3/apis/serving.knative.dev/v1", get(openapi::serving))
         .route("/openapi/v3/apis/eventing.knative.dev/v1", get(openapi::eventing))
         .route(&format!("{eventing}/{{plural}}"), get(resources::eventing_in_all))
-        .route(&in_eventing, get(resources::eventing_in_one).post(write::create))
+        .route(
+            &in_eventing,
+            get(resources::eventing_in_one).post(write::create).delete(delete::collection),
+        )
         .route(
             &format!("{in_eventing}/{{name}}"),
             get(resources::one_of_serving)
                 .put(write::replace)
                 .patch(write::patch)
-                .delete(write::remove),
+                .delete(delete::one),
         )
         .route(
             &format!("{in_eventing}/{{name}}/status"),
             get(resources::one_of_serving).put(write::status_is_ours).patch(write::status_is_ours),
         )
         .route(&format!("{serving}/{{plural}}"), get(resources::serving_in_all))
-        .route(&in_serving, get(resources::serving_in_one).post(write::create))
+        .route(
+            &in_serving,
+            get(resources::serving_in_one).post(write::create).delete(delete::collection),
+        )
         .route(
             &format!("{in_serving}/{{name}}"),
             get(resources::one_of_serving)
                 .put(write::replace)
                 .patch(write::patch)
-                .delete(write::remove),
+                .delete(delete::one),
         )
         .route(
             &format!("{in_serving}/{{name}}/status"),
             get(resources::one_of_serving).put(write::status_is_ours).patch(write::status_is_ours),
         )
         .route("/api/v1/{plural}", get(resources::core_in_all))
-        .route("/api/v1/namespaces/{name}", get(resources::namespace))
-        .route(in_core, get(resources::core_in_one).post(write::create))
+        .route("/api/v1/namespaces", get(resources::namespaces).post(write::create_namespace))
+        .route(
+            "/api/v1/namespaces/{name}",
+            get(resources::namespace)
+                .put(write::replace_namespace)
+                .patch(write::patch_namespace)
+                .delete(delete::namespace),
+        )
+        .route(in_core, get(resources::core_in_one).post(write::create).delete(delete::collection))
         .route(
             &format!("{in_core}/{{name}}"),
-            get(resources::one_of_core)
-                .put(write::replace)
-                .patch(write::patch)
-                .delete(write::remove),
+            get(resources::one_of_core).put(write::replace).patch(write::patch).delete(delete::one),
         )
         .route("/api/v1/namespaces/{namespace}/pods/{name}/log", get(pods::log))
 }

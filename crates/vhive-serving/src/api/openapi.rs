@@ -61,6 +61,22 @@ pub(super) async fn core() -> Json<Value> {
             "properties": properties,
         });
     }
+    let gvk = json!({"group": "", "version": "v1", "kind": "Namespace"});
+    paths["/api/v1/namespaces"] =
+        json!({"get": operation(&gvk, "list"), "post": operation(&gvk, "post")});
+    paths["/api/v1/namespaces/{name}"] = operations(&gvk);
+    schemas["io.k8s.api.core.v1.Namespace"] = json!({
+        "type": "object",
+        "description": "What keeps names apart; made by the first object in it, if nobody made it.",
+        "x-kubernetes-group-version-kind": [gvk],
+        "properties": {
+            "apiVersion": text("The version of this object's schema."),
+            "kind": text("What this object is."),
+            "metadata": object("Name, labels and annotations.", &json!({})),
+            "spec": object("Without effect.", &json!({})),
+            "status": object("Active, as long as it is there.", &json!({})),
+        },
+    });
     Json(document(&paths, &schemas))
 }
 
@@ -271,6 +287,34 @@ fn trigger() -> Value {
     )
 }
 
+fn probe(about: &str) -> Value {
+    let port = || json!({"port": number("The function's own port, or 0.")});
+    let (mut http, mut grpc) = (port(), port());
+    http["path"] = text("The path.");
+    http["scheme"] = text("HTTP.");
+    http["httpHeaders"] = list(
+        "Fields of the request.",
+        &object("A field.", &json!({"name": text("Its name."), "value": text("Its value.")})),
+    );
+    grpc["service"] = text("The service that is asked about.");
+    object(
+        about,
+        &json!({
+            "httpGet": object("Any reply from 200 to 399.", &http),
+            "tcpSocket": object("A connection.", &port()),
+            "grpc": object("grpc.health.v1 says SERVING.", &grpc),
+            "exec": object("A command in the sandbox ends with 0; not in a liveness probe.", &json!({
+                "command": list("Program and arguments.", &text("A word.")),
+            })),
+            "initialDelaySeconds": number("Time before the first try."),
+            "periodSeconds": number("Time between two tries."),
+            "timeoutSeconds": number("Time for one try."),
+            "successThreshold": number("Successes in a row that are one."),
+            "failureThreshold": number("Failures in a row that are one."),
+        }),
+    )
+}
+
 fn revision() -> Value {
     let container = object(
         "The function.",
@@ -301,8 +345,16 @@ fn revision() -> Value {
                 "containerPort": number("Its number."),
                 "name": text("`h2c` if it speaks HTTP/2 (gRPC), `http1` otherwise."),
             }))),
-            "resources": object("Limits of CPU and memory.", &json!({})),
-            "readinessProbe": object("How it is confirmed to be ready.", &json!({})),
+            "resources": object("Limits of CPU and memory.", &json!({
+                "limits": object("What an instance has.", &json!({
+                    "cpu": text("Processors, as 1 or 500m."),
+                    "memory": text("Memory, as 256Mi."),
+                })),
+                "requests": object("Checked, without effect.", &json!({})),
+            })),
+            "readinessProbe": probe("How it is confirmed to be ready, until it has succeeded."),
+            "startupProbe": probe("What must hold before the readiness probe is asked."),
+            "livenessProbe": probe("What must go on holding: an instance that fails is replaced."),
         }),
     );
     object(
@@ -310,6 +362,8 @@ fn revision() -> Value {
         &json!({
             "containerConcurrency": number("Requests per instance at a time; 0 for no limit."),
             "timeoutSeconds": number("Time for a request."),
+            "responseStartTimeoutSeconds": number("Time until the head of its reply."),
+            "idleTimeoutSeconds": number("Time in which the function may send nothing; 0 for no limit."),
             "runtimeClassName": text("The sandbox: qemu, firecracker, runsc, runc, crun."),
             "containers": list("One.", &container),
             "volumes": list("Files from config maps and secrets.", &object("A volume.", &json!({

@@ -9,11 +9,13 @@ use axum::extract::{Path, Query};
 use axum::response::{IntoResponse as _, Response};
 use bytes::Bytes;
 use futures_util::{FutureExt as _, StreamExt as _};
-use http::header;
+use http::{StatusCode, header};
+use jiff::{SignedDuration, Timestamp};
 use serde::Deserialize;
 use vhive_api::RevisionKey;
 use vhive_node::{Line, LogFollower};
 
+use super::query::is_true;
 use super::status::Problem;
 use super::{Shared, State};
 use crate::changes::Watcher;
@@ -28,10 +30,69 @@ use crate::objects;
 #[serde(rename_all = "camelCase", default)]
 pub(super) struct LogQuery {
     container: String,
-    follow: bool,
-    timestamps: bool,
+    follow: String,
+    previous: String,
+    timestamps: String,
     tail_lines: Option<usize>,
     limit_bytes: Option<usize>,
+    since_seconds: Option<i64>,
+    since_time: String,
+}
+
+impl LogQuery {
+    /// From when on lines are wanted, if not from the beginning.
+    ///
+    /// # Errors
+    /// It cannot be read, or two times are given.
+    fn since(&self, now: Timestamp) -> Result<Option<Timestamp>, Problem> {
+        let refused = |why: String| {
+            Problem::new(
+                StatusCode::UNPROCESSABLE_ENTITY,
+                "Invalid",
+                format!("PodLogOptions: {why}"),
+            )
+        };
+        match (self.since_seconds, self.since_time.as_str()) {
+            (None, "") => Ok(None),
+            (Some(_), time) if !time.is_empty() => {
+                Err(refused("at most one of sinceTime and sinceSeconds may be given".to_owned()))
+            }
+            (Some(seconds), _) if seconds < 1 => {
+                Err(refused("sinceSeconds must be greater than 0".to_owned()))
+            }
+            (Some(seconds), _) => Ok(Some(
+                now.checked_sub(SignedDuration::from_secs(seconds)).unwrap_or(Timestamp::MIN),
+            )),
+            (None, text) => {
+                let wrong = |error| refused(format!("sinceTime {text:?}: {error}"));
+                text.parse().map(Some).map_err(wrong)
+            }
+        }
+    }
+}
+
+/// How lines are told.
+#[derive(Clone, Copy, Debug)]
+struct Telling {
+    timestamps: bool,
+    since: Option<Timestamp>,
+    /// Bytes that may still be sent.
+    left: usize,
+}
+
+impl Telling {
+    /// Adds a line, as far as it is wanted.
+    fn write(&mut self, text: &mut Vec<u8>, line: &Line) {
+        let at = Timestamp::try_from(line.at).unwrap_or(Timestamp::UNIX_EPOCH);
+        if self.since.is_some_and(|since| at < since) {
+            return;
+        }
+        let time = if self.timestamps { format!("{at:.9} ") } else { String::new() };
+        let whole = format!("{time}{}\n", line.text);
+        let part = whole.as_bytes().get(..self.left).unwrap_or(whole.as_bytes());
+        self.left -= part.len();
+        text.extend_from_slice(part);
+    }
 }
 
 /// `GET …/pods/{name}/log`.
@@ -45,6 +106,16 @@ pub(super) async fn log(
         let message = format!("container {} is not valid for pod {name}", query.container);
         return Err(Problem::bad_request(message));
     }
+    if is_true(&query.previous) {
+        let message =
+            format!("previous terminated container \"user-container\" in pod {name:?} not found");
+        return Err(Problem::bad_request(message));
+    }
+    let mut telling = Telling {
+        timestamps: is_true(&query.timestamps),
+        since: query.since(Timestamp::now())?,
+        left: query.limit_bytes.unwrap_or(usize::MAX),
+    };
     let not_found = || Problem::not_found(Kind::Pod, &name);
     let routes = shared.services.catalog.routes();
     let mut routes = routes.iter().filter(|route| route.revision.key.namespace == namespace);
@@ -59,12 +130,9 @@ pub(super) async fn log(
     let skip = query.tail_lines.map_or(0, |tail| mine.lines.len().saturating_sub(tail));
     let mut text = Vec::new();
     for line in &mine.lines[skip..] {
-        write(&mut text, line, query.timestamps);
+        telling.write(&mut text, line);
     }
-    if let Some(limit) = query.limit_bytes {
-        text.truncate(limit);
-    }
-    if !query.follow {
+    if !is_true(&query.follow) || telling.left == 0 {
         return Ok(plain(Body::from(text)));
     }
     let pods = shared.services.watch(Kind::Pod, None).await;
@@ -72,7 +140,7 @@ pub(super) async fn log(
         follower: node.follow_logs(&key, true).ok_or_else(not_found)?,
         pods: pods.map_err(|expired| Problem::internal(expired.to_string()))?,
         next: mine.lines.last().map_or(0, |line| line.number + 1),
-        timestamps: query.timestamps,
+        telling,
         over: false,
         shared: Arc::clone(&shared.0),
         key,
@@ -97,7 +165,7 @@ struct Following {
     pods: Watcher,
     /// The first line that has not been sent.
     next: u64,
-    timestamps: bool,
+    telling: Telling,
     over: bool,
 }
 
@@ -125,27 +193,19 @@ impl Following {
         let mut text = Vec::new();
         for (_, line) in lines.iter().filter(|(of, _)| of.as_str() == self.sandbox) {
             if line.number >= self.next {
-                write(&mut text, line, self.timestamps);
+                self.telling.write(&mut text, line);
             }
         }
-        self.over = !self.is_there();
-        if self.over && lines.is_empty() {
+        let gone = !self.is_there();
+        if gone && lines.is_empty() {
             // Its last words may have come together with its end.
             for (_, line) in self.follower.next().now_or_never().unwrap_or_default() {
                 if line.number >= self.next {
-                    write(&mut text, &line, self.timestamps);
+                    self.telling.write(&mut text, &line);
                 }
             }
         }
+        self.over = gone || self.telling.left == 0;
         Some((Ok(Bytes::from(text)), self))
     }
-}
-
-fn write(text: &mut Vec<u8>, line: &Line, timestamps: bool) {
-    if timestamps {
-        let at = jiff::Timestamp::try_from(line.at).unwrap_or(jiff::Timestamp::UNIX_EPOCH);
-        text.extend_from_slice(format!("{at:.9} ").as_bytes());
-    }
-    text.extend_from_slice(line.text.as_bytes());
-    text.push(b'\n');
 }

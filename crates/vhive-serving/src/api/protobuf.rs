@@ -80,9 +80,19 @@ struct Secret {
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
+struct Namespace {
+    #[prost(message, optional, tag = "1")]
+    metadata: Option<ObjectMeta>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
 struct DeleteOptions {
     #[prost(message, optional, tag = "2")]
     preconditions: Option<Preconditions>,
+    #[prost(bool, optional, tag = "3")]
+    orphan_dependents: Option<bool>,
+    #[prost(string, optional, tag = "4")]
+    propagation_policy: Option<String>,
     #[prost(string, repeated, tag = "5")]
     dry_run: Vec<String>,
 }
@@ -113,6 +123,10 @@ pub(super) fn read(body: &[u8]) -> Result<Value, String> {
     let mut document = match kind.as_str() {
         "ConfigMap" => config_map(ConfigMap::decode(raw).map_err(broken)?),
         "Secret" => secret(Secret::decode(raw).map_err(broken)?),
+        "Namespace" => {
+            let object = Namespace::decode(raw).map_err(broken)?;
+            json!({"metadata": metadata(object.metadata)})
+        }
         "DeleteOptions" => delete_options(DeleteOptions::decode(raw).map_err(broken)?),
         other => return Err(format!("{other:?} is not read from it; send JSON or YAML")),
     };
@@ -149,6 +163,12 @@ fn delete_options(options: DeleteOptions) -> Value {
         let given = fields.into_iter().filter_map(|(name, text)| Some((name, text?)));
         document["preconditions"] =
             given.map(|(name, text)| (name.to_owned(), Value::from(text))).collect();
+    }
+    if let Some(orphan) = options.orphan_dependents {
+        document["orphanDependents"] = Value::from(orphan);
+    }
+    if let Some(policy) = options.propagation_policy {
+        document["propagationPolicy"] = Value::from(policy);
     }
     if !options.dry_run.is_empty() {
         document["dryRun"] = json!(options.dry_run);
@@ -228,6 +248,20 @@ mod tests {
     }
 
     #[test]
+    fn what_a_deletion_wants_is_read() {
+        let options = DeleteOptions {
+            propagation_policy: Some("Orphan".to_owned()),
+            dry_run: vec!["All".to_owned()],
+            ..DeleteOptions::default()
+        };
+        let read = read(&wire("DeleteOptions", options.encode_to_vec())).unwrap();
+        assert_eq!(
+            (&read["propagationPolicy"], &read["dryRun"]),
+            (&json!("Orphan"), &json!(["All"]))
+        );
+    }
+
+    #[test]
     fn what_is_not_read_is_said() {
         for bad in [&b""[..], b"k8s", b"{}", b"k8s\0\xff\xff"] {
             assert!(read(bad).is_err(), "{bad:?}");
@@ -240,7 +274,7 @@ mod tests {
         #[test]
         fn any_bytes_are_survived(bytes: Vec<u8>) {
             let _ = read(&[PREFIX, bytes.as_slice()].concat());
-            for kind in ["ConfigMap", "Secret", "DeleteOptions"] {
+            for kind in ["ConfigMap", "Secret", "Namespace", "DeleteOptions"] {
                 let _ = read(&wire(kind, bytes.clone()));
             }
         }

@@ -7,6 +7,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::status::Problem;
+use super::validation::Validation;
 
 /// The parameters that mean something here; others are let pass, as Kubernetes does.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -21,11 +22,13 @@ pub(super) struct Query {
     pub(super) timeout_seconds: Option<u64>,
     limit: Option<usize>,
     #[serde(rename = "continue")]
-    pub(super) resume: String,
+    resume: String,
     dry_run: String,
     pub(super) field_manager: String,
     force: String,
     pub(super) include_object: String,
+    field_validation: String,
+    pub(super) propagation_policy: String,
 }
 
 impl Query {
@@ -63,6 +66,21 @@ impl Query {
         }
     }
 
+    /// What is to become of unknown fields.
+    ///
+    /// # Errors
+    /// Another word than Kubernetes has for it.
+    pub(super) fn validation(&self) -> Result<Validation, Problem> {
+        match self.field_validation.as_str() {
+            "" | "Strict" => Ok(Validation::Strict),
+            "Warn" => Ok(Validation::Warn),
+            "Ignore" => Ok(Validation::Ignore),
+            other => Err(Problem::bad_request(format!(
+                "fieldValidation is {other:?}, it can be `Strict`, `Warn` or `Ignore`"
+            ))),
+        }
+    }
+
     /// The version that a watch goes on from; none to begin with what there is.
     ///
     /// # Errors
@@ -78,6 +96,18 @@ impl Query {
         }
     }
 
+    /// Where a list goes on.
+    ///
+    /// # Errors
+    /// A token that is none of ours.
+    pub(super) fn after(&self) -> Result<Option<After>, Problem> {
+        if self.resume.is_empty() {
+            return Ok(None);
+        }
+        let wrong = || Problem::bad_request(format!("continue {:?} is not ours", self.resume));
+        After::read(&self.resume).map(Some).ok_or_else(wrong)
+    }
+
     /// # Errors
     /// A selector that cannot be read.
     pub(super) fn selector(&self) -> Result<Selector, Problem> {
@@ -87,8 +117,38 @@ impl Query {
     }
 }
 
-fn is_true(text: &str) -> bool {
-    matches!(text, "true" | "1" | "True" | "t")
+/// Where the next page of a list begins.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct After {
+    /// The version of the first page, which all have; none if what has changed since cannot be told
+    /// any more, and the client takes the rest as it is now.
+    pub(super) version: Option<u64>,
+    /// Namespace and name of the last object that the client has.
+    pub(super) last: (String, String),
+}
+
+impl After {
+    pub(super) fn of_now(last: &(String, String)) -> Self {
+        Self { version: None, last: last.clone() }
+    }
+
+    /// As clients bring it back.
+    pub(super) fn token(&self) -> String {
+        let version = self.version.map(|version| version.to_string()).unwrap_or_default();
+        format!("{version}:{}/{}", self.last.0, self.last.1)
+    }
+
+    fn read(token: &str) -> Option<Self> {
+        let (version, last) = token.split_once(':')?;
+        let version = if version.is_empty() { None } else { Some(version.parse().ok()?) };
+        let (namespace, name) = last.split_once('/')?;
+        Some(Self { version, last: (namespace.to_owned(), name.to_owned()) })
+    }
+}
+
+/// Whether a parameter is set. Python writes `True`.
+pub(super) fn is_true(text: &str) -> bool {
+    text == "1" || text == "t" || text.eq_ignore_ascii_case("true")
 }
 
 /// Which objects are wanted.
@@ -254,6 +314,17 @@ mod tests {
         assert!(only("metadata").selector().is_err());
         assert!(!only("metadata.name=a").selector().unwrap().may_change());
         assert!(only("status.phase=a").selector().unwrap().may_change());
+    }
+
+    #[test]
+    fn tokens_of_pages_come_back() {
+        let last = ("default".to_owned(), "a.b".to_owned());
+        for after in [After { version: Some(7), last: last.clone() }, After::of_now(&last)] {
+            assert_eq!(After::read(&after.token()), Some(after));
+        }
+        for wrong in ["", "default/a", "x:default/a", "7:a"] {
+            assert_eq!(After::read(wrong), None, "{wrong}");
+        }
     }
 
     proptest! {

@@ -7,6 +7,7 @@ use http::Uri;
 use serde_json::{Value, json};
 
 use super::call::Call;
+use super::query::After;
 use super::shape::Shape;
 use super::status::Problem;
 use super::{Shared, State, watch};
@@ -112,7 +113,12 @@ pub(super) async fn one_of_core(
     one(&shared, kind, &namespace, &name, &call).await
 }
 
-/// `GET` of one namespace, which is always there.
+/// `GET` of all namespaces.
+pub(super) async fn namespaces(shared: State, call: Call) -> Result<Response, Problem> {
+    list(&shared, ("", Kind::Namespace.plural()), None, call).await
+}
+
+/// `GET` of one namespace.
 pub(super) async fn namespace(
     shared: State,
     Path(name): Path<String>,
@@ -149,8 +155,7 @@ pub(super) fn find(shared: &Shared, kind: Kind, namespace: &str, name: &str) -> 
             let key = DataKey::new(DataKind::of(kind)?, namespace, name);
             Some(objects::data(services.data.find(&key)?.as_ref()))
         }
-        Kind::Namespace => crate::admission::is_label(name).then(|| objects::namespace(name)),
-        Kind::Broker | Kind::Trigger => plain(shared, kind, namespace, name),
+        Kind::Broker | Kind::Trigger | Kind::Namespace => plain(shared, kind, namespace, name),
         Kind::Revision | Kind::Pod | Kind::Event => {
             let mut all = all(shared, kind, Some(namespace)).into_iter();
             all.find(|object| object.pointer("/metadata/name").is_some_and(|found| found == name))
@@ -165,7 +170,7 @@ fn plain(shared: &Shared, kind: Kind, namespace: &str, name: &str) -> Option<Val
 }
 
 /// Every object of a kind, in the order of namespaces and names.
-fn all(shared: &Shared, kind: Kind, namespace: Option<&str>) -> Vec<Value> {
+pub(super) fn all(shared: &Shared, kind: Kind, namespace: Option<&str>) -> Vec<Value> {
     let services = &shared.services;
     let catalog = &services.catalog;
     match kind {
@@ -193,25 +198,9 @@ fn all(shared: &Shared, kind: Kind, namespace: Option<&str>) -> Vec<Value> {
             let of_kind = DataKind::of(kind).map(|kind| services.data.list(kind, namespace));
             of_kind.unwrap_or_default().iter().map(|one| objects::data(one)).collect()
         }
-        Kind::Broker | Kind::Trigger => {
+        Kind::Broker | Kind::Trigger | Kind::Namespace => {
             let objects = catalog.objects.list(kind, namespace);
             objects.iter().map(|object| objects::plain(catalog, object)).collect()
-        }
-        Kind::Namespace => {
-            let entries = catalog.list(None);
-            let data = [DataKind::ConfigMap, DataKind::Secret];
-            let data: Vec<_> =
-                data.iter().flat_map(|kind| services.data.list(*kind, None)).collect();
-            let mut names: Vec<&str> =
-                entries.iter().map(|e| e.stored.namespace.as_str()).collect();
-            names.extend(data.iter().map(|one| one.namespace.as_str()));
-            let objects = [Kind::Broker, Kind::Trigger, Kind::Route]
-                .map(|kind| catalog.objects.list(kind, None));
-            names.extend(objects.iter().flatten().map(|object| object.stored.namespace.as_str()));
-            names.push("default");
-            names.sort_unstable();
-            names.dedup();
-            names.into_iter().map(objects::namespace).collect()
         }
     }
 }
@@ -244,20 +233,27 @@ async fn list(
         return watch::stream(shared, scope, query).await;
     }
     shared.services.settle().await;
+    let after = query.after()?;
     // Read first: what changes meanwhile will be seen twice by one who watches, not missed.
-    let version = shared.services.changes.version();
+    let mut version = shared.services.changes.version();
+    if let Some(After { version: Some(begun), last }) = &after {
+        // A watch from the last page on must tell what has changed of the first one.
+        let known = shared.services.changes.expect_known(kind, *begun);
+        known.map_err(|expired| Problem::expired(&expired, &After::of_now(last).token()))?;
+        version = *begun;
+    }
     let mut items = all(shared, kind, namespace.as_deref());
     items.retain(|object| selector.matches(object));
     let mut metadata = json!({"resourceVersion": version.to_string()});
-    if !query.resume.is_empty() {
-        let (namespace, name) = query.resume.split_once('/').unwrap_or(("", &query.resume));
+    if let Some(After { last: (namespace, name), .. }) = &after {
         items.retain(|object| key(object) > (namespace, name));
     }
     if items.len() > query.limit() {
         let left = items.len() - query.limit();
         items.truncate(query.limit());
-        let last = items.last().map(key).unwrap_or_default();
-        metadata["continue"] = Value::from(format!("{}/{}", last.0, last.1));
+        let (namespace, name) = items.last().map(key).unwrap_or_default();
+        let last = (namespace.to_owned(), name.to_owned());
+        metadata["continue"] = Value::from(After { version: Some(version), last }.token());
         metadata["remainingItemCount"] = Value::from(left);
     }
     Ok(Json(shape.list(kind, items, &metadata, &query.include_object)).into_response())

@@ -10,6 +10,7 @@ use http::{StatusCode, Uri, header};
 use serde_json::{Value, json};
 
 use crate::admission::{self, DocumentError, Invalid};
+use crate::changes::Expired;
 use crate::kind::Kind;
 use crate::services::ChangeError;
 use crate::status::chain;
@@ -22,6 +23,8 @@ pub(super) struct Problem {
     reason: &'static str,
     message: String,
     details: Value,
+    /// Where a list can go on all the same.
+    resume: Option<String>,
 }
 
 impl Problem {
@@ -30,7 +33,7 @@ impl Problem {
         reason: &'static str,
         message: impl Into<String>,
     ) -> Self {
-        Self { status, reason, message: message.into(), details: Value::Null }
+        Self { status, reason, message: message.into(), details: Value::Null, resume: None }
     }
 
     /// It is not the client's fault.
@@ -62,6 +65,16 @@ impl Problem {
         Self::new(StatusCode::NOT_FOUND, "NotFound", message)
     }
 
+    /// The pages of a list have become too old; `resume` goes on with what there is now.
+    pub(super) fn expired(why: &Expired, resume: &str) -> Self {
+        let message = format!(
+            "{why}: the list has changed too much since it was begun; list again from the beginning, \
+             or use the new continue token to get the rest as it is now"
+        );
+        let resume = Some(resume.to_owned());
+        Self { resume, ..Self::new(StatusCode::GONE, "Expired", message) }
+    }
+
     /// Names the object that it is about.
     pub(super) fn about(mut self, kind: Kind, name: &str) -> Self {
         self.details = json!({"group": kind.group(), "kind": kind.plural(), "name": name});
@@ -82,10 +95,14 @@ impl Problem {
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
+        let metadata = match self.resume {
+            Some(resume) => json!({"continue": resume}),
+            None => json!({}),
+        };
         let body = json!({
             "kind": "Status",
             "apiVersion": "v1",
-            "metadata": {},
+            "metadata": metadata,
             "status": "Failure",
             "message": self.message,
             "reason": self.reason,
@@ -126,6 +143,9 @@ impl From<ChangeError> for Problem {
             ChangeError::NotFound { kind, name } => Self::not_found(*kind, name),
             ChangeError::Conflict { kind, name, .. } => {
                 Self::new(conflict, "Conflict", message).about(*kind, name)
+            }
+            ChangeError::Kept { kind, name } => {
+                Self::new(StatusCode::FORBIDDEN, "Forbidden", message).about(*kind, name)
             }
             ChangeError::InUse(name, _) => {
                 Self::new(conflict, "Conflict", message).about(Kind::Revision, name)

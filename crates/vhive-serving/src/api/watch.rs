@@ -5,7 +5,6 @@
 
 use std::collections::{HashSet, VecDeque};
 use std::convert::Infallible;
-use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -14,6 +13,7 @@ use bytes::Bytes;
 use http::{StatusCode, header};
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
 
 use super::query::{Query, Selector};
 use super::resources::{key, matching};
@@ -41,7 +41,6 @@ pub(super) struct Scope {
 /// One who watches, over HTTP.
 #[derive(Debug)]
 struct Stream {
-    shared: Arc<Shared>,
     scope: Scope,
     watcher: Watcher,
     /// Lines not yet sent.
@@ -51,8 +50,12 @@ struct Stream {
     /// Up to here, what the client has may differ from what was there when it began to watch.
     begun: u64,
     bookmarks: bool,
+    /// When the next one is due, whatever else is told meanwhile.
+    next_bookmark: Instant,
     include: String,
     until: Instant,
+    /// Of the node.
+    end: CancellationToken,
     over: bool,
 }
 
@@ -75,18 +78,19 @@ pub(super) async fn stream(
     let limit = query.timeout_seconds.map_or(LONGEST, Duration::from_secs).min(LONGEST);
     let known = scope.selector.may_change().then(HashSet::new);
     let mut stream = Stream {
-        shared: Arc::clone(&shared.0),
         scope,
         watcher,
         lines: VecDeque::new(),
         known,
         begun: shared.services.changes.version(),
         bookmarks: query.bookmarks(),
+        next_bookmark: Instant::now() + BOOKMARK,
         include: query.include_object.clone(),
         until: Instant::now() + limit,
+        end: shared.end.clone(),
         over: false,
     };
-    stream.begin(from.is_none(), initial);
+    stream.begin(shared, from.is_none(), initial);
     Ok(body(Body::from_stream(futures_util::stream::unfold(stream, Stream::next))))
 }
 
@@ -115,9 +119,9 @@ fn line(what: &str, object: &Value) -> Bytes {
 
 impl Stream {
     /// What the client is told first.
-    fn begin(&mut self, with_present: bool, marked: bool) {
+    fn begin(&mut self, shared: &Shared, with_present: bool, marked: bool) {
         if with_present || self.known.is_some() {
-            let present = matching(&self.shared, &self.scope);
+            let present = matching(shared, &self.scope);
             if let Some(known) = &mut self.known {
                 known.extend(present.iter().map(owned));
             }
@@ -140,7 +144,7 @@ impl Stream {
             if self.over {
                 return None;
             }
-            let pause = (Instant::now() + BOOKMARK).min(self.until);
+            let pause = self.next_bookmark.min(self.until);
             tokio::select! {
                 new = self.watcher.next() => match new {
                     Ok(changes) => changes.iter().for_each(|change| self.take(change)),
@@ -151,11 +155,12 @@ impl Stream {
                 },
                 () = sleep_until(pause) => {
                     self.over = pause == self.until;
+                    self.next_bookmark = pause + BOOKMARK;
                     if self.bookmarks && !self.over {
                         self.bookmark(&Value::Null);
                     }
                 }
-                () = self.shared.end.cancelled() => return None,
+                () = self.end.cancelled() => return None,
             }
         }
     }
@@ -216,4 +221,57 @@ impl Stream {
 fn owned(object: &Value) -> (String, String) {
     let (namespace, name) = key(object);
     (namespace.to_owned(), name.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::changes::Changes;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_bookmark_comes_every_minute_however_much_else_is_told() {
+        let changes = Arc::new(Changes::new(100));
+        let begun = Instant::now();
+        let mut stream = Stream {
+            scope: Scope {
+                kind: Kind::Broker,
+                namespace: None,
+                selector: Selector::default(),
+                shape: Shape::Whole,
+            },
+            watcher: changes.watch(Kind::Broker, None).unwrap(),
+            lines: VecDeque::new(),
+            known: None,
+            begun: 100,
+            bookmarks: true,
+            next_bookmark: begun + BOOKMARK,
+            include: String::new(),
+            until: begun + 4 * BOOKMARK,
+            end: CancellationToken::new(),
+            over: false,
+        };
+        let busy = Arc::clone(&changes);
+        let busy = tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(Duration::from_secs(25)).await;
+                let object = json!({"metadata": {"name": "a"}});
+                let version = busy.next_version();
+                busy.publish([Change::new(version, Kind::Broker, What::Modified, &object)]);
+            }
+        });
+        let mut marks = Vec::new();
+        while let Some((Ok(line), rest)) = stream.next().await {
+            stream = rest;
+            let event: Value = serde_json::from_slice(&line).unwrap();
+            if event["type"] == "BOOKMARK" {
+                let version = event["object"]["metadata"]["resourceVersion"].as_str().unwrap();
+                marks.push((begun.elapsed().as_secs(), version.to_owned()));
+            }
+        }
+        busy.abort();
+        let wanted = [(60, "102"), (120, "104"), (180, "107")];
+        assert_eq!(marks, wanted.map(|(at, version)| (at, version.to_owned())));
+    }
 }

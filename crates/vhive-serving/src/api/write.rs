@@ -1,66 +1,71 @@
-//! Changing objects: create, replace, patch, delete.
+//! Changing objects: create, replace, patch.
 //!
-//! Clients make services, configurations, routes, brokers, triggers, config maps and secrets;
-//! revisions come of configurations, and configurations and routes also of services.
+//! Clients make services, configurations, routes, brokers, triggers, config maps, secrets and
+//! namespaces; revisions come of configurations, and configurations and routes also of services: only
+//! their labels and annotations can be changed.
 
 use axum::Json;
 use axum::extract::Path;
 use axum::extract::rejection::BytesRejection;
 use axum::response::{IntoResponse as _, Response};
 use bytes::Bytes;
-use http::{StatusCode, Uri};
+use http::{StatusCode, Uri, header};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::apply::{self, Conflicts};
 use super::call::Call;
-use super::document::{media_type, parse, place};
+use super::document::{parse, place};
+use super::patch::apply_patch;
 use super::resources::{find, kind_of_path};
 use super::shape::Shape;
 use super::status::Problem;
+use super::validation::LeftOut;
 use super::{Shared, State};
-use crate::data::DataKey;
 use crate::document::Document;
 use crate::inputs::DataKind;
 use crate::kind::Kind;
 use crate::objects;
-use crate::services::{ChangeError, Mode, Seen, Wish};
+use crate::services::{ChangeError, Mode, Wish};
 
 /// How often a patch is tried again on what another client has made of the object.
 const TRIES: usize = 5;
 
-/// Operations in a JSON patch.
-const MOST_OPERATIONS: usize = 1000;
-
-/// Values in an object that copies have been made in.
-const MOST_VALUES: usize = 20_000;
-
-/// Bytes of text in such an object.
-const MOST_BYTES: usize = 8 << 20;
-
-type Body = Result<Bytes, BytesRejection>;
-type Placed = Path<(String, String)>;
-type Named = Path<(String, String, String)>;
+pub(super) type Body = Result<Bytes, BytesRejection>;
+pub(super) type Placed = Path<(String, String)>;
+pub(super) type Named = Path<(String, String, String)>;
 
 /// What is asked of one object.
-struct Request<'a> {
-    shared: &'a Shared,
-    kind: Kind,
-    namespace: &'a str,
-    name: &'a str,
-    call: &'a Call,
+#[derive(Clone, Copy)]
+pub(super) struct Request<'a> {
+    pub(super) shared: &'a Shared,
+    pub(super) kind: Kind,
+    pub(super) namespace: &'a str,
+    pub(super) name: &'a str,
+    pub(super) call: &'a Call,
 }
 
 impl Request<'_> {
-    fn reply(&self, status: StatusCode, object: Value) -> Response {
+    fn reply(&self, status: StatusCode, object: Value, left_out: &LeftOut) -> Response {
         let shape = Shape::wanted(&self.call.headers);
         let shown = shape.one(self.kind, object, &self.call.query.include_object);
-        (status, Json(shown)).into_response()
+        let mut response = (status, Json(shown)).into_response();
+        for warning in left_out.warnings() {
+            response.headers_mut().append(header::WARNING, warning);
+        }
+        response
+    }
+
+    fn left_out(&self) -> Result<LeftOut, Problem> {
+        Ok(LeftOut::new(self.call.query.validation()?))
     }
 
     /// Puts a document; says what the object is then, and whether there was none.
     async fn put(&self, document: &Value, wish: Wish) -> Result<(Value, bool), ChangeError> {
         let services = &self.shared.services;
+        if self.kind == Kind::Revision || self.expect_free().is_err() {
+            return services.put_marks(self.kind, document, wish).await;
+        }
         if let Some(kind) = DataKind::of(self.kind) {
             let (object, new) = services.put_data(kind, document, wish).await?;
             return Ok((objects::data(&object), new));
@@ -73,8 +78,25 @@ impl Request<'_> {
         Ok((object.unwrap_or_default(), new))
     }
 
+    /// Puts a document in the place of what there is, without its unknown fields if the client wants
+    /// it so.
+    async fn put_known(
+        &self,
+        live: Option<&Value>,
+        mut document: Value,
+        left_out: &mut LeftOut,
+    ) -> Result<Result<(Value, bool), ChangeError>, Problem> {
+        loop {
+            let wish = self.wish(live, &document)?;
+            match self.put(&document, wish).await {
+                Err(error) if left_out.leave_out(&error, &mut document) => {}
+                done => return Ok(done),
+            }
+        }
+    }
+
     /// Whether it is no service's.
-    fn expect_free(&self) -> Result<(), ChangeError> {
+    pub(super) fn expect_free(&self) -> Result<(), ChangeError> {
         self.shared.services.expect_free(self.kind, self.namespace, self.name)
     }
 
@@ -113,43 +135,80 @@ fn writable(plural: &str, uri: &Uri) -> Result<Kind, Problem> {
         | Kind::ConfigMap
         | Kind::Secret => return Ok(kind),
         Kind::Revision => {
-            "revisions are made by configurations; change the Service or the Configuration instead"
+            "revisions are made by configurations; make a Service or a Configuration instead"
                 .to_owned()
         }
-        Kind::Pod | Kind::Namespace | Kind::Event => {
+        Kind::Namespace => return Err(Problem::no_such_path(uri)),
+        Kind::Pod | Kind::Event => {
             format!("{} are the node's own and cannot be changed by clients", kind.plural())
         }
     };
     Err(Problem::new(StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowed", message))
 }
 
-/// `POST` of one of Knative's kinds.
+/// `POST` of an object.
 pub(super) async fn create(
     shared: State,
     Path((namespace, plural)): Placed,
     call: Call,
     body: Body,
 ) -> Result<Response, Problem> {
-    let kind = writable(&plural, &call.uri)?;
-    let request = Request { shared: &shared, kind, namespace: &namespace, name: "", call: &call };
-    let mut document = parse(&call.headers, &body?)?;
-    place(&mut document, &namespace, None)?;
-    let (object, _) = request.put(&document, request.wish(None, &document)?).await?;
-    Ok(request.reply(StatusCode::CREATED, object))
+    let (kind, namespace) = (writable(&plural, &call.uri)?, namespace.as_str());
+    make(&Request { shared: &shared, kind, namespace, name: "", call: &call }, &body?).await
 }
 
-/// `PUT` of one of Knative's kinds.
+/// `POST` of a namespace.
+pub(super) async fn create_namespace(
+    shared: State,
+    call: Call,
+    body: Body,
+) -> Result<Response, Problem> {
+    let kind = Kind::Namespace;
+    make(&Request { shared: &shared, kind, namespace: "", name: "", call: &call }, &body?).await
+}
+
+async fn make(request: &Request<'_>, body: &Bytes) -> Result<Response, Problem> {
+    let mut left_out = request.left_out()?;
+    let mut document = parse(&request.call.headers, body)?;
+    place(&mut document, request.namespace, None)?;
+    let (object, _) = request.put_known(None, document, &mut left_out).await??;
+    Ok(request.reply(StatusCode::CREATED, object, &left_out))
+}
+
+/// The kind of a path, if clients may change its objects' metadata and delete them at least.
+pub(super) fn markable(plural: &str, uri: &Uri) -> Result<Kind, Problem> {
+    match kind_of_path(plural, uri)? {
+        Kind::Revision => Ok(Kind::Revision),
+        _ => writable(plural, uri),
+    }
+}
+
+/// `PUT` of an object.
 pub(super) async fn replace(
     shared: State,
     Path((namespace, plural, name)): Named,
     call: Call,
     body: Body,
 ) -> Result<Response, Problem> {
-    let kind = writable(&plural, &call.uri)?;
+    let kind = markable(&plural, &call.uri)?;
     let (namespace, name) = (namespace.as_str(), name.as_str());
-    let request = Request { shared: &shared, kind, namespace, name, call: &call };
-    let document = parse(&call.headers, &body?)?;
-    edit(&request, |object| {
+    exchange(&Request { shared: &shared, kind, namespace, name, call: &call }, &body?).await
+}
+
+/// `PUT` of a namespace.
+pub(super) async fn replace_namespace(
+    shared: State,
+    Path(name): Path<String>,
+    call: Call,
+    body: Body,
+) -> Result<Response, Problem> {
+    let (kind, name) = (Kind::Namespace, name.as_str());
+    exchange(&Request { shared: &shared, kind, namespace: "", name, call: &call }, &body?).await
+}
+
+async fn exchange(request: &Request<'_>, body: &Bytes) -> Result<Response, Problem> {
+    let document = parse(&request.call.headers, body)?;
+    edit(request, |object| {
         let version = object.pointer("/metadata/resourceVersion").cloned();
         *object = document.clone();
         let given = object.pointer("/metadata/resourceVersion");
@@ -165,150 +224,63 @@ pub(super) async fn replace(
     .await
 }
 
-/// `PATCH` of one of Knative's kinds.
+/// `PATCH` of an object.
 pub(super) async fn patch(
     shared: State,
     Path((namespace, plural, name)): Named,
     call: Call,
     body: Body,
 ) -> Result<Response, Problem> {
-    let kind = writable(&plural, &call.uri)?;
+    let kind = markable(&plural, &call.uri)?;
     let (namespace, name) = (namespace.as_str(), name.as_str());
     apply_patch(&Request { shared: &shared, kind, namespace, name, call: &call }, &body?).await
 }
 
-/// A merge patch, a strategic one (which is the same where there are no lists), a JSON patch, or
-/// server-side apply.
-async fn apply_patch(request: &Request<'_>, body: &Bytes) -> Result<Response, Problem> {
-    let headers = &request.call.headers;
-    match media_type(headers) {
-        "application/apply-patch+yaml" | "application/apply-patch+json" => {
-            server_side_apply(request, body).await
-        }
-        "application/strategic-merge-patch+json" if DataKind::of(request.kind).is_some() => {
-            let patch = parse(headers, body)?;
-            if has_directive(&patch) {
-                let message = "directives of a strategic merge patch ($patch, $retainKeys …) are \
-                               not supported; use a merge patch";
-                return Err(Problem::bad_request(message));
-            }
-            merge(request, &patch).await
-        }
-        "application/merge-patch+json" => merge(request, &parse(headers, body)?).await,
-        "application/json-patch+json" => {
-            let unreadable =
-                |error| Problem::bad_request(format!("body is no JSON patch: {error}"));
-            let patch: json_patch::Patch = serde_json::from_slice(body).map_err(unreadable)?;
-            if patch.0.len() > MOST_OPERATIONS {
-                let message = format!("the patch has more than {MOST_OPERATIONS} operations");
-                return Err(Problem::bad_request(message));
-            }
-            edit(request, |object| {
-                let unfit = |error: &dyn std::fmt::Display| {
-                    let message = format!("the patch cannot be applied: {error}");
-                    Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "Invalid", message)
-                };
-                for operation in &patch.0 {
-                    let applied = json_patch::patch(object, std::slice::from_ref(operation));
-                    applied.map_err(|error| unfit(&error))?;
-                    // A copy may double what there is, in number and in depth; whatever is put
-                    // below something else is deeper than it was.
-                    let fits = match operation {
-                        json_patch::PatchOperation::Copy(_) => is_moderate(object, 0),
-                        json_patch::PatchOperation::Test(_)
-                        | json_patch::PatchOperation::Remove(_) => true,
-                        other => {
-                            let path = other.path();
-                            let put = object.pointer(path.as_str()).unwrap_or(object);
-                            is_moderate(put, path.count())
-                        }
-                    };
-                    if !fits {
-                        return Err(unfit(&"it makes the object too large or too deep"));
-                    }
-                }
-                Ok(false)
-            })
-            .await
-        }
-        other => {
-            let message = format!(
-                "the body of the request was in an unknown format - {other:?}: accepted media \
-                 types include application/json-patch+json, application/merge-patch+json, \
-                 application/apply-patch+yaml"
-            );
-            let status = StatusCode::UNSUPPORTED_MEDIA_TYPE;
-            Err(Problem::new(status, "UnsupportedMediaType", message))
-        }
-    }
-}
-
-async fn merge(request: &Request<'_>, patch: &Value) -> Result<Response, Problem> {
-    edit(request, |object| {
-        json_patch::merge(object, patch);
-        Ok(patch.pointer("/metadata/resourceVersion").is_some())
-    })
-    .await
-}
-
-/// Whether a strategic merge patch says more than a merge patch could.
-fn has_directive(patch: &Value) -> bool {
-    patch.as_object().is_some_and(|object| {
-        object.iter().any(|(name, value)| name.starts_with('$') || has_directive(value))
-    })
-}
-
-/// Whether what is so deep in an object is no larger and no deeper than any that is meant.
-fn is_moderate(object: &Value, depth: usize) -> bool {
-    let (mut left, mut seen, mut bytes) = (vec![(object, depth)], 0, 0);
-    while let Some((value, depth)) = left.pop() {
-        seen += 1;
-        if seen > MOST_VALUES || bytes > MOST_BYTES || depth > crate::admission::DEEPEST {
-            return false;
-        }
-        match value {
-            Value::Array(list) => left.extend(list.iter().map(|one| (one, depth + 1))),
-            Value::Object(map) => {
-                bytes += map.keys().map(String::len).sum::<usize>();
-                left.extend(map.values().map(|one| (one, depth + 1)));
-            }
-            Value::String(text) => bytes += text.len(),
-            _ => {}
-        }
-    }
-    true
+/// `PATCH` of a namespace.
+pub(super) async fn patch_namespace(
+    shared: State,
+    Path(name): Path<String>,
+    call: Call,
+    body: Body,
+) -> Result<Response, Problem> {
+    let (kind, name) = (Kind::Namespace, name.as_str());
+    apply_patch(&Request { shared: &shared, kind, namespace: "", name, call: &call }, &body?).await
 }
 
 /// Reads the object, changes it, and puts it back, again if another client was quicker, unless the
 /// change itself names a version.
-async fn edit(
+pub(super) async fn edit(
     request: &Request<'_>,
     change: impl Fn(&mut Value) -> Result<bool, Problem>,
 ) -> Result<Response, Problem> {
     let mut tries = 0;
     loop {
         tries += 1;
+        let mut left_out = request.left_out()?;
         request.shared.services.settle().await;
         let found = find(request.shared, request.kind, request.namespace, request.name);
         let found = found.ok_or_else(|| Problem::not_found(request.kind, request.name))?;
-        request.expect_free()?;
         let mut object = found.clone();
         let has_version = change(&mut object)?;
         place(&mut object, request.namespace, Some(request.name))?;
-        let wish = request.wish(Some(&found), &object)?;
-        match request.put(&object, wish).await {
-            Ok((object, _)) => return Ok(request.reply(StatusCode::OK, object)),
+        match request.put_known(Some(&found), object, &mut left_out).await? {
+            Ok((object, _)) => return Ok(request.reply(StatusCode::OK, object, &left_out)),
             Err(ChangeError::Conflict { .. }) if !has_version && tries < TRIES => {}
             Err(error) => return Err(error.into()),
         }
     }
 }
 
-async fn server_side_apply(request: &Request<'_>, body: &Bytes) -> Result<Response, Problem> {
+/// Applies the fields of the body as their manager's.
+pub(super) async fn server_side_apply(
+    request: &Request<'_>,
+    body: &Bytes,
+) -> Result<Response, Problem> {
     if request.call.query.field_manager.is_empty() {
         return Err(Problem::bad_request("fieldManager is required for apply"));
     }
     let manager = request.call.manager()?;
+    let mut left_out = request.left_out()?;
     let mut wanted = parse(&request.call.headers, body)?;
     tellable(&wanted)?;
     place(&mut wanted, request.namespace, Some(request.name))?;
@@ -318,7 +290,6 @@ async fn server_side_apply(request: &Request<'_>, body: &Bytes) -> Result<Respon
         tries += 1;
         request.shared.services.settle().await;
         let live = find(request.shared, request.kind, request.namespace, request.name);
-        request.expect_free()?;
         let now = objects::seconds(Timestamp::now());
         let applied =
             apply::apply(live.as_ref(), &wanted, &manager, request.call.query.force(), &now);
@@ -331,10 +302,12 @@ async fn server_side_apply(request: &Request<'_>, body: &Bytes) -> Result<Respon
         match request.put(&object, wish).await {
             Ok((object, new)) => {
                 let status = if new { StatusCode::CREATED } else { StatusCode::OK };
-                return Ok(request.reply(status, object));
+                return Ok(request.reply(status, object, &left_out));
             }
             Err(ChangeError::Conflict { .. } | ChangeError::Exists { .. })
                 if !has_version && tries < TRIES => {}
+            // What is left out is nobody's: the fields are told apart again.
+            Err(error) if left_out.leave_out(&error, &mut wanted) => {}
             Err(error) => return Err(error.into()),
         }
     }
@@ -374,60 +347,6 @@ fn conflicting(request: &Request<'_>, conflicts: &Conflicts) -> Problem {
     Problem::new(StatusCode::CONFLICT, "Conflict", message)
         .about(request.kind, request.name)
         .with_causes(causes)
-}
-
-/// `DELETE` of one of Knative's kinds.
-pub(super) async fn remove(
-    shared: State,
-    Path((namespace, plural, name)): Named,
-    call: Call,
-    body: Body,
-) -> Result<Response, Problem> {
-    let kind = kind_of_path(&plural, &call.uri)?;
-    if kind != Kind::Revision {
-        writable(&plural, &call.uri)?;
-    }
-    let (namespace, name) = (namespace.as_str(), name.as_str());
-    delete(&Request { shared: &shared, kind, namespace, name, call: &call }, &body?).await
-}
-
-async fn delete(request: &Request<'_>, body: &Bytes) -> Result<Response, Problem> {
-    let Request { shared, kind, namespace, name, call } = *request;
-    // kubectl says JSON, client-go may say nothing.
-    let options = if body.is_empty() { Value::Null } else { parse(&call.headers, body)? };
-    let text = |pointer| options.pointer(pointer).and_then(Value::as_str).map(str::to_owned);
-    let seen =
-        Seen { version: text("/preconditions/resourceVersion"), uid: text("/preconditions/uid") };
-    let services = &shared.services;
-    services.settle().await;
-    let found = find(shared, kind, namespace, name);
-    let found = found.ok_or_else(|| Problem::not_found(kind, name))?;
-    request.expect_free()?;
-    if options.pointer("/dryRun/0").is_none() && !call.query.dry_run()? {
-        match DataKind::of(kind) {
-            Some(data) => {
-                services.remove_data(DataKey::new(data, namespace, name), seen).await?;
-            }
-            None if kind == Kind::Revision => services.remove_revision(namespace, name).await?,
-            None if matches!(kind, Kind::Broker | Kind::Trigger | Kind::Route) => {
-                services.remove_object(kind, (namespace, name), seen).await?;
-            }
-            None => _ = services.remove(kind, (namespace, name), seen).await?,
-        }
-    }
-    Ok(Json(json!({
-        "kind": "Status",
-        "apiVersion": "v1",
-        "metadata": {},
-        "status": "Success",
-        "details": {
-            "group": kind.group(),
-            "kind": kind.plural(),
-            "name": name,
-            "uid": found.pointer("/metadata/uid"),
-        },
-    }))
-    .into_response())
 }
 
 /// Any change of `…/status`, which is the node's to say.

@@ -18,13 +18,13 @@ use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
 pub(crate) use self::data::data;
-pub(crate) use self::namespace::namespace;
+pub(crate) use self::namespace::NAME_LABEL;
 pub(crate) use self::plain::{BROKER_LABEL, plain};
 pub(crate) use self::pod::{is_pod_of, pod};
 pub(crate) use self::revision::revision;
 use crate::catalog::{Catalog, Entry};
 use crate::kind::{Kind, SERVING};
-use crate::store::{StoredObject, StoredService, uid_of};
+use crate::store::{Marks, StoredObject, StoredService, uid_of};
 
 /// A service, its configuration or its route; none for other kinds, and of a configuration that no
 /// service makes only itself.
@@ -112,10 +112,19 @@ fn put_strings(metadata: &mut Value, field: &str, strings: &BTreeMap<String, Str
     }
 }
 
-/// The labels of a template, then those that say where an object belongs.
-fn labels(template: &Value, more: &[(&str, &str)]) -> Value {
-    let given = template.pointer("/metadata/labels").and_then(Value::as_object);
-    let mut labels = given.cloned().unwrap_or_else(Map::new);
+/// Adds who set which of an object's marks.
+fn put_managed(metadata: &mut Value, marks: &Marks) {
+    if !marks.managed.is_null() {
+        metadata["managedFields"] = marks.managed.value();
+    }
+}
+
+/// The labels that were given, then those that say where an object belongs.
+fn labels(given: Option<Value>, more: &[(&str, &str)]) -> Value {
+    let mut labels = match given {
+        Some(Value::Object(given)) => given,
+        _ => Map::new(),
+    };
     for (name, value) in more {
         labels.insert((*name).to_owned(), Value::from(*value));
     }

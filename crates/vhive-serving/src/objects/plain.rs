@@ -1,4 +1,4 @@
-//! Objects without revisions: brokers, triggers, and routes that no service makes.
+//! Objects without revisions: brokers, triggers, routes that no service makes, and namespaces.
 //!
 //! # Source
 //! Knative Eventing, `pkg/apis/eventing/v1`, and Serving, `pkg/apis/serving/v1`, lifecycles and
@@ -7,9 +7,11 @@
 use serde_json::{Value, json};
 
 use super::conditions::Condition;
+use super::namespace::namespace;
 use super::{addresses, metadata};
 use crate::catalog::Catalog;
 use crate::eventing::{Sink, To};
+use crate::kind::Kind;
 use crate::registry::{Object, Spec, Unmet};
 
 /// The label that Knative gives a trigger.
@@ -18,6 +20,9 @@ pub(crate) const BROKER_LABEL: &str = "eventing.knative.dev/broker";
 /// An object with its status.
 pub(crate) fn plain(catalog: &Catalog, object: &Object) -> Value {
     let stored = &object.stored;
+    if object.kind == Kind::Namespace {
+        return namespace(stored, object.version);
+    }
     let mut metadata = metadata(stored, object.version);
     let domain = catalog.domain();
     let mut status = json!({
@@ -45,7 +50,7 @@ pub(crate) fn plain(catalog: &Catalog, object: &Object) -> Value {
                 status[field] = found[field].clone();
             }
         }
-        Err(_) => {}
+        Ok(Spec::Namespace) | Err(_) => {}
     }
     let of_broker = match &object.spec {
         Ok(Spec::Trigger(spec)) => catalog.objects.broker(&stored.namespace, &spec.broker),

@@ -4,7 +4,7 @@ use serde_json::{Map, Value, json};
 use vhive_api::Revision;
 
 use super::conditions::{of_instances, of_revision};
-use super::{labels, owner, seconds, serving, uid_of_kind};
+use super::{labels, owner, put_managed, seconds, serving, uid_of_kind};
 use crate::catalog::Entry;
 use crate::kind::Kind;
 use crate::standing::Standing;
@@ -35,11 +35,22 @@ pub(crate) fn revision(entry: &Entry, one: &StoredRevision, standing: &Standing)
         "resourceVersion": standing.version.to_string(),
         "generation": 1,
         "creationTimestamp": seconds(one.created),
-        "labels": labels(&template, &more),
+        "labels": Value::Null,
         "ownerReferences": owner(Kind::Configuration, &owned_by.name, &configuration),
     });
-    let given = template.pointer("/metadata/annotations").and_then(Value::as_object);
-    let mut annotations = given.cloned().unwrap_or_else(Map::new);
+    let given = |field: &str| template.pointer(&format!("/metadata/{field}")).cloned();
+    let (given, annotations) = match &one.marks {
+        Some(marks) => {
+            put_managed(&mut metadata, marks);
+            (Some(json!(marks.labels)), Some(json!(marks.annotations)))
+        }
+        None => (given("labels"), given("annotations")),
+    };
+    metadata["labels"] = labels(given, &more);
+    let mut annotations = match annotations {
+        Some(Value::Object(map)) => map,
+        _ => Map::new(),
+    };
     if routed {
         let own = owned_by.routed.iter().any(|assigned| assigned.revision == one.name());
         let own = own.then_some(owned_by.name.as_str());

@@ -3,7 +3,9 @@
 use serde_json::{Value, json};
 
 use super::conditions::{both, of_configuration, of_route};
-use super::{addresses, metadata, owner, seconds, serving, uid_of_kind};
+use super::{
+    addresses, labels, metadata, owner, put_managed, put_strings, seconds, serving, uid_of_kind,
+};
 use crate::catalog::{Catalog, Entry};
 use crate::kind::Kind;
 
@@ -68,19 +70,26 @@ pub(super) fn route(catalog: &Catalog, entry: &Entry) -> Value {
 
 fn part(entry: &Entry, kind: Kind, generation: u64) -> Value {
     let stored = &entry.stored;
-    json!({
+    let marks = if kind == Kind::Route { &stored.route_marks } else { &stored.configuration_marks };
+    let ours = [
+        ("serving.knative.dev/service", stored.name.as_str()),
+        ("serving.knative.dev/serviceUID", stored.uid.as_str()),
+    ];
+    let mut metadata = json!({
         "name": stored.name,
         "namespace": stored.namespace,
         "uid": uid_of_kind(stored, kind),
         "resourceVersion": entry.version.to_string(),
         "generation": generation,
         "creationTimestamp": seconds(stored.created),
-        "labels": {
-            "serving.knative.dev/service": stored.name,
-            "serving.knative.dev/serviceUID": stored.uid,
-        },
+        "labels": labels(marks.as_ref().map(|marks| json!(marks.labels)), &ours),
         "ownerReferences": owner(Kind::Service, &stored.name, &stored.uid),
-    })
+    });
+    if let Some(marks) = marks {
+        put_strings(&mut metadata, "annotations", &marks.annotations);
+        put_managed(&mut metadata, marks);
+    }
+    metadata
 }
 
 fn put_revisions(status: &mut Value, entry: &Entry) {

@@ -116,6 +116,7 @@ impl Services {
         if wish.dry_run {
             return Ok((preview(stored, before.as_ref(), now), before.is_none()));
         }
+        self.provide(&stored.namespace).await?;
         let version = self.next_version();
         stored.resource_version = version;
         let stored = self.write(stored).await?;
@@ -203,28 +204,38 @@ impl Services {
         self: &Arc<Self>,
         kind: Kind,
         (namespace, name): (&str, &str),
-        seen: Seen,
-    ) -> Result<Entry, ChangeError> {
+        removal: Removal,
+    ) -> Result<(), ChangeError> {
         let (services, namespace, name) = (Arc::clone(self), namespace.to_owned(), name.to_owned());
-        whole(async move { services.remove_whole(kind, (&namespace, &name), &seen).await }).await
+        whole(async move { services.remove_whole(kind, (&namespace, &name), &removal).await }).await
     }
 
     async fn remove_whole(
         &self,
         kind: Kind,
         (namespace, name): (&str, &str),
-        seen: &Seen,
-    ) -> Result<Entry, ChangeError> {
+        removal: &Removal,
+    ) -> Result<(), ChangeError> {
         let not_found = || ChangeError::NotFound { kind, name: name.to_owned() };
         let _changing = self.changing.lock().await;
         let entry = self.of_kind(kind, namespace, name).ok_or_else(not_found)?;
-        seen.expect((kind, name), &entry.stored.uid, entry.version)?;
-        let store = Arc::clone(&self.store);
+        removal.seen.expect((kind, name), &entry.stored.uid, entry.version)?;
+        if removal.dry_run {
+            return Ok(());
+        }
         let key = (namespace.to_owned(), name.to_owned());
-        let removed = tokio::task::spawn_blocking(move || store.remove(&key.0, &key.1));
-        removed.await.map_err(|_| ChangeError::ShutDown)??;
-        let mut entry = self.catalog.remove(namespace, name).ok_or_else(not_found)?;
+        self.on_disk(move |store| store.remove(&key.0, &key.1)).await?;
+        let entry = self.take_service(namespace, name).ok_or_else(not_found)?;
         tracing::info!(kind = kind.as_str(), name, namespace, "service removed");
+        self.review();
+        self.lead_after(&entry.stored, Timestamp::now()).await;
+        Ok(())
+    }
+
+    /// Has a service or configuration that the store no longer has serve no more, and tells whoever
+    /// watches. The lock for changes is held.
+    pub(super) fn take_service(&self, namespace: &str, name: &str) -> Option<Entry> {
+        let mut entry = self.catalog.remove(namespace, name)?;
         for route in entry.routes.iter() {
             self.retire(Arc::clone(route));
         }
@@ -237,9 +248,7 @@ impl Services {
             changes.push(Change::new(version, kind, What::Deleted, &object));
         }
         self.changes.publish(changes);
-        self.review();
-        self.lead_after(&entry.stored, Timestamp::now()).await;
-        Ok(entry)
+        Some(entry)
     }
 
     /// Removes a revision that requests cannot reach.
@@ -248,14 +257,19 @@ impl Services {
     /// [`ChangeError`].
     pub(crate) async fn remove_revision(
         self: &Arc<Self>,
-        namespace: &str,
-        name: &str,
+        (namespace, name): (&str, &str),
+        removal: Removal,
     ) -> Result<(), ChangeError> {
         let (services, namespace, name) = (Arc::clone(self), namespace.to_owned(), name.to_owned());
-        whole(async move { services.remove_revision_whole(&namespace, &name).await }).await
+        whole(async move { services.remove_revision_whole((&namespace, &name), &removal).await })
+            .await
     }
 
-    async fn remove_revision_whole(&self, namespace: &str, name: &str) -> Result<(), ChangeError> {
+    async fn remove_revision_whole(
+        &self,
+        (namespace, name): (&str, &str),
+        removal: &Removal,
+    ) -> Result<(), ChangeError> {
         let _changing = self.changing.lock().await;
         let all = self.catalog.list(Some(namespace));
         let entry = all.into_iter().find(|entry| entry.stored.revision(name).is_some());
@@ -263,6 +277,9 @@ impl Services {
             let (kind, name) = (Kind::Revision, name.to_owned());
             return Err(ChangeError::NotFound { kind, name });
         };
+        if let Some((one, standing)) = entry.revisions().find(|(one, _)| one.name() == name) {
+            removal.seen.expect((Kind::Revision, name), &one.uid, standing.version)?;
+        }
         if entry.stored.revision(name).is_some_and(|one| !one.routes.is_empty()) {
             return Err(ChangeError::InUse(name.to_owned(), "a route leads to it"));
         }
@@ -279,6 +296,9 @@ impl Services {
                 "it is its configuration's latest one",
             ));
         }
+        if removal.dry_run {
+            return Ok(());
+        }
         let mut stored = StoredService::clone(&entry.stored);
         stored.revisions.retain(|revision| revision.name() != name);
         stored.resource_version = self.next_version();
@@ -294,6 +314,14 @@ pub(super) async fn whole<T: Send + 'static>(
     change: impl Future<Output = Result<T, ChangeError>> + Send + 'static,
 ) -> Result<T, ChangeError> {
     tokio::spawn(change).await.map_err(|_| ChangeError::ShutDown)?
+}
+
+/// How an object is to be removed.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Removal {
+    pub(crate) seen: Seen,
+    /// Says whether it could be; nothing is changed.
+    pub(crate) dry_run: bool,
 }
 
 /// What a client has seen of an object that it wants changed or removed.

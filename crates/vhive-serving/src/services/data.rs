@@ -7,7 +7,7 @@ use serde_json::Value;
 use vhive_api::Revision;
 
 use super::change::whole;
-use super::{ChangeError, Mode, RESERVED, Seen, Services, Wish};
+use super::{ChangeError, Mode, RESERVED, Removal, Seen, Services, Wish};
 use crate::admission::{AdmittedData, Problem, ProblemKind, admit_data, name_in};
 use crate::catalog::Route;
 use crate::changes::{Change, What};
@@ -69,6 +69,7 @@ impl Services {
         if wish.dry_run {
             return Ok((Arc::new(next), new));
         }
+        self.provide(&next.namespace).await?;
         next.resource_version = self.next_version();
         let next = self.write_data(next).await?;
         tracing::info!(object = key.text(), "set");
@@ -100,32 +101,37 @@ impl Services {
     pub(crate) async fn remove_data(
         self: &Arc<Self>,
         key: DataKey,
-        seen: Seen,
-    ) -> Result<Arc<StoredData>, ChangeError> {
+        removal: Removal,
+    ) -> Result<(), ChangeError> {
         let services = Arc::clone(self);
-        whole(async move { services.remove_data_whole(&key, &seen).await }).await
+        whole(async move { services.remove_data_whole(key, &removal).await }).await
     }
 
-    async fn remove_data_whole(
-        self: &Arc<Self>,
-        key: &DataKey,
-        seen: &Seen,
-    ) -> Result<Arc<StoredData>, ChangeError> {
+    async fn remove_data_whole(&self, key: DataKey, removal: &Removal) -> Result<(), ChangeError> {
         let kind = Kind::from(key.kind);
         let _changing = self.changing.lock().await;
         let name = key.name.clone();
-        let found = self.data.find(key).ok_or(ChangeError::NotFound { kind, name })?;
-        seen.expect((kind, &key.name), &found.uid, found.resource_version)?;
-        let (store, gone) = (Arc::clone(&self.store), key.clone());
-        let removed = tokio::task::spawn_blocking(move || store.remove_data(&gone));
-        removed.await.map_err(|_| ChangeError::ShutDown)??;
-        self.data.remove(key);
-        tracing::info!(object = key.text(), "removed");
+        let found = self.data.find(&key).ok_or(ChangeError::NotFound { kind, name })?;
+        removal.seen.expect((kind, &key.name), &found.uid, found.resource_version)?;
+        if removal.dry_run {
+            return Ok(());
+        }
+        let text = key.text();
+        self.on_disk(move |store| store.remove_data(&key)).await?;
+        tracing::info!(object = text, "removed");
+        self.take_data(&found);
+        Ok(())
+    }
+
+    /// Takes an object out that the store no longer has, and tells whoever watches. The lock for
+    /// changes is held.
+    pub(super) fn take_data(&self, found: &StoredData) {
+        let (key, kind) = (found.key(), Kind::from(found.kind));
+        self.data.remove(&key);
         let version = self.next_version();
-        let last = StoredData { resource_version: version, ..StoredData::clone(&found) };
+        let last = StoredData { resource_version: version, ..found.clone() };
         self.changes.publish([Change::new(version, kind, What::Deleted, &objects::data(&last))]);
-        self.turn_to(key);
-        Ok(found)
+        self.turn_to(&key);
     }
 
     /// Has the revisions that name an object start their next instances with what it is now.

@@ -79,9 +79,19 @@ impl Services {
                 stored.routed = routed;
                 None
             }
-            Err(held) => Some(Unmet::from(held)),
+            Err(held) => {
+                // What is gone gets no more requests, whatever comes under its name.
+                let namespace = stored.namespace.clone();
+                stored.routed.retain(|one| self.has_revision(&namespace, &one.revision));
+                Some(Unmet::from(held))
+            }
         };
         vec![("AllTrafficAssigned", unmet.clone()), ("IngressReady", unmet)]
+    }
+
+    fn has_revision(&self, namespace: &str, name: &str) -> bool {
+        let entry = self.catalog.of_revision(&RevisionKey::new(namespace, name));
+        entry.is_some_and(|entry| entry.stored.revision(name).is_some())
     }
 
     fn led(&self, namespace: &str, targets: &[Target]) -> Result<Vec<Assigned>, Held> {

@@ -5,6 +5,8 @@ mod change;
 mod data;
 mod events;
 mod lead;
+mod marks;
+mod namespace;
 mod object;
 mod pods;
 mod settle;
@@ -18,7 +20,7 @@ use tokio::sync::Mutex;
 use vhive_api::{Digest, RuntimeName};
 use vhive_node::{Node, ResolveError};
 
-pub(crate) use self::change::{Mode, Seen, Wish};
+pub(crate) use self::change::{Mode, Removal, Seen, Wish};
 pub(crate) use self::settle::Pending;
 use crate::admission::{Admitted, Head, Invalid, Problem, ProblemKind, admit_template};
 use crate::catalog::{Catalog, Entry, Route, Turnover};
@@ -109,6 +111,14 @@ pub(crate) enum ChangeError {
         /// What it is.
         present: String,
     },
+    /// It is always there.
+    #[error("{} {name:?} is always there and cannot be deleted", kind.qualified())]
+    Kept {
+        /// Of which kind.
+        kind: Kind,
+        /// Its name.
+        name: String,
+    },
     /// The revision is in use.
     #[error("revision {0:?} cannot be deleted: {1}")]
     InUse(String, &'static str),
@@ -196,6 +206,7 @@ impl Services {
             services.turn_over(turnover);
         }
         services.show_objects(objects);
+        services.provide_all().await;
         // What has got ready and was not followed before the node ended.
         services.lead_all(jiff::Timestamp::now()).await;
         Ok(services)

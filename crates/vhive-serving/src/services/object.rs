@@ -1,4 +1,5 @@
-//! Changes of objects without revisions: brokers, triggers, and routes that no service makes.
+//! Changes of objects without revisions: brokers, triggers, routes that no service makes, and
+//! namespaces.
 
 use std::sync::Arc;
 
@@ -6,7 +7,7 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 use super::change::whole;
-use super::{ChangeError, Mode, RESERVED, Seen, Services, Wish, at_ingress};
+use super::{ChangeError, Mode, RESERVED, Removal, Seen, Services, Wish, at_ingress};
 use crate::admission::{
     AdmittedObject, Head, Invalid, Problem, ProblemKind, admit_object, read_spec,
 };
@@ -26,7 +27,7 @@ const KINDS: [Kind; 2] = [Kind::Broker, Kind::Trigger];
 /// [`StoreError`].
 pub(super) fn stored(store: &Store) -> Result<Vec<(Kind, StoredObject)>, StoreError> {
     let mut all = Vec::new();
-    for kind in KINDS.into_iter().chain([Kind::Route]) {
+    for kind in KINDS.into_iter().chain([Kind::Route, Kind::Namespace]) {
         all.extend(store.objects(kind)?.into_iter().map(|object| (kind, object)));
     }
     Ok(all)
@@ -133,6 +134,9 @@ impl Services {
         if wish.dry_run {
             return Ok((objects::plain(&self.catalog, &object), new));
         }
+        if kind.is_namespaced() {
+            self.provide(&object.stored.namespace).await?;
+        }
         object.version = self.next_version();
         Arc::make_mut(&mut object.stored).resource_version = object.version;
         let ceiling = self.changes.version() + RESERVED;
@@ -153,7 +157,7 @@ impl Services {
         Ok((objects::plain(&self.catalog, &object), new))
     }
 
-    /// Removes a broker or trigger; what waits for a trigger that is gone is not delivered.
+    /// Removes a broker, trigger or route; what waits for a trigger that is gone is not delivered.
     ///
     /// # Errors
     /// [`ChangeError`].
@@ -161,34 +165,46 @@ impl Services {
         self: &Arc<Self>,
         kind: Kind,
         (namespace, name): (&str, &str),
-        seen: Seen,
-    ) -> Result<String, ChangeError> {
+        removal: Removal,
+    ) -> Result<(), ChangeError> {
         let (services, namespace, name) = (Arc::clone(self), namespace.to_owned(), name.to_owned());
-        whole(async move { services.remove_object_whole(kind, (&namespace, &name), &seen).await })
-            .await
+        whole(
+            async move { services.remove_object_whole(kind, (&namespace, &name), &removal).await },
+        )
+        .await
     }
 
     async fn remove_object_whole(
         &self,
         kind: Kind,
         (namespace, name): (&str, &str),
-        seen: &Seen,
-    ) -> Result<String, ChangeError> {
+        removal: &Removal,
+    ) -> Result<(), ChangeError> {
         let not_found = || ChangeError::NotFound { kind, name: name.to_owned() };
         let _changing = self.changing.lock().await;
         let object = self.catalog.objects.get(kind, namespace, name).ok_or_else(not_found)?;
-        seen.expect((kind, name), &object.stored.uid, object.version)?;
+        removal.seen.expect((kind, name), &object.stored.uid, object.version)?;
+        if removal.dry_run {
+            return Ok(());
+        }
         let key = (namespace.to_owned(), name.to_owned());
         self.on_disk(move |store| store.remove_object(kind, &key.0, &key.1)).await?;
-        self.catalog.objects.remove(kind, namespace, name);
+        self.take_object(&object);
         tracing::info!(kind = kind.as_str(), name, namespace, "object removed");
-        if kind == Kind::Route {
-            self.show_route(Some(&object.stored), None, Timestamp::now());
-        }
-        let gone = Object { version: self.next_version(), ..Object::clone(&object) };
-        self.tell_object(&gone, What::Deleted);
         self.review();
-        Ok(object.stored.uid.clone())
+        Ok(())
+    }
+
+    /// Has an object that the store no longer has mean nothing any more, and tells whoever watches.
+    /// The lock for changes is held.
+    pub(super) fn take_object(&self, object: &Object) {
+        let stored = &object.stored;
+        self.catalog.objects.remove(object.kind, &stored.namespace, &stored.name);
+        if object.kind == Kind::Route {
+            self.show_route(Some(stored), None, Timestamp::now());
+        }
+        let gone = Object { version: self.next_version(), ..Object::clone(object) };
+        self.tell_object(&gone, What::Deleted);
     }
 
     /// Looks again at what brokers and triggers need, when something has come or gone. The lock for
@@ -248,6 +264,7 @@ fn prepare(
     stored.take(head, spec);
     // Shown whatever is kept, and sent back by clients that have read it.
     stored.labels.remove(objects::BROKER_LABEL);
+    stored.labels.remove(objects::NAME_LABEL);
     stored.managed = managed;
     stored
 }

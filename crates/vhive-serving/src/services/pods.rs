@@ -43,7 +43,7 @@ impl Services {
         // To the end, even if who watches hangs up.
         let begun = tokio::spawn(async move { services.begin_watch(kind, from).await });
         // Lost only when the runtime ends.
-        begun.await.unwrap_or(Err(Expired { given: from.unwrap_or(0), oldest: u64::MAX }))
+        begun.await.unwrap_or(Err(Expired::Old { given: from.unwrap_or(0), oldest: u64::MAX }))
     }
 
     async fn begin_watch(

@@ -48,6 +48,7 @@ pub(super) fn read_1(bytes: &[u8]) -> Result<StoredService, serde_json::Error> {
         queue_depth: old.queue_depth,
         revision: old.revision,
         inputs: None,
+        marks: None,
         routes: BTreeSet::new(),
     };
     let object = StoredObject {
@@ -68,5 +69,7 @@ pub(super) fn read_1(bytes: &[u8]) -> Result<StoredService, serde_json::Error> {
         standalone: false,
         configuration_generation: old.generation,
         revisions: vec![revision],
+        configuration_marks: None,
+        route_marks: None,
     })
 }

@@ -1,17 +1,19 @@
-//! Objects as they are kept. Those without revisions (brokers, triggers, routes that no service makes)
-//! are no more than this, and have a table of their own, which earlier versions do not look at.
+//! Objects as they are kept. Those without revisions (brokers, triggers, routes that no service makes,
+//! namespaces) are no more than this, and have a table of their own, which earlier versions do not look at.
 
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
-use redb::TableDefinition;
+use redb::{ReadableTable as _, TableDefinition};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::stored::uid;
-use super::{META, Store, StoreError};
+use super::{DATA, META, SERVICES, Store, StoreError};
 use crate::admission::Head;
+use crate::data::DataKey;
 use crate::document::Document;
+use crate::inputs::DataKind;
 use crate::kind::Kind;
 use crate::traffic::{Assigned, Target, targets};
 
@@ -22,7 +24,7 @@ pub(super) const OBJECTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::ne
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct StoredObject {
-    /// Namespace.
+    /// Namespace; a namespace is in the empty one.
     pub(crate) namespace: String,
     /// Name.
     pub(crate) name: String,
@@ -148,6 +150,47 @@ impl Store {
         }
         write.commit().map_err(|e| self.io(&e))
     }
+
+    /// Removes a namespace with everything in it, all or nothing, and returns when that is on disk.
+    ///
+    /// # Errors
+    /// [`StoreError`]; the store is unchanged.
+    pub(crate) fn remove_namespace(&self, name: &str) -> Result<(), StoreError> {
+        let write = self.database.begin_write().map_err(|e| self.io(&e))?;
+        {
+            let mut services = write.open_table(SERVICES).map_err(|e| self.io(&e))?;
+            clear(&mut services, &format!("{name}/")).map_err(|e| self.io(&e))?;
+            let mut data = write.open_table(DATA).map_err(|e| self.io(&e))?;
+            for kind in [DataKind::ConfigMap, DataKind::Secret] {
+                let of_it = DataKey::new(kind, name, "").text();
+                clear(&mut data, &of_it).map_err(|e| self.io(&e))?;
+            }
+            let mut objects = write.open_table(OBJECTS).map_err(|e| self.io(&e))?;
+            for kind in [Kind::Broker, Kind::Trigger, Kind::Route] {
+                let of_it = format!("{}{name}/", prefix(kind));
+                clear(&mut objects, &of_it).map_err(|e| self.io(&e))?;
+            }
+            let own = format!("{}/{name}", prefix(Kind::Namespace));
+            objects.remove(own.as_str()).map_err(|e| self.io(&e))?;
+        }
+        write.commit().map_err(|e| self.io(&e))
+    }
+}
+
+/// Removes everything whose key begins with something.
+fn clear(table: &mut redb::Table<'_, &str, &[u8]>, prefix: &str) -> Result<(), redb::StorageError> {
+    let mut gone = Vec::new();
+    for entry in table.range(prefix..)? {
+        let (key, _) = entry?;
+        if !key.value().starts_with(prefix) {
+            break;
+        }
+        gone.push(key.value().to_owned());
+    }
+    for key in gone {
+        table.remove(key.as_str())?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

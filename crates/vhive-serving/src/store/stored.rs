@@ -1,6 +1,6 @@
 //! A service and its revisions as they are kept.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
@@ -32,6 +32,24 @@ pub(crate) struct StoredService {
     pub(crate) configuration_generation: u64,
     /// Its revisions in the order of their making; at least one.
     pub(crate) revisions: Vec<StoredRevision>,
+    /// Of the configuration that a service makes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) configuration_marks: Option<Box<Marks>>,
+    /// Of the route that a service makes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) route_marks: Option<Box<Marks>>,
+}
+
+/// Labels and annotations that clients have given to what they do not make, besides those that the
+/// node gives.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Marks {
+    pub(crate) labels: BTreeMap<String, String>,
+    pub(crate) annotations: BTreeMap<String, String>,
+    /// Who set which of them.
+    #[serde(default)]
+    pub(crate) managed: Document,
 }
 
 /// What every object has, since that is what most who look at a service want.
@@ -74,6 +92,9 @@ pub(crate) struct StoredRevision {
     /// What it takes from config maps and secrets.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) inputs: Option<Arc<Inputs>>,
+    /// In the place of its template's labels and annotations.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) marks: Option<Box<Marks>>,
     /// The routes that no service makes and that lead to it, or are to; as those say, so not kept.
     #[serde(skip)]
     pub(crate) routes: BTreeSet<String>,
@@ -160,6 +181,7 @@ pub(crate) fn revision(
         ready: basis.complete && template.rules.initial.max(template.rules.min) == 0,
         idle_since: None,
         inputs: template.inputs.clone().map(Arc::new),
+        marks: None,
         routes: BTreeSet::new(),
     }
 }
@@ -171,6 +193,8 @@ pub(crate) fn first(admitted: &Admitted, basis: Basis, now: Timestamp) -> Stored
         standalone: admitted.standalone,
         configuration_generation: 1,
         revisions: vec![revision(admitted, 1, basis, now)],
+        configuration_marks: None,
+        route_marks: None,
     }
 }
 

@@ -92,8 +92,10 @@ async fn config_maps_and_secrets_are_objects_like_others() {
     let (status, patched) = ask(&world, "PATCH", &one, strategic, &patch).await;
     assert_eq!((status, &patched["data"]), (200, &json!({"size": "3"})), "{patched}");
     watch.expect("MODIFIED", "settings").await;
-    let directive = json!({"data": {"$patch": "replace"}});
-    assert_eq!(ask(&world, "PATCH", &one, strategic, &directive).await.0, 400);
+    let directive = |word: &str| json!({"data": {"$patch": word, "size": "3"}});
+    assert_eq!(ask(&world, "PATCH", &one, strategic, &directive("mend")).await.0, 400);
+    let (status, same) = ask(&world, "PATCH", &one, strategic, &directive("replace")).await;
+    assert_eq!((status, &same["data"]), (200, &patched["data"]), "{same}");
     // Server-side apply owns field by field.
     let apply = "Content-Type: application/apply-patch+yaml\r\n";
     let mine = object("ConfigMap", "settings", "data", &json!({"mine": "1"}));

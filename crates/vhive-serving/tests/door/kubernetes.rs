@@ -582,3 +582,98 @@ async fn brokers_and_triggers_are_objects_like_any_other() {
     assert_eq!(status, 405);
     world.stop().await;
 }
+
+#[tokio::test]
+async fn all_pages_have_the_version_of_the_first_so_that_a_watch_misses_nothing() {
+    let world = World::new().await;
+    for name in ["a", "b", "c"] {
+        world.apply(name, |_| {}).await;
+    }
+    let (_, first) = world.api("GET", &format!("{SERVICES}?limit=2"), None).await;
+    let next = first["metadata"]["continue"].as_str().unwrap();
+    // One of the first page changes, one goes, and one comes before the second page.
+    world.apply("a", |document| document["metadata"]["labels"] = json!({"x": "y"})).await;
+    world.api("DELETE", &format!("{SERVICES}/b"), None).await;
+    world.apply("d", |_| {}).await;
+    let (_, last) = world.api("GET", &format!("{SERVICES}?limit=2&continue={next}"), None).await;
+    let names: Vec<&Value> =
+        last["items"].as_array().unwrap().iter().map(|item| &item["metadata"]["name"]).collect();
+    assert_eq!(names, ["c", "d"]);
+    let from = last["metadata"]["resourceVersion"].as_str().unwrap();
+    assert_eq!(first["metadata"]["resourceVersion"], from);
+    let path = format!("{SERVICES}?watch=true&resourceVersion={from}");
+    let mut watch = Watch::begin(&world, &path).await;
+    let changed = watch.expect("MODIFIED", "a").await;
+    assert_eq!(changed["metadata"]["labels"]["x"], "y");
+    watch.expect("DELETED", "b").await;
+    watch.expect("ADDED", "d").await;
+    for wrong in ["nonsense", "x:default/a"] {
+        let (status, _) = world.api("GET", &format!("{SERVICES}?continue={wrong}"), None).await;
+        assert_eq!(status, 400, "{wrong}");
+    }
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn pages_that_have_become_too_old_go_on_only_if_the_client_says_so() {
+    let world = World::new().await;
+    for name in ["a", "b", "c"] {
+        world.apply(name, |_| {}).await;
+    }
+    let (_, first) = world.api("GET", &format!("{SERVICES}?limit=1"), None).await;
+    let next = first["metadata"]["continue"].as_str().unwrap();
+    // What has changed before the node's start is not kept.
+    let dir = world.dir.clone();
+    world.stop().await;
+    let sim = vhive_sandbox::sim::Sim::new(vhive_sandbox::sim::SimConfig::default());
+    let runtimes = vhive_node::Runtimes::new().with(sim);
+    let world = crate::support::Setup::again(runtimes, dir).start().await;
+    let (status, told) =
+        world.api("GET", &format!("{SERVICES}?limit=1&continue={next}"), None).await;
+    assert_eq!((status, &told["reason"]), (410, &json!("Expired")), "{told}");
+    let next = told["metadata"]["continue"].as_str().unwrap();
+    let (status, page) =
+        world.api("GET", &format!("{SERVICES}?limit=1&continue={next}"), None).await;
+    assert_eq!((status, &page["items"][0]["metadata"]["name"]), (200, &json!("b")), "{page}");
+    let next = page["metadata"]["continue"].as_str().unwrap();
+    let (_, page) = world.api("GET", &format!("{SERVICES}?continue={next}"), None).await;
+    assert_eq!(page["items"][0]["metadata"]["name"], "c");
+    let version: u64 = page["metadata"]["resourceVersion"].as_str().unwrap().parse().unwrap();
+    let ahead = version + 1000;
+    let (status, _) =
+        world.api("GET", &format!("{SERVICES}?continue={ahead}:default/a"), None).await;
+    assert_eq!(status, 410);
+    // A watch from a version that was never given out would never tell anything.
+    let path = format!("{SERVICES}?watch=true&resourceVersion={ahead}");
+    let mut watch = Watch::begin(&world, &path).await;
+    let (what, told) = watch.next().await;
+    assert_eq!((what.as_str(), &told["code"]), ("ERROR", &json!(410)), "{told}");
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_watch_can_tell_rows_of_a_table() {
+    let world = World::new().await;
+    let mut stream = UnixStream::connect(&world.serving.addresses().socket).await.unwrap();
+    let request = format!(
+        "GET {SERVICES}?watch=true&resourceVersion=0 HTTP/1.0\r\n\
+         Accept: application/json;as=Table;v=v1;g=meta.k8s.io\r\n\r\n"
+    );
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut watch = Watch { stream, text: String::new() };
+    while !watch.text.contains("\r\n\r\n") {
+        watch.more().await;
+    }
+    watch.text = watch.text.split_once("\r\n\r\n").unwrap().1.to_owned();
+    world.apply("hello", |_| {}).await;
+    let (what, table) = watch.next().await;
+    assert_eq!((what.as_str(), &table["kind"]), ("ADDED", &json!("Table")), "{table}");
+    let columns = table["columnDefinitions"].as_array().unwrap();
+    let cells = table["rows"][0]["cells"].as_array().unwrap();
+    assert_eq!((columns.len(), &cells[0]), (cells.len(), &json!("hello")));
+    assert_eq!(table["rows"][0]["object"]["metadata"]["name"], "hello");
+    world.api("DELETE", &format!("{SERVICES}/hello"), None).await;
+    let (what, table) = watch.next().await;
+    assert_eq!((what.as_str(), &table["rows"][0]["cells"][0]), ("DELETED", &json!("hello")));
+    world.stop().await;
+}

@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test's helpers may fail the test")]
 
 mod api;
+mod api_writes;
 mod crowd;
 mod dashboard;
 mod data;
@@ -13,6 +14,8 @@ mod http2;
 mod kube_rs;
 mod kubernetes;
 mod malformed;
+mod namespaces;
+mod pod_logs;
 mod probes;
 mod revisions;
 mod routes;

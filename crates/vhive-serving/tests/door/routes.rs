@@ -155,6 +155,48 @@ async fn a_route_says_what_it_lacks() {
 }
 
 #[tokio::test]
+async fn what_is_gone_gets_no_requests_under_its_old_name() {
+    let world = World::new().await;
+    for name in ["c", "d"] {
+        put(&world, "configurations", &configuration(name, "1")).await;
+    }
+    let split = json!([
+        {"configurationName": "c", "percent": 40}, {"configurationName": "d", "percent": 60},
+    ]);
+    put(&world, "routes", &route("r", &split)).await;
+    put(&world, "routes", &route("one", &latest("c"))).await;
+    let led = |object: &Value| -> Vec<String> {
+        let all = object["status"]["traffic"].as_array().unwrap().iter();
+        all.map(|one| one["revisionName"].as_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!(led(&get(&world, "routes/r").await), ["c-00001", "d-00001"]);
+    let (status, _) = world.api("DELETE", &format!("{SERVING}/configurations/c"), None).await;
+    assert_eq!(status, 200);
+    assert_eq!(led(&get(&world, "routes/r").await), ["d-00001"]);
+    assert_eq!(asked(&world, "r", 1).await, "d-00001");
+    assert_eq!(led(&get(&world, "routes/one").await), Vec::<String>::new());
+
+    // Another one of the same name, whose first revision never gets ready.
+    let mut broken = configuration("c", "2");
+    annotate(&mut broken, "autoscaling.knative.dev/initial-scale", "1");
+    broken["spec"]["template"]["spec"]["containers"][0]["env"] =
+        json!([{"name": "VHIVE_SIM_FAULT", "value": "fail:init"}]);
+    put(&world, "configurations", &broken).await;
+    for name in ["r", "one"] {
+        let led_now = get(&world, &format!("routes/{name}")).await;
+        assert_eq!(condition(&led_now, "Ready").1, "RevisionMissing", "{led_now}");
+        assert!(!led(&led_now).contains(&"c-00001".to_owned()), "{led_now}");
+    }
+    let refused = world.request("GET", "one.default.example.com", "", b"").await;
+    assert_eq!(refused.status, 404, "{}", refused.text());
+    // Once a later one is ready, all is as it should be.
+    put(&world, "configurations", &configuration("c", "3")).await;
+    assert_eq!(led(&get(&world, "routes/r").await), ["c-00002", "d-00001"]);
+    assert_eq!(asked(&world, "one", 2).await, "c-00002");
+    world.stop().await;
+}
+
+#[tokio::test]
 async fn traffic_moves_once_the_next_revision_is_ready() {
     let world = World::new().await;
     put(&world, "configurations", &configuration("c", "1")).await;
@@ -185,8 +227,8 @@ async fn traffic_moves_once_the_next_revision_is_ready() {
 async fn names_belong_to_one_maker() {
     let world = World::new().await;
     world.apply("s", |_| {}).await;
-    let documents =
-        [("configurations", configuration("s", "1")), ("routes", route("s", &latest("s")))];
+    let named = json!([{"revisionName": "s-00001", "percent": 100}]);
+    let documents = [("configurations", configuration("s", "1")), ("routes", route("s", &named))];
     for (plural, document) in &documents {
         let path = format!("{SERVING}/{plural}");
         let (status, told) = world.api("POST", &path, Some(document)).await;

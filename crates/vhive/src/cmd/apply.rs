@@ -1,23 +1,22 @@
-//! `vhive apply`: creates or updates the services, brokers, triggers, config maps and secrets in
-//! YAML files.
+//! `vhive apply`: creates or updates the objects in YAML files.
 
-use std::io::Read as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use http::Method;
 use serde_json::Value;
 
-use super::{Context, services_path};
+use super::Context;
+use super::objects::{objects_in, path_of, place_of, text};
 use crate::exit::Exit;
 use crate::output;
 
 /// Arguments of `vhive apply`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// YAML or JSON file with Services, ConfigMaps, Secrets, Brokers and Triggers; `-` for standard
-    /// input.
+    /// YAML or JSON file with Services, Configurations, Routes, ConfigMaps, Secrets, Brokers, Triggers
+    /// and Namespaces; `-` for standard input.
     #[arg(long, short, required = true, value_name = "FILE")]
     filename: Vec<PathBuf>,
 }
@@ -30,13 +29,7 @@ pub(crate) async fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCo
     let mut applied = Vec::new();
     for path in &args.filename {
         let shown = path.display();
-        let text = read(path).with_context(|| format!("cannot read {shown}"))?;
-        let documents: Vec<Value> =
-            serde_saphyr::from_multiple(&text).with_context(|| format!("{shown} is not YAML"))?;
-        if documents.iter().all(Value::is_null) {
-            bail!("{shown} holds no object");
-        }
-        for document in documents.into_iter().filter(|d| !d.is_null()) {
+        for document in objects_in(path)? {
             let done = apply(context, document).await;
             applied.push(done.with_context(|| format!("{shown} is not applied"))?);
         }
@@ -57,37 +50,13 @@ pub(crate) async fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCo
     Ok(ExitCode::SUCCESS)
 }
 
-fn read(path: &std::path::Path) -> std::io::Result<String> {
-    if path.as_os_str() != "-" {
-        return std::fs::read_to_string(path);
-    }
-    let mut text = String::new();
-    std::io::stdin().read_to_string(&mut text)?;
-    Ok(text)
-}
-
 /// Who it is that changes fields.
 const MANAGER: &str = "fieldManager=vhive";
 
 async fn apply(context: &Context, mut document: Value) -> anyhow::Result<Value> {
-    let name = text(&document, "/metadata/name").to_owned();
-    if name.is_empty() {
-        bail!("metadata.name: missing");
-    }
-    let given = text(&document, "/metadata/namespace");
-    let namespace = if given.is_empty() { context.global.namespace() } else { given }.to_owned();
-    let eventing = format!("/apis/eventing.knative.dev/v1/namespaces/{namespace}");
-    let serving = format!("/apis/serving.knative.dev/v1/namespaces/{namespace}");
-    let path = match text(&document, "/kind") {
-        "ConfigMap" => format!("/api/v1/namespaces/{namespace}/configmaps"),
-        "Secret" => format!("/api/v1/namespaces/{namespace}/secrets"),
-        "Configuration" => format!("{serving}/configurations"),
-        "Route" => format!("{serving}/routes"),
-        "Broker" => format!("{eventing}/brokers"),
-        "Trigger" => format!("{eventing}/triggers"),
-        // What is none is refused by the node, which says so.
-        _ => services_path(&namespace),
-    };
+    let (kind, namespace, name) = place_of(&document, context.global.namespace())?;
+    // What is no kind is refused by the node, which says so.
+    let path = path_of(&kind, &namespace);
     let existing: anyhow::Result<Value> = context.client.get(&format!("{path}/{name}")).await;
     match existing {
         Ok(old) => {
@@ -104,8 +73,4 @@ async fn apply(context: &Context, mut document: Value) -> anyhow::Result<Value> 
         }
         Err(error) => Err(error),
     }
-}
-
-fn text<'a>(value: &'a Value, pointer: &str) -> &'a str {
-    value.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
 }

@@ -1,30 +1,64 @@
-//! `vhive delete`: deletes services.
+//! `vhive delete`: deletes objects by name, or those in YAML files.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
+use anyhow::Context as _;
 use http::Method;
 use serde_json::Value;
 
-use super::{Context, services_path};
+use super::Context;
+use super::objects::{kind_of, objects_in, path_of, place_of};
+use crate::exit::Exit;
 use crate::output;
 
 /// Arguments of `vhive delete`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Names of services.
-    #[arg(required = true)]
+    /// Names of services, or KIND/NAME of anything that can be applied, or of a revision.
+    #[arg(required_unless_present = "filename", value_name = "NAME|KIND/NAME")]
     names: Vec<String>,
+    /// YAML or JSON file with the objects to delete; `-` for standard input.
+    #[arg(long, short, value_name = "FILE", conflicts_with = "names")]
+    filename: Vec<PathBuf>,
 }
 
-/// Deletes each, in order; stops at the first that cannot be deleted.
+/// Deletes each: by name in order, stopping at the first that cannot be deleted; those of files
+/// from the last to the first, passing over what is not there.
 ///
 /// # Errors
-/// [`crate::exit::Exit::NotFound`] or the node's message.
+/// [`Exit::NotFound`] or the node's message.
 pub(crate) async fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
     for name in &args.names {
-        let path = format!("{}/{name}", services_path(context.global.namespace()));
-        let _: Value = context.client.json(Method::DELETE, &path, None).await?;
-        output::line(format!("service/{name} deleted"));
+        let (kind, name) = match name.split_once('/') {
+            Some((kind, name)) => (kind_of(kind)?, name),
+            None => ("Service", name.as_str()),
+        };
+        delete(context, kind, context.global.namespace(), name).await?;
     }
-    Ok(ExitCode::SUCCESS)
+    let mut absent = None;
+    for path in args.filename.iter().rev() {
+        let shown = path.display();
+        for object in objects_in(path)?.iter().rev() {
+            let done = async {
+                let (kind, namespace, name) = place_of(object, context.global.namespace())?;
+                delete(context, kind_of(&kind)?, &namespace, &name).await
+            };
+            match done.await {
+                Err(error) if matches!(error.downcast_ref(), Some(Exit::NotFound(_))) => {
+                    output::line(format!("{error}"));
+                    absent = Some(error);
+                }
+                done => done.with_context(|| format!("{shown} is not deleted"))?,
+            }
+        }
+    }
+    absent.map_or(Ok(ExitCode::SUCCESS), Err)
+}
+
+async fn delete(context: &Context, kind: &str, namespace: &str, name: &str) -> anyhow::Result<()> {
+    let path = format!("{}/{name}", path_of(kind, namespace));
+    let _: Value = context.client.json(Method::DELETE, &path, None).await?;
+    output::line(format!("{}/{name} deleted", kind.to_lowercase()));
+    Ok(())
 }

@@ -15,6 +15,7 @@ pub(crate) mod kubeconfig;
 pub(crate) mod load;
 pub(crate) mod logs;
 pub(crate) mod node;
+mod objects;
 pub(crate) mod report;
 pub(crate) mod snapshot;
 pub(crate) mod study;

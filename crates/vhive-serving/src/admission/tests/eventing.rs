@@ -42,7 +42,7 @@ fn read(path: &str, value: Value) -> TriggerSpec {
     set(&mut document, path, value);
     match check(Kind::Trigger, &document).unwrap().spec {
         Spec::Trigger(spec) => spec,
-        Spec::Broker(_) | Spec::Route(_) => panic!("a trigger"),
+        Spec::Broker(_) | Spec::Route(_) | Spec::Namespace => panic!("a trigger"),
     }
 }
 
