@@ -4,6 +4,7 @@
 //! # Source
 //! vSwarm `tools/deployer`, which writes the endpoints of failures too and deletes nothing.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -16,10 +17,13 @@ use tokio::time::Instant;
 use crate::call::Protocol;
 use crate::endpoints::Endpoint;
 
-/// The mark of what was deployed from here; its value is the file of functions.
+/// The mark of what was deployed from here: as a label, from which file of functions, by which it is
+/// found again; as an annotation, that file's name for people.
 const MARK: &str = "load.vhive.dev/deployed-from";
 /// As the original asks for: one request at a time on each instance is what scaling aims at.
 const TARGET: &str = "autoscaling.knative.dev/target";
+/// How many instances a revision begins with.
+const INITIAL_SCALE: &str = "autoscaling.knative.dev/initial-scale";
 /// How often a service that is not ready is asked again.
 const AGAIN: Duration = Duration::from_millis(250);
 
@@ -30,6 +34,39 @@ pub struct Wanted {
     pub name: String,
     /// Its manifest.
     pub manifest: PathBuf,
+    /// Instances that it begins with; 0 leaves that to the manifest.
+    pub initial_scale: u64,
+}
+
+/// Which file services were deployed from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mark {
+    /// Of its whole path: two files of the same name are two.
+    label: String,
+    /// Its name.
+    name: String,
+}
+
+impl Mark {
+    /// That of a file.
+    ///
+    /// # Errors
+    /// When it is not there.
+    pub fn of(path: &Path) -> std::io::Result<Self> {
+        let whole = path.canonicalize()?;
+        let label = format!("{:016x}", fnv(whole.as_os_str().as_encoded_bytes()));
+        let name = whole.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        Ok(Self { label, name })
+    }
+}
+
+/// A short name for some bytes, the same in every version of this program.
+///
+/// # Source
+/// Fowler, Noll, Vo: FNV-1a, 64 bits.
+pub(crate) fn fnv(bytes: &[u8]) -> u64 {
+    let mix = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, mix)
 }
 
 /// Why a file of functions cannot be used.
@@ -100,7 +137,8 @@ pub fn read(path: &Path, dir: &Path) -> Result<Vec<Wanted>, FunctionsError> {
             return Err(absurd(format!("{name}: eventing is not offered")));
         }
         for index in 0..count {
-            all.push(Wanted { name: format!("{name}-{index}"), manifest: dir.join(&file) });
+            let (name, manifest) = (format!("{name}-{index}"), dir.join(&file));
+            all.push(Wanted { name, manifest, initial_scale: 0 });
         }
     }
     let mut names: Vec<&str> = all.iter().map(|wanted| wanted.name.as_str()).collect();
@@ -128,8 +166,8 @@ pub trait Api {
 /// What deploying needs to know beside the services.
 #[derive(Clone, Debug)]
 pub struct Deployment {
-    /// The file of functions, as the mark of what comes from it.
-    pub mark: String,
+    /// The mark of what comes from the file of functions.
+    pub mark: Mark,
     /// Namespace of the services.
     pub namespace: String,
     /// Services deployed at a time.
@@ -146,8 +184,12 @@ pub struct Deployment {
 pub type Done<T> = (String, Result<T, String>);
 
 impl Deployment {
+    fn all(&self) -> String {
+        format!("/apis/serving.knative.dev/v1/namespaces/{}/services", self.namespace)
+    }
+
     fn path(&self, name: &str) -> String {
-        format!("/apis/serving.knative.dev/v1/namespaces/{}/services/{name}", self.namespace)
+        format!("{}/{name}", self.all())
     }
 
     /// Creates or updates every service and waits until it is ready; the results are in the order
@@ -161,16 +203,47 @@ impl Deployment {
             .await
     }
 
-    /// Deletes every service that was deployed from the same file; others are left alone, and
-    /// told. What is not there is no failure.
-    pub async fn delete(&self, api: &impl Api, wanted: &[Wanted]) -> Vec<Done<bool>> {
-        let one =
-            async |wanted: &Wanted| (wanted.name.clone(), self.delete_one(api, &wanted.name).await);
-        futures_util::stream::iter(wanted)
-            .map(one)
-            .buffered(self.concurrency.max(1))
-            .collect()
-            .await
+    /// Deletes every service that was deployed from the same file, whether that lists it still or
+    /// not; others of the names in it are left alone, and told. What is not there is no failure.
+    ///
+    /// # Errors
+    /// When the services cannot be listed.
+    pub async fn delete(
+        &self,
+        api: &impl Api,
+        wanted: &[Wanted],
+    ) -> Result<Vec<Done<bool>>, String> {
+        let mut names = self.deployed(api).await?;
+        let more =
+            wanted.iter().map(|wanted| wanted.name.clone()).filter(|name| !names.contains(name));
+        let more: Vec<String> = more.collect();
+        names.extend(more);
+        let one = async |name: String| {
+            let done = self.delete_one(api, &name).await;
+            (name, done)
+        };
+        let done = futures_util::stream::iter(names).map(one);
+        Ok(done.buffered(self.concurrency.max(1)).collect().await)
+    }
+
+    /// Names of the services that carry the mark.
+    async fn deployed(&self, api: &impl Api) -> Result<BTreeSet<String>, String> {
+        let selector = format!("{}%3D{}", MARK.replace('/', "%2F"), self.mark.label);
+        let path = format!("{}?labelSelector={selector}", self.all());
+        let (status, list) = api.call(Method::GET, &path, None).await?;
+        if status != 200 {
+            return Err(message(status, &list));
+        }
+        let all = list["items"].as_array().into_iter().flatten();
+        // A server that knows no selectors would give all.
+        let ours = all.filter(|one| self.is_ours(one));
+        let name = |one: &Value| one["metadata"]["name"].as_str().map(str::to_owned);
+        Ok(ours.filter_map(name).collect())
+    }
+
+    fn is_ours(&self, service: &Value) -> bool {
+        let label = service.pointer("/metadata/labels").and_then(|all| all[MARK].as_str());
+        label == Some(&self.mark.label)
     }
 
     async fn deploy_one(&self, api: &impl Api, wanted: &Wanted) -> Result<Endpoint, String> {
@@ -178,10 +251,7 @@ impl Deployment {
         let path = self.path(&wanted.name);
         let (status, old) = api.call(Method::GET, &path, None).await?;
         let (status, new) = match status {
-            404 => {
-                let all = path.rsplit_once('/').map_or("", |(all, _)| all);
-                api.call(Method::POST, all, Some(&service)).await?
-            }
+            404 => api.call(Method::POST, &self.all(), Some(&service)).await?,
             200 if old.pointer("/metadata/annotations").and_then(|all| all.get(MARK)).is_none() => {
                 return Err(
                     "a service of this name is there that was not deployed from here".into()
@@ -217,6 +287,8 @@ impl Deployment {
         loop {
             let conditions = service.pointer("/status/conditions").and_then(Value::as_array);
             let ready = conditions.into_iter().flatten().find(|one| one["type"] == "Ready");
+            // Until then it is what was said of the service before the change.
+            let ready = ready.filter(|_| is_current(&service));
             let text = |key: &str| ready.and_then(|one| one[key].as_str()).unwrap_or_default();
             match text("status") {
                 "True" => {
@@ -251,8 +323,7 @@ impl Deployment {
             200 => {}
             _ => return Err(message(status, &there)),
         }
-        let mark = there.pointer("/metadata/annotations").and_then(|all| all[MARK].as_str());
-        if mark != Some(&self.mark) {
+        if !self.is_ours(&there) {
             return Err("left alone: it was not deployed from this file".into());
         }
         let (status, reply) = api.call(Method::DELETE, &path, None).await?;
@@ -271,15 +342,20 @@ impl Deployment {
         }
         service["metadata"]["name"] = json!(wanted.name);
         service["metadata"]["namespace"] = json!(self.namespace);
-        set(&mut service, "metadata", MARK, &self.mark);
+        set(&mut service["metadata"], "labels", (MARK, &self.mark.label));
+        set(&mut service["metadata"], "annotations", (MARK, &self.mark.name));
         let Some(template) = service.pointer_mut("/spec/template").filter(|t| t.is_object()) else {
             return Err(format!("{shown} has no spec.template"));
         };
         if template["metadata"].is_null() {
             template["metadata"] = json!({});
         }
-        if template["metadata"]["annotations"][TARGET].is_null() {
-            set(template, "metadata", TARGET, "1");
+        let metadata = &mut template["metadata"];
+        if metadata["annotations"][TARGET].is_null() {
+            set(metadata, "annotations", (TARGET, "1"));
+        }
+        if wanted.initial_scale > 0 {
+            set(metadata, "annotations", (INITIAL_SCALE, &wanted.initial_scale.to_string()));
         }
         let port = service.pointer("/spec/template/spec/containers/0/ports/0/name");
         let grpc = port.and_then(Value::as_str) == Some("h2c");
@@ -287,12 +363,23 @@ impl Deployment {
     }
 }
 
-fn set(of: &mut Value, part: &str, annotation: &str, value: &str) {
-    let Some(metadata) = of[part].as_object_mut() else { return };
-    let all = metadata.entry("annotations").or_insert_with(|| json!({}));
-    if let Some(all) = all.as_object_mut() {
-        all.insert(annotation.to_owned(), json!(value));
+/// Sets a label or an annotation.
+fn set(metadata: &mut Value, part: &str, (key, value): (&str, &str)) {
+    let Some(metadata) = metadata.as_object_mut() else { return };
+    let all = metadata.entry(part).or_insert_with(|| json!({}));
+    if all.is_null() {
+        *all = json!({});
     }
+    if let Some(all) = all.as_object_mut() {
+        all.insert(key.to_owned(), json!(value));
+    }
+}
+
+/// Whether a service's status is that of what it is now to be.
+fn is_current(service: &Value) -> bool {
+    let number = |place: &str| service.pointer(place).and_then(Value::as_u64);
+    let wanted = number("/metadata/generation");
+    wanted.is_none_or(|wanted| number("/status/observedGeneration") >= Some(wanted))
 }
 
 fn message(status: u16, body: &Value) -> String {
@@ -309,14 +396,19 @@ fn host(url: &str) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use std::cell::RefCell;
-    use std::collections::HashMap;
+    use std::collections::BTreeMap;
 
     use super::*;
 
     /// Keeps services as a platform would; those named `slow…` are never ready, `bad…` fail,
-    /// `no…` are refused.
+    /// `no…` are refused, `stale…` tell of what they were before until they are asked.
     #[derive(Default)]
-    struct Fake(RefCell<HashMap<String, Value>>);
+    struct Fake(RefCell<BTreeMap<String, Value>>);
+
+    /// What stands behind the label's name in a selector.
+    fn selected(path: &str) -> Option<&str> {
+        path.split_once("?labelSelector=load.vhive.dev%2Fdeployed-from%3D").map(|(_, label)| label)
+    }
 
     impl Api for Fake {
         async fn call(
@@ -331,7 +423,22 @@ mod tests {
             });
             let name = name.to_owned();
             match (method.as_str(), body) {
+                ("GET", _) if path.contains('?') => {
+                    let label = selected(path).expect("a selector");
+                    let has = |one: &&Value| one["metadata"]["labels"][MARK] == label;
+                    let items: Vec<Value> = all.values().filter(has).cloned().collect();
+                    Ok((200, json!({ "items": items })))
+                }
                 ("GET", _) => {
+                    // By now it has looked.
+                    if let Some(one) = all.get_mut(&name) {
+                        let generation = one["metadata"]["generation"].clone();
+                        let stale = one["status"]["observedGeneration"] != generation;
+                        if stale {
+                            one["status"]["observedGeneration"] = generation;
+                            one["status"]["url"] = json!(format!("http://{name}.new.example.com"));
+                        }
+                    }
                     let found = all.get(&name).map(|one| (200, one.clone()));
                     Ok(found.unwrap_or((404, json!({"message": "not found"}))))
                 }
@@ -347,7 +454,12 @@ mod tests {
                         name if name.starts_with("bad") => ("False", "RevisionFailed"),
                         _ => ("True", ""),
                     };
+                    let old = all.get(&name).and_then(|old| old["metadata"]["generation"].as_u64());
+                    let generation = old.unwrap_or(0) + 1;
+                    body["metadata"]["generation"] = json!(generation);
+                    let observed = generation - u64::from(name.starts_with("stale"));
                     body["status"] = json!({
+                        "observedGeneration": observed,
                         "url": format!("http://{name}.default.example.com"),
                         "conditions": [{"type": "Ready", "status": status, "reason": reason,
                                         "message": "no such image"}],
@@ -363,12 +475,14 @@ mod tests {
     const MANIFEST: &str = "apiVersion: serving.knative.dev/v1\nkind: Service\nmetadata: {name: x}\n\
         spec: {template: {spec: {containers: [{image: i, ports: [{name: h2c, containerPort: 50051}]}]}}}\n";
 
-    fn deployment() -> Deployment {
+    fn deployment(dir: &Path) -> Deployment {
+        let path = dir.join("functions.json");
+        std::fs::write(&path, "").unwrap();
         Deployment {
-            mark: "functions.json".to_owned(),
+            mark: Mark::of(&path).unwrap(),
             namespace: "default".to_owned(),
             concurrency: 3,
-            patience: Duration::from_millis(100),
+            patience: Duration::from_millis(400),
             domain: None,
             gateway: Some("127.0.0.1:9".to_owned()),
         }
@@ -379,7 +493,10 @@ mod tests {
         std::fs::write(&manifest, MANIFEST).unwrap();
         names
             .iter()
-            .map(|name| Wanted { name: (*name).to_owned(), manifest: manifest.clone() })
+            .map(|name| {
+                let (name, manifest) = ((*name).to_owned(), manifest.clone());
+                Wanted { name, manifest, initial_scale: 0 }
+            })
             .collect()
     }
 
@@ -393,8 +510,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut wanted = wanted(dir.path(), &["a-0", "slow-0", "bad-0", "no-0", "a-1"]);
         wanted[4].manifest = dir.path().join("absent.yaml");
+        wanted[0].initial_scale = 3;
         let api = Fake::default();
-        let done = block_on(deployment().deploy(&api, &wanted));
+        let done = block_on(deployment(dir.path()).deploy(&api, &wanted));
         let endpoint = done[0].1.as_ref().unwrap();
         assert_eq!(endpoint.hostname, "a-0.default.example.com");
         assert_eq!(endpoint.protocol, Some(Protocol::Grpc));
@@ -409,7 +527,28 @@ mod tests {
         }
         let stored = api.0.borrow()["a-0"].clone();
         assert_eq!(stored["metadata"]["annotations"][MARK], "functions.json");
-        assert_eq!(stored["spec"]["template"]["metadata"]["annotations"][TARGET], "1");
+        let of_template = &stored["spec"]["template"]["metadata"]["annotations"];
+        assert_eq!((&of_template[TARGET], &of_template[INITIAL_SCALE]), (&"1".into(), &"3".into()));
+        let second = api.0.borrow()["slow-0"]["spec"]["template"]["metadata"].clone();
+        assert!(second["annotations"][INITIAL_SCALE].is_null(), "{second}");
+    }
+
+    #[test]
+    fn what_is_said_of_an_earlier_generation_makes_nothing_ready() {
+        let dir = tempfile::tempdir().unwrap();
+        let wanted = wanted(dir.path(), &["stale-0"]);
+        let api = Fake::default();
+        let done = block_on(deployment(dir.path()).deploy(&api, &wanted));
+        let endpoint = done[0].1.as_ref().unwrap();
+        assert_eq!(endpoint.hostname, "stale-0.new.example.com", "what was said later counts");
+        for (service, current) in [
+            (json!({"metadata": {"generation": 2}, "status": {"observedGeneration": 1}}), false),
+            (json!({"metadata": {"generation": 2}, "status": {}}), false),
+            (json!({"metadata": {"generation": 2}, "status": {"observedGeneration": 2}}), true),
+            (json!({"metadata": {}, "status": {}}), true),
+        ] {
+            assert_eq!(is_current(&service), current, "{service}");
+        }
     }
 
     #[test]
@@ -419,19 +558,23 @@ mod tests {
         let api = Fake::default();
         let own = json!({"metadata": {"name": "own-0"}});
         api.0.borrow_mut().insert("own-0".to_owned(), own);
-        let deployment = deployment();
+        // Of the same name, in another directory.
+        let elsewhere = dir.path().join("elsewhere");
+        std::fs::create_dir(&elsewhere).unwrap();
+        let (other, deployment) = (deployment(&elsewhere), deployment(dir.path()));
+        assert_eq!(other.mark.name, deployment.mark.name);
         let done = block_on(deployment.deploy(&api, &wanted[..2]));
         assert!(done[0].1.is_ok() && done[1].1.as_ref().unwrap_err().contains("not deployed from"));
         let again = block_on(deployment.deploy(&api, &wanted[..1]));
         assert!(again[0].1.is_ok(), "an update");
-        let other = Deployment { mark: "other.json".to_owned(), ..deployment.clone() };
-        let left = block_on(other.delete(&api, &wanted[..1]));
+        let left = block_on(other.delete(&api, &wanted[..1])).unwrap();
         assert!(left[0].1.as_ref().unwrap_err().contains("left alone"));
-        let deleted = block_on(deployment.delete(&api, &wanted));
-        assert_eq!(deleted[0].1, Ok(true));
-        assert!(deleted[1].1.as_ref().unwrap_err().contains("left alone"));
-        assert_eq!(deleted[2].1, Ok(false));
-        assert_eq!(api.0.borrow().len(), 1);
+        // The file lists one less by now.
+        let deleted = block_on(deployment.delete(&api, &wanted[1..])).unwrap();
+        assert_eq!(deleted[0], ("a-0".to_owned(), Ok(true)));
+        assert_eq!(deleted[1], ("gone-0".to_owned(), Ok(false)));
+        assert!(deleted[2].1.as_ref().unwrap_err().contains("left alone"));
+        assert_eq!(api.0.borrow().keys().collect::<Vec<_>>(), ["own-0"]);
     }
 
     #[test]

@@ -1,12 +1,14 @@
 //! A run: every planned request is sent at its time, whatever came of those before.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::iter::Chain;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use futures_util::{StreamExt as _, TryStreamExt as _};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
@@ -30,6 +32,8 @@ const BEHIND: u64 = 100_000;
 const IN_A_ROW: u32 = 8;
 /// How long a name may take to be resolved.
 const RESOLVE: Duration = Duration::from_secs(10);
+/// Names that are looked up at a time.
+const LOOK_UPS: usize = 16;
 
 /// What is the same for all requests of a run.
 #[derive(Clone, Debug)]
@@ -44,7 +48,7 @@ pub struct Load {
     pub drain: Duration,
     /// Connections made to each address ahead.
     pub connections: usize,
-    /// HTTP/1.1 connections to one address at a time, at most; further requests wait for one, and
+    /// Connections to one address at a time, at most; requests that find no room on one wait, and
     /// are late.
     pub most_connections: usize,
     /// How long before a send the sender stops sleeping; 0 never spins.
@@ -84,6 +88,8 @@ pub struct Ran {
     pub clock: Clock,
     /// Requests sent, or tried to.
     pub sent: u64,
+    /// Steps of workflows among them that were sent once more because they had failed.
+    pub retries: u64,
     /// Planned ones that were not, because the run was stopped.
     pub unsent: u64,
     /// Steps of workflows that were not, because one before them failed.
@@ -120,6 +126,9 @@ pub enum RunError {
         /// Its address.
         address: String,
     },
+    /// It was stopped before it began.
+    #[error("stopped before anything was sent")]
+    Stopped,
     /// The kernel has no timer for us.
     #[error("cannot wait for the time of a send")]
     Timer(#[source] std::io::Error),
@@ -135,14 +144,15 @@ pub async fn open_loop(
     rows: Sender<Vec<Row>>,
     stop: &Stop,
 ) -> Result<Ran, RunError> {
-    let run = Run::begin(load, rows).await?;
+    let run = Run::begin(load, rows, stop).await?;
     let mut sent = 0;
-    let unsent = run
+    let left = run
         .pace(load, shots, stop, |shot| {
             run.wires.send(run.collector.begin(sent, shot));
             sent += 1;
         })
         .await?;
+    let unsent = left.count() as u64;
     Ok(run.end(load, stop, |ran| Ran { sent, unsent, ..ran }).await)
 }
 
@@ -158,7 +168,7 @@ pub async fn open_flows(
     rows: Sender<Vec<Row>>,
     stop: &Stop,
 ) -> Result<Ran, RunError> {
-    let run = Run::begin(load, rows).await?;
+    let run = Run::begin(load, rows, stop).await?;
     let walker = Arc::new(Walker {
         flows,
         collector: Arc::clone(&run.collector),
@@ -167,14 +177,17 @@ pub async fn open_flows(
         numbers: AtomicU64::new(0),
         unfollowed: AtomicU64::new(0),
         unsent: AtomicU64::new(0),
+        retries: AtomicU64::new(0),
     });
     let mut begun = HashMap::new();
-    let unsent = run.pace(load, shots, stop, |shot| walker.send(shot, &mut begun)).await?;
+    let left = run.pace(load, shots, stop, |shot| walker.send(shot, &mut begun)).await?;
+    let unsent: u64 = left.map(|shot| walker.steps(shot.target)).sum();
     let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
     let count = |ran| Ran {
         sent: read(&walker.numbers),
         unsent: unsent + read(&walker.unsent),
         unfollowed: read(&walker.unfollowed),
+        retries: read(&walker.retries),
         ..ran
     };
     Ok(run.end(load, stop, count).await)
@@ -192,7 +205,7 @@ pub async fn closed_loop(
     rows: Sender<Vec<Row>>,
     stop: &Stop,
 ) -> Result<Ran, RunError> {
-    let run = Arc::new(Run::begin(load, rows).await?);
+    let run = Arc::new(Run::begin(load, rows, stop).await?);
     let until = nanos(time);
     let numbers = Arc::new(AtomicU64::new(0));
     let targets = load.targets.len() as u64;
@@ -228,6 +241,9 @@ pub async fn closed_loop(
     Ok(run.end(load, stop, |ran| Ran { sent: numbers.load(Ordering::Relaxed), ..ran }).await)
 }
 
+/// Shots that were not sent.
+type Left<I> = Chain<std::option::IntoIter<Shot>, <I as IntoIterator>::IntoIter>;
+
 struct Run {
     collector: Arc<Collector>,
     wires: Arc<Wires>,
@@ -236,11 +252,16 @@ struct Run {
 }
 
 impl Run {
-    async fn begin(load: &Load, rows: Sender<Vec<Row>>) -> Result<Self, RunError> {
+    /// Looks names up and connects. Who stops it meanwhile waits for neither.
+    async fn begin(load: &Load, rows: Sender<Vec<Row>>, stop: &Stop) -> Result<Self, RunError> {
         if load.targets.is_empty() {
             return Err(RunError::NoTarget);
         }
-        let addresses = resolve(&load.targets).await?;
+        let addresses = tokio::select! {
+            biased;
+            () = stop.asked() => return Err(RunError::Stopped),
+            found = resolve(&load.targets) => found?,
+        };
         let ended = CancellationToken::new();
         let collector = Arc::new(Collector::new(rows));
         let shared = Arc::new(Shared {
@@ -252,21 +273,21 @@ impl Run {
             plain: load.plain.clone(),
         });
         let wires = Arc::new(Wires::new(&shared, &load.targets, &addresses));
-        let opened = wires.open(load.connections).await;
+        let opened = wires.open(load.connections, stop).await;
         // A second run with the same load keeps its own.
         let _ = load.clock.set(collector.clock());
         tokio::spawn(flush(Arc::clone(&collector), ended.clone()));
         Ok(Self { collector, wires, opened, ended })
     }
 
-    /// Gives each shot to `send` at its time; returns how many it did not, because of a stop.
-    async fn pace(
+    /// Gives each shot to `send` at its time; returns those that it did not, because of a stop.
+    async fn pace<I: IntoIterator<Item = Shot>>(
         &self,
         load: &Load,
-        shots: impl IntoIterator<Item = Shot>,
+        shots: I,
         stop: &Stop,
         mut send: impl FnMut(Shot),
-    ) -> Result<u64, RunError> {
+    ) -> Result<Left<I>, RunError> {
         let clock = self.collector.clock();
         let busy = load.busy.then(|| Arc::clone(&self.collector));
         let pacer = Pacer::new(clock, load.spin, busy, stop.clone()).map_err(RunError::Timer)?;
@@ -274,7 +295,7 @@ impl Run {
         let mut in_a_row = 0;
         while let Some(shot) = shots.next() {
             if !pacer.until(shot.at_ns).await.map_err(RunError::Timer)? {
-                return Ok(1 + shots.count() as u64);
+                return Ok(Some(shot).into_iter().chain(shots));
             }
             send(shot);
             in_a_row = if clock.now_ns() > shot.at_ns + BEHIND { in_a_row + 1 } else { 0 };
@@ -284,7 +305,7 @@ impl Run {
                 tokio::task::yield_now().await;
             }
         }
-        Ok(0)
+        Ok(None.into_iter().chain(shots))
     }
 
     /// Waits for what is under way, then lets `count` say what was sent.
@@ -303,7 +324,8 @@ impl Run {
         self.ended.cancel();
         self.collector.close();
         let (opened, whole_ns) = (self.opened.clone(), clock.now_ns());
-        count(Ran { clock, sent: 0, unsent: 0, unfollowed: 0, sending_ns, whole_ns, opened })
+        let (sent, retries, unsent, unfollowed) = (0, 0, 0, 0);
+        count(Ran { clock, sent, retries, unsent, unfollowed, sending_ns, whole_ns, opened })
     }
 }
 
@@ -319,23 +341,27 @@ async fn flush(collector: Arc<Collector>, ended: CancellationToken) {
 
 /// Resolves every address once, before the run: a look-up is no part of a request's latency.
 async fn resolve(targets: &[Target]) -> Result<HashMap<String, SocketAddr>, RunError> {
-    let mut found = HashMap::new();
+    let mut by_address: BTreeMap<&str, &Target> = BTreeMap::new();
     for target in targets {
-        if found.contains_key(&target.address) {
-            continue;
-        }
-        let (hostname, address) = (target.hostname.clone(), target.address.clone());
-        let looked = tokio::time::timeout(RESOLVE, tokio::net::lookup_host(&target.address)).await;
-        let first = match looked {
-            Err(_) => return Err(RunError::ResolveTimeout { hostname, address }),
-            Ok(Ok(mut all)) => all.next(),
-            Ok(Err(source)) => return Err(RunError::Resolve { hostname, address, source }),
-        };
-        let Some(first) = first else {
-            let source = std::io::Error::other("the name has no address");
-            return Err(RunError::Resolve { hostname, address, source });
-        };
-        found.insert(address, first);
+        by_address.entry(&target.address).or_insert(target);
     }
-    Ok(found)
+    let looked = futures_util::stream::iter(by_address.into_values()).map(look_up);
+    looked.buffer_unordered(LOOK_UPS).try_collect().await
+}
+
+async fn look_up(target: &Target) -> Result<(String, SocketAddr), RunError> {
+    let (hostname, address) = (target.hostname.clone(), target.address.clone());
+    let looked = tokio::time::timeout(RESOLVE, tokio::net::lookup_host(&target.address)).await;
+    let first = match looked {
+        Err(_) => return Err(RunError::ResolveTimeout { hostname, address }),
+        Ok(Ok(mut all)) => all.next(),
+        Ok(Err(source)) => return Err(RunError::Resolve { hostname, address, source }),
+    };
+    match first {
+        Some(first) => Ok((address, first)),
+        None => {
+            let source = std::io::Error::other("the name has no address");
+            Err(RunError::Resolve { hostname, address, source })
+        }
+    }
 }

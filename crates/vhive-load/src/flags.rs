@@ -1,33 +1,57 @@
 //! Command lines as the originals' users write them: one dash before a long name.
 
+/// The ways of `vhive load`.
+const WAYS: [&str; 10] = [
+    "rps",
+    "closed",
+    "sweep",
+    "trace",
+    "experiments",
+    "multi",
+    "convert",
+    "synth",
+    "sample",
+    "deploy",
+];
+
 /// Gives every long flag with one dash its second, so that a known one is understood and an
 /// unknown one is refused by its name. Short flags and negative numbers stay; `-ojson` does not
-/// work here, `-o json` does. Behind `trace`, `config` is the experiment's, and the node's is given
-/// before it.
+/// work here, `-o json` does. Two names mean the original's behind a way of `load`, and ours before
+/// it: `config` is the experiment's behind `trace`; `o` and `output` are where the files go behind
+/// `synth`, `sample` and `convert`, which print no results in another format.
 ///
 /// # Source
-/// Go's package `flag`, which takes one dash or two.
+/// Go's package `flag`, which takes one dash or two; Python's `argparse`.
 #[must_use]
 pub fn two_dashes(args: Vec<String>) -> Vec<String> {
     let mut all = args.into_iter();
     let mut done = Vec::new();
-    let mut is_trace = false;
+    let (mut is_load, mut way) = (false, String::new());
     for arg in all.by_ref() {
         if arg == "--" {
             done.push(arg);
             break;
         }
-        is_trace |= arg == "trace";
+        if is_load && way.is_empty() && WAYS.contains(&arg.as_str()) {
+            way.clone_from(&arg);
+        }
+        is_load |= arg == "load";
         let arg = if is_long_with_one_dash(&arg) { format!("-{arg}") } else { arg };
-        done.push(match arg.strip_prefix("--config") {
-            Some(rest) if is_trace && (rest.is_empty() || rest.starts_with('=')) => {
-                format!("--experiment{rest}")
-            }
-            _ => arg,
-        });
+        let renamed = match way.as_str() {
+            "trace" => renamed(&arg, &["--config"], "--experiment"),
+            "synth" | "sample" | "convert" => renamed(&arg, &["-o", "--output"], "--out"),
+            _ => None,
+        };
+        done.push(renamed.unwrap_or(arg));
     }
     done.extend(all);
     done
+}
+
+/// The flag by its new name, if it is one of those, with the value that may stand behind `=`.
+fn renamed(arg: &str, names: &[&str], new: &str) -> Option<String> {
+    let rest = names.iter().find_map(|name| arg.strip_prefix(name))?;
+    (rest.is_empty() || rest.starts_with('=')).then(|| format!("{new}{rest}"))
 }
 
 fn is_long_with_one_dash(arg: &str) -> bool {
@@ -60,6 +84,11 @@ mod tests {
             ("load rps -nonsense", "load rps --nonsense"),
             ("--config a load trace -config b", "--config a load trace --experiment b"),
             ("load trace --config=b", "load trace --experiment=b"),
+            ("load synth -f 2 -o dir -mem 3", "load synth -f 2 --out dir --mem 3"),
+            ("-o json load sample -o dir -orig a", "-o json load sample --out dir --orig a"),
+            ("load convert ibm2026 --output=x", "load convert ibm2026 --out=x"),
+            ("load rps --endpoints synth -o json", "load rps --endpoints synth -o json"),
+            ("load synth --output-x y", "load synth --output-x y"),
         ] {
             assert_eq!(two_dashes(split(given)), split(read));
         }

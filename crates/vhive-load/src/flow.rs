@@ -120,6 +120,8 @@ pub(crate) struct Walker {
     pub(crate) unfollowed: AtomicU64,
     /// Steps that were not sent because the run was stopped.
     pub(crate) unsent: AtomicU64,
+    /// Steps that were sent once more.
+    pub(crate) retries: AtomicU64,
 }
 
 /// One workflow under way.
@@ -146,6 +148,11 @@ impl Walker {
         self.wires.send(pending);
     }
 
+    /// How many steps a shot at a target is.
+    pub(crate) fn steps(&self, target: u32) -> u64 {
+        self.flows.by_entry.get(&target).map_or(1, |flow| flow.steps().len() as u64)
+    }
+
     /// Goes on with a chain whose step `at` is under way.
     fn go_on(self: &Arc<Self>, begun: Begun, at: usize, under_way: UnderWay) {
         let chain = Arc::clone(self).chain(begun, at, under_way);
@@ -158,19 +165,20 @@ impl Walker {
         let Some(flow) = self.flows.by_entry.get(&begun.shot.target) else { return };
         let mut may_retry = true;
         loop {
+            let mut is_retry = false;
             // Whoever gives a request up tells that it is unfinished.
             let outcome = ended.await.unwrap_or(Outcome::Unfinished);
             let next = match outcome {
                 Outcome::Ok => {
                     for branch in &flow.steps()[at].branches {
-                        if let Some(ended) = self.step(begun, flow, *branch) {
+                        if let Some(ended) = self.step(begun, flow, *branch, false) {
                             self.go_on(begun, *branch, (ended, self.collector.hold()));
                         }
                     }
                     flow.steps()[at].then
                 }
                 Outcome::Error | Outcome::Timeout if may_retry => {
-                    may_retry = false;
+                    (may_retry, is_retry) = (false, true);
                     Some(at)
                 }
                 Outcome::Error | Outcome::Timeout | Outcome::Unfinished => {
@@ -178,7 +186,8 @@ impl Walker {
                     None
                 }
             };
-            let sent = next.and_then(|next| Some((next, self.step(begun, flow, next)?)));
+            let send = |next| Some((next, self.step(begun, flow, next, is_retry)?));
+            let sent = next.and_then(send);
             let Some((next, reply)) = sent else { break };
             (at, ended) = (next, reply);
         }
@@ -186,11 +195,20 @@ impl Walker {
     }
 
     /// Sends a step now; `None` when the run is to stop.
-    fn step(&self, begun: Begun, flow: &Flow, at: usize) -> Option<oneshot::Receiver<Outcome>> {
+    fn step(
+        &self,
+        begun: Begun,
+        flow: &Flow,
+        at: usize,
+        is_retry: bool,
+    ) -> Option<oneshot::Receiver<Outcome>> {
         if self.stop.is_asked() {
-            self.unsent.fetch_add(1 + flow.behind(at), Ordering::Relaxed);
+            // What failed was sent; only its second try is left out.
+            let left = u64::from(!is_retry) + flow.behind(at);
+            self.unsent.fetch_add(left, Ordering::Relaxed);
             return None;
         }
+        self.retries.fetch_add(u64::from(is_retry), Ordering::Relaxed);
         let target = flow.steps()[at].target;
         // The first step's work is its shot's.
         let work = if at == 0 { begun.shot.work } else { (self.flows.work)(target, begun.nth) };

@@ -3,20 +3,25 @@
 //! # Source
 //! invitro `pkg/driver/failure`, `pkg/config/parser.go` (`FailureConfiguration`).
 
+use std::collections::VecDeque;
+use std::io;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
 use crate::clock::Clock;
+use crate::collect::locked;
 
 /// How long after a run's end a failure that is under way may take.
 const LAST: Duration = Duration::from_secs(10);
 /// The most that is kept of what a command writes.
 const KEPT: usize = 4096;
+/// How long the last of it is waited for when something in the background could still write.
+const REST: Duration = Duration::from_millis(200);
 
 /// The original's file, and two keys of ours.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
@@ -43,7 +48,7 @@ pub enum FailureError {
         /// The file.
         path: PathBuf,
         /// Why.
-        source: std::io::Error,
+        source: io::Error,
     },
     /// It is no such file.
     #[error("{path} is no configuration of failures")]
@@ -306,18 +311,47 @@ fn inject(failure: &Failure, clock: Clock, stop: &Stop) -> Injected {
     Injected { done_us, error, said, ..untold(failure, begun_us, None) }
 }
 
-/// Runs a command; gives why it failed, and what it wrote.
+/// Runs a command; gives why it failed, and the end of what it wrote.
 fn shell(command: &str) -> (Option<String>, String) {
-    let run = Command::new("sh").args(["-c", command]).stdin(Stdio::null()).output();
-    match run {
+    match run(command) {
         Err(error) => (Some(format!("cannot run a shell: {error}")), String::new()),
-        Ok(output) => {
-            let all = [output.stdout, output.stderr].concat();
-            let tail = &all[all.len().saturating_sub(KEPT)..];
-            let said = String::from_utf8_lossy(tail).trim().to_owned();
-            let failed = (!output.status.success()).then(|| format!("{}: {said}", output.status));
+        Ok((status, said)) => {
+            let failed = (!status.success()).then(|| format!("{status}: {said}"));
             (failed, said)
         }
+    }
+}
+
+/// Waits for the shell only: what it leaves running in the background may write for ever.
+fn run(command: &str) -> io::Result<(ExitStatus, String)> {
+    let (read, write) = io::pipe()?;
+    let mut shell = Command::new("sh");
+    shell.args(["-c", command]).stdin(Stdio::null()).stdout(write.try_clone()?).stderr(write);
+    let mut child = shell.spawn()?;
+    // It holds the pipe's other end.
+    drop(shell);
+    let tail = Arc::new(Mutex::new(VecDeque::new()));
+    let (kept, (end, ended)) = (Arc::clone(&tail), channel());
+    std::thread::spawn(move || {
+        keep_the_end(read, &kept);
+        // Whoever waited may have gone on.
+        let _ = end.send(());
+    });
+    let status = child.wait()?;
+    // All that the shell wrote is in the pipe by now, and nearly read.
+    let _ = ended.recv_timeout(REST);
+    let tail: Vec<u8> = locked(&tail).iter().copied().collect();
+    Ok((status, String::from_utf8_lossy(&tail).trim().to_owned()))
+}
+
+/// Reads until nobody can write any more.
+fn keep_the_end(mut from: impl io::Read, tail: &Mutex<VecDeque<u8>>) {
+    let mut buffer = [0; KEPT];
+    while let Ok(read @ 1..) = from.read(&mut buffer) {
+        let mut tail = locked(tail);
+        tail.extend(&buffer[..read]);
+        let over = tail.len().saturating_sub(KEPT);
+        tail.drain(..over);
     }
 }
 
@@ -389,6 +423,19 @@ mod tests {
         assert!(all[1].error.as_deref().is_some_and(|why| why.contains("broken")), "{all:?}");
         assert_eq!(all[2].error.as_deref(), Some("no f"));
         assert_eq!((all[3].begun_us, &all[3].error), (None, &None), "the run ended before");
+    }
+
+    #[test]
+    fn a_command_that_writes_much_or_leaves_something_running_is_done_when_its_shell_is() {
+        let (failed, said) = shell("yes nonsense | head -c 10000000; echo end >&2");
+        assert_eq!(failed, None);
+        assert!(said.len() <= KEPT && said.ends_with("end"), "{}", said.len());
+        let begun = Instant::now();
+        let (failed, said) = shell("sleep 20 & echo $!");
+        assert!(begun.elapsed() < Duration::from_secs(15), "it waited for the background");
+        assert_eq!(failed, None);
+        let pid: u32 = said.parse().unwrap();
+        assert_eq!(shell(&format!("kill {pid}")), (None, String::new()));
     }
 
     #[test]

@@ -142,13 +142,16 @@ pub struct Writer(JoinHandle<Rows>);
 pub struct Rows {
     /// All rows, whether written or not.
     pub tally: Tally,
-    /// Rows that are missing in a file, and the first reason.
-    pub lost: Option<(u64, OutputError)>,
+    /// How many rows are missing in a file, and the first reason; of each file that lacks some.
+    pub lost: Vec<(u64, OutputError)>,
     open: Open,
 }
 
 /// Something that sees every row, as the original's own outputs do.
 pub trait Also: Send + 'static {
+    /// Where it writes.
+    fn path(&self) -> &Path;
+
     /// Takes a row.
     ///
     /// # Errors
@@ -187,14 +190,55 @@ impl Writer {
 struct Out {
     path: PathBuf,
     file: BufWriter<File>,
+    lost: Lost,
+}
+
+/// What a file lacks. The others go on without it.
+#[derive(Debug, Default)]
+struct Lost {
+    rows: u64,
+    /// Of them, those of the batch that is being written.
+    of_batch: u64,
+    why: Option<io::Error>,
+}
+
+impl Lost {
+    /// A row of the batch is written, or not.
+    fn row(&mut self, done: io::Result<()>) {
+        if let Err(error) = done {
+            self.of_batch += 1;
+            self.why.get_or_insert(error);
+        }
+    }
+
+    /// The batch has come to the file, or not all of it.
+    fn batch(&mut self, rows: u64, done: io::Result<()>) {
+        if let Err(error) = done {
+            self.of_batch = rows;
+            self.why.get_or_insert(error);
+        }
+        self.rows += std::mem::take(&mut self.of_batch);
+    }
+
+    fn told(self, path: &Path) -> Option<(u64, OutputError)> {
+        Some((self.rows, OutputError { path: path.to_owned(), source: self.why? }))
+    }
 }
 
 impl Out {
     fn new(path: PathBuf) -> Result<Self, OutputError> {
         match File::create(&path) {
-            Ok(file) => Ok(Self { path, file: BufWriter::with_capacity(64 << 10, file) }),
+            Ok(file) => {
+                let file = BufWriter::with_capacity(64 << 10, file);
+                Ok(Self { path, file, lost: Lost::default() })
+            }
             Err(source) => Err(OutputError { path, source }),
         }
+    }
+
+    /// Writes a row, or counts it as lost.
+    fn row(&mut self, write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>) {
+        self.lost.row(write(&mut self.file));
     }
 
     fn put(
@@ -230,58 +274,50 @@ impl Open {
         })
     }
 
-    fn row(&mut self, row: &Row) -> Result<(), OutputError> {
+    fn row(&mut self, row: &Row) {
         let written = Written::of(row, &self.files.targets, None);
-        self.json.put(|out| {
+        self.json.row(|out| {
             serde_json::to_writer(&mut *out, &written)?;
             out.write_all(b"\n")
-        })?;
-        self.csv.put(|out| written.csv(out))?;
+        });
+        self.csv.row(|out| written.csv(out));
         // The original's latencies have those of failures, and none of what was under way.
         if row.outcome != Outcome::Unfinished {
-            self.latencies.put(|out| writeln!(out, "{}", row.latency_ns() / 1000))?;
+            self.latencies.row(|out| writeln!(out, "{}", row.latency_ns() / 1000));
         }
         if let (Some(file), Some(us)) = (&mut self.durations, row.function_us) {
-            file.put(|out| writeln!(out, "{us}"))?;
+            file.row(|out| writeln!(out, "{us}"));
         }
-        Ok(())
     }
 
-    fn flush(&mut self) -> Result<(), OutputError> {
-        let all = [Some(&mut self.json), Some(&mut self.csv), Some(&mut self.latencies)];
-        for out in all.into_iter().chain([self.durations.as_mut()]).flatten() {
-            out.put(Write::flush)?;
-        }
-        Ok(())
+    fn all(&mut self) -> impl Iterator<Item = &mut Out> {
+        let all = [&mut self.json, &mut self.csv, &mut self.latencies];
+        all.into_iter().chain(self.durations.as_mut())
     }
 }
 
 fn write(mut open: Open, mut also: Option<Box<dyn Also>>, rows: &Receiver<Vec<Row>>) -> Rows {
-    let mut tally = Tally::default();
-    let mut lost: Option<(u64, OutputError)> = None;
-    let mut lose = |count: u64, error: OutputError| match &mut lost {
-        Some((so_far, _)) => *so_far += count,
-        None => lost = Some((count, error)),
-    };
+    let (mut tally, mut of_also) = (Tally::default(), Lost::default());
     for batch in rows {
         for row in &batch {
             tally.add(row);
-            let mut done = open.row(row);
-            if let (Ok(()), Some(also)) = (&done, &mut also) {
-                let path = open.files.dir.clone();
-                done = also.row(row).map_err(|source| OutputError { path, source });
-            }
-            if let Err(error) = done {
-                lose(1, error);
+            open.row(row);
+            if let Some(also) = &mut also {
+                of_also.row(also.row(row));
             }
         }
         // A batch comes four times a second at least: what a kill loses is that much.
-        if let Err(error) = open.flush() {
-            lose(batch.len() as u64, error);
+        for out in open.all() {
+            let done = out.file.flush();
+            out.lost.batch(batch.len() as u64, done);
         }
+        of_also.batch(0, Ok(()));
     }
-    if let Some(Err(source)) = also.as_mut().map(|also| also.end()) {
-        lose(1, OutputError { path: open.files.dir.clone(), source });
+    let mut lost: Vec<_> =
+        open.all().filter_map(|out| std::mem::take(&mut out.lost).told(&out.path)).collect();
+    if let Some(also) = &mut also {
+        of_also.batch(1, also.end());
+        lost.extend(of_also.told(also.path()));
     }
     Rows { tally, lost, open }
 }
@@ -301,25 +337,28 @@ impl Rows {
     }
 
     /// Writes how the instance of each request was started into the rows, as far as it is known
-    /// by the reply's `X-Request-Id`; returns the latencies of successes by start.
+    /// by the reply's `X-Request-Id`; returns the latencies of successes by start, and how many
+    /// replies' start is not known.
     ///
     /// # Errors
     /// When the files cannot be read or written again.
     pub fn add_starts(
         &self,
         starts: &HashMap<String, String>,
-    ) -> Result<Vec<(String, Figures)>, OutputError> {
+    ) -> Result<(Vec<(String, Figures)>, u64), OutputError> {
         let path = &self.open.json.path;
         let failed = |source| OutputError { path: path.clone(), source };
         let lines = BufReader::new(File::open(path).map_err(failed)?).lines();
         let mut json = Out::new(path.with_extension("jsonl.part"))?;
         let mut times: HashMap<&str, Times> = HashMap::new();
         let mut kinds: HashMap<u64, &str> = HashMap::new();
+        let mut unknown = 0;
         for line in lines {
             let line = line.map_err(failed)?;
             // The last line of a full disk may be cut.
             let Ok(mut row) = serde_json::from_str::<serde_json::Value>(&line) else { continue };
             let id = row["id"].as_str().and_then(|id| starts.get(id));
+            unknown += u64::from(id.is_none() && !row["status"].is_null());
             if let Some(kind) = id {
                 row["start"] = kind.as_str().into();
                 kinds.insert(row["number"].as_u64().unwrap_or_default(), kind);
@@ -337,7 +376,7 @@ impl Rows {
             .filter_map(|(kind, times)| Some((kind.to_owned(), times.figures()?)))
             .collect();
         all.sort_by(|a, b| a.0.cmp(&b.0));
-        Ok(all)
+        Ok((all, unknown))
     }
 
     fn add_starts_to_csv(&self, kinds: &HashMap<u64, &str>) -> Result<(), OutputError> {
@@ -411,8 +450,10 @@ mod tests {
         assert_eq!(std::fs::read_to_string(latencies).unwrap(), "0\n0\n");
         assert_eq!(std::fs::read_to_string(dir.path().join("dur.csv")).unwrap(), "0\n1\n2\n");
         let starts = HashMap::from([("an,id\"".to_owned(), "reap".to_owned())]);
-        let told = done.add_starts(&starts).unwrap();
-        assert_eq!((told[0].0.as_str(), told[0].1.count), ("reap", 1));
+        let (told, unknown) = done.add_starts(&starts).unwrap();
+        assert_eq!((told[0].0.as_str(), told[0].1.count, unknown), ("reap", 1, 0));
+        let (told, unknown) = done.add_starts(&HashMap::new()).unwrap();
+        assert_eq!((told.len(), unknown), (0, 3), "the node forgot them");
         let json = std::fs::read_to_string(dir.path().join("rows.jsonl")).unwrap();
         let parsed: Vec<serde_json::Value> =
             json.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
@@ -439,7 +480,34 @@ mod tests {
         drop(rows);
         let done = writer.end();
         assert_eq!(done.tally.count(Outcome::Ok), 100, "the run goes on");
-        let (lost, why) = done.lost.unwrap();
-        assert!(lost > 0 && why.to_string().contains("rows.jsonl"), "{lost} {why}");
+        assert_eq!(done.lost.len(), 1, "{:?}", done.lost);
+        let (lost, why) = &done.lost[0];
+        assert!(*lost == 100 && why.to_string().contains("rows.jsonl"), "{lost} {why}");
+        let lines =
+            |name: &str| std::fs::read_to_string(dir.path().join(name)).unwrap().lines().count();
+        assert_eq!([lines("rows.csv"), lines("lat.csv.part"), lines("dur.csv")], [101, 100, 100]);
+    }
+
+    #[test]
+    fn what_else_writes_is_named_by_its_own_file() {
+        struct Full;
+        impl Also for Full {
+            fn path(&self) -> &Path {
+                Path::new("its/duration.csv")
+            }
+            fn row(&mut self, row: &Row) -> io::Result<()> {
+                if row.number < 2 { Ok(()) } else { Err(io::Error::other("full")) }
+            }
+            fn end(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let (writer, rows) = Writer::begin(files(dir.path()), Some(Box::new(Full))).unwrap();
+        rows.send((0..5).map(|n| row(n, Outcome::Ok)).collect()).unwrap();
+        drop(rows);
+        let lost = writer.end().lost;
+        assert!(matches!(lost.as_slice(), [(3, _)]), "{lost:?}");
+        assert!(lost[0].1.to_string().contains("its/duration.csv"), "{lost:?}");
     }
 }

@@ -26,7 +26,8 @@ impl Stop {
         *self.0.borrow() > 0
     }
 
-    pub(crate) async fn asked(&self) {
+    /// Returns once it was asked.
+    pub async fn asked(&self) {
         self.reached(1).await;
     }
 

@@ -161,8 +161,9 @@ impl Tally {
         let mut ahead = Times::default();
         ran.opened.ahead_ns.iter().for_each(|ns| ahead.add(*ns));
         Summary {
-            planned: ran.sent + ran.unsent,
+            planned: (ran.sent + ran.unsent + ran.unfollowed).saturating_sub(ran.retries),
             sent: ran.sent,
+            retries: ran.retries,
             unsent: ran.unsent,
             unfollowed: ran.unfollowed,
             outcomes: Outcome::ALL.map(|o| (o.as_str(), self.count(o))).into_iter().collect(),
@@ -178,6 +179,7 @@ impl Tally {
             connect_for_a_request: self.connect.figures(),
             function: self.function.figures(),
             starts: BTreeMap::new(),
+            starts_unknown: 0,
             errors: self.errors.iter().map(|(name, n)| (name.to_string(), *n)).collect(),
             not_opened_ahead: ran.opened.failed.clone(),
             rows_lost: 0,
@@ -188,10 +190,12 @@ impl Tally {
 /// A run in figures; written to `summary.json`.
 #[derive(Clone, Debug, Serialize)]
 pub struct Summary {
-    /// Requests of the schedule.
+    /// Requests of the schedule, with the steps of its workflows.
     pub planned: u64,
-    /// Those that were sent, or tried to.
+    /// Those that were sent, or tried to, and `retries` of them.
     pub sent: u64,
+    /// Steps of workflows that were sent once more because they had failed.
+    pub retries: u64,
     /// Those that were not, because the run was stopped.
     pub unsent: u64,
     /// Steps of workflows that were not sent because one before them failed.
@@ -222,11 +226,14 @@ pub struct Summary {
     pub function: Option<Figures>,
     /// Latency by how the instance was started, where that is known.
     pub starts: BTreeMap<String, Figures>,
+    /// Replies of which it was asked how the instance was started, and is not known: the node had
+    /// forgotten, or keeps no record of such requests.
+    pub starts_unknown: u64,
     /// Errors by their text.
     pub errors: BTreeMap<String, u64>,
     /// Connections that could not be made ahead, and why.
     pub not_opened_ahead: Vec<String>,
-    /// Rows that could not be written.
+    /// Rows that could not be written, of the file that lacks most.
     pub rows_lost: u64,
 }
 
@@ -285,15 +292,20 @@ impl Summary {
                 format_args!("late       {} sends more than 1 ms late", self.over_1ms_late),
             );
         }
-        if self.unfollowed > 0 {
+        if self.unfollowed > 0 || self.retries > 0 {
             let text = "steps not sent, because one before them failed";
-            put(&mut out, format_args!("workflows  {} {text}", self.unfollowed));
+            let (left, again) = (self.unfollowed, self.retries);
+            put(&mut out, format_args!("workflows  {left} {text}, {again} sent once more"));
         }
         for (error, count) in &self.errors {
             put(&mut out, format_args!("error      {count} × {error}"));
         }
         for why in &self.not_opened_ahead {
             put(&mut out, format_args!("warning    {why}"));
+        }
+        if self.starts_unknown > 0 {
+            let text = "replies, the start of whose instance the node did not tell";
+            put(&mut out, format_args!("warning    {} {text}", self.starts_unknown));
         }
         if self.rows_lost > 0 {
             put(&mut out, format_args!("warning    {} rows could not be written", self.rows_lost));

@@ -160,7 +160,10 @@ pub async fn sweep(
     while let Some(rate) = search.next().filter(|_| !stop.is_asked()) {
         let arrivals = at_rate(plan.arrivals, rate, plan.time, plan.seed)?;
         let shots = round_robin(&arrivals, load.targets.len());
-        let (tally, ran) = tallied(|rows| open_loop(load, shots, rows, stop)).await?;
+        let (tally, ran) = match tallied(|rows| open_loop(load, shots, rows, stop)).await {
+            Err(RunError::Stopped) => break,
+            done => done?,
+        };
         if ran.unsent > 0 {
             break;
         }

@@ -181,7 +181,7 @@ impl Config {
             return refuse("Width, Depth", "must be at least 1");
         }
         if self.v_swarm {
-            return refuse("VSwarm", "mapping to vSwarm's functions is not offered yet");
+            return refuse("VSwarm", "mapping to vSwarm's functions is not offered");
         }
         if !self.dirigent_config_path.is_empty() {
             return refuse("DirigentConfigPath", "Dirigent is not spoken");
@@ -202,6 +202,8 @@ impl Config {
         let all = [
             (self.enable_zipkin_tracing, "EnableZipkinTracing: spans are not offered"),
             (self.enable_metrics_scrapping, "EnableMetricsScrapping: see the node's /metrics"),
+            (!self.yaml_selector.is_empty(), "YAMLSelector: the deployer is told the manifests"),
+            (!self.cpu_limit.is_empty(), "CPULimit: set limits in the manifests that you deploy"),
             (self.is_partially_panic, "IsPartiallyPanic: set annotations where you deploy"),
             (
                 !self.autoscaling_metric.is_empty() && self.autoscaling_metric != "concurrency",
@@ -219,11 +221,16 @@ impl Config {
         all.iter().filter(|(set, _)| *set).map(|(_, text)| *text).collect()
     }
 
-    /// Columns of the trace that are read: with a warm-up, the first only says how many instances
-    /// to begin with.
-    const fn columns(&self) -> usize {
-        let before = if self.warmup_duration > 0 { 1 + self.warmup_duration } else { 0 };
-        before.saturating_add(self.experiment_duration)
+    /// Units that are sent: warm-up and experiment.
+    const fn units(&self) -> usize {
+        self.warmup_duration.saturating_add(self.experiment_duration)
+    }
+
+    /// Units of the trace that are read: of counts, with a warm-up, the first only says how many
+    /// instances to begin with.
+    fn columns(&self) -> usize {
+        let profiles = self.warmup_duration > 0 && self.form() == Form::Counts;
+        self.units().saturating_add(usize::from(profiles))
     }
 
     /// What a column is.
@@ -285,15 +292,14 @@ impl Config {
     /// Of the trace, by file, line and column.
     pub fn plan(&self) -> Result<Plan, ConfigError> {
         let unit = self.unit()?;
-        let columns = self.columns();
-        let first = usize::from(self.warmup_duration > 0);
+        let (columns, units) = (self.columns(), self.units());
+        let first = columns - units;
         let minutes = (unit.length().as_secs() * columns as u64).div_ceil(60);
-        let (functions, first): (Vec<Function>, usize) = match self.form() {
-            Form::Rps => (rps::functions(&self.rps(), minutes)?, 0),
-            Form::Exact => (azure2021::read(&self.trace_path, minutes)?, 0),
-            Form::Counts => (azure2019::read(&self.trace_path, columns)?, first),
+        let functions: Vec<Function> = match self.form() {
+            Form::Rps => rps::functions(&self.rps(), minutes)?,
+            Form::Exact => azure2021::read(&self.trace_path, minutes)?,
+            Form::Counts => azure2019::read(&self.trace_path, columns)?,
         };
-        let units = columns - first;
         let distribution = self.distribution()?;
         Ok(Plan { functions, unit, first, units, distribution, seed: self.seed })
     }
@@ -388,7 +394,11 @@ mod tests {
         assert_eq!(config.protocol().unwrap(), Some(Protocol::Grpc));
         assert_eq!(config.output("duration"), Path::new("data/out/experiment_duration_2.csv"));
         assert_eq!(config.warmup().unwrap(), Duration::from_secs(180));
-        assert_eq!(config.without_effect().len(), 1);
+        let told = config.without_effect();
+        for key in ["YAMLSelector", "CPULimit", "GRPCConnectionTimeoutSeconds"] {
+            assert!(told.iter().any(|text| text.starts_with(key)), "{key} in {told:?}");
+        }
+        assert_eq!(told.len(), 3);
     }
 
     #[test]
@@ -424,5 +434,37 @@ mod tests {
         let plan = config.plan().unwrap();
         assert_eq!((plan.first, plan.units, plan.total()), (1, 2, 2 + 1 + 70));
         assert_eq!(config.execution_from_ns().unwrap(), 1_000_000_000);
+    }
+
+    #[test]
+    fn a_warm_up_of_known_times_sends_no_minute_more() {
+        let dir = tempfile::tempdir().unwrap();
+        let exact = dir.path().join("trace.csv");
+        let lines: String = (0..5).map(|minute| format!("a,f,{}.5,0.5\n", 60 * minute)).collect();
+        std::fs::write(&exact, format!("app,func,end_timestamp,duration\n{lines}")).unwrap();
+        for (path, per_minute) in [(Path::new("RPS"), 120), (exact.as_path(), 1)] {
+            let text = format!(
+                r#"{{"TracePath": {path:?}, "WarmupDuration": 1, "ExperimentDuration": 1,
+                    "RpsTarget": 2, "RpsRuntimeMs": 1, "RpsMemoryMB": 1}}"#
+            );
+            let config = read(&text).unwrap();
+            let plan = config.plan().unwrap();
+            assert_eq!((plan.first, plan.units), (0, 2), "{path:?}");
+            assert_eq!(plan.counts(0), [per_minute, per_minute], "{path:?}");
+            let from = config.execution_from_ns().unwrap();
+            let (before, after): (Vec<_>, Vec<_>) =
+                plan.shots().partition(|shot| shot.at_ns < from);
+            assert_eq!([before.len() as u64, after.len() as u64], [per_minute, per_minute]);
+        }
+    }
+
+    #[test]
+    fn absurd_durations_are_refused() {
+        for text in [
+            format!(r#"{{"WarmupDuration": {}}}"#, usize::MAX),
+            format!(r#"{{"ExperimentDuration": {0}, "WarmupDuration": {0}}}"#, usize::MAX),
+        ] {
+            assert!(read(&text).unwrap_err().to_string().contains("ExperimentDuration"));
+        }
     }
 }

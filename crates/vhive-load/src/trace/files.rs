@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use serde::{Deserialize, Serialize};
@@ -71,20 +71,24 @@ pub fn write_iat(plan: &Plan, dir: &Path) -> io::Result<usize> {
     Ok(all.len())
 }
 
-/// Replaces a plan's functions' invocations by those in `iat<i>.json`, in the same order.
+/// Replaces a plan's functions' invocations by those in `iat<i>.json`, in the same order. Returns how
+/// many are after the plan's end, and so are not sent.
 ///
 /// # Errors
 /// When a file is missing or is no such file.
-pub fn read_iat(plan: &mut Plan, dir: &Path) -> Result<(), TraceError> {
+pub fn read_iat(plan: &mut Plan, dir: &Path) -> Result<u64, TraceError> {
+    let end = plan.unit.ns().saturating_mul(plan.units as u64);
+    let mut behind = 0;
     for (index, function) in plan.functions.iter_mut().enumerate() {
-        let path = dir.join(format!("iat{index}.json"));
-        *function = Function { name: function.name.clone(), source: read_one(&path)? };
+        let all = read_one(&dir.join(format!("iat{index}.json")))?;
+        behind += (all.len() - all.partition_point(|one| one.at_ns < end)) as u64;
+        *function = Function { name: function.name.clone(), source: Source::Exact(all) };
     }
     plan.first = 0;
-    Ok(())
+    Ok(behind)
 }
 
-fn read_one(path: &Path) -> Result<Source, TraceError> {
+fn read_one(path: &Path) -> Result<Vec<Invocation>, TraceError> {
     let bad = |problem: String| TraceError::File { path: path.to_owned(), problem };
     let text = std::fs::read_to_string(path)
         .map_err(|source| TraceError::Read { path: path.to_owned(), source })?;
@@ -103,7 +107,7 @@ fn read_one(path: &Path) -> Result<Source, TraceError> {
         let work = Work { runtime_ms: requested.runtime, memory_mib: requested.memory };
         all.push(Invocation { at_ns: whole_nanos(at_us * 1e3), work });
     }
-    Ok(Source::Exact(all))
+    Ok(all)
 }
 
 /// `<prefix>_duration_<minutes>.csv`: the original's columns, then ours.
@@ -112,6 +116,7 @@ fn read_one(path: &Path) -> Result<Source, TraceError> {
 /// invitro `pkg/metric/record.go`, `ExecutionRecord`.
 #[derive(Debug)]
 pub struct Durations {
+    path: PathBuf,
     out: BufWriter<File>,
     clock: Arc<OnceLock<Clock>>,
     unit_ns: u64,
@@ -123,7 +128,8 @@ pub struct Durations {
 
 const HEADINGS: &str = "phase,instance,invocationID,startTime,requestedDuration,grpcConnEstablish,\
     responseTime,actualDuration,connectionTimeout,functionTimeout,actualMemoryUsage,\
-    memoryAllocationTimeout,lateUs,outcome,httpStatusCode,requestedMemory,error";
+    memoryAllocationTimeout,timeToSubmitMs,userCodeExecutionMs,timeToGetResponseMs,lateUs,outcome,\
+    httpStatusCode,requestedMemory,error,actualMemoryKib";
 
 impl Durations {
     /// Begins the file. `execution_from_ns` is the end of the warm-up.
@@ -140,7 +146,8 @@ impl Durations {
         writeln!(out, "{HEADINGS}")?;
         let names = plan.functions.iter().map(|function| function.name.clone()).collect();
         let unit_ns = plan.unit.ns();
-        Ok(Self { out, clock, unit_ns, execution_from_ns, names, unflushed: 0 })
+        let path = path.to_owned();
+        Ok(Self { path, out, clock, unit_ns, execution_from_ns, names, unflushed: 0 })
     }
 
     /// Puts the workflow before the name of each function that is part of one, as the original
@@ -173,8 +180,9 @@ impl Durations {
             row.nth,
         );
         let work = row.work.unwrap_or(Work { runtime_ms: 0, memory_mib: 0 });
+        // The three of asynchronous calls are empty: there are none.
         format!(
-            "{head},{},{},{},{},{unreachable},{},{},false,{},{},{},{},{}",
+            "{head},{},{},{},{},{unreachable},{},{},false,,,,{},{},{},{},{},{}",
             u64::from(work.runtime_ms) * 1000,
             row.connect_ns.map_or(0, |ns| ns / 1000),
             row.latency_ns() / 1000,
@@ -186,11 +194,16 @@ impl Durations {
             row.status.map_or_else(String::new, |status| status.to_string()),
             work.memory_mib,
             field(row.error.as_deref().unwrap_or_default()),
+            row.function_memory_kib.map_or_else(String::new, |kib| kib.to_string()),
         )
     }
 }
 
 impl Also for Durations {
+    fn path(&self) -> &Path {
+        &self.path
+    }
+
     fn row(&mut self, row: &Row) -> io::Result<()> {
         let line = self.line(row);
         writeln!(self.out, "{line}")?;
@@ -233,7 +246,7 @@ mod tests {
         let plan = plan();
         assert_eq!(write_iat(&plan, dir.path()).unwrap(), 1);
         let mut loaded = plan.clone();
-        read_iat(&mut loaded, dir.path()).unwrap();
+        assert_eq!(read_iat(&mut loaded, dir.path()).unwrap(), 0);
         let close = |(a, b): (Shot, Shot)| {
             // Microseconds in floating point.
             assert!(a.at_ns.abs_diff(b.at_ns) <= 2, "{a:?} {b:?}");
@@ -242,6 +255,9 @@ mod tests {
         assert_eq!(loaded.shots().count(), 7);
         plan.shots().zip(loaded.shots()).for_each(close);
         assert_eq!(loaded.counts(0), [3, 0, 4]);
+        loaded.units = 2;
+        assert_eq!(read_iat(&mut loaded, dir.path()).unwrap(), 4, "those behind the end are told");
+        assert_eq!(loaded.shots().count(), 3);
         for (text, said) in [
             ("{", "EOF"),
             (r#"{"IAT":[1],"RuntimeSpecification":[]}"#, "1 arrivals, but 0"),
@@ -264,17 +280,21 @@ mod tests {
         late.intended_ns = 2_000_000_000;
         (late.sent_ns, late.done_ns) = (late.intended_ns + 5_000, late.intended_ns + 9_000);
         late.work = Some(Work { runtime_ms: 7, memory_mib: 64 });
-        (late.nth, late.function_memory_kib) = (3, Some(2048));
+        (late.nth, late.function_memory_kib) = (3, Some(2050));
         durations.row(&row(1, Outcome::Ok)).unwrap();
         durations.row(&late).unwrap();
         durations.end().unwrap();
         let text = std::fs::read_to_string(path).unwrap();
         let lines: Vec<Vec<&str>> = text.lines().map(|line| line.split(',').collect()).collect();
-        assert_eq!(lines[0].len(), 17);
-        assert!(lines.iter().all(|line| line.len() == 17), "{text}");
+        let originals = "phase,instance,invocationID,startTime,requestedDuration,grpcConnEstablish,\
+            responseTime,actualDuration,connectionTimeout,functionTimeout,actualMemoryUsage,\
+            memoryAllocationTimeout,timeToSubmitMs,userCodeExecutionMs,timeToGetResponseMs,";
+        assert!(text.starts_with(originals), "{text}");
+        assert!(lines.iter().all(|line| line.len() == 21), "{text}");
         assert_eq!(lines[1][..3], ["1", "f", "min0.inv0"]);
         assert_eq!(lines[2][..3], ["2", "f", "min2.inv3"]);
         assert_eq!(lines[2][4..12], ["7000", "0", "4", "0", "false", "true", "2", "false"]);
+        assert_eq!((&lines[2][12..15], lines[2][20]), (&["", "", ""][..], "2050"));
         assert!(lines[2][3].parse::<u64>().unwrap() > 1_600_000_000_000_000);
     }
 }

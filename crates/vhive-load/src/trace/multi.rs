@@ -18,6 +18,7 @@ use serde_json::{Map, Value, json};
 
 use super::Config;
 use super::config::ConfigError;
+use crate::deploy::fnv;
 
 /// The most experiments of one file.
 const MOST: usize = 10_000;
@@ -317,6 +318,7 @@ impl Study {
                 field => drop(merged.insert(field.to_owned(), value)),
             }
         }
+        let part = short(part);
         let out = match (
             self.output_dir.as_str(),
             merged.get("OutputPathPrefix").and_then(Value::as_str),
@@ -389,6 +391,20 @@ fn safe(text: &str) -> String {
     if safe.trim_matches('.').is_empty() { "_".repeat(safe.len()) } else { safe }
 }
 
+/// The most of a name that is kept: a directory's may have 255 bytes.
+const MOST_NAME: usize = 200;
+
+/// A name that a directory can have: of a longer one, its beginning and a word for the whole.
+fn short(mut name: String) -> String {
+    if name.len() > MOST_NAME {
+        let word = format!("-{:016x}", fnv(name.as_bytes()));
+        // It is `safe`, so each character is a byte.
+        name.truncate(MOST_NAME - word.len());
+        name.push_str(&word);
+    }
+    name
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -439,6 +455,24 @@ mod tests {
             line.iter().map(|one| (one.config.rps_target, one.pre_script.as_str())).collect();
         assert_eq!(told, [(1.0, "echo x"), (2.0, "echo y")]);
         assert!(line[0].config.output_path_prefix.starts_with("data/out/s"));
+    }
+
+    #[test]
+    fn a_name_that_is_too_long_for_a_directory_is_cut_and_stays_its_own() {
+        let script = "x".repeat(300);
+        let study = format!(
+            r#"{{"Name":"s","OutputDir":"DIR/out","Sweep":[
+                {{"Field":"PreScript","Values":["{script}a","{script}b"]}}]}}"#
+        );
+        let (_dir, all) = unpack(&study).unwrap();
+        assert!(all.iter().all(|one| one.name.len() == 2 + 200), "{}", all[0].name);
+        assert_ne!(all[0].name, all[1].name);
+        for one in &all {
+            one.begin().unwrap();
+            assert!(!one.is_done());
+            one.set_done().unwrap();
+        }
+        assert!(all.iter().all(Experiment::is_done));
     }
 
     #[test]

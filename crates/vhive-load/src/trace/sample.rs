@@ -6,9 +6,10 @@
 
 use std::collections::HashSet;
 use std::fs::File;
-use std::io::{BufRead as _, BufReader, BufWriter, Write as _};
+use std::io::BufWriter;
 use std::path::Path;
 
+use super::table::Table;
 use super::{Function, Source, TraceError};
 use crate::rng::Rng;
 
@@ -52,12 +53,13 @@ pub fn wasserstein(a: &[f64], b: &[f64], scale: f64) -> f64 {
     area
 }
 
-/// The best of `trials` random subsets of `size` functions.
+/// The best of `trials` random subsets of `size` functions: that which is most like the original,
+/// whether those functions are all of it or some.
 ///
 /// # Errors
 /// When there are not so many functions, or none is asked for.
 pub fn choose(
-    functions: &[Function],
+    (functions, original): (&[Function], &[Function]),
     size: usize,
     trials: u32,
     seed: u64,
@@ -68,7 +70,8 @@ pub fn choose(
         return Err(TraceError::Absurd(text));
     }
     let weights: Vec<Weight> = functions.iter().map(weight).collect();
-    let all: [Vec<f64>; 2] = [0, 1].map(|figure| weights.iter().map(|w| w[figure]).collect());
+    let of_original: Vec<Weight> = original.iter().map(weight).collect();
+    let all: [Vec<f64>; 2] = [0, 1].map(|figure| of_original.iter().map(|w| w[figure]).collect());
     let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
     let scales = [mean(&all[0]), mean(&all[1])];
     let mut best: Option<Sample> = None;
@@ -117,10 +120,6 @@ fn subset(count: usize, size: usize, rng: &mut Rng) -> Vec<usize> {
 /// # Errors
 /// When files cannot be read or written.
 pub fn write(from: &Path, to: &Path, sample: &Sample) -> Result<(), TraceError> {
-    let unread = |path: &Path| {
-        let path = path.to_owned();
-        move |source| TraceError::Read { path, source }
-    };
     let unwritten = |path: &Path| {
         let path = path.to_owned();
         move |source| TraceError::Write { path, source }
@@ -130,33 +129,27 @@ pub fn write(from: &Path, to: &Path, sample: &Sample) -> Result<(), TraceError> 
     let mut keys = HashSet::new();
     for name in ["invocations.csv", "durations.csv", "memory.csv"] {
         let (source, target) = (from.join(name), to.join(name));
-        let lines = BufReader::new(File::open(&source).map_err(unread(&source))?).lines();
-        let mut out = BufWriter::new(File::create(&target).map_err(unwritten(&target))?);
-        let (mut column, mut index) = (0, 0);
-        for (number, line) in lines.enumerate() {
-            let line = line.map_err(unread(&source))?;
-            let key =
-                |column: usize| line.split(',').nth(column).unwrap_or_default().trim().to_owned();
-            let keep = if number == 0 {
-                let heading = |text: &str| text.trim().eq_ignore_ascii_case("HashFunction");
-                column = line.split(',').position(heading).unwrap_or(0);
-                true
-            } else if line.trim().is_empty() {
-                false
-            } else if name == "invocations.csv" {
+        let table = Table::open(&source)?;
+        let hash = table.column("HashFunction")?;
+        let file = File::create(&target).map_err(unwritten(&target))?;
+        let mut out = csv::Writer::from_writer(BufWriter::new(file));
+        let told = |error: csv::Error| unwritten(&target)(error.into());
+        out.write_record(table.as_they_are()).map_err(told)?;
+        let mut index = 0;
+        table.each(|line| {
+            let key = line.text(hash);
+            let keep = if name == "invocations.csv" {
                 let keep = chosen.contains(&index);
                 if keep {
-                    keys.insert(key(column));
+                    keys.insert(key.to_owned());
                 }
-                index += 1;
                 keep
             } else {
-                keys.contains(&key(column))
+                keys.contains(key)
             };
-            if keep {
-                writeln!(out, "{line}").map_err(unwritten(&target))?;
-            }
-        }
+            index += 1;
+            if keep { out.write_record(line.fields()).map_err(told) } else { Ok(()) }
+        })?;
         out.flush().map_err(unwritten(&target))?;
     }
     Ok(())
@@ -167,7 +160,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::trace::azure2019::read;
+    use crate::trace::azure2019::{self, read};
     use crate::trace::synth::{Mode, Synth};
 
     #[test]
@@ -205,10 +198,15 @@ mod tests {
             .collect();
         std::fs::write(&path, edited.join("\n")).unwrap();
         let functions = read(&from, 2).unwrap();
-        let one = choose(&functions, 10, 1, 7).unwrap();
-        let many = choose(&functions, 10, 200, 7).unwrap();
+        let of_all = |size, trials| choose((&functions, &functions), size, trials, 7);
+        let one = of_all(10, 1).unwrap();
+        let many = of_all(10, 200).unwrap();
         assert!(many.distance <= one.distance, "{} {}", many.distance, one.distance);
-        assert_eq!(many, choose(&functions, 10, 200, 7).unwrap(), "the seed reproduces");
+        assert_eq!(many, of_all(10, 200).unwrap(), "the seed reproduces");
+        // Like the few that are invoked most, rather than like all.
+        let most = choose((&functions, &functions[40..]), 10, 200, 7).unwrap();
+        let sum = |sample: &Sample| sample.functions.iter().sum::<usize>();
+        assert!(sum(&most) > sum(&many), "{most:?} {many:?}");
         let to = dir.path().join("few");
         write(&from, &to, &many).unwrap();
         let few = read(&to, 2).unwrap();
@@ -216,8 +214,35 @@ mod tests {
         for (chosen, written) in many.functions.iter().zip(&few) {
             assert_eq!(functions[*chosen].source, written.source);
         }
-        assert_eq!(choose(&functions, 50, 1, 7).unwrap().distance, 0.0, "all of them");
-        assert!(choose(&functions, 51, 1, 7).is_err() && choose(&functions, 0, 1, 7).is_err());
+        assert_eq!(of_all(50, 1).unwrap().distance, 0.0, "all of them");
+        assert!(of_all(51, 1).is_err() && of_all(0, 1).is_err());
+    }
+
+    #[test]
+    fn quotes_a_byte_order_mark_and_empty_lines_are_no_matter() {
+        let dir = tempfile::tempdir().unwrap();
+        let (from, to) = (dir.path().join("all"), dir.path().join("few"));
+        azure2019::tests::write(&make(&from), |_, text| {
+            let text =
+                text.replace("HashOwner,HashApp,HashFunction", "HashFunction,HashOwner,HashApp");
+            let line = |line: &str| match line.split(',').collect::<Vec<_>>().as_slice() {
+                [owner, app, function, rest @ ..] if *owner != "HashFunction" => {
+                    format!("\"{function}\",\"an, owner: {owner}\",{app},{}\n\n", rest.join(","))
+                }
+                _ => format!("\u{feff}{line}\n"),
+            };
+            text.lines().map(line).collect()
+        });
+        let functions = read(&from, 2).unwrap();
+        let chosen = Sample { functions: vec![1], distance: 0.0 };
+        write(&from, &to, &chosen).unwrap();
+        let few = read(&to, 2).unwrap();
+        assert_eq!((few.len(), &few[0].source), (1, &functions[1].source));
+    }
+
+    fn make(dir: &Path) -> std::path::PathBuf {
+        std::fs::create_dir(dir).unwrap();
+        dir.to_owned()
     }
 
     proptest! {

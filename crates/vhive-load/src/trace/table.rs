@@ -12,6 +12,7 @@ pub(super) struct Table {
     path: PathBuf,
     reader: csv::Reader<BufReader<File>>,
     headings: Vec<String>,
+    as_they_are: csv::StringRecord,
 }
 
 /// One line of it.
@@ -26,19 +27,37 @@ impl Table {
         let failed = |source| TraceError::Read { path: path.to_owned(), source };
         let file = File::open(path).map_err(failed)?;
         let mut reader = csv::ReaderBuilder::new().from_reader(BufReader::new(file));
-        let headings = reader.headers().map_err(|error| refused(path, &error))?;
+        let as_they_are = reader.headers().map_err(|error| refused(path, &[], &error))?.clone();
         // Some of the published files begin with a byte order mark.
         let heading = |name: &str| name.trim_start_matches('\u{feff}').trim().to_ascii_lowercase();
-        let headings = headings.iter().map(heading).collect();
-        Ok(Self { path: path.to_owned(), reader, headings })
+        let headings = as_they_are.iter().map(heading).collect();
+        Ok(Self { path: path.to_owned(), reader, headings, as_they_are })
     }
 
-    /// The column with this heading, whatever its case.
+    /// The column with this heading, whatever its case; two of them are a mistake.
     pub(super) fn column(&self, name: &str) -> Result<usize, TraceError> {
-        self.optional(name).ok_or_else(|| {
+        let column = self.optional(name).ok_or_else(|| {
             let problem = format!("there is no column {name:?} in its first line");
             TraceError::File { path: self.path.clone(), problem }
-        })
+        })?;
+        self.once(column)?;
+        Ok(column)
+    }
+
+    /// Refuses a heading that a later column has as well: one of the two would not count.
+    pub(super) fn once(&self, column: usize) -> Result<(), TraceError> {
+        let heading = &self.headings[column];
+        match self.headings[column + 1..].iter().position(|other| other == heading) {
+            None => Ok(()),
+            Some(behind) => {
+                let problem = format!(
+                    "column {} ({heading:?}): is column {} as well",
+                    column + 2 + behind,
+                    column + 1
+                );
+                Err(TraceError::Line { path: self.path.clone(), line: 1, problem })
+            }
+        }
     }
 
     pub(super) fn optional(&self, name: &str) -> Option<usize> {
@@ -48,6 +67,11 @@ impl Table {
     /// All headings, in small letters.
     pub(super) fn headings(&self) -> &[String] {
         &self.headings
+    }
+
+    /// All headings, as they are written.
+    pub(super) const fn as_they_are(&self) -> &csv::StringRecord {
+        &self.as_they_are
     }
 
     pub(super) const fn width(&self) -> usize {
@@ -63,7 +87,7 @@ impl Table {
             let mut record = csv::StringRecord::new();
             match self.reader.read_record(&mut record) {
                 Ok(false) => return Ok(()),
-                Err(error) => return Err(refused(&self.path, &error)),
+                Err(error) => return Err(refused(&self.path, &self.headings, &error)),
                 Ok(true) => {}
             }
             let number = record.position().map_or(0, csv::Position::line);
@@ -75,6 +99,10 @@ impl Table {
 impl Line<'_> {
     pub(super) const fn number(&self) -> u64 {
         self.number
+    }
+
+    pub(super) const fn fields(&self) -> &csv::StringRecord {
+        &self.record
     }
 
     pub(super) fn text(&self, column: usize) -> &str {
@@ -104,7 +132,53 @@ impl Line<'_> {
     }
 }
 
-fn refused(path: &Path, error: &csv::Error) -> TraceError {
+fn refused(path: &Path, headings: &[String], error: &csv::Error) -> TraceError {
     let line = error.position().map_or(0, csv::Position::line);
-    TraceError::Line { path: path.to_owned(), line, problem: error.to_string() }
+    let place = |column: usize| match headings.get(column) {
+        Some(heading) => format!("column {} ({heading:?})", column + 1),
+        None => format!("column {}", column + 1),
+    };
+    let problem = match error.kind() {
+        csv::ErrorKind::UnequalLengths { expected_len, len, .. } => {
+            let [wanted, there] = [expected_len, len].map(|len| usize::try_from(*len).unwrap_or(0));
+            if there < wanted {
+                format!("{}: missing; {there} of {wanted} columns are there", place(there))
+            } else {
+                format!("column {}: one too many; {wanted} have headings", wanted + 1)
+            }
+        }
+        csv::ErrorKind::Utf8 { err, .. } => format!("{}: no UTF-8", place(err.field())),
+        _ => error.to_string(),
+    };
+    TraceError::Line { path: path.to_owned(), line, problem }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(bytes: &[u8]) -> Result<(), TraceError> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("t.csv");
+        std::fs::write(&path, bytes).unwrap();
+        let table = Table::open(&path)?;
+        table.column("b")?;
+        table.each(|_| Ok(()))
+    }
+
+    #[test]
+    fn what_is_no_table_has_a_line_and_a_column() {
+        assert!(read(b"a,B,c\n1,2,3\n").is_ok());
+        for (bytes, said) in [
+            (&b"a,b,c\n1,2,3\n1\n"[..], "t.csv:3: column 2 (\"b\"): missing; 1 of 3"),
+            (b"a,b\n1,2,3\n", "t.csv:2: column 3: one too many; 2 have headings"),
+            (b"a,b,c\n1,2,\xff\n", "t.csv:2: column 3 (\"c\"): no UTF-8"),
+            (b"a,\xff,c\n", "t.csv:1: column 2: no UTF-8"),
+            (b"a,b,B\n1,2,3\n", "t.csv:1: column 3 (\"b\"): is column 2 as well"),
+            (b"a,c\n", "no column \"b\""),
+        ] {
+            let error = read(bytes).unwrap_err().to_string();
+            assert!(error.contains(said), "{error} for {said}");
+        }
+    }
 }

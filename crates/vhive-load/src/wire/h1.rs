@@ -122,8 +122,7 @@ struct Place(Arc<Pool>);
 impl Drop for Place {
     fn drop(&mut self) {
         self.0.open.fetch_sub(1, Ordering::Relaxed);
-        let next = locked(&self.0.waiting).pop_front();
-        if let Some((pending, bytes)) = next {
+        if let Some((pending, bytes)) = self.0.next() {
             self.0.send(pending, bytes);
         }
     }
@@ -141,9 +140,9 @@ impl Pool {
     }
 
     /// Opens a connection ahead; returns what that took.
-    pub(super) async fn open(self: &Arc<Self>) -> Result<u64, String> {
+    pub(super) async fn open(self: &Arc<Self>, most: Duration) -> Result<u64, String> {
         let Some(place) = self.place() else { return Err("no more connections".to_owned()) };
-        let (connection, took) = self.connect(place, self.shared.patience).await?;
+        let (connection, took) = self.connect(place, most).await?;
         locked(&self.idle).push(connection);
         Ok(took)
     }
@@ -183,19 +182,27 @@ impl Pool {
 
     /// Gives a connection that has become free to the next request, or keeps it.
     fn free(self: &Arc<Self>, connection: &Arc<Connection>) {
-        loop {
-            let Some((pending, bytes)) = locked(&self.waiting).pop_front() else { break };
-            let due = pending.shot.at_ns.saturating_add(nanos(self.shared.patience));
-            if due < self.shared.collector.clock().now_ns() {
-                pending.fail(Outcome::Timeout, "no connection was free in time");
-                continue;
+        match self.next() {
+            Some((pending, bytes)) => {
+                if let Some(back) = self.write(connection, pending, &bytes) {
+                    self.send(back, bytes);
+                }
             }
-            if let Some(back) = self.write(connection, pending, &bytes) {
-                self.send(back, bytes);
-            }
-            return;
+            None => locked(&self.idle).push(Arc::clone(connection)),
         }
-        locked(&self.idle).push(Arc::clone(connection));
+    }
+
+    /// The request that has waited longest for a connection; those that have waited too long are
+    /// ended.
+    fn next(&self) -> Option<(Pending, Bytes)> {
+        loop {
+            let (pending, bytes) = locked(&self.waiting).pop_front()?;
+            let due = pending.shot.at_ns.saturating_add(nanos(self.shared.patience));
+            if due >= self.shared.collector.clock().now_ns() {
+                return Some((pending, bytes));
+            }
+            pending.fail(Outcome::Timeout, "no connection was free in time");
+        }
     }
 
     /// Gives up what waits for a connection.

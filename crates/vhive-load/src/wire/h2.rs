@@ -1,9 +1,11 @@
 //! HTTP/2 by prior knowledge, plain or gRPC: many requests at a time on each connection.
 
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::task::Context;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{Method, Request};
@@ -11,6 +13,7 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::client::conn::http2::SendRequest;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::net::TcpStream;
+use tokio::sync::Notify;
 
 use super::Shared;
 use crate::call::{self, Did, Plain, Protocol, Work};
@@ -18,8 +21,8 @@ use crate::clock::nanos;
 use crate::collect::{End, Pending, locked};
 use crate::row::Outcome;
 
-/// Requests at a time on one connection: what servers commonly allow. More would queue inside
-/// the client, unseen.
+/// Requests at a time on one connection, at most: what servers commonly allow. One that allows less
+/// says so; more would queue inside the client, unseen.
 const STREAMS: usize = 100;
 
 /// A request for a host.
@@ -31,10 +34,18 @@ pub(super) fn request(
 ) -> Result<Request<Full<Bytes>>, http::Error> {
     if grpc {
         let (path, body) = call::grpc_call(plain, work);
-        return Request::post(format!("http://{host}{path}"))
+        let mut request = Request::post(format!("http://{host}{path}"))
             .header("content-type", "application/grpc")
             .header("te", "trailers")
-            .body(Full::new(body));
+            .body(Full::new(body))?;
+        if work.is_none() {
+            // Metadata, as gRPC calls it; what makes it gRPC stays.
+            let more =
+                plain.headers.iter().filter(|(name, _)| !request.headers().contains_key(name));
+            let more: Vec<_> = more.cloned().collect();
+            request.headers_mut().extend(more);
+        }
+        return Ok(request);
     }
     let (method, path, body) = match work {
         Some(work) => (&Method::POST, "/", call::work_json(work)),
@@ -50,10 +61,19 @@ pub(super) fn request(
     Ok(request)
 }
 
+/// A connection, and how many requests are under way on it.
 #[derive(Clone, Debug)]
 struct Connection {
     sender: SendRequest<Full<Bytes>>,
     streams: Arc<AtomicUsize>,
+    /// As many may be: what the server says, once it has.
+    most: Arc<AtomicUsize>,
+}
+
+impl Connection {
+    fn count(&self) -> usize {
+        self.streams.load(Ordering::Relaxed)
+    }
 }
 
 /// Connections to one address.
@@ -61,16 +81,83 @@ struct Connection {
 pub(super) struct Pool {
     address: SocketAddr,
     open: Mutex<Vec<Connection>>,
+    /// Connections there are, those under way included.
+    places: AtomicUsize,
+    /// Requests that found neither a stream nor a place for one more connection.
+    waiting: AtomicUsize,
+    freed: Notify,
     shared: Arc<Shared>,
+}
+
+/// Where a request can go.
+enum Room {
+    On(Connection, Stream),
+    New(Place),
+}
+
+/// One request's place on a connection.
+struct Stream {
+    streams: Arc<AtomicUsize>,
+    pool: Arc<Pool>,
+}
+
+impl Stream {
+    fn on(connection: &Connection, pool: &Arc<Pool>) -> Self {
+        connection.streams.fetch_add(1, Ordering::Relaxed);
+        Self { streams: Arc::clone(&connection.streams), pool: Arc::clone(pool) }
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        self.streams.fetch_sub(1, Ordering::Relaxed);
+        self.pool.freed.notify_one();
+    }
+}
+
+/// Counts a connection as long as it is held.
+struct Place(Arc<Pool>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.places.fetch_sub(1, Ordering::Relaxed);
+        self.0.freed.notify_one();
+    }
+}
+
+/// Counts a request that waits as long as it is held.
+struct Waiting(Arc<Pool>);
+
+impl Waiting {
+    fn begin(pool: &Arc<Pool>) -> Self {
+        pool.waiting.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(pool))
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// How far a request has come.
+enum Way {
+    Sent(Reply),
+    To(Place, Request<Full<Bytes>>),
+    Waits(Waiting, Request<Full<Bytes>>),
 }
 
 impl Pool {
     pub(super) fn new(shared: &Arc<Shared>, address: SocketAddr) -> Arc<Self> {
-        Arc::new(Self { address, open: Mutex::default(), shared: Arc::clone(shared) })
+        let (places, waiting, freed) = (AtomicUsize::new(0), AtomicUsize::new(0), Notify::new());
+        let (open, shared) = (Mutex::default(), Arc::clone(shared));
+        Arc::new(Self { address, open, places, waiting, freed, shared })
     }
 
-    pub(super) async fn open(&self) -> Result<u64, String> {
-        self.connect().await.map(|(_, took)| took)
+    pub(super) async fn open(self: &Arc<Self>, most: Duration) -> Result<u64, String> {
+        let Some(place) = self.place() else { return Err("no more connections".to_owned()) };
+        self.connect(place, most).await.map(|(_, took)| took)
     }
 
     pub(super) fn send(
@@ -79,53 +166,103 @@ impl Pool {
         request: Request<Full<Bytes>>,
         grpc: bool,
     ) {
-        let free = {
-            let mut open = locked(&self.open);
-            open.retain(|connection| !connection.sender.is_closed());
-            let least = open.iter().min_by_key(|one| one.streams.load(Ordering::Relaxed));
-            least.filter(|one| one.streams.load(Ordering::Relaxed) < STREAMS).cloned()
+        // Nobody overtakes those that wait.
+        let alone = self.waiting.load(Ordering::Relaxed) == 0;
+        let room = if alone { self.room() } else { None };
+        let way = match room {
+            Some(Room::On(connection, stream)) => {
+                pending.sent_ns = Some(self.shared.collector.clock().now_ns());
+                Way::Sent(start(connection, stream, request))
+            }
+            Some(Room::New(place)) => Way::To(place, request),
+            None => Way::Waits(Waiting::begin(self), request),
         };
         let pool = Arc::clone(self);
-        let (begun, request) = match free {
-            Some(connection) => {
-                pending.sent_ns = Some(pool.shared.collector.clock().now_ns());
-                (Some(start(connection, request)), None)
-            }
-            None => (None, Some(request)),
-        };
         tokio::spawn(async move {
             let abandon = pool.shared.abandon.clone();
-            let patience = pool.shared.patience;
-            let work = async {
-                let (has_work, shared) = (pending.shot.work.is_some(), &pool.shared);
-                if let Some(request) = request {
-                    let (connection, took) = pool.connect().await?;
-                    pending.connect_ns = Some(took);
-                    pending.sent_ns = Some(shared.collector.clock().now_ns());
-                    return read(shared, start(connection, request), grpc, has_work).await;
-                }
-                match begun {
-                    Some(reply) => read(shared, reply, grpc, has_work).await,
-                    None => Err("neither sent nor to be sent".to_owned()),
-                }
-            };
             tokio::select! {
-                done = tokio::time::timeout(patience, work) => match done {
-                    Ok(Ok((outcome, end))) => pending.end(outcome, end),
-                    Ok(Err(why)) => pending.fail(Outcome::Error, why),
-                    Err(_) => pending.fail(Outcome::Timeout, "no reply in time"),
-                },
+                () = pool.follow(pending, way, grpc) => {}
                 () = abandon.cancelled() => {}
             }
         });
     }
 
-    async fn connect(&self) -> Result<(Connection, u64), String> {
+    /// Sends a request, unless it is sent, and ends it.
+    async fn follow(self: &Arc<Self>, mut pending: Pending, mut way: Way, grpc: bool) {
+        let (shared, clock) = (&self.shared, self.shared.collector.clock());
+        if let Way::Waits(waiting, request) = way {
+            let due = clock.at(pending.shot.at_ns) + shared.patience;
+            let room = tokio::time::timeout_at(due.into(), self.free()).await;
+            drop(waiting);
+            way = match room {
+                Ok(Room::On(connection, stream)) => {
+                    pending.sent_ns = Some(clock.now_ns());
+                    Way::Sent(start(connection, stream, request))
+                }
+                Ok(Room::New(place)) => Way::To(place, request),
+                Err(_) => return pending.fail(Outcome::Timeout, "no connection was free in time"),
+            };
+        }
+        let has_work = pending.shot.work.is_some();
+        let work = async {
+            let reply = match way {
+                Way::Sent(reply) => reply,
+                Way::To(place, request) => {
+                    let (connection, took) = self.connect(place, shared.patience).await?;
+                    pending.connect_ns = Some(took);
+                    pending.sent_ns = Some(clock.now_ns());
+                    let stream = Stream::on(&connection, self);
+                    start(connection, stream, request)
+                }
+                Way::Waits(..) => return Err("it waits for a connection".to_owned()),
+            };
+            read(shared, reply, grpc, has_work).await
+        };
+        match tokio::time::timeout(shared.patience, work).await {
+            Ok(Ok((outcome, end))) => pending.end(outcome, end),
+            Ok(Err(why)) => pending.fail(Outcome::Error, why),
+            Err(_) => pending.fail(Outcome::Timeout, "no reply in time"),
+        }
+    }
+
+    /// A stream of the connection that has most left, or a place for one more connection.
+    fn room(self: &Arc<Self>) -> Option<Room> {
+        let mut open = locked(&self.open);
+        open.retain(|connection| !connection.sender.is_closed());
+        let has_room = |one: &&Connection| one.count() < one.most.load(Ordering::Relaxed);
+        let least = open.iter().filter(has_room).min_by_key(|one| one.count());
+        match least {
+            Some(connection) => Some(Room::On(connection.clone(), Stream::on(connection, self))),
+            None => self.place().map(Room::New),
+        }
+    }
+
+    /// Waits for room.
+    async fn free(self: &Arc<Self>) -> Room {
+        loop {
+            let freed = self.freed.notified();
+            tokio::pin!(freed);
+            freed.as_mut().enable();
+            if let Some(room) = self.room() {
+                return room;
+            }
+            freed.await;
+        }
+    }
+
+    /// A place for one more connection, if there may be one.
+    fn place(self: &Arc<Self>) -> Option<Place> {
+        let most = self.shared.most_connections;
+        let more = |open: usize| (open < most).then_some(open + 1);
+        let taken = self.places.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
+        taken.is_ok().then(|| Place(Arc::clone(self)))
+    }
+
+    async fn connect(&self, place: Place, most: Duration) -> Result<(Connection, u64), String> {
         let begun = Instant::now();
         let address = self.address;
         let why = |error: &dyn std::fmt::Display| format!("cannot connect to {address}: {error}");
-        let connected = TcpStream::connect(address);
-        let stream = match tokio::time::timeout(self.shared.patience, connected).await {
+        let stream = match tokio::time::timeout(most, TcpStream::connect(address)).await {
             Ok(stream) => stream.map_err(|error| why(&error))?,
             Err(_) => return Err(why(&"no answer in time")),
         };
@@ -134,39 +271,45 @@ impl Pool {
         builder.timer(TokioTimer::new());
         let handshake = builder.handshake(TokioIo::new(stream)).await;
         let (sender, driver) = handshake.map_err(|error| why(&error))?;
-        // Its error is also that of each of its requests.
-        tokio::spawn(async move { drop(driver.await) });
-        let connection = Connection { sender, streams: Arc::default() };
+        let streams = Arc::new(AtomicUsize::new(STREAMS));
+        let most = Arc::clone(&streams);
+        tokio::spawn(async move {
+            let _place = place;
+            drive(driver, &streams).await;
+        });
+        let connection = Connection { sender, streams: Arc::default(), most };
         locked(&self.open).push(connection.clone());
         Ok((connection, nanos(begun.elapsed())))
     }
 }
 
-/// One place on a connection.
-struct Stream(Arc<AtomicUsize>);
+type Driver =
+    hyper::client::conn::http2::Connection<TokioIo<TcpStream>, Full<Bytes>, TokioExecutor>;
 
-impl Drop for Stream {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
+/// Keeps a connection going until it ends, and `most` at what the server allows on it. Its error is
+/// also that of each of its requests.
+async fn drive(driver: Driver, most: &AtomicUsize) {
+    tokio::pin!(driver);
+    let step = |context: &mut Context<'_>| {
+        let done = driver.as_mut().poll(context);
+        most.store(driver.current_max_send_streams().clamp(1, STREAMS), Ordering::Relaxed);
+        done
+    };
+    drop(std::future::poll_fn(step).await);
 }
 
 type Sent = hyper::Result<http::Response<hyper::body::Incoming>>;
+type Reply = Pin<Box<dyn Future<Output = (Stream, Sent)> + Send>>;
 
 /// Hands a request to its connection; the future is its reply.
-fn start(
-    mut connection: Connection,
-    request: Request<Full<Bytes>>,
-) -> impl Future<Output = (Stream, Sent)> + Send {
-    connection.streams.fetch_add(1, Ordering::Relaxed);
-    let stream = Stream(Arc::clone(&connection.streams));
+fn start(mut connection: Connection, stream: Stream, request: Request<Full<Bytes>>) -> Reply {
     let reply = connection.sender.send_request(request);
-    async move { (stream, reply.await) }
+    Box::pin(async move { (stream, reply.await) })
 }
 
 async fn read(
     shared: &Shared,
-    reply: impl Future<Output = (Stream, Sent)>,
+    reply: Reply,
     grpc: bool,
     has_work: bool,
 ) -> Result<(Outcome, End), String> {

@@ -4,18 +4,25 @@ mod h1;
 mod h2;
 mod reply;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::StreamExt as _;
 use http::Method;
 use tokio_util::sync::CancellationToken;
 
 use crate::call::{self, Plain, Protocol, Target};
-use crate::collect::{Collector, Pending};
+use crate::collect::{Collector, Pending, locked};
 use crate::row::Outcome;
+use crate::stop::Stop;
+
+/// How long a connection made ahead may take.
+const AHEAD: Duration = Duration::from_secs(5);
+/// Addresses that are connected to ahead at a time.
+const AT_A_TIME: usize = 16;
 
 /// What every connection of a run needs.
 #[derive(Debug)]
@@ -23,7 +30,7 @@ pub(crate) struct Shared {
     pub(crate) collector: Arc<Collector>,
     /// The most that one request may take.
     pub(crate) patience: Duration,
-    /// HTTP/1.1 connections to one address at a time.
+    /// Connections to one address at a time.
     pub(crate) most_connections: usize,
     /// Whether replies are looked into.
     pub(crate) keep_body: bool,
@@ -85,34 +92,39 @@ impl Wires {
         Self { lanes, expiry, shared: Arc::clone(shared) }
     }
 
-    /// Opens `each` connections to every address.
-    pub(crate) async fn open(&self, each: usize) -> Opened {
-        let mut opened = Opened::default();
-        let mut seen: Vec<*const ()> = Vec::new();
-        for lane in &self.lanes {
-            let pool: *const () = match lane {
+    /// Opens `each` connections to every address, to several at a time; to one that does not answer,
+    /// no more. A stop ends it.
+    pub(crate) async fn open(&self, each: usize, stop: &Stop) -> Opened {
+        let mut seen: HashSet<*const ()> = HashSet::new();
+        let is_first = |lane: &&Lane| {
+            seen.insert(match lane {
                 Lane::H1 { pool, .. } => Arc::as_ptr(pool).cast(),
                 Lane::H2 { pool, .. } => Arc::as_ptr(pool).cast(),
-            };
-            if seen.contains(&pool) {
-                continue;
-            }
-            seen.push(pool);
+            })
+        };
+        let opened = Mutex::new(Opened::default());
+        let most = self.shared.patience.min(AHEAD);
+        let open_to = async |lane: &Lane| {
             for _ in 0..each {
                 let made = match lane {
-                    Lane::H1 { pool, .. } => pool.open().await,
-                    Lane::H2 { pool, .. } => pool.open().await,
+                    Lane::H1 { pool, .. } => pool.open(most).await,
+                    Lane::H2 { pool, .. } => pool.open(most).await,
                 };
                 match made {
-                    Ok(ns) => opened.ahead_ns.push(ns),
+                    Ok(ns) => locked(&opened).ahead_ns.push(ns),
                     Err(why) => {
-                        opened.failed.push(why);
+                        locked(&opened).failed.push(why);
                         break;
                     }
                 }
             }
+        };
+        let lanes: Vec<&Lane> = self.lanes.iter().filter(is_first).collect();
+        tokio::select! {
+            () = futures_util::stream::iter(lanes).for_each_concurrent(AT_A_TIME, open_to) => {}
+            () = stop.asked() => {}
         }
-        opened
+        opened.into_inner().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Sends now, or as soon as there is a connection. Never waits.

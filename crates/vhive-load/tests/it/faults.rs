@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpListener;
-use vhive_load::{Outcome, Protocol, Row, RunError, Stop, open_loop};
+use vhive_load::{Outcome, Protocol, Row, RunError, Stop, Target, open_loop};
 
 use crate::peer::{HELLO, head, hello, listen, load, on_one_thread, run, shots};
 
@@ -111,6 +111,86 @@ fn replies_that_break_off_or_are_none_are_errors() {
             assert!(rows.iter().all(|row| row.outcome == Outcome::Error), "{rows:?}");
             assert!(rows.iter().all(|row| error(row).contains(why)), "{why}: {rows:?}");
         }
+    });
+}
+
+#[test]
+fn what_waits_too_long_for_a_connection_is_not_sent_any_more() {
+    on_one_thread(async {
+        for protocol in [Protocol::Http1, Protocol::H2c] {
+            let (address, connections) = hello(Duration::from_secs(600)).await;
+            let mut load = load(&address, protocol);
+            (load.patience, load.most_connections) = (Duration::from_millis(100), 1);
+            // More than one connection of HTTP/2 takes.
+            let rows =
+                run(&load, shots(if protocol == Protocol::Http1 { 10 } else { 110 }, 1)).await;
+            assert!(rows.iter().all(|row| row.outcome == Outcome::Timeout), "{rows:?}");
+            let waited = |row: &&Row| error(row).contains("no connection was free in time");
+            let never_sent = rows.iter().filter(waited).count();
+            assert!(never_sent >= 8, "{never_sent} of {protocol:?}: {rows:?}");
+            let made = connections.load(std::sync::atomic::Ordering::Relaxed);
+            assert!(made <= 2, "{made} connections, though those that waited had no time left");
+        }
+    });
+}
+
+/// An address that connecting to takes for ever: the queue of connections that nobody accepts is full.
+async fn black_hole() -> (String, TcpListener, Vec<tokio::net::TcpStream>) {
+    let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
+    socket.bind("127.0.0.1:0".parse().expect("an address")).expect("bound");
+    let listener = socket.listen(1).expect("listens");
+    let address = listener.local_addr().expect("bound");
+    let mut held = Vec::new();
+    let connect = || tokio::net::TcpStream::connect(address);
+    while let Ok(Ok(stream)) = tokio::time::timeout(Duration::from_millis(200), connect()).await {
+        held.push(stream);
+    }
+    (address.to_string(), listener, held)
+}
+
+#[test]
+fn a_stop_while_connecting_ends_the_run_at_once() {
+    on_one_thread(async {
+        let (address, _listener, _held) = black_hole().await;
+        for protocol in [Protocol::Http1, Protocol::Grpc] {
+            let mut load = load(&address, protocol);
+            load.patience = Duration::from_secs(600);
+            let stop = Stop::default();
+            let asks = stop.clone();
+            tokio::spawn(async move {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                asks.ask();
+            });
+            let (out, rows) = std::sync::mpsc::channel();
+            let begun = std::time::Instant::now();
+            let ran = open_loop(&load, shots(7, 1), out, &stop).await.expect("a run");
+            assert_eq!((ran.sent, ran.unsent, rows.iter().count()), (0, 7, 0));
+            assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
+
+            let again = open_loop(&load, shots(1, 1), std::sync::mpsc::channel().0, &stop).await;
+            assert!(matches!(again, Err(RunError::Stopped)), "it was stopped before: {again:?}");
+        }
+    });
+}
+
+#[test]
+fn addresses_that_do_not_answer_cost_the_time_of_one() {
+    on_one_thread(async {
+        let (address, _) = hello(Duration::ZERO).await;
+        let mut load = load(&address, Protocol::Http1);
+        load.patience = Duration::from_secs(1);
+        let mut holes = Vec::new();
+        for _ in 0..6 {
+            let hole = black_hole().await;
+            load.targets.push(Target { address: hole.0.clone(), ..load.targets[0].clone() });
+            holes.push(hole);
+        }
+        let (out, rows) = std::sync::mpsc::channel();
+        let begun = std::time::Instant::now();
+        let ran = open_loop(&load, shots(3, 1), out, &Stop::default()).await.expect("a run");
+        assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
+        assert_eq!((ran.opened.ahead_ns.len(), ran.opened.failed.len()), (1, 6), "{ran:?}");
+        assert!(rows.into_iter().flatten().all(|row| row.outcome == Outcome::Ok));
     });
 }
 

@@ -14,12 +14,20 @@ use crate::peer::{listen, load, on_one_thread, sorted};
 
 const MS: u64 = 1_000_000;
 
-/// How often each host was asked; hosts in `bad` are told to fail so many times.
+/// Hosts in `bad` are told to fail so many times.
 async fn server(bad: &[(&str, u32)]) -> String {
+    server_that(bad, || {}).await
+}
+
+/// The same; `on_failure` is called before each reply that is a failure.
+async fn server_that(
+    bad: &[(&str, u32)],
+    on_failure: impl Fn() + Clone + Send + Sync + 'static,
+) -> String {
     let bad: HashMap<String, u32> = bad.iter().map(|(host, n)| ((*host).to_owned(), *n)).collect();
     let bad = Arc::new(Mutex::new(bad));
     listen(move |_, mut stream| {
-        let bad = Arc::clone(&bad);
+        let (bad, on_failure) = (Arc::clone(&bad), on_failure.clone());
         async move {
             let mut buffer = vec![0; 4096];
             while let Ok(n @ 1..) = stream.read(&mut buffer).await {
@@ -31,6 +39,9 @@ async fn server(bad: &[(&str, u32)]) -> String {
                     left.map(|left| *left -= 1).is_some()
                 };
                 tokio::time::sleep(Duration::from_millis(5)).await;
+                if fails {
+                    on_failure();
+                }
                 let status = if fails { "503 Busy" } else { "200 OK" };
                 let reply = format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\n\r\n");
                 if stream.write_all(reply.as_bytes()).await.is_err() {
@@ -72,6 +83,11 @@ async fn run(load: &Load, flow: Flow, shots: Vec<Shot>, stop: &Stop) -> (Vec<Row
     let flows = Flows::new(vec![flow], Box::new(work));
     let ran = open_flows(load, shots, flows, out, stop).await.expect("a run");
     (sorted(rows.into_iter().flatten().collect()), ran)
+}
+
+/// What the schedule says, by what a run tells.
+fn planned(ran: &Ran) -> u64 {
+    ran.sent - ran.retries + ran.unsent + ran.unfollowed
 }
 
 fn shot(at_ms: u64, target: u32, nth: u32) -> Shot {
@@ -117,10 +133,11 @@ fn a_step_that_fails_is_tried_once_more_and_then_ends_its_chain_only() {
         assert_eq!(outcomes(3), [Outcome::Error, Outcome::Ok]);
         assert_eq!(outcomes(4), [Outcome::Ok]);
         assert_eq!((ran.sent, ran.unfollowed), (6, 1), "one step was not sent, and is told");
+        assert_eq!((ran.retries, planned(&ran)), (2, 5), "what was sent twice was planned once");
 
         let (load, flow) = load_and_flow(&server(&[("f0", 9)]).await);
         let (rows, ran) = run(&load, flow, vec![shot(0, 0, 0)], &Stop::default()).await;
-        assert_eq!((rows.len(), ran.unfollowed), (2, 4));
+        assert_eq!((rows.len(), ran.unfollowed, planned(&ran)), (2, 4, 5));
         assert_eq!(rows[1].flow_ns, Some(0), "the second try follows the first");
     });
 }
@@ -137,8 +154,20 @@ fn a_stop_sends_no_further_step_and_tells_how_many() {
         });
         let shots = vec![shot(0, 0, 0), shot(60_000, 0, 1)];
         let (rows, ran) = run(&load, flow, shots, &stop).await;
-        let planned = ran.sent + ran.unsent + ran.unfollowed;
-        assert_eq!((rows.len() as u64, planned), (ran.sent, 6), "{ran:?}");
-        assert!(ran.unsent >= 1 && ran.whole_ns < 30_000 * MS);
+        assert_eq!((rows.len() as u64, planned(&ran)), (ran.sent, 10), "{ran:?}");
+        assert!(ran.unsent >= 5 && ran.whole_ns < 30_000 * MS, "{ran:?}");
+    });
+}
+
+#[test]
+fn a_stop_before_a_second_try_counts_what_is_behind_it_only() {
+    on_one_thread(async {
+        let stop = Stop::default();
+        let asks = stop.clone();
+        let (load, flow) = load_and_flow(&server_that(&[("f1", 9)], move || asks.ask()).await);
+        let (rows, ran) = run(&load, flow, vec![shot(0, 0, 0)], &stop).await;
+        let tries = of(&rows, 1).len();
+        assert_eq!((tries, ran.retries, ran.unfollowed), (1, 0, 0), "{ran:?}");
+        assert_eq!((rows.len() as u64, planned(&ran)), (ran.sent, 5), "{ran:?}");
     });
 }

@@ -3,14 +3,24 @@
 //! # Source
 //! Kubernetes, `client-go/tools/clientcmd/api/v1`, `client.authentication.k8s.io`.
 
+use std::collections::BTreeMap;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
+use std::sync::mpsc::channel;
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use rustix::process::{Pid, Signal, kill_process};
 use serde::Deserialize;
 use serde_json::{Value, json};
+
+/// How long a command may take to print a credential.
+const EXEC: Duration = Duration::from_secs(60);
+/// Longest credential.
+const MAX_CREDENTIAL: u64 = 1 << 20;
 
 /// Everything that a client needs.
 #[derive(Clone, Default, PartialEq, Eq)]
@@ -25,6 +35,8 @@ pub(crate) struct Access {
     pub(crate) identity: Option<(Vec<u8>, Vec<u8>)>,
     /// Sent with each request.
     pub(crate) token: Option<String>,
+    /// Sent with each request too: as whom we want to be seen.
+    pub(crate) headers: Vec<(String, String)>,
     /// The context's namespace.
     pub(crate) namespace: Option<String>,
 }
@@ -101,6 +113,13 @@ struct UserOf {
     username: Option<String>,
     exec: Option<Exec>,
     auth_provider: Option<Value>,
+    #[serde(rename = "as")]
+    as_user: Option<String>,
+    as_uid: Option<String>,
+    #[serde(default)]
+    as_groups: Option<Vec<String>>,
+    #[serde(default)]
+    as_user_extra: Option<BTreeMap<String, Vec<String>>>,
 }
 
 #[derive(Deserialize)]
@@ -169,6 +188,7 @@ impl File {
             ("certificate-authority", cluster.certificate_authority.as_deref()),
             cluster.certificate_authority_data.as_deref(),
         )?;
+        let headers = user.impersonation()?;
         let (identity, token) = user.identity(dir)?;
         Ok(Access {
             server: cluster.server,
@@ -176,6 +196,7 @@ impl File {
             server_name: cluster.tls_server_name,
             identity,
             token,
+            headers,
             namespace: context.namespace.filter(|name| !name.is_empty()),
         })
     }
@@ -185,6 +206,30 @@ impl File {
 type Identity = (Option<(Vec<u8>, Vec<u8>)>, Option<String>);
 
 impl UserOf {
+    /// As whom we want to be seen.
+    ///
+    /// # Source
+    /// Kubernetes, *User impersonation*.
+    fn impersonation(&self) -> anyhow::Result<Vec<(String, String)>> {
+        let groups = self.as_groups.as_deref().unwrap_or_default();
+        let extra = self.as_user_extra.iter().flatten();
+        let mut all = Vec::new();
+        let mut add = |name: String, value: &str| all.push((name, value.to_owned()));
+        if let Some(uid) = self.as_uid.as_deref().filter(|uid| !uid.is_empty()) {
+            add("impersonate-uid".to_owned(), uid);
+        }
+        groups.iter().for_each(|group| add("impersonate-group".to_owned(), group));
+        for (key, values) in extra {
+            values.iter().for_each(|value| add(format!("impersonate-extra-{key}"), value));
+        }
+        match self.as_user.as_deref().filter(|user| !user.is_empty()) {
+            Some(user) => all.insert(0, ("impersonate-user".to_owned(), user.to_owned())),
+            None if !all.is_empty() => bail!("as-uid, as-groups and as-user-extra need `as`"),
+            None => {}
+        }
+        Ok(all)
+    }
+
     fn identity(self, dir: &Path) -> anyhow::Result<Identity> {
         if self.username.is_some() {
             bail!("username: Kubernetes takes no passwords any more");
@@ -235,11 +280,11 @@ impl Exec {
         run.args(self.args.unwrap_or_default()).stdin(Stdio::null()).stderr(Stdio::inherit());
         run.env("KUBERNETES_EXEC_INFO", info.to_string());
         run.envs(self.env.into_iter().flatten().map(|one| (one.name, one.value)));
-        let output = run.output().with_context(|| format!("exec: cannot run {command}"))?;
-        if !output.status.success() {
-            bail!("exec: {command} failed: {}", output.status);
+        let (status, printed) = within(EXEC, run).with_context(|| format!("exec: {command}"))?;
+        if !status.success() {
+            bail!("exec: {command} failed: {status}");
         }
-        let said: Value = serde_json::from_slice(&output.stdout)
+        let said: Value = serde_json::from_slice(&printed)
             .with_context(|| format!("exec: {command} printed no credential"))?;
         let text = |key: &str| said["status"][key].as_str().map(str::to_owned);
         let identity = text("clientCertificateData").zip(text("clientKeyData"));
@@ -249,6 +294,28 @@ impl Exec {
             bail!("exec: {command} printed neither a token nor a certificate");
         }
         Ok((identity, token))
+    }
+}
+
+/// Runs a command to its end; one that takes longer is killed.
+fn within(most: Duration, mut command: Command) -> anyhow::Result<(ExitStatus, Vec<u8>)> {
+    let mut child = command.stdout(Stdio::piped()).spawn().context("cannot be run")?;
+    let pid = Pid::from_child(&child);
+    let (tell, told) = channel();
+    std::thread::spawn(move || {
+        let mut printed = Vec::new();
+        let out = child.stdout.take().expect("it is piped");
+        let read = out.take(MAX_CREDENTIAL).read_to_end(&mut printed);
+        let done = read.and_then(|_| Ok((child.wait()?, printed)));
+        // Whoever waited may have given up.
+        let _ = tell.send(done);
+    });
+    match told.recv_timeout(most) {
+        Ok(done) => Ok(done?),
+        Err(_) => {
+            kill_process(pid, Signal::KILL)?;
+            bail!("no credential within {most:?}; it was killed")
+        }
     }
 }
 
@@ -307,6 +374,7 @@ mod tests {
             server_name: Some("n".to_owned()),
             identity: None,
             token: Some("t-1".to_owned()),
+            headers: Vec::new(),
             namespace: Some("here".to_owned()),
         };
         assert_eq!(access, wanted);
@@ -324,6 +392,31 @@ mod tests {
         assert_eq!(read(SERVER, user, None).expect("read").token.as_deref(), Some("t-file"));
         let access = read("server: 'http://h:1'", "", Some("nobody")).expect("read");
         assert_eq!((access.token, access.identity, access.namespace), (None, None, None));
+    }
+
+    #[test]
+    fn who_acts_as_somebody_else_says_so() {
+        let user = "token: t, as: jo, as-uid: u-1, as-groups: [a, b], as-user-extra: {why: [x]}";
+        let headers = read(SERVER, user, None).expect("read").headers;
+        let told: Vec<_> = headers.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        let wanted = [
+            "impersonate-user=jo",
+            "impersonate-uid=u-1",
+            "impersonate-group=a",
+            "impersonate-group=b",
+            "impersonate-extra-why=x",
+        ];
+        assert_eq!(told, wanted);
+        let error = read(SERVER, "as-groups: [a]", None).expect_err("refused");
+        assert!(error.contains("need `as`"), "{error}");
+    }
+
+    #[test]
+    fn a_command_that_prints_nothing_is_killed() {
+        let mut command = Command::new("sleep");
+        command.arg("600");
+        let error = within(Duration::from_millis(50), command).expect_err("it takes too long");
+        assert!(error.to_string().contains("killed"), "{error}");
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use bytes::Bytes;
 use http::header::{AUTHORIZATION, CONTENT_TYPE};
-use http::{HeaderValue, Method, Request};
+use http::{HeaderName, HeaderValue, Method, Request};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper_rustls::{FixedServerNameResolver, HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client as HyperClient;
@@ -31,6 +31,7 @@ pub(crate) struct Cluster {
     server: String,
     client: HyperClient<HttpsConnector<HttpConnector>, Full<Bytes>>,
     bearer: Option<HeaderValue>,
+    headers: Vec<(HeaderName, HeaderValue)>,
 }
 
 impl Cluster {
@@ -56,7 +57,15 @@ impl Cluster {
         };
         let mut bearer = access.token.as_ref().map(bearer).transpose()?;
         bearer.iter_mut().for_each(|value| value.set_sensitive(true));
-        Ok(Self { server: access.server.trim_end_matches('/').to_owned(), client, bearer })
+        let header = |(name, value): &(String, String)| {
+            let name = HeaderName::try_from(name).with_context(|| format!("{name} is no header"));
+            let value = HeaderValue::try_from(value).context("it is no header's value");
+            anyhow::Ok((name?, value?))
+        };
+        let headers: anyhow::Result<Vec<_>> = access.headers.iter().map(header).collect();
+        let headers = headers.context("`as` or what belongs to it (user)")?;
+        let server = access.server.trim_end_matches('/').to_owned();
+        Ok(Self { server, client, bearer, headers })
     }
 
     /// Sends a request and gives status and body back, JSON if it is that.
@@ -77,6 +86,9 @@ impl Cluster {
             .header(CONTENT_TYPE, "application/json");
         if let Some(bearer) = &self.bearer {
             request = request.header(AUTHORIZATION, bearer);
+        }
+        for (name, value) in &self.headers {
+            request = request.header(name, value);
         }
         let request = request.body(Full::new(bytes.into())).context("no URI of a server")?;
         let exchange = async {

@@ -18,7 +18,7 @@ use vhive_load::inject::Failure;
 use vhive_load::output::{Also, Files, Rows, Writer, write_json};
 use vhive_load::summary::Summary;
 use vhive_load::sweep::{self, round_robin};
-use vhive_load::{Load, Outcome, Ran, Stop, closed_loop, open_loop};
+use vhive_load::{Load, Outcome, Ran, RunError, Stop, closed_loop, open_loop};
 use vhive_study::run::RunFacts;
 
 pub(crate) use self::args::DeployArgs;
@@ -91,13 +91,24 @@ async fn rps(
         Gaps::File(path) => from_file(path)?,
         Gaps::At(kind) => at_rate(*kind, args.rps, args.time.0, args.common.seed)?,
     };
-    let load = args.common.load().await?;
+    let load = unless(stop, args.common.load()).await?;
     let shots = round_robin(&arrivals, load.targets.len());
     let files = args.common.files(&load);
     let mut run = Run::begin(config, &args.common.to, files, None)?;
     run.fail((global, config), args.fail.failures()?, &load);
     let ran = open_loop(&load, shots, run.rows.clone(), stop).await;
-    run.end(global, &ran?)
+    run.end(global, ran)
+}
+
+/// Waits for what is needed to begin; who stops it waits no longer.
+async fn unless<T>(
+    stop: &Stop,
+    work: impl Future<Output = anyhow::Result<T>>,
+) -> anyhow::Result<T> {
+    tokio::select! {
+        done = work => done,
+        () = stop.asked() => Err(RunError::Stopped.into()),
+    }
 }
 
 async fn closed(
@@ -106,13 +117,13 @@ async fn closed(
     args: ClosedArgs,
     stop: &Stop,
 ) -> anyhow::Result<ExitCode> {
-    let mut load = args.common.load().await?;
+    let mut load = unless(stop, args.common.load()).await?;
     load.connections = load.connections.max(args.clients);
     let files = args.common.files(&load);
     let mut run = Run::begin(config, &args.common.to, files, None)?;
     run.fail((global, config), args.fail.failures()?, &load);
     let ran = closed_loop(&load, args.clients, args.time.0, run.rows.clone(), stop).await;
-    run.end(global, &ran?)
+    run.end(global, ran)
 }
 
 /// A run's files, and what looks at the node's records beside it.
@@ -190,18 +201,20 @@ impl Run {
         self.failures = Failures::begin(of, failures, load, &self.dir);
     }
 
-    /// Finishes the files. What cannot be written costs that file, and is told; the figures are shown
-    /// either way.
-    fn end(self, global: &Global, ran: &Ran) -> anyhow::Result<ExitCode> {
+    /// Finishes the files, also of a run that could not begin. What cannot be written costs that file,
+    /// and is told; the figures are shown either way.
+    fn end(self, global: &Global, ran: Result<Ran, RunError>) -> anyhow::Result<ExitCode> {
         drop(self.rows);
         let injected = self.failures.map(Failures::end);
         let rows = self.writer.end();
-        let mut summary = rows.tally.summary(ran);
+        let mut summary = rows.tally.summary(&ran?);
         let starts = self.starts.map(|starts| {
-            summary.starts = rows.add_starts(&starts.end()?)?.into_iter().collect();
+            let (starts, unknown) = rows.add_starts(&starts.end()?)?;
+            summary.starts = starts.into_iter().collect();
+            summary.starts_unknown = unknown;
             anyhow::Ok(())
         });
-        summary.rows_lost = rows.lost.as_ref().map_or(0, |(count, _)| *count);
+        summary.rows_lost = rows.lost.iter().map(|(count, _)| *count).max().unwrap_or(0);
         let told = Told { figures: &summary, facts: self.facts.end() };
         show(global, &summary)?;
         let written = write_json(&self.dir.join("summary.json"), &told);
@@ -227,7 +240,12 @@ fn show(global: &Global, summary: &Summary) -> anyhow::Result<()> {
 
 fn end(rows: Rows) -> anyhow::Result<()> {
     let good = rows.tally.count(Outcome::Ok);
-    if let Some((count, why)) = rows.lost {
+    let mut lost = rows.lost.into_iter();
+    if let Some((count, why)) = lost.next() {
+        for (count, why) in lost {
+            let why = anyhow::Error::from(why).context(format!("{count} rows were not written"));
+            output::note(format!("{why:#}"));
+        }
         return Err(why).with_context(|| format!("{count} rows were not written"));
     }
     if good == 0 {
@@ -240,7 +258,7 @@ fn end(rows: Rows) -> anyhow::Result<()> {
 }
 
 async fn sweep_rates(global: &Global, args: SweepArgs, stop: &Stop) -> anyhow::Result<ExitCode> {
-    let load: Load = args.common.load().await?;
+    let load: Load = unless(stop, args.common.load()).await?;
     let dir = args.common.out.clone();
     std::fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
     let plan = args.plan();

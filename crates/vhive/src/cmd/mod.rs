@@ -78,7 +78,11 @@ async fn run_client(context: &Context, command: ClientCommand) -> anyhow::Result
 }
 
 fn on_one_thread(work: impl Future<Output = anyhow::Result<ExitCode>>) -> anyhow::Result<ExitCode> {
-    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work)
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let done = runtime.block_on(work);
+    // A name that is still being looked up is waited for no more.
+    runtime.shutdown_background();
+    done
 }
 
 /// The API path of a namespace's services.

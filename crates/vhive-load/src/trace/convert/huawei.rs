@@ -150,6 +150,7 @@ fn read(
             .filter(|(_, heading)| !matches!(heading.as_str(), "time" | "day" | ""))
             .map(|(column, heading)| (column, heading.clone()))
             .collect();
+        functions.iter().try_for_each(|(column, _)| table.once(*column))?;
         table.each(|line| {
             let at: u64 = line.parse(time, "number of seconds")?;
             if !(window.start_s..window.end_s()).contains(&at) {
@@ -352,6 +353,7 @@ mod tests {
             ("requests_minute", "day,time,0\n0,86281,1\n", "day_000.csv:2: column 2"),
             ("requests_minute", "day,time,0\n0,86280,1\n0,86280,1\n", "86280 is there twice"),
             ("requests_minute", "day,minute,0\n", "no column \"time\""),
+            ("requests_minute", "day,time,a,b,A\n0,86280,1,2,3\n", "csv:1: column 5 (\"a\")"),
             ("requests_minute", "day,time,0\n0,86280\n", "day_000.csv:2"),
             ("function_delay_minute", "day,time,0\n0,86280,-3\n", "function_delay_minute"),
             ("memory_limit_minute", "day,time,0\n", "no function has"),

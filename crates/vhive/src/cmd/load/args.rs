@@ -70,7 +70,7 @@ pub(crate) struct To {
     /// Connections opened to each address before the run.
     #[arg(long, default_value_t = 8, value_name = "N")]
     pub(crate) connections: usize,
-    /// HTTP/1.1 connections to one address at most; further requests wait for one, and are late.
+    /// Connections to one address at most; requests that find no room on one wait, and are late.
     #[arg(long, default_value_t = 4096, value_name = "N")]
     pub(crate) max_connections: usize,
     /// The most that a request may take; 30s unless given.
@@ -416,23 +416,29 @@ impl SynthArgs {
 #[derive(Debug, clap::Args)]
 pub(crate) struct SampleArgs {
     /// Directory of a trace of Azure Functions 2019.
-    #[arg(long, short, value_name = "DIR")]
+    #[arg(long, short, alias = "source_trace", value_name = "DIR")]
     pub(crate) trace: PathBuf,
+    /// The trace that samples shall be like; the same one unless given.
+    #[arg(long, alias = "original_trace", value_name = "DIR")]
+    pub(crate) orig: Option<PathBuf>,
     /// Minutes of it that count.
     #[arg(long, default_value_t = 60, value_name = "N")]
     pub(crate) minutes: usize,
     /// Functions of the smallest sample.
-    #[arg(long, value_name = "N")]
+    #[arg(long, alias = "min-size", value_name = "N")]
     pub(crate) min: usize,
     /// Functions of the largest; that of the smallest unless given.
-    #[arg(long, value_name = "N")]
+    #[arg(long, alias = "max-size", value_name = "N")]
     pub(crate) max: Option<usize>,
     /// From one size to the next.
-    #[arg(long, alias = "st", default_value_t = 1000, value_name = "N")]
+    #[arg(long, aliases = ["st", "step-size"], default_value_t = 1000, value_name = "N")]
     pub(crate) step: usize,
     /// Random candidates per size.
-    #[arg(long, alias = "tr", default_value_t = 16, value_name = "N")]
+    #[arg(long, aliases = ["tr", "trial-num"], default_value_t = 16, value_name = "N")]
     pub(crate) trials: u32,
+    /// The original's, without effect: each distance is divided by its figure's mean instead.
+    #[arg(long, alias = "res-norm", hide = true)]
+    pub(crate) res: Option<f64>,
     /// Of the candidates.
     #[arg(long, default_value_t = 42)]
     pub(crate) seed: u64,
@@ -478,6 +484,9 @@ pub(crate) struct DeployArgs {
     /// A context of that file, instead of its current one.
     #[arg(long, requires = "kubeconfig", value_name = "NAME")]
     pub(crate) context: Option<String>,
+    /// Begin with as many instances as this experiment's first minute keeps busy (`load trace`).
+    #[arg(long, value_name = "FILE.json", conflicts_with = "delete")]
+    pub(crate) experiment: Option<PathBuf>,
     /// Delete what this command has deployed from the same file, and nothing else.
     #[arg(long)]
     pub(crate) delete: bool,

@@ -7,8 +7,9 @@ use anyhow::{Context as _, bail};
 use http::Method;
 use serde_json::Value;
 use vhive_load::Endpoint;
-use vhive_load::deploy::{Api, Deployment, Wanted, read};
+use vhive_load::deploy::{Api, Deployment, Mark, Wanted, read};
 use vhive_load::output::write_json;
+use vhive_load::trace::Config as Experiment;
 
 use super::args::DeployArgs;
 use crate::cli::Global;
@@ -53,9 +54,13 @@ pub(crate) async fn run(
     config: &Config,
     args: DeployArgs,
 ) -> anyhow::Result<ExitCode> {
-    let wanted = read(&args.json, &args.path)?;
+    let mut wanted = read(&args.json, &args.path)?;
+    if let Some(path) = &args.experiment {
+        begin_with(&mut wanted, path)?;
+    }
+    let mark = Mark::of(&args.json);
     let mut deployment = Deployment {
-        mark: args.json.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+        mark: mark.with_context(|| format!("cannot find {}", args.json.display()))?,
         namespace: global.namespace().to_owned(),
         concurrency: args.concurrency,
         patience: args.timeout.0,
@@ -81,6 +86,22 @@ pub(crate) async fn run(
         _ => {}
     }
     through(&cluster, &args, &deployment, &wanted).await
+}
+
+/// As many instances as the functions that a service stands for in an experiment keep busy in the
+/// minute before the warm-up.
+fn begin_with(wanted: &mut [Wanted], experiment: &Path) -> anyhow::Result<()> {
+    let experiment = Experiment::read(experiment)?;
+    if experiment.warmup_duration == 0 {
+        bail!("WarmupDuration is 0, so the experiment says not how many instances to begin with");
+    }
+    let plan = experiment.plan()?;
+    let services = wanted.len();
+    for function in 0..plan.functions.len() {
+        // As `load trace` spreads them.
+        wanted[function % services].initial_scale += plan.initial_scale(function);
+    }
+    Ok(())
 }
 
 async fn through(
@@ -118,7 +139,8 @@ async fn delete(
     wanted: &[Wanted],
 ) -> anyhow::Result<ExitCode> {
     let mut code = ExitCode::SUCCESS;
-    for (name, result) in deployment.delete(client, wanted).await {
+    let done = deployment.delete(client, wanted).await.map_err(anyhow::Error::msg);
+    for (name, result) in done.context("cannot list the services")? {
         match result {
             Ok(true) => output::line(format!("service/{name} deleted")),
             Ok(false) => output::line(format!("service/{name} is not there")),

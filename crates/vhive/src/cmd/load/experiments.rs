@@ -84,8 +84,13 @@ async fn attempt(
         let ran = async {
             script(&one.pre_script).context("PreScript")?;
             let ran = replay.run(stop).await;
-            script(&one.post_script).context("PostScript")?;
-            ran
+            let after = script(&one.post_script).context("PostScript");
+            if let (Err(_), Err(why)) = (&ran, &after) {
+                output::note(format!("{why:#}"));
+            }
+            // What is wrong with the run itself comes first.
+            let code = ran?;
+            after.map(|()| code)
         };
         let ran = ran.await;
         if stop.is_asked() {

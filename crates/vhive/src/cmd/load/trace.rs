@@ -9,7 +9,7 @@ use vhive_load::inject::{Failure, FailureConfig};
 use vhive_load::output::Files;
 use vhive_load::trace::files::{Durations, read_iat, write_iat};
 use vhive_load::trace::{Config as Experiment, Plan, azure2019, dag, sample};
-use vhive_load::{Flow, Load, Stop, Target, open_flows, open_loop};
+use vhive_load::{Flow, Flows, Load, Stop, Target, open_flows, open_loop};
 
 use super::Run;
 use super::args::{SampleArgs, SynthArgs, To, TraceArgs};
@@ -37,7 +37,7 @@ pub(crate) async fn run(
         bail!("DAGMode: the arrivals of workflows are neither written nor read");
     }
     if args.iat_generation || args.dry_run {
-        let (plan, flows) = of_args(&args, &experiment)?;
+        let Planned { plan, flows, .. } = of_args(&args, &experiment)?;
         if args.dry_run {
             show(global, &plan, &flows)?;
             return Ok(ExitCode::SUCCESS);
@@ -49,27 +49,42 @@ pub(crate) async fn run(
         return Ok(ExitCode::SUCCESS);
     }
     let replay = Replay { global, config, to: &args.to, experiment: &experiment, failures };
-    let (plan, flows) = of_args(&args, &experiment)?;
-    replay.send(plan, &flows, stop).await
+    replay.send(of_args(&args, &experiment)?, stop).await
 }
 
 /// The plan of a command line: the trace's arrivals, or those of earlier files.
-fn of_args(args: &TraceArgs, experiment: &Experiment) -> anyhow::Result<(Plan, Vec<Flow>)> {
-    let (mut plan, flows) = planned(experiment)?;
+fn of_args(args: &TraceArgs, experiment: &Experiment) -> anyhow::Result<Planned> {
+    let mut planned = planned(experiment)?;
     if args.generated {
-        read_iat(&mut plan, &args.iat_dir)?;
+        let behind = read_iat(&mut planned.plan, &args.iat_dir)?;
+        if behind > 0 {
+            let dir = args.iat_dir.display();
+            output::note(format!("{behind} arrivals in {dir} are after the end, and left out"));
+        }
     }
-    Ok((plan, flows))
+    Ok(planned)
 }
 
 /// What a configuration's trace comes to.
+pub(super) struct Planned {
+    plan: Plan,
+    flows: Vec<Flow>,
+    /// What follows the plan's shots, if anything does.
+    follows: Option<Flows>,
+}
+
+/// Plans it. Of workflows, the plan has what begins them.
 ///
 /// # Errors
 /// Of the trace, by file, line and column.
-pub(super) fn planned(experiment: &Experiment) -> anyhow::Result<(Plan, Vec<Flow>)> {
-    let plan = experiment.plan()?;
+pub(super) fn planned(experiment: &Experiment) -> anyhow::Result<Planned> {
+    let mut plan = experiment.plan()?;
     let flows = experiment.flows(plan.functions.len())?;
-    Ok((plan, flows))
+    let follows = match flows.as_slice() {
+        [] => None,
+        flows => Some(dag::set(&mut plan, flows)?),
+    };
+    Ok(Planned { plan, flows, follows })
 }
 
 /// One experiment and whom it is sent to.
@@ -87,19 +102,15 @@ impl Replay<'_> {
     /// # Errors
     /// When trace or endpoints cannot be used, no request succeeded, or rows could not be written.
     pub(super) async fn run(&self, stop: &Stop) -> anyhow::Result<ExitCode> {
-        let (plan, flows) = planned(self.experiment)?;
-        self.send(plan, &flows, stop).await
+        self.send(planned(self.experiment)?, stop).await
     }
 
-    async fn send(&self, mut plan: Plan, flows: &[Flow], stop: &Stop) -> anyhow::Result<ExitCode> {
+    async fn send(&self, planned: Planned, stop: &Stop) -> anyhow::Result<ExitCode> {
+        let Planned { plan, flows, follows } = planned;
         let experiment = self.experiment;
         for text in experiment.without_effect() {
             output::note(format!("without effect: {text}"));
         }
-        let follows = match flows {
-            [] => None,
-            flows => Some(dag::set(&mut plan, flows)?),
-        };
         if plan.total() == 0 {
             bail!("the trace has no invocation in the time that is sent");
         }
@@ -113,7 +124,7 @@ impl Replay<'_> {
         let from = experiment.execution_from_ns()?;
         let durations = Durations::begin(&path, &plan, from, load.clock.clone())
             .with_context(|| format!("cannot write {}", path.display()))?
-            .of_flows(flows);
+            .of_flows(&flows);
         let targets = plan.functions.iter().map(|function| function.name.clone()).collect();
         let files = Files { dir, latencies: "lat.csv".to_owned(), durations: None, targets };
         let mut run = Run::begin(self.config, self.to, files, Some(Box::new(durations)))?;
@@ -123,7 +134,7 @@ impl Replay<'_> {
             Some(follows) => open_flows(&load, plan.shots(), follows, run.rows.clone(), stop).await,
         };
         output::note(format!("the original's columns in {}", path.display()));
-        run.end(self.global, &ran?)
+        run.end(self.global, ran)
     }
 }
 
@@ -142,10 +153,17 @@ pub(super) fn synth(args: &SynthArgs) -> anyhow::Result<ExitCode> {
 /// # Errors
 /// When the trace cannot be read, has too few functions, or a sample cannot be written.
 pub(super) fn sample(args: &SampleArgs) -> anyhow::Result<ExitCode> {
+    if args.res.is_some() {
+        output::note("without effect: -res: each distance is divided by its figure's mean");
+    }
     let functions = azure2019::read(&args.trace, args.minutes)?;
+    let original = match &args.orig {
+        Some(dir) => azure2019::read(dir, args.minutes)?,
+        None => functions.clone(),
+    };
     let max = args.max.unwrap_or(args.min);
     for size in (args.min..=max).step_by(args.step.max(1)) {
-        let chosen = sample::choose(&functions, size, args.trials, args.seed)?;
+        let chosen = sample::choose((&functions, &original), size, args.trials, args.seed)?;
         let dir = args.out.join(size.to_string());
         sample::write(&args.trace, &dir, &chosen)?;
         let (distance, all) = (chosen.distance, functions.len());
@@ -184,7 +202,6 @@ fn rows_dir(experiment: &Experiment) -> PathBuf {
 }
 
 fn show(global: &Global, plan: &Plan, flows: &[Flow]) -> anyhow::Result<()> {
-    // Of workflows, what begins them is what the trace says.
     let functions = 0..plan.functions.len();
     if global.output == Format::Json {
         let all: Vec<_> = functions
