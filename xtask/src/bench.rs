@@ -18,7 +18,7 @@ const BENCHES: &[(&str, &[&str])] = &[
         "serving",
         &["watch-fanout", "zero-to-start", "restart-1k", "node-rss", "service-rss", "services-10k"],
     ),
-    ("simulate", &["sim-invocations", "sim-vs-live"]),
+    ("simulate", &["sim-invocations", "sim-1k-nodes", "sim-1k-nodes-rss", "sim-vs-live"]),
     ("boot", &["boot-overhead", "boot-reliability"]),
     ("network_slot", &["network-slot-pop"]),
     ("image_rootfs", &["image-rootfs"]),

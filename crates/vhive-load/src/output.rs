@@ -23,8 +23,8 @@ use crate::summary::{Figures, Tally, Times};
 #[derive(Debug, thiserror::Error)]
 #[error("cannot write {path}")]
 pub struct OutputError {
-    path: PathBuf,
-    source: io::Error,
+    pub(crate) path: PathBuf,
+    pub(crate) source: io::Error,
 }
 
 /// Where a run's files go.
@@ -42,7 +42,7 @@ pub struct Files {
 
 /// A row as it is written: for people and spreadsheets, in microseconds.
 #[derive(Debug, Serialize)]
-struct Written<'a> {
+pub(crate) struct Written<'a> {
     number: u64,
     endpoint: &'a str,
     intended_us: f64,
@@ -65,12 +65,12 @@ struct Written<'a> {
     flow_us: Option<f64>,
 }
 
-const HEADINGS: &str = "number,endpoint,intended_us,late_us,connect_us,first_byte_us,latency_us,\
+pub(crate) const HEADINGS: &str = "number,endpoint,intended_us,late_us,connect_us,first_byte_us,latency_us,\
     total_us,outcome,start,status,grpc_status,error,id,body_bytes,requested_runtime_ms,\
     requested_memory_mib,function_us,function_memory_kib,flow_us";
 
 impl<'a> Written<'a> {
-    fn of(row: &'a Row, targets: &'a [String], start: Option<&'a str>) -> Self {
+    pub(crate) fn of(row: &'a Row, targets: &'a [String], start: Option<&'a str>) -> Self {
         let us = |ns: u64| ns as f64 / 1e3;
         let index = usize::try_from(row.target).unwrap_or(usize::MAX);
         Self {
@@ -97,7 +97,7 @@ impl<'a> Written<'a> {
         }
     }
 
-    fn csv(&self, out: &mut impl Write) -> io::Result<()> {
+    pub(crate) fn csv(&self, out: &mut impl Write) -> io::Result<()> {
         write!(
             out,
             "{},{},{},{},",
@@ -187,8 +187,8 @@ impl Writer {
 }
 
 #[derive(Debug)]
-struct Out {
-    path: PathBuf,
+pub(crate) struct Out {
+    pub(crate) path: PathBuf,
     file: BufWriter<File>,
     lost: Lost,
 }
@@ -226,7 +226,7 @@ impl Lost {
 }
 
 impl Out {
-    fn new(path: PathBuf) -> Result<Self, OutputError> {
+    pub(crate) fn new(path: PathBuf) -> Result<Self, OutputError> {
         match File::create(&path) {
             Ok(file) => {
                 let file = BufWriter::with_capacity(64 << 10, file);
@@ -241,7 +241,7 @@ impl Out {
         self.lost.row(write(&mut self.file));
     }
 
-    fn put(
+    pub(crate) fn put(
         &mut self,
         write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
     ) -> Result<(), OutputError> {

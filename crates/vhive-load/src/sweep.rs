@@ -1,12 +1,14 @@
 //! The knee: the highest rate whose p99 stays within a factor of the unloaded one.
 
+use std::sync::mpsc::{Sender, channel};
 use std::time::Duration;
 
 use serde::Serialize;
 
 use crate::arrivals::{Arrivals, ScheduleError, at_rate};
 use crate::engine::{Load, Ran, RunError, closed_loop, open_loop};
-use crate::row::{Outcome, Shot};
+use crate::row::{Outcome, Row, Shot};
+use crate::steps::StepRows;
 use crate::stop::Stop;
 use crate::summary::Tally;
 
@@ -141,7 +143,8 @@ pub enum SweepError {
     Unloaded(String),
 }
 
-/// Measures one client alone, then rates until the knee is known. `tell` is called with each.
+/// Measures one client alone, then rates until the knee is known. `tell` is called with each; `rows`
+/// gets every row, and is left by an error.
 ///
 /// # Errors
 /// When nothing can be sent or nothing succeeds.
@@ -149,9 +152,11 @@ pub async fn sweep(
     load: &Load,
     plan: &Plan,
     stop: &Stop,
+    rows: &mut Option<StepRows>,
     mut tell: impl FnMut(&Step),
 ) -> Result<Sweep, SweepError> {
-    let (tally, _) = tallied(|rows| closed_loop(load, 1, plan.time, rows, stop)).await?;
+    let alone = |out| closed_loop(load, 1, plan.time, out, stop);
+    let (tally, _) = tallied((None, rows), alone).await?;
     let unloaded = tally.latency(Outcome::Ok).and_then(|times| times.quantile_us(0.99));
     let why = || tally.first_error().unwrap_or("none was sent").to_owned();
     let unloaded_p99_us = unloaded.ok_or_else(|| SweepError::Unloaded(why()))?;
@@ -160,7 +165,8 @@ pub async fn sweep(
     while let Some(rate) = search.next().filter(|_| !stop.is_asked()) {
         let arrivals = at_rate(plan.arrivals, rate, plan.time, plan.seed)?;
         let shots = round_robin(&arrivals, load.targets.len());
-        let (tally, ran) = match tallied(|rows| open_loop(load, shots, rows, stop)).await {
+        let ran = tallied((Some(rate), rows), |out| open_loop(load, shots, out, stop)).await;
+        let (tally, ran) = match ran {
             Err(RunError::Stopped) => break,
             done => done?,
         };
@@ -213,17 +219,27 @@ pub fn round_robin(arrivals: &[u64], targets: usize) -> Vec<Shot> {
     arrivals.iter().enumerate().map(shot).collect()
 }
 
+/// Runs, and adds its rows up; they are written, too, with their rate.
 async fn tallied<F: Future<Output = Result<Ran, RunError>>>(
-    run: impl FnOnce(std::sync::mpsc::Sender<Vec<crate::Row>>) -> F,
+    (rate, written): (Option<f64>, &mut Option<StepRows>),
+    run: impl FnOnce(Sender<Vec<Row>>) -> F,
 ) -> Result<(Tally, Ran), RunError> {
-    let (out, rows) = std::sync::mpsc::channel::<Vec<crate::Row>>();
+    let (out, rows) = channel::<Vec<Row>>();
+    let mut steps = written.take();
     let adds = std::thread::spawn(move || {
         let mut tally = Tally::default();
-        rows.iter().flatten().for_each(|row| tally.add(&row));
-        tally
+        for batch in rows {
+            batch.iter().for_each(|row| tally.add(row));
+            if let Some(steps) = &mut steps {
+                steps.add(rate, &batch);
+            }
+        }
+        (tally, steps)
     });
-    let ran = run(out).await?;
-    Ok((adds.join().expect("adding does not panic"), ran))
+    let ran = run(out).await;
+    let (tally, steps) = adds.join().expect("adding does not panic");
+    *written = steps;
+    Ok((tally, ran?))
 }
 
 #[cfg(test)]

@@ -1,8 +1,8 @@
 //! Two results against each other: `vhive study compare A B`.
 //!
 //! Whatever both have measured of the same thing is compared: of studies a function, kind, input
-//! and level; of `vhive load` an endpoint and how it was started; of simulations a policy. What
-//! differs in plan and host is listed, because it may be the reason.
+//! and level; of `vhive load` an endpoint and how it was started, of its sweeps a rate that both have
+//! tried; of simulations a policy. What differs in plan and host is listed, because it may be the reason.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -19,6 +19,8 @@ use crate::stats::{self, Difference};
 
 /// Name of the file that `vhive load` leaves beside its rows.
 pub const SUMMARY: &str = "summary.json";
+/// Name of the file that `vhive load sweep` leaves beside its rows.
+pub(crate) const SWEEP: &str = "sweep.json";
 
 /// Why two results cannot be compared.
 #[derive(Debug, thiserror::Error)]
@@ -206,6 +208,8 @@ impl Samples {
             Self::simulation(dir)
         } else if dir.join(SUMMARY).exists() && dir.join(ROWS).exists() {
             Self::load(dir)
+        } else if dir.join(SWEEP).exists() {
+            Self::sweep(dir)
         } else {
             Err(CompareError::Nothing(dir.to_owned()))
         }
@@ -308,17 +312,55 @@ impl Samples {
         }
         Ok(Self { kind: "load", facts, values })
     }
+
+    fn sweep(dir: &Path) -> Result<Self, CompareError> {
+        let path = dir.join(SWEEP);
+        let facts = facts(&path, &["vhive", "host", "within", "load_before"])?;
+        let content = |source| ResultError::Content { path: path.clone(), line: 1, source };
+        let found: Knee = serde_json::from_str(&text(&path)?).map_err(content)?;
+        let mut values: BTreeMap<What, Vec<f64>> = BTreeMap::new();
+        let group = "sweep".to_owned();
+        values.insert(
+            What { group: group.clone(), metric: "unloaded p99 ms" },
+            vec![found.unloaded_p99_us / 1e3],
+        );
+        if let Some(knee) = found.knee {
+            values.insert(What { group, metric: "knee/s" }, vec![knee]);
+        }
+        let (rows, _) = lines::<Sent>(&dir.join(ROWS))?;
+        for row in rows.iter().filter(|row| row.outcome == "ok") {
+            let group = match row.rate {
+                Some(rate) => format!("{} at {rate}/s", row.endpoint),
+                None => format!("{} alone", row.endpoint),
+            };
+            for (metric, us) in [("from intended ms", row.total_us), ("late ms", row.late_us)] {
+                let what = What { group: group.clone(), metric };
+                values.entry(what).or_default().push(us / 1e3);
+            }
+        }
+        Ok(Self { kind: "sweep", facts, values })
+    }
 }
 
 /// What of a row of `vhive load` is compared.
 #[derive(Debug, Deserialize)]
 struct Sent {
+    /// Of a sweep's; none of the client alone.
+    #[serde(default)]
+    rate: Option<f64>,
     endpoint: String,
     outcome: String,
     start: Option<String>,
     late_us: f64,
     latency_us: f64,
     total_us: f64,
+}
+
+/// What of a sweep's result is compared.
+#[derive(Debug, Deserialize)]
+struct Knee {
+    knee: Option<f64>,
+    unloaded_p99_us: f64,
 }
 
 /// The chosen facts of a file, flat.
@@ -440,5 +482,36 @@ mod tests {
             Comparison::of(empty.path(), &sample(), 1),
             Err(CompareError::Nothing(_))
         ));
+    }
+
+    #[test]
+    fn sweeps_are_compared_by_the_rates_that_both_have_tried() {
+        let dirs = [tempfile::tempdir().expect("made"), tempfile::tempdir().expect("made")];
+        for (dir, (knee, other)) in dirs.iter().zip([(20.0, 15.0), (40.0, 40.0)]) {
+            let row = |rate: Option<f64>, n: u32| {
+                serde_json::json!({
+                    "rate": rate, "number": n, "endpoint": "a", "outcome": "ok", "start": null,
+                    "late_us": 1.0, "latency_us": knee, "total_us": knee * 1e3 + f64::from(n),
+                })
+            };
+            let rates = [None, Some(20.0), Some(other)];
+            let rows = rates.iter().flat_map(|rate| (0..30).map(|n| row(*rate, n)));
+            let rows: String = rows.map(|row| format!("{row}\n")).collect();
+            fs::write(dir.path().join(ROWS), rows).expect("written");
+            let found = format!("{{\"knee\":{knee},\"unloaded_p99_us\":900.0,\"within\":3.0}}");
+            fs::write(dir.path().join(SWEEP), found).expect("written");
+        }
+        let found = Comparison::of(dirs[0].path(), dirs[1].path(), 1).expect("compared");
+        let of = |group: &str, metric: &str| {
+            found.lines.iter().find(|line| line.what.group == group && line.what.metric == metric)
+        };
+        assert_eq!(of("sweep", "knee/s").expect("both have one").median.by, 20.0);
+        let at = of("a at 20/s", "from intended ms").expect("both have tried it");
+        assert!(at.a.n == 30 && at.median.is_clear() && (at.median.by - 20.0).abs() < 1e-9);
+        assert!(of("a alone", "late ms").is_some());
+        assert_eq!(
+            (&found.only_a[..], &found.only_b[..]),
+            (&["a at 15/s".to_owned()][..], &["a at 40/s".to_owned()][..])
+        );
     }
 }

@@ -5,7 +5,6 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use serde::{Deserialize, Serialize};
 use vhive_api::Cpus;
@@ -29,7 +28,8 @@ pub struct Host {
     pub kernel: Option<String>,
     /// Readahead in KiB by block device, before the study changed any.
     pub readahead_kib: BTreeMap<String, u64>,
-    /// Revision of the checkout that the study was started in, `-dirty` if it has changes.
+    /// Revision that the program was built from, `-dirty` if there were changes; absent outside of a
+    /// checkout.
     pub git: Option<String>,
 }
 
@@ -40,9 +40,9 @@ pub fn load_average() -> Option<f64> {
 }
 
 impl Host {
-    /// Looks at the host. What cannot be read is absent.
+    /// Looks at the host; `revision` is the program's. What cannot be read is absent.
     #[must_use]
-    pub fn look() -> Self {
+    pub fn look(revision: Option<&str>) -> Self {
         let cpuinfo = read("/proc/cpuinfo").unwrap_or_default();
         let field = |name: &str| {
             let line = cpuinfo.lines().find(|line| line.starts_with(name))?;
@@ -61,7 +61,7 @@ impl Host {
             memory_bytes: memory,
             kernel: read("/proc/sys/kernel/osrelease").map(|text| text.trim().to_owned()),
             readahead_kib: readahead(),
-            git: git(),
+            git: revision.map(str::to_owned),
         }
     }
 }
@@ -79,16 +79,6 @@ fn readahead() -> BTreeMap<String, u64> {
         (size > 0).then_some((name, kib))
     };
     devices.filter_map(with_size).collect()
-}
-
-fn git() -> Option<String> {
-    let run = |args: &[&str]| {
-        let done = Command::new("git").args(args).output().ok()?;
-        done.status.success().then(|| String::from_utf8_lossy(&done.stdout).trim().to_owned())
-    };
-    let revision = run(&["rev-parse", "--short=12", "HEAD"])?;
-    let dirty = run(&["status", "--porcelain", "--untracked-files=no"])?;
-    Some(if dirty.is_empty() { revision } else { format!("{revision}-dirty") })
 }
 
 /// Why the host does not do what the plan says.
@@ -204,7 +194,8 @@ mod tests {
 
     #[test]
     fn this_host_has_cores_and_a_kernel() {
-        let host = Host::look();
+        let host = Host::look(Some("abc-dirty"));
+        assert_eq!(host.git.as_deref(), Some("abc-dirty"));
         assert!(host.cores >= 1);
         assert!(host.kernel.is_some_and(|kernel| !kernel.is_empty()));
         assert!(load_average().is_some_and(|load| load >= 0.0));

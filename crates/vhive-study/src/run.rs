@@ -27,12 +27,17 @@ pub struct RunFacts {
 }
 
 impl RunFacts {
-    /// Facts of a run that is about to begin; keeps this process to some CPUs, if told to.
+    /// Facts of a run that is about to begin; keeps this process to some CPUs, if told to. `revision` is
+    /// what the program was built from.
     ///
     /// # Errors
     /// When a CPU cannot be used; nothing has changed then.
-    pub fn begin(command: Vec<String>, cpus: Option<&vhive_api::Cpus>) -> Result<Self, PinError> {
-        let mut host = Host::look();
+    pub fn begin(
+        command: Vec<String>,
+        cpus: Option<&vhive_api::Cpus>,
+        revision: Option<&str>,
+    ) -> Result<Self, PinError> {
+        let mut host = Host::look(revision);
         if let Some(cpus) = cpus {
             pin(cpus)?;
             host.kept_to = Some(cpus.clone());

@@ -82,8 +82,8 @@ impl fmt::Debug for Session {
 }
 
 impl Session {
-    /// Reads the functions, prepares the host, begins the result in `out`. `tell` gets a line per
-    /// thing done.
+    /// Reads the functions, prepares the host, begins the result in `out`, made by a program of this
+    /// revision. `tell` gets a line per thing done.
     ///
     /// # Errors
     /// What cannot be used; nothing is on the node yet.
@@ -91,7 +91,7 @@ impl Session {
         study: StudyName,
         target: Target,
         plan: Plan,
-        out: &Path,
+        (out, revision): (&Path, Option<&str>),
         tell: Box<dyn FnMut(&str) + Send>,
     ) -> Result<Self, StudyError> {
         let mut names = plan.functions.clone();
@@ -112,7 +112,7 @@ impl Session {
             study,
             vhive: env!("CARGO_PKG_VERSION").to_owned(),
             plan: plan.clone(),
-            host: Host::look(),
+            host: Host::look(revision),
             node: target.facts.clone(),
             began: jiff::Timestamp::now(),
             ended: None,

@@ -9,7 +9,7 @@ use crate::cmd;
 
 /// Runs functions in microVMs, and says where each millisecond went.
 #[derive(Debug, Parser)]
-#[command(name = "vhive", version, about, after_help = crate::exit::HELP)]
+#[command(name = "vhive", version = env!("VHIVE_VERSION"), about, after_help = crate::exit::HELP)]
 pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) global: Global,

@@ -14,6 +14,9 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 
+/// The revision that this is built from; none outside of a checkout.
+const REVISION: Option<&str> = option_env!("VHIVE_REVISION");
+
 fn main() -> ExitCode {
     let cli = cli::Cli::parse_from(cli::arguments(std::env::args_os()));
     output::init_logs(cli.global.log.as_deref());

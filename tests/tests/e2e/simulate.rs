@@ -19,11 +19,21 @@ fn e2e_a_simulation_replays_a_recorded_run() {
     }
     let dir = Dir::new("simulate");
     let node = node(&dir, &live::config(dir.path()));
-    let replayed = live::replay(&node, dir.path(), ("fixed", "1s")).expect("replayed");
-    let (live, simulated) = (replayed.live, replayed.simulated);
-    assert_eq!(live.invocations, simulated.invocations, "each request is simulated once");
-    assert!(live.cold > 10, "{replayed:?}");
-    assert!(replayed.worse() <= TOLERANCE, "{:.1} %: {replayed:?}", replayed.worse());
+    for (kind, keep, snapshot) in
+        [("fixed", "1s", "off"), ("kpa", "6s", "off"), ("fixed", "1s", "reap")]
+    {
+        let policy = live::Policy { kind, keep, snapshot };
+        let replayed = live::replay(&node, dir.path(), policy).expect("replayed");
+        let (live, simulated) = (&replayed.live, &replayed.simulated);
+        assert_eq!(live.invocations, simulated.invocations, "each request is simulated once");
+        assert!(live.cold > 10, "{policy:?}: {replayed:?}");
+        let (sums, over_time) = (replayed.worse(), replayed.off_over_time());
+        println!("{policy:?}: {sums:.1} % off, {over_time:.1} % in a second");
+        assert!(sums <= TOLERANCE, "{sums:.1} %: {policy:?}: {replayed:?}");
+        assert!(over_time <= TOLERANCE, "{over_time:.1} %: {policy:?}: {replayed:?}");
+        let starts = |of: &live::Figures| of.by_start.keys().cloned().collect::<Vec<_>>();
+        assert_eq!(starts(live), starts(simulated), "{policy:?}: {replayed:?}");
+    }
 }
 
 #[test]

@@ -4,10 +4,18 @@
 //! invitro `pkg/generator/specification.go`: as many gaps are drawn as there are invocations and
 //! scaled to fill the unit exactly, so that all fall into it. The first is at its beginning,
 //! unless `_shift` rotates the gaps to a random place.
+//!
+//! Ours: nothing is planned for the last moments of a unit, so that a send that is a little late, and the
+//! way to the function, do not carry it into the next.
 
 use std::str::FromStr;
 
 use crate::rng::Rng;
+
+/// The end of a unit for which nothing is planned, in nanoseconds; what is drawn for it comes before.
+const CLEAR_NS: u64 = 5_000_000;
+/// It is at most this part of the unit.
+const CLEAR_PART: u64 = 200;
 
 /// How gaps are drawn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,7 +59,8 @@ impl FromStr for Distribution {
 }
 
 impl Distribution {
-    /// `count` moments in `0 .. unit_ns`, in order.
+    /// `count` moments in `0 .. unit_ns`, in order; those of its last five milliseconds (of a shorter unit
+    /// than a second, of its last two-hundredth) at their beginning.
     #[must_use]
     pub fn moments(self, count: u32, unit_ns: u64, rng: &mut Rng) -> Vec<u64> {
         let mut all = Vec::new();
@@ -75,8 +84,7 @@ impl Distribution {
             *gap *= unit / sum;
         }
         let mut at = if self.shift { rotate(gaps, rng.unit() * unit) } else { 0.0 };
-        // Rounding must not carry the last one into the next unit.
-        let last = unit_ns.saturating_sub(1);
+        let last = unit_ns.saturating_sub((unit_ns / CLEAR_PART).clamp(1, CLEAR_NS));
         for gap in gaps {
             take(whole(at).min(last));
             at += *gap;
@@ -173,7 +181,7 @@ mod tests {
             let all = moments(ALL[which], count, seed);
             prop_assert_eq!(all.len(), usize::try_from(count).unwrap());
             prop_assert!(all.windows(2).all(|two| two[0] <= two[1]));
-            prop_assert!(all.iter().all(|at| *at < MINUTE));
+            prop_assert!(all.iter().all(|at| *at <= MINUTE - CLEAR_NS));
         }
     }
 }

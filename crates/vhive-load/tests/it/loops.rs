@@ -218,8 +218,25 @@ fn the_knee_of_a_server_of_one_at_a_time_is_found() {
             seed: 1,
         };
         let mut told = 0;
-        let done = vhive_load::sweep::sweep(&load, &plan, &Stop::default(), |_| told += 1).await;
+        let dir = tempfile::tempdir().expect("made");
+        let rows = vhive_load::steps::StepRows::begin(dir.path(), vec!["f".to_owned()]);
+        let mut rows = Some(rows.expect("begun"));
+        let stop = Stop::default();
+        let done = vhive_load::sweep::sweep(&load, &plan, &stop, &mut rows, |_| told += 1).await;
         let done = done.expect("swept");
+        assert!(rows.take().expect("given back").lost().is_none());
+        let text = std::fs::read_to_string(dir.path().join("rows.jsonl")).expect("rows");
+        let rates: Vec<Option<f64>> = text
+            .lines()
+            .map(|line| serde_json::from_str::<serde_json::Value>(line).expect("a row"))
+            .map(|row| row["rate"].as_f64())
+            .collect();
+        let of = |rate: Option<f64>| rates.iter().filter(|own| **own == rate).count() as u64;
+        assert!(of(None) > 1, "one client alone");
+        for step in &done.steps {
+            let sent = done.steps.iter().filter(|one| one.rate == step.rate).map(|one| one.sent);
+            assert_eq!(of(Some(step.rate)), sent.sum::<u64>(), "{step:?}");
+        }
         assert_eq!(done.steps.len(), told);
         assert!(done.unloaded_p99_us >= 10_000.0, "{done:?}");
         // Below it nothing is promised: the machine may be busy. Above it nothing can hold.

@@ -52,6 +52,23 @@ pub(crate) fn value(row: &Row, counter: Counter) -> Option<f64> {
     Some(counters.get(counter)? as f64 / look(counter).2)
 }
 
+/// Level 2 of TopDown that no event counts: names, and of what whole each is what a part leaves.
+///
+/// # Source
+/// Linux `tools/perf/Documentation/topdown.txt`: the other four nodes are differences.
+pub(crate) const RESTS: [(&str, Counter, Counter); 4] = [
+    ("light operations", Counter::Retiring, Counter::HeavyOperations),
+    ("machine clears", Counter::BadSpeculation, Counter::BranchMispredicts),
+    ("fetch bandwidth", Counter::FrontendBound, Counter::FetchLatency),
+    ("core bound", Counter::BackendBound, Counter::MemoryBound),
+];
+
+/// What a part leaves of its whole, in % of slots; none where the host did not count both. Estimates, of
+/// which the part may be a little more than the whole: then nothing is left.
+pub(crate) fn rest(row: &Row, whole: Counter, part: Counter) -> Option<f64> {
+    Some((value(row, whole)? - value(row, part)?).max(0.0))
+}
+
 /// Instructions per cycle.
 pub(crate) const PER_CYCLE: (&str, &str) = ("instructions per cycle", "");
 
@@ -68,6 +85,26 @@ mod tests {
     use crate::analysis::tests::fixture;
 
     #[test]
+    fn what_is_left_of_a_whole_needs_both() {
+        let mut row = fixture().rows.remove(0);
+        row.counters = Some(
+            [
+                (Counter::Slots, 1000),
+                (Counter::Retiring, 400),
+                (Counter::HeavyOperations, 150),
+                (Counter::BadSpeculation, 20),
+                (Counter::BranchMispredicts, 21),
+                (Counter::FrontendBound, 300),
+                (Counter::MemoryBound, 100),
+            ]
+            .into_iter()
+            .collect(),
+        );
+        let found = RESTS.map(|(_, whole, part)| rest(&row, whole, part));
+        assert_eq!(found, [Some(25.0), Some(0.0), None, None]);
+    }
+
+    #[test]
     fn shares_need_slots_and_absent_counters_have_no_value() {
         let mut row = fixture().rows.remove(0);
         assert_eq!(value(&row, Counter::CpuUs), None);
@@ -82,8 +119,9 @@ mod tests {
         row.counters.as_mut().expect("set").0.insert(Counter::Slots, 120);
         assert_eq!(value(&row, Counter::Retiring), Some(25.0));
         let mut names: Vec<&str> = Counter::ALL.map(|counter| name_of(counter).0).to_vec();
+        names.extend(RESTS.map(|(name, ..)| name));
         names.sort_unstable();
         names.dedup();
-        assert_eq!(names.len(), Counter::ALL.len());
+        assert_eq!(names.len(), Counter::ALL.len() + RESTS.len());
     }
 }

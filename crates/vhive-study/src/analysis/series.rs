@@ -274,6 +274,9 @@ fn series(key: Key, rows: &[&Row], facts: &Facts) -> Series {
         let (name, unit) = counters::name_of(counter);
         counted_by_host(name, unit, &|row| counters::value(row, counter))
     });
+    let rests = counters::RESTS.map(|(name, whole, part)| {
+        counted_by_host(name, "% of slots", &|row| counters::rest(row, whole, part))
+    });
     let (name, unit) = counters::PER_CYCLE;
     let per_cycle = counted_by_host(name, unit, &counters::per_cycle);
     let slice = |slice: Slice| {
@@ -285,7 +288,13 @@ fn series(key: Key, rows: &[&Row], facts: &Facts) -> Series {
         label,
         counted: counted.len(),
         left_out,
-        measures: measures.into_iter().chain(host).chain([per_cycle]).flatten().collect(),
+        measures: measures
+            .into_iter()
+            .chain(host)
+            .chain(rests)
+            .chain([per_cycle])
+            .flatten()
+            .collect(),
         slices: Slice::ALL.into_iter().filter_map(slice).collect(),
         guest_mib: guest.map(|bytes| bytes as f64 / mib),
         key,

@@ -9,7 +9,10 @@ use crate::plan::Kind;
 use crate::row::{Facts, StudyName};
 use crate::stats::Summary;
 
-use super::svg::{Anchor, Area, Chart, Fill, Scale, Svg, WIDTH, short, text_width};
+use super::palette::{
+    BLUE, Fill, GREEN, GREY, LIGHT, ORANGE, PURPLE, Pattern, SKY, VERMILLION, YELLOW, dashes,
+};
+use super::svg::{Anchor, Area, Chart, Scale, Svg, WIDTH, short, text_width};
 
 /// Where bars begin: labels are to the left.
 pub(super) const LEFT: f64 = 190.0;
@@ -39,39 +42,45 @@ pub(super) fn all(analysis: &Analysis, facts: &Facts) -> Vec<Chart> {
 fn fill(slice: Slice) -> Fill {
     match slice {
         Slice::Phase(phase) => match phase {
-            Phase::Image => Fill::plain("#F0E442"),
-            Phase::NetworkSlot => Fill::hatched("#F0E442"),
-            Phase::VmmSpawn => Fill::plain("#E69F00"),
-            Phase::KernelBoot => Fill::plain("#D55E00"),
-            Phase::Init => Fill::plain("#CC79A7"),
-            Phase::Restore => Fill::plain("#56B4E9"),
-            Phase::Resume => Fill::hatched("#56B4E9"),
-            Phase::FunctionReady => Fill::plain("#009E73"),
-            Phase::Request => Fill::plain("#0072B2"),
-            Phase::Turn => Fill::hatched("#999999"),
-            Phase::Queue | Phase::Total | Phase::Start => Fill::plain("#999999"),
+            Phase::Image => Fill::plain(YELLOW),
+            Phase::NetworkSlot => Fill::hatched(YELLOW),
+            Phase::VmmSpawn => Fill::plain(ORANGE),
+            Phase::KernelBoot => Fill::with(VERMILLION, Pattern::Back),
+            Phase::Init => Fill::with(PURPLE, Pattern::Dots),
+            Phase::Restore => Fill::with(SKY, Pattern::Level),
+            Phase::Resume => Fill::hatched(SKY),
+            Phase::FunctionReady => Fill::with(GREEN, Pattern::Dots),
+            Phase::Request => Fill::plain(BLUE),
+            Phase::Turn => Fill::with(LIGHT, Pattern::Back),
+            Phase::Queue | Phase::Total | Phase::Start => Fill::with(GREY, Pattern::Cross),
         },
-        Slice::RestOfStart => Fill::plain("#DDDDDD"),
-        Slice::Rest => Fill::hatched("#DDDDDD"),
+        Slice::RestOfStart => Fill::with(LIGHT, Pattern::Dots),
+        Slice::Rest => Fill::with(LIGHT, Pattern::Level),
     }
 }
 
-/// A kind's mark; no two in one chart of starts from snapshots have the same.
+/// How every slice is filled.
+#[cfg(test)]
+pub(super) fn fills() -> Vec<Fill> {
+    Slice::ALL.into_iter().map(fill).collect()
+}
+
+/// A kind's mark; no two have the same.
 pub(super) fn shape(kind: Kind) -> usize {
     Kind::ALL.iter().position(|k| *k == kind).unwrap_or(0)
 }
 
 pub(super) fn colour(kind: Kind) -> &'static str {
     match kind {
-        Kind::Boot => "#D55E00",
-        Kind::Warm => "#009E73",
-        Kind::Snapshot => "#E69F00",
-        Kind::Lazy => "#CC79A7",
-        Kind::Record => "#F0E442",
-        Kind::Reap => "#0072B2",
-        Kind::ReapSerial => "#56B4E9",
-        Kind::FaultAround => "#999999",
-        Kind::Mincore => "#DDDDDD",
+        Kind::Boot => VERMILLION,
+        Kind::Warm => GREEN,
+        Kind::Snapshot => ORANGE,
+        Kind::Lazy => PURPLE,
+        Kind::Record => YELLOW,
+        Kind::Reap => BLUE,
+        Kind::ReapSerial => SKY,
+        Kind::FaultAround => GREY,
+        Kind::Mincore => LIGHT,
     }
 }
 
@@ -301,7 +310,7 @@ fn working_sets(analysis: &Analysis) -> Option<Chart> {
                   of 4 KiB pages; known zero pages are counted with neither unless a fault brought \
                   them. Where the host's kernel pages, nobody can count.",
         axis: "MiB",
-        parts: [(Fill::plain("#0072B2"), "prefetched"), (Fill::hatched("#E69F00"), "by faults")],
+        parts: [(Fill::plain(BLUE), "prefetched"), (Fill::hatched(ORANGE), "by faults")],
         spread: "working set",
     };
     let of = |s: &Series| {
@@ -324,7 +333,7 @@ fn faults(analysis: &Analysis) -> Option<Chart> {
         caption: "Median time in which the guest waited for memory that the pager brought, and the \
                   faults behind it.",
         axis: "milliseconds",
-        parts: [(Fill::plain("#CC79A7"), "waited for memory"), (Fill::plain("#999999"), "")],
+        parts: [(Fill::plain(PURPLE), "waited for memory"), (Fill::hatched(GREY), "")],
         spread: "memory wait",
     };
     let of = |s: &Series| s.measure("faults").and(s.median("memory wait")).map(|wait| [wait, 0.0]);
@@ -346,8 +355,8 @@ fn pages(analysis: &Analysis) -> Option<Chart> {
         return None;
     }
     let fills = [
-        (Fill::plain("#0072B2"), "same: recorded before"),
-        (Fill::hatched("#E69F00"), "unique: faulted in on demand"),
+        (Fill::plain(BLUE), "same: recorded before"),
+        (Fill::hatched(ORANGE), "unique: faulted in on demand"),
     ];
     let mut svg = Svg::new("pages");
     let top = svg.legend(8.0, &fills);
@@ -403,7 +412,6 @@ fn levels(analysis: &Analysis) -> Option<Chart> {
     let below = ((left + right) / 2.0, bottom + 36.0);
     svg.text(below, Anchor::Middle, "concurrent cold starts");
     svg.styled((left - 60.0, top - 6.0), Anchor::Start, "font-style=\"italic\"", "total, ms (log)");
-    let dashes = ["", "8 4", "2 3", "10 3 2 3"];
     let mut ends: Vec<f64> = Vec::new();
     let count = lines.len() as f64;
     for (at, ((function, _, _), all)) in lines.iter().enumerate() {
@@ -415,7 +423,7 @@ fn levels(analysis: &Analysis) -> Option<Chart> {
             .iter()
             .filter_map(|s| Some((x(s.key.level), down.at(s.median("total")?))))
             .collect();
-        svg.path(&points, colour(kind), dashes[at % dashes.len()]);
+        svg.path(&points, colour(kind), dashes(at));
         for series in all {
             let Some(total) = series.measure("total") else { continue };
             let (x, s) = (x(series.key.level), &total.summary);

@@ -6,14 +6,15 @@ use crate::compare::{Comparison, Line};
 use crate::csv;
 use crate::stats::{Difference, Summary};
 
-use super::svg::{Anchor, Chart, Fill, Scale, Svg, WIDTH, short};
+use super::palette::{BLUE, Fill, ORANGE};
+use super::svg::{Anchor, Chart, Scale, Svg, WIDTH, short};
 use super::{Built, ReportError, html};
 
 /// Groups in one chart at most: those that differ most.
 const MOST: usize = 40;
 /// Points of a sample that are drawn.
 const POINTS: usize = 200;
-const COLOURS: [&str; 2] = ["#0072B2", "#E69F00"];
+const COLOURS: [&str; 2] = [BLUE, ORANGE];
 
 const HEADINGS: [&str; 11] = [
     "what",
@@ -171,7 +172,7 @@ pub fn warnings(comparison: &Comparison) -> Vec<String> {
 
 /// The figure that charts and findings are about.
 fn main_metric(comparison: &Comparison) -> Option<&'static str> {
-    let mains = ["total ms", "latency ms", "cold %"];
+    let mains = ["total ms", "latency ms", "from intended ms", "cold %"];
     mains.into_iter().find(|main| comparison.lines.iter().any(|line| line.what.metric == *main))
 }
 
@@ -330,6 +331,8 @@ mod tests {
         let page = fs::read_to_string(&built.report).expect("a page");
         let xml = page.strip_prefix("<!DOCTYPE html>\n").expect("is HTML 5");
         roxmltree::Document::parse(xml).expect("well-formed");
+        let svg = fs::read_to_string(dir.path().join("new/compare.svg")).expect("drawn");
+        crate::report::tests::assert_needs_no_colour("compare", &svg);
         let csv = fs::read_to_string(dir.path().join("new/compare.csv")).expect("a table");
         assert_eq!(csv.lines().count(), comparison.lines.len() + 1);
     }

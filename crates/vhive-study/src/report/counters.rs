@@ -6,17 +6,18 @@ use crate::analysis::{Analysis, Series, counters};
 
 use super::charts::{LEFT, RIGHT, by_function, greatest, height_of, rows, spread_below};
 use super::figures::cell;
-use super::svg::{Anchor, Area, Chart, Fill, Scale, Svg, short};
+use super::palette::{BLUE, Fill, GREEN, GREY, ORANGE, PURPLE, Pattern, SKY};
+use super::svg::{Anchor, Area, Chart, Scale, Svg, short};
 
-const USER: Fill = Fill::plain("#0072B2");
-const SYSTEM: Fill = Fill::hatched("#E69F00");
-const UNDIVIDED: Fill = Fill::plain("#999999");
+const USER: Fill = Fill::plain(BLUE);
+const SYSTEM: Fill = Fill::hatched(ORANGE);
+const UNDIVIDED: Fill = Fill::with(GREY, Pattern::Dots);
 
 const LEVEL_1: [(Counter, Fill); 4] = [
-    (Counter::Retiring, Fill::plain("#009E73")),
-    (Counter::BadSpeculation, Fill::hatched("#CC79A7")),
-    (Counter::FrontendBound, Fill::plain("#E69F00")),
-    (Counter::BackendBound, Fill::hatched("#56B4E9")),
+    (Counter::Retiring, Fill::plain(GREEN)),
+    (Counter::BadSpeculation, Fill::hatched(PURPLE)),
+    (Counter::FrontendBound, Fill::plain(ORANGE)),
+    (Counter::BackendBound, Fill::with(SKY, Pattern::Dots)),
 ];
 
 /// What the figures are of; goes under charts and tables.
@@ -123,8 +124,9 @@ const fn of(counter: Counter) -> &'static str {
 /// What was counted, in the order of the table: name and unit.
 fn counted(analysis: &Analysis) -> Vec<(&'static str, &'static str)> {
     let all = Counter::ALL.into_iter().map(counters::name_of);
+    let rests = counters::RESTS.map(|(name, ..)| (name, "% of slots"));
     let has = |name: &str| analysis.series.iter().any(|series| series.measure(name).is_some());
-    all.chain([counters::PER_CYCLE]).filter(|(name, _)| has(name)).collect()
+    all.chain(rests).chain([counters::PER_CYCLE]).filter(|(name, _)| has(name)).collect()
 }
 
 /// Headings and rows of the table; none if nothing was counted.
@@ -203,6 +205,14 @@ mod tests {
         assert_eq!(series.median("instructions per cycle"), Some(2.0));
         let less = Analysis::of(&counted_result(&counts[..3]));
         assert!(topdown(&less).is_none());
+        let second = [&counts[..], &[(Counter::FetchLatency, 220)]].concat();
+        let (headings, rows) = table(&Analysis::of(&counted_result(&second))).expect("counted");
+        let at = headings.iter().position(|name| name == "fetch bandwidth % of slots");
+        assert!(
+            at.is_some_and(|at| rows.iter().all(|row| row[at] == "8")),
+            "{headings:?} {rows:?}"
+        );
+        assert!(headings.iter().all(|name| !name.starts_with("core bound")), "{headings:?}");
     }
 
     #[test]

@@ -3,12 +3,13 @@
 use crate::analysis::{Analysis, Series};
 
 use super::charts::{LEFT, RIGHT, by_function, greatest, height_of, rows, spread_below};
-use super::svg::{Anchor, Area, Chart, Fill, Scale, Svg, short};
+use super::palette::{Fill, GREEN, SKY, VERMILLION};
+use super::svg::{Anchor, Area, Chart, Scale, Svg, short};
 
-const PSS: Fill = Fill::plain("#009E73");
-const RSS: Fill = Fill::hatched("#56B4E9");
+const PSS: Fill = Fill::plain(GREEN);
+const RSS: Fill = Fill::hatched(SKY);
 /// Of the working set's mark.
-const WORKING_SET: (usize, &str) = (3, "#D55E00");
+const WORKING_SET: (usize, &str) = (3, VERMILLION);
 
 /// Resident memory beside the working set and the guest's memory, per function and start kind.
 pub(super) fn chart(analysis: &Analysis) -> Option<Chart> {

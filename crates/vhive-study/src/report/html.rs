@@ -276,7 +276,7 @@ pub(super) fn host_rows(host: &Host) -> Vec<(&'static str, String)> {
         ("memory", host.memory_bytes.map_or_else(unknown, |b| format!("{} MiB", b >> 20))),
         ("kernel", text(&host.kernel)),
         ("readahead before it", readahead.join(", ")),
-        ("git revision of the working directory", text(&host.git)),
+        ("git revision of the program", text(&host.git)),
     ]
 }
 

@@ -1,9 +1,11 @@
 //! The report of a run of `vhive load`, from its raw rows.
 
-use std::collections::BTreeMap;
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;
+use std::sync::Arc;
 
 use serde::Deserialize;
 
@@ -12,13 +14,12 @@ use crate::row::{ROWS, ResultError, text};
 use crate::run::RunFacts;
 use crate::stats::{median, upper_percent};
 
-use super::svg::{Anchor, Chart, Fill, Scale, Svg, WIDTH, short};
+use super::palette::{BLUE, Fill, ORANGE, PURPLE, Pattern, dashes, series};
+use super::svg::{Anchor, Chart, Scale, Svg, WIDTH, short};
 use super::{Built, ReportError, html};
 
 /// Stretches that a run is cut into.
 const STRETCHES: usize = 120;
-const COLOURS: [&str; 7] =
-    ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999"];
 const HEADINGS: [&str; 8] = ["start", "ok", "mean ms", "p50", "p90", "p99", "p99.9", "greatest"];
 /// Parts of all at which distributions are drawn, and their names.
 const PARTS: [(f64, &str); 7] = [
@@ -31,16 +32,30 @@ const PARTS: [(f64, &str); 7] = [
     (1.0, "all"),
 ];
 
-/// What of a row is reported.
+/// What of a row is read.
 #[derive(Debug, Deserialize)]
+struct Line<'a> {
+    intended_us: f64,
+    late_us: f64,
+    connect_us: Option<f64>,
+    latency_us: f64,
+    total_us: f64,
+    #[serde(borrow)]
+    outcome: Cow<'a, str>,
+    #[serde(borrow)]
+    start: Option<Cow<'a, str>>,
+}
+
+/// The same in memory, where there may be millions: each word is there once.
+#[derive(Debug)]
 struct Sent {
     intended_us: f64,
     late_us: f64,
     connect_us: Option<f64>,
     latency_us: f64,
     total_us: f64,
-    outcome: String,
-    start: Option<String>,
+    outcome: Arc<str>,
+    start: Option<Arc<str>>,
 }
 
 /// Whether a directory holds a run of `vhive load`.
@@ -91,6 +106,15 @@ fn read(path: &Path) -> Result<(Vec<Sent>, bool), ResultError> {
     let failed = |source| ResultError::Read { path: path.to_owned(), source };
     let mut file = BufReader::new(File::open(path).map_err(failed)?);
     let (mut rows, mut line, mut number) = (Vec::new(), String::new(), 0);
+    let mut words = BTreeSet::new();
+    let mut word = |text: &str| -> Arc<str> {
+        let known = words.get(text).cloned();
+        known.unwrap_or_else(|| {
+            let new: Arc<str> = text.into();
+            words.insert(Arc::clone(&new));
+            new
+        })
+    };
     loop {
         line.clear();
         number += 1;
@@ -101,7 +125,10 @@ fn read(path: &Path) -> Result<(Vec<Sent>, bool), ResultError> {
             return Ok((rows, true));
         }
         let content = |source| ResultError::Content { path: path.to_owned(), line: number, source };
-        rows.push(serde_json::from_str(&line).map_err(content)?);
+        let row: Line<'_> = serde_json::from_str(&line).map_err(content)?;
+        let Line { intended_us, late_us, connect_us, latency_us, total_us, .. } = row;
+        let (outcome, start) = (word(&row.outcome), row.start.as_deref().map(&mut word));
+        rows.push(Sent { intended_us, late_us, connect_us, latency_us, total_us, outcome, start });
     }
 }
 
@@ -122,7 +149,7 @@ impl<'a> Run<'a> {
         let mut kinds: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
         let mut failures: BTreeMap<&str, usize> = BTreeMap::new();
         for row in rows {
-            if row.outcome == "ok" {
+            if &*row.outcome == "ok" {
                 let kind = row.start.as_deref().unwrap_or("unknown");
                 kinds.entry(kind).or_default().push(row.latency_us / 1e3);
             } else {
@@ -134,7 +161,7 @@ impl<'a> Run<'a> {
     }
 
     fn ok(&self) -> impl Iterator<Item = &'a Sent> {
-        self.rows.iter().filter(|row| row.outcome == "ok")
+        self.rows.iter().filter(|row| &*row.outcome == "ok")
     }
 
     fn warnings(&self) -> Vec<String> {
@@ -203,9 +230,9 @@ impl<'a> Run<'a> {
         let (left, right) = (70.0, WIDTH - 30.0);
         let mut svg = Svg::new("over-time");
         let legend = [
-            (Fill::plain(COLOURS[0]), "median (unbroken)"),
-            (Fill::plain(COLOURS[1]), "p99 (dashes)"),
-            (Fill::plain(COLOURS[3]), "a cold start (diamond)"),
+            (Fill::plain(BLUE), "median (unbroken)"),
+            (Fill::plain(ORANGE), "p99 (dashes)"),
+            (Fill::with(PURPLE, Pattern::Dots), "a cold start (diamond)"),
         ];
         let top = svg.legend(8.0, &legend) + 14.0;
         let bottom = top + 320.0;
@@ -240,9 +267,9 @@ impl<'a> Run<'a> {
         };
         let step = cold.len().div_ceil(2000).max(1);
         let shown: Vec<(f64, f64)> = cold.iter().copied().step_by(step).collect();
-        svg.marks(&shown, 3, (COLOURS[3], true));
-        svg.path(&line(|all| upper_percent(all, 1.0)), COLOURS[1], "6 3");
-        svg.path(&line(median), COLOURS[0], "");
+        svg.marks(&shown, 3, (PURPLE, true));
+        svg.path(&line(|all| upper_percent(all, 1.0)), ORANGE, "6 3");
+        svg.path(&line(median), BLUE, "");
         let caption = format!(
             "Successful requests by when they were to be sent, in {STRETCHES} stretches; n = {}. Cold starts are \
              known only with --records; {} of them are marked.",
@@ -352,7 +379,7 @@ fn quantiles(
     svg.styled((left - 60.0, top - 10.0), Anchor::Start, "font-style=\"italic\"", unit);
     let mut named = Vec::new();
     for (nth, (label, all)) in lines.iter().enumerate() {
-        let colour = COLOURS[nth % COLOURS.len()];
+        let colour = series(nth);
         let points: Vec<(f64, f64)> = PARTS
             .iter()
             .enumerate()
@@ -360,7 +387,7 @@ fn quantiles(
                 Some((x(at), down.at(upper_percent(all, 100.0 * (1.0 - part))?)))
             })
             .collect();
-        svg.path(&points, colour, "");
+        svg.path(&points, colour, dashes(nth));
         for point in &points {
             svg.mark(*point, nth, colour);
         }
@@ -412,6 +439,8 @@ mod tests {
         let xml = page.strip_prefix("<!DOCTYPE html>\n").expect("is HTML 5");
         roxmltree::Document::parse(xml).expect("well-formed");
         for chart in ["over-time", "latency", "lateness"] {
+            let svg = fs::read_to_string(dir.path().join(format!("{chart}.svg"))).expect("drawn");
+            crate::report::tests::assert_needs_no_colour(chart, &svg);
             assert!(page.contains(&format!("id=\"{chart}\"")), "{chart}");
         }
     }

@@ -15,6 +15,7 @@ mod figures;
 mod footprint;
 mod html;
 mod load;
+mod palette;
 mod png;
 mod runtimes;
 mod simulate;

@@ -7,20 +7,21 @@ use crate::density::Density;
 
 use super::charts::{LEFT, RIGHT};
 use super::figures::{cell, dash, interval, percent, times};
-use super::svg::{Anchor, Area, Chart, Fill, Scale, Svg, short};
+use super::palette::{BLUE, Fill, GREEN, GREY, LIGHT, ORANGE, PURPLE, Pattern, SKY, VERMILLION};
+use super::svg::{Anchor, Area, Chart, Scale, Svg, short};
 
 const ROW: f64 = 20.0;
 const MIB: f64 = 1_048_576.0;
 
-/// Colour and mark of a runtime.
-fn look(runtime: RuntimeName) -> (&'static str, usize) {
+/// Fill and mark of a runtime.
+fn look(runtime: RuntimeName) -> (Fill, usize) {
     match runtime {
-        RuntimeName::Qemu => ("#D55E00", 0),
-        RuntimeName::Firecracker => ("#E69F00", 1),
-        RuntimeName::Runsc => ("#CC79A7", 2),
-        RuntimeName::Runc => ("#0072B2", 3),
-        RuntimeName::Crun => ("#56B4E9", 4),
-        RuntimeName::Sim => ("#999999", 5),
+        RuntimeName::Qemu => (Fill::plain(VERMILLION), 0),
+        RuntimeName::Firecracker => (Fill::plain(ORANGE), 1),
+        RuntimeName::Runsc => (Fill::with(PURPLE, Pattern::Dots), 2),
+        RuntimeName::Runc => (Fill::hatched(BLUE), 3),
+        RuntimeName::Crun => (Fill::with(SKY, Pattern::Level), 4),
+        RuntimeName::Sim => (Fill::with(GREY, Pattern::Back), 5),
     }
 }
 
@@ -50,8 +51,8 @@ fn against(analysis: &Analysis) -> Option<Chart> {
         }
     }
     for runtime in &seen {
-        let (colour, shape) = look(*runtime);
-        svg.mark((x + 6.0, 14.0), shape, colour);
+        let (fill, shape) = look(*runtime);
+        svg.mark((x + 6.0, 14.0), shape, fill.colour);
         svg.text((x + 18.0, 18.5), Anchor::Start, runtime.as_str());
         x += 110.0;
     }
@@ -78,8 +79,8 @@ fn against(analysis: &Analysis) -> Option<Chart> {
                 }
             }
             for one in all {
-                let (colour, shape) = look(one.runtime);
-                svg.mark((scale.at(one.ratio.ratio), middle), shape, colour);
+                let (fill, shape) = look(one.runtime);
+                svg.mark((scale.at(one.ratio.ratio), middle), shape, fill.colour);
             }
             y += ROW;
         }
@@ -127,16 +128,16 @@ fn throughput(analysis: &Analysis) -> Option<Chart> {
     svg.axis(&scale, (top, bottom), "replies per second");
     for (at, one) in all.iter().enumerate() {
         let middle = top + (ROW + 6.0) * (at as f64 + 0.5);
-        let (colour, shape) = look(one.runtime);
+        let (fill, shape) = look(one.runtime);
         let label = format!("{} {}", one.function, one.runtime);
         svg.text((LEFT - 8.0, middle + 4.0), Anchor::End, &label);
         let (x, end) = (scale.at(0.0), scale.at(one.summary.median));
         let area = Area { x, y: middle - 7.0, width: end - x, height: 14.0 };
         let tip = format!("{} per second", short(one.summary.median));
-        svg.bar(area, Fill::plain(colour), "", &tip);
+        svg.bar(area, fill, "", &tip);
         for (at, rate) in one.rates.iter().enumerate() {
             let offset = [0.0, 3.0, -3.0, 1.5, -1.5][at % 5];
-            svg.mark((scale.at(*rate), middle + offset), shape, colour);
+            svg.mark((scale.at(*rate), middle + offset), shape, fill.colour);
         }
         let label = format!("{}/s  n={}", short(one.summary.median), one.summary.n);
         svg.text((scale.at(one.summary.max) + 8.0, middle + 4.0), Anchor::Start, &label);
@@ -159,10 +160,10 @@ fn density(analysis: &Analysis) -> Option<Chart> {
         return None;
     }
     let fills = [
-        (Fill::plain("#009E73"), "instances’ own (PSS)"),
-        (Fill::hatched("#56B4E9"), "kernel"),
-        (Fill::hatched("#E69F00"), "pages of files"),
-        (Fill::plain("#DDDDDD"), "rest"),
+        (Fill::plain(GREEN), "instances’ own (PSS)"),
+        (Fill::hatched(SKY), "kernel"),
+        (Fill::with(ORANGE, Pattern::Dots), "pages of files"),
+        (Fill::plain(LIGHT), "rest"),
     ];
     let mut svg = Svg::new("density");
     let top = svg.legend(8.0, &fills);

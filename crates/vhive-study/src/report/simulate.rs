@@ -5,13 +5,9 @@ use std::path::Path;
 use crate::csv;
 use crate::simulate::{Outcome, SimFacts, Simulation, TraceKind};
 
+use super::palette::{GREY, dashes, series};
 use super::svg::{Anchor, Chart, Scale, Svg, WIDTH, short};
 use super::{Built, ReportError, html};
-
-/// Colours of policies, in turn; their marks differ too.
-const COLOURS: [&str; 7] =
-    ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999"];
-const DASHES: [&str; 4] = ["", "8 4", "2 3", "10 3 2 3"];
 
 const HEADINGS: [&str; 12] = [
     "policy",
@@ -99,10 +95,6 @@ fn charts(outcomes: &[Outcome]) -> Vec<Chart> {
     [pareto(outcomes), added(outcomes), over_time(outcomes)].into_iter().flatten().collect()
 }
 
-fn colour(at: usize) -> &'static str {
-    COLOURS[at % COLOURS.len()]
-}
-
 fn pareto(outcomes: &[Outcome]) -> Option<Chart> {
     let most = |of: fn(&Outcome) -> f64| outcomes.iter().map(of).fold(0.0, f64::max);
     let memory = most(|one| one.memory_gb_s / 3600.0);
@@ -122,9 +114,9 @@ fn pareto(outcomes: &[Outcome]) -> Option<Chart> {
     let mut edge: Vec<(f64, f64)> =
         outcomes.iter().filter(|one| !is_beaten(one, outcomes)).map(at).collect();
     edge.sort_by(|a, b| a.0.total_cmp(&b.0));
-    svg.path(&edge, "#999999", "4 4");
+    svg.path(&edge, GREY, "4 4");
     for (nth, one) in outcomes.iter().enumerate() {
-        svg.mark(at(one), nth, colour(nth));
+        svg.mark(at(one), nth, series(nth));
     }
     let named: Vec<_> = outcomes.iter().map(|one| (at(one), one.label())).collect();
     let end = svg.names(right, &named).max(bottom + 56.0);
@@ -150,7 +142,7 @@ fn added(outcomes: &[Outcome]) -> Option<Chart> {
     let mut svg = Svg::new("added");
     let parts = [(0.9, "p90"), (0.95, "p95"), (0.99, "p99"), (0.999, "p99.9"), (1.0, "greatest")];
     let legend: Vec<(usize, &str, &str)> =
-        parts.iter().enumerate().map(|(nth, (_, name))| (nth, colour(nth), *name)).collect();
+        parts.iter().enumerate().map(|(nth, (_, name))| (nth, series(nth), *name)).collect();
     let top = svg.key(8.0, &legend);
     let bottom = top + row * outcomes.len() as f64;
     let scale = Scale::logarithmic((low, high), (left, right));
@@ -168,7 +160,7 @@ fn added(outcomes: &[Outcome]) -> Option<Chart> {
         }
         for (shape, (part, _)) in parts.iter().enumerate() {
             if let Some(x) = known(*part) {
-                svg.mark((x, y), shape, colour(shape));
+                svg.mark((x, y), shape, series(shape));
             }
         }
     }
@@ -204,9 +196,9 @@ fn over_time(outcomes: &[Outcome]) -> Option<Chart> {
             .enumerate()
             .map(|(minute, of)| (across.at(minute as f64 + 0.5), down.at(of.instances as f64)))
             .collect();
-        svg.path(&points, colour(nth), DASHES[nth % DASHES.len()]);
+        svg.path(&points, series(nth), dashes(nth));
         let Some(end) = points.last().copied() else { continue };
-        svg.mark(end, nth, colour(nth));
+        svg.mark(end, nth, series(nth));
         named.push((end, one.label()));
     }
     let end = svg.names(right, &named).max(bottom + 56.0);
@@ -396,7 +388,7 @@ mod tests {
         };
         let starts = Starts::read(&plan.starts).expect("measured");
         let workload = Workload::load(&plan).expect("a day");
-        let facts = SimFacts::new(&plan, &workload, &starts);
+        let facts = SimFacts::new(&plan, &workload, &starts, None);
         let outcomes = simulate(&plan, (&workload, &starts), |_| ());
         let dir = tempfile::tempdir().expect("made");
         Simulation { facts, outcomes: outcomes.clone() }.write(dir.path()).expect("written");
@@ -408,6 +400,10 @@ mod tests {
         roxmltree::Document::parse(xml).expect("well-formed");
         for needed in ["id=\"pareto\"", "histogram 10m", "kpa 1m", "Not simulated"] {
             assert!(first.contains(needed), "{needed}");
+        }
+        for chart in ["pareto", "added", "instances"] {
+            let svg = fs::read_to_string(dir.path().join(format!("{chart}.svg"))).expect("drawn");
+            crate::report::tests::assert_needs_no_colour(chart, &svg);
         }
         let csv = fs::read_to_string(dir.path().join("rows.csv")).expect("a table");
         assert_eq!(csv.lines().count(), outcomes.len() + 1);

@@ -1,13 +1,17 @@
 //! Drawing: a small writer of SVG, scales and their ticks.
 //!
-//! Colours are those of Okabe and Ito, which colour-blind readers can tell apart; a hatch tells
-//! neighbours of one colour apart, also in print. Text and lines are `currentColor`, so that a
-//! page may choose; alone, a chart is dark on white.
+//! Colours come from `palette.rs`. Text and lines are `currentColor`, so that a page may choose; alone, a
+//! chart is dark on white.
 
 use std::fmt::Write as _;
 
+use super::palette::{Fill, Pattern};
+
 /// Width of every chart, in pixels.
 pub(super) const WIDTH: f64 = 960.0;
+
+/// Marks that are told apart by their shape.
+const SHAPES: usize = 9;
 
 /// Size of text, in pixels.
 pub(super) const TEXT: f64 = 12.0;
@@ -23,33 +27,6 @@ pub struct Chart {
     pub caption: String,
     /// The drawing.
     pub svg: String,
-}
-
-/// How an area is filled.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Fill {
-    pub(super) colour: &'static str,
-    pub(super) hatched: bool,
-}
-
-impl Fill {
-    pub(super) const fn plain(colour: &'static str) -> Self {
-        Self { colour, hatched: false }
-    }
-
-    pub(super) const fn hatched(colour: &'static str) -> Self {
-        Self { colour, hatched: true }
-    }
-
-    /// Colour of text on it.
-    fn ink(self) -> &'static str {
-        let channel = |at: usize| {
-            let hex = self.colour.get(at..at + 2).unwrap_or("00");
-            f64::from(u8::from_str_radix(hex, 16).unwrap_or(0))
-        };
-        let light = 0.299 * channel(1) + 0.587 * channel(3) + 0.114 * channel(5);
-        if light > 125.0 { "#000000" } else { "#ffffff" }
-    }
 }
 
 /// Where text is anchored.
@@ -74,15 +51,14 @@ impl Svg {
 
     /// The whole drawing, `height` pixels high.
     pub(super) fn finish(self, title: &str, height: f64) -> String {
-        let (width, height, name) = (number(WIDTH), number(height), self.name);
+        let (width, height) = (number(WIDTH), number(height));
+        let patterns = Pattern::DRAWN.map(|pattern| pattern.definition(self.name)).concat();
         format!(
             "<svg xmlns=\"http://www.w3.org/2000/svg\" class=\"chart\" width=\"{width}\" \
              height=\"{height}\" viewBox=\"0 0 {width} {height}\" color=\"#1a1a1a\" \
              font-family=\"DejaVu Sans, Verdana, Helvetica, Arial, sans-serif\" \
              font-size=\"{TEXT}\" role=\"img\" aria-label=\"{title}\">\n<title>{title}</title>\n\
-             <defs><pattern id=\"{name}-hatch\" width=\"5\" height=\"5\" \
-             patternUnits=\"userSpaceOnUse\" patternTransform=\"rotate(45)\"><rect width=\"1.6\" \
-             height=\"5\" fill=\"#000000\" fill-opacity=\"0.55\"/></pattern></defs>\n\
+             <defs>{patterns}</defs>\n\
              <rect class=\"ground\" width=\"{width}\" height=\"{height}\" fill=\"#ffffff\"/>\n\
              {body}</svg>\n",
             title = escape(title),
@@ -104,10 +80,22 @@ impl Svg {
             escape(tip),
             fill.colour
         ));
-        if fill.hatched {
-            self.push(&format!("<rect {shape} fill=\"url(#{}-hatch)\"/>", self.name));
+        if fill.pattern != Pattern::None {
+            let pattern = fill.pattern.name();
+            self.push(&format!("<rect {shape} fill=\"url(#{}-{pattern})\"/>", self.name));
         }
-        if !label.is_empty() && !fill.hatched && text_width(label, 10.0) + 6.0 < width {
+        let wide = text_width(label, 10.0);
+        if !label.is_empty() && wide + 6.0 < width {
+            if fill.pattern != Pattern::None {
+                let (left, top) = (number(x + (width - wide) / 2.0 - 2.0), number(y + 1.0));
+                self.push(&format!(
+                    "<rect class=\"under\" x=\"{left}\" y=\"{top}\" width=\"{}\" height=\"{}\" \
+                     fill=\"{}\"/>",
+                    number(wide + 4.0),
+                    number(height - 2.0),
+                    fill.colour
+                ));
+            }
             let (x, y) = (number(x + width / 2.0), number(y + height / 2.0 + 3.5));
             self.push(&format!(
                 "<text x=\"{x}\" y=\"{y}\" text-anchor=\"middle\" font-size=\"10\" \
@@ -181,7 +169,10 @@ impl Svg {
     pub(super) fn mark(&mut self, at: (f64, f64), shape: usize, colour: &str) {
         let outline = "stroke=\"currentColor\" stroke-opacity=\"0.7\" stroke-width=\"0.6\"";
         let outlined = outline_of(at, shape, 3.2);
-        self.push(&format!("<path d=\"{outlined}\" fill=\"{colour}\" {outline}/>\n"));
+        let shape = shape % SHAPES;
+        self.push(&format!(
+            "<path class=\"mark-{shape}\" d=\"{outlined}\" fill=\"{colour}\" {outline}/>\n"
+        ));
     }
 
     /// Many small points of one shape; open ones have only their outline in the colour.
@@ -286,7 +277,7 @@ fn outline_of((x, y): (f64, f64), shape: usize, radius: f64) -> String {
         let corners: Vec<String> = corners.iter().map(|(dx, dy)| p(*dx, *dy)).collect();
         format!("M{}Z", corners.join(" "))
     };
-    match shape % 6 {
+    match shape % SHAPES {
         0 => {
             let (r, left, right) = (number(radius), p(-1.0, 0.0), p(1.0, 0.0));
             format!("M{left}A{r},{r} 0 1,1 {right}A{r},{r} 0 1,1 {left}Z")
@@ -295,6 +286,9 @@ fn outline_of((x, y): (f64, f64), shape: usize, radius: f64) -> String {
         2 => polygon(&[(0.0, -1.2), (1.1, 0.95), (-1.1, 0.95)]),
         3 => polygon(&[(0.0, -1.3), (1.3, 0.0), (0.0, 1.3), (-1.3, 0.0)]),
         4 => polygon(&[(0.0, 1.2), (1.1, -0.95), (-1.1, -0.95)]),
+        6 => polygon(&[(1.2, 0.0), (-0.95, 1.1), (-0.95, -1.1)]),
+        7 => polygon(&[(-1.2, 0.0), (0.95, 1.1), (0.95, -1.1)]),
+        8 => polygon(&[(-1.4, -0.5), (1.4, -0.5), (1.4, 0.5), (-1.4, 0.5)]),
         _ => polygon(&[
             (-0.45, -1.35),
             (0.45, -1.35),

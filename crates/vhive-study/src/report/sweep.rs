@@ -4,17 +4,17 @@ use std::path::Path;
 
 use serde::Deserialize;
 
+use crate::compare::SWEEP;
 use crate::csv;
 use crate::row::{ResultError, text};
 use crate::run::RunFacts;
 
+use super::palette::{BLUE, GREY, VERMILLION};
 use super::svg::{Anchor, Chart, Scale, Svg, WIDTH, short};
 use super::{Built, ReportError, html, load};
 
-/// Name of the file that a sweep leaves.
-const SWEEP: &str = "sweep.json";
-const HELD: &str = "#0072B2";
-const FAILED: &str = "#D55E00";
+const HELD: &str = BLUE;
+const FAILED: &str = VERMILLION;
 const HEADINGS: [&str; 7] =
     ["rate/s", "sent", "failed", "p50 ms", "p99 ms", "late p99 ms", "verdict"];
 
@@ -142,7 +142,7 @@ impl Sweep {
         let italic = "font-style=\"italic\"";
         svg.styled((left - 60.0, top - 8.0), Anchor::Start, italic, "latency, ms (log)");
         let limit = down.at(self.limit_ms());
-        svg.path(&[(left, limit), (right, limit)], "#999999", "6 4");
+        svg.path(&[(left, limit), (right, limit)], GREY, "6 4");
         svg.text((right + 6.0, limit + 4.0), Anchor::Start, "the limit");
         let line = |of: fn((f64, f64)) -> f64| -> Vec<(f64, f64)> {
             known()
@@ -240,6 +240,8 @@ mod tests {
         assert!(
             page.contains("id=\"sweep\"") && page.contains("n=10–20") && page.contains("too-slow")
         );
+        let svg = fs::read_to_string(dir.path().join("sweep.svg")).expect("drawn");
+        crate::report::tests::assert_needs_no_colour("sweep", &svg);
         assert!(dir.path().join("sweep.svg").exists() && dir.path().join("sweep.csv").exists());
         fs::write(dir.path().join(SWEEP), "{}").expect("written");
         assert!(super::super::build(dir.path()).is_err());

@@ -1,3 +1,7 @@
+use std::collections::BTreeSet;
+
+use vhive_api::Counter;
+
 use super::*;
 use crate::analysis::tests::{fixture, fixture_of_runtimes, fixture_with_timelines};
 
@@ -224,4 +228,87 @@ fn an_empty_study_has_a_report_too() {
     assert!(analysis.warnings.iter().any(|warning| warning.contains("Nothing was measured")));
     let xml = texts.html.strip_prefix("<!DOCTYPE html>\n").expect("is HTML 5");
     roxmltree::Document::parse(xml).expect("well-formed");
+}
+
+/// How much lighter one of two areas without a pattern must be, of 255.
+const LIGHTER: f64 = 40.0;
+
+/// Whatever has a colour of its own in a chart is told from the others without it: areas by their pattern or
+/// by how light they are, marks by their shape, lines by their dashes or by the shape of marks in their colour.
+pub(super) fn assert_needs_no_colour(name: &str, svg: &str) {
+    let parsed = roxmltree::Document::parse(svg).expect(name);
+    let set = |of: Vec<(String, String)>| of.into_iter().collect::<BTreeSet<_>>();
+    let text = |node: roxmltree::Node<'_, '_>, attribute: &str| {
+        node.attribute(attribute).unwrap_or_default().to_owned()
+    };
+    let elements =
+        |tag: &'static str| parsed.descendants().filter(move |node| node.has_tag_name(tag));
+    let bars = elements("g").filter_map(|bar| {
+        let mut areas = bar
+            .children()
+            .filter(|node| node.has_tag_name("rect") && node.attribute("class").is_none());
+        let colour = text(areas.next()?, "fill");
+        Some((colour, areas.next().map(|pattern| text(pattern, "fill")).unwrap_or_default()))
+    });
+    let bars = set(bars.collect());
+    for (nth, (colour, pattern)) in bars.iter().enumerate() {
+        for (other, its) in bars.iter().skip(nth + 1).filter(|(other, _)| other != colour) {
+            let apart = (palette::lightness(colour) - palette::lightness(other)).abs();
+            assert!(pattern != its || apart >= LIGHTER, "{name}: areas {colour} and {other}");
+        }
+    }
+    let marks = elements("path").filter(|node| node.attribute("class").is_some());
+    let marks = set(marks.map(|node| (text(node, "fill"), text(node, "class"))).collect());
+    for (nth, (colour, shape)) in marks.iter().enumerate() {
+        for (other, its) in marks.iter().skip(nth + 1).filter(|(other, _)| other != colour) {
+            assert_ne!(shape, its, "{name}: marks {colour} and {other}");
+        }
+    }
+    let lines =
+        elements("polyline").filter(|node| node.attribute("stroke") != Some("currentColor"));
+    let lines = set(lines.map(|n| (text(n, "stroke"), text(n, "stroke-dasharray"))).collect());
+    let marked = |colour: &str| marks.iter().any(|(own, _)| own == colour);
+    for (nth, (colour, dashes)) in lines.iter().enumerate() {
+        for (other, its) in lines.iter().skip(nth + 1).filter(|(other, _)| other != colour) {
+            let by_marks = marked(colour) && marked(other);
+            assert!(dashes != its || by_marks, "{name}: lines {colour} and {other}");
+        }
+    }
+}
+
+#[test]
+fn no_chart_needs_its_colours() {
+    let mut counted = fixture();
+    for row in &mut counted.rows {
+        let counts = [
+            (Counter::CpuUs, 900),
+            (Counter::UserUs, 500),
+            (Counter::SystemUs, 400),
+            (Counter::Slots, 1000),
+            (Counter::Retiring, 400),
+            (Counter::BadSpeculation, 100),
+            (Counter::FrontendBound, 300),
+            (Counter::BackendBound, 200),
+        ];
+        row.counters = Some(counts.into_iter().collect());
+    }
+    let mut seen = BTreeSet::new();
+    for result in [fixture_with_timelines(), fixture_of_runtimes(), counted] {
+        for chart in texts(&result, &Analysis::of(&result)).charts {
+            assert_needs_no_colour(chart.name, &chart.svg);
+            seen.insert(chart.name);
+        }
+    }
+    for name in ["phases", "distribution", "fault-timeline", "throughput", "topdown", "cpu-time"] {
+        assert!(seen.contains(name), "{name} of {seen:?}");
+    }
+    let mut drawn = svg::Svg::new("all");
+    let fills: Vec<(palette::Fill, &str)> = charts::fills().into_iter().map(|f| (f, "x")).collect();
+    drawn.legend(8.0, &fills);
+    assert_needs_no_colour("every phase", &drawn.finish("every phase", 100.0));
+    for one in crate::plan::Kind::ALL {
+        for other in crate::plan::Kind::ALL.into_iter().filter(|other| *other != one) {
+            assert_ne!(charts::shape(one), charts::shape(other));
+        }
+    }
 }

@@ -75,6 +75,9 @@ pub struct Outcome {
     pub decisions: u64,
     /// Minute by minute.
     pub minutes: Vec<Minute>,
+    /// Instances on the average of each second; absent where more than an hour is simulated.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub seconds: Vec<f64>,
 }
 
 /// Added latency in milliseconds, over all invocations that were served.
@@ -164,6 +167,7 @@ impl Outcome {
                     instances: seconds.iter().map(|(instances, _)| *instances).max().unwrap_or(0),
                 })
                 .collect(),
+            seconds: tally.averages(),
         }
     }
 
@@ -198,9 +202,14 @@ pub struct SimFacts {
 }
 
 impl SimFacts {
-    /// Facts of a simulation that is about to begin.
+    /// Facts of a simulation that is about to begin, by a program of this revision.
     #[must_use]
-    pub fn new(plan: &SimPlan, workload: &Workload, starts: &Starts) -> Self {
+    pub fn new(
+        plan: &SimPlan,
+        workload: &Workload,
+        starts: &Starts,
+        revision: Option<&str>,
+    ) -> Self {
         let mut warnings = starts.warnings().to_vec();
         warnings.extend(warn(plan));
         warnings.extend(stand_ins(plan, starts));
@@ -210,7 +219,7 @@ impl SimFacts {
             plan: plan.clone(),
             functions: workload.functions.len(),
             measured: starts.measured(),
-            host: Host::look(),
+            host: Host::look(revision),
             warnings,
         }
     }

@@ -7,6 +7,8 @@ use super::cell::Ns;
 use super::histogram::Histogram;
 
 const SECOND: Ns = 1_000_000_000;
+/// Of a run that is not longer, in seconds, instances are told second by second.
+const MOST_SECONDS: usize = 3600;
 /// Seconds of a step of [`Tally::steps`].
 pub(super) const STEP: usize = 60;
 
@@ -34,6 +36,8 @@ pub(super) struct Tally {
     pub(super) memory: u128,
     /// Of these, while an instance held no request.
     pub(super) idle_memory: u128,
+    /// Nanoseconds that instances were there in each second; nothing of a long run.
+    lived_in: Vec<u64>,
     /// Instances and bytes that are more in each second than in the one before.
     changes: Vec<(i64, i64)>,
     /// Invocations, and cold ones, of each minute.
@@ -60,6 +64,7 @@ impl Tally {
             idled_ns: 0,
             memory: 0,
             idle_memory: 0,
+            lived_in: vec![0; if seconds <= MOST_SECONDS { seconds } else { 0 }],
             changes: vec![(0, 0); seconds + 2],
             steps: vec![(0, 0); seconds.div_ceil(STEP)],
         }
@@ -136,6 +141,11 @@ impl Tally {
         }
         let bytes = i64::try_from(memory).unwrap_or(i64::MAX);
         let at = |ns: Ns| usize::try_from(ns).unwrap_or(usize::MAX);
+        let within = (0..).zip(&mut self.lived_in).skip(at(begun / SECOND));
+        for (second, sum) in within.take_while(|(second, _)| second * SECOND < ended) {
+            let (from, to) = (second * SECOND, (second + 1) * SECOND);
+            *sum += ended.min(to) - begun.max(from);
+        }
         for (second, sign) in [(begun / SECOND, 1), (ended.div_ceil(SECOND), -1)] {
             if let Some((instances, memory)) = self.changes.get_mut(at(second)) {
                 *instances += sign;
@@ -152,6 +162,11 @@ impl Tally {
             bytes += heavier;
             (u64::try_from(instances).unwrap_or(0), u64::try_from(bytes).unwrap_or(0))
         })
+    }
+
+    /// Instances that were there in each second, on the average; nothing of a run of more than an hour.
+    pub(super) fn averages(&self) -> Vec<f64> {
+        self.lived_in.iter().map(|ns| *ns as f64 / SECOND as f64).collect()
     }
 
     /// Adds the figures of another part of the same run.
@@ -173,6 +188,9 @@ impl Tally {
             for (mine, theirs) in mine.iter_mut().zip(theirs) {
                 *mine += theirs;
             }
+        }
+        for (mine, theirs) in self.lived_in.iter_mut().zip(&other.lived_in) {
+            *mine += theirs;
         }
         for (mine, theirs) in self.changes.iter_mut().zip(&other.changes) {
             mine.0 += theirs.0;

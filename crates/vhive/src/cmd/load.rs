@@ -8,7 +8,7 @@ mod fail;
 mod starts;
 mod trace;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context as _;
@@ -16,6 +16,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use vhive_load::arrivals::{at_rate, from_file};
 use vhive_load::inject::Failure;
 use vhive_load::output::{Also, Files, Rows, Writer, write_json};
+use vhive_load::parquet;
+use vhive_load::steps::StepRows;
 use vhive_load::summary::Summary;
 use vhive_load::sweep::{self, round_robin};
 use vhive_load::{Load, Outcome, Ran, RunError, Stop, closed_loop, open_loop};
@@ -31,6 +33,13 @@ use self::starts::Starts;
 use crate::cli::{Format, Global};
 use crate::config::Config;
 use crate::output;
+
+/// Names of the files of a run, and of a sweep.
+const ROWS: &str = "rows.jsonl";
+const SUMMARY: &str = "summary.json";
+const SWEEP: &str = "sweep.json";
+/// A file of rows that is longer, in bytes, has no report of itself: its rows would have to be in memory.
+const MOST_REPORTED: u64 = 512 << 20;
 
 /// The ways of sending.
 #[derive(Debug, clap::Subcommand)]
@@ -133,6 +142,7 @@ struct Run {
     rows: std::sync::mpsc::Sender<Vec<vhive_load::Row>>,
     starts: Option<Starts>,
     failures: Option<Failures>,
+    parquet: bool,
     facts: RunFacts,
 }
 
@@ -148,7 +158,7 @@ struct Told<'a, T> {
 fn begin_facts(to: &To) -> anyhow::Result<RunFacts> {
     let command = std::env::args_os().skip(1);
     let command = command.map(|word| word.to_string_lossy().into_owned());
-    Ok(RunFacts::begin(masked(command), to.cpus.as_ref())?)
+    Ok(RunFacts::begin(masked(command), to.cpus.as_ref(), crate::REVISION)?)
 }
 
 /// A command line without what may be secret in it: values of headers, bodies.
@@ -191,9 +201,10 @@ impl Run {
     ) -> anyhow::Result<Self> {
         let dir = files.dir.clone();
         let facts = begin_facts(to)?;
+        forget(&dir.join(SWEEP));
         let starts = to.records.then(|| Starts::begin(config.api_socket())).transpose()?;
         let (writer, rows) = Writer::begin(files, also)?;
-        Ok(Self { dir, writer, rows, starts, failures: None, facts })
+        Ok(Self { dir, writer, rows, starts, failures: None, parquet: to.parquet, facts })
     }
 
     /// Breaks something on purpose while it goes on.
@@ -217,14 +228,42 @@ impl Run {
         summary.rows_lost = rows.lost.iter().map(|(count, _)| *count).max().unwrap_or(0);
         let told = Told { figures: &summary, facts: self.facts.end() };
         show(global, &summary)?;
-        let written = write_json(&self.dir.join("summary.json"), &told);
+        let written = write_json(&self.dir.join(SUMMARY), &told);
         let latencies = rows.name_latencies();
+        let parquet = self.parquet.then(|| parquet::write(&self.dir.join(ROWS)).map(drop));
+        if written.is_ok() {
+            report(&self.dir);
+        }
         end(rows)?;
         written?;
+        parquet.transpose()?;
         output::note(format!("rows in {}, {}", self.dir.display(), latencies?.display()));
         starts.transpose()?;
         let worked = injected.transpose()?;
         Ok(if worked == Some(false) { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    }
+}
+
+/// Makes the report, whatever came of the run. That there is none costs nothing else.
+fn report(dir: &Path) {
+    match std::fs::metadata(dir.join(ROWS)) {
+        Ok(rows) if rows.len() > MOST_REPORTED => {
+            let dir = dir.display();
+            output::note(format!("no report yet, of so many rows: `vhive report {dir}` makes it"));
+        }
+        _ => match vhive_study::report::build(dir) {
+            Ok(built) => output::note(format!("report: {}", built.report.display())),
+            Err(error) => output::print_error(&anyhow::Error::new(error).context("no report")),
+        },
+    }
+}
+
+/// Removes what an earlier run of another kind has left in the directory, lest it be taken for this one's.
+fn forget(path: &Path) {
+    match std::fs::remove_file(path) {
+        Ok(()) => output::note(format!("removed {}, of an earlier run", path.display())),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => output::note(format!("cannot remove {}: {error}", path.display())),
     }
 }
 
@@ -263,11 +302,14 @@ async fn sweep_rates(global: &Global, args: SweepArgs, stop: &Stop) -> anyhow::R
     std::fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
     let plan = args.plan();
     let facts = begin_facts(&args.common.to)?;
+    forget(&dir.join(SUMMARY));
+    let targets = load.targets.iter().map(|target| target.hostname.clone()).collect();
+    let mut rows = Some(StepRows::begin(&dir, targets)?);
     let table = global.output == Format::Table;
     if table {
         output::line("RATE/S     SENT      FAILED  P50 US      P99 US      LATE P99 US  VERDICT");
     }
-    let done = sweep::sweep(&load, &plan, stop, |step| {
+    let done = sweep::sweep(&load, &plan, stop, &mut rows, |step| {
         let us = |us: Option<f64>| us.map_or_else(|| "-".to_owned(), |us| format!("{us:.1}"));
         if table {
             output::line(format!(
@@ -283,7 +325,7 @@ async fn sweep_rates(global: &Global, args: SweepArgs, stop: &Stop) -> anyhow::R
         }
     })
     .await?;
-    write_json(&dir.join("sweep.json"), &Told { figures: &done, facts: facts.end() })?;
+    write_json(&dir.join(SWEEP), &Told { figures: &done, facts: facts.end() })?;
     match global.output {
         Format::Json => output::json(&done)?,
         Format::Table => {
@@ -297,6 +339,14 @@ async fn sweep_rates(global: &Global, args: SweepArgs, stop: &Stop) -> anyhow::R
                 output::line("warning    stopped before the knee was known");
             }
         }
+    }
+    if args.common.to.parquet {
+        parquet::write(&dir.join(ROWS))?;
+    }
+    report(&dir);
+    output::note(format!("rows in {}", dir.display()));
+    if let Some((count, why)) = rows.and_then(StepRows::lost) {
+        return Err(why).with_context(|| format!("{count} rows were not written"));
     }
     Ok(if done.knee.is_some() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

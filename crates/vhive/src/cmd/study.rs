@@ -148,7 +148,7 @@ pub(crate) async fn run(
 
     let target = connect(global, config, &args).await?;
     let tell = Box::new(|line: &str| output::note(line));
-    let mut session = Session::begin(name, target, plan, &out, tell)?;
+    let mut session = Session::begin(name, target, plan, (&out, crate::REVISION), tell)?;
     let done = measure(&mut session, name).await;
     let cleaned = session.clean().await;
     drop(session);

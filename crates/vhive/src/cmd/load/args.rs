@@ -93,6 +93,9 @@ pub(crate) struct To {
     /// Ask the node's records, once a second, how each request's instance was started.
     #[arg(long)]
     pub(crate) records: bool,
+    /// Also write the rows as `rows.parquet`, at the end of the run.
+    #[arg(long)]
+    pub(crate) parquet: bool,
 }
 
 impl To {

@@ -89,7 +89,7 @@ pub(super) fn run(global: &Global, args: Args) -> anyhow::Result<ExitCode> {
         "no measured starts; name rows.jsonl of `vhive study cold-start` or records with --starts",
     )?;
     let workload = Workload::load(&plan)?;
-    let facts = SimFacts::new(&plan, &workload, &starts);
+    let facts = SimFacts::new(&plan, &workload, &starts, crate::REVISION);
     let mut begun = Instant::now();
     let outcomes = simulate(&plan, (&workload, &starts), |outcome| {
         let seconds = begun.elapsed().as_secs_f64();
