@@ -17,16 +17,21 @@ pub(crate) struct Cli {
     pub(crate) command: Command,
 }
 
-/// The command line; that of `load` and `deploy` may have the originals' flags with one dash.
-pub(crate) fn arguments(all: impl Iterator<Item = OsString>) -> Vec<OsString> {
+/// The command line; that of `load` and `deploy` may have the originals' flags with one dash, and
+/// that of `load` name a file with more.
+///
+/// # Errors
+/// When that file cannot be used.
+pub(crate) fn arguments(all: impl Iterator<Item = OsString>) -> anyhow::Result<Vec<OsString>> {
     let all: Vec<OsString> = all.collect();
     let texts: Option<Vec<String>> =
         all.iter().map(|arg| arg.to_str().map(str::to_owned)).collect();
     match texts {
         Some(texts) if texts.iter().any(|arg| arg == "load" || arg == "deploy") => {
-            vhive_load::flags::two_dashes(texts).into_iter().map(OsString::from).collect()
+            let texts = cmd::load::with_plan(vhive_load::flags::two_dashes(texts))?;
+            Ok(texts.into_iter().map(OsString::from).collect())
         }
-        _ => all,
+        _ => Ok(all),
     }
 }
 

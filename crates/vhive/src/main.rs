@@ -18,7 +18,14 @@ use clap::Parser as _;
 const REVISION: Option<&str> = option_env!("VHIVE_REVISION");
 
 fn main() -> ExitCode {
-    let cli = cli::Cli::parse_from(cli::arguments(std::env::args_os()));
+    let arguments = match cli::arguments(std::env::args_os()) {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            output::print_error(&error);
+            return exit::code_of(&error);
+        }
+    };
+    let cli = cli::Cli::parse_from(arguments);
     output::init_logs(cli.global.log.as_deref());
     match cmd::run(cli) {
         Ok(code) => code,

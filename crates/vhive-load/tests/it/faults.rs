@@ -1,7 +1,15 @@
 //! Peers that break: every request still has its row, and the row says why.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::{Full, StreamBody};
+use hyper::body::{Frame, Incoming};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpListener;
 use vhive_load::{Outcome, Protocol, Row, RunError, Stop, Target, open_loop};
@@ -59,7 +67,7 @@ fn a_server_that_accepts_and_never_answers_is_a_timeout() {
                 assert_eq!(row.outcome, Outcome::Timeout, "{row:?}");
                 assert!(row.latency_ns() >= 95_000_000, "{row:?}");
             }
-            let made = connections.load(std::sync::atomic::Ordering::Relaxed);
+            let made = connections.load(Ordering::Relaxed);
             let most = if protocol == Protocol::Http1 { 11 } else { 3 };
             assert!(made <= most, "{made} connections for {protocol:?}");
         }
@@ -114,6 +122,177 @@ fn replies_that_break_off_or_are_none_are_errors() {
     });
 }
 
+/// What a server of HTTP/2 does with a connection after so many replies.
+#[derive(Clone, Copy, PartialEq)]
+enum Then {
+    /// Says that it goes (GOAWAY), and closes.
+    GoAway,
+    /// Cuts it.
+    Cut,
+}
+
+/// Serves a connection until `then`; what comes as it is cut has no reply.
+async fn h2_until(stream: tokio::net::TcpStream, replies: u32, then: Then) {
+    let served = Arc::new(AtomicU32::new(0));
+    let done = Arc::new(tokio::sync::Notify::new());
+    let told = Arc::clone(&done);
+    let serve = move |served: Arc<AtomicU32>, done: Arc<tokio::sync::Notify>| async move {
+        let nth = served.fetch_add(1, Ordering::Relaxed) + 1;
+        if then == Then::Cut && nth > replies {
+            done.notify_one();
+            std::future::pending::<()>().await;
+        }
+        if then == Then::GoAway && nth == replies {
+            done.notify_one();
+        }
+        let mut trailers = http::HeaderMap::new();
+        trailers.insert("grpc-status", "0".parse().expect("a value"));
+        let frames = [Frame::data(Bytes::from_static(b"\0\0\0\0\0")), Frame::trailers(trailers)];
+        let frames = frames.map(Ok::<_, std::convert::Infallible>);
+        let body = StreamBody::new(futures_util::stream::iter(frames));
+        Ok::<_, std::convert::Infallible>(Response::new(body))
+    };
+    let service =
+        service_fn(move |_: Request<Incoming>| serve(Arc::clone(&served), Arc::clone(&done)));
+    let server = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+    let connection = server.serve_connection(TokioIo::new(stream), service);
+    tokio::pin!(connection);
+    tokio::select! {
+        _ = connection.as_mut() => return,
+        () = told.notified() => {}
+    }
+    if then == Then::GoAway {
+        connection.as_mut().graceful_shutdown();
+        drop(connection.await);
+    }
+}
+
+const OVER_H2: [Protocol; 2] = [Protocol::H2c, Protocol::Grpc];
+
+#[test]
+fn a_server_of_http2_that_goes_mid_run_is_told_from_then_on() {
+    on_one_thread(async {
+        for protocol in OVER_H2 {
+            let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
+            let address = listener.local_addr().expect("bound").to_string();
+            tokio::spawn(async move {
+                let (stream, _) = listener.accept().await.expect("accepted");
+                drop(listener);
+                h2_until(stream, 5, Then::Cut).await;
+            });
+            let rows = run(&load(&address, protocol), shots(20, 20)).await;
+            assert!(rows[..5].iter().all(|row| row.outcome == Outcome::Ok), "{rows:?}");
+            assert!(rows[5..].iter().all(|row| row.outcome == Outcome::Error), "{rows:?}");
+            assert!(error(&rows[5]).contains("broke"), "{}", error(&rows[5]));
+            assert!(error(&rows[19]).contains("cannot connect"), "{}", error(&rows[19]));
+        }
+    });
+}
+
+#[test]
+fn a_server_of_http2_that_goes_away_after_each_reply_is_connected_to_again() {
+    on_one_thread(async {
+        for protocol in OVER_H2 {
+            let address = listen(|_, stream| h2_until(stream, 1, Then::GoAway)).await;
+            let rows = run(&load(&address, protocol), shots(10, 20)).await;
+            assert!(rows.iter().all(|row| row.outcome == Outcome::Ok), "{rows:?}");
+            let made = rows.iter().filter(|row| row.connect_ns.is_some()).count();
+            assert_eq!(made, 9, "all but the first connect, and say so");
+        }
+    });
+}
+
+#[test]
+fn replies_over_http2_that_break_off_or_are_none_are_errors() {
+    on_one_thread(async {
+        for protocol in OVER_H2 {
+            for reply in
+                [&b""[..], b"SSH-2.0-x\r\n", b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"]
+            {
+                let address = listen(move |_, mut stream| async move {
+                    use tokio::io::AsyncReadExt as _;
+                    let mut preface = [0; 24];
+                    stream.read_exact(&mut preface).await.expect("a preface");
+                    stream.write_all(reply).await.expect("written");
+                })
+                .await;
+                let rows = run(&load(&address, protocol), shots(3, 20)).await;
+                assert!(rows.iter().all(|row| row.outcome == Outcome::Error), "{rows:?}");
+                assert!(rows.iter().all(|row| error(row).contains("broke")), "{rows:?}");
+            }
+            // A message that breaks off: headers and half of it, then nothing.
+            let address = listen(|_, stream| async move {
+                let service = service_fn(|_: Request<Incoming>| async {
+                    let half = futures_util::stream::iter([
+                        Ok(Frame::data(Bytes::from_static(b"\0\0\0"))),
+                        Err(std::io::Error::other("lost")),
+                    ]);
+                    Ok::<_, std::convert::Infallible>(Response::new(StreamBody::new(half)))
+                });
+                let server = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+                drop(server.serve_connection(TokioIo::new(stream), service).await);
+            })
+            .await;
+            let rows = run(&load(&address, protocol), shots(3, 20)).await;
+            assert!(rows.iter().all(|row| row.outcome == Outcome::Error), "{rows:?}");
+        }
+    });
+}
+
+/// Allows `most` requests at a time on a connection and answers each after 50 ms; counts connections.
+async fn narrow(most: u32) -> (String, Arc<AtomicU64>) {
+    let connections = Arc::new(AtomicU64::new(0));
+    let counted = Arc::clone(&connections);
+    let address = listen(move |_, stream| {
+        counted.fetch_add(1, Ordering::Relaxed);
+        async move {
+            let service = service_fn(|_: Request<Incoming>| async {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                Ok::<_, std::convert::Infallible>(Response::new(Full::new(Bytes::new())))
+            });
+            let mut server = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+            server.max_concurrent_streams(most);
+            drop(server.serve_connection(TokioIo::new(stream), service).await);
+        }
+    })
+    .await;
+    (address, connections)
+}
+
+/// The same shots, later: by then a server has said how much it allows.
+fn later(shots: Vec<vhive_load::Shot>, by_ms: u64) -> Vec<vhive_load::Shot> {
+    let later =
+        |shot: vhive_load::Shot| vhive_load::Shot { at_ns: shot.at_ns + by_ms * 1_000_000, ..shot };
+    shots.into_iter().map(later).collect()
+}
+
+#[test]
+fn what_a_server_of_http2_allows_at_a_time_is_kept_to() {
+    on_one_thread(async {
+        let (address, connections) = narrow(2).await;
+        let rows = run(&load(&address, Protocol::H2c), later(shots(10, 2), 100)).await;
+        assert!(rows.iter().all(|row| row.outcome == Outcome::Ok), "{rows:?}");
+        let made = connections.load(Ordering::Relaxed);
+        assert!(made >= 5, "{made} connections for ten requests at a time, two on each");
+    });
+}
+
+#[test]
+fn connections_of_http2_are_no_more_than_asked_for_and_who_waits_is_late() {
+    on_one_thread(async {
+        let (address, connections) = narrow(2).await;
+        let mut load = load(&address, Protocol::H2c);
+        load.most_connections = 2;
+        let rows = run(&load, later(shots(12, 1), 100)).await;
+        assert!(rows.iter().all(|row| row.outcome == Outcome::Ok), "{rows:?}");
+        assert_eq!(connections.load(Ordering::Relaxed), 2);
+        // Four at a time: the last four wait for two replies.
+        let waited = rows.iter().filter(|row| row.late_ns() > 70_000_000).count();
+        assert!(waited >= 4, "{waited}: {rows:?}");
+        assert!(rows.iter().all(|row| row.late_ns() < 2_000_000_000), "{rows:?}");
+    });
+}
+
 #[test]
 fn what_waits_too_long_for_a_connection_is_not_sent_any_more() {
     on_one_thread(async {
@@ -128,7 +307,7 @@ fn what_waits_too_long_for_a_connection_is_not_sent_any_more() {
             let waited = |row: &&Row| error(row).contains("no connection was free in time");
             let never_sent = rows.iter().filter(waited).count();
             assert!(never_sent >= 8, "{never_sent} of {protocol:?}: {rows:?}");
-            let made = connections.load(std::sync::atomic::Ordering::Relaxed);
+            let made = connections.load(Ordering::Relaxed);
             assert!(made <= 2, "{made} connections, though those that waited had no time left");
         }
     });

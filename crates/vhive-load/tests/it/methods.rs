@@ -56,6 +56,138 @@ async fn till() -> String {
     .await
 }
 
+/// A method of each kind in a set of descriptors.
+fn set() -> Vec<u8> {
+    use prost_reflect::prost_types::field_descriptor_proto::{Label, Type};
+    use prost_reflect::prost_types::{
+        DescriptorProto, FieldDescriptorProto, FileDescriptorProto, FileDescriptorSet,
+        MethodDescriptorProto, ServiceDescriptorProto,
+    };
+    let count = FieldDescriptorProto {
+        name: Some("count".to_owned()),
+        number: Some(1),
+        label: Some(Label::Optional as i32),
+        r#type: Some(Type::Int32 as i32),
+        ..FieldDescriptorProto::default()
+    };
+    let item = DescriptorProto {
+        name: Some("Item".to_owned()),
+        field: vec![count],
+        ..DescriptorProto::default()
+    };
+    let method = |name: &str, client, server| MethodDescriptorProto {
+        name: Some(name.to_owned()),
+        input_type: Some(".shop.Item".to_owned()),
+        output_type: Some(".shop.Item".to_owned()),
+        client_streaming: Some(client),
+        server_streaming: Some(server),
+        ..MethodDescriptorProto::default()
+    };
+    let service = ServiceDescriptorProto {
+        name: Some("Till".to_owned()),
+        method: vec![
+            method("RingAll", true, false),
+            method("List", false, true),
+            method("Chat", true, true),
+        ],
+        ..ServiceDescriptorProto::default()
+    };
+    let file = FileDescriptorProto {
+        name: Some("shop.proto".to_owned()),
+        package: Some("shop".to_owned()),
+        syntax: Some("proto3".to_owned()),
+        message_type: vec![item],
+        service: vec![service],
+        ..FileDescriptorProto::default()
+    };
+    prost::Message::encode_to_vec(&FileDescriptorSet { file: vec![file] })
+}
+
+/// A frame with the message `{"count": n}`.
+fn item(n: u8) -> Bytes {
+    framed(&[8, n])
+}
+
+/// `RingAll` sums, `List` counts up to the number, `Chat` gives back each message once it has come; only
+/// for who has the key.
+async fn shop() -> String {
+    listen(|_, stream| async move {
+        let service = service_fn(|request: Request<Incoming>| async move {
+            let path = request.uri().path().to_owned();
+            let knows = request.headers().get("x-key").is_some_and(|key| key == "k-1");
+            let mut body = request.into_body();
+            let (frames, replies) = tokio::sync::mpsc::channel(8);
+            tokio::spawn(async move {
+                let (mut seen, mut told) = (Vec::new(), 0);
+                while let Some(Ok(frame)) = body.frame().await {
+                    seen.extend_from_slice(frame.data_ref().expect("no trailers"));
+                    // A message is seven bytes.
+                    while path == "/shop.Till/Chat" && seen.len() >= told + 7 {
+                        let message = Bytes::copy_from_slice(&seen[told..told + 7]);
+                        told += 7;
+                        frames.send(Frame::data(message)).await.expect("heard");
+                    }
+                }
+                let numbers = || seen.chunks(7).map(|message| message[6]);
+                let whole = seen.chunks(7).all(|message| message.starts_with(b"\0\0\0\0\x02\x08"));
+                let replies = match path.as_str() {
+                    "/shop.Till/RingAll" => vec![item(numbers().sum())],
+                    "/shop.Till/List" => numbers().flat_map(|most| 1..=most).map(item).collect(),
+                    _ => Vec::new(),
+                };
+                for reply in replies {
+                    frames.send(Frame::data(reply)).await.expect("heard");
+                }
+                let status = if !knows {
+                    "16"
+                } else if whole {
+                    "0"
+                } else {
+                    "3"
+                };
+                let mut trailers = HeaderMap::new();
+                trailers.insert("grpc-status", status.parse().expect("a value"));
+                frames.send(Frame::trailers(trailers)).await.expect("heard");
+            });
+            let next = async move |mut replies: tokio::sync::mpsc::Receiver<_>| {
+                replies.recv().await.map(|frame| (Ok::<_, Infallible>(frame), replies))
+            };
+            let body = StreamBody::new(futures_util::stream::unfold(replies, next));
+            Ok::<_, Infallible>(Response::new(body))
+        });
+        let server = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+        drop(server.serve_connection(TokioIo::new(stream), service).await);
+    })
+    .await
+}
+
+#[test]
+fn streams_of_messages_go_each_way_and_metadata_with_them() {
+    on_one_thread(async {
+        let address = shop().await;
+        let mut load = load(&address, Protocol::Grpc);
+        let key =
+            |text: &str| vec![("x-key".parse().expect("a name"), text.parse().expect("a value"))];
+        // Seven bytes for each message that is to come back.
+        for (method, body, bytes) in [
+            ("RingAll", r#"[{"count":1},{"count":2},{"count":3}]"#, 7),
+            ("RingAll", "[]", 7),
+            ("List", r#"{"count":5}"#, 35),
+            ("Chat", r#"[{"count":9},{"count":8}]"#, 14),
+        ] {
+            let method = grpc::from_set(&set(), &format!("shop.Till/{method}")).expect("known");
+            load.plain.call = Some(grpc::call(&method, body.as_bytes()).expect("fits"));
+            load.plain.headers = key("k-1");
+            let rows = run(&load, shots(4, 2)).await;
+            let told = |row: &vhive_load::Row| (row.outcome, row.grpc_status, row.body_bytes);
+            assert!(rows.iter().all(|row| told(row) == (Outcome::Ok, Some(0), bytes)), "{rows:?}");
+            load.plain.headers = key("another");
+            let rows = run(&load, shots(2, 2)).await;
+            assert!(rows.iter().all(|row| row.grpc_status == Some(16)), "{rows:?}");
+        }
+    });
+}
+
 #[test]
 fn a_method_is_learnt_from_the_server_and_called_with_json() {
     on_one_thread(async {

@@ -1,6 +1,8 @@
 //! A client of a Kubernetes API over the network: a cluster's, or a node's own.
 
 mod kubeconfig;
+#[cfg(test)]
+mod tests;
 
 use std::time::Duration;
 

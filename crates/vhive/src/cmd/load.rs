@@ -5,6 +5,7 @@ mod convert;
 mod deploy;
 mod experiments;
 mod fail;
+mod plan;
 mod starts;
 mod trace;
 
@@ -29,6 +30,7 @@ use self::args::{
     TraceArgs,
 };
 use self::fail::Failures;
+pub(crate) use self::plan::with_plan;
 use self::starts::Starts;
 use crate::cli::{Format, Global};
 use crate::config::Config;
@@ -156,7 +158,8 @@ struct Told<'a, T> {
 }
 
 fn begin_facts(to: &To) -> anyhow::Result<RunFacts> {
-    let command = std::env::args_os().skip(1);
+    // With what the plan's file says.
+    let command = crate::cli::arguments(std::env::args_os())?.into_iter().skip(1);
     let command = command.map(|word| word.to_string_lossy().into_owned());
     Ok(RunFacts::begin(masked(command), to.cpus.as_ref(), crate::REVISION)?)
 }

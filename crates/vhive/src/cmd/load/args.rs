@@ -128,6 +128,10 @@ impl To {
 pub(crate) struct Common {
     #[command(flatten)]
     pub(crate) to: To,
+    /// A file of these options by their long names, e.g. `rps = 50` and `time = "30s"`; those on the
+    /// command line go before. (It is read before the command line is.)
+    #[arg(long, value_name = "FILE.toml")]
+    pub(crate) plan: Option<PathBuf>,
     /// HTTP method; POST with a body, else GET.
     #[arg(long, short = 'X')]
     pub(crate) method: Option<Method>,
