@@ -16,6 +16,7 @@ mod load;
 mod load_experiments;
 mod load_faults;
 mod load_peers;
+mod load_results;
 mod microvm;
 mod runtimes;
 mod scene;
