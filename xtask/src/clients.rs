@@ -22,11 +22,14 @@ pub(crate) fn bring() {
         ("pyarrow/bin/python", |tools| python(tools, "pyarrow", "pyarrow")),
         ("kubectl-current", kubectl_current),
         ("kubectl-debian/usr/bin/kubectl", |tools| {
-            debian(tools, "kubernetes-client", "kubectl-debian")
+            debian(tools, &["kubernetes-client"], "kubectl-debian")
         }),
-        ("faketime/usr", |tools| debian(tools, "libfaketime", "faketime")),
-        ("hey/usr", |tools| debian(tools, "hey", "hey")),
-        ("h2load/usr", |tools| debian(tools, "nghttp2-client", "h2load")),
+        ("faketime/usr", |tools| debian(tools, &["libfaketime"], "faketime")),
+        ("hey/usr", |tools| debian(tools, &["hey"], "hey")),
+        ("h2load/usr", |tools| {
+            // With the libraries that a host without it may lack.
+            debian(tools, &["nghttp2-client", "libev4", "libjemalloc2"], "h2load")
+        }),
     ];
     for (what, bring) in all {
         if tools.join(what).exists() {
@@ -84,15 +87,19 @@ fn kubectl_current(tools: &Path) -> anyhow::Result<()> {
     Ok(fs::remove_dir_all(&draft)?)
 }
 
-/// Unpacks a Debian package aside.
-fn debian(tools: &Path, package: &str, place: &str) -> anyhow::Result<()> {
+/// Unpacks Debian packages aside.
+fn debian(tools: &Path, packages: &[&str], place: &str) -> anyhow::Result<()> {
     let draft = tools.join("draft-debian");
     drop(fs::remove_dir_all(&draft));
     fs::create_dir_all(&draft)?;
-    let fetch = ["download", "-o", "APT::Sandbox::User=root", package];
-    run(Command::new("apt-get").args(fetch).current_dir(&draft))?;
-    let file = find(&draft, ".deb")?;
-    run(Command::new("dpkg").arg("-x").arg(&file).arg(draft.join("root")))?;
+    for package in packages {
+        let own = draft.join(package);
+        fs::create_dir_all(&own)?;
+        let fetch = ["download", "-o", "APT::Sandbox::User=root", package];
+        run(Command::new("apt-get").args(fetch).current_dir(&own))?;
+        let file = find(&own, ".deb")?;
+        run(Command::new("dpkg").arg("-x").arg(&file).arg(draft.join("root")))?;
+    }
     fs::rename(draft.join("root"), tools.join(place))?;
     Ok(fs::remove_dir_all(&draft)?)
 }

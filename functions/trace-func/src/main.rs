@@ -191,6 +191,69 @@ mod tests {
         assert!(refused.contains("memory_mib must be at most"), "{refused}");
     }
 
+    /// Of this process, in bytes.
+    ///
+    /// # Source
+    /// Linux, `Documentation/filesystems/proc.rst`, `VmRSS`.
+    fn resident() -> u64 {
+        let status = std::fs::read_to_string("/proc/self/status").expect("Linux");
+        let kib = status.lines().find_map(|line| {
+            line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok()
+        });
+        kib.expect("it is told") << 10
+    }
+
+    /// What is greatest of the memory while a request is worked on.
+    async fn greatest_while(work: impl Future<Output = Result<Output, Reply>>) -> (Output, u64) {
+        let (done, ticks) = std::sync::mpsc::channel::<()>();
+        let look = std::thread::spawn(move || {
+            let mut greatest = 0;
+            while ticks.recv_timeout(Duration::from_millis(5))
+                == Err(std::sync::mpsc::RecvTimeoutError::Timeout)
+            {
+                greatest = greatest.max(resident());
+            }
+            greatest
+        });
+        let output = work.await.expect("it fits");
+        drop(done);
+        (output, look.join().expect("it looks"))
+    }
+
+    #[tokio::test]
+    async fn memory_is_held_until_the_work_is_done_and_then_given_back() {
+        const MIB: u64 = 96;
+        let before = resident();
+        let function = function(false);
+        let input = Input { cpu_ms: 150, memory_mib: MIB };
+        let (output, greatest) = greatest_while(function.work(input)).await;
+        let after = resident();
+        assert_eq!(output.touched_bytes, MIB << 20);
+        // Other tests of this process have a few MiB besides.
+        let (held, left) = (greatest.saturating_sub(before), after.saturating_sub(before));
+        assert!(held >= (MIB << 20) * 9 / 10, "{held} bytes more while it worked");
+        assert!(held <= (MIB << 20) * 5 / 4 + (16 << 20), "{held} bytes more while it worked");
+        assert!(left <= 16 << 20, "{left} bytes more after it");
+    }
+
+    #[tokio::test]
+    async fn the_work_is_neither_much_less_nor_much_more_than_asked_for() {
+        const MS: u64 = 100;
+        // Whatever shares the CPU's core makes the same work longer, and nothing makes it shorter: the least
+        // of a few tells.
+        let mut least = f64::MAX;
+        for _ in 0..5 {
+            let input = Input { cpu_ms: MS, memory_mib: 0 };
+            let output = function(false).work(input).await.expect("it fits");
+            let drift = output.drift_percent.expect("work was asked for");
+            let told = (output.measured_cpu_ms / MS as f64 - 1.0) * 100.0;
+            assert!((drift - told).abs() < 1e-6, "{drift} is what is told of {output:?}");
+            assert!(output.measured_wall_ms >= output.measured_cpu_ms * 0.9, "{output:?}");
+            least = least.min(output.measured_cpu_ms);
+        }
+        assert!((50.0..=150.0).contains(&least), "{least} ms of CPU time for {MS} ms");
+    }
+
     #[tokio::test]
     async fn the_empty_one_does_nothing_and_says_so() {
         let output = function(true).work(Input { cpu_ms: 600_001, memory_mib: 1 << 40 }).await;

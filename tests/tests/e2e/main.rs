@@ -17,6 +17,7 @@ mod load_experiments;
 mod load_faults;
 mod load_peers;
 mod load_ways;
+mod load_results;
 mod microvm;
 mod runtimes;
 mod scene;
