@@ -1,8 +1,9 @@
 //! Real clients of Kubernetes against a node: kubectl of several versions, and the Python client.
 
 use std::fs;
+use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 
 use vhive_tests::node::TestNode;
 
@@ -28,16 +29,27 @@ impl Kubectl<'_> {
         said
     }
 
-    fn run(&self, args: &[&str]) -> (bool, String) {
-        let done = Command::new("timeout")
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new("timeout");
+        command
             .arg("30")
             .arg(&self.binary)
             .args(args)
             .env("KUBECONFIG", self.dir.join("kubeconfig"))
             .env("HOME", self.dir)
-            .stdin(Stdio::null())
-            .output()
-            .expect("timeout runs");
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// Begins what goes on until it is told to end.
+    fn begin(&self, args: &[&str]) -> Going {
+        let mut child = self.command(args).stdout(Stdio::piped()).spawn().expect("timeout runs");
+        let output = BufReader::new(child.stdout.take().expect("it is piped"));
+        Going { what: format!("{} {args:?}", self.name), child, output }
+    }
+
+    fn run(&self, args: &[&str]) -> (bool, String) {
+        let done = self.command(args).output().expect("timeout runs");
         let both = [done.stdout, done.stderr].concat();
         (done.status.success(), String::from_utf8_lossy(&both).into_owned())
     }
@@ -45,6 +57,43 @@ impl Kubectl<'_> {
     fn expect(&self, args: &[&str], wanted: &str) {
         let said = self.ok(args);
         assert!(said.contains(wanted), "{} {args:?}: no {wanted:?} in {said}", self.name);
+    }
+}
+
+/// A kubectl that watches or follows; ended at the latest by its half minute.
+struct Going {
+    what: String,
+    child: Child,
+    output: BufReader<ChildStdout>,
+}
+
+impl Going {
+    /// Reads up to a line with a text in it.
+    fn until(&mut self, wanted: &str) -> String {
+        let mut said = String::new();
+        loop {
+            let read = self.output.read_line(&mut said).expect("text");
+            assert_ne!(read, 0, "{}: no {wanted:?} in {said}", self.what);
+            if said.lines().next_back().is_some_and(|line| line.contains(wanted)) {
+                return said;
+            }
+        }
+    }
+
+    /// Waits for it to end by itself.
+    fn ends(&mut self) {
+        let status = self.child.wait().expect("it can be waited for");
+        assert!(status.success(), "{}: {status}", self.what);
+    }
+}
+
+impl Drop for Going {
+    fn drop(&mut self) {
+        // `timeout` passes the signal on.
+        if let Some(pid) = rustix::process::Pid::from_raw(self.child.id().cast_signed()) {
+            drop(rustix::process::kill_process(pid, rustix::process::Signal::TERM));
+        }
+        drop(self.child.wait());
     }
 }
 
@@ -86,6 +135,12 @@ fn e2e_kubectl_of_each_version_works_unchanged() {
         config_maps_and_secrets(&kubectl, &format!("{name}-data"));
         configurations_and_routes(&kubectl, &node, &format!("{name}-apart"));
         brokers_and_triggers(&kubectl, &format!("{name}-events"));
+        watched_and_followed(&kubectl, &node, &format!("{name}-watch"));
+        namespaces(&kubectl, &node, &format!("{name}-space"));
+        if name == "kubectl-current" {
+            // What older ones ask for by the second version of OpenAPI, which says nothing here.
+            explained_and_warned(&kubectl, &format!("{name}-odd"));
+        }
     }
 }
 
@@ -142,6 +197,97 @@ fn traffic_and_logs(kubectl: &Kubectl<'_>, node: &TestNode, name: &str) {
     let (good, said) = kubectl.run(&["patch", "ksvc", name, "--type", "merge", "-p", wrong]);
     assert!(!good && said.contains("spec.traffic[0].revisionName"), "{said}");
     kubectl.expect(&["auth", "can-i", "create", "ksvc"], "yes");
+    kubectl.ok(&["delete", "ksvc", name]);
+}
+
+/// What goes on until something ends it: watches, followed logs, waits.
+fn watched_and_followed(kubectl: &Kubectl<'_>, node: &TestNode, name: &str) {
+    let path = kubectl.dir.join(format!("{name}.yaml"));
+    let document = service(name, &["VHIVE_SIM_SAY=I-am-there"], "");
+    fs::write(&path, &document).expect("written");
+    let file = path.to_string_lossy().into_owned();
+    let mut watch = kubectl.begin(&["get", "ksvc", "-w", "-o", "wide"]);
+    kubectl.expect(&["apply", "-f", &file], "created");
+    watch.until(&format!("{name}-00001"));
+    fs::write(&path, document.replace("I-am-there", "I-am-here")).expect("written");
+    kubectl.expect(&["apply", "-f", &file], "configured");
+    watch.until(&format!("{name}-00002"));
+    let request =
+        format!("GET / HTTP/1.1\r\nHost: {name}.default.example.com\r\nConnection: close\r\n\r\n");
+    let reply = node.raw(request.as_bytes()).expect("an answer");
+    assert!(reply.starts_with("HTTP/1.1 200 "), "{reply}");
+    let service = format!("ksvc/{name}");
+    let described = kubectl.ok(&["describe", "ksvc", name]);
+    for wanted in ["Latest Ready Revision Name", "RoutesReady", "Events:", "RevisionReady"] {
+        assert!(described.contains(wanted), "no {wanted:?} in {described}");
+    }
+    let label = format!("serving.knative.dev/service={name}");
+    let pods = kubectl.ok(&["get", "pods", "-l", &label, "-o", "name"]);
+    let pod = pods.lines().next().expect("one instance");
+    let described = kubectl.ok(&["describe", pod]);
+    assert!(described.contains("user-container") && described.contains("Running"), "{described}");
+    kubectl.expect(&["logs", pod, "--tail=1", "--since=1h", "--timestamps"], "Z I-am-here");
+    let (good, said) = kubectl.run(&["logs", pod, "--previous"]);
+    assert!(!good && said.contains("previous terminated container"), "{said}");
+    let mut log = kubectl.begin(&["logs", "-f", pod]);
+    log.until("I-am-here");
+    let revision = format!("rev/{name}-00002");
+    kubectl.expect(&["label", &revision, "mine=yes"], "labeled");
+    kubectl.expect(&["get", "rev", "-l", "mine=yes"], &format!("{name}-00002"));
+    kubectl.expect(&["annotate", "route", name, "why=so"], "annotated");
+    let mut gone = kubectl.begin(&["wait", "--for=delete", &service, "--timeout=20s"]);
+    kubectl.expect(&["delete", &service], "deleted");
+    gone.ends();
+    // The instance has gone with it.
+    log.ends();
+}
+
+/// A file that makes its namespace, and the end of that.
+fn namespaces(kubectl: &Kubectl<'_>, node: &TestNode, name: &str) {
+    let made = format!("{name}-made");
+    kubectl.expect(&["create", "namespace", &made], "created");
+    kubectl.expect(&["describe", "namespace", &made], "Active");
+    kubectl.expect(&["delete", "namespace", &made], "deleted");
+    let path = kubectl.dir.join(format!("{name}.yaml"));
+    let inside = service("hello", &["A=1"], "").replace(
+        "metadata: { name: hello }",
+        &format!("metadata: {{ name: hello, namespace: {name} }}"),
+    );
+    let space = format!("apiVersion: v1\nkind: Namespace\nmetadata: {{ name: {name} }}\n---\n");
+    fs::write(&path, format!("{space}{inside}")).expect("written");
+    let file = path.to_string_lossy().into_owned();
+    kubectl.expect(&["apply", "-f", &file], &format!("namespace/{name} created"));
+    kubectl.expect(&["apply", "-f", &file], &format!("namespace/{name} unchanged"));
+    kubectl.expect(&["label", "namespace", name, "team=a"], "labeled");
+    kubectl.expect(&["get", "ns", "-l", "team=a"], name);
+    let request =
+        format!("GET / HTTP/1.1\r\nHost: hello.{name}.example.com\r\nConnection: close\r\n\r\n");
+    let reply = node.raw(request.as_bytes()).expect("an answer");
+    assert!(reply.starts_with("HTTP/1.1 200 "), "{reply}");
+    // It waits until it is gone.
+    kubectl.expect(&["delete", "namespace", name], "deleted");
+    let (good, said) = kubectl.run(&["get", "ns", name]);
+    assert!(!good && said.contains("NotFound"), "{said}");
+    kubectl.expect(&["get", "ksvc", "-n", name], "No resources found");
+    let reply = node.raw(request.as_bytes()).expect("an answer");
+    assert!(reply.starts_with("HTTP/1.1 404 "), "{reply}");
+}
+
+/// What the schema says, and what becomes of a field that it does not know.
+fn explained_and_warned(kubectl: &Kubectl<'_>, name: &str) {
+    let spec = "ksvc.spec.template.spec";
+    for (field, wanted) in [
+        ("responseStartTimeoutSeconds", "the head of its reply"),
+        ("containers.livenessProbe.httpGet", "path"),
+        ("containers.startupProbe", "failureThreshold"),
+    ] {
+        kubectl.expect(&["explain", &format!("{spec}.{field}")], wanted);
+    }
+    let file = write(kubectl.dir, name, "  colour: red\n");
+    let (good, said) = kubectl.run(&["apply", "-f", &file]);
+    assert!(!good && said.contains("spec.colour"), "{said}");
+    kubectl.expect(&["apply", "--validate=warn", "-f", &file], "unknown field \"spec.colour\"");
+    kubectl.expect(&["apply", "--validate=ignore", "-f", &file], name);
     kubectl.ok(&["delete", "ksvc", name]);
 }
 

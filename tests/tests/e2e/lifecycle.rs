@@ -46,6 +46,42 @@ fn e2e_a_service_lives_from_apply_to_delete() {
 }
 
 #[test]
+fn e2e_a_file_is_applied_and_deleted_with_all_that_is_in_it() {
+    if skip("e2e_a_file_is_applied_and_deleted_with_all_that_is_in_it") {
+        return;
+    }
+    let dir = Dir::new("files");
+    let node = node(&dir, "");
+    let path = dir.path().join("all.yaml");
+    let inside = service("one", &[], "")
+        .replace("metadata: { name: one }", "metadata: { name: one, namespace: team }");
+    let more = "---\napiVersion: v1\nkind: ConfigMap\nmetadata: { name: m, namespace: team }\n\
+                data: { a: b }\n";
+    let space =
+        "apiVersion: v1\nkind: Namespace\nmetadata: { name: team, labels: { a: b } }\n---\n";
+    std::fs::write(&path, format!("{space}{inside}{more}")).expect("written");
+    let file = path.to_string_lossy().into_owned();
+    for _ in 0..2 {
+        let told = node.ok(&["apply", "-f", &file]).expect("applied");
+        for wanted in ["namespace/team applied", "service/one applied", "configmap/m applied"] {
+            assert!(told.contains(wanted), "no {wanted:?} in {told}");
+        }
+    }
+    let told = node.ok(&["-n", "team", "delete", "cm/m"]).expect("deleted");
+    assert!(told.contains("configmap/m deleted"), "{told}");
+    // What is gone already is told, and the rest deleted.
+    let rest = node.vhive(&["delete", "-f", &file]).expect("runs");
+    assert_eq!(code(&rest), 3, "{}", said(&rest));
+    let told = String::from_utf8_lossy(&rest.stdout).into_owned();
+    for wanted in ["service/one deleted", "namespace/team deleted", "\"m\" not found"] {
+        assert!(told.contains(wanted), "no {wanted:?} in {told}");
+    }
+    let wrong = node.vhive(&["delete", "pod/x"]).expect("runs");
+    assert!(code(&wrong) == 1 && said(&wrong).contains("no kind"), "{}", said(&wrong));
+    assert!(node.stop().expect("ends").success());
+}
+
+#[test]
 fn e2e_a_killed_node_restarts_with_its_services_and_records() {
     if skip("e2e_a_killed_node_restarts_with_its_services_and_records") {
         return;

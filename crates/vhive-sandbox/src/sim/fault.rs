@@ -176,6 +176,8 @@ impl Plan {
                 "INIT_MS" => &mut plan.init,
                 "LISTEN_MS" => &mut plan.listen,
                 "REPLY_MS" => &mut plan.reply,
+                // Read when it is said.
+                "SAY" => continue,
                 "FAULT" if value.is_empty() => {
                     plan.fault = None;
                     continue;
@@ -229,8 +231,8 @@ mod tests {
     fn variables_override_and_nonsense_is_named() {
         let config = SimConfig { boot: Duration::from_secs(1).into(), ..SimConfig::default() };
         let env = |texts: &[&str]| texts.iter().map(|t| (*t).to_owned()).collect::<Vec<_>>();
-        let good = env(&["PORT=1", "VHIVE_SIM_BOOT_MS=20", "VHIVE_SIM_FAULT=mute"]);
-        let plan = Plan::of(&config, &good).unwrap();
+        let good = ["PORT=1", "VHIVE_SIM_BOOT_MS=20", "VHIVE_SIM_FAULT=mute", "VHIVE_SIM_SAY=a b"];
+        let plan = Plan::of(&config, &env(&good)).unwrap();
         assert_eq!((plan.boot, plan.fault), (Duration::from_millis(20), Some(Fault::Mute)));
         for bad in ["VHIVE_SIM_BOOT_MS=1s", "VHIVE_SIM_FAULT=sun", "VHIVE_SIM_COLOUR=red"] {
             let error = Plan::of(&config, &env(&[bad])).expect_err(bad).to_string();

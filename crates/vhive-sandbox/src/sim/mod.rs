@@ -8,6 +8,7 @@
 //! |---|---|
 //! | `VHIVE_SIM_SPAWN_MS`, `…_BOOT_MS`, `…_INIT_MS`, `…_LISTEN_MS` | times up to `Spawned`, `KernelUp`, `Started`, `Listening` |
 //! | `VHIVE_SIM_REPLY_MS` | time from a whole request to its reply |
+//! | `VHIVE_SIM_SAY` | a line that it writes to its output once it has booted |
 //! | `VHIVE_SIM_FAULT` | what goes wrong, see [`Fault`] |
 
 mod fault;
@@ -189,6 +190,10 @@ impl Runtime for Sim {
         steps.take(Step::Init, plan.init, Milestone::Started)?;
         let sandbox = self.open(spec, &plan, dir, None)?;
         journal.reach(Milestone::Started, Instant::now());
+        let mut said = spec.process.env.iter().filter_map(|one| one.strip_prefix("VHIVE_SIM_SAY="));
+        if let Some(text) = said.next_back() {
+            journal.line(Stream::Stdout, text);
+        }
         sandbox.server.begin(sandbox.unit, plan.listen);
         if let Some(Fault::ExitAtOnce(code)) = plan.fault {
             journal.line(Stream::Stderr, "sim exits as told");
