@@ -5,6 +5,7 @@ use serde_json::Value;
 use super::Invalid;
 use super::cursor::{Cursor, Fields, Problems};
 use super::eventing::{Place, read_broker, read_trigger};
+use super::marks;
 use super::metadata::{Head, head, label, name_in, walk};
 use super::traffic::{IN_ROUTE, read_traffic};
 use crate::eventing::BrokerSpec;
@@ -72,6 +73,9 @@ pub(crate) fn read_spec(
 
 fn read_document(kind: Kind, root: &Cursor<'_>, domain: &str) -> Option<AdmittedObject> {
     let head = head(root, kind, &DOCUMENT, |metadata| label(metadata, "name", 63))?;
+    if kind == Kind::Route {
+        marks::of_owner(root, kind);
+    }
     let annotations = root.get("metadata").and_then(|metadata| metadata.get("annotations"));
     if let Some(class) = annotations.as_ref().and_then(|all| all.get(CLASS))
         && kind == Kind::Broker
