@@ -69,6 +69,9 @@ pub struct Revision {
     /// How long the function may say nothing while it holds a request; none = as long as the whole.
     #[serde(default)]
     pub idle_timeout: Option<Duration>,
+    /// How long a start may take; none = as long as the node lets any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start_deadline: Option<Duration>,
     /// How many instances there may be.
     pub scale: Scale,
     /// Whether cold starts come from a snapshot.
@@ -243,6 +246,7 @@ impl Revision {
             timeout: Duration::from_secs(300),
             response_start_timeout: None,
             idle_timeout: None,
+            start_deadline: None,
             scale: Scale::default(),
             snapshot: SnapshotPolicy::default(),
             prefetch: PrefetchPolicy::default(),

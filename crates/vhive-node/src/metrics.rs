@@ -217,6 +217,7 @@ fn instances(views: &[PoolView], to: &mut DescriptorEncoder<'_>) -> Result<(), s
     let states = [
         InstanceState::Starting,
         InstanceState::Ready,
+        InstanceState::Unready,
         InstanceState::Leaving,
         InstanceState::Broken,
         InstanceState::Snapshotting,

@@ -4,6 +4,8 @@
 //! port, and one connect (or GET) confirms it from outside. Elsewhere the port is tried, at
 //! growing intervals. Nothing here sleeps: between two tries it waits for the sandbox's end.
 
+#[cfg(test)]
+mod exec;
 mod grpc;
 
 use std::io::{self, Read as _, Write as _};

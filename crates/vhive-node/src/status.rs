@@ -46,6 +46,8 @@ pub struct RevisionCounts {
     pub starting: u32,
     /// Ready instances that hold at least one request.
     pub busy: u32,
+    /// Ready instances that go once they hold no request.
+    pub leaving: u32,
     /// Requests that wait for a slot.
     pub queued: u32,
     /// Requests that hold a slot.
@@ -58,6 +60,7 @@ impl From<Counts> for RevisionCounts {
             ready: counts.ready,
             starting: counts.starting,
             busy: counts.busy,
+            leaving: counts.leaving,
             queued: counts.queued,
             in_flight: counts.leases,
         }

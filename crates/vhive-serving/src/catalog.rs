@@ -182,14 +182,30 @@ impl Catalog {
         rest == CLUSTER || rest.strip_prefix('.') == Some(self.domain.as_str())
     }
 
-    /// The host name that a service answers to.
-    pub(crate) fn host(&self, namespace: &str, name: &str) -> String {
-        format!("{name}.{namespace}.{}", self.domain)
+    /// The host name that a service or route answers to.
+    pub(crate) fn host(&self, stored: &StoredObject) -> String {
+        self.host_of(stored.is_local(), &stored.name, &stored.namespace)
     }
 
-    /// The host name that a tag of a service answers to.
-    pub(crate) fn tag_host(&self, tag: &str, namespace: &str, name: &str) -> String {
-        format!("{tag}-{name}.{namespace}.{}", self.domain)
+    /// The host name that a tag of a service or route answers to.
+    pub(crate) fn tag_host(&self, tag: &str, stored: &StoredObject) -> String {
+        self.host_of(stored.is_local(), &format!("{tag}-{}", stored.name), &stored.namespace)
+    }
+
+    /// A name's host, which is the cluster's spelling if nothing else answers to the name.
+    pub(crate) fn host_inside(&self, name: &str, namespace: &str) -> String {
+        let [public, local] = [false, true].map(|local| self.host_of(local, name, namespace));
+        let tables = self.read();
+        let is_known =
+            |host: &str| tables.hosts.contains_key(host) || tables.tags.contains_key(host);
+        if !is_known(&public) && is_known(&local) { local } else { public }
+    }
+
+    fn host_of(&self, is_local: bool, name: &str, namespace: &str) -> String {
+        match is_local {
+            true => format!("{name}.{namespace}{CLUSTER}"),
+            false => format!("{name}.{namespace}.{}", self.domain),
+        }
     }
 
     /// The revision for a request to a host, whatever its case. `random` is asked if there are
@@ -204,14 +220,15 @@ impl Catalog {
         if let Some(split) = tables.hosts.get(host) {
             return split.choice(tag, random);
         }
-        let mut host = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
-        if let Some(local) = host.strip_suffix(CLUSTER) {
-            host = format!("{local}.{}", self.domain);
-        }
-        if let Some(split) = tables.hosts.get(host.as_str()) {
+        let host = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
+        // What is public answers to the cluster's spelling as well.
+        let local = host.strip_suffix(CLUSTER);
+        let public = local.map(|local| format!("{local}.{}", self.domain));
+        let spellings = || [Some(host.as_str()), public.as_deref()].into_iter().flatten();
+        if let Some(split) = spellings().find_map(|host| tables.hosts.get(host)) {
             return split.choice(tag, random);
         }
-        let route = Arc::clone(tables.tags.get(host.as_str())?);
+        let route = Arc::clone(spellings().find_map(|host| tables.tags.get(host))?);
         Some(Choice { route, has_tags: false, of_service: false })
     }
 
@@ -224,7 +241,7 @@ impl Catalog {
         random: u64,
     ) -> Option<Arc<Route>> {
         let revision = &gone.revision;
-        let own = || self.host(&revision.key.namespace, &revision.service);
+        let own = || self.host_inside(&revision.service, &revision.key.namespace);
         let host = host.map_or_else(own, str::to_owned);
         let choice = self.choose(&host, None, || random)?;
         (!std::ptr::eq(choice.route.as_ref(), gone)).then_some(choice.route)
@@ -385,7 +402,7 @@ impl Catalog {
             let key = RevisionKey::new(&stored.namespace, assigned.revision.as_str());
             let Some(route) = tables.revisions.get(&key).cloned() else { continue };
             if let Some(tag) = &assigned.tag {
-                let host = self.tag_host(tag, &stored.namespace, &stored.name);
+                let host = self.tag_host(tag, stored);
                 tables.tags.insert(host.into_boxed_str(), Arc::clone(&route));
                 split.tags.push((tag.clone(), Arc::clone(&route)));
             }
@@ -393,15 +410,15 @@ impl Catalog {
                 split.shares.push((assigned.percent, route));
             }
         }
-        let host = self.host(&stored.namespace, &stored.name);
+        let host = self.host(stored);
         tables.hosts.insert(host.into_boxed_str(), Arc::new(split));
     }
 
     fn remove_hosts(&self, tables: &mut Tables, stored: &StoredObject) {
-        let host = self.host(&stored.namespace, &stored.name);
+        let host = self.host(stored);
         let Some(split) = tables.hosts.remove(host.as_str()) else { return };
         for (tag, route) in &split.tags {
-            let host = self.tag_host(tag, &stored.namespace, &stored.name);
+            let host = self.tag_host(tag, stored);
             let holder = tables.tags.get(host.as_str());
             if holder.is_none_or(|holder| !Arc::ptr_eq(holder, route)) {
                 // It is another one's: `a-b` of `c` has the same host as `a` of `b-c`.
@@ -420,7 +437,8 @@ impl Catalog {
         let mut dashes = label.match_indices('-');
         dashes.find_map(|(at, _)| {
             let (tag, name) = (&label[..at], &label[at + 1..]);
-            let split = tables.hosts.get(self.host(&stored.namespace, name).as_str())?;
+            let host = self.host_of(stored.is_local(), name, &stored.namespace);
+            let split = tables.hosts.get(host.as_str())?;
             split.tags.iter().find(|(one, _)| one == tag).map(|(_, route)| Arc::clone(route))
         })
     }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use vhive_api::{Bytes, PrefetchPolicy, RuntimeName, SnapshotPolicy, Span};
 
-pub use self::autoscale::AutoscaleConfig;
+pub use self::autoscale::{AutoscaleConfig, Profile};
 pub(crate) use self::autoscale::{DAY, HOUR};
 pub use self::eventing::EventingConfig;
 pub use self::tracing::{OtlpProtocol, TracingConfig};

@@ -22,6 +22,7 @@ mod listen;
 mod outgoing;
 mod plain;
 mod pool;
+mod probe;
 mod replay;
 mod reply;
 mod reply_head;
@@ -130,10 +131,15 @@ impl Gateway {
             }
             Err(error) => return refusal(&error),
         };
+        if let Some(answer) = probe::answer(&parts.headers) {
+            return answer;
+        }
         let host = host_of(&parts).ok().flatten().unwrap_or_default();
         if respond_async::is_wanted(&parts) {
-            let kept = respond_async::accept(client, &gateway.deferred, parts, body);
-            return Box::pin(kept).await;
+            let revision = &choice.route.revision;
+            // Whichever of its hosts and revisions was asked for.
+            let lane = format!("{}/{}", revision.key.namespace, revision.service);
+            return Box::pin(respond_async::accept(client, lane, (parts, body))).await;
         }
         if let Some(protocol) = upgrade::wanted(&parts, &choice.route) {
             let mut flight = Flight::begin(client, choice, host, began);

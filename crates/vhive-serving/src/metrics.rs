@@ -1,7 +1,9 @@
 //! What gateway and autoscaler count, for Prometheus. The names stand in
 //! `docs/design/records-and-metrics.md`.
 
+mod requests;
 mod scaling;
+mod spent;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,11 +12,11 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric as _};
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
-use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 use vhive_api::{InvocationRecord, Outcome, Phase, StartKind};
 
 pub(crate) use self::scaling::Scaled;
+use self::spent::{Spent, Total};
 use crate::catalog::Catalog;
 
 /// The outcomes, in the order in which they are counted.
@@ -22,31 +24,16 @@ const OUTCOMES: [&str; 6] =
     ["replied", "client-gone", "timed-out", "refused", "start-failed", "instance-failed"];
 
 /// Figures of one revision; made once, so that counting a request looks nothing up.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct RouteMetrics {
     /// By outcome and by the first digit of the status (0 = none).
     requests: [[AtomicU64; 6]; 6],
     request_bytes: AtomicU64,
     response_bytes: AtomicU64,
-    warm: Histogram,
-    cold: Histogram,
+    warm: Spent,
+    cold: Spent,
     /// The autoscaler's last decision.
     scaled: Mutex<Option<Scaled>>,
-}
-
-impl Default for RouteMetrics {
-    fn default() -> Self {
-        // A tenth of a millisecond to almost two minutes.
-        let new = || Histogram::new(exponential_buckets(0.0001, 2.0, 20));
-        Self {
-            requests: Default::default(),
-            request_bytes: AtomicU64::new(0),
-            response_bytes: AtomicU64::new(0),
-            warm: new(),
-            cold: new(),
-            scaled: Mutex::default(),
-        }
-    }
 }
 
 impl RouteMetrics {
@@ -94,12 +81,16 @@ impl RouteMetrics {
         let Some(total) = record.phases.iter().find(|span| span.phase == Phase::Total) else {
             return;
         };
-        let seconds = std::time::Duration::from_micros(total.length_us).as_secs_f64();
         match record.start {
-            Some(StartKind::Warm) => self.warm.observe(seconds),
-            Some(_) => self.cold.observe(seconds),
+            Some(StartKind::Warm) => self.warm.observe(class, total.length_us),
+            Some(_) => self.cold.observe(class, total.length_us),
             None => {}
         }
+    }
+
+    /// How long those took that an instance was found for, of one class of status.
+    fn answered(&self, class: usize) -> Total {
+        self.warm.total(Some(class)).and(&self.cold.total(Some(class)))
     }
 }
 
@@ -240,12 +231,13 @@ impl Collector for Gateway {
         let mut family = encoder.encode_descriptor(name, about, Some(&Unit::Seconds), kind)?;
         for route in &routes {
             let metrics = &route.metrics;
-            for (start, histogram) in [("warm", &metrics.warm), ("cold", &metrics.cold)] {
+            for (start, spent) in [("warm", &metrics.warm), ("cold", &metrics.cold)] {
                 let (namespace, service, revision) = labels(route);
                 let labels = StartLabels { namespace, service, revision, start };
-                histogram.encode(family.encode_family(&labels)?)?;
+                spent.total(None).encode(family.encode_family(&labels)?)?;
             }
         }
+        requests::encode(&routes, &mut encoder)?;
         scaling::encode(&routes, &mut encoder)
     }
 }

@@ -41,6 +41,22 @@ pub(crate) fn expired<'a>(
     gone
 }
 
+/// When the first revision goes if nothing changes; none if none ever does. As many as are in the way of
+/// other bounds go with the next change.
+pub(crate) fn next_expiry(all: &[Candidate<'_>], config: &RetentionConfig) -> Option<Timestamp> {
+    let idle = || all.iter().filter_map(|one| Some((one.idle_since?, one)));
+    if idle().count() <= config.min_idle {
+        return None;
+    }
+    let at = idle().filter_map(|(since, one)| {
+        // Beyond both bounds, and not at them.
+        let created = one.created.checked_add(config.since_created.0).ok()?;
+        let routed = since.checked_add(config.since_routed.0).ok()?;
+        created.max(routed).checked_add(Duration::from_millis(1)).ok()
+    });
+    at.min()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -84,5 +100,25 @@ mod tests {
         let young = RetentionConfig { since_routed: hours(35), ..config(0, 1000) };
         assert_eq!(expired(&all, now, &young), ["a"]);
         assert_eq!(expired(&all, now, &RetentionConfig::default()), Vec::<&str>::new());
+    }
+
+    #[test]
+    fn at_the_next_expiry_something_goes_and_not_before() {
+        let now = Timestamp::UNIX_EPOCH + 100_000.hours();
+        let all = candidates(now);
+        let config = |min_idle| RetentionConfig {
+            since_created: hours(70),
+            since_routed: hours(50),
+            min_idle,
+            max_idle: 1000,
+        };
+        // a was made 51 h ago and has idled for 41.
+        let at = next_expiry(&all, &config(2)).unwrap();
+        assert_eq!(at, now + 19.hours() + 1.millisecond());
+        assert_eq!(expired(&all, at, &config(2)), ["a"]);
+        assert_eq!(expired(&all, at - 1.millisecond(), &config(2)), Vec::<&str>::new());
+        assert_eq!(next_expiry(&all, &config(5)), None, "five idle ones are kept");
+        let never = RetentionConfig { since_routed: Span(Duration::MAX), ..config(0) };
+        assert_eq!(next_expiry(&all, &never), None);
     }
 }

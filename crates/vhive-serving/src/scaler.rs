@@ -192,7 +192,12 @@ fn step(node: &Node, watched: &mut Watched, clock: Clock, now: Instant) -> Optio
     }
     // Said again every time: the pool counts what has ended or was started meanwhile.
     node.resize(key, want);
-    route.metrics.scaled(Scaled { desired: want, pool, figures: decision.figures });
+    route.metrics.scaled(Scaled {
+        desired: want,
+        pool,
+        leaving: counts.leaving,
+        figures: decision.figures,
+    });
     let there = counts.ready + counts.starting;
     if there < watched.there {
         let living = node.status(key).map(|status| status.instances).unwrap_or_default();

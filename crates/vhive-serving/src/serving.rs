@@ -84,7 +84,7 @@ pub struct Serving {
     gateway: Arc<Gateway>,
     listening: Listening,
     api: api::Running,
-    tasks: [AbortOnDrop; 6],
+    tasks: [AbortOnDrop; 7],
     exporters: Exporters,
 }
 
@@ -166,8 +166,11 @@ impl Serving {
         let tick = config.autoscale.tick.0;
         let scaler = AbortOnDrop(tokio::spawn(scaler::run(node, catalog, tick)));
         let losses = AbortOnDrop(tokio::spawn(Arc::clone(&services).follow_losses()));
+        let ages = AbortOnDrop(tokio::spawn(Arc::clone(&services).follow_ages()));
         let follower = AbortOnDrop(tokio::spawn(services.follow()));
-        let invocations = Arc::new(Invocations { attempts: config.deferred.attempts });
+        let settings = &config.deferred;
+        let (attempts, per_service) = (settings.attempts, settings.concurrency.div_ceil(2));
+        let invocations = Arc::new(Invocations { attempts, per_service });
         let dispatch = deferred::run(deferred, news, listening.address, invocations);
         let dispatcher = AbortOnDrop(tokio::spawn(dispatch));
         let queue = Arc::clone(&eventing.queue);
@@ -193,7 +196,7 @@ impl Serving {
             gateway,
             listening,
             api,
-            tasks: [scaler, keeper, follower, losses, dispatcher, deliverer],
+            tasks: [scaler, keeper, follower, ages, losses, dispatcher, deliverer],
             exporters,
         })
     }

@@ -7,6 +7,8 @@
 //!                                 (back-off)      └── broken ─► Broken ─────┴► Stop ◄┘
 //!
 //!   Ready ── last release, replied, snapshot wanted, nobody waits ──► Snapshotting ──► Ready
+//!
+//!   while an instance is unwell it gets no slots, in whatever state
 //! ```
 
 mod withhold;
@@ -84,6 +86,7 @@ enum State {
 }
 
 #[derive(Clone, Copy, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each holds or not, whatever the others do")]
 struct Instance {
     state: State,
     leases: u32,
@@ -93,12 +96,14 @@ struct Instance {
     replied: bool,
     /// It is here for its snapshot only and goes when that is taken, unless a request wants it.
     passing: bool,
+    /// It says that it is not ready: it serves what it holds and gets nothing more.
+    unwell: bool,
 }
 
 impl Instance {
     fn starting(era: u64) -> Self {
         let state = State::Starting(era);
-        Self { state, leases: 0, due: false, replied: false, passing: false }
+        Self { state, leases: 0, due: false, replied: false, passing: false, unwell: false }
     }
 }
 
@@ -111,6 +116,8 @@ pub(crate) struct Counts {
     pub(crate) starting: u32,
     /// Ready instances that hold at least one request.
     pub(crate) busy: u32,
+    /// Ready instances that go once they hold none.
+    pub(crate) leaving: u32,
     /// Requests that wait for a slot.
     pub(crate) queued: u32,
     /// Slots lent at present.
@@ -280,7 +287,9 @@ impl Core {
         let Some(instance) = self.instances.get(&no).copied() else { return };
         if instance.state != State::Broken {
             self.crashed.reset();
-            if let Some(waiter) = self.waiting.pop_first() {
+            if !instance.unwell
+                && let Some(waiter) = self.waiting.pop_first()
+            {
                 self.unmark(no);
                 out.push(Action::Grant(waiter, no));
                 self.plan(now, out);
@@ -291,10 +300,9 @@ impl Core {
         if let Some(instance) = self.instances.get_mut(&no) {
             instance.leases = instance.leases.saturating_sub(1);
         }
-        let due = self
-            .instances
-            .get(&no)
-            .is_some_and(|i| i.state == State::Ready && i.leases == 0 && i.due && i.replied);
+        let due = self.instances.get(&no).is_some_and(|i| {
+            i.state == State::Ready && i.leases == 0 && i.due && i.replied && !i.unwell
+        });
         if due && !self.closing {
             self.snapshot(no, out);
             return;
@@ -308,14 +316,15 @@ impl Core {
     pub(crate) fn resize(&mut self, want: u32, now: Instant, out: &mut Vec<Action>) {
         self.want = want;
         let mut excess = self.ready().saturating_sub(want);
-        // Idle ones first, then the least busy; among equals the youngest.
-        let mut victims: Vec<(u32, std::cmp::Reverse<InstanceNo>)> = Vec::new();
+        // What is unwell first, then idle ones, then the least busy; among equals the youngest.
+        let mut victims: Vec<(bool, u32, std::cmp::Reverse<InstanceNo>)> = Vec::new();
         if excess > 0 {
             let ready = self.instances.iter().filter(|(_, i)| i.state == State::Ready);
-            victims = ready.map(|(no, i)| (i.leases, std::cmp::Reverse(*no))).collect();
+            let each = ready.map(|(no, i)| (!i.unwell, i.leases, std::cmp::Reverse(*no)));
+            victims = each.collect();
             victims.sort_unstable();
         }
-        for (leases, std::cmp::Reverse(no)) in victims {
+        for (_, leases, std::cmp::Reverse(no)) in victims {
             if excess == 0 {
                 break;
             }
@@ -399,6 +408,7 @@ impl Core {
             if matches!(instance.state, State::Ready | State::Leaving | State::Snapshotting) {
                 counts.ready += 1;
                 counts.busy += u32::from(instance.leases > 0);
+                counts.leaving += u32::from(instance.state == State::Leaving);
             }
         }
         counts
@@ -409,6 +419,7 @@ impl Core {
         let instance = self.instances.get(&no)?;
         let state = match instance.state {
             State::Starting(_) => super::InstanceState::Starting,
+            State::Ready if instance.unwell => super::InstanceState::Unready,
             State::Ready => super::InstanceState::Ready,
             State::Leaving => super::InstanceState::Leaving,
             State::Broken => super::InstanceState::Broken,
@@ -542,12 +553,13 @@ impl Core {
     }
 
     fn has_free_slot(&self, no: InstanceNo) -> bool {
-        self.instances.get(&no).is_some_and(|i| self.takes_more(i.leases))
+        self.instances.get(&no).is_some_and(|i| !i.unwell && self.takes_more(i.leases))
     }
 
     fn note_free(&mut self, no: InstanceNo) {
         if let Some(instance) = self.instances.get(&no)
             && instance.state == State::Ready
+            && !instance.unwell
             && self.takes_more(instance.leases)
         {
             self.free.insert((instance.leases, no));

@@ -48,6 +48,8 @@ pub enum InstanceState {
     Starting,
     /// Serves, or could.
     Ready,
+    /// Serves what it holds and gets nothing more until its readiness probe succeeds again.
+    Unready,
     /// Serves what it holds and then stops, because fewer instances are wanted.
     Leaving,
     /// Serves what it holds and then stops, because a request found it broken.
@@ -63,6 +65,7 @@ impl InstanceState {
         match self {
             Self::Starting => "starting",
             Self::Ready => "ready",
+            Self::Unready => "unready",
             Self::Leaving => "leaving",
             Self::Broken => "broken",
             Self::Snapshotting => "snapshotting",
@@ -429,9 +432,10 @@ impl Pool {
             }
             state.core.started(no, Instant::now(), out);
         });
-        if let Some(probe) = revision.liveness.clone() {
+        for (asks, probe) in liveness::probes(&revision) {
             let (pool, journal) = (Arc::downgrade(self), Arc::clone(&journal));
-            let watched = Watched { pool, no, endpoint, journal, probe, turn };
+            let turn = Arc::clone(&turn);
+            let watched = Watched { pool, no, endpoint, journal, asks, probe, turn };
             self.shared.handle.spawn(watched.watch());
         }
         if journal.ended().is_some() {
@@ -462,6 +466,12 @@ impl Pool {
         // Another start may be under way already, and the numbers the same.
         self.shared.changed(&self.key);
         Gone(Arc::clone(self))
+    }
+
+    /// An instance says that it is not ready, or that it is again.
+    fn set_well(self: &Arc<Self>, no: InstanceNo, is_well: bool) {
+        self.run(|state, out| state.core.set_well(no, is_well, Instant::now(), out));
+        self.shared.changed(&self.key);
     }
 
     fn died(self: &Arc<Self>, no: InstanceNo) {

@@ -79,7 +79,8 @@ impl Work {
         let shared = Arc::clone(&self.shared);
         let name = self.revision.runtime;
         let runtime = shared.tools.runtimes.get(name).ok_or(StartError::NoRuntime(name))?;
-        let deadline = Deadline::after(shared.config.start_deadline.0);
+        let limit = self.revision.start_deadline.unwrap_or(shared.config.start_deadline.0);
+        let deadline = Deadline::after(limit);
         let Way { restore, mut fallback } = self.way(runtime.as_ref(), deadline);
         let waiting = self.standby.take().and_then(|standby| {
             let fits = restore.as_ref().and_then(|(hold, mode)| standby.fitting(hold, *mode));

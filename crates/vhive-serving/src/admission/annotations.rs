@@ -14,7 +14,7 @@ use super::{PREFIX, quantity};
 use crate::autoscale::Rules;
 use crate::config::{Config, HOUR};
 
-const KNATIVE: &str = "autoscaling.knative.dev/";
+pub(super) const KNATIVE: &str = "autoscaling.knative.dev/";
 
 /// What the annotations say, with the configuration's defaults.
 pub(super) struct Scaling {

@@ -12,6 +12,7 @@ mod data;
 mod documents;
 mod eventing;
 mod inputs;
+mod marks;
 mod metadata;
 mod object;
 mod probe;
@@ -39,6 +40,7 @@ pub use cursor::{Problem, ProblemKind};
 pub(crate) use data::{AdmittedData, admit_data};
 pub use documents::{DocumentError, documents};
 pub(crate) use eventing::broker_of;
+pub(crate) use marks::{CLUSTER_LOCAL, VISIBILITY, is_kept};
 pub(crate) use metadata::name_in;
 pub use metadata::{Head, is_label};
 pub(crate) use object::{AdmittedObject, admit_head, admit_object, read_spec};
@@ -115,6 +117,8 @@ pub struct Template {
     pub response_start_timeout: Option<std::time::Duration>,
     /// Time in which the function may say nothing, if it is bounded.
     pub idle_timeout: Option<std::time::Duration>,
+    /// How long a start may take, if it is bounded apart.
+    pub start_deadline: Option<std::time::Duration>,
     /// Requests that may wait.
     pub queue_depth: u32,
     /// Target before utilisation, as the user gave it or by default.
@@ -158,6 +162,7 @@ impl Template {
             timeout: self.timeout,
             response_start_timeout: self.response_start_timeout,
             idle_timeout: self.idle_timeout,
+            start_deadline: self.start_deadline,
             scale: Scale {
                 min: self.rules.min,
                 max: self.rules.max,

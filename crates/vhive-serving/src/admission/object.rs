@@ -5,6 +5,7 @@ use serde_json::Value;
 use super::Invalid;
 use super::cursor::{Cursor, Fields, Problems};
 use super::eventing::{Place, read_broker, read_trigger};
+use super::marks;
 use super::metadata::{Head, head, label, name_in, walk};
 use super::traffic::{IN_ROUTE, read_traffic};
 use crate::eventing::BrokerSpec;
@@ -95,6 +96,9 @@ fn read_document(kind: Kind, root: &Cursor<'_>, domain: &str) -> Option<Admitted
         head.namespace = String::new();
         let document = Value::Object(serde_json::Map::new());
         return Some(AdmittedObject { head, document, spec: Spec::Namespace });
+    }
+    if kind == Kind::Route {
+        marks::of_owner(root, kind);
     }
     let annotations = root.get("metadata").and_then(|metadata| metadata.get("annotations"));
     if let Some(class) = annotations.as_ref().and_then(|all| all.get(CLASS))

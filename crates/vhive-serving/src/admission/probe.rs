@@ -42,19 +42,20 @@ const EXEC: Fields = Fields { known: &["command"], refused: &[] };
 /// A day: no probe means more.
 const LONGEST: u32 = 86_400;
 
-/// Reads a readiness probe. Its `failureThreshold` has no effect: until it succeeds for the first
-/// time an instance gets no request, and afterwards it is not asked.
+/// Reads a readiness probe. Without a period it is not asked again once it has succeeded, and so its
+/// `failureThreshold` has no effect.
 pub(super) fn readiness(
     probe: &Cursor<'_>,
     port: u16,
     runtime: Option<RuntimeName>,
 ) -> (Readiness, ProbeTiming) {
     let check = read_check(probe, port, runtime);
-    let mut timing = read_timing(probe);
-    if !timing.period.is_zero() {
-        timing = with_defaults(timing);
-    }
-    (check, ProbeTiming { failures: 0, ..timing })
+    let timing = read_timing(probe);
+    let timing = match timing.period.is_zero() {
+        true => ProbeTiming { failures: 0, ..timing },
+        false => with_defaults(timing),
+    };
+    (check, timing)
 }
 
 /// Reads a startup probe.

@@ -11,6 +11,7 @@ use vhive_api::RuntimeName;
 
 use super::container::read_container;
 use super::cursor::{Cursor, Fields};
+use super::marks::{self, TemplateMarks};
 use super::metadata::{head, label, name_in, walk};
 use super::traffic::{IN_SERVICE, read_traffic};
 use super::{Admitted, Invalid, Template, annotations};
@@ -80,6 +81,7 @@ pub(super) fn admit(kind: Kind, document: &Value, config: &Config) -> Result<Adm
 
 fn read_document(kind: Kind, root: &Cursor<'_>, config: &Config) -> Option<Admitted> {
     let head = head(root, kind, &DOCUMENT, |metadata| label(metadata, "name", MAX_NAME))?;
+    marks::of_owner(root, kind);
     let Some(spec) = root.get("spec") else {
         root.missing("spec");
         return None;
@@ -121,7 +123,9 @@ fn read_revision_name(template: &Cursor<'_>, owner: &str) -> Option<String> {
 fn read_template(template: &Cursor<'_>, namespace: &str, config: &Config) -> Option<Template> {
     template.expect_fields(&TEMPLATE);
     let metadata = template.get("metadata");
+    let mut marks = TemplateMarks::default();
     if let Some(metadata) = &metadata {
+        marks = marks::of_template(metadata);
         metadata.expect_fields(&TEMPLATE_METADATA);
         if let Some(given) = metadata.get("labels") {
             super::metadata::labels(&given);
@@ -196,6 +200,7 @@ fn read_template(template: &Cursor<'_>, namespace: &str, config: &Config) -> Opt
         timeout: Duration::from_secs(u64::from(timeout?)),
         response_start_timeout,
         idle_timeout,
+        start_deadline: marks.start_deadline,
         queue_depth: scaling.queue_depth,
         snapshot: scaling.snapshot,
         prefetch: scaling.prefetch,

@@ -9,6 +9,7 @@ mod arbitrary;
 mod calls;
 mod eventing;
 mod inputs;
+mod marks;
 mod scaling;
 
 fn minimal() -> Value {

@@ -2,7 +2,11 @@
 
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::Value;
 use vhive_api::Span;
 
 use super::ConfigError;
@@ -13,11 +17,24 @@ pub(crate) const HOUR: Duration = Duration::from_secs(3600);
 /// Longest keep-alive.
 pub(crate) const DAY: Duration = Duration::from_secs(24 * 3600);
 
+/// Whose defaults hold for what the section does not say.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Profile {
+    /// Those of a node where the gateway is always in the path.
+    #[default]
+    Vhive,
+    /// Knative's, also where a node could do better: for comparisons with a cluster.
+    Knative,
+}
+
 /// How the number of instances follows the demand. Names and defaults as in Knative's
 /// `config-autoscaler`, but for those that say otherwise.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(remote = "Self", deny_unknown_fields)]
 pub struct AutoscaleConfig {
+    /// Whose defaults hold for the other keys.
+    pub profile: Profile,
     /// How often it decides while anything runs; a queue that forms makes it decide at once.
     pub tick: Span,
     /// Stable window.
@@ -68,6 +85,7 @@ pub struct AutoscaleConfig {
 impl Default for AutoscaleConfig {
     fn default() -> Self {
         Self {
+            profile: Profile::Vhive,
             tick: Span(Duration::from_secs(1)),
             stable_window: Span(Duration::from_secs(60)),
             panic_window_percent: 10.0,
@@ -92,7 +110,42 @@ impl Default for AutoscaleConfig {
     }
 }
 
+impl Serialize for AutoscaleConfig {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        Self::serialize(self, serializer)
+    }
+}
+
+/// What the section says, over its profile's defaults.
+impl<'de> Deserialize<'de> for AutoscaleConfig {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let said = BTreeMap::<String, Value>::deserialize(deserializer)?;
+        let profile = said.get("profile").map(Profile::deserialize).transpose();
+        let defaults = Self::of(profile.map_err(D::Error::custom)?.unwrap_or_default());
+        let mut all = serde_json::to_value(&defaults).map_err(D::Error::custom)?;
+        if let Some(all) = all.as_object_mut() {
+            all.extend(said);
+        }
+        Self::deserialize(all).map_err(D::Error::custom)
+    }
+}
+
 impl AutoscaleConfig {
+    /// A profile's defaults.
+    #[must_use]
+    pub fn of(profile: Profile) -> Self {
+        let ours = Self { profile, ..Self::default() };
+        match profile {
+            Profile::Vhive => ours,
+            Profile::Knative => Self {
+                tick: Span(Duration::from_secs(2)),
+                scale_to_zero_grace: Span(Duration::from_secs(30)),
+                initial_scale: 1,
+                ..ours
+            },
+        }
+    }
+
     /// Checks everything that types cannot say.
     ///
     /// # Errors
@@ -143,6 +196,29 @@ impl AutoscaleConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_profile_says_what_the_section_does_not() {
+        let read = |text: &str| serde_json::from_str::<AutoscaleConfig>(text);
+        assert_eq!(read("{}").unwrap(), AutoscaleConfig::default());
+        let knative = read(r#"{"profile": "knative"}"#).unwrap();
+        assert_eq!((knative.initial_scale, knative.tick), (1, Span(Duration::from_secs(2))));
+        assert_eq!(knative.scale_to_zero_grace, Span(Duration::from_secs(30)));
+        assert_eq!(knative, AutoscaleConfig::of(Profile::Knative));
+        let mixed = read(r#"{"initial_scale": 0, "profile": "knative", "tick": "1s"}"#).unwrap();
+        let tick = Span(Duration::from_secs(1));
+        assert_eq!(mixed, AutoscaleConfig { initial_scale: 0, tick, ..knative });
+        let written = serde_json::to_string(&mixed).unwrap();
+        assert_eq!(read(&written).unwrap(), mixed);
+        for (text, why) in [
+            (r#"{"profile": "other"}"#, "unknown variant `other`"),
+            (r#"{"tock": "1s"}"#, "unknown field `tock`"),
+            (r#"{"tick": 1}"#, "invalid type"),
+        ] {
+            let error = read(text).unwrap_err().to_string();
+            assert!(error.contains(why), "{error}");
+        }
+    }
 
     #[test]
     fn bad_values_are_named() {

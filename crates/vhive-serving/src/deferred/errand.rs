@@ -79,12 +79,18 @@ pub(crate) trait Errand: Send + Sync {
 pub(crate) struct Invocations {
     /// Tries of one in all.
     pub(crate) attempts: u32,
+    /// Sent at a time to one service.
+    pub(crate) per_service: usize,
 }
 
 impl Errand for Invocations {
     fn prepare(&self, pending: &Pending) -> Option<Sending> {
         let (host, target) = (pending.host.clone(), pending.target.clone());
         Some(Sending { host, target, fields: Vec::new(), timeout: None })
+    }
+
+    fn lane(&self, pending: &Pending) -> Option<(String, usize)> {
+        Some((pending.lane().to_owned(), self.per_service))
     }
 
     fn judge(

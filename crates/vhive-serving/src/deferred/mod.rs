@@ -78,8 +78,13 @@ pub(crate) struct Told {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum AcceptError {
     /// Too many wait, or too much.
-    #[error("{pending} requests wait already ({bytes} bytes)")]
+    #[error(
+        "{pending} requests{} wait already ({bytes} bytes)",
+        if *of_lane { " for the same service or trigger" } else { "" }
+    )]
     Full {
+        /// Whether only those of the same service or trigger are too many.
+        of_lane: bool,
         /// Requests that wait.
         pending: usize,
         /// Their bodies together.
@@ -114,6 +119,54 @@ pub(crate) struct Deferred {
 struct Open {
     requests: HashMap<String, (Arc<Pending>, Stage, u32)>,
     bytes: u64,
+    /// What the lanes hold of both.
+    lanes: HashMap<String, Held>,
+}
+
+/// Requests, and their bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Held {
+    pending: usize,
+    bytes: u64,
+}
+
+impl Open {
+    fn add(&mut self, one: Arc<Pending>) {
+        let size = one.size();
+        self.bytes += size;
+        let lane = self.lanes.entry(one.lane().to_owned()).or_default();
+        lane.pending += 1;
+        lane.bytes += size;
+        self.requests.insert(one.id.clone(), (one, Stage::Pending, 0));
+    }
+
+    fn remove(&mut self, id: &str) {
+        let Some((gone, ..)) = self.requests.remove(id) else { return };
+        let size = gone.size();
+        self.bytes = self.bytes.saturating_sub(size);
+        let Some(lane) = self.lanes.get_mut(gone.lane()) else { return };
+        lane.pending = lane.pending.saturating_sub(1);
+        lane.bytes = lane.bytes.saturating_sub(size);
+        if lane.pending == 0 {
+            self.lanes.remove(gone.lane());
+        }
+    }
+
+    /// A lane of these that has waiting requests already and would hold more than is then left for
+    /// all the others, with what it holds.
+    fn greedy(&self, new: &[Arc<Pending>], left: Held) -> Option<Held> {
+        let mut after = HashMap::<&str, (Held, Held)>::new();
+        for one in new {
+            let held = self.lanes.get(one.lane()).copied().unwrap_or_default();
+            let (_, more) = after.entry(one.lane()).or_insert((held, held));
+            more.pending += 1;
+            more.bytes += one.size();
+        }
+        let greedy = after.into_values().find(|(held, more)| {
+            held.pending > 0 && (more.pending > left.pending || more.bytes > left.bytes)
+        });
+        greedy.map(|(held, _)| held)
+    }
 }
 
 /// What the dispatcher takes from.
@@ -190,8 +243,10 @@ impl Deferred {
         Ok(written.await.map_err(|_| AcceptError::ShutDown)??)
     }
 
-    /// Takes room before the disk is waited for, so that no burst can exceed the bounds. One that
-    /// takes another's place and is hardly longer always finds it, so that a full queue can drain.
+    /// Takes room before the disk is waited for, so that no burst can exceed the bounds. A lane gets
+    /// no more than it leaves: alone it has half of the queue, and whoever comes after that finds
+    /// room. One that takes another's place and is hardly longer always finds it, so that a full queue
+    /// can drain.
     fn take_room(&self, gone: Option<&str>, new: &[Arc<Pending>]) -> Result<(), AcceptError> {
         let size: u64 = new.iter().map(|one| one.size()).sum();
         let mut open = self.entries();
@@ -202,12 +257,16 @@ impl Deferred {
         let total = (bytes + size).saturating_sub(freed.unwrap_or(0));
         let fits = count <= self.config.max_pending && total <= self.config.max_bytes.0;
         if !fits && !replaces {
-            return Err(AcceptError::Full { pending, bytes });
+            return Err(AcceptError::Full { of_lane: false, pending, bytes });
         }
-        open.bytes += size;
-        for one in new {
-            open.requests.insert(one.id.clone(), (Arc::clone(one), Stage::Pending, 0));
+        let left = Held {
+            pending: self.config.max_pending.saturating_sub(count),
+            bytes: self.config.max_bytes.0.saturating_sub(total),
+        };
+        if !replaces && let Some(Held { pending, bytes }) = open.greedy(new, left) {
+            return Err(AcceptError::Full { of_lane: true, pending, bytes });
         }
+        new.iter().for_each(|one| open.add(Arc::clone(one)));
         Ok(())
     }
 
@@ -219,22 +278,18 @@ impl Deferred {
     /// A turn for reading a body; none if too many are being read.
     pub(crate) fn turn_to_read(&self) -> Result<SemaphorePermit<'_>, AcceptError> {
         let (pending, bytes) = (self.pending(), self.entries().bytes);
-        self.reading.try_acquire().map_err(|_| AcceptError::Full { pending, bytes })
+        self.reading.try_acquire().map_err(|_| AcceptError::Full { of_lane: false, pending, bytes })
     }
 
     fn enter(&self, pending: Arc<Pending>) {
         let mut open = self.entries();
-        open.bytes += pending.size();
-        open.requests.insert(pending.id.clone(), (Arc::clone(&pending), Stage::Pending, 0));
+        open.add(Arc::clone(&pending));
         drop(open);
         let _ = self.news.send(pending);
     }
 
     fn leave(&self, id: &str) {
-        let mut open = self.entries();
-        if let Some((pending, ..)) = open.requests.remove(id) {
-            open.bytes = open.bytes.saturating_sub(pending.size());
-        }
+        self.entries().remove(id);
     }
 
     /// Notes how far an invocation has come.

@@ -33,12 +33,21 @@ pub(crate) struct Pending {
     pub(crate) fields: Vec<(String, Vec<u8>)>,
     #[serde(skip)]
     pub(crate) body: Bytes,
+    /// Whose queue it counts in, unless it is an event or an earlier version has kept it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) lane: Option<String>,
     /// Of an event: whom it is for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) event: Option<Box<Delivery>>,
 }
 
 impl Pending {
+    /// Whose it is: a trigger's, or a service's. None may fill the queue for the others.
+    pub(crate) fn lane(&self) -> &str {
+        let of_event = self.event.as_deref().map(|delivery| delivery.uid.as_str());
+        of_event.or(self.lane.as_deref()).unwrap_or(&self.host)
+    }
+
     /// What it counts for among all that may wait.
     pub(crate) fn size(&self) -> u64 {
         let fields: usize = self.fields.iter().map(|(name, value)| name.len() + value.len()).sum();
@@ -209,6 +218,7 @@ mod tests {
             target: "/a?b=c".to_owned(),
             fields: vec![("x-bytes".to_owned(), vec![0xFF, 0x41])],
             body: Bytes::from_static(b"\0body\0"),
+            lane: Some("default/hello".to_owned()),
             event: None,
         }
     }

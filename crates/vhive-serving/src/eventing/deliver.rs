@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::event::Event;
-use super::spec::{DeliverySpec, Sink, TriggerSpec, is_retried};
+use super::spec::{DeliverySpec, Sink, To, TriggerSpec, is_retried};
 use super::{Cause, Eventing, TTL, kept_context, pending};
 use crate::deferred::{End, Errand, Got, Pending, SendError, Sending, Verdict};
 use crate::kind::Kind;
@@ -177,7 +177,11 @@ impl Errand for Eventing {
         if delivery.dead_letter.is_none() {
             fields.push(("prefer", "reply".to_owned()));
         }
-        let (host, target) = (sink.host(self.catalog.domain()), sink.path());
+        let host = match sink.to {
+            To::Broker => sink.host(self.catalog.domain()),
+            To::Service | To::Host => self.catalog.host_inside(&sink.name, &sink.namespace),
+        };
+        let target = sink.path();
         if delivery.dead_letter.is_some() || self.is_ingress(&host) {
             // A circle of brokers ends as well.
             fields.push(("ce-knativebrokerttl", delivery.hops.to_string()));
@@ -186,8 +190,7 @@ impl Errand for Eventing {
     }
 
     fn lane(&self, entry: &Pending) -> Option<(String, usize)> {
-        let delivery = entry.event.as_deref()?;
-        Some((delivery.uid.clone(), self.config.per_trigger))
+        Some((entry.lane().to_owned(), self.config.per_trigger))
     }
 
     fn judge(

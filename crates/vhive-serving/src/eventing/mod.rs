@@ -197,6 +197,7 @@ fn pending(delivery: Delivery, fields: Fields, body: bytes::Bytes, now: Timestam
         target: String::new(),
         fields,
         body,
+        lane: None,
         event: Some(Box::new(delivery)),
     }
 }

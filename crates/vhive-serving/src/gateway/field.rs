@@ -13,6 +13,9 @@ pub(super) enum Field {
     Upgrade,
     Expect,
     Prefer,
+    /// Of a probe of the network: the gateway answers it itself.
+    Probe,
+    UserAgent,
     /// Another one that concerns one connection only.
     Hop,
     ForwardedFor,
@@ -43,6 +46,7 @@ impl Field {
             7 if is("trailer") => Self::Trailer,
             9 if is("forwarded") => Self::Forwarded,
             10 if is("connection") => Self::Connection,
+            10 if is("user-agent") => Self::UserAgent,
             10 if is("keep-alive") => Self::Hop,
             10 if is("tracestate") => Self::Trace(TraceField::State),
             10 if is("x-b3-flags") => Self::Trace(TraceField::B3Flags),
@@ -54,6 +58,7 @@ impl Field {
             13 if is("traceresponse") => Self::TraceResponse,
             14 if is("content-length") => Self::ContentLength,
             15 if is("x-forwarded-for") => Self::ForwardedFor,
+            15 if is("k-network-probe") || is("k-kubelet-probe") => Self::Probe,
             16 if is("proxy-connection") => Self::Hop,
             17 if is("transfer-encoding") => Self::TransferEncoding,
             17 if is("x-forwarded-proto") => Self::ForwardedProto,
@@ -110,6 +115,7 @@ mod tests {
     fn names_are_known_in_any_case() {
         assert_eq!(Field::of(b"Transfer-ENCODING"), Field::TransferEncoding);
         assert_eq!(Field::of(b"te"), Field::Te);
+        assert_eq!(Field::of(b"K-Network-Probe"), Field::Probe);
         assert_eq!(Field::of(b"hosts"), Field::Other);
         assert_eq!(Field::of(b""), Field::Other);
         for field in TraceField::ALL {

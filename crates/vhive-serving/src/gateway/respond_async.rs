@@ -21,7 +21,7 @@ use super::field::{Field, lists};
 use super::flight::Client;
 use super::reply::ReplyBody;
 use super::{head, host_of, refusal};
-use crate::deferred::{AcceptError, Deferred, Pending};
+use crate::deferred::{AcceptError, Pending};
 use crate::status::GatewayError;
 
 const PREFER: HeaderName = HeaderName::from_static("prefer");
@@ -33,13 +33,13 @@ pub(super) fn is_wanted(parts: &Parts) -> bool {
     all.any(|value| lists(value.as_bytes(), b"respond-async"))
 }
 
-/// Keeps the request; 202 once it is on disk.
+/// Keeps the request in its function's lane; 202 once it is on disk.
 pub(super) async fn accept(
     client: &Arc<Client>,
-    deferred: &Arc<Deferred>,
-    parts: Parts,
-    body: Incoming,
+    lane: String,
+    (parts, body): (Parts, Incoming),
 ) -> Response<ReplyBody> {
+    let deferred = &client.gateway.deferred;
     let number = client.gateway.next_id();
     let id = InvocationId::from_bits(number);
     let limit = client.gateway.config.head_timeout.0;
@@ -79,6 +79,7 @@ pub(super) async fn accept(
         target: target.to_owned(),
         fields,
         body,
+        lane: Some(lane),
         event: None,
     };
     match deferred.accept(vec![pending]).await {

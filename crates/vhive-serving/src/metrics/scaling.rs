@@ -20,16 +20,31 @@ pub(crate) struct Scaled {
     pub(crate) desired: u32,
     /// Instances that there were.
     pub(crate) pool: Pool,
+    /// How many of them were to go once they have served what they hold.
+    pub(crate) leaving: u32,
     /// What it was decided from.
     pub(crate) figures: Option<Figures>,
 }
 
+/// How Knative names a revision.
 #[derive(Clone, Debug, EncodeLabelSet)]
-struct Labels {
-    k8s_namespace_name: String,
-    kn_service_name: String,
-    kn_configuration_name: String,
-    kn_revision_name: String,
+pub(super) struct Labels {
+    pub(super) k8s_namespace_name: String,
+    pub(super) kn_service_name: String,
+    pub(super) kn_configuration_name: String,
+    pub(super) kn_revision_name: String,
+}
+
+impl Labels {
+    pub(super) fn of(route: &Route) -> Self {
+        let revision = &route.revision;
+        Self {
+            k8s_namespace_name: revision.key.namespace.clone(),
+            kn_service_name: revision.service_label().to_owned(),
+            kn_configuration_name: revision.service.clone(),
+            kn_revision_name: revision.key.name.clone(),
+        }
+    }
 }
 
 type Read = fn(&Scaled) -> Option<f64>;
@@ -38,11 +53,16 @@ fn of(scaled: &Scaled, metric: Metric, read: fn(&Figures) -> f64) -> Option<f64>
     scaled.figures.as_ref().filter(|figures| figures.metric == metric).map(read)
 }
 
-const GAUGES: [(&str, &str, Read); 11] = [
+const GAUGES: [(&str, &str, Read); 14] = [
     ("kn_revision_pods_desired", "Instances wanted", |s| Some(s.desired.into())),
+    ("kn_revision_pods_requested", "Instances asked of the node", |s| Some(s.desired.into())),
     ("kn_revision_pods_count", "Instances that serve", |s| Some(s.pool.ready.into())),
     ("kn_revision_pods_not_ready_count", "Instances being started", |s| {
         Some(s.pool.starting.into())
+    }),
+    ("kn_revision_pods_pending_count", "Instances being started", |s| Some(s.pool.starting.into())),
+    ("kn_revision_pods_terminating_count", "Instances that serve what they hold and go", |s| {
+        Some(s.leaving.into())
     }),
     ("kn_revision_panic_mode", "1 while it panics", |s| {
         s.figures.map(|figures| if figures.panicking { 1.0 } else { 0.0 })
@@ -75,16 +95,8 @@ pub(super) fn encode(
     routes: &[Arc<Route>],
     encoder: &mut DescriptorEncoder<'_>,
 ) -> Result<(), std::fmt::Error> {
-    let scaled = |route: &Arc<Route>| {
-        let revision = &route.revision;
-        let labels = Labels {
-            k8s_namespace_name: revision.key.namespace.clone(),
-            kn_service_name: revision.service_label().to_owned(),
-            kn_configuration_name: revision.service.clone(),
-            kn_revision_name: revision.key.name.clone(),
-        };
-        route.metrics.last_scaled().map(|scaled| (labels, scaled))
-    };
+    let scaled =
+        |route: &Arc<Route>| route.metrics.last_scaled().map(|scaled| (Labels::of(route), scaled));
     let all: Vec<(Labels, Scaled)> = routes.iter().filter_map(scaled).collect();
     for (name, about, read) in GAUGES {
         let mut family = encoder.encode_descriptor(name, about, None, MetricType::Gauge)?;

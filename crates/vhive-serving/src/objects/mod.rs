@@ -70,7 +70,7 @@ fn metadata(stored: &StoredObject, version: u64) -> Value {
 
 /// Where a service or route answers, and which part of the requests each revision gets.
 fn addresses(catalog: &Catalog, stored: &StoredObject) -> Value {
-    let host = catalog.host(&stored.namespace, &stored.name);
+    let host = catalog.host(stored);
     let traffic = stored.routed.iter().map(|assigned| {
         let mut shown = json!({
             "latestRevision": assigned.latest,
@@ -78,7 +78,7 @@ fn addresses(catalog: &Catalog, stored: &StoredObject) -> Value {
             "revisionName": assigned.revision,
         });
         if let Some(tag) = &assigned.tag {
-            let host = catalog.tag_host(tag, &stored.namespace, &stored.name);
+            let host = catalog.tag_host(tag, stored);
             shown["tag"] = Value::from(tag.as_str());
             shown["url"] = Value::from(format!("http://{host}"));
         }

@@ -11,10 +11,11 @@ const MARK: &str = "-deployment-";
 
 /// An instance as clients of Kubernetes see it. Its name ends in the sandbox's identifier.
 pub(crate) fn pod(revision: &Revision, one: &Instance, version: u64) -> Value {
-    let ready = one.state != InstanceState::Starting && one.state != InstanceState::Broken;
+    let runs = one.state != InstanceState::Starting && one.state != InstanceState::Broken;
+    let ready = runs && one.state != InstanceState::Unready;
     let since = seconds(one.since);
     let address = one.endpoint.map(|endpoint| endpoint.ip().to_string());
-    let state = if ready {
+    let state = if runs {
         json!({"running": {"startedAt": since}})
     } else {
         json!({"waiting": {"reason": "ContainerCreating"}})

@@ -7,7 +7,7 @@ use serde_json::Value;
 use vhive_api::Digest;
 
 use super::{ChangeError, Services};
-use crate::admission::{Admitted, Invalid, Problem, ProblemKind};
+use crate::admission::{Admitted, Invalid, Problem, ProblemKind, is_kept};
 use crate::catalog::Entry;
 use crate::changes::{Change, What};
 use crate::config::RetentionConfig;
@@ -166,6 +166,7 @@ impl Services {
             }
         });
         let standings: Arc<[Standing]> = standings.collect();
+        self.note_ages(&stored);
         let (entry, turnover) = self.catalog.put(Arc::new(stored), standings, version, now);
         self.turn_over(turnover);
         let what = if before.is_none() { What::Added } else { What::Modified };
@@ -437,16 +438,20 @@ pub(super) fn mark_idle(stored: &mut StoredService, now: Timestamp) {
     }
 }
 
-/// Removes the revisions whose time is over.
-fn retain(stored: &mut StoredService, now: Timestamp, config: &RetentionConfig) {
+/// What decides which revisions go.
+pub(super) fn candidates(stored: &StoredService) -> Vec<Candidate<'_>> {
     let candidates = stored.revisions.iter().map(|one| Candidate {
         name: one.name(),
         created: one.created,
-        idle_since: one.idle_since,
+        idle_since: one.idle_since.filter(|_| !is_kept(&one.template.value())),
     });
-    let candidates: Vec<_> = candidates.collect();
-    let gone: Vec<String> =
-        expired(&candidates, now, config).into_iter().map(str::to_owned).collect();
+    candidates.collect()
+}
+
+/// Removes the revisions whose time is over.
+pub(super) fn retain(stored: &mut StoredService, now: Timestamp, config: &RetentionConfig) {
+    let gone = expired(&candidates(stored), now, config);
+    let gone: Vec<String> = gone.into_iter().map(str::to_owned).collect();
     stored.revisions.retain(|one| !gone.iter().any(|name| name == one.name()));
 }
 

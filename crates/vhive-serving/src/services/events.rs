@@ -15,6 +15,10 @@ use crate::objects;
 /// Events kept.
 const KEPT: usize = 1000;
 
+/// Events of one object for one reason that are kept with their own words; the next takes the place
+/// of the oldest of them and counts on.
+const ALIKE: usize = 10;
+
 /// Least time between two reports of lost events.
 const BREATH: Duration = Duration::from_secs(1);
 
@@ -62,7 +66,8 @@ impl Services {
     }
 
     /// Likewise of something that has happened several times. What has been told of the object in
-    /// the same words is counted on.
+    /// the same words is counted on, and so is what has been told for the same reason in too many
+    /// others: no object's events push those of all the others out.
     fn note_often(
         &self,
         (kind, about): (Kind, &Value),
@@ -75,12 +80,14 @@ impl Services {
         let of = |field: &str| about["metadata"][field].clone();
         let uid = of("uid");
         let mut events = self.events.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = events.iter().rposition(|event| {
-            event["involvedObject"]["uid"] == uid
-                && event["reason"] == reason
-                && event["message"] == message
+        let alike = events.iter().enumerate().filter(|(_, event)| {
+            event["involvedObject"]["uid"] == uid && event["reason"] == reason
         });
-        let known = known.and_then(|at| events.remove(at));
+        let alike: Vec<(usize, &Value)> = alike.collect();
+        let same = alike.iter().rfind(|(_, event)| event["message"] == message);
+        let place = same.or_else(|| alike.first().filter(|_| alike.len() >= ALIKE));
+        let place = place.map(|(at, _)| *at);
+        let known = place.and_then(|at| events.remove(at));
         let what = if known.is_some() { What::Modified } else { What::Added };
         let mut event = known.unwrap_or_else(|| {
             let name = of("name");
@@ -109,6 +116,7 @@ impl Services {
                 "count": 0,
             })
         });
+        event["message"] = Value::from(message);
         let before = event["count"].as_u64().unwrap_or(0);
         event["count"] = Value::from(before.saturating_add(u64::from(count)));
         event["lastTimestamp"] = Value::from(now);

@@ -1,6 +1,7 @@
 //! What happens when a service is made, changed or removed, when its instances come and go, and
 //! when the node starts again. One change at a time; who reads never waits for one.
 
+mod age;
 mod change;
 mod data;
 mod events;
@@ -154,6 +155,7 @@ pub(crate) struct Services {
     pending: Arc<Pending>,
     pods: pods::Pods,
     events: events::Events,
+    aging: age::Aging,
     /// Held while a change is made; one at a time.
     changing: Mutex<()>,
 }
@@ -193,11 +195,13 @@ impl Services {
             pending,
             pods: pods::Pods::default(),
             events: events::Events::default(),
+            aging: age::Aging::default(),
             changing: Mutex::default(),
         };
         let claims = lead::claims(&objects);
         for mut stored in all {
             lead::mark(&mut stored, &claims);
+            services.note_ages(&stored);
             let version = stored.resource_version;
             let standings = stored.revisions.iter().map(|one| Standing::at_first(one, version));
             let standings: Arc<[Standing]> = standings.collect();

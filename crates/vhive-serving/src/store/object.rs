@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::stored::uid;
 use super::{DATA, META, SERVICES, Store, StoreError};
-use crate::admission::Head;
+use crate::admission::{CLUSTER_LOCAL, Head, VISIBILITY};
 use crate::data::DataKey;
 use crate::document::Document;
 use crate::inputs::DataKind;
@@ -77,6 +77,11 @@ impl StoredObject {
             self.generation += 1;
             self.spec = spec;
         }
+    }
+
+    /// Whether a service or route answers to its host inside the cluster only.
+    pub(crate) fn is_local(&self) -> bool {
+        self.labels.get(VISIBILITY).is_some_and(|value| value == CLUSTER_LOCAL)
     }
 
     /// What a service's or route's `spec` asks for.

@@ -282,14 +282,17 @@ async fn metrics_equal_the_table_of_the_page() {
     let page = std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("../../docs/design/records-and-metrics.md");
     let page = std::fs::read_to_string(page).unwrap();
-    for (title, mark) in [
-        ("the gateway", "vhive_gateway_"),
-        ("the autoscaler", "kn_revision_"),
-        ("eventing", "_eventing_"),
+    let of_requests = ["kn_serving_", "kn_revision_request_"];
+    for (title, marks, others) in [
+        ("the gateway", ["vhive_gateway_"].as_slice(), [].as_slice()),
+        ("requests", &of_requests, &[]),
+        ("the autoscaler", &["kn_revision_"], &of_requests),
+        ("eventing", &["_eventing_"], &[]),
     ] {
+        let has = |name: &str, marks: &[&str]| marks.iter().any(|mark| name.contains(mark));
         let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
         let told: BTreeSet<String> = types
-            .filter(|(name, _)| name.contains(mark))
+            .filter(|(name, _)| has(name, marks) && !has(name, others))
             .map(
                 |(name, kind)| {
                     if kind == "counter" { format!("{name}_total") } else { name.into() }
@@ -303,6 +306,36 @@ async fn metrics_equal_the_table_of_the_page() {
             .map(|(name, _)| name.to_owned())
             .collect();
         assert_eq!(told, listed);
+    }
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn requests_are_counted_under_knatives_names() {
+    let world = World::new().await;
+    world.apply("hello", |_| {}).await;
+    for _ in 0..3 {
+        assert_eq!(world.get("hello").await.status, 200);
+    }
+    world.records(|records| records.len() == 3).await;
+    let text = metrics(&world).await;
+    let of = "k8s_namespace_name=\"default\",kn_service_name=\"hello\",\
+              kn_configuration_name=\"hello\",kn_revision_name=\"hello-00001\"";
+    let value = |name: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.unwrap_or_else(|| panic!("no {name} in {text}")).parse::<f64>().unwrap()
+    };
+    let class = "http_response_status_code=\"2xx\"";
+    let name = "kn_serving_invocation_duration_seconds";
+    let ended = value(&format!("{name}_count{{{class},{of}}}"));
+    assert_eq!(value(&format!("{name}_bucket{{le=\"+Inf\",{class},{of}}}")), ended);
+    assert!(value(&format!("{name}_sum{{{class},{of}}}")) > 0.0);
+    assert_eq!(ended, 3.0);
+    for name in ["kn_serving_queue_depth", "kn_revision_request_queued"] {
+        assert_eq!(value(&format!("{name}{{{of}}}")), 0.0);
+    }
+    for name in ["kn_revision_request_concurrency", "kn_revision_request_active"] {
+        assert_eq!(value(&format!("{name}{{{of}}}")), 0.0);
     }
     world.stop().await;
 }
@@ -322,6 +355,9 @@ async fn the_autoscalers_decision_is_among_the_metrics() {
             line.map(|value| value.parse::<f64>().unwrap())
         };
         if value("kn_revision_pods_count") == Some(1.0) {
+            assert_eq!(value("kn_revision_pods_requested"), Some(1.0));
+            assert_eq!(value("kn_revision_pods_pending_count"), Some(0.0));
+            assert_eq!(value("kn_revision_pods_terminating_count"), Some(0.0));
             assert_eq!(value("kn_revision_pods_desired"), Some(1.0));
             assert_eq!(value("kn_revision_panic_mode"), Some(0.0));
             assert_eq!(value("kn_revision_concurrency_target"), Some(70.0));

@@ -9,6 +9,7 @@ use tokio::net::{TcpStream, UnixStream};
 use vhive_node::Runtimes;
 
 use crate::support::{InProcess, Reply, Setup, World, host, read_head, within};
+use crate::traces::collector::{Collector, Manner};
 
 const ASYNC: &str = "Prefer: wait=1, respond-async\r\nX-Own: kept\r\n";
 
@@ -154,6 +155,56 @@ async fn what_never_succeeds_is_given_up_and_bounds_hold() {
     let unknown = world.request("POST", &host("none"), ASYNC, b"").await;
     assert_eq!(unknown.status, 404, "a host that nobody answers to is refused at once");
     world.stop().await;
+}
+
+/// Replies with the head of its request.
+async fn mirror(mut stream: TcpStream) {
+    while let Some((head, _)) = read_head(&mut stream).await {
+        let reply = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{head}", head.len());
+        stream.write_all(reply.as_bytes()).await.unwrap();
+    }
+}
+
+const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
+
+#[tokio::test]
+async fn what_is_sent_later_belongs_to_the_trace_of_who_asked() {
+    let w3c = format!("traceparent: 00-{TRACE}-00f067aa0ba902b7-01\r\ntracestate: a=1\r\n");
+    let b3 =
+        format!("X-B3-TraceId: {TRACE}\r\nX-B3-SpanId: 00f067aa0ba902b7\r\nX-B3-Sampled: 1\r\n");
+    let single = format!("b3: {TRACE}-00f067aa0ba902b7-1\r\n");
+    let collector = Collector::new(Manner::Takes).await;
+    for sampled in [false, true] {
+        let mut setup = Setup::with_functions(mirror);
+        if sampled {
+            setup.serving.tracing.otlp = collector.url();
+            setup.serving.tracing.interval = vhive_api::Span(Duration::from_millis(5));
+        }
+        let world = setup.start().await;
+        world.apply("mirror", |_| {}).await;
+        for context in [&w3c, &b3, &single] {
+            let fields = format!("{ASYNC}{context}");
+            let accepted = world.request("POST", &host("mirror"), &fields, b"").await;
+            let told: Value = serde_json::from_slice(&accepted.body).unwrap();
+            let id = told["id"].as_str().unwrap();
+            assert_eq!(ended(&world, id).await["state"], "done");
+            let head = reply(&world, id).await.text().to_lowercase();
+            if sampled {
+                // Its parent is the gateway's span of the same trace.
+                assert!(head.contains(TRACE), "{head}");
+                assert!(!head.contains("00f067aa0ba902b7"), "{head}");
+                continue;
+            }
+            for line in context.to_lowercase().lines() {
+                assert!(head.lines().any(|one| one == line), "{line} is not in {head}");
+            }
+        }
+        world.stop().await;
+    }
+    let spans = collector.spans();
+    let servers: Vec<_> = spans.iter().filter(|span| !span.parent_span_id.is_empty()).collect();
+    assert!(servers.iter().all(|span| hex::encode(&span.trace_id) == TRACE), "{spans:?}");
+    assert!(servers.len() >= 3, "{spans:?}");
 }
 
 /// Never replies.

@@ -5,9 +5,10 @@ use std::future::pending;
 use std::sync::{Arc, Mutex, OnceLock};
 
 use bytes::Bytes;
+use futures_util::{StreamExt as _, stream};
 use http::{Request, Response};
-use http_body_util::Full;
-use hyper::body::Incoming;
+use http_body_util::{BodyExt as _, Full, StreamBody};
+use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -67,9 +68,7 @@ async fn told(world: &World, first: &str, came: &Notify, journals: &Journals) ->
     while !reply.ends_with(first.as_bytes()) {
         assert_ne!(within(stream.read_buf(&mut reply)).await.unwrap(), 0);
     }
-    for journal in journals.lock().unwrap().iter() {
-        journal.end(End::Vanished("it was killed".to_owned()));
-    }
+    end_all(journals);
     // A reply that has begun is cut off.
     let _cut = within(stream.read_to_end(&mut reply)).await;
     String::from_utf8(reply).unwrap()
@@ -184,9 +183,7 @@ async fn a_connection_that_went_over_ends_with_its_sandbox() {
         assert_ne!(within(stream.read_buf(&mut reply)).await.unwrap(), 0);
     }
     assert!(reply.starts_with(b"HTTP/1.1 101"), "{}", String::from_utf8_lossy(&reply));
-    for journal in journals.lock().unwrap().iter() {
-        journal.end(End::Vanished("it was killed".to_owned()));
-    }
+    end_all(&journals);
     let mut rest = Vec::new();
     let _ended = within(stream.read_to_end(&mut rest)).await;
     assert!(rest.is_empty(), "{}", String::from_utf8_lossy(&rest));
@@ -194,4 +191,102 @@ async fn a_connection_that_went_over_ends_with_its_sandbox() {
     let records = world.records(|records| records.len() == 1).await;
     assert_eq!(records[0].outcome, Outcome::InstanceFailed, "{records:?}");
     world.stop().await;
+}
+
+fn end_all(journals: &Journals) {
+    for journal in journals.lock().unwrap().iter() {
+        journal.end(End::Vanished("it was killed".to_owned()));
+    }
+}
+
+/// Takes a request's head and something of its body, which goes on.
+async fn takes_some(mut stream: TcpStream, came: Arc<Notify>) {
+    let Some((_, mut body)) = read_head(&mut stream).await else { return };
+    while body.len() < 4 {
+        if stream.read_buf(&mut body).await.unwrap_or(0) == 0 {
+            return;
+        }
+    }
+    came.notify_one();
+    keep(stream);
+}
+
+#[tokio::test]
+async fn an_upload_ends_with_the_sandbox_that_it_goes_to() {
+    for (length, piece) in
+        [("Content-Length: 1000000", "half"), ("Transfer-Encoding: chunked", "4\r\nhalf\r\n")]
+    {
+        let came = Arc::new(Notify::new());
+        let of = Arc::clone(&came);
+        let runtime = InProcess::new(move |stream| takes_some(stream, Arc::clone(&of)));
+        let journals = Arc::clone(&runtime.journals);
+        let world = Setup::of(Runtimes::new().with(runtime)).start().await;
+        world.apply("gone", |_| {}).await;
+        let mut stream = world.connect().await;
+        let wire = format!("POST / HTTP/1.1\r\nHost: {}\r\n{length}\r\n\r\n{piece}", host("gone"));
+        stream.write_all(wire.as_bytes()).await.unwrap();
+        within(came.notified()).await;
+        end_all(&journals);
+        let mut reply = Vec::new();
+        while !reply.windows(4).any(|four| four == b"\r\n\r\n") {
+            assert_ne!(within(stream.read_buf(&mut reply)).await.unwrap(), 0, "{length}");
+        }
+        let text = String::from_utf8(reply).unwrap();
+        assert!(text.starts_with("HTTP/1.1 502"), "{length}: {text}");
+        let records = world.records(|records| records.len() == 1).await;
+        assert_eq!(records[0].outcome, Outcome::InstanceFailed, "{records:?}");
+        world.stop().await;
+    }
+}
+
+/// Replies by HTTP/2 with a head, some data, and neither more data nor trailers.
+fn begins_by_h2(stream: TcpStream, data: &'static [u8]) -> std::future::Ready<()> {
+    let service = service_fn(move |_: Request<Incoming>| {
+        let first = Ok::<_, Infallible>(Frame::data(Bytes::from_static(data)));
+        let first = stream::iter((!data.is_empty()).then_some(first));
+        let body = StreamBody::new(first.chain(stream::pending()));
+        let reply = Response::builder().header("content-type", "application/grpc").body(body);
+        std::future::ready(reply)
+    });
+    // Its connection stays open, whatever becomes of the sandbox.
+    tokio::spawn(async move {
+        let server = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+        let _ = server.serve_connection(TokioIo::new(stream), service).await;
+    });
+    std::future::ready(())
+}
+
+#[tokio::test]
+async fn a_reply_by_http2_ends_with_its_sandbox_and_not_as_if_it_were_whole() {
+    for data in [b"".as_slice(), b"message"] {
+        let runtime = InProcess::new(move |stream| begins_by_h2(stream, data));
+        let journals = Arc::clone(&runtime.journals);
+        let world = Setup::of(Runtimes::new().with(runtime)).start().await;
+        let change = |document: &mut serde_json::Value| {
+            document["spec"]["template"]["spec"]["containers"][0]["ports"] =
+                serde_json::json!([{"name": "h2c", "containerPort": 8080}]);
+        };
+        world.apply("gone", change).await;
+        let io = TokioIo::new(world.connect().await);
+        let shaken = hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await;
+        let (mut sender, connection) = shaken.unwrap();
+        tokio::spawn(connection);
+        let request = Request::post(format!("http://{}/", host("gone")))
+            .header("te", "trailers")
+            .body(Full::new(Bytes::from_static(b"hello")))
+            .unwrap();
+        let reply = within(sender.send_request(request)).await.unwrap();
+        assert_eq!(reply.status(), 200);
+        let mut body = reply.into_body();
+        if !data.is_empty() {
+            let frame = within(body.frame()).await.unwrap().unwrap();
+            assert_eq!(frame.into_data().unwrap(), data);
+        }
+        end_all(&journals);
+        let last = within(body.frame()).await;
+        assert!(matches!(last, Some(Err(_))), "a cut, and neither an end nor trailers: {last:?}");
+        let records = world.records(|records| records.len() == 1).await;
+        assert_eq!(records[0].outcome, Outcome::InstanceFailed, "{records:?}");
+        world.stop().await;
+    }
 }

@@ -8,11 +8,11 @@ use vhive_node::Runtimes;
 
 use crate::support::{InProcess, Reply, Setup, World, host, read_head, within};
 
-type Seen = Arc<Mutex<Vec<String>>>;
+pub(crate) type Seen = Arc<Mutex<Vec<String>>>;
 
 /// A function that notes each request's head and answers; bodies are read by length or chunks as
 /// far as the head says.
-async fn note(mut stream: TcpStream, seen: Seen) {
+pub(crate) async fn note(mut stream: TcpStream, seen: Seen) {
     while let Some((head, mut rest)) = read_head(&mut stream).await {
         let lower = head.to_lowercase();
         seen.lock().unwrap().push(head);

@@ -1,8 +1,9 @@
 //! Revisions and the traffic between them.
 
 use serde_json::{Value, json};
+use tokio::io::AsyncWriteExt as _;
 
-use crate::support::{Setup, World, annotate, eventually, service};
+use crate::support::{InProcess, Setup, World, annotate, eventually, read_head, service};
 
 const SERVING: &str = "/apis/serving.knative.dev/v1/namespaces/default";
 
@@ -296,5 +297,149 @@ async fn a_first_instance_that_found_no_room_comes_when_there_is_some() {
     assert_eq!(object["status"]["conditions"][1]["status"], "Unknown", "{object}");
     world.api("DELETE", &format!("{SERVING}/services/takes"), None).await;
     wait(&world, &path, "Ready", "True").await;
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_revision_that_says_so_is_never_collected() {
+    let mut setup = Setup::new();
+    setup.serving.retention.max_idle = 1;
+    let world = setup.start().await;
+    world.apply("hello", |document| annotate(document, "serving.knative.dev/no-gc", "true")).await;
+    for value in ["2", "3", "4"] {
+        world.apply("hello", |document| variant(document, value)).await;
+    }
+    assert_eq!(revisions(&world).await, ["hello-00001", "hello-00003", "hello-00004"]);
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_revision_whose_time_is_over_goes_although_nothing_changes() {
+    let mut setup = Setup::new();
+    let moment = vhive_api::Span(std::time::Duration::from_millis(1500));
+    setup.serving.retention.since_created = moment;
+    setup.serving.retention.since_routed = moment;
+    setup.serving.retention.min_idle = 1;
+    let world = setup.start().await;
+    world.apply("hello", |_| {}).await;
+    for value in ["2", "3"] {
+        world.apply("hello", |document| variant(document, value)).await;
+    }
+    let path = format!("{SERVING}/revisions");
+    let (_, list) = world.api("GET", &path, None).await;
+    assert_eq!(list["items"].as_array().map(Vec::len), Some(3));
+    let version = list["metadata"]["resourceVersion"].as_str().unwrap();
+    let watch = format!("{path}?watch=true&resourceVersion={version}");
+    let mut watch = crate::kubernetes::Watch::begin(&world, &watch).await;
+    watch.expect("DELETED", "hello-00001").await;
+    assert_eq!(revisions(&world).await, ["hello-00002", "hello-00003"], "one idle one is kept");
+    assert_eq!(world.get("hello").await.status, 200);
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_start_takes_no_longer_than_its_progress_deadline() {
+    let setup = Setup::with_functions(|mut stream| async move {
+        while read_head(&mut stream).await.is_some() {
+            let reply = b"HTTP/1.1 503 no\r\nContent-Length: 0\r\n\r\n";
+            if stream.write_all(reply).await.is_err() {
+                return;
+            }
+        }
+    });
+    assert!(setup.node.start_deadline.0 > crate::support::PATIENCE);
+    let world = setup.start().await;
+    world
+        .apply("never", |document| {
+            annotate(document, "serving.knative.dev/progress-deadline", "1s");
+            document["spec"]["template"]["spec"]["containers"][0]["readinessProbe"] =
+                json!({"httpGet": {"path": "/"}});
+        })
+        .await;
+    let reply = world.get("never").await;
+    assert_eq!((reply.status, reply.header("x-vhive-error")), (502, Some("start-failed")));
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn what_is_local_to_the_cluster_has_no_other_host() {
+    let world = World::new().await;
+    let visible = |document: &mut Value| {
+        document["metadata"]["labels"] =
+            json!({"networking.knative.dev/visibility": "cluster-local"});
+        document["spec"]["traffic"] =
+            json!([{"latestRevision": true, "percent": 100, "tag": "now"}]);
+    };
+    let hosts = ["hello", "now-hello"];
+    let statuses = async |end: &str| {
+        let mut all = Vec::new();
+        for host in hosts {
+            all.push(world.request("GET", &format!("{host}.default.{end}"), "", b"").await.status);
+        }
+        all
+    };
+    let (status, object) = world.apply("hello", visible).await;
+    assert_eq!(status, 201, "{object}");
+    let url = &object["status"]["url"];
+    assert_eq!(url, "http://hello.default.svc.cluster.local", "{object}");
+    let tagged = &object["status"]["traffic"][0]["url"];
+    assert_eq!(tagged, "http://now-hello.default.svc.cluster.local", "{object}");
+    assert_eq!(statuses("example.com").await, [404, 404]);
+    assert_eq!(statuses("SVC.cluster.local").await, [200, 200]);
+    // It becomes public, and local again.
+    let (status, object) = world
+        .apply("hello", |document| {
+            visible(document);
+            document["metadata"]["labels"] = json!({});
+        })
+        .await;
+    assert_eq!(
+        (status, &object["status"]["url"]),
+        (200, &json!("http://hello.default.example.com"))
+    );
+    assert_eq!(statuses("example.com").await, [200, 200]);
+    assert_eq!(statuses("svc.cluster.local").await, [200, 200]);
+    world.apply("hello", visible).await;
+    assert_eq!(statuses("example.com").await, [404, 404]);
+    assert_eq!(statuses("svc.cluster.local").await, [200, 200]);
+    world.api("DELETE", &format!("{SERVING}/services/hello"), None).await;
+    assert_eq!(statuses("svc.cluster.local").await, [404, 404]);
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_manifest_of_the_original_for_microvms_is_deployed_as_it_stands() {
+    let runtime = InProcess::new(|mut stream| async move {
+        while read_head(&mut stream).await.is_some() {
+            let reply = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+            if stream.write_all(reply).await.is_err() {
+                return;
+            }
+        }
+    });
+    let processes = std::sync::Arc::clone(&runtime.processes);
+    let world = Setup::of(vhive_node::Runtimes::new().with(runtime)).start().await;
+    // As in the original's `configs/knative_workloads`, with a placeholder image beside.
+    let (status, made) = world
+        .apply("helloworld", |document| {
+            document["spec"]["template"]["spec"]["containers"] = json!([{
+                "image": "crccheck/hello-world:latest",
+                "ports": [{"name": "http1", "containerPort": 50051}],
+                "env": [
+                    {"name": "GUEST_PORT", "value": "50052"},
+                    {"name": "GUEST_IMAGE", "value": "ghcr.io/ease-lab/helloworld:var_workload"},
+                ],
+            }]);
+        })
+        .await;
+    assert_eq!(status, 201, "{made}");
+    assert_eq!(world.get("helloworld").await.text(), "ok");
+    let process = processes.lock().unwrap()[0].clone();
+    assert!(process.env.contains(&"PORT=50052".to_owned()), "{:?}", process.env);
+    assert!(!process.env.iter().any(|one| one.starts_with("GUEST_")), "{:?}", process.env);
+    let (_, revision) =
+        world.api("GET", &format!("{SERVING}/revisions/helloworld-00001"), None).await;
+    let image = revision["status"]["containerStatuses"][0]["imageDigest"].as_str().unwrap();
+    assert!(image.starts_with("ghcr.io/ease-lab/helloworld@sha256:"), "{image}");
     world.stop().await;
 }

@@ -125,6 +125,37 @@ async fn a_route_follows_the_configurations_that_it_names() {
 }
 
 #[tokio::test]
+async fn a_revision_that_a_route_names_is_never_collected() {
+    let mut setup = Setup::new();
+    setup.serving.retention.max_idle = 1;
+    let world = setup.start().await;
+    for variant in ["1", "2"] {
+        put(&world, "configurations", &configuration("c", variant)).await;
+    }
+    // Idle before it is named.
+    let named = json!([
+        {"revisionName": "c-00001", "percent": 0, "tag": "old"},
+        {"configurationName": "c", "percent": 100},
+    ]);
+    put(&world, "routes", &route("r", &named)).await;
+    for variant in ["3", "4", "5"] {
+        put(&world, "configurations", &configuration("c", variant)).await;
+    }
+    let names = async || -> Vec<String> {
+        let list = get(&world, "revisions").await;
+        let items = list["items"].as_array().unwrap().iter();
+        items.map(|one| one["metadata"]["name"].as_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!(names().await, ["c-00001", "c-00004", "c-00005"]);
+    assert_eq!(asked(&world, "old-r", 1).await, "c-00001");
+    // No longer named, it goes with the next change.
+    put(&world, "routes", &route("r", &latest("c"))).await;
+    put(&world, "configurations", &configuration("c", "6")).await;
+    assert_eq!(names().await, ["c-00005", "c-00006"]);
+    world.stop().await;
+}
+
+#[tokio::test]
 async fn a_route_says_what_it_lacks() {
     let world = World::new().await;
     let led = put(&world, "routes", &route("r", &latest("c"))).await;

@@ -245,6 +245,7 @@ type Serve = Arc<dyn Fn(TcpStream) -> Pin<Box<dyn Future<Output = ()> + Send>> +
 pub(crate) struct InProcess {
     serve: Serve,
     handle: tokio::runtime::Handle,
+    name: RuntimeName,
     /// What checkpoints found: connections open.
     pub(crate) found: Arc<Mutex<Vec<usize>>>,
     /// Of all sandboxes.
@@ -261,7 +262,13 @@ impl InProcess {
         let serve: Serve = Arc::new(move |stream| Box::pin(serve(stream)));
         let handle = tokio::runtime::Handle::current();
         let (found, journals) = (Arc::default(), Arc::default());
-        Self { serve, handle, found, journals, processes: Arc::default() }
+        let (name, processes) = (RuntimeName::Sim, Arc::default());
+        Self { serve, handle, name, found, journals, processes }
+    }
+
+    /// As another one, whose images are looked up.
+    pub(crate) fn named(self, name: RuntimeName) -> Self {
+        Self { name, ..self }
     }
 }
 
@@ -273,7 +280,7 @@ impl fmt::Debug for InProcess {
 
 impl Runtime for InProcess {
     fn name(&self) -> RuntimeName {
-        RuntimeName::Sim
+        self.name
     }
 
     fn check_host(&self) -> Result<(), HostLacks> {

@@ -345,6 +345,7 @@ fn step() -> impl Strategy<Value = Step> {
         "Transfer-Encoding: identity",
         "Host: other",
         "Proxy-Authorization: x",
+        "K-Kubelet-Probe:",
     ]);
     let body = prop_oneof![
         4 => Just(None),

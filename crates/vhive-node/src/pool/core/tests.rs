@@ -106,6 +106,31 @@ fn scaling_down_stops_the_idle_and_marks_the_busy() {
 }
 
 #[test]
+fn an_unwell_instance_keeps_what_it_holds_and_gets_nothing_more_until_it_is_well() {
+    let (mut core, now) = (core(2, 2), Instant::now());
+    ask(|out| core.resize(1, now, out));
+    ask(|out| core.started(0, now, out));
+    assert_eq!(core.acquire(now, &mut Vec::new()), Ok(Answer::Granted(0)));
+    assert_eq!(ask(|out| core.set_well(0, false, now, out)), [], "nobody waits");
+    assert_eq!(core.instance(0), Some((crate::pool::InstanceState::Unready, 1)));
+    // A request gets another one, and the next ones wait for either.
+    let out = ask(|out| assert_eq!(core.acquire(now, out), Ok(Answer::Waits(0))));
+    assert_eq!(out, [Action::Start(1)]);
+    assert_eq!(ask(|out| core.started(1, now, out)), [Action::Grant(0, 1)]);
+    assert_eq!(core.acquire(now, &mut Vec::new()), Ok(Answer::Granted(1)));
+    let out = ask(|out| assert_eq!(core.acquire(now, out), Ok(Answer::Waits(1))));
+    assert_eq!(out, [], "there may be two");
+    assert_eq!(ask(|out| core.release(0, now, out)), [], "not to the unwell one");
+    assert_eq!(ask(|out| core.set_well(0, true, now, out)), [Action::Grant(1, 0)]);
+    // The unwell one goes first, although it is older.
+    for no in [0, 1, 1] {
+        ask(|out| core.release(no, now, out));
+    }
+    ask(|out| core.set_well(0, false, now, out));
+    assert_eq!(ask(|out| core.resize(1, now, out)), [Action::Stop(0)]);
+}
+
+#[test]
 fn a_broken_instance_serves_what_it_holds_and_is_replaced() {
     let (mut core, now) = (core(2, 1), Instant::now());
     let mut out = Vec::new();
@@ -245,6 +270,7 @@ enum Event {
     Died(usize),
     Resize(u32),
     Pass(u64),
+    Well(usize, bool),
     WantSnapshot(usize),
     Snapshotted(usize, bool),
     Prepare,
@@ -263,6 +289,7 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
         1 => any::<usize>().prop_map(Event::Died),
         2 => (0_u32..6).prop_map(Event::Resize),
         1 => (0_u64..3000).prop_map(Event::Pass),
+        2 => any::<(usize, bool)>().prop_map(|(n, well)| Event::Well(n, well)),
         2 => any::<usize>().prop_map(Event::WantSnapshot),
         2 => any::<(usize, bool)>().prop_map(|(n, lost)| Event::Snapshotted(n, lost)),
         1 => Just(Event::Prepare),
@@ -280,6 +307,7 @@ struct Model {
     starting: BTreeSet<InstanceNo>,
     up: BTreeMap<InstanceNo, u32>,
     broken: BTreeSet<InstanceNo>,
+    unwell: BTreeSet<InstanceNo>,
     /// Being snapshotted.
     saving: BTreeSet<InstanceNo>,
     waiting: BTreeSet<WaiterNo>,
@@ -347,6 +375,16 @@ impl Model {
                 lost = Some(no);
                 self.core.died(no, now, &mut out);
             }
+            Event::Well(n, true) => {
+                let Some(no) = nth(self.unwell.iter().copied(), n) else { return };
+                self.unwell.remove(&no);
+                self.core.set_well(no, true, now, &mut out);
+            }
+            Event::Well(n, false) => {
+                let Some(no) = nth(self.up.keys().copied(), n) else { return };
+                self.unwell.insert(no);
+                self.core.set_well(no, false, now, &mut out);
+            }
             Event::WantSnapshot(n) => {
                 let Some(no) = nth(self.starting.iter().copied(), n) else { return };
                 self.core.want_snapshot(no);
@@ -398,10 +436,12 @@ impl Model {
                     assert!(leases == 0 || lost == Some(no), "stopped while it serves");
                     self.broken.remove(&no);
                     self.saving.remove(&no);
+                    self.unwell.remove(&no);
                 }
                 Action::Snapshot(no) => {
                     assert_eq!(self.up.get(&no), Some(&0), "a snapshot of what is lent");
                     assert!(self.saving.insert(no) && !self.broken.contains(&no));
+                    assert!(!self.unwell.contains(&no), "a snapshot of what is unwell");
                 }
             }
         }
@@ -410,6 +450,7 @@ impl Model {
     fn lend(&mut self, no: InstanceNo) {
         assert!(!self.broken.contains(&no), "lent a broken instance");
         assert!(!self.saving.contains(&no), "lent while it is snapshotted");
+        assert!(!self.unwell.contains(&no), "lent while it is unwell");
         let leases = self.up.get_mut(&no).expect("only what is up is lent");
         *leases += 1;
         assert!(self.bounds.concurrency == 0 || *leases <= self.bounds.concurrency);
@@ -425,7 +466,8 @@ impl Model {
         assert!(self.bounds.max == 0 || live <= self.bounds.max as usize, "above max");
         if !self.waiting.is_empty() {
             assert!(live > 0 || self.room_pending, "waits for nothing");
-            let lendable = |no| !self.broken.contains(no) && !self.saving.contains(no);
+            let withheld = |no| self.saving.contains(no) || self.unwell.contains(no);
+            let lendable = |no| !self.broken.contains(no) && !withheld(no);
             let sound = self.up.iter().filter(|(no, _)| lendable(no));
             for (no, leases) in sound {
                 let full = self.bounds.concurrency > 0 && *leases >= self.bounds.concurrency;
@@ -449,6 +491,7 @@ proptest! {
             starting: BTreeSet::new(),
             up: BTreeMap::new(),
             broken: BTreeSet::new(),
+            unwell: BTreeSet::new(),
             saving: BTreeSet::new(),
             waiting: BTreeSet::new(),
             last_granted: None,
@@ -466,6 +509,7 @@ proptest! {
             model.feed(&Event::Pass(61_000));
             model.feed(&Event::Started(0));
             model.feed(&Event::Snapshotted(0, false));
+            model.feed(&Event::Well(0, true));
             model.feed(&Event::Release(0));
         }
         prop_assert!(model.waiting.is_empty());

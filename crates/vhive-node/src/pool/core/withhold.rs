@@ -1,4 +1,5 @@
-//! Decisions about snapshots: whom to withhold for one, whom to start for one, whom to evict.
+//! Decisions about whom to withhold: for a snapshot, or because it says that it is not ready; and whom to
+//! start for a snapshot, whom to evict.
 
 use std::time::Instant;
 
@@ -17,6 +18,30 @@ impl Core {
         if let Some(instance) = self.instances.get_mut(&no) {
             instance.replied = true;
         }
+    }
+
+    /// An instance says that it is not ready, or that it is again. Who waits may get another one
+    /// meanwhile, and this one once it is well.
+    pub(crate) fn set_well(
+        &mut self,
+        no: InstanceNo,
+        is_well: bool,
+        now: Instant,
+        out: &mut Vec<Action>,
+    ) {
+        if self.instances.get(&no).is_none_or(|i| i.unwell != is_well) || self.is_starting(no) {
+            return;
+        }
+        self.forget_free(no);
+        let Some(instance) = self.instances.get_mut(&no) else { return };
+        instance.unwell = !is_well;
+        if is_well && matches!(instance.state, State::Ready | State::Leaving) {
+            if !self.waiting.is_empty() {
+                self.unmark(no);
+            }
+            self.serve(no, out);
+        }
+        self.plan(now, out);
     }
 
     /// Starts an instance for nothing but its snapshot, which is taken before it serves anybody.

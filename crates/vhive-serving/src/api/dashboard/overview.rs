@@ -183,7 +183,7 @@ impl Living {
 
     fn row(&self, shared: &Shared, lately: &Lately<'_>) -> Value {
         let (stored, totals) = (&self.entry.stored, self.totals);
-        let host = shared.services.catalog.host(&stored.namespace, &stored.name);
+        let host = shared.services.catalog.host(stored);
         let traffic = stored.routed.iter().map(|assigned| {
             json!({
                 "revision": assigned.revision,

@@ -21,6 +21,7 @@ fn pending(id: &str) -> Pending {
         target: "/".to_owned(),
         fields: Vec::new(),
         body: Bytes::from_static(b"body"),
+        lane: None,
         event: None,
     }
 }
@@ -85,6 +86,55 @@ async fn what_finds_no_room_does_not_spin() {
     running.abort();
 }
 
+#[tokio::test]
+async fn a_lane_leaves_as_much_as_it_takes() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("async.redb");
+    let config = AsyncConfig { max_pending: 12, ..AsyncConfig::default() };
+    let (deferred, _news) = Deferred::open(&path, config.clone()).unwrap();
+    let mut next = 0;
+    let mut one = |lane: &str| {
+        next += 1;
+        Pending { lane: Some(lane.to_owned()), ..pending(&next.to_string()) }
+    };
+    let mut taken = Vec::new();
+    for lane in ["a", "b", "c", "d"] {
+        let mut of_lane = 0;
+        let full = loop {
+            match deferred.accept(vec![one(lane)]).await {
+                Ok(()) => of_lane += 1,
+                Err(error) => break error.to_string(),
+            }
+        };
+        assert!(full.contains(&format!("{of_lane} requests for the same service")), "{full}");
+        taken.push(of_lane);
+    }
+    // Each half of what the others have left; whoever comes next finds room.
+    assert_eq!(taken, [6, 3, 1, 1]);
+    deferred.accept(vec![one("e")]).await.unwrap();
+    let full = deferred.accept(vec![one("f")]).await.unwrap_err().to_string();
+    assert!(full.starts_with("12 requests wait already"), "{full}");
+    // What has gone makes room for its own and for others; a restart knows what there is.
+    deferred.replace("1", Vec::new()).await.unwrap();
+    drop(deferred);
+    let (deferred, _news) = Deferred::open(&path, config).unwrap();
+    assert_eq!(deferred.pending(), 11);
+    assert!(deferred.accept(vec![one("a")]).await.is_err(), "5 of its own, and 1 is left");
+    deferred.accept(vec![one("g")]).await.unwrap();
+    // Half of the bytes likewise, whatever their number.
+    let config = AsyncConfig { max_bytes: Size(4000), ..AsyncConfig::default() };
+    let path = dir.path().join("other.redb");
+    let (deferred, _news) = Deferred::open(&path, config).unwrap();
+    let long = |lane: &str, one: Pending| Pending {
+        body: Bytes::from(vec![0; 1000]),
+        lane: Some(lane.to_owned()),
+        ..one
+    };
+    deferred.accept(vec![long("a", one("a"))]).await.unwrap();
+    assert!(deferred.accept(vec![long("a", one("a"))]).await.is_err());
+    deferred.accept(vec![long("b", one("b"))]).await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_reply_waits_for_the_disk_and_the_function_is_not_asked_again() {
     let dir = tempfile::tempdir().unwrap();
@@ -106,7 +156,7 @@ async fn a_reply_waits_for_the_disk_and_the_function_is_not_asked_again() {
         })
         .await
     };
-    let errand = Arc::new(Invocations { attempts: 3 });
+    let errand = Arc::new(Invocations { attempts: 3, per_service: 1 });
     let running = tokio::spawn(run(Arc::clone(&deferred), news, at, errand));
     tokio::time::timeout(PATIENCE, told.notified()).await.unwrap();
     tokio::time::sleep(FIRST_PAUSE / 2).await;

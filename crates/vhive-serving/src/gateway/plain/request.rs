@@ -11,6 +11,7 @@ use httparse::{Header, ParserConfig, Status};
 
 use crate::gateway::field::Field;
 use crate::gateway::head::Length;
+use crate::gateway::probe;
 
 /// Most fields of a plain request.
 pub(super) const MOST_FIELDS: usize = 64;
@@ -124,7 +125,9 @@ fn check<'b, 'h>(
             | Field::Te
             | Field::Upgrade
             | Field::Expect
-            | Field::Prefer => return None,
+            | Field::Prefer
+            | Field::Probe => return None,
+            Field::UserAgent if probe::is_kubelet(field.value) => return None,
             // The connection's option is no field's name, but might be taken for one.
             Field::Other if field.name.eq_ignore_ascii_case("close") => return None,
             _ => {}

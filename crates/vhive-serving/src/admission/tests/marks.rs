@@ -1,0 +1,85 @@
+//! Labels and annotations of Knative's beside those that scale.
+
+use super::*;
+
+const OWN: &str = "metadata/annotations";
+const TEMPLATES: &str = "spec/template/metadata/annotations";
+
+fn problems(kind: Kind, document: &mut Value) -> Vec<String> {
+    document["kind"] = json!(kind.as_str());
+    let invalid = admit_template(kind, document, &Config::default()).map(drop);
+    let invalid = invalid.err().map(|invalid| invalid.problems).unwrap_or_default();
+    invalid.into_iter().map(|problem| problem.to_string()).collect()
+}
+
+#[test]
+fn what_would_mean_something_elsewhere_says_where() {
+    let elsewhere = "must be put under \"spec.template.metadata.annotations\" to work";
+    for (path, name, value, why) in [
+        (OWN, "autoscaling.knative.dev/min-scale", "1", elsewhere),
+        (OWN, "vhive.dev/snapshot-policy", "reap", elsewhere),
+        (OWN, "serving.knative.dev/no-gc", "true", elsewhere),
+        (OWN, "serving.knative.dev/progress-deadline", "60s", elsewhere),
+        (OWN, "serving.knative.dev/rollout-duration", "380s", "traffic moves in one step"),
+        (OWN, "serving.knative.dev/rolloutDuration", "1s", "traffic moves in one step"),
+        (OWN, "networking.knative.dev/ingress-class", "kourier", "the only ingress"),
+        (OWN, "features.knative.dev/podspec-affinity", "enabled", "no features"),
+        (TEMPLATES, "features.knative.dev/podspec-dryrun", "enabled", "no features"),
+        (
+            TEMPLATES,
+            "queue.sidecar.serving.knative.dev/cpu-resource-limit",
+            "1",
+            "no queue proxy beside a function",
+        ),
+        (TEMPLATES, "serving.knative.dev/rollout-duration", "1s", "under \"metadata.annotations\""),
+        (TEMPLATES, "serving.knative.dev/no-gc", "yes", "must be `true` or `false`"),
+        (TEMPLATES, "serving.knative.dev/progress-deadline", "0s", "must be from 1s to 1h"),
+        ("spec/template/metadata/labels", VISIBILITY, CLUSTER_LOCAL, "under \"metadata.labels\""),
+        ("metadata/labels", VISIBILITY, "public", "must be `cluster-local`"),
+    ] {
+        let mut document = with(path, json!({name: value}));
+        let said = problems(Kind::Service, &mut document);
+        let place = format!("{}[{name}]: ", path.replace('/', "."));
+        assert_eq!(said.len(), 1, "{name}: {said:?}");
+        assert!(said[0].starts_with(&place) && said[0].contains(why), "{name}: {said:?}");
+    }
+}
+
+#[test]
+fn what_means_something_here_or_nothing_anywhere_is_taken() {
+    let mut document = minimal();
+    document["metadata"]["labels"] = json!({VISIBILITY: CLUSTER_LOCAL});
+    set(
+        &mut document,
+        OWN,
+        json!({
+            "serving.knative.dev/creator": "someone",
+            "serving.knative.dev/lastModifier": "someone",
+            "serving.knative.dev/rollout-duration": "0s",
+            "client.knative.dev/user-image": "dev.local/hello",
+        }),
+    );
+    let marks = json!({
+        "serving.knative.dev/progress-deadline": "90s", "serving.knative.dev/no-gc": "true",
+    });
+    set(&mut document, TEMPLATES, marks);
+    let admitted = check(&document).unwrap();
+    assert_eq!(admitted.template.start_deadline, Some(Duration::from_secs(90)));
+    assert!(is_kept(&admitted.spec["template"]) && !is_kept(&minimal()["spec"]["template"]));
+    let said = problems(Kind::Configuration, &mut document);
+    assert!(said.len() == 1 && said[0].contains("a configuration has no host"), "{said:?}");
+}
+
+#[test]
+fn a_route_is_checked_as_a_service_is() {
+    let mut document = json!({
+        "apiVersion": "serving.knative.dev/v1",
+        "kind": "Route",
+        "metadata": {"name": "a", "annotations": {"autoscaling.knative.dev/target": "1"}},
+        "spec": {"traffic": [{"revisionName": "a-1", "percent": 100}]},
+    });
+    let refused = admit_object(Kind::Route, &document, "example.com").unwrap_err();
+    assert_eq!(refused.problems[0].path, "metadata.annotations[autoscaling.knative.dev/target]");
+    document["metadata"] = json!({"name": "a", "labels": {VISIBILITY: CLUSTER_LOCAL}});
+    assert!(admit_object(Kind::Route, &document, "example.com").is_ok());
+}
