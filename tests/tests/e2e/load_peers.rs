@@ -85,8 +85,7 @@ impl Seen {
 /// Ours, at all workers' rate.
 fn ours(dir: &Dir, address: &str, protocol: &str) -> Seen {
     let endpoints = at(dir, "endpoints.json");
-    let endpoint =
-        format!(r#"[{{"hostname":"f","address":"{address}","protocol":"{protocol}"}}]"#);
+    let endpoint = format!(r#"[{{"hostname":"f","address":"{address}","protocol":"{protocol}"}}]"#);
     fs::write(&endpoints, endpoint).expect("written");
     let (rate, seconds) = ((WORKERS * EACH).to_string(), SECONDS.to_string());
     let args = ["-o", "json", "load", "rps", "--endpoints", &endpoints, "--rps", &rate];
@@ -107,7 +106,7 @@ fn compare(theirs: impl Fn() -> Seen, ours: impl Fn() -> Seen) {
     let takes_ms = TAKES.as_secs_f64() * 1e3;
     for attempt in 1..=ATTEMPTS {
         let (theirs, ours) = (theirs(), ours());
-        println!("theirs {theirs:?}, ours {ours:?}");
+        eprintln!("theirs {theirs:?}, ours {ours:?}");
         assert_eq!(ours.requests, u64::from(WORKERS * EACH * SECONDS), "as many as planned");
         // They begin after a first tick and stop at a last one: one or two fewer of each worker.
         let fewer = ours.requests.abs_diff(theirs.requests);
@@ -185,13 +184,12 @@ fn server_h2c() -> String {
                     let body = http_body_util::Full::new(bytes::Bytes::from_static(b"ok"));
                     Ok::<_, std::convert::Infallible>(http::Response::new(body))
                 };
-                let serve = hyper::server::conn::http2::Builder::new(
-                    hyper_util::rt::TokioExecutor::new(),
-                )
-                .serve_connection(
-                    hyper_util::rt::TokioIo::new(stream),
-                    hyper::service::service_fn(reply),
-                );
+                let serve =
+                    hyper::server::conn::http2::Builder::new(hyper_util::rt::TokioExecutor::new())
+                        .serve_connection(
+                            hyper_util::rt::TokioIo::new(stream),
+                            hyper::service::service_fn(reply),
+                        );
                 tokio::spawn(serve);
             }
         });

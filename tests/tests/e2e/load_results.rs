@@ -46,7 +46,8 @@ fn e2e_load_has_a_report_and_is_compared() {
     let built = node.json(&["report", &at(&dir, "a")]).expect("built again");
     assert_eq!(text(&dir.path().join("a/report.html")), page, "the same from the same rows");
     assert!(built["report"].as_str().is_some_and(|path| path.ends_with("a/report.html")));
-    let summary: Value = serde_json::from_str(&text(&dir.path().join("a/summary.json"))).expect("JSON");
+    let summary: Value =
+        serde_json::from_str(&text(&dir.path().join("a/summary.json"))).expect("JSON");
     let ok = summary["outcomes"]["ok"].as_u64().expect("a number");
     assert!(ok == 80 && page.contains(&format!("80 requests, {ok} successes")), "{summary}");
     // A revision in the checkout that this is built in; none elsewhere.
@@ -113,7 +114,11 @@ fn e2e_load_sweeps_leave_their_rows() {
         let more = ["--time", "1", "--within", "100", "--out", &at(&dir, out), "--parquet"];
         let done = node.vhive(&[&args[..], &more].concat()).expect("runs");
         // Whether a rate holds depends on what the machine does besides.
-        assert!(code(&done) <= 1 && dir.path().join(out).join("sweep.json").exists(), "{}", said(&done));
+        assert!(
+            code(&done) <= 1 && dir.path().join(out).join("sweep.json").exists(),
+            "{}",
+            said(&done)
+        );
     };
     sweep("a");
     // What an earlier run of another kind has left is not taken for a sweep's.
@@ -124,8 +129,12 @@ fn e2e_load_sweeps_leave_their_rows() {
         let found: Value =
             serde_json::from_str(&text(&dir.path().join(out).join("sweep.json"))).expect("JSON");
         let rows = rows(&dir.path().join(out).join("rows.jsonl"));
-        let sent: u64 =
-            found["steps"].as_array().expect("steps").iter().filter_map(|s| s["sent"].as_u64()).sum();
+        let sent: u64 = found["steps"]
+            .as_array()
+            .expect("steps")
+            .iter()
+            .filter_map(|s| s["sent"].as_u64())
+            .sum();
         let rated = rows.iter().filter(|row| row["rate"].is_number()).count() as u64;
         assert_eq!(rated, sent, "{out}: {found}");
         assert!(rows.iter().any(|row| row["rate"].is_null()), "one client alone");
@@ -139,5 +148,8 @@ fn e2e_load_sweeps_leave_their_rows() {
         line["group"].as_str().is_some_and(|group| group.ends_with(" at 20/s"))
             && line["metric"] == "from intended ms"
     };
-    assert!(compared["lines"].as_array().expect("lines").iter().any(|line| at_20(&line)), "{compared}");
+    assert!(
+        compared["lines"].as_array().expect("lines").iter().any(|line| at_20(&line)),
+        "{compared}"
+    );
 }
