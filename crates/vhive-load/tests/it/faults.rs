@@ -300,9 +300,9 @@ fn what_waits_too_long_for_a_connection_is_not_sent_any_more() {
             let (address, connections) = hello(Duration::from_secs(600)).await;
             let mut load = load(&address, protocol);
             (load.patience, load.most_connections) = (Duration::from_millis(100), 1);
-            // More than one connection of HTTP/2 takes.
-            let rows =
-                run(&load, shots(if protocol == Protocol::Http1 { 10 } else { 110 }, 1)).await;
+            // At once more than one connection of HTTP/2 takes.
+            let shots = if protocol == Protocol::Http1 { shots(10, 1) } else { shots(110, 0) };
+            let rows = run(&load, shots).await;
             assert!(rows.iter().all(|row| row.outcome == Outcome::Timeout), "{rows:?}");
             let waited = |row: &&Row| error(row).contains("no connection was free in time");
             let never_sent = rows.iter().filter(waited).count();
