@@ -64,7 +64,7 @@ impl Pool {
         let mut alive = self.alive.subscribe();
         let (mut gone, mut staying) = (0, 0);
         self.run(|state, out| {
-            gone = state.core.evict(out);
+            gone = state.core.evict(Instant::now(), out);
             staying = state.core.staying();
         });
         // The sender lives in self, so this cannot fail.

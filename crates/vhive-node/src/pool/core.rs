@@ -309,6 +309,10 @@ impl Core {
         }
         self.note_free(no);
         self.stop_if_done(no, out);
+        if !self.waiting.is_empty() {
+            // What has gone may have been unwell, and all that somebody waited for.
+            self.after_loss(now, out);
+        }
     }
 
     /// There should be `want` instances: starts what is missing, stops what idles beyond, marks
@@ -336,7 +340,7 @@ impl Core {
                 self.set_state(no, State::Leaving);
             }
         }
-        self.plan(now, out);
+        self.after_loss(now, out);
     }
 
     /// Looks again: a back-off may have ended, or room come.

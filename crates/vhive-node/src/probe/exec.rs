@@ -3,6 +3,7 @@
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::process::Command;
+use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, Instant};
 
 use vhive_api::{ProbeTiming, Readiness, SandboxId, TimedProbe};
@@ -15,6 +16,8 @@ use super::{Probe, ProbeError, wait};
 struct Open {
     id: SandboxId,
     endpoint: SocketAddr,
+    /// Told of every command.
+    tell: Sender<()>,
 }
 
 impl Sandbox for Open {
@@ -32,6 +35,8 @@ impl Sandbox for Open {
 
     fn run(&mut self, command: &[String], _: Deadline) -> Result<i32, RunError> {
         let failed = |error: std::io::Error| RunError::Failed(error.to_string());
+        // The test may have heard enough.
+        let _ = self.tell.send(());
         let status = Command::new(&command[0]).args(&command[1..]).status().map_err(failed)?;
         Ok(status.code().unwrap_or(-1))
     }
@@ -40,11 +45,15 @@ impl Sandbox for Open {
 }
 
 /// Asks `test -e` of a file, once by the readiness and once by the startup probe if wanted.
-fn ask(file: &Path, startup: bool, listens: bool, limit: Duration) -> Result<Instant, ProbeError> {
+fn ask(
+    file: &Path,
+    (startup, listens): (bool, bool),
+    (limit, tell): (Duration, &Sender<()>),
+) -> Result<Instant, ProbeError> {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let endpoint = listener.local_addr().unwrap();
     let _listener = listens.then_some(listener);
-    let mut sandbox = Open { id: SandboxId::random(), endpoint };
+    let mut sandbox = Open { id: SandboxId::random(), endpoint, tell: tell.clone() };
     let command = ["test", "-e", file.to_str().unwrap()].map(str::to_owned).to_vec();
     let check = Readiness::Exec(command);
     let started = TimedProbe { check: check.clone(), timing: ProbeTiming::default() };
@@ -64,9 +73,10 @@ fn ask(file: &Path, startup: bool, listens: bool, limit: Duration) -> Result<Ins
 fn a_function_is_ready_once_its_command_succeeds_and_its_port_accepts() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("ready");
-    let short = Duration::from_millis(100);
+    let (tell, told) = channel();
+    let (short, long) = (Duration::from_millis(100), Duration::from_secs(20));
     for (startup, name) in [(false, "readiness"), (true, "startup")] {
-        match ask(&file, startup, true, short) {
+        match ask(&file, (startup, true), (short, &tell)) {
             Err(ProbeError::NotReady { stage, what, answer, .. }) => {
                 assert_eq!((stage, answer.as_str()), (name, "exit code 1"));
                 assert!(what.starts_with("exec [\"test\", \"-e\""), "{what}");
@@ -75,14 +85,16 @@ fn a_function_is_ready_once_its_command_succeeds_and_its_port_accepts() {
         }
     }
     // It becomes true while it is asked.
+    told.try_iter().for_each(drop);
     std::thread::scope(|scope| {
-        let waiting = scope.spawn(|| ask(&file, false, true, Duration::from_secs(20)));
-        std::thread::sleep(Duration::from_millis(50));
-        assert!(!waiting.is_finished());
+        let waiting = scope.spawn(|| ask(&file, (false, true), (long, &tell)));
+        for _ in 0..2 {
+            told.recv_timeout(long).unwrap();
+        }
         std::fs::write(&file, "").unwrap();
         waiting.join().unwrap().expect("ready");
     });
-    ask(&file, true, true, Duration::from_secs(20)).expect("ready");
-    let refused = ask(&file, false, false, short);
+    ask(&file, (true, true), (long, &tell)).expect("ready");
+    let refused = ask(&file, (false, false), (short, &tell));
     assert!(matches!(refused, Err(ProbeError::NotListening { .. })), "{refused:?}");
 }

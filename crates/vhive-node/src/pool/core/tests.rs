@@ -249,9 +249,9 @@ fn what_is_evicted_comes_back_with_the_next_request_only() {
     ask(|out| core.resize(2, now, out));
     (0..2).for_each(|no| _ = ask(|out| core.started(no, now, out)));
     assert_eq!(core.acquire(now, &mut Vec::new()), Ok(Answer::Granted(0)));
-    assert_eq!(ask(|out| assert_eq!(core.evict(out), 1)), [Action::Stop(1)]);
+    assert_eq!(ask(|out| assert_eq!(core.evict(now, out), 1)), [Action::Stop(1)]);
     assert_eq!(ask(|out| core.release(0, now, out)), []);
-    assert_eq!(ask(|out| assert_eq!(core.evict(out), 1)), [Action::Stop(0)]);
+    assert_eq!(ask(|out| assert_eq!(core.evict(now, out), 1)), [Action::Stop(0)]);
     assert_eq!(ask(|out| core.resize(2, now, out)), []);
     let out = ask(|out| _ = core.acquire(now, out));
     assert_eq!(out, [Action::Start(2), Action::Start(3)]);
@@ -400,7 +400,7 @@ impl Model {
                 Err(why) => assert_eq!(why, Refusal::AtMax),
             },
             Event::Evict => {
-                let gone = self.core.evict(&mut out) as usize;
+                let gone = self.core.evict(now, &mut out) as usize;
                 let stops = out.iter().filter(|action| matches!(action, Action::Stop(_))).count();
                 assert_eq!(gone, stops + self.saving.len());
             }

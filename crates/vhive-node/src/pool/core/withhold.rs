@@ -94,7 +94,7 @@ impl Core {
 
     /// Stops what idles, and starts nothing that no request asks for before the next request.
     /// Says how many go.
-    pub(crate) fn evict(&mut self, out: &mut Vec<Action>) -> u32 {
+    pub(crate) fn evict(&mut self, now: Instant, out: &mut Vec<Action>) -> u32 {
         self.dormant = true;
         let mut gone = 0;
         let all: Vec<InstanceNo> = self.instances.keys().copied().collect();
@@ -112,6 +112,7 @@ impl Core {
                 _ => {}
             }
         }
+        self.after_loss(now, out);
         gone
     }
 

@@ -121,7 +121,8 @@ fn probes_of_every_kind_are_understood() {
         period: second * 5,
         timeout: second,
         successes: 2,
-        failures: 0,
+        // Kubernetes' default, as it goes on being asked.
+        failures: 3,
     };
     assert_eq!(grpc.probe, wanted);
     let exec = template(json!({

@@ -199,7 +199,7 @@ function detail(one, name) {
   say(place.about, about);
 }
 
-const STATES = { ready: ['●', 'good'], starting: ['◐', 'busy'], snapshotting: ['◆', 'busy'], leaving: ['◌', 'quiet'], broken: ['✕', 'bad'] };
+const STATES = { ready: ['●', 'good'], starting: ['◐', 'busy'], snapshotting: ['◆', 'busy'], leaving: ['◌', 'quiet'], unready: ['◇', 'bad'], broken: ['✕', 'bad'] };
 
 function instances() {
   const any = view.services[0];
