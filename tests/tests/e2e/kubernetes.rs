@@ -203,7 +203,9 @@ fn traffic_and_logs(kubectl: &Kubectl<'_>, node: &TestNode, name: &str) {
 /// What goes on until something ends it: watches, followed logs, waits.
 fn watched_and_followed(kubectl: &Kubectl<'_>, node: &TestNode, name: &str) {
     let path = kubectl.dir.join(format!("{name}.yaml"));
-    let document = service(name, &["VHIVE_SIM_SAY=I-am-there"], "");
+    let window = "autoscaling.knative.dev/window: \"6s\"";
+    let first = format!("{window}\n        autoscaling.knative.dev/initial-scale: \"1\"");
+    let document = service(name, &["VHIVE_SIM_SAY=I-am-there"], "").replace(window, &first);
     fs::write(&path, &document).expect("written");
     let file = path.to_string_lossy().into_owned();
     let mut watch = kubectl.begin(&["get", "ksvc", "-w", "-o", "wide"]);
@@ -212,16 +214,24 @@ fn watched_and_followed(kubectl: &Kubectl<'_>, node: &TestNode, name: &str) {
     fs::write(&path, document.replace("I-am-there", "I-am-here")).expect("written");
     kubectl.expect(&["apply", "-f", &file], "configured");
     watch.until(&format!("{name}-00002"));
+    let service = format!("ksvc/{name}");
+    let ready = "--for=jsonpath={.status.latestReadyRevisionName}";
+    let latest = format!("{ready}={name}-00002");
+    if kubectl.name == "kubectl-debian" {
+        // It waits for conditions only.
+        kubectl.ok(&["wait", &service, "--for=condition=Ready", "--timeout=10s"]);
+    } else {
+        kubectl.ok(&["wait", &service, &latest, "--timeout=10s"]);
+    }
     let request =
         format!("GET / HTTP/1.1\r\nHost: {name}.default.example.com\r\nConnection: close\r\n\r\n");
     let reply = node.raw(request.as_bytes()).expect("an answer");
     assert!(reply.starts_with("HTTP/1.1 200 "), "{reply}");
-    let service = format!("ksvc/{name}");
     let described = kubectl.ok(&["describe", "ksvc", name]);
     for wanted in ["Latest Ready Revision Name", "RoutesReady", "Events:", "RevisionReady"] {
         assert!(described.contains(wanted), "no {wanted:?} in {described}");
     }
-    let label = format!("serving.knative.dev/service={name}");
+    let label = format!("serving.knative.dev/revision={name}-00002");
     let pods = kubectl.ok(&["get", "pods", "-l", &label, "-o", "name"]);
     let pod = pods.lines().next().expect("one instance");
     let described = kubectl.ok(&["describe", pod]);

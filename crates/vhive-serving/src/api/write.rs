@@ -56,6 +56,23 @@ impl Request<'_> {
         response
     }
 
+    /// The document of a body. Of the core's kinds it need not say of which it is, as in Kubernetes.
+    fn read(&self, body: &Bytes) -> Result<Value, Problem> {
+        let mut document = parse(&self.call.headers, body)?;
+        if self.kind.group().is_empty()
+            && let Some(object) = document.as_object_mut()
+        {
+            for (field, value) in
+                [("apiVersion", self.kind.api_version()), ("kind", self.kind.as_str())]
+            {
+                if object.get(field).is_none_or(|given| given.is_null() || given == "") {
+                    object.insert(field.to_owned(), Value::from(value));
+                }
+            }
+        }
+        Ok(document)
+    }
+
     fn left_out(&self) -> Result<LeftOut, Problem> {
         Ok(LeftOut::new(self.call.query.validation()?))
     }
@@ -169,7 +186,7 @@ pub(super) async fn create_namespace(
 
 async fn make(request: &Request<'_>, body: &Bytes) -> Result<Response, Problem> {
     let mut left_out = request.left_out()?;
-    let mut document = parse(&request.call.headers, body)?;
+    let mut document = request.read(body)?;
     place(&mut document, request.namespace, None)?;
     let (object, _) = request.put_known(None, document, &mut left_out).await??;
     Ok(request.reply(StatusCode::CREATED, object, &left_out))
@@ -207,7 +224,7 @@ pub(super) async fn replace_namespace(
 }
 
 async fn exchange(request: &Request<'_>, body: &Bytes) -> Result<Response, Problem> {
-    let document = parse(&request.call.headers, body)?;
+    let document = request.read(body)?;
     edit(request, |object| {
         let version = object.pointer("/metadata/resourceVersion").cloned();
         *object = document.clone();
@@ -281,7 +298,7 @@ pub(super) async fn server_side_apply(
     }
     let manager = request.call.manager()?;
     let mut left_out = request.left_out()?;
-    let mut wanted = parse(&request.call.headers, body)?;
+    let mut wanted = request.read(body)?;
     tellable(&wanted)?;
     place(&mut wanted, request.namespace, Some(request.name))?;
     let has_version = wanted.pointer("/metadata/resourceVersion").is_some();

@@ -12,6 +12,7 @@ mod eventing;
 mod gateway;
 mod gone;
 mod http2;
+mod kn;
 mod kube_rs;
 mod kubernetes;
 mod malformed;

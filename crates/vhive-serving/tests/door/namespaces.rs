@@ -64,6 +64,10 @@ async fn namespaces_are_made_changed_and_watched() {
         (status, &told["details"]["causes"][0]["field"]),
         (422, &json!("metadata.namespace"))
     );
+    // Clients with types of their own need not say which it is.
+    let bare = json!({"metadata": {"name": "bare"}});
+    let (status, made) = world.api("POST", NAMESPACES, Some(&bare)).await;
+    assert_eq!((status, &made["kind"]), (201, &json!("Namespace")), "{made}");
     let apply = "Content-Type: application/apply-patch+yaml\r\n";
     let applied = format!("{NAMESPACES}/applied?fieldManager=me");
     assert_eq!(ask(&world, "PATCH", &applied, apply, &namespace("applied")).await.0, 201);
