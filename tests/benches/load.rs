@@ -167,6 +167,9 @@ fn wrk(address: &str) -> anyhow::Result<Option<f64>> {
     Ok(Some(rate.context("wrk tells no rate")?.trim().parse()?))
 }
 
+/// Requests that a median is taken of at the least.
+const LEAST: f64 = 31.0;
+
 fn latency_truth(first: usize, last: usize) -> anyhow::Result<()> {
     let (mut worst, mut notes): (f64, Vec<String>) = (0.0, Vec::new());
     for millis in DELAYS {
@@ -174,8 +177,9 @@ fn latency_truth(first: usize, last: usize) -> anyhow::Result<()> {
         let server = role(&["delay", &millis.to_string()])?;
         on_cpu(last)?;
         // Few enough that no two are under way at a time.
-        let rate = format!("{}", 400.0 / (millis as f64 + 3.0));
-        let run = send("busy", &server.address, &rate, "1500")?;
+        let rate = 400.0 / (millis as f64 + 3.0);
+        let long = format!("{:.0}", (LEAST / rate * 1e3).max(1500.0));
+        let run = send("busy", &server.address, &rate.to_string(), &long)?;
         let error = run.latency_p50_us / 1e3 - millis as f64;
         worst = if error.abs() > worst.abs() { error } else { worst };
         notes.push(format!("{millis} ms {error:+.3}"));
