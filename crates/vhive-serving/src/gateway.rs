@@ -79,7 +79,7 @@ const TAG: HeaderName = HeaderName::from_static("knative-serving-tag");
 const TRIES: usize = 3;
 
 /// How long what an instance said before its end may take to arrive, once its end is known.
-const LAST_WORDS: Duration = Duration::from_millis(20);
+const LAST_WORDS: Duration = Duration::from_millis(100);
 
 /// How long a doubtful instance may take to accept a connection.
 const SUSPICION: Duration = Duration::from_secs(2);
