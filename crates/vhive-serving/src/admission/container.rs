@@ -84,7 +84,8 @@ pub(super) fn read_container(
     config: &Config,
 ) -> Container {
     cursor.expect_fields(&CONTAINER);
-    if cursor.get("name").is_some() {
+    // Clients in Go write it even if it is empty.
+    if cursor.get("name").is_some_and(|name| name.value() != "") {
         label(cursor, "name", 63);
     }
     let image = match cursor.get("image") {
