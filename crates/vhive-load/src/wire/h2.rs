@@ -194,13 +194,14 @@ impl Pool {
             let due = clock.at(pending.shot.at_ns) + shared.patience;
             let room = tokio::time::timeout_at(due.into(), self.free()).await;
             drop(waiting);
-            way = match room {
-                Ok(Room::On(connection, stream)) => {
+            // Room may come in the very moment in which it is too late.
+            way = match room.ok().filter(|_| Instant::now() <= due) {
+                Some(Room::On(connection, stream)) => {
                     pending.sent_ns = Some(clock.now_ns());
                     Way::Sent(start(connection, stream, request))
                 }
-                Ok(Room::New(place)) => Way::To(place, request),
-                Err(_) => return pending.fail(Outcome::Timeout, "no connection was free in time"),
+                Some(Room::New(place)) => Way::To(place, request),
+                None => return pending.fail(Outcome::Timeout, "no connection was free in time"),
             };
         }
         let has_work = pending.shot.work.is_some();
