@@ -106,12 +106,16 @@ pub fn config(dir: &Path) -> String {
 pub fn replay(node: &TestNode, dir: &Path, policy: Policy) -> anyhow::Result<Replayed> {
     let socket = dir.join("api.sock");
     let Policy { kind, snapshot, .. } = policy;
-    let names: Vec<String> = (0..SERVICES).map(|nth| format!("{kind}-{snapshot}-{nth}")).collect();
+    let out = (1..)
+        .map(|time| dir.join(format!("run-{kind}-{snapshot}-{time}")))
+        .find(|path| !path.exists())
+        .context("a name that is free")?;
+    let label = out.file_name().context("it was named above")?.to_string_lossy().into_owned();
+    let names: Vec<String> = (0..SERVICES).map(|nth| format!("{label}-{nth}")).collect();
     for name in &names {
         let reply = ask(&socket, "POST", SERVICES_PATH, &service(name, policy))?;
         ensure!(reply.starts_with("HTTP/1.1 201"), "not applied: {reply}");
     }
-    let out = dir.join(format!("run-{kind}-{snapshot}"));
     let endpoints = dir.join("endpoints.json");
     let list: Vec<Value> = names
         .iter()
@@ -287,7 +291,7 @@ fn simulated(
     fs::write(&plan, format!("[function]\nsnapshot = \"{snapshot}\"\nmemory = \"128MiB\"\n"))?;
     let (plan, rows) = (text(&plan), text(&run.join("rows.jsonl")));
     let starts = text(&dir.join("records.jsonl"));
-    let out = dir.join(format!("simulated-{kind}-{snapshot}"));
+    let out = run.join("simulated");
     let policy = format!("{kind}:{keep}");
     let to = text(&out);
     let args = ["study", "simulate", &plan, "--trace", &rows, "--minutes", "1"];

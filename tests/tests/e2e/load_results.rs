@@ -72,7 +72,7 @@ fn e2e_load_has_a_report_and_is_compared() {
     let endpoint = warm["group"].as_str().expect("a text").trim_end_matches(" warm");
     assert_eq!(warm["a"]["n"], of("a", "warm", endpoint));
     assert_eq!(warm["b"]["n"], of("b", "warm", endpoint));
-    assert!(dir.path().join("ab/report.html").exists());
+    assert!(dir.path().join("ab/compare.html").exists());
 
     let Some(python) = pyarrow() else {
         return eprintln!("SKIP e2e_load_has_a_report_and_is_compared (Parquet): pyarrow");

@@ -8,9 +8,12 @@ use vhive_tests::node::vhive;
 
 use crate::scene::{Dir, code, node, said, skip};
 
-/// How far a simulation may be from the run that it replays, in per cent. What the machine does
-/// besides moves single starts; the usual difference is the benchmark `sim-vs-live`.
-const TOLERANCE: f64 = 25.0;
+/// How far a simulation may be from the run that it replays, in per cent. The usual difference is the
+/// benchmark `sim-vs-live`.
+const TOLERANCE: f64 = 15.0;
+/// What the machine does besides moves starts of the live run, and is not simulated: one of so many runs must
+/// be as simulated.
+const ATTEMPTS: u32 = 4;
 
 #[test]
 fn e2e_a_simulation_replays_a_recorded_run() {
@@ -23,16 +26,20 @@ fn e2e_a_simulation_replays_a_recorded_run() {
         [("fixed", "1s", "off"), ("kpa", "6s", "off"), ("fixed", "1s", "reap")]
     {
         let policy = live::Policy { kind, keep, snapshot };
-        let replayed = live::replay(&node, dir.path(), policy).expect("replayed");
-        let (live, simulated) = (&replayed.live, &replayed.simulated);
-        assert_eq!(live.invocations, simulated.invocations, "each request is simulated once");
-        assert!(live.cold > 10, "{policy:?}: {replayed:?}");
-        let (sums, over_time) = (replayed.worse(), replayed.off_over_time());
-        println!("{policy:?}: {sums:.1} % off, {over_time:.1} % in a second");
-        assert!(sums <= TOLERANCE, "{sums:.1} %: {policy:?}: {replayed:?}");
-        assert!(over_time <= TOLERANCE, "{over_time:.1} %: {policy:?}: {replayed:?}");
-        let starts = |of: &live::Figures| of.by_start.keys().cloned().collect::<Vec<_>>();
-        assert_eq!(starts(live), starts(simulated), "{policy:?}: {replayed:?}");
+        for attempt in 1..=ATTEMPTS {
+            let replayed = live::replay(&node, dir.path(), policy).expect("replayed");
+            let (live, simulated) = (&replayed.live, &replayed.simulated);
+            assert_eq!(live.invocations, simulated.invocations, "each request is simulated once");
+            assert!(live.cold > 10, "{policy:?}: {replayed:?}");
+            let starts = |of: &live::Figures| of.by_start.keys().cloned().collect::<Vec<_>>();
+            assert_eq!(starts(live), starts(simulated), "{policy:?}: {replayed:?}");
+            let (sums, over_time) = (replayed.worse(), replayed.off_over_time());
+            println!("{policy:?}: {sums:.1} % off, {over_time:.1} % in a second");
+            if sums <= TOLERANCE && over_time <= TOLERANCE {
+                break;
+            }
+            assert!(attempt < ATTEMPTS, "{sums:.1} %, {over_time:.1} %: {policy:?}: {replayed:?}");
+        }
     }
 }
 

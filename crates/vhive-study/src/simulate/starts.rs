@@ -90,6 +90,8 @@ pub struct Starts {
     warnings: Vec<String>,
     /// When invocations of the records began, in nanoseconds of the wall clock; sorted.
     began: Vec<(InvocationId, i64)>,
+    /// How long those took that an instance served which was there, in nanoseconds; sorted.
+    took: Vec<(InvocationId, Ns)>,
 }
 
 impl Profile {
@@ -185,7 +187,7 @@ impl Starts {
         if profiles.is_empty() {
             Err(StartsError::NoBoot)
         } else {
-            Ok(Self { profiles, warnings, began: Vec::new() })
+            Ok(Self { profiles, warnings, began: Vec::new(), took: Vec::new() })
         }
     }
 
@@ -209,6 +211,12 @@ impl Starts {
         };
         let mut began: Vec<_> = all.iter().filter_map(began).collect();
         began.sort_unstable();
+        let warm = |one: &&Invoked| one.record.start == Some(StartKind::Warm);
+        let took = |one: &Invoked| {
+            Some((one.record.id, phase(&one.record, Phase::Request)?.saturating_mul(1000)))
+        };
+        let mut took: Vec<_> = all.iter().filter(warm).filter_map(took).collect();
+        took.sort_unstable();
         for one in all {
             functions.entry(one.function.clone()).or_default().push(one);
         }
@@ -254,7 +262,7 @@ impl Starts {
             profile.offer();
             profiles.push(profile);
         }
-        let mut starts = Self { began, ..Self::new(profiles)? };
+        let mut starts = Self { began, took, ..Self::new(profiles)? };
         starts.warnings.extend(warnings);
         Ok(starts)
     }
@@ -270,6 +278,13 @@ impl Starts {
     pub(super) fn began(&self, id: InvocationId) -> Option<i64> {
         let found = self.began.binary_search_by_key(&id, |(id, _)| *id).ok()?;
         self.began.get(found).map(|(_, at)| *at)
+    }
+
+    /// How long an invocation of the records took, in nanoseconds, if an instance served it that was
+    /// there.
+    pub(super) fn took(&self, id: InvocationId) -> Option<Ns> {
+        let found = self.took.binary_search_by_key(&id, |(id, _)| *id).ok()?;
+        self.took.get(found).map(|(_, took)| *took)
     }
 
     /// What was measured, for a report.

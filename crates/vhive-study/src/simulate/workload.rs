@@ -126,7 +126,10 @@ impl Workload {
             }
             TraceKind::Azure2021 => traced(azure2021::read(&path, minutes as u64)?),
             TraceKind::Rows => {
-                let (functions, sent) = sent(&path, minutes)?;
+                // Where the records of the very requests are among the measured starts, what each took is
+                // known. Whoever simulates is told of files that cannot be read.
+                let records = Starts::read(&plan.starts).unwrap_or_default();
+                let (functions, sent) = sent(&path, minutes, &records)?;
                 Self { sent, ..traced(functions) }
             }
             TraceKind::Steady => traced(steady(plan)),
@@ -303,9 +306,13 @@ impl Sent {
     }
 }
 
-/// Requests as `vhive load` has sent them. How long one runs is what the function said, else what
-/// was asked for, else the usual latency of a warm one.
-fn sent(path: &Path, minutes: usize) -> Result<(Vec<Function>, Vec<Called>), WorkloadError> {
+/// Requests as `vhive load` has sent them. How long one runs is what its record says, else what the
+/// function said, else what was asked for, else the usual latency of a warm one.
+fn sent(
+    path: &Path,
+    minutes: usize,
+    records: &Starts,
+) -> Result<(Vec<Function>, Vec<Called>), WorkloadError> {
     let failed = |source| WorkloadError::Read { path: path.to_owned(), source };
     let file = BufReader::new(File::open(path).map_err(failed)?);
     let mut endpoints: BTreeMap<String, Vec<Sent>> = BTreeMap::new();
@@ -336,7 +343,9 @@ fn sent(path: &Path, minutes: usize) -> Result<(Vec<Function>, Vec<Called>), Wor
         rows.sort_by(|a, b| (a.intended_us + a.late_us).total_cmp(&(b.intended_us + b.late_us)));
         let usual = median(&warm(&rows)).unwrap_or(of_all);
         let one = |row: &Sent| {
-            let ms = row.function_us.map(|us| us as f64 / 1e3);
+            let id = row.id.as_deref().and_then(|id| id.parse().ok());
+            let recorded = id.and_then(|id| records.took(id)).map(|ns| ns as f64 / 1e6);
+            let ms = recorded.or(row.function_us.map(|us| us as f64 / 1e3));
             let ms = ms.or(row.requested_runtime_ms.map(f64::from)).unwrap_or(usual / 1e3);
             vhive_load::trace::Invocation {
                 at_ns: row.at(),
@@ -421,7 +430,7 @@ mod tests {
             + &row(1000, 4_000, "warm", "")
             + &row(3000, 1, "warm", ",\"function_us\":7000");
         std::fs::write(&path, text).expect("written");
-        let (functions, ids) = sent(&path, 1).expect("read");
+        let (functions, ids) = sent(&path, 1, &Starts::default()).expect("read");
         assert!(ids.is_empty(), "nothing is called anything");
         let Source::Exact(all) = &functions[0].source else { panic!("exact") };
         let seen: Vec<(u64, u32)> =
@@ -429,7 +438,12 @@ mod tests {
         // The median of the warm ones, 2000.5 µs, stands for the cold one.
         assert_eq!(seen, [(1_005_000, 2), (2_005_000, 2), (3_005_000, 7)]);
         std::fs::write(&path, "{}\n").expect("written");
-        assert!(sent(&path, 1).expect_err("no row").to_string().contains("rows.jsonl:1"));
+        assert!(
+            sent(&path, 1, &Starts::default())
+                .expect_err("no row")
+                .to_string()
+                .contains("rows.jsonl:1")
+        );
     }
 
     #[test]
