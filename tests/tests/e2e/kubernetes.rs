@@ -91,7 +91,8 @@ impl Drop for Going {
     fn drop(&mut self) {
         // `timeout` passes the signal on.
         if let Some(pid) = rustix::process::Pid::from_raw(self.child.id().cast_signed()) {
-            drop(rustix::process::kill_process(pid, rustix::process::Signal::TERM));
+            // It may have ended.
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
         }
         drop(self.child.wait());
     }

@@ -59,7 +59,7 @@ fn e2e_a_file_is_applied_and_deleted_with_all_that_is_in_it() {
                 data: { a: b }\n";
     let space =
         "apiVersion: v1\nkind: Namespace\nmetadata: { name: team, labels: { a: b } }\n---\n";
-    std::fs::write(&path, format!("{space}{inside}{more}")).expect("written");
+    fs::write(&path, format!("{space}{inside}{more}")).expect("written");
     let file = path.to_string_lossy().into_owned();
     for _ in 0..2 {
         let told = node.ok(&["apply", "-f", &file]).expect("applied");
