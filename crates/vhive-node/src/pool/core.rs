@@ -497,11 +497,6 @@ impl Core {
         }
     }
 
-    /// Whether something is there or under way that can serve a waiting request.
-    fn has_capacity(&self) -> bool {
-        self.total() > self.broken
-    }
-
     fn fail_waiting(&mut self, why: Refusal, out: &mut Vec<Action>) {
         out.extend(std::mem::take(&mut self.waiting).into_iter().map(|w| Action::Fail(w, why)));
     }
@@ -536,7 +531,8 @@ impl Core {
         let Some(instance) = self.instances.get(&no) else { return };
         let done = match instance.state {
             State::Starting(_) | State::Snapshotting => false,
-            State::Ready => self.closing && self.waiting.is_empty(),
+            // Idle although somebody waits: it is unwell.
+            State::Ready => self.closing,
             State::Leaving | State::Broken => true,
         };
         if done && instance.leases == 0 {

@@ -131,6 +131,46 @@ fn an_unwell_instance_keeps_what_it_holds_and_gets_nothing_more_until_it_is_well
 }
 
 #[test]
+fn who_waits_for_an_unwell_instance_is_told_when_the_pool_closes_or_no_other_starts() {
+    // Closing: it idles, so it goes, and who waits for it has nothing to wait for.
+    let (mut core, now) = (core(1, 1), Instant::now());
+    ask(|out| core.resize(1, now, out));
+    ask(|out| core.started(0, now, out));
+    ask(|out| core.set_well(0, false, now, out));
+    assert_eq!(core.acquire(now, &mut Vec::new()), Ok(Answer::Waits(0)));
+    let gone = [Action::Stop(0), Action::Fail(0, Refusal::Closing)];
+    assert_eq!(ask(|out| core.close(out)), gone);
+    // Closing while it still holds a request, or before it is unwell.
+    for unwell_first in [true, false] {
+        let mut core = self::core(1, 1);
+        ask(|out| _ = core.acquire(now, out));
+        ask(|out| core.started(0, now, out));
+        assert_eq!(core.acquire(now, &mut Vec::new()), Ok(Answer::Waits(1)));
+        let mut out = Vec::new();
+        if unwell_first {
+            core.set_well(0, false, now, &mut out);
+            core.close(&mut out);
+        } else {
+            core.close(&mut out);
+            core.set_well(0, false, now, &mut out);
+        }
+        assert_eq!(out, [Action::Fail(1, Refusal::Closing)], "{unwell_first}");
+        assert_eq!(ask(|out| core.release(0, now, out)), [Action::Stop(0)]);
+    }
+    // Not closing: the other one does not start.
+    let mut core = self::core(1, 2);
+    ask(|out| core.resize(1, now, out));
+    ask(|out| core.started(0, now, out));
+    ask(|out| core.set_well(0, false, now, out));
+    assert_eq!(ask(|out| _ = core.acquire(now, out)), [Action::Start(1)]);
+    let failed = ask(|out| core.start_failed(1, now, out));
+    assert_eq!(failed, [Action::Fail(0, Refusal::StartFailed)]);
+    assert_eq!(core.acquire(now, &mut Vec::new()), Err(Refusal::BackingOff(now + FIRST)));
+    ask(|out| core.set_well(0, true, now, out));
+    assert_eq!(core.acquire(now, &mut Vec::new()), Ok(Answer::Granted(0)));
+}
+
+#[test]
 fn a_broken_instance_serves_what_it_holds_and_is_replaced() {
     let (mut core, now) = (core(2, 1), Instant::now());
     let mut out = Vec::new();
@@ -275,6 +315,7 @@ enum Event {
     Snapshotted(usize, bool),
     Prepare,
     Evict,
+    Close,
 }
 
 fn events() -> impl Strategy<Value = Vec<Event>> {
@@ -315,6 +356,7 @@ struct Model {
     /// Room is being made; until `poke`, the waiting may have nothing to wait for.
     room_pending: bool,
     want: u32,
+    closed: bool,
 }
 
 fn nth<T: Copy>(mut of: impl ExactSizeIterator<Item = T>, n: usize) -> Option<T> {
@@ -322,6 +364,24 @@ fn nth<T: Copy>(mut of: impl ExactSizeIterator<Item = T>, n: usize) -> Option<T>
 }
 
 impl Model {
+    fn new(concurrency: u32, max: u32) -> Self {
+        Self {
+            core: core(concurrency, max),
+            bounds: Bounds { concurrency, max },
+            now: Instant::now(),
+            starting: BTreeSet::new(),
+            up: BTreeMap::new(),
+            broken: BTreeSet::new(),
+            unwell: BTreeSet::new(),
+            saving: BTreeSet::new(),
+            waiting: BTreeSet::new(),
+            last_granted: None,
+            room_pending: false,
+            want: 0,
+            closed: false,
+        }
+    }
+
     fn feed(&mut self, event: &Event) {
         let (mut out, now) = (Vec::new(), self.now);
         let mut lost = None;
@@ -332,6 +392,7 @@ impl Model {
                     self.lend(no);
                 }
                 Ok(Answer::Waits(waiter)) => assert!(self.waiting.insert(waiter)),
+                Err(Refusal::Closing) => assert!(self.closed),
                 Err(why) => assert!(matches!(why, Refusal::BackingOff(until) if until > now)),
             },
             Event::Cancel(n) => {
@@ -397,6 +458,7 @@ impl Model {
             Event::Prepare => match self.core.prepare(now, &mut out) {
                 Ok(no) => assert!(self.core.is_prepared(no)),
                 Err(Refusal::BackingOff(until)) => assert!(until > now),
+                Err(Refusal::Closing) => assert!(self.closed),
                 Err(why) => assert_eq!(why, Refusal::AtMax),
             },
             Event::Evict => {
@@ -408,6 +470,10 @@ impl Model {
                 self.want = want;
                 self.core.resize(want, now, &mut out);
             }
+            Event::Close => {
+                self.closed = true;
+                self.core.close(&mut out);
+            }
             Event::Pass(millis) => {
                 self.now += Duration::from_millis(millis);
                 self.room_pending = false;
@@ -416,6 +482,16 @@ impl Model {
         }
         self.take(&out, lost);
         self.check();
+        if self.closed || matches!(event, Event::StartFailed(_)) {
+            assert!(self.waiting.is_empty() || self.can_serve(), "waits for what may never be");
+        }
+    }
+
+    /// Whether somebody who waits has something to wait for that nothing says will not come.
+    fn can_serve(&self) -> bool {
+        let mut up = self.up.keys();
+        let sound = |no| !self.broken.contains(no) && !self.unwell.contains(no);
+        self.room_pending || !self.starting.is_empty() || up.any(sound)
     }
 
     fn take(&mut self, out: &[Action], lost: Option<InstanceNo>) {
@@ -484,20 +560,7 @@ proptest! {
         max in 0_u32..4,
         events in events(),
     ) {
-        let mut model = Model {
-            core: core(concurrency, max),
-            bounds: Bounds { concurrency, max },
-            now: Instant::now(),
-            starting: BTreeSet::new(),
-            up: BTreeMap::new(),
-            broken: BTreeSet::new(),
-            unwell: BTreeSet::new(),
-            saving: BTreeSet::new(),
-            waiting: BTreeSet::new(),
-            last_granted: None,
-            room_pending: false,
-            want: 0,
-        };
+        let mut model = Model::new(concurrency, max);
         for event in &events {
             model.feed(event);
         }
@@ -517,5 +580,29 @@ proptest! {
         prop_assert!(model.up.len() >= wanted as usize);
         model.feed(&Event::Resize(0));
         prop_assert!(model.up.is_empty() && model.starting.is_empty(), "{:?}", model);
+    }
+
+    #[test]
+    fn a_closed_pool_empties_itself_although_nothing_gets_well_again(
+        concurrency in 0_u32..4,
+        max in 0_u32..4,
+        before in events(),
+        after in events(),
+    ) {
+        let mut model = Model::new(concurrency, max);
+        for event in before.iter().chain([&Event::Close]).chain(&after) {
+            model.feed(event);
+        }
+        while !model.starting.is_empty() {
+            model.feed(&Event::Started(0));
+        }
+        while !model.saving.is_empty() {
+            model.feed(&Event::Snapshotted(0, false));
+        }
+        while model.up.values().any(|leases| *leases > 0) {
+            model.feed(&Event::Release(0));
+        }
+        model.feed(&Event::Pass(61_000));
+        prop_assert!(model.waiting.is_empty() && model.up.is_empty(), "{:?}", model);
     }
 }

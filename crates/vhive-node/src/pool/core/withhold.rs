@@ -41,7 +41,18 @@ impl Core {
             }
             self.serve(no, out);
         }
-        self.plan(now, out);
+        self.stop_if_done(no, out);
+        self.after_loss(now, out);
+    }
+
+    /// Whether something is there or under way that can serve a waiting request. What is unwell may
+    /// never be well again.
+    pub(super) fn has_capacity(&self) -> bool {
+        self.instances.values().any(|instance| match instance.state {
+            State::Starting(_) => true,
+            State::Broken => false,
+            State::Ready | State::Leaving | State::Snapshotting => !instance.unwell,
+        })
     }
 
     /// Starts an instance for nothing but its snapshot, which is taken before it serves anybody.
@@ -89,7 +100,7 @@ impl Core {
         }
         self.set_state(no, State::Ready);
         self.serve(no, out);
-        self.plan(now, out);
+        self.after_loss(now, out);
     }
 
     /// Stops what idles, and starts nothing that no request asks for before the next request.
