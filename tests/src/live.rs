@@ -106,12 +106,16 @@ pub fn config(dir: &Path) -> String {
 pub fn replay(node: &TestNode, dir: &Path, policy: Policy) -> anyhow::Result<Replayed> {
     let socket = dir.join("api.sock");
     let Policy { kind, snapshot, .. } = policy;
-    let names: Vec<String> = (0..SERVICES).map(|nth| format!("{kind}-{snapshot}-{nth}")).collect();
+    // A policy may be tried again: what the node keeps of the first try is of other services.
+    let tried = |nth: &u32| dir.join(format!("run-{kind}-{snapshot}-{nth}")).exists();
+    let attempt = (0..).find(|nth| !tried(nth)).unwrap_or_default();
+    let name = |nth: usize| format!("{kind}-{snapshot}-{attempt}-{nth}");
+    let names: Vec<String> = (0..SERVICES).map(name).collect();
     for name in &names {
         let reply = ask(&socket, "POST", SERVICES_PATH, &service(name, policy))?;
         ensure!(reply.starts_with("HTTP/1.1 201"), "not applied: {reply}");
     }
-    let out = dir.join(format!("run-{kind}-{snapshot}"));
+    let out = dir.join(format!("run-{kind}-{snapshot}-{attempt}"));
     let endpoints = dir.join("endpoints.json");
     let list: Vec<Value> = names
         .iter()
@@ -287,7 +291,7 @@ fn simulated(
     fs::write(&plan, format!("[function]\nsnapshot = \"{snapshot}\"\nmemory = \"128MiB\"\n"))?;
     let (plan, rows) = (text(&plan), text(&run.join("rows.jsonl")));
     let starts = text(&dir.join("records.jsonl"));
-    let out = dir.join(format!("simulated-{kind}-{snapshot}"));
+    let out = run.with_extension("simulated");
     let policy = format!("{kind}:{keep}");
     let to = text(&out);
     let args = ["study", "simulate", &plan, "--trace", &rows, "--minutes", "1"];
