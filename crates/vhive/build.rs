@@ -22,25 +22,50 @@ fn main() {
 }
 
 /// The checkout's revision, `-dirty` if it has changes. Looked at again when a commit is made or
-/// another one checked out, and when sources change, all of which the binary is built from anyway.
+/// another one checked out, and when the crates' sources change: what is edited elsewhere, or undone,
+/// is not seen until then.
 fn described() -> Option<String> {
-    let log = git(&["rev-parse", "--git-path", "logs/HEAD"])?;
-    if !Path::new(&log).is_file() {
+    let root = Path::new("../..").canonicalize().ok()?;
+    if !root.join(".git").exists() {
+        // Sources by themselves, whatever they have been unpacked in.
         return None;
     }
-    println!("cargo::rerun-if-changed={log}");
+    let top = match git(&["rev-parse", "--show-toplevel"]) {
+        Ok(top) => Path::new(&top).canonicalize().ok()?,
+        Err(why) => {
+            println!("cargo::warning=the revision is not known ({GIVEN} can tell it): {why}");
+            return None;
+        }
+    };
+    if top != root {
+        return None;
+    }
+    // Without a log of HEAD, what it points to tells of commits.
+    let branch = git(&["symbolic-ref", "-q", "HEAD"]).unwrap_or_else(|_| "HEAD".to_owned());
+    for name in ["logs/HEAD", "HEAD", &branch, "packed-refs"] {
+        let path = git(&["rev-parse", "--git-path", name]).ok();
+        if let Some(path) = path.filter(|path| Path::new(path).is_file()) {
+            println!("cargo::rerun-if-changed={path}");
+        }
+    }
     for entry in std::fs::read_dir("..").ok()?.flatten() {
         let sources = entry.path().join("src");
         if sources.is_dir() {
             println!("cargo::rerun-if-changed={}", sources.display());
         }
     }
-    git(&["describe", "--always", "--dirty", "--abbrev=12"])
+    git(&["describe", "--always", "--dirty", "--abbrev=12"]).ok()
 }
 
-/// What git says, in this crate's directory.
-fn git(args: &[&str]) -> Option<String> {
-    let done = Command::new("git").args(args).env("GIT_OPTIONAL_LOCKS", "0").output().ok()?;
-    let text = String::from_utf8_lossy(&done.stdout).trim().to_owned();
-    (done.status.success() && !text.is_empty()).then_some(text)
+/// What git says, in this crate's directory; or why it says nothing.
+fn git(args: &[&str]) -> Result<String, String> {
+    let done = Command::new("git").args(args).env("GIT_OPTIONAL_LOCKS", "0").output();
+    let done = done.map_err(|error| format!("cannot run git: {error}"))?;
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
+    if !done.status.success() {
+        let said = text(&done.stderr);
+        return Err(said.lines().next().unwrap_or("git fails").to_owned());
+    }
+    let said = text(&done.stdout);
+    if said.is_empty() { Err("git says nothing".to_owned()) } else { Ok(said) }
 }

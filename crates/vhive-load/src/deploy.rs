@@ -241,9 +241,14 @@ impl Deployment {
         Ok(ours.filter_map(name).collect())
     }
 
+    /// Whether it was deployed from this file. What older versions have deployed has no label: of it,
+    /// the file's name counts.
     fn is_ours(&self, service: &Value) -> bool {
-        let label = service.pointer("/metadata/labels").and_then(|all| all[MARK].as_str());
-        label == Some(&self.mark.label)
+        let mark = |part: &str| service.pointer(part).and_then(|all| all[MARK].as_str());
+        match mark("/metadata/labels") {
+            Some(label) => label == self.mark.label,
+            None => mark("/metadata/annotations") == Some(&self.mark.name),
+        }
     }
 
     async fn deploy_one(&self, api: &impl Api, wanted: &Wanted) -> Result<Endpoint, String> {
@@ -252,9 +257,9 @@ impl Deployment {
         let (status, old) = api.call(Method::GET, &path, None).await?;
         let (status, new) = match status {
             404 => api.call(Method::POST, &self.all(), Some(&service)).await?,
-            200 if old.pointer("/metadata/annotations").and_then(|all| all.get(MARK)).is_none() => {
+            200 if !self.is_ours(&old) => {
                 return Err(
-                    "a service of this name is there that was not deployed from here".into()
+                    "a service of this name is there that was not deployed from this file".into()
                 );
             }
             200 => {
@@ -567,6 +572,8 @@ mod tests {
         assert!(done[0].1.is_ok() && done[1].1.as_ref().unwrap_err().contains("not deployed from"));
         let again = block_on(deployment.deploy(&api, &wanted[..1]));
         assert!(again[0].1.is_ok(), "an update");
+        let taken = block_on(other.deploy(&api, &wanted[..1]));
+        assert!(taken[0].1.as_ref().unwrap_err().contains("not deployed from this file"));
         let left = block_on(other.delete(&api, &wanted[..1])).unwrap();
         assert!(left[0].1.as_ref().unwrap_err().contains("left alone"));
         // The file lists one less by now.
@@ -575,6 +582,28 @@ mod tests {
         assert_eq!(deleted[1], ("gone-0".to_owned(), Ok(false)));
         assert!(deleted[2].1.as_ref().unwrap_err().contains("left alone"));
         assert_eq!(api.0.borrow().keys().collect::<Vec<_>>(), ["own-0"]);
+    }
+
+    #[test]
+    fn what_an_older_version_deployed_from_a_file_of_this_name_is_updated_and_deleted() {
+        let dir = tempfile::tempdir().unwrap();
+        let wanted = wanted(dir.path(), &["a-0", "b-0", "c-0"]);
+        let api = Fake::default();
+        for (name, file) in
+            [("a-0", "functions.json"), ("b-0", "functions.json"), ("c-0", "others.json")]
+        {
+            let old = json!({"metadata": {"name": name, "annotations": {MARK: file}}});
+            api.0.borrow_mut().insert(name.to_owned(), old);
+        }
+        let deployment = deployment(dir.path());
+        let done = block_on(deployment.deploy(&api, &wanted[..1]));
+        assert!(done[0].1.is_ok(), "{done:?}");
+        let label = api.0.borrow()["a-0"]["metadata"]["labels"][MARK].clone();
+        assert_eq!(label, deployment.mark.label.as_str(), "it is marked from then on");
+        let deleted = block_on(deployment.delete(&api, &wanted)).unwrap();
+        let left: Vec<_> = deleted.iter().filter(|(_, done)| done.is_err()).collect();
+        assert!(matches!(left.as_slice(), [(name, _)] if name == "c-0"), "{deleted:?}");
+        assert_eq!(api.0.borrow().keys().collect::<Vec<_>>(), ["c-0"]);
     }
 
     #[test]

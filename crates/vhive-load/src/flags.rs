@@ -24,28 +24,48 @@ const WAYS: [&str; 10] = [
 /// Go's package `flag`, which takes one dash or two; Python's `argparse`.
 #[must_use]
 pub fn two_dashes(args: Vec<String>) -> Vec<String> {
-    let mut all = args.into_iter();
-    let mut done = Vec::new();
-    let (mut is_load, mut way) = (false, String::new());
-    for arg in all.by_ref() {
-        if arg == "--" {
-            done.push(arg);
-            break;
+    if command(&args, &["load", "deploy"], 1).is_none() {
+        return args;
+    }
+    let at = way(&args);
+    let way = at.map_or_else(String::new, |at| args[at].clone());
+    let end = args.iter().position(|arg| arg == "--").unwrap_or(args.len());
+    let each = args.into_iter().enumerate().map(|(nth, arg)| {
+        if nth >= end {
+            return arg;
         }
-        if is_load && way.is_empty() && WAYS.contains(&arg.as_str()) {
-            way.clone_from(&arg);
-        }
-        is_load |= arg == "load";
         let arg = if is_long_with_one_dash(&arg) { format!("-{arg}") } else { arg };
         let renamed = match way.as_str() {
+            _ if Some(nth) < at => None,
             "trace" => renamed(&arg, &["--config"], "--experiment"),
             "synth" | "sample" | "convert" => renamed(&arg, &["-o", "--output"], "--out"),
             _ => None,
         };
-        done.push(renamed.unwrap_or(arg));
+        renamed.unwrap_or(arg)
+    });
+    each.collect()
+}
+
+/// Where a command line has its way of `load`, if it is one of `load`. The first word is the program's.
+#[must_use]
+pub fn way(args: &[String]) -> Option<usize> {
+    command(args, &["load"], 1).and_then(|load| command(args, &WAYS, load + 1))
+}
+
+/// Where a command is, if it is one of those: no word before it can be another. What follows an option
+/// may be its value.
+fn command(args: &[String], names: &[&str], from: usize) -> Option<usize> {
+    let mut may_be_value = false;
+    for (at, arg) in args.iter().enumerate().skip(from) {
+        match arg.as_str() {
+            "--" => return None,
+            option if option.starts_with('-') => may_be_value = !option.contains('='),
+            name if names.contains(&name) => return Some(at),
+            _ if may_be_value => may_be_value = false,
+            _ => return None,
+        }
     }
-    done.extend(all);
-    done
+    None
 }
 
 /// The flag by its new name, if it is one of those, with the value that may stand behind `=`.
@@ -69,7 +89,10 @@ mod tests {
 
     #[test]
     fn the_originals_flags_get_their_second_dash() {
-        let split = |line: &str| line.split(' ').map(str::to_owned).collect::<Vec<_>>();
+        let split = |line: &str| {
+            let words = std::iter::once("vhive").chain(line.split(' '));
+            words.map(str::to_owned).collect::<Vec<_>>()
+        };
         for (given, read) in [
             (
                 "load rps -endpointsFile e.json -rps=2 -time 5",
@@ -89,6 +112,13 @@ mod tests {
             ("load convert ibm2026 --output=x", "load convert ibm2026 --out=x"),
             ("load rps --endpoints synth -o json", "load rps --endpoints synth -o json"),
             ("load synth --output-x y", "load synth --output-x y"),
+            ("load -o json sample -o x", "load -o json sample --out x"),
+            ("deploy -jsonFile f", "deploy --jsonFile f"),
+            // Services, and a namespace, of these names.
+            ("get services load sample -o json", "get services load sample -o json"),
+            ("get services load -ojson", "get services load -ojson"),
+            ("-n load get services sample -o json", "-n load get services sample -o json"),
+            ("load closed sample -o json", "load closed sample -o json"),
         ] {
             assert_eq!(two_dashes(split(given)), split(read));
         }

@@ -3,25 +3,22 @@
 //! # Source
 //! invitro `pkg/driver/failure`, `pkg/config/parser.go` (`FailureConfiguration`).
 
-use std::collections::VecDeque;
-use std::io;
+use std::hash::{BuildHasher as _, Hasher as _, RandomState};
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
 use crate::clock::Clock;
-use crate::collect::locked;
 
 /// How long after a run's end a failure that is under way may take.
 const LAST: Duration = Duration::from_secs(10);
 /// The most that is kept of what a command writes.
 const KEPT: usize = 4096;
-/// How long the last of it is waited for when something in the background could still write.
-const REST: Duration = Duration::from_millis(200);
 
 /// The original's file, and two keys of ours.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
@@ -322,36 +319,55 @@ fn shell(command: &str) -> (Option<String>, String) {
     }
 }
 
-/// Waits for the shell only: what it leaves running in the background may write for ever.
+/// Waits for the shell only: what it leaves running in the background may write for ever. All that the
+/// shell itself wrote is in the pipe before the mark that is written behind it.
 fn run(command: &str) -> io::Result<(ExitStatus, String)> {
-    let (read, write) = io::pipe()?;
+    let (read, mut write) = io::pipe()?;
     let mut shell = Command::new("sh");
-    shell.args(["-c", command]).stdin(Stdio::null()).stdout(write.try_clone()?).stderr(write);
+    shell.args(["-c", command]).stdin(Stdio::null());
+    shell.stdout(write.try_clone()?).stderr(write.try_clone()?);
     let mut child = shell.spawn()?;
     // It holds the pipe's other end.
     drop(shell);
-    let tail = Arc::new(Mutex::new(VecDeque::new()));
-    let (kept, (end, ended)) = (Arc::clone(&tail), channel());
-    std::thread::spawn(move || {
-        keep_the_end(read, &kept);
-        // Whoever waited may have gone on.
-        let _ = end.send(());
-    });
+    let mark = mark();
+    let (tell, told) = channel();
+    let awaited = mark.clone();
+    std::thread::spawn(move || keep_the_end(read, &awaited, &tell));
     let status = child.wait()?;
-    // All that the shell wrote is in the pipe by now, and nearly read.
-    let _ = ended.recv_timeout(REST);
-    let tail: Vec<u8> = locked(&tail).iter().copied().collect();
+    // A write of so little is one piece of what is read, whoever else writes.
+    write.write_all(&mark)?;
+    drop(write);
+    let tail = told.recv_timeout(LAST).unwrap_or_default();
     Ok((status, String::from_utf8_lossy(&tail).trim().to_owned()))
 }
 
-/// Reads until nobody can write any more.
-fn keep_the_end(mut from: impl io::Read, tail: &Mutex<VecDeque<u8>>) {
-    let mut buffer = [0; KEPT];
+/// Bytes that no command writes by chance.
+fn mark() -> Vec<u8> {
+    let one = || RandomState::new().build_hasher().finish();
+    [one(), one()].iter().flat_map(|one| one.to_le_bytes()).collect()
+}
+
+/// Tells the end of what comes before the mark; what comes behind it is read, so that nobody who
+/// writes has to wait, until nobody can write any more.
+fn keep_the_end(mut from: impl io::Read, mark: &[u8], tell: &Sender<Vec<u8>>) {
+    let (mut buffer, mut tail, mut is_told) = ([0; KEPT], Vec::new(), false);
     while let Ok(read @ 1..) = from.read(&mut buffer) {
-        let mut tail = locked(tail);
+        if is_told {
+            continue;
+        }
+        // A read may end within the mark.
+        let seen = tail.len().saturating_sub(mark.len());
         tail.extend(&buffer[..read]);
-        let over = tail.len().saturating_sub(KEPT);
-        tail.drain(..over);
+        let at = tail[seen..].windows(mark.len()).position(|bytes| bytes == mark);
+        let end = at.map_or(tail.len(), |at| seen + at);
+        tail.truncate(end);
+        let kept = if at.is_some() { KEPT } else { KEPT + mark.len() };
+        tail.drain(..tail.len().saturating_sub(kept));
+        if at.is_some() {
+            // Whoever waited may have gone on.
+            let _ = tell.send(std::mem::take(&mut tail));
+            is_told = true;
+        }
     }
 }
 
@@ -436,6 +452,29 @@ mod tests {
         assert_eq!(failed, None);
         let pid: u32 = said.parse().unwrap();
         assert_eq!(shell(&format!("kill {pid}")), (None, String::new()));
+    }
+
+    #[test]
+    fn a_mark_that_comes_in_pieces_ends_what_is_kept() {
+        struct Pieces(Vec<&'static [u8]>);
+        impl io::Read for Pieces {
+            fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+                let piece = if self.0.is_empty() { &[][..] } else { self.0.remove(0) };
+                buffer[..piece.len()].copy_from_slice(piece);
+                Ok(piece.len())
+            }
+        }
+        let long: &[u8] = &[b'x'; KEPT];
+        for (pieces, kept) in [
+            (vec![&b"one MA"[..], b"R", b"Ktwo", b"three"], &b"one "[..]),
+            (vec![b"MAMARK"], b"MA"),
+            (vec![long, b"yMAR", b"KMARK"], &[&long[1..], b"y"].concat()),
+        ] {
+            let (tell, told) = channel();
+            keep_the_end(Pieces(pieces), b"MARK", &tell);
+            drop(tell);
+            assert_eq!(told.iter().collect::<Vec<_>>(), [kept.to_vec()]);
+        }
     }
 
     #[test]

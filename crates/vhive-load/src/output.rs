@@ -237,8 +237,19 @@ impl Out {
     }
 
     /// Writes a row, or counts it as lost.
-    fn row(&mut self, write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>) {
+    pub(crate) fn row(&mut self, write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>) {
         self.lost.row(write(&mut self.file));
+    }
+
+    /// So many rows come to the file now, or are lost: a kill loses what came since the last batch.
+    pub(crate) fn batch(&mut self, rows: usize) {
+        let done = self.file.flush();
+        self.lost.batch(rows as u64, done);
+    }
+
+    /// How many rows it lacks, and the first reason, if it lacks any.
+    pub(crate) fn lost(&mut self) -> Option<(u64, OutputError)> {
+        std::mem::take(&mut self.lost).told(&self.path)
     }
 
     pub(crate) fn put(
@@ -306,15 +317,11 @@ fn write(mut open: Open, mut also: Option<Box<dyn Also>>, rows: &Receiver<Vec<Ro
                 of_also.row(also.row(row));
             }
         }
-        // A batch comes four times a second at least: what a kill loses is that much.
-        for out in open.all() {
-            let done = out.file.flush();
-            out.lost.batch(batch.len() as u64, done);
-        }
+        // A batch comes four times a second at least.
+        open.all().for_each(|out| out.batch(batch.len()));
         of_also.batch(0, Ok(()));
     }
-    let mut lost: Vec<_> =
-        open.all().filter_map(|out| std::mem::take(&mut out.lost).told(&out.path)).collect();
+    let mut lost: Vec<_> = open.all().filter_map(Out::lost).collect();
     if let Some(also) = &mut also {
         of_also.batch(1, also.end());
         lost.extend(of_also.told(also.path()));
@@ -323,6 +330,11 @@ fn write(mut open: Open, mut also: Option<Box<dyn Also>>, rows: &Receiver<Vec<Ro
 }
 
 impl Rows {
+    /// Removes the latencies of a run that has not begun: nothing can be named by its rate.
+    pub fn drop_latencies(&self) {
+        let _ = std::fs::remove_file(&self.open.latencies.path);
+    }
+
     /// Gives the latencies their name; returns their path.
     ///
     /// # Errors
@@ -348,7 +360,7 @@ impl Rows {
     ) -> Result<(Vec<(String, Figures)>, u64), OutputError> {
         let path = &self.open.json.path;
         let failed = |source| OutputError { path: path.clone(), source };
-        let lines = BufReader::new(File::open(path).map_err(failed)?).lines();
+        let lines = BufReader::new(File::open(path).map_err(failed)?).split(b'\n');
         let mut json = Out::new(path.with_extension("jsonl.part"))?;
         let mut times: HashMap<&str, Times> = HashMap::new();
         let mut kinds: HashMap<u64, &str> = HashMap::new();
@@ -356,7 +368,7 @@ impl Rows {
         for line in lines {
             let line = line.map_err(failed)?;
             // The last line of a full disk may be cut.
-            let Ok(mut row) = serde_json::from_str::<serde_json::Value>(&line) else { continue };
+            let Ok(mut row) = serde_json::from_slice::<serde_json::Value>(&line) else { continue };
             let id = row["id"].as_str().and_then(|id| starts.get(id));
             unknown += u64::from(id.is_none() && !row["status"].is_null());
             if let Some(kind) = id {
@@ -384,8 +396,9 @@ impl Rows {
         let failed = |source| OutputError { path: path.clone(), source };
         let text = BufReader::new(File::open(path).map_err(failed)?);
         let mut csv = Out::new(path.with_extension("csv.part"))?;
-        for line in text.lines() {
+        for line in text.split(b'\n') {
             let line = line.map_err(failed)?;
+            let line = String::from_utf8_lossy(&line).into_owned();
             let number = line.split(',').next().and_then(|text| text.parse::<u64>().ok());
             let kind = number.and_then(|number| kinds.get(&number));
             // The field behind the outcome is empty so far; no quoted field comes before it but
@@ -463,6 +476,26 @@ mod tests {
         let columns = HEADINGS.split(',').count();
         assert_eq!(lines[1].replace("\"an,id\"\"\"", "id").split(',').count(), columns);
         assert!(lines[2].contains(",error,reap,200,,status 503,\"an,id\"\"\",3,"), "{}", lines[2]);
+    }
+
+    #[test]
+    fn a_last_line_that_is_cut_within_a_character_gets_no_start() {
+        let dir = tempfile::tempdir().unwrap();
+        let (writer, rows) = Writer::begin(files(dir.path()), None).unwrap();
+        rows.send(vec![row(0, Outcome::Ok)]).unwrap();
+        drop(rows);
+        let done = writer.end();
+        for name in ["rows.jsonl", "rows.csv"] {
+            let mut cut = std::fs::read(dir.path().join(name)).unwrap();
+            cut.extend(b"1,\"\xe2\x82");
+            std::fs::write(dir.path().join(name), cut).unwrap();
+        }
+        let starts = HashMap::from([("an,id\"".to_owned(), "reap".to_owned())]);
+        assert_eq!(done.add_starts(&starts).unwrap().1, 0);
+        let json = std::fs::read_to_string(dir.path().join("rows.jsonl")).unwrap();
+        assert!(json.lines().count() == 1 && json.contains("reap"), "{json}");
+        done.drop_latencies();
+        assert!(!dir.path().join("lat.csv.part").exists());
     }
 
     #[test]

@@ -17,7 +17,7 @@ use ::parquet::schema::types::{Type, TypePtr};
 use serde_json::{Map, Value};
 
 /// Rows that are in memory at a time.
-const GROUP: usize = 50_000;
+const GROUP: usize = 5_000;
 
 /// Why there is no Parquet file.
 #[derive(Debug, thiserror::Error)]
@@ -117,20 +117,33 @@ impl Column {
 /// # Errors
 /// When the rows cannot be read, or the file not be written.
 pub fn write(rows: &Path) -> Result<PathBuf, ParquetError> {
-    let path = rows.with_extension("parquet");
-    let draft = rows.with_extension("parquet.part");
+    let (path, draft) = (rows.with_extension("parquet"), draft(rows));
+    let done = write_as(rows, &path, &draft);
+    if done.is_err() {
+        let _ = std::fs::remove_file(&draft);
+    }
+    done.map(|()| path)
+}
+
+/// What is written until the file of some rows is whole.
+#[must_use]
+pub fn draft(rows: &Path) -> PathBuf {
+    rows.with_extension("parquet.part")
+}
+
+fn write_as(rows: &Path, path: &Path, draft: &Path) -> Result<(), ParquetError> {
     let read = |source| ParquetError::Read { path: rows.to_owned(), source };
-    let made = |source| ParquetError::File { path: path.clone(), source };
-    let failed = |source| ParquetError::Write { path: path.clone(), source };
-    let mut lines = BufReader::new(File::open(rows).map_err(read)?).lines();
-    let file = File::create(&draft).map_err(made)?;
+    let made = |source| ParquetError::File { path: path.to_owned(), source };
+    let failed = |source| ParquetError::Write { path: path.to_owned(), source };
+    let mut lines = BufReader::new(File::open(rows).map_err(read)?).split(b'\n');
+    let file = File::create(draft).map_err(made)?;
     let (mut columns, mut writer) = (&COLUMNS[..], None);
     loop {
         let (mut group, mut count) = (Vec::new(), 0);
         for line in lines.by_ref().take(GROUP) {
             let line = line.map_err(read)?;
             count += 1;
-            group.extend(serde_json::from_str::<Map<String, Value>>(&line));
+            group.extend(serde_json::from_slice::<Map<String, Value>>(&line));
         }
         let is_first = writer.is_none();
         if is_first {
@@ -150,8 +163,7 @@ pub fn write(rows: &Path) -> Result<PathBuf, ParquetError> {
     if let Some(writer) = writer {
         writer.close().map_err(failed)?;
     }
-    std::fs::rename(&draft, &path).map_err(made)?;
-    Ok(path)
+    std::fs::rename(draft, path).map_err(made)
 }
 
 fn begin(file: File, columns: &[(&str, Kind)]) -> Result<SerializedFileWriter<File>, CrateError> {
@@ -259,8 +271,16 @@ mod tests {
             .unwrap();
         let (one, _) = read(&write(&rows).unwrap());
         assert_eq!((one.len(), &one[0][0].1), (1, &Field::Double(2.5)));
+        // Within a character, too.
+        std::fs::write(&rows, b"{\"number\":7}\n{\"error\":\"\xe2\x82").unwrap();
+        let (one, _) = read(&write(&rows).unwrap());
+        assert_eq!((one.len(), &one[0][0].1), (1, &Field::Long(7)));
         std::fs::write(&rows, "").unwrap();
         assert_eq!(read(&write(&rows).unwrap()).0.len(), 0);
         assert!(write(&dir.path().join("absent")).is_err());
+        // What cannot be read makes no file, nor half of one.
+        let unreadable = dir.path().join("dir.jsonl");
+        std::fs::create_dir(&unreadable).unwrap();
+        assert!(write(&unreadable).is_err() && !draft(&unreadable).exists());
     }
 }

@@ -31,6 +31,12 @@ impl Stop {
         self.reached(1).await;
     }
 
+    /// Returns once it is asked again, however often it was before.
+    pub async fn asked_again(&self) {
+        let before = *self.0.borrow();
+        self.reached(before.saturating_add(1)).await;
+    }
+
     pub(crate) async fn asked_twice(&self) {
         self.reached(2).await;
     }
@@ -38,5 +44,24 @@ impl Stop {
     async fn reached(&self, times: u8) {
         // The sender lives as long as `self`.
         let _ = self.0.subscribe().wait_for(|asked| *asked >= times).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt as _;
+
+    use super::*;
+
+    #[test]
+    fn asked_again_is_once_more_than_before() {
+        let stop = Stop::default();
+        stop.ask();
+        assert!(stop.asked().now_or_never().is_some());
+        let again = stop.asked_again();
+        tokio::pin!(again);
+        assert!(again.as_mut().now_or_never().is_none(), "once is what it was before");
+        stop.clone().ask();
+        assert!(again.now_or_never().is_some());
     }
 }

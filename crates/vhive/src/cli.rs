@@ -53,6 +53,9 @@ pub(crate) struct Global {
     /// Log filter, e.g. `debug` or `vhive_node=debug`.
     #[arg(long, global = true, env = "VHIVE_LOG", value_name = "FILTER")]
     pub(crate) log: Option<String>,
+    /// The whole command line, with what a plan's file adds to it.
+    #[arg(skip)]
+    pub(crate) words: Vec<String>,
 }
 
 impl Global {

@@ -25,7 +25,9 @@ fn main() -> ExitCode {
             return exit::code_of(&error);
         }
     };
-    let cli = cli::Cli::parse_from(arguments);
+    let words = arguments.iter().map(|word| word.to_string_lossy().into_owned()).collect();
+    let mut cli = cli::Cli::parse_from(arguments);
+    cli.global.words = words;
     output::init_logs(cli.global.log.as_deref());
     match cmd::run(cli) {
         Ok(code) => code,

@@ -2,12 +2,14 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::Command;
+use std::io::Write as _;
+use std::process::{Command, Stdio};
 
 use serde_json::Value;
-use vhive_tests::node::vhive;
+use vhive_tests::node::{command, vhive};
 
 use crate::load::{at, deploy, text};
+use crate::load_peers::server;
 use crate::scene::{Dir, code, node, said, skip};
 
 /// A Python with `pyarrow`, where there is one or `xtask test` has brought it.
@@ -152,4 +154,49 @@ fn e2e_load_sweeps_leave_their_rows() {
         compared["lines"].as_array().expect("lines").iter().any(|line| at_20(&line)),
         "{compared}"
     );
+}
+
+#[test]
+fn e2e_load_that_cannot_begin_leaves_nothing_of_an_earlier_run() {
+    let dir = Dir::new("load-again");
+    let at = |name: &str| at(&dir, name);
+    let list = r#"[{"hostname":"f","address":"no-such-host.invalid:80","protocol":"http1"}]"#;
+    fs::write(at("endpoints.json"), list).expect("written");
+    fs::create_dir(at("out")).expect("made");
+    let of_the_end =
+        ["summary.json", "sweep.json", "report.html", "rows.parquet", "rows.parquet.part"];
+    for name in of_the_end {
+        fs::write(dir.path().join("out").join(name), "old").expect("written");
+    }
+    let (endpoints, out) = (at("endpoints.json"), at("out"));
+    let args = ["load", "rps", "--endpoints", &endpoints, "--rps", "5", "--time", "1"];
+    let done = vhive(dir.path(), &[&args[..], &["--out", &out]].concat()).expect("runs");
+    assert!(code(&done) != 0 && said(&done).contains("no-such-host"), "{}", said(&done));
+    let left = fs::read_dir(&out).expect("read").flatten();
+    let mut left: Vec<_> = left.map(|entry| entry.file_name()).collect();
+    left.sort();
+    assert_eq!(left, ["rows.csv", "rows.jsonl"], "{}", said(&done));
+}
+
+#[test]
+fn e2e_load_by_a_plan_that_can_be_read_once_is_recorded_with_it() {
+    let dir = Dir::new("load-plan");
+    let (address, _) = server();
+    let list = format!(r#"[{{"hostname":"f","address":"{address}","protocol":"http1"}}]"#);
+    fs::write(at(&dir, "endpoints.json"), list).expect("written");
+    let (endpoints, out) = (at(&dir, "endpoints.json"), at(&dir, "out"));
+    let mut run = command(dir.path()).expect("a command");
+    run.args(["load", "rps", "--endpoints", &endpoints, "--out", &out, "--plan", "/dev/stdin"]);
+    run.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut run = run.spawn().expect("runs");
+    let plan = run.stdin.take().expect("a pipe").write_all(b"rps = 10\ntime = '1s'\n");
+    plan.expect("written");
+    let done = run.wait_with_output().expect("ends");
+    assert!(done.status.success(), "{}", said(&done));
+    let summary: Value = serde_json::from_str(&text(Path::new(&at(&dir, "out/summary.json"))))
+        .expect("a summary");
+    let command = summary["command"].as_array().expect("a command line");
+    for word in ["--rps=10", "--time=1s"] {
+        assert!(command.iter().any(|one| one == word), "no {word} in {summary}");
+    }
 }

@@ -8,12 +8,36 @@ use vhive_tests::node::vhive;
 
 use crate::scene::{Dir, code, node, said, skip};
 
-/// How far a simulation may be from the run that it replays, in per cent. The usual difference is the
-/// benchmark `sim-vs-live`.
+/// How far a simulation may be from the run that it replays, in per cent. What the machine does
+/// besides moves single starts; the usual difference is the benchmark `sim-vs-live`.
 const TOLERANCE: f64 = 15.0;
-/// What the machine does besides moves starts of the live run, and is not simulated: one of so many runs must
-/// be as simulated.
+/// A run that the machine disturbs is made again, so often at most.
 const ATTEMPTS: u32 = 4;
+/// What has fewer cold starts, in per cent of all, may be in one of the two and not in the other.
+const RARE: f64 = 5.0;
+
+/// Kinds of starts of one figure that the other has none of.
+fn missing(of: &live::Figures, other: &live::Figures) -> Vec<String> {
+    let often = |count: u64| 100.0 * count as f64 >= RARE * of.cold as f64;
+    let all = of.by_start.iter().filter(|(kind, count)| {
+        often(**count) && other.by_start.get(*kind).is_none_or(|count| *count == 0)
+    });
+    all.map(|(kind, _)| kind.clone()).collect()
+}
+
+/// Why a simulation is not its run's.
+fn differs(replayed: &live::Replayed) -> Option<String> {
+    let (live, simulated) = (&replayed.live, &replayed.simulated);
+    let (sums, over_time) = (replayed.worse(), replayed.off_over_time());
+    println!("{sums:.1} % off, {over_time:.1} % in a second");
+    let missing = [missing(live, simulated), missing(simulated, live)].concat();
+    match () {
+        () if sums > TOLERANCE => Some(format!("{sums:.1} % off")),
+        () if over_time > TOLERANCE => Some(format!("{over_time:.1} % off in a second")),
+        () if !missing.is_empty() => Some(format!("only one has starts of {missing:?}")),
+        () => None,
+    }
+}
 
 #[test]
 fn e2e_a_simulation_replays_a_recorded_run() {
@@ -31,14 +55,9 @@ fn e2e_a_simulation_replays_a_recorded_run() {
             let (live, simulated) = (&replayed.live, &replayed.simulated);
             assert_eq!(live.invocations, simulated.invocations, "each request is simulated once");
             assert!(live.cold > 10, "{policy:?}: {replayed:?}");
-            let starts = |of: &live::Figures| of.by_start.keys().cloned().collect::<Vec<_>>();
-            assert_eq!(starts(live), starts(simulated), "{policy:?}: {replayed:?}");
-            let (sums, over_time) = (replayed.worse(), replayed.off_over_time());
-            println!("{policy:?}: {sums:.1} % off, {over_time:.1} % in a second");
-            if sums <= TOLERANCE && over_time <= TOLERANCE {
-                break;
-            }
-            assert!(attempt < ATTEMPTS, "{sums:.1} %, {over_time:.1} %: {policy:?}: {replayed:?}");
+            println!("{policy:?}, attempt {attempt}:");
+            let Some(why) = differs(&replayed) else { break };
+            assert!(attempt < ATTEMPTS, "{why} each time: {policy:?}: {replayed:?}");
         }
     }
 }

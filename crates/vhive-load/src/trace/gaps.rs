@@ -5,14 +5,14 @@
 //! scaled to fill the unit exactly, so that all fall into it. The first is at its beginning,
 //! unless `_shift` rotates the gaps to a random place.
 //!
-//! Ours: nothing is planned for the last moments of a unit, so that a send that is a little late, and the
+//! Ours: the gaps fill the unit but for its last moments, so that a send that is a little late, and the
 //! way to the function, do not carry it into the next.
 
 use std::str::FromStr;
 
 use crate::rng::Rng;
 
-/// The end of a unit for which nothing is planned, in nanoseconds; what is drawn for it comes before.
+/// The end of a unit for which nothing is planned, in nanoseconds.
 const CLEAR_NS: u64 = 5_000_000;
 /// It is at most this part of the unit.
 const CLEAR_PART: u64 = 200;
@@ -59,8 +59,8 @@ impl FromStr for Distribution {
 }
 
 impl Distribution {
-    /// `count` moments in `0 .. unit_ns`, in order; those of its last five milliseconds (of a shorter unit
-    /// than a second, of its last two-hundredth) at their beginning.
+    /// `count` moments in `0 .. unit_ns`, in order; none in its last five milliseconds (of a shorter unit
+    /// than a second, in its last two-hundredth).
     #[must_use]
     pub fn moments(self, count: u32, unit_ns: u64, rng: &mut Rng) -> Vec<u64> {
         let mut all = Vec::new();
@@ -79,14 +79,14 @@ impl Distribution {
         gaps.clear();
         gaps.extend((0..count).map(|_| self.gap(rng)));
         let sum: f64 = gaps.iter().sum();
-        let unit = unit_ns as f64;
+        let filled_ns = unit_ns.saturating_sub((unit_ns / CLEAR_PART).clamp(1, CLEAR_NS));
+        let filled = filled_ns as f64;
         for gap in gaps.iter_mut() {
-            *gap *= unit / sum;
+            *gap *= filled / sum;
         }
-        let mut at = if self.shift { rotate(gaps, rng.unit() * unit) } else { 0.0 };
-        let last = unit_ns.saturating_sub((unit_ns / CLEAR_PART).clamp(1, CLEAR_NS));
+        let mut at = if self.shift { rotate(gaps, rng.unit() * filled) } else { 0.0 };
         for gap in gaps {
-            take(whole(at).min(last));
+            take(whole(at).min(filled_ns));
             at += *gap;
         }
     }
@@ -137,8 +137,10 @@ mod tests {
     }
 
     #[test]
-    fn equal_gaps_begin_at_once_and_fill_the_minute() {
-        assert_eq!(moments("equidistant", 3, 1), [0, MINUTE / 3, MINUTE / 3 * 2]);
+    fn equal_gaps_begin_at_once_and_fill_the_minute_but_for_its_end() {
+        let filled = MINUTE - CLEAR_NS;
+        let off = moments("equidistant", 3, 1).into_iter().zip([0, filled / 3, filled / 3 * 2]);
+        assert!(off.into_iter().all(|(at, wanted)| at.abs_diff(wanted) < 2));
         assert!("normal".parse::<Distribution>().unwrap_err().contains("uniform_shift"));
     }
 
@@ -171,6 +173,22 @@ mod tests {
         assert!((deviation("exponential") - 1.0).abs() < 0.05);
         assert!((deviation("uniform") - 1.0 / 3_f64.sqrt()).abs() < 0.03);
         assert!(deviation("equidistant") < 1e-6);
+    }
+
+    #[test]
+    fn many_in_a_short_unit_make_no_burst_at_its_end() {
+        const SECOND: u64 = 1_000_000_000;
+        for name in ALL {
+            let distribution = name.parse::<Distribution>().unwrap();
+            let all = distribution.moments(10_000, SECOND, &mut Rng::new(7));
+            let within =
+                |from: u64| all.iter().filter(|at| (from..from + 5_000_000).contains(at)).count();
+            // 50 in five milliseconds on the average.
+            let last = within(SECOND - 10_000_000);
+            assert!((20..100).contains(&last), "{name}: {last}");
+            let at_once = all.windows(5).filter(|five| five[0] == five[4]).count();
+            assert_eq!(at_once, 0, "{name}");
+        }
     }
 
     proptest! {

@@ -75,14 +75,29 @@ impl Plan {
     /// invitro `pkg/driver`: rate × mean runtime of the profiling minute, rounded up.
     #[must_use]
     pub fn initial_scale(&self, function: usize) -> u64 {
-        let Some(Function { source: Source::Counts { counts, stats }, .. }) =
-            self.functions.get(function)
-        else {
-            return 0;
-        };
-        let rate = f64::from(counts.first().copied().unwrap_or_default())
-            / self.unit.length().as_secs_f64();
-        crate::arrivals::whole_nanos((rate * stats.mean_runtime_ms / 1e3).ceil())
+        let busy = || Some(self.rate(function)? * self.runtime_s(function)?);
+        crate::arrivals::whole_nanos(busy().unwrap_or(0.0).ceil())
+    }
+
+    /// A function's invocations a second in the first minute, of a trace that counts them.
+    #[must_use]
+    pub fn rate(&self, function: usize) -> Option<f64> {
+        let (counts, _) = self.counted(function)?;
+        let first = f64::from(counts.first().copied().unwrap_or_default());
+        Some(first / self.unit.length().as_secs_f64())
+    }
+
+    /// Its mean runtime in seconds, likewise.
+    #[must_use]
+    pub fn runtime_s(&self, function: usize) -> Option<f64> {
+        self.counted(function).map(|(_, stats)| stats.mean_runtime_ms / 1e3)
+    }
+
+    fn counted(&self, function: usize) -> Option<(&[u32], &super::draw::Stats)> {
+        match &self.functions.get(function)?.source {
+            Source::Counts { counts, stats } => Some((counts, stats)),
+            Source::Exact(_) => None,
+        }
     }
 }
 
@@ -205,7 +220,7 @@ mod tests {
         plan.functions.push(Function { name: "exact".to_owned(), source });
         let shots: Vec<(u64, u32, u32)> =
             plan.shots().map(|shot| (shot.at_ns / 1_000_000_000, shot.target, shot.nth)).collect();
-        assert_eq!(shots, [(0, 1, 0), (40, 1, 1), (60, 0, 0), (60, 1, 0), (90, 0, 1)]);
+        assert_eq!(shots, [(0, 1, 0), (40, 1, 1), (60, 0, 0), (60, 1, 0), (89, 0, 1)]);
         assert_eq!((plan.counts(0), plan.counts(1)), (vec![0, 2], vec![2, 1]));
         assert_eq!(plan.total(), 5);
     }

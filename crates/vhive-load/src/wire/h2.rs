@@ -1,5 +1,6 @@
 //! HTTP/2 by prior knowledge, plain or gRPC: many requests at a time on each connection.
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,7 +14,7 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::client::conn::http2::SendRequest;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::net::TcpStream;
-use tokio::sync::Notify;
+use tokio::sync::oneshot::{Receiver, Sender, channel};
 
 use super::Shared;
 use crate::call::{self, Did, Plain, Protocol, Work};
@@ -83,19 +84,20 @@ pub(super) struct Pool {
     open: Mutex<Vec<Connection>>,
     /// Connections there are, those under way included.
     places: AtomicUsize,
-    /// Requests that found neither a stream nor a place for one more connection.
-    waiting: AtomicUsize,
-    freed: Notify,
+    /// Requests that found neither a stream nor a place for one more connection, the first in front.
+    waiting: Mutex<VecDeque<Sender<Room>>>,
     shared: Arc<Shared>,
 }
 
 /// Where a request can go.
+#[derive(Debug)]
 enum Room {
     On(Connection, Stream),
     New(Place),
 }
 
 /// One request's place on a connection.
+#[derive(Debug)]
 struct Stream {
     streams: Arc<AtomicUsize>,
     pool: Arc<Pool>,
@@ -111,33 +113,18 @@ impl Stream {
 impl Drop for Stream {
     fn drop(&mut self) {
         self.streams.fetch_sub(1, Ordering::Relaxed);
-        self.pool.freed.notify_one();
+        self.pool.hand_out();
     }
 }
 
 /// Counts a connection as long as it is held.
+#[derive(Debug)]
 struct Place(Arc<Pool>);
 
 impl Drop for Place {
     fn drop(&mut self) {
         self.0.places.fetch_sub(1, Ordering::Relaxed);
-        self.0.freed.notify_one();
-    }
-}
-
-/// Counts a request that waits as long as it is held.
-struct Waiting(Arc<Pool>);
-
-impl Waiting {
-    fn begin(pool: &Arc<Pool>) -> Self {
-        pool.waiting.fetch_add(1, Ordering::Relaxed);
-        Self(Arc::clone(pool))
-    }
-}
-
-impl Drop for Waiting {
-    fn drop(&mut self) {
-        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
+        self.0.hand_out();
     }
 }
 
@@ -145,19 +132,18 @@ impl Drop for Waiting {
 enum Way {
     Sent(Reply),
     To(Place, Request<Full<Bytes>>),
-    Waits(Waiting, Request<Full<Bytes>>),
+    Waits(Receiver<Room>, Request<Full<Bytes>>),
 }
 
 impl Pool {
     pub(super) fn new(shared: &Arc<Shared>, address: SocketAddr) -> Arc<Self> {
-        let (places, waiting, freed) = (AtomicUsize::new(0), AtomicUsize::new(0), Notify::new());
-        let (open, shared) = (Mutex::default(), Arc::clone(shared));
-        Arc::new(Self { address, open, places, waiting, freed, shared })
+        let (places, open, waiting) = (AtomicUsize::new(0), Mutex::default(), Mutex::default());
+        Arc::new(Self { address, open, places, waiting, shared: Arc::clone(shared) })
     }
 
     pub(super) async fn open(self: &Arc<Self>, most: Duration) -> Result<u64, String> {
         let Some(place) = self.place() else { return Err("no more connections".to_owned()) };
-        self.connect(place, most).await.map(|(_, took)| took)
+        self.connect(place, most).await.map(|(.., took)| took)
     }
 
     pub(super) fn send(
@@ -166,16 +152,13 @@ impl Pool {
         request: Request<Full<Bytes>>,
         grpc: bool,
     ) {
-        // Nobody overtakes those that wait.
-        let alone = self.waiting.load(Ordering::Relaxed) == 0;
-        let room = if alone { self.room() } else { None };
-        let way = match room {
-            Some(Room::On(connection, stream)) => {
+        let way = match self.ask() {
+            Ok(Room::On(connection, stream)) => {
                 pending.sent_ns = Some(self.shared.collector.clock().now_ns());
                 Way::Sent(start(connection, stream, request))
             }
-            Some(Room::New(place)) => Way::To(place, request),
-            None => Way::Waits(Waiting::begin(self), request),
+            Ok(Room::New(place)) => Way::To(place, request),
+            Err(told) => Way::Waits(told, request),
         };
         let pool = Arc::clone(self);
         tokio::spawn(async move {
@@ -190,12 +173,11 @@ impl Pool {
     /// Sends a request, unless it is sent, and ends it.
     async fn follow(self: &Arc<Self>, mut pending: Pending, mut way: Way, grpc: bool) {
         let (shared, clock) = (&self.shared, self.shared.collector.clock());
-        if let Way::Waits(waiting, request) = way {
+        if let Way::Waits(told, request) = way {
             let due = clock.at(pending.shot.at_ns) + shared.patience;
-            let room = tokio::time::timeout_at(due.into(), self.free()).await;
-            drop(waiting);
+            let room = tokio::time::timeout_at(due.into(), told).await;
             // Room may come in the very moment in which it is too late.
-            way = match room.ok().filter(|_| Instant::now() <= due) {
+            way = match room.ok().and_then(Result::ok).filter(|_| Instant::now() <= due) {
                 Some(Room::On(connection, stream)) => {
                     pending.sent_ns = Some(clock.now_ns());
                     Way::Sent(start(connection, stream, request))
@@ -209,10 +191,9 @@ impl Pool {
             let reply = match way {
                 Way::Sent(reply) => reply,
                 Way::To(place, request) => {
-                    let (connection, took) = self.connect(place, shared.patience).await?;
+                    let (connection, stream, took) = self.connect(place, shared.patience).await?;
                     pending.connect_ns = Some(took);
                     pending.sent_ns = Some(clock.now_ns());
-                    let stream = Stream::on(&connection, self);
                     start(connection, stream, request)
                 }
                 Way::Waits(..) => return Err("it waits for a connection".to_owned()),
@@ -238,16 +219,31 @@ impl Pool {
         }
     }
 
-    /// Waits for room.
-    async fn free(self: &Arc<Self>) -> Room {
+    /// Room, or what tells of it later. Nobody overtakes those that wait.
+    fn ask(self: &Arc<Self>) -> Result<Room, Receiver<Room>> {
+        let mut waiting = locked(&self.waiting);
+        leave(&mut waiting);
+        let room = if waiting.is_empty() { self.room() } else { None };
+        room.ok_or_else(|| {
+            let (tell, told) = channel();
+            waiting.push_back(tell);
+            told
+        })
+    }
+
+    /// Gives the room that there is to those that wait: called whenever there may be more than before.
+    fn hand_out(self: &Arc<Self>) {
         loop {
-            let freed = self.freed.notified();
-            tokio::pin!(freed);
-            freed.as_mut().enable();
-            if let Some(room) = self.room() {
-                return room;
+            let mut waiting = locked(&self.waiting);
+            leave(&mut waiting);
+            if waiting.is_empty() {
+                return;
             }
-            freed.await;
+            let Some(room) = self.room() else { return };
+            let first = waiting.pop_front();
+            // Room that nobody takes comes here again as it is dropped.
+            drop(waiting);
+            drop(first.map(|first| first.send(room)));
         }
     }
 
@@ -259,7 +255,12 @@ impl Pool {
         taken.is_ok().then(|| Place(Arc::clone(self)))
     }
 
-    async fn connect(&self, place: Place, most: Duration) -> Result<(Connection, u64), String> {
+    /// Connects; the first stream is that of whoever asks for it.
+    async fn connect(
+        self: &Arc<Self>,
+        place: Place,
+        most: Duration,
+    ) -> Result<(Connection, Stream, u64), String> {
         let begun = Instant::now();
         let address = self.address;
         let why = |error: &dyn std::fmt::Display| format!("cannot connect to {address}: {error}");
@@ -274,13 +275,19 @@ impl Pool {
         let (sender, driver) = handshake.map_err(|error| why(&error))?;
         let streams = Arc::new(AtomicUsize::new(STREAMS));
         let most = Arc::clone(&streams);
-        tokio::spawn(async move {
-            let _place = place;
-            drive(driver, &streams).await;
-        });
+        tokio::spawn(async move { drive(driver, &streams, &place).await });
         let connection = Connection { sender, streams: Arc::default(), most };
+        let stream = Stream::on(&connection, self);
         locked(&self.open).push(connection.clone());
-        Ok((connection, nanos(begun.elapsed())))
+        self.hand_out();
+        Ok((connection, stream, nanos(begun.elapsed())))
+    }
+}
+
+/// Those that have given up wait no longer.
+fn leave(waiting: &mut VecDeque<Sender<Room>>) {
+    while waiting.front().is_some_and(Sender::is_closed) {
+        waiting.pop_front();
     }
 }
 
@@ -289,11 +296,14 @@ type Driver =
 
 /// Keeps a connection going until it ends, and `most` at what the server allows on it. Its error is
 /// also that of each of its requests.
-async fn drive(driver: Driver, most: &AtomicUsize) {
+async fn drive(driver: Driver, most: &AtomicUsize, place: &Place) {
     tokio::pin!(driver);
     let step = |context: &mut Context<'_>| {
         let done = driver.as_mut().poll(context);
-        most.store(driver.current_max_send_streams().clamp(1, STREAMS), Ordering::Relaxed);
+        let now = driver.current_max_send_streams().clamp(1, STREAMS);
+        if most.swap(now, Ordering::Relaxed) < now {
+            place.0.hand_out();
+        }
         done
     };
     drop(std::future::poll_fn(step).await);

@@ -194,10 +194,11 @@ fn a_server_of_http2_that_goes_away_after_each_reply_is_connected_to_again() {
     on_one_thread(async {
         for protocol in OVER_H2 {
             let address = listen(|_, stream| h2_until(stream, 1, Then::GoAway)).await;
-            let rows = run(&load(&address, protocol), shots(10, 20)).await;
+            let rows = run(&load(&address, protocol), shots(10, 50)).await;
             assert!(rows.iter().all(|row| row.outcome == Outcome::Ok), "{rows:?}");
+            // All but the first connect, and say so, unless two come before a connection's end is known.
             let made = rows.iter().filter(|row| row.connect_ns.is_some()).count();
-            assert_eq!(made, 9, "all but the first connect, and say so");
+            assert!((5..=9).contains(&made), "{made} connect: {rows:?}");
         }
     });
 }
@@ -290,6 +291,22 @@ fn connections_of_http2_are_no_more_than_asked_for_and_who_waits_is_late() {
         let waited = rows.iter().filter(|row| row.late_ns() > 70_000_000).count();
         assert!(waited >= 4, "{waited}: {rows:?}");
         assert!(rows.iter().all(|row| row.late_ns() < 2_000_000_000), "{rows:?}");
+    });
+}
+
+#[test]
+fn a_new_connection_of_http2_has_room_for_all_that_wait_for_it() {
+    on_one_thread(async {
+        let (address, connections) = narrow(100).await;
+        let mut load = load(&address, Protocol::H2c);
+        (load.connections, load.most_connections) = (0, 1);
+        let rows = run(&load, shots(50, 0)).await;
+        assert!(rows.iter().all(|row| row.outcome == Outcome::Ok), "{rows:?}");
+        assert_eq!(connections.load(Ordering::Relaxed), 1);
+        // One after the other they would be up to 2.5 s late.
+        assert!(rows.iter().all(|row| row.late_ns() < 1_000_000_000), "{rows:?}");
+        let connected: Vec<bool> = rows.iter().map(|row| row.connect_ns.is_some()).collect();
+        assert!(connected[0] && !connected[1..].contains(&true), "{connected:?}");
     });
 }
 

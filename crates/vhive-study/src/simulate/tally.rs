@@ -141,7 +141,8 @@ impl Tally {
         }
         let bytes = i64::try_from(memory).unwrap_or(i64::MAX);
         let at = |ns: Ns| usize::try_from(ns).unwrap_or(usize::MAX);
-        let within = (0..).zip(&mut self.lived_in).skip(at(begun / SECOND));
+        let first = at(begun / SECOND).min(self.lived_in.len());
+        let within = (begun / SECOND..).zip(&mut self.lived_in[first..]);
         for (second, sum) in within.take_while(|(second, _)| second * SECOND < ended) {
             let (from, to) = (second * SECOND, (second + 1) * SECOND);
             *sum += ended.min(to) - begun.max(from);

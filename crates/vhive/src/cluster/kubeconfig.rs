@@ -202,6 +202,19 @@ impl File {
     }
 }
 
+/// A key as the end of a header's name: what no name may have, and `%`, by its number.
+///
+/// # Source
+/// client-go `transport/round_trippers.go`; RFC 9110, 5.6.2.
+fn escaped(key: &str) -> String {
+    let is_of_name = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$&'*+-.^_`|~".contains(&byte);
+    let each = key.bytes().map(|byte| match byte {
+        byte if is_of_name(byte) => char::from(byte.to_ascii_lowercase()).to_string(),
+        byte => format!("%{byte:02x}"),
+    });
+    each.collect()
+}
+
 /// Certificate and key, and a token.
 type Identity = (Option<(Vec<u8>, Vec<u8>)>, Option<String>);
 
@@ -220,6 +233,7 @@ impl UserOf {
         }
         groups.iter().for_each(|group| add("impersonate-group".to_owned(), group));
         for (key, values) in extra {
+            let key = escaped(key);
             values.iter().for_each(|value| add(format!("impersonate-extra-{key}"), value));
         }
         match self.as_user.as_deref().filter(|user| !user.is_empty()) {
@@ -396,7 +410,8 @@ mod tests {
 
     #[test]
     fn who_acts_as_somebody_else_says_so() {
-        let user = "token: t, as: jo, as-uid: u-1, as-groups: [a, b], as-user-extra: {why: [x]}";
+        let user = "token: t, as: jo, as-uid: u-1, as-groups: [a, b], \
+            as-user-extra: {Acme.com/project: [y], 'b %': [z], why: [x]}";
         let headers = read(SERVER, user, None).expect("read").headers;
         let told: Vec<_> = headers.iter().map(|(name, value)| format!("{name}={value}")).collect();
         let wanted = [
@@ -404,9 +419,13 @@ mod tests {
             "impersonate-uid=u-1",
             "impersonate-group=a",
             "impersonate-group=b",
+            "impersonate-extra-acme.com%2fproject=y",
+            "impersonate-extra-b%20%25=z",
             "impersonate-extra-why=x",
         ];
         assert_eq!(told, wanted);
+        let is_name = |(name, _): &(String, String)| name.parse::<http::HeaderName>().is_ok();
+        assert!(headers.iter().all(is_name), "{headers:?}");
         let error = read(SERVER, "as-groups: [a]", None).expect_err("refused");
         assert!(error.contains("need `as`"), "{error}");
     }

@@ -12,11 +12,11 @@ mod trace;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use tokio::signal::unix::{SignalKind, signal};
 use vhive_load::arrivals::{at_rate, from_file};
 use vhive_load::inject::Failure;
-use vhive_load::output::{Also, Files, Rows, Writer, write_json};
+use vhive_load::output::{Also, Files, OutputError, Rows, Writer, write_json};
 use vhive_load::parquet;
 use vhive_load::steps::StepRows;
 use vhive_load::summary::Summary;
@@ -40,6 +40,10 @@ use crate::output;
 const ROWS: &str = "rows.jsonl";
 const SUMMARY: &str = "summary.json";
 const SWEEP: &str = "sweep.json";
+const REPORT: &str = "report.html";
+/// What a run writes at its end only, or not at all: of an earlier one, it would be taken for this one's.
+const AT_THE_END: [&str; 6] =
+    [SUMMARY, SWEEP, REPORT, "rows.parquet", "rows.parquet.part", fail::FILE];
 /// A file of rows that is longer, in bytes, has no report of itself: its rows would have to be in memory.
 const MOST_REPORTED: u64 = 512 << 20;
 
@@ -105,10 +109,10 @@ async fn rps(
     let load = unless(stop, args.common.load()).await?;
     let shots = round_robin(&arrivals, load.targets.len());
     let files = args.common.files(&load);
-    let mut run = Run::begin(config, &args.common.to, files, None)?;
+    let mut run = Run::begin((global, config), &args.common.to, files, None)?;
     run.fail((global, config), args.fail.failures()?, &load);
     let ran = open_loop(&load, shots, run.rows.clone(), stop).await;
-    run.end(global, ran)
+    run.end(global, ran, stop).await
 }
 
 /// Waits for what is needed to begin; who stops it waits no longer.
@@ -131,10 +135,10 @@ async fn closed(
     let mut load = unless(stop, args.common.load()).await?;
     load.connections = load.connections.max(args.clients);
     let files = args.common.files(&load);
-    let mut run = Run::begin(config, &args.common.to, files, None)?;
+    let mut run = Run::begin((global, config), &args.common.to, files, None)?;
     run.fail((global, config), args.fail.failures()?, &load);
     let ran = closed_loop(&load, args.clients, args.time.0, run.rows.clone(), stop).await;
-    run.end(global, ran)
+    run.end(global, ran, stop).await
 }
 
 /// A run's files, and what looks at the node's records beside it.
@@ -157,10 +161,8 @@ struct Told<'a, T> {
     facts: RunFacts,
 }
 
-fn begin_facts(to: &To) -> anyhow::Result<RunFacts> {
-    // With what the plan's file says.
-    let command = crate::cli::arguments(std::env::args_os())?.into_iter().skip(1);
-    let command = command.map(|word| word.to_string_lossy().into_owned());
+fn begin_facts(global: &Global, to: &To) -> anyhow::Result<RunFacts> {
+    let command = global.words.iter().skip(1).cloned();
     Ok(RunFacts::begin(masked(command), to.cpus.as_ref(), crate::REVISION)?)
 }
 
@@ -197,14 +199,14 @@ fn masked(words: impl Iterator<Item = String>) -> Vec<String> {
 
 impl Run {
     fn begin(
-        config: &Config,
+        (global, config): (&Global, &Config),
         to: &To,
         files: Files,
         also: Option<Box<dyn Also>>,
     ) -> anyhow::Result<Self> {
         let dir = files.dir.clone();
-        let facts = begin_facts(to)?;
-        forget(&dir.join(SWEEP));
+        let facts = begin_facts(global, to)?;
+        forget(&dir);
         let starts = to.records.then(|| Starts::begin(config.api_socket())).transpose()?;
         let (writer, rows) = Writer::begin(files, also)?;
         Ok(Self { dir, writer, rows, starts, failures: None, parquet: to.parquet, facts })
@@ -217,11 +219,30 @@ impl Run {
 
     /// Finishes the files, also of a run that could not begin. What cannot be written costs that file,
     /// and is told; the figures are shown either way.
-    fn end(self, global: &Global, ran: Result<Ran, RunError>) -> anyhow::Result<ExitCode> {
+    async fn end(
+        self,
+        global: &Global,
+        ran: Result<Ran, RunError>,
+        stop: &Stop,
+    ) -> anyhow::Result<ExitCode> {
         drop(self.rows);
         let injected = self.failures.map(Failures::end);
         let rows = self.writer.end();
-        let mut summary = rows.tally.summary(&ran?);
+        let ran = match ran {
+            Ok(ran) => ran,
+            Err(error) => {
+                rows.drop_latencies();
+                // Why it has not begun comes last.
+                if let Some(Err(why)) = injected {
+                    output::note(format!("{why:#}"));
+                }
+                if let Err(why) = complete(rows.lost) {
+                    output::note(format!("{why:#}"));
+                }
+                return Err(error.into());
+            }
+        };
+        let mut summary = rows.tally.summary(&ran);
         let starts = self.starts.map(|starts| {
             let (starts, unknown) = rows.add_starts(&starts.end()?)?;
             summary.starts = starts.into_iter().collect();
@@ -233,13 +254,10 @@ impl Run {
         show(global, &summary)?;
         let written = write_json(&self.dir.join(SUMMARY), &told);
         let latencies = rows.name_latencies();
-        let parquet = self.parquet.then(|| parquet::write(&self.dir.join(ROWS)).map(drop));
-        if written.is_ok() {
-            report(&self.dir);
-        }
+        let tables = tables(&self.dir, self.parquet, written.is_ok(), stop).await;
         end(rows)?;
         written?;
-        parquet.transpose()?;
+        tables?;
         output::note(format!("rows in {}, {}", self.dir.display(), latencies?.display()));
         starts.transpose()?;
         let worked = injected.transpose()?;
@@ -247,26 +265,77 @@ impl Run {
     }
 }
 
+/// Makes what is made of a run's rows: the Parquet file, where it is asked for, and the report.
+async fn tables(dir: &Path, parquet: bool, is_reported: bool, stop: &Stop) -> anyhow::Result<()> {
+    let rows = dir.join(ROWS);
+    let of = rows.clone();
+    let written = match parquet {
+        true => Some(aside(stop, move || parquet::write(&of)).await),
+        false => None,
+    };
+    if let Some(None) = written {
+        let _ = std::fs::remove_file(parquet::draft(&rows));
+        bail!("stopped before the Parquet file was whole, and without a report");
+    }
+    if is_reported {
+        report(dir, stop).await;
+    }
+    written.flatten().transpose()?;
+    Ok(())
+}
+
+/// Does long work on a thread of its own; `None` when it is stopped before its end, which is that of the
+/// program.
+async fn aside<T: Send + 'static>(
+    stop: &Stop,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Option<T> {
+    let (tell, told) = tokio::sync::oneshot::channel();
+    std::thread::spawn(move || drop(tell.send(work())));
+    tokio::select! {
+        done = told => Some(done.expect("it tells, unless it panics")),
+        () = stop.asked_again() => None,
+    }
+}
+
 /// Makes the report, whatever came of the run. That there is none costs nothing else.
-fn report(dir: &Path) {
+async fn report(dir: &Path, stop: &Stop) {
+    let (of, shown) = (dir.to_owned(), dir.display());
     match std::fs::metadata(dir.join(ROWS)) {
         Ok(rows) if rows.len() > MOST_REPORTED => {
-            let dir = dir.display();
-            output::note(format!("no report yet, of so many rows: `vhive report {dir}` makes it"));
+            output::note(format!(
+                "no report yet, of so many rows: `vhive report {shown}` makes it"
+            ));
         }
-        _ => match vhive_study::report::build(dir) {
-            Ok(built) => output::note(format!("report: {}", built.report.display())),
-            Err(error) => output::print_error(&anyhow::Error::new(error).context("no report")),
+        _ => match aside(stop, move || vhive_study::report::build(&of)).await {
+            Some(Ok(built)) => output::note(format!("report: {}", built.report.display())),
+            Some(Err(error)) => {
+                output::print_error(&anyhow::Error::new(error).context("no report"));
+            }
+            None => {
+                let _ = std::fs::remove_file(dir.join(REPORT));
+                output::note(format!("stopped; no report yet: `vhive report {shown}` makes it"));
+            }
         },
     }
 }
 
-/// Removes what an earlier run of another kind has left in the directory, lest it be taken for this one's.
-fn forget(path: &Path) {
-    match std::fs::remove_file(path) {
-        Ok(()) => output::note(format!("removed {}, of an earlier run", path.display())),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-        Err(error) => output::note(format!("cannot remove {}: {error}", path.display())),
+/// Removes what an earlier run has left in the directory, lest it be taken for this one's.
+fn forget(dir: &Path) {
+    let mut removed = Vec::new();
+    for name in AT_THE_END {
+        match std::fs::remove_file(dir.join(name)) {
+            Ok(()) => removed.push(name),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => {
+                let path = dir.join(name);
+                output::note(format!("cannot remove {}: {error}", path.display()));
+            }
+        }
+    }
+    if !removed.is_empty() {
+        let (removed, dir) = (removed.join(", "), dir.display());
+        output::note(format!("removed, of an earlier run in {dir}: {removed}"));
     }
 }
 
@@ -282,21 +351,22 @@ fn show(global: &Global, summary: &Summary) -> anyhow::Result<()> {
 
 fn end(rows: Rows) -> anyhow::Result<()> {
     let good = rows.tally.count(Outcome::Ok);
-    let mut lost = rows.lost.into_iter();
-    if let Some((count, why)) = lost.next() {
-        for (count, why) in lost {
-            let why = anyhow::Error::from(why).context(format!("{count} rows were not written"));
-            output::note(format!("{why:#}"));
-        }
-        return Err(why).with_context(|| format!("{count} rows were not written"));
-    }
+    complete(rows.lost)?;
     if good == 0 {
-        anyhow::bail!(
-            "no request succeeded: {}",
-            rows.tally.first_error().unwrap_or("see the rows")
-        );
+        bail!("no request succeeded: {}", rows.tally.first_error().unwrap_or("see the rows"));
     }
     Ok(())
+}
+
+/// Whether every row was written.
+fn complete(lost: Vec<(u64, OutputError)>) -> anyhow::Result<()> {
+    let mut lost = lost.into_iter();
+    let Some((count, why)) = lost.next() else { return Ok(()) };
+    for (count, why) in lost {
+        let why = anyhow::Error::from(why).context(format!("{count} rows were not written"));
+        output::note(format!("{why:#}"));
+    }
+    Err(why).with_context(|| format!("{count} rows were not written"))
 }
 
 async fn sweep_rates(global: &Global, args: SweepArgs, stop: &Stop) -> anyhow::Result<ExitCode> {
@@ -304,8 +374,8 @@ async fn sweep_rates(global: &Global, args: SweepArgs, stop: &Stop) -> anyhow::R
     let dir = args.common.out.clone();
     std::fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
     let plan = args.plan();
-    let facts = begin_facts(&args.common.to)?;
-    forget(&dir.join(SUMMARY));
+    let facts = begin_facts(global, &args.common.to)?;
+    forget(&dir);
     let targets = load.targets.iter().map(|target| target.hostname.clone()).collect();
     let mut rows = Some(StepRows::begin(&dir, targets)?);
     let table = global.output == Format::Table;
@@ -328,7 +398,7 @@ async fn sweep_rates(global: &Global, args: SweepArgs, stop: &Stop) -> anyhow::R
         }
     })
     .await?;
-    write_json(&dir.join(SWEEP), &Told { figures: &done, facts: facts.end() })?;
+    let written = write_json(&dir.join(SWEEP), &Told { figures: &done, facts: facts.end() });
     match global.output {
         Format::Json => output::json(&done)?,
         Format::Table => {
@@ -343,14 +413,11 @@ async fn sweep_rates(global: &Global, args: SweepArgs, stop: &Stop) -> anyhow::R
             }
         }
     }
-    if args.common.to.parquet {
-        parquet::write(&dir.join(ROWS))?;
-    }
-    report(&dir);
+    let tables = tables(&dir, args.common.to.parquet, written.is_ok(), stop).await;
     output::note(format!("rows in {}", dir.display()));
-    if let Some((count, why)) = rows.and_then(StepRows::lost) {
-        return Err(why).with_context(|| format!("{count} rows were not written"));
-    }
+    complete(rows.map(StepRows::lost).unwrap_or_default())?;
+    written?;
+    tables?;
     Ok(if done.knee.is_some() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
@@ -373,6 +440,35 @@ fn stop_on_signals() -> anyhow::Result<Stop> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_an_earlier_run_wrote_at_its_end_is_gone_when_the_next_begins() {
+        let dir = tempfile::tempdir().expect("a directory");
+        for name in AT_THE_END.iter().chain(&[ROWS, "notes.txt"]) {
+            std::fs::write(dir.path().join(name), "old").expect("written");
+        }
+        forget(dir.path());
+        let left = std::fs::read_dir(dir.path()).expect("read").flatten();
+        let mut left: Vec<_> = left.map(|entry| entry.file_name()).collect();
+        left.sort();
+        assert_eq!(left, ["notes.txt", ROWS]);
+    }
+
+    #[test]
+    fn long_work_is_left_when_it_is_stopped_once_more() {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+        runtime.block_on(async {
+            let stop = Stop::default();
+            stop.ask();
+            assert_eq!(aside(&stop, || 7).await, Some(7), "the first stop ended the sending");
+            // Work that ends when this test does.
+            let (_hold, ended) = std::sync::mpsc::channel::<()>();
+            let work = aside(&stop, move || drop(ended.recv()));
+            let asks = async { stop.ask() };
+            let (done, ()) = tokio::join!(work, asks);
+            assert_eq!(done, None);
+        });
+    }
 
     #[test]
     fn a_command_line_keeps_no_secret() {

@@ -12,6 +12,7 @@ use vhive_load::output::write_json;
 use vhive_load::trace::Config as Experiment;
 
 use super::args::DeployArgs;
+use super::trace::planned;
 use crate::cli::Global;
 use crate::client::{Client, read_whole};
 use crate::cluster::{Access, Cluster};
@@ -95,13 +96,25 @@ fn begin_with(wanted: &mut [Wanted], experiment: &Path) -> anyhow::Result<()> {
     if experiment.warmup_duration == 0 {
         bail!("WarmupDuration is 0, so the experiment says not how many instances to begin with");
     }
-    let plan = experiment.plan()?;
-    let services = wanted.len();
-    for function in 0..plan.functions.len() {
-        // As `load trace` spreads them.
-        wanted[function % services].initial_scale += plan.initial_scale(function);
+    let busy = planned(&experiment)?.busy();
+    if busy.iter().all(Option::is_none) {
+        output::note("without effect: --experiment: its trace has no minute before the warm-up");
+    }
+    for (wanted, scale) in wanted.iter_mut().zip(scales(&busy, wanted.len())) {
+        wanted.initial_scale = scale;
     }
     Ok(())
+}
+
+/// Instances of each service, which stands for the functions that `load trace` gives to it.
+fn scales(busy: &[Option<f64>], services: usize) -> Vec<u64> {
+    let of = |service| busy.iter().skip(service).step_by(services.max(1)).flatten();
+    (0..services).map(|service| whole(of(service).sum::<f64>().ceil())).collect()
+}
+
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "`as` saturates")]
+fn whole(number: f64) -> u64 {
+    number as u64
 }
 
 async fn through(
@@ -158,4 +171,18 @@ fn write(path: &Path, endpoints: &[Endpoint]) -> anyhow::Result<()> {
     let draft = path.with_extension("json.part");
     write_json(&draft, &endpoints)?;
     std::fs::rename(&draft, path).with_context(|| format!("cannot write {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_service_begins_with_what_its_functions_keep_busy_together() {
+        // 10,000 functions that are nearly always idle, in turn over five services.
+        let idle = vec![Some(0.001); 10_000];
+        assert_eq!(scales(&idle, 5), [2; 5]);
+        assert_eq!(scales(&[Some(1.5), None, Some(0.75)], 2), [3, 0]);
+        assert_eq!(scales(&[None], 2), [0, 0]);
+    }
 }

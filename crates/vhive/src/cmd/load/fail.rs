@@ -15,7 +15,7 @@ use crate::config::Config;
 use crate::output;
 
 /// What came of each, beside the run's other files.
-const FILE: &str = "failures.json";
+pub(super) const FILE: &str = "failures.json";
 
 /// Waits for the failures of a run.
 #[derive(Debug)]

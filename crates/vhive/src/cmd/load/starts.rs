@@ -77,7 +77,7 @@ async fn collect(
 fn after(pause: Duration, all: usize, new: usize) -> Duration {
     let next = if new > all / 2 {
         pause / 2
-    } else if new < all / 4 {
+    } else if new <= all / 4 {
         pause * 2
     } else {
         pause
@@ -109,5 +109,9 @@ mod tests {
         }
         assert!(lost(100_000.0) > 0.0, "which the summary then counts");
         assert_eq!(after(SELDOM, 1024, 10), SELDOM);
+        for few in 0..4 {
+            let pause = (0..10).fold(OFTEN, |pause, _| after(pause, few, 0));
+            assert_eq!(pause, SELDOM, "a node with {few} records and nothing to do");
+        }
     }
 }

@@ -73,6 +73,25 @@ pub(super) struct Planned {
     follows: Option<Flows>,
 }
 
+impl Planned {
+    /// Instances that each function keeps busy in the first minute; what follows in a workflow, as
+    /// often as it begins. None where the trace does not count invocations.
+    pub(super) fn busy(&self) -> Vec<Option<f64>> {
+        let mut entries: Vec<usize> = (0..self.plan.functions.len()).collect();
+        let index = |target: u32| usize::try_from(target).unwrap_or(usize::MAX);
+        for flow in &self.flows {
+            for step in flow.steps() {
+                if let Some(entry) = entries.get_mut(index(step.target)) {
+                    *entry = index(flow.entry());
+                }
+            }
+        }
+        let busy =
+            |(function, entry)| Some(self.plan.rate(entry)? * self.plan.runtime_s(function)?);
+        entries.into_iter().enumerate().map(busy).collect()
+    }
+}
+
 /// Plans it. Of workflows, the plan has what begins them.
 ///
 /// # Errors
@@ -127,14 +146,15 @@ impl Replay<'_> {
             .of_flows(&flows);
         let targets = plan.functions.iter().map(|function| function.name.clone()).collect();
         let files = Files { dir, latencies: "lat.csv".to_owned(), durations: None, targets };
-        let mut run = Run::begin(self.config, self.to, files, Some(Box::new(durations)))?;
+        let mut run =
+            Run::begin((self.global, self.config), self.to, files, Some(Box::new(durations)))?;
         run.fail((self.global, self.config), self.failures.clone(), &load);
         let ran = match follows {
             None => open_loop(&load, plan.shots(), run.rows.clone(), stop).await,
             Some(follows) => open_flows(&load, plan.shots(), follows, run.rows.clone(), stop).await,
         };
         output::note(format!("the original's columns in {}", path.display()));
-        run.end(self.global, ran)
+        run.end(self.global, ran, stop).await
     }
 }
 
