@@ -29,7 +29,7 @@ fn missing(of: &live::Figures, other: &live::Figures) -> Vec<String> {
 fn differs(replayed: &live::Replayed) -> Option<String> {
     let (live, simulated) = (&replayed.live, &replayed.simulated);
     let (sums, over_time) = (replayed.worse(), replayed.off_over_time());
-    println!("{sums:.1} % off, {over_time:.1} % in a second");
+    eprintln!("{sums:.1} % off, {over_time:.1} % in a second");
     let missing = [missing(live, simulated), missing(simulated, live)].concat();
     match () {
         () if sums > TOLERANCE => Some(format!("{sums:.1} % off")),
@@ -55,7 +55,7 @@ fn e2e_a_simulation_replays_a_recorded_run() {
             let (live, simulated) = (&replayed.live, &replayed.simulated);
             assert_eq!(live.invocations, simulated.invocations, "each request is simulated once");
             assert!(live.cold > 10, "{policy:?}: {replayed:?}");
-            println!("{policy:?}, attempt {attempt}:");
+            eprintln!("{policy:?}, attempt {attempt}:");
             let Some(why) = differs(&replayed) else { break };
             assert!(attempt < ATTEMPTS, "{why} each time: {policy:?}: {replayed:?}");
         }
