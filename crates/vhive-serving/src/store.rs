@@ -26,8 +26,12 @@ const SERVICES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("service
 const DATA: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("data");
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 
-/// Version of what the tables hold. [`earlier`] reads the ones before.
-const FORMAT: u64 = 2;
+/// Version of what the tables hold at first. [`earlier`] reads the one before.
+const PLAIN: u64 = 2;
+
+/// Version from the first object on that has something which versions that know [`PLAIN`] only take for
+/// damage: configurations that stand alone, labels and annotations of what a service makes.
+const FORMAT: u64 = 3;
 
 /// Why the store cannot be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -95,11 +99,12 @@ impl Store {
             write.open_table(DATA).map_err(|e| self.io(&e))?;
             write.open_table(OBJECTS).map_err(|e| self.io(&e))?;
             match found {
-                Some(FORMAT) | None => {}
+                Some(PLAIN | FORMAT) | None => {}
                 Some(1) => self.renew(&mut services)?,
                 Some(found) => return Err(StoreError::Format { path: self.path.clone(), found }),
             }
-            meta.insert("format", FORMAT).map_err(|e| self.io(&e))?;
+            let format = found.unwrap_or(PLAIN).max(PLAIN);
+            meta.insert("format", format).map_err(|e| self.io(&e))?;
         }
         write.commit().map_err(|e| self.io(&e))
     }
@@ -153,6 +158,9 @@ impl Store {
         {
             let mut meta = write.open_table(META).map_err(|e| self.io(&e))?;
             meta.insert("version", ceiling).map_err(|e| self.io(&e))?;
+            if !service.is_plain() {
+                meta.insert("format", FORMAT).map_err(|e| self.io(&e))?;
+            }
             let mut table = write.open_table(SERVICES).map_err(|e| self.io(&e))?;
             let bytes = serde_json::to_vec(service).map_err(|e| self.io(&e))?;
             let key = format!("{}/{}", service.namespace, service.name);
@@ -293,6 +301,35 @@ mod tests {
         kept["colour"] = serde_json::json!("red");
         let error = serde_json::from_value::<StoredService>(kept).unwrap_err().to_string();
         assert!(error.contains("colour"), "{error}");
+    }
+
+    #[test]
+    fn the_format_changes_with_the_first_object_that_earlier_versions_do_not_know() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state.redb");
+        let format = |store: &Store| {
+            let read = store.database.begin_read().unwrap();
+            read.open_table(META).unwrap().get("format").unwrap().map(|found| found.value())
+        };
+        let store = Store::open(&path).unwrap();
+        store.put(&service("one"), 1).unwrap();
+        assert_eq!(format(&store), Some(2));
+        let mut marked = service("one");
+        marked.revisions[0].marks = Some(Box::default());
+        store.put(&marked, 2).unwrap();
+        assert_eq!(format(&store), Some(3));
+        drop(store);
+        let store = Store::open(&path).unwrap();
+        assert_eq!((store.all().unwrap().0, format(&store)), (vec![marked], Some(3)));
+        for at in 0..3 {
+            let mut one = service("one");
+            match at {
+                0 => one.standalone = true,
+                1 => one.route_marks = Some(Box::default()),
+                _ => one.configuration_marks = Some(Box::default()),
+            }
+            assert!(!one.is_plain() && service("one").is_plain());
+        }
     }
 
     #[test]

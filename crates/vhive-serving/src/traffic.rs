@@ -139,14 +139,16 @@ pub fn targets(spec: &Value) -> Vec<Target> {
 
 /// The index of the share that `random` falls into; none if nothing has a share.
 ///
-/// Every value of `random` is as likely as any other, so each share gets its per cent.
+/// Every value of `random` is as likely as any other, so each share gets its part of them all: its per
+/// cent, or more where others have gone.
 #[must_use]
-pub fn pick(percents: impl IntoIterator<Item = u32>, random: u64) -> Option<usize> {
+pub fn pick(percents: impl IntoIterator<Item = u32> + Clone, random: u64) -> Option<usize> {
+    let all: u64 = percents.clone().into_iter().map(u64::from).sum();
     // The high bits of a product scale without a division and, to one part in 2^57, without bias.
-    let mark = u32::try_from((u128::from(random) * 100) >> 64).unwrap_or(99);
+    let mark = (u128::from(random) * u128::from(all)) >> 64;
     let mut upto = 0;
     percents.into_iter().position(|percent| {
-        upto += percent;
+        upto += u128::from(percent);
         mark < upto
     })
 }
@@ -195,6 +197,20 @@ mod tests {
         }
         assert_eq!(pick([], 7), None);
         assert_eq!(pick([0], 7), None);
+        assert_eq!(pick([0, 0], u64::MAX), None);
+    }
+
+    #[test]
+    fn those_that_are_left_share_what_the_others_had() {
+        // 40 have gone; the others are 1 : 2 as before.
+        let shares = [20, 0, 40];
+        let step = u64::MAX / 9000;
+        let mut hits = [0_u32; 3];
+        for n in 0..9000 {
+            hits[pick(shares, n * step).expect("everybody gets somewhere")] += 1;
+        }
+        assert!(hits[1] == 0 && hits[0].abs_diff(3000) <= 1, "{hits:?}");
+        assert_eq!(pick(shares, u64::MAX), Some(2));
     }
 
     proptest! {

@@ -2,6 +2,7 @@
 //! field and all of them are reported at once.
 
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::fmt;
 
 use serde_json::{Map, Value};
@@ -52,18 +53,32 @@ impl fmt::Display for Problem {
 /// What is said of fields that nobody knows.
 pub(crate) const UNKNOWN_FIELD: &str = "unknown field";
 
+/// Paths at which nothing is wrong, whatever is there.
+pub(crate) type Passed = BTreeSet<String>;
+
 /// Collects problems during one walk.
 #[derive(Debug, Default)]
-pub(super) struct Problems(RefCell<Vec<Problem>>);
+pub(super) struct Problems {
+    found: RefCell<Vec<Problem>>,
+    passed: Passed,
+}
 
 impl Problems {
+    /// Those of a walk that complains of none of these paths.
+    pub(super) fn except(passed: &Passed) -> Self {
+        Self { passed: passed.clone(), ..Self::default() }
+    }
+
     pub(super) fn add(&self, path: &str, kind: ProblemKind, reason: impl Into<String>) {
+        if self.passed.contains(path) {
+            return;
+        }
         let problem = Problem { path: path.to_owned(), kind, reason: reason.into() };
-        self.0.borrow_mut().push(problem);
+        self.found.borrow_mut().push(problem);
     }
 
     pub(super) fn into_inner(self) -> Vec<Problem> {
-        self.0.into_inner()
+        self.found.into_inner()
     }
 }
 

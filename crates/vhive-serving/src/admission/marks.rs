@@ -7,13 +7,14 @@
 
 use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::PREFIX;
 use super::annotations::{KNATIVE, span};
-use super::cursor::Cursor;
+use super::cursor::{Cursor, Passed};
 use crate::config::HOUR;
 use crate::kind::Kind;
+use crate::store::StoredObject;
 
 /// The label of a service or route that says whom its host is for.
 pub(crate) const VISIBILITY: &str = "networking.knative.dev/visibility";
@@ -36,6 +37,42 @@ pub(super) struct TemplateMarks {
     pub(super) start_deadline: Option<Duration>,
 }
 
+/// Where an object's own marks stand, and those of its template.
+const PLACES: [&str; 2] = ["metadata", "spec.template.metadata"];
+
+/// The paths of the marks of a document that stood there before with the same values: whatever is
+/// said of them now, an object that has been accepted can be changed otherwise.
+pub(crate) fn unchanged(document: &Value, before: &StoredObject) -> Passed {
+    let own = json!({ "labels": before.labels, "annotations": before.annotations });
+    let template = before.spec.value().pointer("/template/metadata").cloned().unwrap_or_default();
+    let mut same = Passed::new();
+    for (place, before) in PLACES.into_iter().zip([own, template]) {
+        for field in ["labels", "annotations"] {
+            let now = document.pointer(&format!("/{}/{field}", place.replace('.', "/")));
+            for (name, value) in now.and_then(Value::as_object).into_iter().flatten() {
+                if is_ours(place, name) && before[field].get(name) == Some(value) {
+                    same.insert(format!("{place}.{field}[{name}]"));
+                }
+            }
+        }
+    }
+    same
+}
+
+/// Whether a mark is looked at here, and nowhere else.
+fn is_ours(place: &str, name: &str) -> bool {
+    let of_scaling = name.starts_with(KNATIVE) || name.starts_with(PREFIX);
+    let beside = [SERVING, NETWORKING, FEATURES, SIDECAR];
+    beside.iter().any(|prefix| name.starts_with(prefix)) || (of_scaling && place == PLACES[0])
+}
+
+/// Whether the same stands where it has effect: `kn` gives the service and its template alike
+/// whatever it is told to give.
+fn is_also<'a>(root: &Cursor<'a>, path: &[&str], value: &'a Value) -> bool {
+    let found = path.iter().try_fold(root.clone(), |at, step| at.get(step));
+    found.is_some_and(|found| found.value() == value)
+}
+
 /// Checks the marks of a service, configuration or route itself.
 pub(super) fn of_owner(root: &Cursor<'_>, kind: Kind) {
     let Some(metadata) = root.get("metadata") else { return };
@@ -55,11 +92,16 @@ pub(super) fn of_owner(root: &Cursor<'_>, kind: Kind) {
             continue;
         }
         let own = name.strip_prefix(SERVING);
-        if name.starts_with(KNATIVE) {
-            entry
-                .invalid(format!("autoscaling annotations must be put under {TEMPLATE:?} to work"));
-        } else if name.starts_with(PREFIX) || matches!(own, Some("progress-deadline" | "no-gc")) {
-            entry.invalid(format!("must be put under {TEMPLATE:?} to work"));
+        let in_template = ["spec", "template", "metadata", "annotations", name];
+        let of_scaling = name.starts_with(KNATIVE);
+        if of_scaling
+            || name.starts_with(PREFIX)
+            || matches!(own, Some("progress-deadline" | "no-gc"))
+        {
+            if !is_also(root, &in_template, entry.value()) {
+                let which = if of_scaling { "autoscaling annotations " } else { "" };
+                entry.invalid(format!("{which}must be put under {TEMPLATE:?} to work"));
+            }
         } else if let Some("rollout-duration" | "rolloutDuration") = own
             && !matches!(entry.value().as_str(), None | Some("0" | "0s"))
         {
@@ -68,14 +110,19 @@ pub(super) fn of_owner(root: &Cursor<'_>, kind: Kind) {
     }
 }
 
-/// Checks the marks of a template.
-pub(super) fn of_template(metadata: &Cursor<'_>) -> TemplateMarks {
+/// Checks the marks of a document's template.
+pub(super) fn of_template(root: &Cursor<'_>) -> TemplateMarks {
+    let mut marks = TemplateMarks::default();
+    let template = root.get("spec").and_then(|spec| spec.get("template"));
+    let Some(metadata) = template.and_then(|template| template.get("metadata")) else {
+        return marks;
+    };
+    let metadata = &metadata;
     for (name, entry) in entries(metadata, "labels") {
-        if name == VISIBILITY {
+        if name == VISIBILITY && !is_also(root, &["metadata", "labels", name], entry.value()) {
             entry.invalid("must be put under \"metadata.labels\" to work");
         }
     }
-    let mut marks = TemplateMarks::default();
     for (name, entry) in entries(metadata, "annotations") {
         if of_a_cluster(name, &entry) {
             continue;
@@ -89,7 +136,9 @@ pub(super) fn of_template(metadata: &Cursor<'_>) -> TemplateMarks {
             Some("no-gc") if !matches!(text, "true" | "false") => {
                 entry.invalid("must be `true` or `false`, in quotes");
             }
-            Some("rollout-duration" | "rolloutDuration") => {
+            Some("rollout-duration" | "rolloutDuration")
+                if !is_also(root, &["metadata", "annotations", name], entry.value()) =>
+            {
                 entry.invalid("must be put under \"metadata.annotations\" to work");
             }
             _ => {}

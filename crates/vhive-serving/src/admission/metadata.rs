@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 
 use super::DEEPEST;
-use super::cursor::{Cursor, Fields, Problem, Problems};
+use super::cursor::{Cursor, Fields, Passed, Problem, Problems};
 use crate::kind::Kind;
 
 /// Longest name behind a prefix, and longest value of a label.
@@ -64,7 +64,16 @@ pub(super) fn walk<T>(
     document: &Value,
     read: impl FnOnce(&Cursor<'_>) -> Option<T>,
 ) -> Result<T, Vec<Problem>> {
-    let problems = Problems::default();
+    walk_except(&Passed::new(), document, read)
+}
+
+/// Likewise, and complains of nothing at these paths.
+pub(super) fn walk_except<T>(
+    passed: &Passed,
+    document: &Value,
+    read: impl FnOnce(&Cursor<'_>) -> Option<T>,
+) -> Result<T, Vec<Problem>> {
+    let problems = Problems::except(passed);
     let root = Cursor::root(document, &problems);
     let found = if is_deeper(document, DEEPEST) {
         root.invalid(format!("must not be nested deeper than {DEEPEST} levels"));

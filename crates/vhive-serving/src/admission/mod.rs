@@ -35,12 +35,12 @@ use crate::inputs::Inputs;
 use crate::kind::Kind;
 use crate::traffic::Target;
 
-pub(crate) use cursor::UNKNOWN_FIELD;
+pub(crate) use cursor::{Passed, UNKNOWN_FIELD};
 pub use cursor::{Problem, ProblemKind};
 pub(crate) use data::{AdmittedData, admit_data};
 pub use documents::{DocumentError, documents};
 pub(crate) use eventing::broker_of;
-pub(crate) use marks::{CLUSTER_LOCAL, VISIBILITY, is_kept};
+pub(crate) use marks::{CLUSTER_LOCAL, VISIBILITY, is_kept, unchanged};
 pub(crate) use metadata::name_in;
 pub use metadata::{Head, is_label};
 pub(crate) use object::{AdmittedObject, admit_head, admit_object, read_spec};
@@ -210,10 +210,11 @@ impl std::error::Error for Invalid {}
 /// # Errors
 /// [`Invalid`] with every problem found.
 pub fn admit(document: &Value, config: &Config) -> Result<Admitted, Invalid> {
-    service::admit(Kind::Service, document, config)
+    service::admit(Kind::Service, document, config, &Passed::new())
 }
 
-/// Checks the document of a service or of a configuration and fills in every default.
+/// Checks the document of a service or of a configuration, except at these paths, and fills in every
+/// default.
 ///
 /// # Errors
 /// [`Invalid`] with every problem found.
@@ -221,8 +222,9 @@ pub(crate) fn admit_template(
     kind: Kind,
     document: &Value,
     config: &Config,
+    passed: &Passed,
 ) -> Result<Admitted, Invalid> {
-    service::admit(kind, document, config)
+    service::admit(kind, document, config, passed)
 }
 
 #[cfg(test)]

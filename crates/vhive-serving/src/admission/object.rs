@@ -3,10 +3,10 @@
 use serde_json::Value;
 
 use super::Invalid;
-use super::cursor::{Cursor, Fields, Problems};
+use super::cursor::{Cursor, Fields, Passed, Problems};
 use super::eventing::{Place, read_broker, read_trigger};
 use super::marks;
-use super::metadata::{Head, head, label, name_in, walk};
+use super::metadata::{Head, head, label, name_in, walk, walk_except};
 use super::traffic::{IN_ROUTE, read_traffic};
 use crate::eventing::BrokerSpec;
 use crate::kind::Kind;
@@ -37,7 +37,7 @@ pub(crate) struct AdmittedObject {
     pub(crate) spec: Spec,
 }
 
-/// Checks a broker, trigger, route or namespace. Hosts end in `domain`.
+/// Checks a broker, trigger, route or namespace, except at these paths. Hosts end in `domain`.
 ///
 /// # Errors
 /// [`Invalid`] with every problem found.
@@ -45,8 +45,10 @@ pub(crate) fn admit_object(
     kind: Kind,
     document: &Value,
     domain: &str,
+    passed: &Passed,
 ) -> Result<AdmittedObject, Invalid> {
-    walk(document, |root| read_document(kind, root, domain)).map_err(|problems| Invalid {
+    let read = |root: &Cursor<'_>| read_document(kind, root, domain);
+    walk_except(passed, document, read).map_err(|problems| Invalid {
         kind,
         name: name_in(document),
         problems,

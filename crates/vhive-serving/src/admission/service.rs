@@ -10,9 +10,9 @@ use serde_json::Value;
 use vhive_api::RuntimeName;
 
 use super::container::read_container;
-use super::cursor::{Cursor, Fields};
+use super::cursor::{Cursor, Fields, Passed};
 use super::marks::{self, TemplateMarks};
-use super::metadata::{head, label, name_in, walk};
+use super::metadata::{head, label, name_in, walk_except};
 use super::traffic::{IN_SERVICE, read_traffic};
 use super::{Admitted, Invalid, Template, annotations};
 use crate::config::Config;
@@ -71,8 +71,14 @@ const REVISION: Fields = Fields {
 const MAX_NAME: usize = 57;
 
 /// Checks a service or a configuration, of which the former has its traffic besides.
-pub(super) fn admit(kind: Kind, document: &Value, config: &Config) -> Result<Admitted, Invalid> {
-    walk(document, |root| read_document(kind, root, config)).map_err(|problems| Invalid {
+pub(super) fn admit(
+    kind: Kind,
+    document: &Value,
+    config: &Config,
+    passed: &Passed,
+) -> Result<Admitted, Invalid> {
+    let read = |root: &Cursor<'_>| read_document(kind, root, config);
+    walk_except(passed, document, read).map_err(|problems| Invalid {
         kind,
         name: name_in(document),
         problems,
@@ -94,7 +100,8 @@ fn read_document(kind: Kind, root: &Cursor<'_>, config: &Config) -> Option<Admit
         return None;
     };
     let revision_name = read_revision_name(&template, &head.name);
-    let template = read_template(&template, &head.namespace, config)?;
+    let marks = marks::of_template(root);
+    let template = read_template(&template, &head.namespace, marks, config)?;
     let traffic = traffic.filter(|traffic| !traffic.is_empty());
     Some(Admitted {
         head,
@@ -120,12 +127,15 @@ fn read_revision_name(template: &Cursor<'_>, owner: &str) -> Option<String> {
     Some(name)
 }
 
-fn read_template(template: &Cursor<'_>, namespace: &str, config: &Config) -> Option<Template> {
+fn read_template(
+    template: &Cursor<'_>,
+    namespace: &str,
+    marks: TemplateMarks,
+    config: &Config,
+) -> Option<Template> {
     template.expect_fields(&TEMPLATE);
     let metadata = template.get("metadata");
-    let mut marks = TemplateMarks::default();
     if let Some(metadata) = &metadata {
-        marks = marks::of_template(metadata);
         metadata.expect_fields(&TEMPLATE_METADATA);
         if let Some(given) = metadata.get("labels") {
             super::metadata::labels(&given);

@@ -303,7 +303,7 @@ fn probe(about: &str) -> Value {
             "httpGet": object("Any reply from 200 to 399.", &http),
             "tcpSocket": object("A connection.", &port()),
             "grpc": object("grpc.health.v1 says SERVING.", &grpc),
-            "exec": object("A command in the sandbox ends with 0; not in a liveness probe.", &json!({
+            "exec": object("A command in the sandbox ends with 0. While an instance serves it is not run: not in a liveness probe, and not again as a readiness probe.", &json!({
                 "command": list("Program and arguments.", &text("A word.")),
             })),
             "initialDelaySeconds": number("Time before the first try."),
@@ -352,7 +352,7 @@ fn revision() -> Value {
                 })),
                 "requests": object("Checked, without effect.", &json!({})),
             })),
-            "readinessProbe": probe("How it is confirmed to be ready, until it has succeeded."),
+            "readinessProbe": probe("How it is confirmed to be ready; with periodSeconds it is asked again while the instance runs, and one that fails gets no requests until it succeeds."),
             "startupProbe": probe("What must hold before the readiness probe is asked."),
             "livenessProbe": probe("What must go on holding: an instance that fails is replaced."),
         }),

@@ -152,12 +152,16 @@ impl Open {
         }
     }
 
-    /// A lane of these that has waiting requests already and would hold more than is then left for
-    /// all the others, with what it holds.
-    fn greedy(&self, new: &[Arc<Pending>], left: Held) -> Option<Held> {
+    /// A lane of these that has waiting requests already, without the one that goes, and would hold
+    /// more than is then left for all the others, with what it holds.
+    fn greedy(&self, gone: Option<&Pending>, new: &[Arc<Pending>], left: Held) -> Option<Held> {
         let mut after = HashMap::<&str, (Held, Held)>::new();
         for one in new {
-            let held = self.lanes.get(one.lane()).copied().unwrap_or_default();
+            let mut held = self.lanes.get(one.lane()).copied().unwrap_or_default();
+            if let Some(gone) = gone.filter(|gone| gone.lane() == one.lane()) {
+                held.pending = held.pending.saturating_sub(1);
+                held.bytes = held.bytes.saturating_sub(gone.size());
+            }
             let (_, more) = after.entry(one.lane()).or_insert((held, held));
             more.pending += 1;
             more.bytes += one.size();
@@ -251,7 +255,8 @@ impl Deferred {
         let size: u64 = new.iter().map(|one| one.size()).sum();
         let mut open = self.entries();
         let (pending, bytes) = (open.requests.len(), open.bytes);
-        let freed = gone.and_then(|id| open.requests.get(id)).map(|(old, ..)| old.size());
+        let gone = gone.and_then(|id| open.requests.get(id)).map(|(old, ..)| Arc::clone(old));
+        let freed = gone.as_ref().map(|old| old.size());
         let replaces = freed.is_some_and(|freed| new.len() <= 1 && size <= freed + SLACK);
         let count = (pending + new.len()).saturating_sub(usize::from(freed.is_some()));
         let total = (bytes + size).saturating_sub(freed.unwrap_or(0));
@@ -263,7 +268,8 @@ impl Deferred {
             pending: self.config.max_pending.saturating_sub(count),
             bytes: self.config.max_bytes.0.saturating_sub(total),
         };
-        if !replaces && let Some(Held { pending, bytes }) = open.greedy(new, left) {
+        if !replaces && let Some(Held { pending, bytes }) = open.greedy(gone.as_deref(), new, left)
+        {
             return Err(AcceptError::Full { of_lane: true, pending, bytes });
         }
         new.iter().for_each(|one| open.add(Arc::clone(one)));

@@ -62,7 +62,7 @@ impl Services {
     ) -> Result<(Entry, bool), ChangeError> {
         let uid = document.pointer("/metadata/uid").and_then(Value::as_str);
         let uid = uid.filter(|uid| !uid.is_empty() && wish.mode != Mode::Create);
-        let admitted = self.admit(kind, document)?;
+        let admitted = self.admit(kind, document, wish.mode)?;
         self.settle().await;
         let before = self.check(&admitted, wish.mode, uid)?;
         // Looking an image up may take long: not under the lock.

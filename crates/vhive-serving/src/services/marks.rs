@@ -10,22 +10,34 @@ use vhive_api::RevisionKey;
 
 use super::change::whole;
 use super::{ChangeError, Mode, Seen, Services, Wish};
-use crate::admission::{Head, Problem, ProblemKind, admit_head};
+use crate::admission::{Head, Problem, ProblemKind, VISIBILITY, admit_head};
 use crate::catalog::Entry;
 use crate::kind::Kind;
 use crate::objects;
 use crate::store::{Marks, StoredService};
 
-/// Begins the labels and annotations that the node gives.
+/// Begins the labels and annotations that the node gives, and others that a template may have.
 const OURS: &str = "serving.knative.dev/";
 
-/// Begin the annotations that say something of a template.
-const MEANT: [&str; 5] = [
+/// What the node says itself, of those that begin so.
+const SAID: [&str; 7] = [
+    "configuration",
+    "configurationGeneration",
+    "configurationUID",
+    "routingState",
+    "service",
+    "serviceUID",
+    "routes",
+];
+
+/// Begin the annotations that say something of a template, or of a cluster.
+const MEANT: [&str; 6] = [
     OURS,
     "autoscaling.knative.dev/",
     "vhive.dev/",
     "features.knative.dev/",
     "queue.sidecar.serving.knative.dev/",
+    "networking.knative.dev/",
 ];
 
 impl Services {
@@ -141,11 +153,13 @@ fn marks(kind: Kind, head: &Head, live: &Value, wish: &Wish) -> Result<Marks, Ch
         }
         let mut kept = given.clone();
         kept.retain(|key, _| !is_meant(key));
-        // What the template says stays, whether or not the document repeats it.
-        for (key, value) in shown.as_object().into_iter().flatten() {
+        // What a revision's template says stays, whether or not the document repeats it.
+        let of_template = shown.as_object().filter(|_| kind == Kind::Revision);
+        for (key, value) in of_template.into_iter().flatten() {
+            let said = key.strip_prefix(OURS).is_some_and(|name| SAID.contains(&name));
             if let Some(text) = value.as_str()
                 && is_meant(key)
-                && !key.starts_with(OURS)
+                && !said
             {
                 kept.insert(key.clone(), text.to_owned());
             }
@@ -155,6 +169,15 @@ fn marks(kind: Kind, head: &Head, live: &Value, wish: &Wish) -> Result<Marks, Ch
     let labels = kept("labels", &head.labels, &[OURS], "is the node's own");
     let why = "says something of the template; change that of the Service or Configuration instead";
     let annotations = kept("annotations", &head.annotations, &MEANT, why);
+    let visibility = head.labels.get(VISIBILITY);
+    if visibility.is_some_and(|value| live["metadata"]["labels"][VISIBILITY] != value.as_str()) {
+        let path = format!("metadata.labels[{VISIBILITY}]");
+        let reason = match kind {
+            Kind::Revision => "has no effect on a revision; label the Service or Route instead",
+            _ => "has no effect on what a service makes; label the Service instead",
+        };
+        problems.push(Problem { path, kind: ProblemKind::Invalid, reason: reason.to_owned() });
+    }
     if problems.is_empty() {
         return Ok(Marks { labels, annotations, managed: wish.managed.clone() });
     }

@@ -23,7 +23,7 @@ use vhive_node::{Node, ResolveError};
 
 pub(crate) use self::change::{Mode, Removal, Seen, Wish};
 pub(crate) use self::settle::Pending;
-use crate::admission::{Admitted, Head, Invalid, Problem, ProblemKind, admit_template};
+use crate::admission::{Admitted, Head, Invalid, Problem, ProblemKind, admit_template, unchanged};
 use crate::catalog::{Catalog, Entry, Route, Turnover};
 use crate::changes::{Change, Changes, What};
 use crate::config::Config;
@@ -385,8 +385,11 @@ impl Services {
             .map_err(|source| ChangeError::Image { image: image.clone(), source: Box::new(source) })
     }
 
-    fn admit(&self, kind: Kind, document: &Value) -> Result<Admitted, ChangeError> {
-        let admitted = admit_template(kind, document, &self.config)?;
+    fn admit(&self, kind: Kind, document: &Value, mode: Mode) -> Result<Admitted, ChangeError> {
+        let before = key_in(document).filter(|_| mode == Mode::Replace);
+        let before = before.and_then(|(namespace, name)| self.of_kind(kind, namespace, name));
+        let passed = before.map(|entry| unchanged(document, &entry.stored)).unwrap_or_default();
+        let admitted = admit_template(kind, document, &self.config, &passed)?;
         if let Some(problem) = at_ingress(&admitted.head, &admitted.traffic) {
             let (name, problems) = (admitted.head.name, vec![problem]);
             return Err(Invalid { kind, name, problems }.into());
@@ -394,6 +397,14 @@ impl Services {
         self.check_node(&admitted)?;
         Ok(admitted)
     }
+}
+
+/// Namespace and name in a document that may be any.
+fn key_in(document: &Value) -> Option<(&str, &str)> {
+    let metadata = document.get("metadata")?;
+    let namespace = metadata.get("namespace").filter(|namespace| !namespace.is_null());
+    let namespace = namespace.map_or(Some("default"), Value::as_str)?;
+    Some((namespace, metadata.get("name")?.as_str()?))
 }
 
 /// What is wrong with hosts that would be where brokers answer.

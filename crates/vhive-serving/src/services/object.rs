@@ -7,9 +7,9 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 use super::change::whole;
-use super::{ChangeError, Mode, RESERVED, Removal, Seen, Services, Wish, at_ingress};
+use super::{ChangeError, Mode, RESERVED, Removal, Seen, Services, Wish, at_ingress, key_in};
 use crate::admission::{
-    AdmittedObject, Head, Invalid, Problem, ProblemKind, admit_object, read_spec,
+    AdmittedObject, Head, Invalid, Problem, ProblemKind, admit_object, read_spec, unchanged,
 };
 use crate::changes::{Change, What};
 use crate::document::Document;
@@ -83,7 +83,11 @@ impl Services {
         document: &Value,
         wish: Wish,
     ) -> Result<(Value, bool), ChangeError> {
-        let admitted = admit_object(kind, document, self.catalog.domain())
+        let before = key_in(document).filter(|_| wish.mode == Mode::Replace);
+        let before =
+            before.and_then(|(namespace, name)| self.catalog.objects.get(kind, namespace, name));
+        let passed = before.map(|before| unchanged(document, &before.stored)).unwrap_or_default();
+        let admitted = admit_object(kind, document, self.catalog.domain(), &passed)
             .map_err(|invalid| unfit(kind, &invalid.name, invalid.problems))?;
         let uid = document.pointer("/metadata/uid").and_then(Value::as_str);
         let uid = uid.filter(|uid| !uid.is_empty() && wish.mode != Mode::Create);

@@ -108,6 +108,13 @@ impl StoredRevision {
 }
 
 impl StoredService {
+    /// Whether versions that know none of what clients do not make can read it.
+    pub(super) fn is_plain(&self) -> bool {
+        let marks = self.revisions.iter().map(|one| &one.marks);
+        let mut marks = marks.chain([&self.configuration_marks, &self.route_marks]);
+        !self.standalone && marks.all(Option::is_none)
+    }
+
     /// The revision made last.
     pub(crate) fn latest(&self) -> &StoredRevision {
         self.revisions.last().expect("a service has a revision from its making on")

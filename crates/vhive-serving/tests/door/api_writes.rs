@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use redb::ReadableTable as _;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
@@ -240,7 +241,11 @@ async fn labels_and_annotations_of_what_others_make_can_be_changed() {
         .apply("hello", |document| {
             document["spec"]["template"]["metadata"] = json!({
                 "labels": {"from": "template"},
-                "annotations": {"autoscaling.knative.dev/max-scale": "3", "note": "one"},
+                "annotations": {
+                    "autoscaling.knative.dev/max-scale": "3", "note": "one",
+                    "serving.knative.dev/no-gc": "true",
+                    "serving.knative.dev/progress-deadline": "60s",
+                },
             });
         })
         .await;
@@ -262,6 +267,14 @@ async fn labels_and_annotations_of_what_others_make_can_be_changed() {
     assert_eq!(metadata["annotations"].get("note"), None);
     assert_eq!(metadata["annotations"]["autoscaling.knative.dev/max-scale"], "3");
     assert_eq!(metadata["managedFields"][0]["manager"], "me");
+    // Nor does anything else of the template's go, and the node's own is there once.
+    for (name, value) in [("no-gc", "true"), ("progress-deadline", "60s"), ("routes", "hello")] {
+        let name = format!("serving.knative.dev/{name}");
+        assert_eq!(metadata["annotations"][&name], value, "{name}");
+        let patch = json!({"metadata": {"annotations": {name: value}}});
+        let (status, told) = ask(&world, "PATCH", &revision, MERGE, &patch).await;
+        assert_eq!(status, 200, "what was read can be written: {told}");
+    }
     let told = watch.expect("MODIFIED", "hello-00001").await;
     assert_eq!(told["metadata"]["labels"], metadata["labels"]);
     let selected = format!("{SERVING}/revisions?labelSelector=mine%3D1");
@@ -272,6 +285,8 @@ async fn labels_and_annotations_of_what_others_make_can_be_changed() {
         json!({"spec": {"timeoutSeconds": 7}}),
         json!({"metadata": {"labels": {"serving.knative.dev/service": "other"}}}),
         json!({"metadata": {"annotations": {"autoscaling.knative.dev/max-scale": "9"}}}),
+        json!({"metadata": {"annotations": {"serving.knative.dev/no-gc": "false"}}}),
+        json!({"metadata": {"labels": {"networking.knative.dev/visibility": "cluster-local"}}}),
         json!({"metadata": {"labels": {"not a label": "x"}}}),
     ] {
         let (status, told) = ask(&world, "PATCH", &revision, MERGE, &wrong).await;
@@ -292,6 +307,15 @@ async fn labels_and_annotations_of_what_others_make_can_be_changed() {
         let wrong = json!({"spec": {"traffic": [], "template": {}}});
         let (status, told) = ask(&world, "PATCH", &path, MERGE, &wrong).await;
         assert_eq!(status, 405, "{told}");
+        // What would be shown and do nothing.
+        for wrong in [
+            json!({"labels": {"networking.knative.dev/visibility": "cluster-local"}}),
+            json!({"annotations": {"networking.knative.dev/ingress-class": "kourier"}}),
+        ] {
+            let patch = json!({"metadata": wrong});
+            let (status, told) = ask(&world, "PATCH", &path, MERGE, &patch).await;
+            assert_eq!((status, &told["reason"]), (422, &json!("Invalid")), "{path}: {told}");
+        }
     }
     // They stay when the service changes and when the node starts again.
     world.apply("hello", |document| document["metadata"]["labels"] = json!({"x": "y"})).await;
@@ -307,6 +331,58 @@ async fn labels_and_annotations_of_what_others_make_can_be_changed() {
     ] {
         let object = world.api("GET", &format!("{SERVING}/{path}"), None).await.1;
         assert!(object["metadata"]["labels"].get(label).is_some(), "{path}: {object}");
+    }
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn what_was_stored_before_it_was_refused_can_still_be_changed() {
+    let world = World::new().await;
+    world.apply("hello", |_| {}).await;
+    let route = json!({
+        "apiVersion": "serving.knative.dev/v1", "kind": "Route", "metadata": {"name": "r"},
+        "spec": {"traffic": [{"configurationName": "hello", "percent": 100}]},
+    });
+    assert_eq!(world.api("POST", &format!("{SERVING}/routes"), Some(&route)).await.0, 201);
+    let dir = world.dir.clone();
+    world.stop().await;
+    // As an earlier version wrote them.
+    let class = "networking.knative.dev/ingress-class";
+    {
+        let database = redb::Database::create(dir.join("state.redb")).unwrap();
+        let write = database.begin_write().unwrap();
+        for (table, key) in
+            [("services", "default/hello"), ("objects", "routes.serving.knative.dev/default/r")]
+        {
+            let table = redb::TableDefinition::<&str, &[u8]>::new(table);
+            let mut table = write.open_table(table).unwrap();
+            let mut stored: Value =
+                serde_json::from_slice(table.get(key).unwrap().unwrap().value()).unwrap();
+            stored["annotations"] = json!({class: "kourier"});
+            let bytes = serde_json::to_vec(&stored).unwrap();
+            table.insert(key, bytes.as_slice()).unwrap();
+        }
+        write.commit().unwrap();
+    }
+    let sim = vhive_sandbox::sim::Sim::new(vhive_sandbox::sim::SimConfig::default());
+    let runtimes = vhive_node::Runtimes::new().with(sim);
+    let world = crate::support::Setup::again(runtimes, dir).start().await;
+    for path in ["services/hello", "routes/r"] {
+        let path = format!("{SERVING}/{path}");
+        let patch = json!({"metadata": {"labels": {"team": "a"}}});
+        let (status, told) = ask(&world, "PATCH", &path, MERGE, &patch).await;
+        assert_eq!((status, &told["metadata"]["labels"]["team"]), (200, &json!("a")), "{told}");
+        assert_eq!(told["metadata"]["annotations"][class], "kourier");
+        let (status, told) = world.api("PUT", &path, Some(&told)).await;
+        assert_eq!(status, 200, "{told}");
+        for value in [json!("istio"), json!(null)] {
+            let patch = json!({"metadata": {"annotations": {class: value}}});
+            let (status, told) = ask(&world, "PATCH", &path, MERGE, &patch).await;
+            assert_eq!(status, if value.is_null() { 200 } else { 422 }, "{told}");
+        }
+        let patch = json!({"metadata": {"annotations": {class: "kourier"}}});
+        let (status, told) = ask(&world, "PATCH", &path, MERGE, &patch).await;
+        assert_eq!(status, 422, "it is new now: {told}");
     }
     world.stop().await;
 }

@@ -99,20 +99,29 @@ async fn an_instance_that_is_not_ready_gets_no_requests_until_it_is() {
         let status = world.node.status(&key).unwrap();
         status.instances.iter().map(|one| one.state.as_str()).collect()
     };
+    let leases = || -> Vec<u32> {
+        let status = world.node.status(&key).unwrap();
+        status.instances.iter().map(|one| one.leases).collect()
+    };
     eventually(|| states().contains(&"unready").then_some(())).await;
     let why = "readiness probe GET /ready was answered by status 503, 2 times in a row";
     let all = journals.lock().unwrap().clone();
     let journal = all.iter().find(|journal| journal.tail(10).join("\n").contains(why)).unwrap();
-    // It keeps what it has; the others get the other instance.
-    let second = world.get("hello").await.text();
-    assert_ne!(second, *first);
-    for _ in 0..10 {
-        assert_eq!(world.get("hello").await.text(), second);
-    }
+    // It keeps what it has, and gets nothing more although it idles then: the others get another one.
     held.notify_one();
     let mut reply = Vec::new();
     within(holding.read_to_end(&mut reply)).await.unwrap();
     assert!(String::from_utf8(reply).unwrap().ends_with(first), "what it held is served");
+    eventually(|| leases().iter().all(|leases| *leases == 0).then_some(())).await;
+    for _ in 0..10 {
+        let get = || world.get("hello");
+        let (one, two, three, four) = tokio::join!(get(), get(), get(), get());
+        for reply in [one, two, three, four] {
+            assert_eq!(reply.status, 200);
+            assert_ne!(reply.text(), *first);
+        }
+        assert!(states().contains(&"unready"), "it is still not ready");
+    }
     sick.store(false, Ordering::SeqCst);
     eventually(|| (!states().contains(&"unready")).then_some(())).await;
     assert!(journal.tail(10).join("\n").contains("succeeds again"));

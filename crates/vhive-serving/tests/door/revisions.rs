@@ -321,17 +321,23 @@ async fn a_revision_whose_time_is_over_goes_although_nothing_changes() {
     setup.serving.retention.since_routed = moment;
     setup.serving.retention.min_idle = 1;
     let world = setup.start().await;
+    let path = format!("{SERVING}/revisions?watch=true");
+    let mut watch = crate::kubernetes::Watch::begin(&world, &path).await;
     world.apply("hello", |_| {}).await;
     for value in ["2", "3"] {
         world.apply("hello", |document| variant(document, value)).await;
     }
-    let path = format!("{SERVING}/revisions");
-    let (_, list) = world.api("GET", &path, None).await;
-    assert_eq!(list["items"].as_array().map(Vec::len), Some(3));
-    let version = list["metadata"]["resourceVersion"].as_str().unwrap();
-    let watch = format!("{path}?watch=true&resourceVersion={version}");
-    let mut watch = crate::kubernetes::Watch::begin(&world, &watch).await;
-    watch.expect("DELETED", "hello-00001").await;
+    let mut told = std::collections::BTreeSet::new();
+    let gone = loop {
+        let (what, object) = watch.next().await;
+        let name = object["metadata"]["name"].as_str().unwrap().to_owned();
+        match what.as_str() {
+            "ADDED" => _ = told.insert(name),
+            "DELETED" => break name,
+            _ => {}
+        }
+    };
+    assert_eq!((told.len(), gone.as_str()), (3, "hello-00001"), "{told:?}");
     assert_eq!(revisions(&world).await, ["hello-00002", "hello-00003"], "one idle one is kept");
     assert_eq!(world.get("hello").await.status, 200);
     world.stop().await;

@@ -231,6 +231,31 @@ async fn what_is_gone_gets_no_requests_under_its_old_name() {
 }
 
 #[tokio::test]
+async fn what_one_target_of_several_had_goes_to_the_others() {
+    let world = World::new().await;
+    for name in ["c", "d", "e"] {
+        put(&world, "configurations", &configuration(name, "1")).await;
+    }
+    let split = json!([
+        {"configurationName": "c", "percent": 80}, {"configurationName": "d", "percent": 10},
+        {"configurationName": "e", "percent": 10},
+    ]);
+    put(&world, "routes", &route("r", &split)).await;
+    let (status, _) = world.api("DELETE", &format!("{SERVING}/configurations/c"), None).await;
+    assert_eq!(status, 200);
+    let mut seen = std::collections::BTreeSet::new();
+    for number in 1..=20 {
+        seen.insert(asked(&world, "r", number).await);
+    }
+    // One in a million leaves one of the two out.
+    let seen: Vec<&str> = seen.iter().map(String::as_str).collect();
+    assert_eq!(seen, ["d-00001", "e-00001"]);
+    let led = get(&world, "routes/r").await;
+    assert_eq!(condition(&led, "Ready"), ("False", "ConfigurationMissing"));
+    world.stop().await;
+}
+
+#[tokio::test]
 async fn traffic_moves_once_the_next_revision_is_ready() {
     let world = World::new().await;
     put(&world, "configurations", &configuration("c", "1")).await;

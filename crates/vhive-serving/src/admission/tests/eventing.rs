@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::set;
-use crate::admission::{AdmittedObject, Invalid, admit_object, broker_of};
+use crate::admission::{AdmittedObject, Invalid, Passed, admit_object, broker_of};
 use crate::eventing::{Backoff, BrokerSpec, DeliverySpec, Filter, Sink, To, TriggerSpec};
 use crate::kind::Kind;
 use crate::registry::Spec;
@@ -34,7 +34,7 @@ fn trigger() -> Value {
 }
 
 fn check(kind: Kind, document: &Value) -> Result<AdmittedObject, Invalid> {
-    admit_object(kind, document, "example.com")
+    admit_object(kind, document, "example.com", &Passed::new())
 }
 
 fn read(path: &str, value: Value) -> TriggerSpec {

@@ -117,10 +117,23 @@ async fn a_lane_leaves_as_much_as_it_takes() {
     // What has gone makes room for its own and for others; a restart knows what there is.
     deferred.replace("1", Vec::new()).await.unwrap();
     drop(deferred);
-    let (deferred, _news) = Deferred::open(&path, config).unwrap();
+    let (deferred, _news) = Deferred::open(&path, config.clone()).unwrap();
     assert_eq!(deferred.pending(), 11);
     assert!(deferred.accept(vec![one("a")]).await.is_err(), "5 of its own, and 1 is left");
     deferred.accept(vec![one("g")]).await.unwrap();
+    // Several that take the place of one of their lane: that one no longer counts.
+    let (deferred, _news) = Deferred::open(&dir.path().join("third.redb"), config).unwrap();
+    let mut first = None;
+    for _ in 0..5 {
+        let one = one("a");
+        first.get_or_insert(one.id.clone());
+        deferred.accept(vec![one]).await.unwrap();
+    }
+    let first = first.unwrap();
+    let three = vec![one("a"), one("a"), one("a")];
+    assert!(deferred.replace(&first, three).await.is_err(), "7 of its own, and 5 are left");
+    deferred.replace(&first, vec![one("a"), one("a")]).await.unwrap();
+    assert_eq!(deferred.pending(), 6);
     // Half of the bytes likewise, whatever their number.
     let config = AsyncConfig { max_bytes: Size(4000), ..AsyncConfig::default() };
     let path = dir.path().join("other.redb");
