@@ -100,7 +100,8 @@ fn begin_with(wanted: &mut [Wanted], experiment: &Path) -> anyhow::Result<()> {
     if busy.iter().all(Option::is_none) {
         output::note("without effect: --experiment: its trace has no minute before the warm-up");
     }
-    for (wanted, scale) in wanted.iter_mut().zip(scales(&busy, wanted.len())) {
+    let scales = scales(&busy, wanted.len());
+    for (wanted, scale) in wanted.iter_mut().zip(scales) {
         wanted.initial_scale = scale;
     }
     Ok(())
