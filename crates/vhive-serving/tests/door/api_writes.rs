@@ -349,7 +349,7 @@ async fn what_was_stored_before_it_was_refused_can_still_be_changed() {
     // As an earlier version wrote them.
     let class = "networking.knative.dev/ingress-class";
     {
-        let database = redb::Database::create(dir.join("state.redb")).unwrap();
+        let database = redb::Database::create(dir.path().join("state.redb")).unwrap();
         let write = database.begin_write().unwrap();
         for (table, key) in
             [("services", "default/hello"), ("objects", "routes.serving.knative.dev/default/r")]
