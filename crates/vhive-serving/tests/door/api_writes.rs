@@ -344,12 +344,12 @@ async fn what_was_stored_before_it_was_refused_can_still_be_changed() {
         "spec": {"traffic": [{"configurationName": "hello", "percent": 100}]},
     });
     assert_eq!(world.api("POST", &format!("{SERVING}/routes"), Some(&route)).await.0, 201);
-    let dir = world.dir.clone();
+    let (dir, state) = (world.dir.clone(), world.node.config().state_dir.clone());
     world.stop().await;
     // As an earlier version wrote them.
     let class = "networking.knative.dev/ingress-class";
     {
-        let database = redb::Database::create(dir.path().join("state.redb")).unwrap();
+        let database = redb::Database::create(state.join("state.redb")).unwrap();
         let write = database.begin_write().unwrap();
         for (table, key) in
             [("services", "default/hello"), ("objects", "routes.serving.knative.dev/default/r")]
