@@ -463,7 +463,7 @@ mod tests {
             assert_eq!(aside(&stop, || 7).await, Some(7), "the first stop ended the sending");
             // Work that ends when this test does.
             let (_hold, ended) = std::sync::mpsc::channel::<()>();
-            let work = aside(&stop, move || drop(ended.recv()));
+            let work = aside(&stop, move || ended.recv().is_ok());
             let asks = async { stop.ask() };
             let (done, ()) = tokio::join!(work, asks);
             assert_eq!(done, None);
