@@ -88,12 +88,13 @@ impl Replayed {
 }
 
 /// The configuration that a node needs for [`replay`]; its socket is in `dir`. Starts from snapshots take
-/// long enough to be told from starts at once.
+/// long enough to be told from starts at once. No start waits for its turn: that of another function is not
+/// simulated, and waiting for it would be in start times that are drawn at random.
 #[must_use]
 pub fn config(dir: &Path) -> String {
     let socket = dir.join("api.sock");
     format!(
-        "[node.records]\nrecent = 4000\n[serving.api]\nsocket = {socket:?}\n\
+        "[node]\nstart_threads = {SERVICES}\n[node.records]\nrecent = 4000\n[serving.api]\nsocket = {socket:?}\n\
          [sim.snapshot]\nrestore_file = \"200ms\"\nrestore_lazy = \"200ms\"\n\
          restore_record = \"250ms\"\nrestore_prefetch = \"80ms\"\n"
     )
