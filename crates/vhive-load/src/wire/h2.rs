@@ -25,6 +25,8 @@ use crate::row::Outcome;
 /// Requests at a time on one connection, at most: what servers commonly allow. One that allows less
 /// says so; more would queue inside the client, unseen.
 const STREAMS: usize = 100;
+/// What a connection is begun with, and no server can say: its settings have not come yet.
+const UNTOLD: usize = usize::MAX - 1;
 
 /// A request for a host.
 pub(super) fn request(
@@ -270,7 +272,7 @@ impl Pool {
         };
         stream.set_nodelay(true).map_err(|error| why(&error))?;
         let mut builder = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
-        builder.timer(TokioTimer::new());
+        builder.timer(TokioTimer::new()).initial_max_send_streams(UNTOLD);
         let handshake = builder.handshake(TokioIo::new(stream)).await;
         let (sender, driver) = handshake.map_err(|error| why(&error))?;
         let streams = Arc::new(AtomicUsize::new(STREAMS));
@@ -279,7 +281,6 @@ impl Pool {
         let connection = Connection { sender, streams: Arc::default(), most };
         let stream = Stream::on(&connection, self);
         locked(&self.open).push(connection.clone());
-        self.hand_out();
         Ok((connection, stream, nanos(begun.elapsed())))
     }
 }
@@ -294,15 +295,22 @@ fn leave(waiting: &mut VecDeque<Sender<Room>>) {
 type Driver =
     hyper::client::conn::http2::Connection<TokioIo<TcpStream>, Full<Bytes>, TokioExecutor>;
 
-/// Keeps a connection going until it ends, and `most` at what the server allows on it. Its error is
-/// also that of each of its requests.
+/// Keeps a connection going until it ends, and `most` at what the server allows on it. Those that wait
+/// get none of it before the server has said what it allows. Its error is also that of each of its
+/// requests.
 async fn drive(driver: Driver, most: &AtomicUsize, place: &Place) {
     tokio::pin!(driver);
+    let mut told = false;
     let step = |context: &mut Context<'_>| {
         let done = driver.as_mut().poll(context);
-        let now = driver.current_max_send_streams().clamp(1, STREAMS);
-        if most.swap(now, Ordering::Relaxed) < now {
-            place.0.hand_out();
+        let allowed = driver.current_max_send_streams();
+        if allowed != UNTOLD {
+            let now = allowed.clamp(1, STREAMS);
+            let more = most.swap(now, Ordering::Relaxed) < now;
+            if more || !told {
+                place.0.hand_out();
+            }
+            told = true;
         }
         done
     };
