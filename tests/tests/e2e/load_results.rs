@@ -1,8 +1,8 @@
 //! What `vhive load` leaves behind, read by others: reports, comparisons, Parquet.
 
 use std::fs;
-use std::path::Path;
 use std::io::Write as _;
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use serde_json::Value;
@@ -193,8 +193,8 @@ fn e2e_load_by_a_plan_that_can_be_read_once_is_recorded_with_it() {
     plan.expect("written");
     let done = run.wait_with_output().expect("ends");
     assert!(done.status.success(), "{}", said(&done));
-    let summary: Value = serde_json::from_str(&text(Path::new(&at(&dir, "out/summary.json"))))
-        .expect("a summary");
+    let summary: Value =
+        serde_json::from_str(&text(Path::new(&at(&dir, "out/summary.json")))).expect("a summary");
     let command = summary["command"].as_array().expect("a command line");
     for word in ["--rps=10", "--time=1s"] {
         assert!(command.iter().any(|one| one == word), "no {word} in {summary}");
