@@ -110,7 +110,7 @@ impl Lab {
 
     fn expect_no_traces(&self) {
         self.pool.close();
-        assert_eq!(Traces::of(&self.root), self.before);
+        assert_eq!(Traces::of(&self.root).since(&self.before), Traces::default());
     }
 }
 

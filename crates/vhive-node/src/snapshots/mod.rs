@@ -133,9 +133,9 @@ impl Snapshots {
 
     /// Reads a snapshot that an earlier node has left, so that no start has to.
     pub(crate) fn verify(&self, id: &SnapshotId, deadline: Deadline) {
-        let Some(hold) = self.find(id).and_then(|stored| stored.hold()) else { return };
-        if let Err(Unsound::Damaged(why)) = hold.stored().verify(deadline) {
-            self.retire(hold.stored(), &why);
+        let Some(stored) = self.find(id) else { return };
+        if let Err(Unsound::Damaged(why)) = stored.verify(deadline) {
+            self.retire(&stored, &why);
         }
     }
 

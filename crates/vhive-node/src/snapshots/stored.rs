@@ -126,11 +126,13 @@ impl Stored {
         CloneToken(Arc::clone(self))
     }
 
-    /// Whether the content is what the manifest says: reads it if nobody has, waits for who does.
+    /// Whether the content is what the manifest says: reads it if nobody has, waits for who does. The
+    /// files are held while they are read and no longer: who hears that they are damaged puts others
+    /// in their place.
     ///
     /// # Errors
-    /// What is damaged, or that the deadline passed before whoever reads it was done.
-    pub(super) fn verify(&self, deadline: Deadline) -> Result<(), Unsound> {
+    /// What is damaged; or that it is about to go, or the deadline passed before whoever reads it was done.
+    pub(super) fn verify(self: &Arc<Self>, deadline: Deadline) -> Result<(), Unsound> {
         let mut state = self.state();
         loop {
             match &state.verdict {
@@ -144,9 +146,15 @@ impl Stored {
                 }
             }
         }
+        if state.doomed {
+            return Err(Unsound::NotYet);
+        }
         state.verdict = Verdict::Reading;
+        state.holds += 1;
         drop(state);
+        let held = Hold(Arc::clone(self));
         let found = self.snapshot.verify().map_err(|error| chain(&error));
+        drop(held);
         let mut state = self.state();
         state.verdict = found.clone().map_or_else(Verdict::Damaged, |()| Verdict::Sound);
         drop(state);

@@ -228,8 +228,7 @@ impl Site {
         if let Some(pool) = &self.pool {
             pool.close();
         }
-        let after = Traces::of(&self.root);
-        assert_eq!(after, self.before);
+        assert_eq!(Traces::of(&self.root).since(&self.before), Traces::default());
     }
 }
 

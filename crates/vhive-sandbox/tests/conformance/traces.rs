@@ -6,7 +6,7 @@ use std::fs;
 use vhive_sandbox::RunRoot;
 
 /// Everything on the host that carries a node's tag or is a child of this process.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Traces {
     children: BTreeSet<String>,
     cgroups: BTreeSet<String>,
@@ -19,6 +19,17 @@ impl Traces {
     pub(crate) fn is_more_than(&self, before: &Self) -> bool {
         let grown = |now: &BTreeSet<String>, then: &BTreeSet<String>| now.len() > then.len();
         grown(&self.cgroups, &before.cgroups) && grown(&self.files, &before.files)
+    }
+
+    /// What there was not before. What was still going then may be gone.
+    pub(crate) fn since(&self, before: &Self) -> Self {
+        let new = |now: &BTreeSet<String>, then: &BTreeSet<String>| now - then;
+        Self {
+            children: new(&self.children, &before.children),
+            cgroups: new(&self.cgroups, &before.cgroups),
+            mounts: new(&self.mounts, &before.mounts),
+            files: new(&self.files, &before.files),
+        }
     }
 
     pub(crate) fn of(root: &RunRoot) -> Self {
