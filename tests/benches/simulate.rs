@@ -27,10 +27,9 @@ const DAY: u64 = 10_000_000;
 /// The same on nodes, and how many of those.
 const NODES: (&str, &str, &str) = ("40000", "10000000", "1000");
 /// Policies of the live runs.
-const POLICIES: [live::Policy; 4] = [
+const POLICIES: [live::Policy; 3] = [
     live::Policy { kind: "kpa", keep: "6s", snapshot: "off" },
     live::Policy { kind: "fixed", keep: "1s", snapshot: "off" },
-    live::Policy { kind: "histogram", keep: "2s", snapshot: "off" },
     live::Policy { kind: "fixed", keep: "1s", snapshot: "reap" },
 ];
 
