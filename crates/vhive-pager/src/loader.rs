@@ -5,6 +5,7 @@
 //! mostly installed by the thread that read it, without another being woken.
 
 mod plan;
+mod verified;
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -13,7 +14,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use vhive_api::Digest;
 
@@ -23,6 +24,7 @@ use crate::sys::{Buffer, Mapping};
 use crate::vm::{Put, Vm, lock};
 use crate::working_set::{CHUNK_BYTES, WorkingSet, WorkingSetError, open_direct, read_many};
 use plan::Plan;
+use verified::{Identity, Verified};
 
 /// What has been installed of one working set.
 #[derive(Clone, Copy, Debug, Default)]
@@ -132,6 +134,10 @@ struct Load {
     vm: Option<Arc<Vm>>,
     is_opening: bool,
     plan: Option<Arc<Plan>>,
+    /// The file, once it is open and if it can be told from a changed one.
+    identity: Option<Identity>,
+    /// Whether this very file has been read whole before and was right.
+    is_verified: bool,
     next_read: usize,
     landed: VecDeque<Chunk>,
     unfinished: usize,
@@ -176,7 +182,15 @@ enum Task {
     Open(LoadId, Arc<Order>, Buffer),
     /// Chunks from this one on, one per buffer; without buffers, this one into fresh memory.
     Read(LoadId, Arc<Plan>, usize, Vec<Buffer>),
-    Install(LoadId, Arc<Plan>, Chunk, Arc<Vm>),
+    Install(LoadId, Install),
+}
+
+/// One chunk that has landed.
+struct Install {
+    plan: Arc<Plan>,
+    chunk: Chunk,
+    vm: Arc<Vm>,
+    checks: bool,
 }
 
 impl Task {
@@ -192,7 +206,7 @@ impl Task {
 }
 
 enum Done {
-    Opened(Arc<Plan>),
+    Opened(Arc<Plan>, Option<Identity>),
     Landed(Vec<Chunk>),
     Installed(usize, InstalledSoFar),
     /// The process is gone: nobody waits for the rest.
@@ -202,6 +216,7 @@ enum Done {
 struct Board {
     loads: Vec<Load>,
     free: Vec<Buffer>,
+    verified: Verified,
     limits: Limits,
     reading: usize,
     installing: usize,
@@ -227,6 +242,7 @@ impl Loader {
         let board = Board {
             loads: Vec::new(),
             free: pool.split(CHUNK_BYTES),
+            verified: Verified::default(),
             limits,
             reading: 0,
             installing: 0,
@@ -283,6 +299,8 @@ impl Desk {
             vm: None,
             is_opening: false,
             plan: None,
+            identity: None,
+            is_verified: false,
             next_read: 0,
             landed: VecDeque::new(),
             unfinished: 0,
@@ -375,7 +393,8 @@ impl Board {
             && let Some(chunk) = load.landed.pop_front()
         {
             self.installing += 1;
-            return Some(Task::Install(load.id, Arc::clone(plan), chunk, Arc::clone(vm)));
+            let (plan, vm, checks) = (Arc::clone(plan), Arc::clone(vm), !load.is_verified);
+            return Some(Task::Install(load.id, Install { plan, chunk, vm, checks }));
         }
         if self.reading >= self.limits.readers {
             return None;
@@ -402,6 +421,8 @@ impl Board {
     }
 
     fn settle(&mut self, id: LoadId, outcome: Result<Done, WorkingSetError>) {
+        let opened = if let Ok(Done::Opened(_, identity)) = &outcome { *identity } else { None };
+        let is_verified = opened.is_some_and(|identity| self.verified.holds(identity));
         let Some(load) = self.load(id) else {
             // Cancelled meanwhile.
             if let Ok(Done::Landed(chunks)) = outcome {
@@ -410,7 +431,9 @@ impl Board {
             return;
         };
         match outcome {
-            Ok(Done::Opened(plan)) => {
+            Ok(Done::Opened(plan, identity)) => {
+                load.identity = identity;
+                load.is_verified = is_verified;
                 load.unfinished = plan.chunks.len();
                 lock(&load.progress.state).pages = Some(plan.pages.clone());
                 load.plan = Some(plan);
@@ -424,6 +447,9 @@ impl Board {
             Err(error) => return self.end(id, Some(error)),
         }
         if load.plan.is_some() && load.unfinished == 0 {
+            if let Some(identity) = load.identity.filter(|_| !load.is_verified) {
+                self.verified.add(identity);
+            }
             self.end(id, None);
         }
     }
@@ -439,16 +465,15 @@ impl Board {
 fn perform(task: Task, freed: &mut Vec<Buffer>) -> Result<Done, WorkingSetError> {
     match task {
         Task::Open(_, order, mut buffer) => {
-            let plan = open(&order, &mut buffer);
+            let opened = open(&order, &mut buffer);
             freed.push(buffer);
-            Ok(Done::Opened(Arc::new(plan?)))
+            let (plan, identity) = opened?;
+            Ok(Done::Opened(Arc::new(plan), identity))
         }
         Task::Read(_, plan, first, buffers) => read(&plan, first, buffers, freed),
-        Task::Install(_, plan, mut chunk, vm) => {
-            let outcome = install(&plan, chunk.index, chunk.bytes.as_mut(), &vm);
-            if let Staged::Pooled(buffer) = chunk.bytes {
-                freed.push(buffer);
-            }
+        Task::Install(_, mut task) => {
+            let outcome = install(&mut task);
+            freed.extend(task.chunk.into_pooled());
             outcome
         }
     }
@@ -482,21 +507,25 @@ fn read(
     Err(WorkingSetError::Length { expected: offset + expected as u64, found })
 }
 
-fn open(order: &Order, buffer: &mut [u8]) -> Result<Plan, WorkingSetError> {
+fn open(order: &Order, buffer: &mut [u8]) -> Result<(Plan, Option<Identity>), WorkingSetError> {
     let file = open_direct(&order.path).map_err(WorkingSetError::Read)?;
+    let identity = Identity::of(&file, SystemTime::now()).map_err(WorkingSetError::Read)?;
     let set = WorkingSet::read(&file, buffer)?;
     set.belongs_to(order.memory)?;
     if set.memory_pages != order.memory_pages {
         return Err(WorkingSetError::Malformed("it is of a memory of another size"));
     }
-    Ok(Plan::new(set, file, policy::overlaps(order.policy)))
+    Ok((Plan::new(set, file, policy::overlaps(order.policy)), identity))
 }
 
-fn install(plan: &Plan, index: usize, bytes: &[u8], vm: &Vm) -> Result<Done, WorkingSetError> {
-    let chunk = &plan.chunks[index];
-    let bytes = &bytes[..chunk.bytes];
-    for (number, part) in (chunk.first_checksum..).zip(bytes.chunks(CHUNK_BYTES)) {
-        plan.set.check_chunk(number, part)?;
+fn install(task: &mut Install) -> Result<Done, WorkingSetError> {
+    let Install { plan, chunk: Chunk { index, bytes }, vm, checks } = task;
+    let chunk = &plan.chunks[*index];
+    let bytes = &bytes.as_mut()[..chunk.bytes];
+    if *checks {
+        for (number, part) in (chunk.first_checksum..).zip(bytes.chunks(CHUNK_BYTES)) {
+            plan.set.check_chunk(number, part)?;
+        }
     }
     let mut done = InstalledSoFar { bytes: chunk.bytes as u64, ..InstalledSoFar::default() };
     for piece in &chunk.pieces {
@@ -509,7 +538,7 @@ fn install(plan: &Plan, index: usize, bytes: &[u8], vm: &Vm) -> Result<Done, Wor
             }
         }
     }
-    Ok(Done::Installed(index, done))
+    Ok(Done::Installed(*index, done))
 }
 
 impl fmt::Debug for Desk {

@@ -10,6 +10,7 @@
 mod guest;
 mod host;
 
+use std::os::unix::fs::FileExt as _;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -33,6 +34,7 @@ const TESTS: &[(&str, fn())] = &[
     ("what_was_given_back_reads_as_zeros", given_back_is_zero),
     ("a_working_set_from_the_page_cache_is_prefetched", page_cache),
     ("a_damaged_working_set_is_named_and_does_no_harm", damaged_working_set),
+    ("a_working_set_changed_after_it_was_found_right_is_noticed", changed_working_set),
     ("a_memory_file_that_shrank_kills_the_guest", shrunk_memory),
     ("a_pager_that_stops_kills_its_guests", stopped_pager),
     ("a_pager_that_stops_while_it_prefetches_kills_its_guests", stopped_in_between),
@@ -308,6 +310,36 @@ fn damaged_working_set() {
     let set = WorkingSet::open(&chunk).expect("its head is good");
     let verified = set.verify(&std::fs::File::open(&chunk).expect("opened"));
     assert!(matches!(verified, Err(WorkingSetError::Checksum(_))));
+}
+
+fn changed_working_set() {
+    let pager = pager();
+    let memory = Memory::new(8);
+    let trace = working_set::from_page_cache(&memory.file).expect("mapped");
+    let path = memory.publish(&trace);
+    // Until it has not been changed for so long that the pager remembers having checked it.
+    let (_hold, never) = std::sync::mpsc::channel::<()>();
+    let _ = never.recv_timeout(Duration::from_millis(2100));
+    let prefetched = || {
+        let policy = PrefetchPolicy::ReapPipelined;
+        let mode = Mode::Prefetch { working_set: path.clone(), policy };
+        let mut served = serve(&pager, &memory, mode);
+        served.session.wait_installed(soon()).expect("it comes, or does without");
+        assert_eq!(served.guest.sums(), memory.sums());
+        served.session.prefetch_failure()
+    };
+    for _ in 0..2 {
+        assert!(prefetched().is_none());
+    }
+    let file = std::fs::File::options().read(true).write(true).open(&path).expect("opened");
+    let last = file.metadata().expect("there").len() - 1;
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, last).expect("read");
+    file.write_all_at(&[!byte[0]], last).expect("written");
+    for _ in 0..2 {
+        let failure = prefetched().expect("a changed file is checked again");
+        assert!(failure.to_string().contains("checksum of the working set's chunk"), "{failure}");
+    }
 }
 
 fn shrunk_memory() {
