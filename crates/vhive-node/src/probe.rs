@@ -118,7 +118,7 @@ pub(crate) fn check(
         startup: None,
         sandbox: None,
     };
-    once(check, &mut probe, limit).map_err(|failed| failed.text())
+    once(check, &mut probe, limit).map(drop).map_err(|failed| failed.text())
 }
 
 /// One of the two things that are waited for.
@@ -132,6 +132,16 @@ struct Stage<'a> {
     listening: bool,
 }
 
+/// That a function is ready.
+#[derive(Debug)]
+pub struct Passed {
+    /// Since when.
+    pub at: Instant,
+    /// The connection that showed it, if nothing has been said on it: whoever asks the function next
+    /// may go on with it.
+    pub connection: Option<TcpStream>,
+}
+
 /// Waits until the function, whose process was started at `began`, is ready, and says when that
 /// was. After a deadline it may be called again with a later one. A clone was ready when its snapshot
 /// was taken: it is only asked whether it still is.
@@ -143,7 +153,7 @@ pub fn wait(
     journal: &Journal,
     began: Instant,
     deadline: Deadline,
-) -> Result<Instant, ProbeError> {
+) -> Result<Passed, ProbeError> {
     let mut listening = false;
     let is_clone = journal.reached(Milestone::Resumed).is_some();
     let startup = probe.startup.filter(|_| !is_clone);
@@ -189,7 +199,7 @@ fn pass(
     probe: &mut Probe<'_>,
     journal: &Journal,
     deadline: Deadline,
-) -> Result<Instant, ProbeError> {
+) -> Result<Passed, ProbeError> {
     let timing = stage.timing;
     let first = stage.began + timing.initial_delay;
     if first > Instant::now() {
@@ -210,9 +220,13 @@ fn pass(
     let one_try = if timing.timeout.is_zero() { ONE_TRY } else { timing.timeout };
     let (mut pause, mut successes) = (FIRST_PAUSE, 0);
     loop {
-        let tried = once(stage.check, probe, deadline.or_after(one_try));
+        let tried = match once(stage.check, probe, deadline.or_after(one_try)) {
+            Ok(connection) if successes + 1 >= timing.successes.max(1) => {
+                return Ok(Passed { at: Instant::now(), connection });
+            }
+            tried => tried.map(drop),
+        };
         let wait = match &tried {
-            Ok(()) if successes + 1 >= timing.successes.max(1) => return Ok(Instant::now()),
             Ok(()) => {
                 successes += 1;
                 timing.period
@@ -280,11 +294,16 @@ pub(crate) fn what(check: &Readiness) -> String {
     }
 }
 
-fn once(check: &Readiness, probe: &mut Probe<'_>, limit: Deadline) -> Result<(), Failed> {
+/// Tries once; the connection is one on which nothing was said.
+fn once(
+    check: &Readiness,
+    probe: &mut Probe<'_>,
+    limit: Deadline,
+) -> Result<Option<TcpStream>, Failed> {
     let left = limit.left().max(Duration::from_millis(1));
     let connect = || TcpStream::connect_timeout(&probe.endpoint, left).map_err(Failed::Connect);
-    match check {
-        Readiness::Tcp => connect().map(drop),
+    let passed = match check {
+        Readiness::Tcp => return connect().map(Some),
         Readiness::Http(http) => match get(&connect()?, http, probe.endpoint, limit) {
             Ok(200..=399) => Ok(()),
             Ok(status) => Err(Failed::Answer(format!("status {status}"))),
@@ -306,7 +325,8 @@ fn once(check: &Readiness, probe: &mut Probe<'_>, limit: Deadline) -> Result<(),
                 None => Err(Failed::Answer("nobody who could run it".to_owned())),
             }
         }
-    }
+    };
+    passed.map(|()| None)
 }
 
 /// Sends one GET and returns the status of its answer.
@@ -384,7 +404,7 @@ mod tests {
         Readiness::Http(HttpProbe { path: "/ready?x=1".to_owned(), headers })
     }
 
-    fn run(endpoint: SocketAddr, journal: &Journal, span: Duration) -> Result<Instant, ProbeError> {
+    fn run(endpoint: SocketAddr, journal: &Journal, span: Duration) -> Result<Passed, ProbeError> {
         let readiness = http();
         let probe = Probe {
             endpoint,
@@ -491,7 +511,7 @@ mod tests {
         let error = wait(Duration::from_millis(20)).expect_err("it is not its time yet");
         assert!(error.may_pass() && error.to_string().contains("initialDelaySeconds"), "{error}");
         assert!(listener.accept().is_err(), "nobody has asked");
-        let ready = wait(PATIENCE).expect("ready");
+        let ready = wait(PATIENCE).expect("ready").at;
         assert!(ready >= began + delay, "{:?}", ready - began);
         assert!(listener.accept().is_ok());
     }

@@ -359,6 +359,7 @@ impl Order {
             room,
             origin: brought.clone_of,
             turn: Arc::default(),
+            connection: brought.connection,
         };
         self.pool.started(self.no, running, Arc::new(report), brought.after);
     }

@@ -230,3 +230,26 @@ async fn the_process_gets_the_platforms_variables_and_logs_come_out() {
     assert_eq!(logs[0].end, Some(vhive_sandbox::End::Exited(3)));
     assert_eq!(logs[0].lines[0].text, "sim exits as told");
 }
+
+#[tokio::test]
+async fn who_waited_for_an_instance_may_go_on_with_the_connection_that_showed_it_ready() {
+    let scene = Scene::new();
+    let node = scene.node().await;
+    let key = register(&node, "waited-for", |r| r.scale.max = 1);
+    let lease = soon(node.acquire(&key)).await.expect("a slot");
+    let connection = lease.connection().expect("it was just made");
+    assert_eq!(connection.peer_addr().expect("connected"), lease.endpoint());
+    assert!(lease.connection().is_none(), "there is one only");
+    drop(lease);
+
+    // Given back unused, it is closed: the next one may come much later.
+    let key = register(&node, "given-back", |r| r.scale.max = 1);
+    drop(soon(node.acquire(&key)).await.expect("a slot"));
+    assert!(soon(node.acquire(&key)).await.expect("a slot").connection().is_none());
+
+    // Nobody waits for what is started ahead.
+    let key = register(&node, "ahead", |r| r.scale.max = 1);
+    node.resize(&key, 1);
+    wait_for(|| node.counts(&key).unwrap().ready, |n| *n == 1).await;
+    assert!(soon(node.acquire(&key)).await.expect("a slot").connection().is_none());
+}

@@ -334,10 +334,13 @@ async fn obtain(
 /// Connects to the leased instance. One that does not accept is given up as broken.
 async fn connect(flight: &mut Flight) -> Result<Box<Connection>, GatewayError> {
     let Some(lease) = &flight.lease else { unreachable!("a connection is made under a lease") };
+    if let Some(connection) = lease.connection().and_then(upstream::adopt) {
+        return Ok(Connection::over(connection));
+    }
     let limit = flight.client().gateway.config.connect_timeout.0;
-    let opened = tokio::time::timeout(limit, Connection::open(lease.endpoint())).await;
+    let opened = tokio::time::timeout(limit, upstream::connect(lease.endpoint())).await;
     let reason = match opened {
-        Ok(Ok(connection)) => return Ok(connection),
+        Ok(Ok(connection)) => return Ok(Connection::over(connection)),
         Ok(Err(error)) => error.to_string(),
         Err(_) => format!("not within {} ms", limit.as_millis()),
     };

@@ -22,9 +22,22 @@ pub(crate) fn configure(network: Option<&GuestNetwork>, uevents: &Uevents) -> Re
         return Ok(());
     };
     let interface = uevents.until(|| index_of("eth0"))?;
+    no_ipv6("eth0").step(step)?;
     netlink.address(interface, network.address, network.prefix).step(step)?;
     netlink.up(interface).step(step)?;
     netlink.default_route(interface, network.gateway).step(step)
+}
+
+/// Gives an interface no address of IPv6, which leads nowhere from here. Its making goes on for a second after
+/// the interface is up, and so after a snapshot, in every clone: a fifth of all code that the kernel of an
+/// emulated clone runs until the reply. Sockets of IPv6 take IPv4's connections as ever.
+fn no_ipv6(interface: &str) -> io::Result<()> {
+    let path = format!("/proc/sys/net/ipv6/conf/{interface}/disable_ipv6");
+    match fs::write(path, "1") {
+        // A kernel without IPv6.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        written => written,
+    }
 }
 
 fn index_of(interface: &str) -> Option<u32> {

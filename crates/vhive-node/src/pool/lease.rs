@@ -1,7 +1,7 @@
 //! A slot of an instance, lent to one request.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
@@ -39,6 +39,14 @@ impl Lease {
     #[must_use]
     pub fn endpoint(&self) -> SocketAddr {
         self.instance.endpoint
+    }
+
+    /// The connection that has shown that the function listens, for the first that asks: blocking, and
+    /// nothing has been said on it. None once somebody has asked, or a lease of the instance has been
+    /// given back.
+    #[must_use]
+    pub fn connection(&self) -> Option<TcpStream> {
+        self.instance.connection()
     }
 
     /// The sandbox that will serve.

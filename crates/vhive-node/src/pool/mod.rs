@@ -13,6 +13,7 @@ mod users;
 
 use std::collections::HashMap;
 use std::fmt;
+use std::net::TcpStream;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Instant;
@@ -114,7 +115,15 @@ struct Instance {
     paging: Option<Arc<dyn Paging>>,
     /// What is to be done after its first reply.
     after: Mutex<Option<AfterReply>>,
+    /// From its readiness on until its first lease is given back: the connection that showed it.
+    connection: Mutex<Option<TcpStream>>,
     users: Users,
+}
+
+impl Instance {
+    fn connection(&self) -> Option<TcpStream> {
+        self.connection.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
 }
 
 /// What must be released when an instance goes: the sandbox first, then its room.
@@ -128,6 +137,8 @@ pub(crate) struct Running {
     pub(crate) origin: Option<CloneToken>,
     /// Held by who asks whether it lives, and by who has it stand still.
     pub(crate) turn: Arc<Turn>,
+    /// A connection to it on which nothing has been said.
+    pub(crate) connection: Option<TcpStream>,
 }
 
 /// A start that the pool has asked for.
@@ -395,13 +406,13 @@ impl Pool {
     pub(crate) fn started(
         self: &Arc<Self>,
         no: InstanceNo,
-        running: Running,
+        mut running: Running,
         report: Arc<StartReport>,
         after: Option<AfterReply>,
     ) {
         let booted = report.kind == StartKind::Boot;
         let (revision, endpoint) = (Arc::clone(&running.revision), running.sandbox.endpoint());
-        let (journal, turn) = {
+        let (journal, turn, instance) = {
             let mut state = self.state();
             let Some(slot) = state.slots.get_mut(&no) else { return };
             slot.processes = running.sandbox.processes().to_vec();
@@ -414,14 +425,16 @@ impl Pool {
                 ready_at: Instant::now(),
                 paging: running.sandbox.paging(),
                 after: Mutex::new(after),
+                connection: Mutex::new(running.connection.take()),
                 users: Users::default(),
             };
-            slot.instance = Some(Arc::new(instance));
+            let instance = Arc::new(instance);
+            slot.instance = Some(Arc::clone(&instance));
             let turn = Arc::clone(&running.turn);
             slot.running = Some(running);
             let journal = Arc::clone(&slot.journal);
             state.last_start = Some(report);
-            (journal, turn)
+            (journal, turn, instance)
         };
         let restores = self.shared.tools.runtimes.get(revision.runtime);
         let restores = restores.is_some_and(|runtime| runtime.restores().is_some());
@@ -431,6 +444,10 @@ impl Pool {
                 state.core.want_snapshot(no);
             }
             state.core.started(no, Instant::now(), out);
+            if state.core.instance(no).is_none_or(|(_, leases)| leases == 0) {
+                // Nobody waits to use it, and a function may serve one connection at a time only.
+                drop(instance.connection());
+            }
         });
         for (asks, probe) in liveness::probes(&revision) {
             let (pool, journal) = (Arc::downgrade(self), Arc::clone(&journal));
@@ -486,6 +503,8 @@ impl Pool {
     }
 
     fn release(self: &Arc<Self>, no: InstanceNo, instance: &Instance, how: Back) {
+        // Whoever had the instance first had no use for it. It must be in no snapshot.
+        drop(instance.connection());
         if how == Back::Replied {
             self.after_reply(instance);
         }

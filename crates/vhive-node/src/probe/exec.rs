@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use vhive_api::{ProbeTiming, Readiness, SandboxId, TimedProbe};
 use vhive_sandbox::{Deadline, Journal, RunError, Sandbox};
 
-use super::{Probe, ProbeError, wait};
+use super::{Passed, Probe, ProbeError, wait};
 
 /// A sandbox without walls.
 #[derive(Debug)]
@@ -49,7 +49,7 @@ fn ask(
     file: &Path,
     (startup, listens): (bool, bool),
     (limit, tell): (Duration, &Sender<()>),
-) -> Result<Instant, ProbeError> {
+) -> Result<Passed, ProbeError> {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let endpoint = listener.local_addr().unwrap();
     let _listener = listens.then_some(listener);

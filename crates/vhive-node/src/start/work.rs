@@ -1,5 +1,6 @@
 //! The part of a start that runs on a blocking thread.
 
+use std::net::TcpStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -16,7 +17,7 @@ use vhive_sandbox::{
 
 use super::{StartError, Took, panic_text};
 use crate::node::Shared;
-use crate::probe::{self, Probe, ProbeError};
+use crate::probe::{self, Passed, Probe, ProbeError};
 use crate::process;
 use crate::snapshots::{CloneToken, Hold, chain};
 use crate::standby::Standby;
@@ -47,6 +48,8 @@ pub(super) struct Brought {
     pub(super) clone_of: Option<CloneToken>,
     /// What is to be done after its first reply.
     pub(super) after: Option<AfterReply>,
+    /// A connection to it on which nothing has been said.
+    pub(super) connection: Option<TcpStream>,
 }
 
 /// Times of a successful start that are not in the journal.
@@ -64,7 +67,7 @@ struct Up {
     sandbox: Box<dyn Sandbox>,
     network: Option<Took>,
     attempt: Instant,
-    ready: Instant,
+    ready: Passed,
 }
 
 /// How a start shall go, and why not otherwise.
@@ -111,10 +114,11 @@ impl Work {
         Ok(Brought {
             sandbox: up.sandbox,
             kind: StartKind::Boot,
-            times: Times { began, network: up.network, attempt: up.attempt, ready: up.ready },
+            times: Times { began, network: up.network, attempt: up.attempt, ready: up.ready.at },
             fallback,
             clone_of: None,
             after: None,
+            connection: up.ready.connection,
         })
     }
 
@@ -223,10 +227,11 @@ impl Work {
         Brought {
             sandbox: up.sandbox,
             kind: StartKind::restored(mode),
-            times: Times { began, network: up.network, attempt: up.attempt, ready: up.ready },
+            times: Times { began, network: up.network, attempt: up.attempt, ready: up.ready.at },
             fallback: fallback.or(shortfall),
             clone_of: Some(stored.clone_token()),
             after,
+            connection: up.ready.connection,
         }
     }
 

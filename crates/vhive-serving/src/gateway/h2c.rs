@@ -12,7 +12,6 @@ use http::{Request, Response, Version};
 use hyper::body::Incoming;
 use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use tokio::net::TcpStream;
 
 use super::LAST_WORDS;
 use super::flight::Flight;
@@ -20,6 +19,7 @@ use super::head::{self, Origin};
 use super::pool::Shared;
 use super::timer::Lost;
 use super::upload::RequestBody;
+use super::upstream::{adopt, connect};
 use crate::status::{GatewayError, chain};
 
 /// How much of a reply may be on its way, per stream and per connection, in bytes.
@@ -98,7 +98,8 @@ async fn sender(flight: &mut Flight) -> Result<(SendRequest<RequestBody>, bool),
         return Ok((sender, true));
     }
     let limit = flight.client().gateway.config.connect_timeout.0;
-    let reason = match tokio::time::timeout(limit, open(lease.endpoint())).await {
+    let opening = open(lease.endpoint(), lease.connection());
+    let reason = match tokio::time::timeout(limit, opening).await {
         Ok(Ok(connection)) => {
             let sender = connection.sender.clone();
             flight.route.upstreams.share(lease.sandbox(), connection);
@@ -115,9 +116,14 @@ async fn sender(flight: &mut Flight) -> Result<(SendRequest<RequestBody>, bool),
     Err(error)
 }
 
-async fn open(endpoint: std::net::SocketAddr) -> Result<Shared, String> {
-    let io = TcpStream::connect(endpoint).await.map_err(|error| error.to_string())?;
-    io.set_nodelay(true).map_err(|error| error.to_string())?;
+async fn open(
+    endpoint: std::net::SocketAddr,
+    first: Option<std::net::TcpStream>,
+) -> Result<Shared, String> {
+    let io = match first.and_then(adopt) {
+        Some(io) => io,
+        None => connect(endpoint).await.map_err(|error| error.to_string())?,
+    };
     let handshake = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
         .initial_stream_window_size(STREAM_WINDOW)

@@ -68,12 +68,30 @@ enum Decode {
     Done,
 }
 
+/// Connects to an instance.
+///
+/// # Errors
+/// As `connect`.
+pub(super) async fn connect(endpoint: SocketAddr) -> io::Result<TcpStream> {
+    let io = TcpStream::connect(endpoint).await?;
+    io.set_nodelay(true)?;
+    Ok(io)
+}
+
+/// Goes on with the connection that has shown that an instance listens; none if the instance has closed it
+/// since, or said something that nobody asked for.
+pub(super) fn adopt(stream: std::net::TcpStream) -> Option<TcpStream> {
+    stream.set_nonblocking(true).ok()?;
+    stream.set_nodelay(true).ok()?;
+    let said = stream.peek(&mut [0]);
+    let is_quiet = matches!(&said, Err(error) if error.kind() == io::ErrorKind::WouldBlock);
+    if is_quiet { TcpStream::from_std(stream).ok() } else { None }
+}
+
 impl Connection {
-    /// Connects to an instance.
-    pub(super) async fn open(endpoint: SocketAddr) -> io::Result<Box<Self>> {
-        let io = TcpStream::connect(endpoint).await?;
-        io.set_nodelay(true)?;
-        Ok(Box::new(Self {
+    /// For exchanges over a stream on which nothing has been said.
+    pub(super) fn over(io: TcpStream) -> Box<Self> {
+        Box::new(Self {
             io,
             input: BytesMut::new(),
             output: Outgoing::default(),
@@ -83,7 +101,7 @@ impl Connection {
             keep_alive: true,
             at_once: FIRST_READ,
             interim: false,
-        }))
+        })
     }
 
     /// Whether the other side has closed it, or said something that nobody asked for. Costs a
@@ -396,5 +414,31 @@ impl Connection {
                 }
             },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+    use std::net::{TcpListener, TcpStream};
+
+    use super::adopt;
+
+    #[tokio::test]
+    async fn a_connection_that_was_closed_or_spoken_on_is_not_gone_on_with() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("bound");
+        let pair = || {
+            let stream = TcpStream::connect(listener.local_addr().expect("bound")).expect("made");
+            (stream, listener.accept().expect("accepted").0)
+        };
+        let (quiet, _other) = pair();
+        assert!(adopt(quiet).is_some());
+        let (spoken_on, mut other) = pair();
+        other.write_all(b"220 ready\r\n").expect("written");
+        // Loopback delivers before it returns.
+        assert!(adopt(spoken_on).is_none());
+        let (closed, other) = pair();
+        drop(other);
+        assert!(adopt(closed).is_none());
     }
 }
