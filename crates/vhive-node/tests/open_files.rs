@@ -33,9 +33,9 @@ async fn a_snapshot_outlives_a_want_of_open_files() {
     assert_eq!(kinds(&node, &key, 2).await, [Boot, Record]);
     let usual = getrlimit(Resource::Nofile);
     for _ in 0..4 {
-        setrlimit(Resource::Nofile, Rlimit { current: Some(0), ..usual.clone() }).expect("lowered");
+        setrlimit(Resource::Nofile, Rlimit { current: Some(0), ..usual }).expect("lowered");
         let refused = past_back_off(&node, &key).await;
-        setrlimit(Resource::Nofile, usual.clone()).expect("raised");
+        setrlimit(Resource::Nofile, usual).expect("raised");
         assert!(refused.is_err(), "not even a socket could be made");
     }
     assert_eq!(
