@@ -53,7 +53,7 @@ fn start(
     let handoff = Handoff { uffd, regions: Regions::new(&[region], region.bytes)? };
     let prepared = pager.prepare(PreparedMemory { file: file.try_clone()?, digest, mode })?;
     // Memory that cannot be served any more must not be used: here, the guest is this process.
-    let session = prepared.attach(handoff, Box::new(|| std::process::abort()))?;
+    let session = prepared.attach(handoff, Box::new(|_| std::process::abort()))?;
     session.may_resume(Instant::now() + Duration::from_secs(10))?;
     for page in touched(input) {
         assert_eq!(memory[page * PAGE], page.to_le_bytes()[0], "page {page} is the file's");

@@ -21,6 +21,7 @@ pub(crate) async fn shutdown(
     deadline: Deadline,
 ) -> Result<(), ShutdownError> {
     shared.closing.store(true, Ordering::SeqCst);
+    shared.snapshots.close();
     let pools = shared.all_pools();
     for pool in &pools {
         pool.close();

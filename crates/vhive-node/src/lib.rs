@@ -53,7 +53,7 @@ mod testing;
 pub use config::{Config, ConfigError, RecordsConfig, SnapshotsConfig};
 pub use drain::ShutdownError;
 pub use footprint::Footprint;
-pub use limits::{Full, Room};
+pub use limits::{Full, Room, raise_open_files};
 pub use logs::{InstanceLog, LogFollower};
 pub use node::{CreateError, Node, OpenError, ResolveError, Runtimes, Tools};
 pub use pool::{AcquireError, InstanceState, Lease};

@@ -2,9 +2,23 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use vhive_api::Bytes;
 
 use crate::pool::Pool;
+
+/// Raises the number of files that this process may have open as far as it may do so itself, and says what it
+/// is now (none = without limit). Connections, clones and snapshots all need some, and a shell allows 1024.
+///
+/// # Errors
+/// What the kernel says.
+pub fn raise_open_files() -> std::io::Result<Option<u64>> {
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    if current != maximum {
+        setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })?;
+    }
+    Ok(maximum)
+}
 
 /// A node has no room for another instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -162,5 +176,19 @@ impl Drop for Reservation {
                 pool.poke();
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn as_many_files_may_be_open_as_the_system_allows() {
+        let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+        let less = maximum.map_or(Some(1 << 20), |most| Some(most - 1));
+        setrlimit(Resource::Nofile, Rlimit { current: less, maximum }).expect("lowered");
+        assert_eq!(raise_open_files().expect("raised"), maximum);
+        assert_eq!(getrlimit(Resource::Nofile).current, maximum);
     }
 }

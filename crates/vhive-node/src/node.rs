@@ -142,8 +142,6 @@ pub(crate) struct Shared {
     pub(crate) metrics: Metrics,
     pub(crate) records: Records,
     pub(crate) snapshots: Snapshots,
-    /// Lets one snapshot of an earlier node be read at a time.
-    reading: Arc<Semaphore>,
     /// Told before a snapshot of an instance is taken.
     quiesce: OnceLock<Quiesce>,
     /// Told of each change of a revision's instances.
@@ -175,29 +173,11 @@ impl Shared {
         }
     }
 
-    /// Reads the revision's snapshot in the background if an earlier node has left it.
-    fn read_ahead(self: &Arc<Self>, revision: &Revision) {
-        if revision.snapshot == SnapshotPolicy::Off {
-            return;
+    /// Has the revision's snapshot read in the background if an earlier node has left it.
+    fn read_ahead(&self, revision: &Revision) {
+        if revision.snapshot != SnapshotPolicy::Off {
+            self.snapshots.read_ahead(&SnapshotId::of(revision));
         }
-        let id = SnapshotId::of(revision);
-        if self.snapshots.get(&id).is_none_or(|info| info.verified) {
-            return;
-        }
-        let shared = Arc::clone(self);
-        self.handle.spawn(async move {
-            let Ok(_turn) = Arc::clone(&shared.reading).acquire_owned().await else { return };
-            let reader = Arc::clone(&shared);
-            let read = shared.handle.spawn_blocking(move || {
-                if !reader.closing.load(Ordering::SeqCst) {
-                    let limit = reader.config.image_deadline.0;
-                    reader.snapshots.verify(&id, Deadline::after(limit));
-                }
-            });
-            if let Err(error) = read.await {
-                tracing::error!(%error, "snapshot not read ahead");
-            }
-        });
     }
 
     /// Every pool, those of forgotten revisions included.
@@ -276,7 +256,6 @@ impl Node {
         let snapshots = Snapshots::open(ground.state_dir(), &config)?;
         let shared = Shared {
             snapshots,
-            reading: Arc::new(Semaphore::new(1)),
             quiesce: OnceLock::new(),
             changed: OnceLock::new(),
             budget: Budget::new(config.max_instances, config.max_memory()),

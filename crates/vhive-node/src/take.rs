@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 use vhive_api::{MemoryFigures, MemoryMode, PrefetchPolicy, Revision, RuntimeName, SandboxId};
 use vhive_sandbox::snapshot::DraftError;
-use vhive_sandbox::{Deadline, Paging, SnapshotError};
+use vhive_sandbox::{Deadline, Paging, Replay, SnapshotError};
 
 use crate::node::Shared;
 use crate::pool::{Gone, Pool, Running};
@@ -139,42 +139,38 @@ pub(crate) struct AfterReply {
     pub(crate) revision: Arc<Revision>,
     pub(crate) paging: Arc<dyn Paging>,
     pub(crate) stored: Arc<StoredSnapshot>,
+    /// The newest working set when its start was decided.
+    pub(crate) newest: Option<u32>,
     /// Keeps the snapshot's files in place until the recording has become a working set.
     pub(crate) hold: Option<Hold>,
 }
 
 impl AfterReply {
-    /// Does it on a blocking thread. `figures` are those at the time of the reply.
-    pub(crate) fn spawn(self, shared: &Arc<Shared>, figures: MemoryFigures, counted: Gone) {
+    /// Does it on a blocking thread. How memory had arrived is asked now, at the time of the reply.
+    pub(crate) fn spawn(self, shared: &Arc<Shared>, counted: Gone) {
+        let (figures, replay) = (self.paging.figures(), self.paging.replay());
         let of_thread = Arc::clone(shared);
         drop(shared.handle.spawn_blocking(move || {
-            self.run(&of_thread, &figures);
+            self.run(&of_thread, &figures, replay);
             drop(counted);
         }));
     }
 
-    fn run(self, shared: &Shared, figures: &MemoryFigures) {
+    fn run(self, shared: &Shared, figures: &MemoryFigures, replay: Option<Replay>) {
         shared.metrics.restored(self.runtime, figures);
         let revision = &self.revision.key;
         let wants_set =
             figures.prefetch.is_some_and(|policy| policy != PrefetchPolicy::FaultAround);
-        if figures.mode == MemoryMode::Prefetch
-            && wants_set
-            // Zero pages of the set count as prefetched; those that faults brought do not.
-            && (figures.prefetched_pages == 0 || self.paging.shortfall().is_some())
-        {
+        let prefetches = figures.mode == MemoryMode::Prefetch && wants_set;
+        if prefetches && self.paging.shortfall().is_some() {
             // It was of no use, or not to its end: what is recorded afresh will not be damaged.
             tracing::warn!(%revision, "working set could not be used; recording again");
             shared.metrics.missed(self.runtime);
-            self.stored.forget_working_sets();
-        }
-        if figures.prefetched_pages > 0 {
-            let share = shared.config.snapshots.rerecord_above_percent;
-            let faults = figures.faults.unwrap_or(0);
-            let much = missed(faults, figures.prefetched_pages, share);
-            if self.stored.set_missed(much) {
-                let prefetched = figures.prefetched_pages;
-                tracing::info!(%revision, faults, prefetched, "prefetching missed; recording again");
+            self.stored.forget_working_sets(self.newest);
+        } else if let Some(Replay { pages, missed: faults }) = replay {
+            let much = missed(faults, pages, shared.config.snapshots.rerecord_above_percent);
+            if self.stored.set_missed(self.newest, much) {
+                tracing::info!(%revision, faults, pages, "working set missed; recording again");
             }
             if much {
                 shared.metrics.missed(self.runtime);
@@ -185,7 +181,7 @@ impl AfterReply {
                 Ok(Some(number)) => {
                     tracing::info!(%revision, number, "working set recorded");
                     shared.metrics.recorded(self.runtime, "recorded");
-                    self.stored.set_missed(false);
+                    self.stored.set_missed(None, false);
                 }
                 Ok(None) => {}
                 Err(error) => {

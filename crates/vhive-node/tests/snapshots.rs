@@ -9,57 +9,12 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
-use scene::{PATIENCE, Scene, env, metric, register, soon, wait_for};
-use vhive_api::{
-    MemoryFigures, MemoryMode, Phase, PrefetchPolicy, Revision, RevisionKey, SnapshotPolicy,
-    StartKind,
+use scene::{
+    PATIENCE, Scene, env, files, invoke, kinds, metric, only, reap, register, soon, wait_for,
 };
-use vhive_node::{
-    AcquireError, CreateError, ImportError, Node, SnapshotInfo, StartReport, TakeError,
-};
+use vhive_api::{MemoryMode, Phase, PrefetchPolicy, SnapshotPolicy, StartKind};
+use vhive_node::{AcquireError, CreateError, ImportError, Node, StartReport, TakeError};
 use vhive_sandbox::Deadline;
-
-/// One request from a cold start to its reply; afterwards nothing of the instance is left.
-async fn invoke(node: &Node, key: &RevisionKey) -> (StartReport, Option<MemoryFigures>) {
-    let lease = soon(node.acquire(key)).await.expect("a slot");
-    let told = (lease.start().expect("a cold start").clone(), lease.memory());
-    lease.replied();
-    soon(node.evict(key)).await.expect("known");
-    told
-}
-
-async fn kinds(node: &Node, key: &RevisionKey, count: usize) -> Vec<StartKind> {
-    let mut kinds = Vec::new();
-    for _ in 0..count {
-        kinds.push(invoke(node, key).await.0.kind);
-    }
-    kinds
-}
-
-fn reap(revision: &mut Revision) {
-    revision.snapshot = SnapshotPolicy::Reap;
-}
-
-fn only(node: &Node) -> SnapshotInfo {
-    let mut all = node.snapshots().list();
-    assert_eq!(all.len(), 1, "{all:?}");
-    all.remove(0)
-}
-
-/// Everything below the store, by path.
-fn files(scene: &Scene) -> Vec<PathBuf> {
-    fn walk(dir: &Path, into: &mut Vec<PathBuf>) {
-        for entry in fs::read_dir(dir).expect("listed").flatten() {
-            into.push(entry.path());
-            if entry.path().is_dir() {
-                walk(&entry.path(), into);
-            }
-        }
-    }
-    let mut all = Vec::new();
-    walk(&scene.config.state_dir.join("snapshots"), &mut all);
-    all
-}
 
 use StartKind::{Boot, Lazy, Reap, Record, Snapshot};
 
@@ -132,6 +87,28 @@ async fn what_prefetching_misses_is_recorded_again_but_not_for_ever() {
     let tries = [Record, Reap, Record, Reap, Record, Reap, Record, Reap, Reap, Reap];
     assert_eq!(found, [&[Boot][..], &tries].concat());
     assert_eq!(only(&node).working_sets, [1, 2, 3, 4]);
+}
+
+#[tokio::test]
+async fn faults_of_what_prefetching_was_about_to_bring_are_no_reason_to_record_again() {
+    let mut scene = Scene::new();
+    scene.sim.snapshot.awaited_pages = 40;
+    let node = scene.node().await;
+    let key = register(&node, "busy", reap);
+    assert_eq!(kinds(&node, &key, 2).await, [Boot, Record]);
+    for _ in 0..3 {
+        let (reap, memory) = invoke(&node, &key).await;
+        let memory = memory.expect("restored");
+        assert_eq!((memory.faults, memory.prefetched_pages), (Some(40), 24));
+        assert_eq!(reap.kind, Reap, "the host was slow and the working set is whole");
+    }
+    // Nor is a reply that comes before anything has been prefetched.
+    soon(node.shutdown(Deadline::after(PATIENCE))).await.expect("clean");
+    scene.sim.snapshot.awaited_pages = 64;
+    let node = scene.node().await;
+    let key = register(&node, "busy", reap);
+    assert_eq!(kinds(&node, &key, 3).await, [Reap, Reap, Reap]);
+    assert_eq!(only(&node).working_sets, [1]);
 }
 
 #[tokio::test]
@@ -341,8 +318,6 @@ async fn a_snapshot_of_another_machine_is_named_by_field_and_replaced() {
         fs::write(&manifest, content.to_string()).expect("written");
         let node = scene.node().await;
         let key = register(&node, "one", reap);
-        // Its place is not free before the node has read it.
-        wait_for(|| only(&node), |found| found.verified && !found.held).await;
         let (report, _) = invoke(&node, &key).await;
         let why = report.fallback.expect("it says why");
         assert_eq!(report.kind, Boot, "{field}");

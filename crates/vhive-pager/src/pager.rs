@@ -229,7 +229,7 @@ impl Prepared {
     /// Serves the guest from now on. It may be resumed after [`Session::may_resume`]; before, its VMM's own
     /// faults are served.
     ///
-    /// `on_death` must kill the VMM at once and without waiting. It is called, once and from any thread, when the
+    /// `on_death` must kill the VMM at once and without waiting, and is told why. It is called, once and from any thread, when the
     /// memory cannot be served any more, while the userfaultfd is still open: afterwards missing pages would
     /// read as zeros.
     ///
@@ -247,7 +247,7 @@ impl Prepared {
         let regions = match checked {
             Ok(regions) => regions,
             Err(error) => {
-                on_death();
+                on_death(&ServeError::NotAttached);
                 return Err(error);
             }
         };
@@ -262,7 +262,7 @@ impl Prepared {
             on_death,
         }));
         if let Err(error) = self.roster.add(self.id, &vm) {
-            vm.die(ServeError::Stopped);
+            vm.die(ServeError::NotAttached);
             return Err(AttachError::Watch(error));
         }
         if let Some(load) = &self.load {

@@ -50,12 +50,15 @@ pub enum ServeError {
     /// The thread that served it broke off.
     #[error("the thread that served the memory broke off")]
     Panicked,
+    /// It was not served at all.
+    #[error("the guest could not be attached")]
+    NotAttached,
     /// The pager was stopped while the guest lived.
     #[error("the pager was stopped")]
     Stopped,
 }
 
-pub(crate) type OnDeath = Box<dyn FnOnce() + Send>;
+pub(crate) type OnDeath = Box<dyn FnOnce(&ServeError) + Send>;
 
 /// What a thread that serves faults has of its own: a buffer for pages, and its place.
 pub(crate) struct Scratch(Vec<u8>, Place);
@@ -181,14 +184,14 @@ impl Vm {
     /// Reports the guest dead, once. The userfaultfd stays open: a guest that still runs waits, and is not
     /// given zeros.
     pub(crate) fn die(&self, failure: ServeError) {
-        let on_death = {
+        let (on_death, failure) = {
             let mut ward = lock(&self.ward);
-            ward.failure.get_or_insert_with(|| Arc::new(failure));
-            ward.on_death.take()
+            let failure = Arc::clone(ward.failure.get_or_insert_with(|| Arc::new(failure)));
+            (ward.on_death.take(), failure)
         };
         if let Some(on_death) = on_death {
             // Whatever it does, the thread has other guests to serve.
-            let _ = catch_unwind(AssertUnwindSafe(on_death));
+            let _ = catch_unwind(AssertUnwindSafe(|| on_death(&failure)));
         }
     }
 

@@ -74,10 +74,11 @@ pub fn records(policy: SnapshotPolicy, prefetch: PrefetchPolicy, mode: MemoryMod
     }
 }
 
-/// Whether a start by prefetching left more faults than `percent` of the pages that it installed.
+/// Whether a start by prefetching left more faults of pages that its working set does not have than
+/// `percent` of those that it has.
 #[must_use]
-pub fn missed(faults: u64, prefetched: u64, percent: u32) -> bool {
-    prefetched > 0 && faults.saturating_mul(100) > prefetched.saturating_mul(percent.into())
+pub fn missed(faults: u64, set_pages: u64, percent: u32) -> bool {
+    set_pages > 0 && faults.saturating_mul(100) > set_pages.saturating_mul(percent.into())
 }
 
 #[cfg(test)]

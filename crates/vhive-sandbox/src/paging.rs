@@ -10,15 +10,15 @@ use std::time::{Duration, Instant};
 
 use vhive_api::{Digest, FaultAt, FaultTimeline, MemoryFigures, MemoryMode, PrefetchPolicy};
 use vhive_pager::{
-    FaultTrace, Handoff, Mode, Pager, PagerStats, Prepared, PreparedMemory, Session, WaitError,
-    handshake, policy, working_set,
+    FaultTrace, Handoff, Mode, Pager, PagerStats, Prepared, PreparedMemory, ServeError, Session,
+    WaitError, handshake, policy, working_set,
 };
 
 use crate::contract::Supervised;
 use crate::deadline::Deadline;
 use crate::journal::{End, Journal};
 use crate::process;
-use crate::runtime::{Arrival, Memory, Paging, RecordingError, RestoreError};
+use crate::runtime::{Arrival, Memory, Paging, RecordingError, Replay, RestoreError};
 use crate::snapshot::{MEMORY, OpenError, Snapshot};
 
 /// A snapshot's memory on its way. With a working set, reading has begun.
@@ -36,6 +36,8 @@ pub(crate) struct ClonePaging {
     session: Option<Session>,
     /// Why it is not prefetched although that was asked for.
     shortfall: Option<String>,
+    /// How many pages the working set has, if one is prefetched.
+    set_pages: Option<u64>,
     /// When it was attached.
     attached: Instant,
     /// The snapshot's directory, its memory, and that memory's digest.
@@ -58,9 +60,9 @@ impl ClonePaging {
         };
         let digest = from.memory_digest().ok_or_else(missing).map_err(RestoreError::Snapshot)?;
         let file = from.file(MEMORY).map_err(RestoreError::Snapshot)?;
-        let (session, shortfall, dir, attached) =
-            (None, None, from.dir().to_owned(), Instant::now());
-        Ok(Self { memory, session, shortfall, attached, dir, file, digest })
+        let (session, shortfall, set_pages) = (None, None, None);
+        let (dir, attached) = (from.dir().to_owned(), Instant::now());
+        Ok(Self { memory, session, shortfall, set_pages, attached, dir, file, digest })
     }
 }
 
@@ -101,10 +103,12 @@ impl Preparing {
         let Self { prepared, mut paging } = self;
         if let (Some(prepared), Some(handed)) = (prepared, handed) {
             let (pidfd, journal) = (supervised.pidfd().map_err(pager)?, Arc::clone(journal));
-            let on_death = Box::new(move || {
+            let on_death = Box::new(move |failure: &ServeError| {
+                let (step, reason) = ("serve guest memory", crate::contract::chain(failure));
+                tracing::warn!(reason, "guest memory cannot be served; its VMM is killed");
+                // First, since only the first end counts, and that by the signal says nothing.
+                journal.end(End::Failed { step: step.to_owned(), reason });
                 process::kill(std::os::fd::AsFd::as_fd(&pidfd));
-                let (step, reason) = ("serve guest memory", "the pager gave up");
-                journal.end(End::Failed { step: step.to_owned(), reason: reason.to_owned() });
             });
             paging.attached = Instant::now();
             paging.session = Some(prepared.attach(handed, on_death).map_err(pager)?);
@@ -134,7 +138,8 @@ fn mode(paging: &mut ClonePaging) -> io::Result<Mode> {
         MemoryMode::Prefetch => {}
     }
     let found = working_set::newest_valid(&paging.dir, paging.digest)?;
-    if let Some((working_set, _)) = found {
+    if let Some((working_set, set)) = found {
+        paging.set_pages = Some(set.pages());
         return Ok(Mode::Prefetch { working_set, policy });
     }
     paging.shortfall = Some("no working set can be used".to_owned());
@@ -213,6 +218,11 @@ impl Paging for ClonePaging {
         let stats = self.session.as_ref().map(Session::stats);
         let figures = self.figures_of(stats.as_ref());
         Arrival { figures, timeline: stats.map(|stats| self.timeline_of(&stats, began)) }
+    }
+
+    fn replay(&self) -> Option<Replay> {
+        let (pages, session) = self.set_pages.zip(self.session.as_ref())?;
+        Some(Replay { pages, missed: session.stats().residual_faults })
     }
 
     fn shortfall(&self) -> Option<String> {

@@ -16,7 +16,7 @@ use crate::journal::{Journal, Milestone};
 use crate::network::NetworkSlot;
 use crate::qemu::AcceleratorChoice;
 use crate::run_dir::RunRoot;
-use crate::snapshot::{DraftError, Mismatch, OpenError, Platform, Snapshot, SnapshotDraft};
+use crate::snapshot::{Blame, DraftError, Mismatch, OpenError, Platform, Snapshot, SnapshotDraft};
 
 /// What runs inside a sandbox, below the function.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -215,7 +215,7 @@ pub enum RestoreError {
     /// The snapshot was taken on something else.
     #[error("snapshot does not fit")]
     Mismatch(#[source] Mismatch),
-    /// A file of the snapshot is missing, damaged or refused by the runtime: it should be retired.
+    /// A file of the snapshot is missing, damaged or cannot be read now.
     #[error("snapshot is unusable")]
     Snapshot(#[source] OpenError),
     /// The runtime does not take the snapshot's state: it should be retired.
@@ -243,10 +243,18 @@ pub enum RestoreError {
 }
 
 impl RestoreError {
-    /// Whether the snapshot itself is to blame, so that no other restore should try it.
+    /// What it says of the snapshot: one that is to blame is not to be tried again.
     #[must_use]
-    pub const fn blames_snapshot(&self) -> bool {
-        matches!(self, Self::Snapshot(_) | Self::State { .. })
+    pub fn blame(&self) -> Blame {
+        match self {
+            Self::Snapshot(error) => error.blame(),
+            Self::State { .. } => Blame::Snapshot,
+            Self::Mismatch(_) | Self::Mode { .. } => Blame::Host,
+            Self::Pager(_) | Self::Start(BootError::Guest { .. }) => Blame::Either,
+            Self::Start(
+                BootError::Host { .. } | BootError::Resource { .. } | BootError::Spawn { .. },
+            ) => Blame::Host,
+        }
     }
 }
 
@@ -305,6 +313,16 @@ pub struct Arrival {
     pub timeline: Option<FaultTimeline>,
 }
 
+/// What a working set is worth to the sandbox that it was prefetched for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Replay {
+    /// Pages that it has, whether they are in place yet or not.
+    pub pages: u64,
+    /// Faults of pages that it does not have (or cannot bring): those that another recording would spare.
+    /// Pages that were on their way when they were touched do not count.
+    pub missed: u64,
+}
+
 /// The way in which a restored sandbox's memory arrives. Every method may be called from any
 /// thread, also after the sandbox has ended.
 pub trait Paging: Send + Sync + fmt::Debug {
@@ -314,6 +332,12 @@ pub trait Paging: Send + Sync + fmt::Debug {
     /// The same, with its faults; times count from `began`. Costs tens of microseconds at most.
     fn arrival(&self, _began: Instant) -> Arrival {
         Arrival { figures: self.figures(), timeline: None }
+    }
+
+    /// What the working set is worth so far; none if none is prefetched. Costs what
+    /// [`Paging::figures`] does.
+    fn replay(&self) -> Option<Replay> {
+        None
     }
 
     /// Why memory does not arrive as it was asked for, as far as that is known now: for instance, that

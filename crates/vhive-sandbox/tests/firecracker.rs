@@ -27,7 +27,7 @@ use vhive_api::guest::{FromGuest, Hooks, Process, Stream, VERSION};
 use vhive_api::{Bytes, Digest, MemoryMode, PrefetchPolicy, RevisionKey, SandboxId};
 use vhive_sandbox::firecracker::{Firecracker, FirecrackerConfig};
 use vhive_sandbox::network::{NetworkConfig, NetworkPool};
-use vhive_sandbox::snapshot::{Owner, VM_STATE};
+use vhive_sandbox::snapshot::{Blame, Owner, VM_STATE};
 use vhive_sandbox::{
     BootError, Deadline, Guest, Journal, Memory, Milestone, Restore as _, RestoreError, RunRoot,
     Runtime as _, Sandbox, SandboxSpec, Snapshot, SnapshotDraft,
@@ -270,7 +270,7 @@ fn one_that_is_killed_at_any_step_is_told_and_leaves_nothing() {
         );
         let error = lab.firecracker.restore(&spec, &snapshot, memory, soon());
         let error = error.expect_err("it was killed");
-        assert!(!error.blames_snapshot(), "{mode}: {error:?}");
+        assert_ne!(error.blame(), Blame::Snapshot, "{mode}: {error:?}");
     }
     let spec = doomed(&lab, Milestone::Listening);
     let sandbox = lab.boot(&spec);
@@ -304,7 +304,7 @@ fn a_tap_that_is_in_use_is_not_blamed_on_the_snapshot() {
     let tap = spec.network.as_ref().map(|slot| slot.open_tap().expect("opened"));
     let memory = Memory { mode: MemoryMode::File, policy: PrefetchPolicy::default() };
     let error = lab.firecracker.restore(&spec, &snapshot, memory, soon()).expect_err("in use");
-    assert!(!error.blames_snapshot(), "{error:?}");
+    assert_ne!(error.blame(), Blame::Snapshot, "{error:?}");
     drop((tap, spec));
     let spec = lab.spec();
     let clone = lab.restore(&spec, &snapshot, MemoryMode::File);
@@ -328,7 +328,7 @@ fn a_damaged_state_and_a_bad_kernel_are_told_in_firecrackers_words() {
             (lab.spec(), Memory { mode: *mode, policy: PrefetchPolicy::default() });
         let error = lab.firecracker.restore(&spec, &snapshot, memory, soon());
         let error = error.expect_err("it is damaged");
-        assert!(error.blames_snapshot(), "{mode}: {error:?}");
+        assert_eq!(error.blame(), Blame::Snapshot, "{mode}: {error:?}");
     }
     let kernel = lab.dir.path().join("no-kernel");
     fs::write(&kernel, "this is no ELF file").expect("written");

@@ -187,6 +187,7 @@ impl Gateway {
             }
             Some(Ok(Served::Http2(response))) => {
                 flight.set_status(response.status());
+                flight.set_grpc_status(response.headers());
                 let (mut parts, body) = response.into_parts();
                 parts.version = Version::HTTP_11;
                 parts.extensions = http::Extensions::default();

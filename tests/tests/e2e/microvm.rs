@@ -202,9 +202,7 @@ fn e2e_microvm_is_snapshotted_recorded_and_replayed_also_by_the_next_node() {
     first.kill().expect("killed");
     assert_ne!(traces(&tag), [""; 0], "the VMM spawned ahead is seen, else this test is blind");
 
-    // On a busy host the guest may be faster than the prefetching; that is no reason to record here.
-    let config = "[node.snapshots]\nrerecord_above_percent = 10000\n";
-    let next = TestNode::start(dir.path(), config).expect("the node starts again");
+    let next = TestNode::start(dir.path(), "").expect("the node starts again");
     replay(&invoke_cold(&next, "hello"), faults);
     let snapshots = next.json(&["snapshot", "ls"]).expect("listed");
     assert!(snapshots.to_string().contains("hello-00001"), "{snapshots}");

@@ -16,10 +16,9 @@ use crate::microvm::{hello, invoke_cold, missing, node_with, replay, tag, traces
 use crate::scene::{Dir, apply, fill, invoke, mount, said};
 use crate::watch::{Watch, What};
 
-/// Failures are tried again at once, no VMM is there but those that are asked for, and nothing is recorded
-/// again because a busy host was slow to prefetch.
+/// Failures are tried again at once, and no VMM is there but those that are asked for.
 const CONFIG: &str = "[node]\nback_off_first = \"1ms\"\n\
-                      [node.snapshots]\nstandby = 0\nrerecord_above_percent = 10000\n\
+                      [node.snapshots]\nstandby = 0\n\
                       [serving.autoscale]\nstable_window = \"60s\"\n";
 
 fn reap() -> String {

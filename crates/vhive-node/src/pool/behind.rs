@@ -1,15 +1,17 @@
 //! What a pool does for snapshots: makes them ahead of time, withholds instances for them, and ends
 //! recordings behind replies.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use tokio::sync::oneshot;
+use vhive_api::Revision;
 use vhive_sandbox::Journal;
 
 use super::core::InstanceNo;
 use super::{AcquireError, Instance, Pool, Running};
-use crate::snapshots::SnapshotInfo;
+use crate::node::Shared;
+use crate::snapshots::{SnapshotInfo, Wanted};
 use crate::start;
 use crate::take::{TakeError, Tell};
 
@@ -33,6 +35,44 @@ impl Creator {
     pub(super) fn go_on(self) -> Tell {
         drop(self.started.send(Ok(())));
         self.tell
+    }
+}
+
+/// When a booted instance's snapshot is to be asked for: once it is ready, and again after none could be taken, or
+/// the one that was there has gone. An instance may live long.
+#[derive(Debug)]
+pub(super) struct Occasion {
+    revision: Arc<Revision>,
+    look: Mutex<Look>,
+}
+
+#[derive(Debug, Default)]
+struct Look {
+    /// The store's wishes when it was looked at last.
+    wishes: Option<u64>,
+    /// Then it is to be looked at again.
+    from: Option<Instant>,
+}
+
+impl Occasion {
+    pub(super) fn of(revision: Arc<Revision>) -> Self {
+        Self { revision, look: Mutex::default() }
+    }
+
+    /// Whether it has come. Cheap unless something has changed: it is asked behind every reply.
+    pub(super) fn comes(&self, shared: &Shared) -> bool {
+        let mut look = self.look.lock().unwrap_or_else(PoisonError::into_inner);
+        let (wishes, now) = (shared.snapshots.wishes(), Instant::now());
+        if look.wishes == Some(wishes) && look.from.is_none_or(|from| now < from) {
+            return false;
+        }
+        let wanted = shared.snapshots.wanted(&self.revision, now);
+        look.wishes = Some(wishes);
+        look.from = match wanted {
+            Wanted::From(from) => Some(from),
+            Wanted::No | Wanted::Now => None,
+        };
+        wanted == Wanted::Now
     }
 }
 
@@ -100,10 +140,12 @@ impl Pool {
 
     /// The first reply of an instance that came from a snapshot ends its recording.
     pub(super) fn after_reply(self: &Arc<Self>, instance: &Instance) {
-        let Some(paging) = &instance.paging else { return };
+        if instance.paging.is_none() {
+            return;
+        }
         let after = instance.after.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(after) = after else { return };
-        after.spawn(&self.shared, paging.figures(), self.count_in());
+        after.spawn(&self.shared, self.count_in());
     }
 
     /// Counts one more that exists, until the value is dropped.

@@ -25,8 +25,8 @@ use vhive_api::{Bytes, MemoryFigures, Revision, RevisionKey, RuntimeName, Sandbo
 use vhive_sandbox::{Journal, Paging, Sandbox};
 
 pub(crate) use self::back_off::BackOff;
-use self::behind::Creator;
 pub(crate) use self::behind::Gone;
+use self::behind::{Creator, Occasion};
 pub(crate) use self::core::Counts;
 use self::core::{Action, Answer, Bounds, Core, InstanceNo, Refusal, WaiterNo};
 pub use self::lease::Lease;
@@ -117,6 +117,8 @@ struct Instance {
     after: Mutex<Option<AfterReply>>,
     /// From its readiness on until its first lease is given back: the connection that showed it.
     connection: Mutex<Option<TcpStream>>,
+    /// Of one that may be snapshotted.
+    occasion: Option<Occasion>,
     users: Users,
 }
 
@@ -410,7 +412,11 @@ impl Pool {
         report: Arc<StartReport>,
         after: Option<AfterReply>,
     ) {
-        let booted = report.kind == StartKind::Boot;
+        let restores = self.shared.tools.runtimes.get(running.revision.runtime);
+        let restores = restores.is_some_and(|runtime| runtime.restores().is_some());
+        let occasion = (restores && report.kind == StartKind::Boot)
+            .then(|| Occasion::of(Arc::clone(&running.revision)));
+        let wanted = occasion.as_ref().is_some_and(|occasion| occasion.comes(&self.shared));
         let (revision, endpoint) = (Arc::clone(&running.revision), running.sandbox.endpoint());
         let (journal, turn, instance) = {
             let mut state = self.state();
@@ -426,6 +432,7 @@ impl Pool {
                 paging: running.sandbox.paging(),
                 after: Mutex::new(after),
                 connection: Mutex::new(running.connection.take()),
+                occasion,
                 users: Users::default(),
             };
             let instance = Arc::new(instance);
@@ -436,9 +443,6 @@ impl Pool {
             state.last_start = Some(report);
             (journal, turn, instance)
         };
-        let restores = self.shared.tools.runtimes.get(revision.runtime);
-        let restores = restores.is_some_and(|runtime| runtime.restores().is_some());
-        let wanted = booted && restores && self.shared.snapshots.wanted(&revision, Instant::now());
         self.run(|state, out| {
             if wanted {
                 state.core.want_snapshot(no);
@@ -508,8 +512,13 @@ impl Pool {
         if how == Back::Replied {
             self.after_reply(instance);
         }
+        let wanted = how == Back::Replied
+            && instance.occasion.as_ref().is_some_and(|occasion| occasion.comes(&self.shared));
         self.run(|state, out| {
             let now = Instant::now();
+            if wanted {
+                state.core.want_snapshot(no);
+            }
             match how {
                 Back::Unused => {}
                 Back::Replied => state.core.replied(no),

@@ -128,7 +128,9 @@ impl Snapshots {
     pub fn remove(&self, id: &SnapshotId) -> io::Result<bool> {
         let Some(stored) = self.state().entries.remove(id) else { return Ok(false) };
         tracing::info!(snapshot = %id, "snapshot removed");
-        stored.doom().map(|()| true)
+        let gone = stored.doom().map(|()| true);
+        self.wish();
+        gone
     }
 
     /// Removes stale snapshots, and then those used least recently until the rest fits the

@@ -14,23 +14,26 @@ mod archive;
 mod evict;
 mod info;
 mod open;
+mod readers;
 mod stored;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use vhive_api::{Bytes, Revision, RevisionDigest, RuntimeName, SnapshotPolicy};
-use vhive_sandbox::snapshot::{DraftError, MemoryShape, Owner};
+use vhive_sandbox::snapshot::{Blame, DraftError, MemoryShape, Owner};
 use vhive_sandbox::{Deadline, Restore, Snapshot, SnapshotDraft};
 
 pub use self::archive::{ExportError, ImportError};
 pub use self::info::{Collected, SnapshotInfo, StaleField};
 pub use self::open::StoreError;
-pub(crate) use self::stored::{CloneToken, Hold, Stored as StoredSnapshot, chain};
+use self::readers::Readers;
+pub(crate) use self::stored::{CloneToken, Doubt, Hold, Stored as StoredSnapshot, chain};
 use self::stored::{Stored, Unsound};
 use crate::config::Config;
 use crate::pool::BackOff;
@@ -65,7 +68,16 @@ struct Inner {
     dir: PathBuf,
     max_bytes: u64,
     back_off: BackOff,
+    readers: Arc<Readers>,
+    /// How often a snapshot has come to be wanted that was not before: one has gone, or could not be taken.
+    wishes: AtomicU64,
     state: Mutex<State>,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.readers.close();
+    }
 }
 
 #[derive(Default)]
@@ -74,6 +86,17 @@ struct State {
     taking: HashSet<SnapshotId>,
     failed: HashMap<SnapshotId, BackOff>,
     retired: u64,
+}
+
+/// Whether a snapshot should be taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wanted {
+    /// No, as far as can be told.
+    No,
+    /// When there is occasion.
+    Now,
+    /// Not before: it has failed of late.
+    From(Instant),
 }
 
 /// Why a snapshot that is there cannot be used for a start.
@@ -87,7 +110,9 @@ impl Snapshots {
         let back_off = BackOff::new(config.back_off_first.0, config.back_off_most.0);
         let max_bytes = config.snapshots.max_bytes.0;
         let state = State { entries, retired, ..State::default() };
-        let store = Self(Arc::new(Inner { dir, max_bytes, back_off, state: Mutex::new(state) }));
+        let (readers, state) = (Arc::default(), Mutex::new(state));
+        let wishes = AtomicU64::new(0);
+        let store = Self(Arc::new(Inner { dir, max_bytes, back_off, readers, wishes, state }));
         store.collect();
         Ok(store)
     }
@@ -95,7 +120,7 @@ impl Snapshots {
     // === for starts ===
 
     /// The snapshot that a start of this revision may come from, held in its place; none if there
-    /// is none. A snapshot that an earlier node has left is read first.
+    /// is none. A snapshot that an earlier node has left is read first, as far as that is done before the deadline.
     pub(crate) fn usable(
         &self,
         revision: &Revision,
@@ -106,9 +131,14 @@ impl Snapshots {
         let Some(hold) = self.find(&id).and_then(|stored| stored.hold()) else { return Ok(None) };
         let stored = hold.stored();
         let platform = restorer.platform().map_err(|lacks| Unfit(lacks.to_string()))?;
+        let began = Instant::now();
         if let Err(error) = stored.look() {
             let why = chain(&error);
-            self.retire(stored, &why);
+            match error.blame() {
+                Blame::Snapshot => self.retire(stored, &why),
+                Blame::Either if stored.failed(began, Doubt::Strong) => self.retire(stored, &why),
+                Blame::Either | Blame::Host => {}
+            }
             return Err(Unfit(why));
         }
         // Guests have whole mebibytes.
@@ -121,9 +151,13 @@ impl Snapshots {
         if let Some(mismatch) = &stored.state().stale {
             return Err(Unfit(format!("snapshot does not fit: {mismatch}")));
         }
-        match stored.verify(deadline) {
+        let tried = stored.tried();
+        let is_read = self.have_read(stored, true);
+        let deadline = if is_read { deadline } else { Deadline::at(Instant::now()) };
+        match stored.verdict(tried, deadline) {
             Ok(()) => Ok(Some(hold)),
             Err(Unsound::NotYet) => Err(Unfit("snapshot not yet verified".to_owned())),
+            Err(Unsound::Unread(why)) => Err(Unfit(why)),
             Err(Unsound::Damaged(why)) => {
                 self.retire(stored, &why);
                 Err(Unfit(why))
@@ -131,12 +165,17 @@ impl Snapshots {
         }
     }
 
-    /// Reads a snapshot that an earlier node has left, so that no start has to.
-    pub(crate) fn verify(&self, id: &SnapshotId, deadline: Deadline) {
-        let Some(stored) = self.find(id) else { return };
-        if let Err(Unsound::Damaged(why)) = stored.verify(deadline) {
-            self.retire(&stored, &why);
+    /// Has a snapshot that an earlier node has left read in the background, so that no start waits for that.
+    pub(crate) fn read_ahead(&self, id: &SnapshotId) {
+        if let Some(stored) = self.find(id) {
+            // If nobody does, the first start asks again.
+            let _is_read = self.have_read(&stored, false);
         }
+    }
+
+    /// Reads no more snapshots: the node is going.
+    pub(crate) fn close(&self) {
+        self.0.readers.close();
     }
 
     /// Takes a snapshot out that is at fault; the next one may be taken.
@@ -151,20 +190,34 @@ impl Snapshots {
         drop(state);
         tracing::warn!(snapshot = %stored.id, why, "snapshot retired");
         remove_files(stored);
+        self.wish();
     }
 
     // === for taking ===
 
     /// Whether a snapshot of this revision should be taken when there is occasion.
-    pub(crate) fn wanted(&self, revision: &Revision, now: Instant) -> bool {
+    pub(crate) fn wanted(&self, revision: &Revision, now: Instant) -> Wanted {
         if revision.snapshot == SnapshotPolicy::Off {
-            return false;
+            return Wanted::No;
         }
         let id = SnapshotId::of(revision);
         let state = self.state();
         let there = state.entries.get(&id).is_some_and(|stored| stored.state().stale.is_none());
-        let gated = state.failed.get(&id).is_some_and(|gate| gate.closed_until(now).is_some());
-        !there && !gated && !state.taking.contains(&id)
+        if there || state.taking.contains(&id) {
+            return Wanted::No;
+        }
+        let gate = state.failed.get(&id);
+        gate.and_then(|gate| gate.closed_until(now)).map_or(Wanted::Now, Wanted::From)
+    }
+
+    /// Grows when [`Snapshots::wanted`] may have become another answer for an instance that was not
+    /// snapshotted when it was ready. Costs nothing.
+    pub(crate) fn wishes(&self) -> u64 {
+        self.0.wishes.load(Ordering::Relaxed)
+    }
+
+    fn wish(&self) {
+        self.0.wishes.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Begins to take one, if nobody else is at it and none is there that fits.
@@ -257,8 +310,12 @@ pub enum KeepError {
         /// The configured limit.
         most: Bytes,
     },
-    /// An earlier one has been removed and somebody still needs its files.
-    #[error("a removed snapshot is still in use at {}; try again later", place.display())]
+    /// An earlier one has been removed and somebody still needs its files; or there is one that this node could
+    /// not read when it began, and left alone.
+    #[error(
+        "{} holds a snapshot that was removed and is still in use, or one that could not be read when the node \
+         began (the log says why); try again later, or move it away and restart the node", place.display()
+    )]
     Occupied {
         /// Where.
         place: PathBuf,
@@ -316,6 +373,9 @@ impl Drop for Taking {
             gate.fail(era, Instant::now());
         }
         drop(state);
+        if !self.done {
+            self.store.wish();
+        }
         if let Some(parent) = place.parent() {
             // Where nothing came of it, no empty directory stays.
             let _in_use = std::fs::remove_dir(parent);

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use vhive_api::{Digest, RuntimeName};
-use vhive_sandbox::snapshot::{MANIFEST, OpenError};
+use vhive_sandbox::snapshot::{Blame, MANIFEST, OpenError};
 use vhive_sandbox::{Snapshot, SnapshotDraft};
 
 use super::archive::IMPORT;
@@ -28,8 +28,8 @@ pub struct StoreError {
 
 type Entries = BTreeMap<SnapshotId, Arc<Stored>>;
 
-/// Opens the directory: half-made things go, damaged snapshots are retired and counted, the others
-/// are listed. Contents are not read.
+/// Opens the directory: half-made things go, damaged snapshots are retired and counted, what
+/// cannot be read is left alone, the others are listed. Contents are not read.
 pub(super) fn open(dir: &Path) -> Result<(Entries, u64), StoreError> {
     let at = |path: &Path| {
         let path = path.to_owned();
@@ -56,9 +56,10 @@ pub(super) fn open(dir: &Path) -> Result<(Entries, u64), StoreError> {
                 Ok(Found::Foreign) => {
                     tracing::warn!(path = %path.display(), "not a snapshot; left alone");
                 }
-                Err(error @ OpenError::Format(_)) => {
+                Err(error) if error.blame() != Blame::Snapshot => {
+                    // Another version may read it, or the next node when the host is well.
                     let why = chain(&error);
-                    tracing::warn!(path = %path.display(), why, "snapshot of a later version");
+                    tracing::warn!(path = %path.display(), why, "snapshot not read; left alone");
                 }
                 Err(error) => {
                     let why = chain(&error);

@@ -4,16 +4,18 @@ use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use jiff::Timestamp;
 use vhive_api::SandboxId;
-use vhive_sandbox::snapshot::{MANIFEST, Mismatch, OpenError};
+use vhive_sandbox::snapshot::{Blame, MANIFEST, Mismatch, OpenError};
 use vhive_sandbox::{Deadline, Snapshot};
 
 use super::SnapshotId;
-use crate::start::Facts;
+use crate::start::{Facts, panic_text};
 
 /// Beginning of a working set's name.
 pub(super) const WORKING_SET: &str = "working-set.";
@@ -24,8 +26,18 @@ pub(super) const REMOVED: &str = "removed-";
 /// In a snapshot's directory: it is removed and only waits for its last user.
 pub(super) const TOMBSTONE: &str = "removed";
 
-/// Restores that may fail in a row before the snapshot is held to be at fault.
-const MOST_FAILURES: u32 = 3;
+/// Doubts in a row after which a snapshot is held to be at fault: three failures, or twelve that may as well be
+/// the host's.
+const MOST_DOUBTS: u32 = 12;
+
+/// How much a failure makes a snapshot doubted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Doubt {
+    /// Something else would have gone well.
+    Strong = 4,
+    /// The host may have been too slow, or lacked something.
+    Weak = 1,
+}
 
 /// A snapshot with what the node knows about it.
 #[derive(Debug)]
@@ -49,7 +61,12 @@ pub(super) struct State {
     pub(super) used: Timestamp,
     pub(super) missed: bool,
     pub(super) clones: u32,
-    failures: u32,
+    /// How often it has been read, and why that failed the last time it did.
+    tried: u64,
+    trouble: String,
+    doubts: u32,
+    /// When the last failure was counted.
+    doubted: Option<Instant>,
     holds: u32,
     doomed: bool,
 }
@@ -90,7 +107,10 @@ impl Stored {
             used: Timestamp::try_from(modified).unwrap_or(Timestamp::UNIX_EPOCH),
             missed: false,
             clones: 0,
-            failures: 0,
+            tried: 0,
+            trouble: String::new(),
+            doubts: 0,
+            doubted: None,
             holds: 0,
             doomed: false,
         };
@@ -126,40 +146,79 @@ impl Stored {
         CloneToken(Arc::clone(self))
     }
 
-    /// Whether the content is what the manifest says: reads it if nobody has, waits for who does. The
-    /// files are held while they are read and no longer: who hears that they are damaged puts others
-    /// in their place.
+    /// Whether the content is what the manifest says, as far as a [`Readers`](super::readers::Readers) finds
+    /// out before the deadline. `tried` is what [`Stored::tried`] said before it was asked to.
     ///
     /// # Errors
-    /// What is damaged; or that it is about to go, or the deadline passed before whoever reads it was done.
-    pub(super) fn verify(self: &Arc<Self>, deadline: Deadline) -> Result<(), Unsound> {
+    /// What is damaged; or that it is not known (yet), and why.
+    pub(super) fn verdict(&self, tried: u64, deadline: Deadline) -> Result<(), Unsound> {
         let mut state = self.state();
         loop {
             match &state.verdict {
                 Verdict::Sound => return Ok(()),
                 Verdict::Damaged(what) => return Err(Unsound::Damaged(what.clone())),
-                Verdict::Unread => break,
-                Verdict::Reading if deadline.passed() => return Err(Unsound::NotYet),
-                Verdict::Reading => {
+                Verdict::Unread if state.tried != tried => {
+                    return Err(Unsound::Unread(state.trouble.clone()));
+                }
+                Verdict::Unread | Verdict::Reading if deadline.passed() => {
+                    return Err(Unsound::NotYet);
+                }
+                Verdict::Unread | Verdict::Reading => {
                     let waited = self.judged.wait_timeout(state, deadline.left());
                     state = waited.map_or_else(|e| e.into_inner().0, |(state, _)| state);
                 }
             }
         }
-        if state.doomed {
-            return Err(Unsound::NotYet);
+    }
+
+    /// How often it has been read.
+    pub(super) fn tried(&self) -> u64 {
+        self.state().tried
+    }
+
+    /// Whether it has not been read and nobody is at it.
+    pub(super) fn is_unread(&self) -> bool {
+        self.state().verdict == Verdict::Unread
+    }
+
+    /// Reads it as long as that is wanted. It may go meanwhile: nobody whose place it has waits for a reader.
+    /// To be followed by [`Stored::judge`]; none if somebody has read it, or it is about to go.
+    pub(super) fn read(&self, wanted: &dyn Fn() -> bool) -> Option<Read> {
+        {
+            let mut state = self.state();
+            if state.doomed || state.verdict != Verdict::Unread {
+                return None;
+            }
+            state.verdict = Verdict::Reading;
         }
-        state.verdict = Verdict::Reading;
-        state.holds += 1;
-        drop(state);
-        let held = Hold(Arc::clone(self));
-        let found = self.snapshot.verify().map_err(|error| chain(&error));
-        drop(held);
+        let wanted = || wanted() && !self.state().doomed;
+        let read = catch_unwind(AssertUnwindSafe(|| self.snapshot.verify_while(&wanted)));
+        if self.state().doomed {
+            // Whatever it has seen may have been another's.
+            return Some(Read::Failed(Blame::Host, "it is being removed".to_owned()));
+        }
+        Some(match read {
+            Ok(Ok(())) => Read::Sound,
+            Ok(Err(error)) if error.blame() == Blame::Snapshot => Read::Damaged(chain(&error)),
+            Ok(Err(error)) => Read::Failed(error.blame(), chain(&error)),
+            Err(panic) => Read::Failed(Blame::Either, panic_text(&*panic)),
+        })
+    }
+
+    /// Tells whoever waits what has been read.
+    pub(super) fn judge(&self, read: Read) {
         let mut state = self.state();
-        state.verdict = found.clone().map_or_else(Verdict::Damaged, |()| Verdict::Sound);
+        state.tried += 1;
+        state.verdict = match read {
+            Read::Sound => Verdict::Sound,
+            Read::Damaged(why) => Verdict::Damaged(why),
+            Read::Failed(_, why) => {
+                state.trouble = why;
+                Verdict::Unread
+            }
+        };
         drop(state);
         self.judged.notify_all();
-        found.map_err(Unsound::Damaged)
     }
 
     /// Whether every file is still there and as long as it was; costs a few system calls.
@@ -184,21 +243,34 @@ impl Stored {
     /// A restore succeeded.
     pub(crate) fn succeeded(&self) {
         let mut state = self.state();
-        state.failures = 0;
+        state.doubts = 0;
         state.used = Timestamp::now();
     }
 
-    /// A restore failed for a reason that need not be the snapshot's. True when that has happened
-    /// too often.
-    pub(crate) fn failed(&self) -> bool {
+    /// Something that began then has failed for a reason that need not be the snapshot's. True when that
+    /// has happened too often in a row. What began before an earlier failure had been counted does not count: of
+    /// many at once, one does.
+    pub(crate) fn failed(&self, began: Instant, doubt: Doubt) -> bool {
         let mut state = self.state();
-        state.failures += 1;
-        state.failures >= MOST_FAILURES
+        if state.doubted.is_none_or(|counted| counted <= began) {
+            state.doubted = Some(Instant::now());
+            state.doubts += doubt as u32;
+        }
+        state.doubts >= MOST_DOUBTS
     }
 
-    /// Notes whether the last start by prefetching missed too many pages; true if that is news.
-    pub(crate) fn set_missed(&self, missed: bool) -> bool {
+    /// The number of the newest working set.
+    pub(crate) fn newest(&self) -> Option<u32> {
+        self.state().working_sets.last().copied()
+    }
+
+    /// Notes whether a start by prefetching missed too many pages; true if that is news. `newest` was the
+    /// newest working set when that start was decided: of an older one nobody wants to know any more.
+    pub(crate) fn set_missed(&self, newest: Option<u32>, missed: bool) -> bool {
         let mut state = self.state();
+        if missed && newest < state.working_sets.last().copied() {
+            return false;
+        }
         let news = missed && !state.missed;
         state.missed = missed;
         news
@@ -219,10 +291,16 @@ impl Stored {
         }
     }
 
-    /// Removes its working sets, so that the next start records afresh.
-    pub(crate) fn forget_working_sets(&self) {
-        let numbers = std::mem::take(&mut self.state().working_sets);
-        for number in numbers {
+    /// Removes its working sets up to this one, so that the next start records afresh. What others have
+    /// recorded since that one was used stays.
+    pub(crate) fn forget_working_sets(&self, newest: Option<u32>) {
+        let Some(newest) = newest else { return };
+        let gone = {
+            let mut state = self.state();
+            let later = state.working_sets.split_off(&(newest.saturating_add(1)));
+            std::mem::replace(&mut state.working_sets, later)
+        };
+        for number in gone {
             let path = self.snapshot.dir().join(format!("{WORKING_SET}{number}"));
             if let Err(error) = fs::remove_file(&path) {
                 tracing::warn!(path = %path.display(), %error, "working set not removed");
@@ -237,13 +315,9 @@ impl Stored {
             return Ok(());
         }
         if state.holds > 0 {
-            // Should this process be killed, the next one does the rest.
-            drop(state);
-            return match File::create(self.snapshot.dir().join(TOMBSTONE)) {
-                // The last user has just gone.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-                made => made.map(drop),
-            };
+            // Should this process be killed, the next one does the rest. The last user cannot give the place
+            // free before the lock is: what it takes for a mark would be another snapshot's then.
+            return File::create(self.snapshot.dir().join(TOMBSTONE)).map(drop);
         }
         drop(state);
         fs::remove_dir_all(self.step_aside()?)
@@ -265,7 +339,18 @@ impl Stored {
 #[derive(Debug)]
 pub(super) enum Unsound {
     Damaged(String),
+    /// It could not be read, which need not be its fault.
+    Unread(String),
     NotYet,
+}
+
+/// What reading a snapshot has shown.
+#[derive(Debug)]
+pub(super) enum Read {
+    Sound,
+    Damaged(String),
+    /// Nothing, since it could not be read.
+    Failed(Blame, String),
 }
 
 /// Keeps a snapshot's files where they are.
@@ -364,3 +449,6 @@ pub(super) fn remove_any(path: &Path) -> io::Result<()> {
         fs::remove_file(path)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,12 +4,13 @@ use std::net::TcpStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::OwnedSemaphorePermit;
 use vhive_api::{MemoryMode, Revision, RuntimeName, SandboxId, SnapshotPolicy, StartKind};
 use vhive_image::ImageConfig;
 use vhive_policy::start::{self as policy, Start, choose};
+use vhive_sandbox::snapshot::Blame;
 use vhive_sandbox::{
     Deadline, Guest, Journal, Memory, NetworkSlot, Paging, Prespawned, Restore, RestoreError,
     Runtime, Sandbox, SandboxSpec,
@@ -19,7 +20,7 @@ use super::{StartError, Took, panic_text};
 use crate::node::Shared;
 use crate::probe::{self, Passed, Probe, ProbeError};
 use crate::process;
-use crate::snapshots::{CloneToken, Hold, chain};
+use crate::snapshots::{CloneToken, Doubt, Hold, StoredSnapshot, chain};
 use crate::standby::Standby;
 use crate::take::AfterReply;
 
@@ -85,6 +86,7 @@ impl Work {
         let limit = self.revision.start_deadline.unwrap_or(shared.config.start_deadline.0);
         let deadline = Deadline::after(limit);
         let Way { restore, mut fallback } = self.way(runtime.as_ref(), deadline);
+        let mut suspicion = None;
         let waiting = self.standby.take().and_then(|standby| {
             let fits = restore.as_ref().and_then(|(hold, mode)| standby.fitting(hold, *mode));
             if fits.is_none() {
@@ -95,15 +97,28 @@ impl Work {
         });
         if let (Some((hold, mode)), Some(restorer)) = (restore, runtime.restores()) {
             let limit = shared.config.snapshots.restore_deadline.0.min(deadline.left() / 2);
-            match self.restore(restorer, (&hold, mode), waiting, deadline.or_after(limit)) {
-                Ok(up) => return Ok(self.restored(up, hold, mode, (began, fallback))),
+            let (from, limits) = ((&hold, mode), (deadline.or_after(limit), limit));
+            let (attempt, newest) = (Instant::now(), hold.stored().newest());
+            match self.restore(restorer, from, waiting, limits.0) {
+                Ok(up) => return Ok(self.restored(up, hold, (mode, newest), (began, fallback))),
                 Err(failed) => {
-                    let why = self.fall_back(&failed, &hold, mode);
+                    let late = limits.0.passed().then_some(limits.1);
+                    let (why, may_be_at_fault) = self.fall_back(&failed, &hold, mode);
+                    let of_pager = matches!(failed, Failed::Restore(RestoreError::Pager(_)));
+                    let sets = newest.filter(|_| of_pager && mode == MemoryMode::Prefetch);
+                    suspicion = may_be_at_fault.then(|| Suspicion {
+                        stored: Arc::clone(hold.stored()),
+                        why: why.clone(),
+                        attempt,
+                        late,
+                        sets,
+                    });
                     fallback = Some(why);
                     self.journal.retry();
                 }
             }
         }
+        let booting = Instant::now();
         let up = self.bring_up(deadline, |spec| {
             runtime.boot(spec, deadline).map_err(StartError::Boot).map_err(Failed::Start)
         });
@@ -111,6 +126,9 @@ impl Work {
             Failed::Start(error) => error,
             Failed::Restore(_) | Failed::Panic(_) => unreachable!("a boot restores nothing"),
         })?;
+        if let Some(suspicion) = suspicion {
+            suspicion.count(&shared, booting.elapsed());
+        }
         Ok(Brought {
             sandbox: up.sandbox,
             kind: StartKind::Boot,
@@ -132,7 +150,10 @@ impl Work {
         let Some(restorer) = runtime.restores() else {
             return boot(Some(format!("runtime {} restores no snapshots", revision.runtime)));
         };
-        let hold = match self.shared.snapshots.usable(revision, restorer, deadline) {
+        // A boot must still be possible after that.
+        let read_by = self.shared.config.snapshots.restore_deadline.0.min(deadline.left() / 4);
+        let read_by = deadline.or_after(read_by);
+        let hold = match self.shared.snapshots.usable(revision, restorer, read_by) {
             Ok(Some(hold)) => hold,
             Ok(None) => return boot(None),
             Err(unfit) => return boot(Some(unfit.0)),
@@ -174,12 +195,12 @@ impl Work {
         restored.unwrap_or_else(|panic| Err(Failed::Panic(panic_text(&*panic))))
     }
 
-    /// A restore failed: says why, and what that means for the snapshot.
-    fn fall_back(&self, failed: &Failed, hold: &Hold, mode: MemoryMode) -> String {
-        let (blamed, why) = match failed {
-            Failed::Restore(error) => (error.blames_snapshot(), chain(error)),
-            Failed::Start(error) => (false, chain(error)),
-            Failed::Panic(text) => (false, format!("the restore panicked: {text}")),
+    /// A restore failed: says why, and whether the snapshot may be at fault. One that certainly is goes.
+    fn fall_back(&self, failed: &Failed, hold: &Hold, mode: MemoryMode) -> (String, bool) {
+        let (blame, why) = match failed {
+            Failed::Restore(error) => (error.blame(), chain(error)),
+            Failed::Start(error) => (blame_of_start(error), chain(error)),
+            Failed::Panic(text) => (Blame::Either, format!("the restore panicked: {text}")),
         };
         let stored = hold.stored();
         let revision = &self.revision.key;
@@ -188,28 +209,17 @@ impl Work {
         if let Failed::Restore(RestoreError::Mismatch(mismatch)) = failed {
             stored.set_stale(mismatch.clone());
         }
-        let harmless = matches!(
-            failed,
-            Failed::Start(
-                StartError::NoNetwork(_) | StartError::Network(_) | StartError::Ingress(_)
-            ) | Failed::Restore(RestoreError::Mode { .. } | RestoreError::Mismatch(_))
-        );
-        if blamed || (!harmless && stored.failed()) {
+        if blame == Blame::Snapshot {
             self.shared.snapshots.retire(stored, &why);
-        } else if mode == MemoryMode::Prefetch
-            && matches!(failed, Failed::Restore(RestoreError::Pager(_)))
-        {
-            // Perhaps the working set is at fault: what is recorded anew will not be.
-            stored.forget_working_sets();
         }
-        why
+        (why, blame == Blame::Either)
     }
 
     fn restored(
         &self,
         up: Up,
         hold: Hold,
-        mode: MemoryMode,
+        (mode, newest): (MemoryMode, Option<u32>),
         (began, fallback): (Instant, Option<String>),
     ) -> Brought {
         let stored = Arc::clone(hold.stored());
@@ -222,6 +232,7 @@ impl Work {
             revision: Arc::clone(&self.revision),
             paging,
             stored: Arc::clone(&stored),
+            newest,
             hold: records.then_some(hold),
         });
         Brought {
@@ -303,6 +314,43 @@ impl Work {
         }
         let ready = ready.map_err(StartError::Probe)?;
         Ok(Up { sandbox, network, attempt, ready })
+    }
+}
+
+/// A restore that failed in a way that may be the snapshot's fault. It counts against the snapshot only if
+/// the boot in the same start succeeds: a host that can do neither is itself the trouble.
+struct Suspicion {
+    stored: Arc<StoredSnapshot>,
+    why: String,
+    attempt: Instant,
+    /// It failed because this time was over.
+    late: Option<Duration>,
+    /// Perhaps only working sets are at fault, up to this one.
+    sets: Option<u32>,
+}
+
+impl Suspicion {
+    fn count(self, shared: &Shared, boot: Duration) {
+        // Where the boot took as long, the restore may have been no worse.
+        let doubt = match self.late {
+            Some(given) if boot >= given => Doubt::Weak,
+            _ => Doubt::Strong,
+        };
+        if self.stored.failed(self.attempt, doubt) {
+            shared.snapshots.retire(&self.stored, &self.why);
+        } else {
+            // What is recorded anew will not be damaged.
+            self.stored.forget_working_sets(self.sets);
+        }
+    }
+}
+
+/// What an error outside the runtime says of the snapshot.
+fn blame_of_start(error: &StartError) -> Blame {
+    match error {
+        // The clone was there, and not well.
+        StartError::Probe(_) => Blame::Either,
+        _ => Blame::Host,
     }
 }
 

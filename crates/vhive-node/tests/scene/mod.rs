@@ -2,16 +2,19 @@
 #![expect(dead_code, reason = "each test file uses a part")]
 
 use std::fmt;
+use std::fs;
 use std::future::Future;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
-use vhive_api::{Bytes, Digest, Revision, RevisionKey, RuntimeName};
+use vhive_api::{
+    Bytes, Digest, MemoryFigures, Revision, RevisionKey, RuntimeName, SnapshotPolicy, StartKind,
+};
 use vhive_image::ImageStore;
-use vhive_node::{Config, Node, Runtimes};
+use vhive_node::{Config, Node, Runtimes, SnapshotInfo, StartReport};
 use vhive_sandbox::sim::{Sim, SimConfig};
 use vhive_sandbox::{BootError, Deadline, HostLacks, Runtime, Sandbox, SandboxSpec};
 
@@ -139,7 +142,7 @@ impl Runtime for Counting {
 
 /// Directories of sandboxes that exist below the scene.
 pub(crate) fn sandbox_dirs(node: &Node) -> usize {
-    std::fs::read_dir(node.run_root().sandboxes()).map_or(0, Iterator::count)
+    fs::read_dir(node.run_root().sandboxes()).map_or(0, Iterator::count)
 }
 
 /// The value of a metric without labels.
@@ -148,4 +151,49 @@ pub(crate) fn metric(node: &Node, name: &str) -> u64 {
     let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
     assert!(line.is_some(), "no {name} in\n{text}");
     line.and_then(|value| value.parse().ok()).expect("a number")
+}
+
+/// One request from a cold start to its reply; afterwards nothing of the instance is left.
+pub(crate) async fn invoke(node: &Node, key: &RevisionKey) -> (StartReport, Option<MemoryFigures>) {
+    let lease = soon(node.acquire(key)).await.expect("a slot");
+    let told = (lease.start().expect("a cold start").clone(), lease.memory());
+    lease.replied();
+    soon(node.evict(key)).await.expect("known");
+    told
+}
+
+/// How so many requests' instances were started.
+pub(crate) async fn kinds(node: &Node, key: &RevisionKey, count: usize) -> Vec<StartKind> {
+    let mut kinds = Vec::new();
+    for _ in 0..count {
+        kinds.push(invoke(node, key).await.0.kind);
+    }
+    kinds
+}
+
+/// A snapshot, a recording, then prefetching.
+pub(crate) fn reap(revision: &mut Revision) {
+    revision.snapshot = SnapshotPolicy::Reap;
+}
+
+/// The one snapshot that there is.
+pub(crate) fn only(node: &Node) -> SnapshotInfo {
+    let mut all = node.snapshots().list();
+    assert_eq!(all.len(), 1, "{all:?}");
+    all.remove(0)
+}
+
+/// Everything below the store, by path.
+pub(crate) fn files(scene: &Scene) -> Vec<PathBuf> {
+    fn walk(dir: &Path, into: &mut Vec<PathBuf>) {
+        for entry in fs::read_dir(dir).expect("listed").flatten() {
+            into.push(entry.path());
+            if entry.path().is_dir() {
+                walk(&entry.path(), into);
+            }
+        }
+    }
+    let mut all = Vec::new();
+    walk(&scene.config.state_dir.join("snapshots"), &mut all);
+    all
 }

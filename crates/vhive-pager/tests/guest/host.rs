@@ -16,7 +16,9 @@ use proptest::test_runner::{RngAlgorithm, TestRng};
 use tempfile::TempDir;
 use vhive_api::Digest;
 use vhive_pager::sys::{self, PAGE};
-use vhive_pager::{Handoff, Mode, Pager, PreparedMemory, Session, handshake, working_set};
+use vhive_pager::{
+    Handoff, Mode, Pager, PreparedMemory, ServeError, Session, handshake, working_set,
+};
 
 use crate::guest::{Answer, Command, Layout, Spot, sum};
 
@@ -209,7 +211,8 @@ pub(crate) struct Served {
     // The guest goes first: a session must not end before its guest.
     pub(crate) guest: Guest,
     pub(crate) session: Session,
-    pub(crate) deaths: Receiver<()>,
+    /// Why it was reported dead.
+    pub(crate) deaths: Receiver<String>,
 }
 
 pub(crate) fn serve(pager: &Pager, memory: &Memory, mode: Mode) -> Served {
@@ -218,9 +221,9 @@ pub(crate) fn serve(pager: &Pager, memory: &Memory, mode: Mode) -> Served {
     let handoff = guest.handoff(memory);
     let (told, deaths) = channel();
     let killer = guest.killer.clone();
-    let on_death = Box::new(move || {
+    let on_death = Box::new(move |failure: &ServeError| {
         killer.kill();
-        let _ = told.send(());
+        let _ = told.send(failure.to_string());
     });
     let session = prepared.attach(handoff, on_death).expect("attached");
     Served { guest, session, deaths }

@@ -349,7 +349,8 @@ fn shrunk_memory() {
     memory.file.set_len(4096 * 4).expect("cut");
     served.guest.send(&Command::Sums);
     assert!(served.guest.answer().is_none(), "it was killed, and told nothing wrong");
-    served.deaths.recv_timeout(Duration::from_secs(30)).expect("told");
+    let told = served.deaths.recv_timeout(Duration::from_secs(30)).expect("told");
+    assert!(told.starts_with("the memory file ends before page "), "{told}");
     let failure = served.session.failure().expect("known");
     assert!(matches!(*failure, ServeError::Ended(_)), "{failure}");
     assert!(served.session.may_resume(soon()).is_err());
@@ -365,14 +366,16 @@ fn stopped_pager() {
     let waiting = pager.prepare(memory.prepared(mode)).expect("prepared");
     served.guest.touch(&[(0, 1)], 1);
     drop(pager);
-    served.deaths.recv_timeout(Duration::from_secs(30)).expect("told");
+    let told = served.deaths.recv_timeout(Duration::from_secs(30)).expect("told");
+    assert_eq!(told, "the pager was stopped");
     assert!(served.deaths.recv().is_err(), "once");
     served.guest.send(&Command::Sums);
     assert!(served.guest.answer().is_none(), "killed before it could see zeros");
     let guest = Guest::start(&memory);
     let killed = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
     let flag = std::sync::Arc::clone(&killed);
-    let on_death = Box::new(move || flag.store(true, std::sync::atomic::Ordering::SeqCst));
+    let on_death =
+        Box::new(move |_: &ServeError| flag.store(true, std::sync::atomic::Ordering::SeqCst));
     let refused = waiting.attach(guest.handoff(&memory), on_death);
     assert!(matches!(refused, Err(AttachError::Watch(_))));
     assert!(killed.load(std::sync::atomic::Ordering::SeqCst));
@@ -448,7 +451,7 @@ fn misfit() {
     let prepared = pager.prepare(small.prepared(Mode::Lazy)).expect("prepared");
     let guest = Guest::start(&memory);
     let (told, deaths) = std::sync::mpsc::channel();
-    let on_death = Box::new(move || told.send(()).expect("heard"));
+    let on_death = Box::new(move |_: &ServeError| told.send(()).expect("heard"));
     let refused = prepared.attach(guest.handoff(&memory), on_death);
     assert!(matches!(refused, Err(AttachError::Regions(_))));
     deaths.try_recv().expect("told before the descriptor was closed");

@@ -60,7 +60,7 @@ impl Checkpoint for FirecrackerSandbox {
             let to = draft.file(name)?;
             let path = draft.dir().join(name);
             let wanted = (*name == MEMORY).then_some(taken.shape.memory.0);
-            let copied = copy(&raw.0, &to, wanted);
+            let copied = copy(&raw.0, &to, wanted, deadline);
             copied.map_err(|source| DraftError::Write { path, source })?;
         }
         let network = Some(self.network.guest().clone());
@@ -119,14 +119,14 @@ impl Drop for Raw {
 }
 
 /// Copies what is not zero, if there are as many bytes as wanted.
-fn copy(from: &Path, to: &File, wanted: Option<u64>) -> io::Result<()> {
+fn copy(from: &Path, to: &File, wanted: Option<u64>, deadline: Deadline) -> io::Result<()> {
     let from = File::open(from)?;
     let length = from.metadata()?.len();
     if wanted.is_some_and(|wanted| wanted != length) {
         let what = format!("Firecracker has written {length} bytes");
         return Err(io::Error::new(io::ErrorKind::InvalidData, what));
     }
-    copy_sparse(&from, to)?;
+    copy_sparse(&from, to, deadline)?;
     // Another user has to read it.
     let mode = std::os::unix::fs::PermissionsExt::from_mode(0o644);
     to.set_permissions(mode)

@@ -83,7 +83,7 @@ impl QemuSandbox {
             return Err(SnapshotError::Runtime { step: "copy guest memory", reason });
         };
         let guest = guest.try_clone().map(File::from);
-        let copied = guest.and_then(|guest| copy_sparse(&guest, &memory));
+        let copied = guest.and_then(|guest| copy_sparse(&guest, &memory, deadline));
         let path = draft.dir().join(MEMORY);
         copied.map_err(|source| DraftError::Write { path, source })?;
         Ok(())

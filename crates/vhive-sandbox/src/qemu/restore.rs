@@ -10,6 +10,7 @@
 //! The command line is the boot's, so that the machine is the same; QEMU loads no kernel while it
 //! waits for incoming state.
 
+use std::io;
 use std::os::fd::RawFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -276,8 +277,7 @@ impl Waiting {
         loaded.map_err(|error| {
             let supervised = &self.vm.supervised;
             let reason = words(supervised, journal, &chain(&error));
-            if supervised.was_killed() {
-                // By whomever, it says nothing of the state.
+            if supervised.was_killed() || !is_refusal(&error, &reason) {
                 return BootError::Guest { wanted: Milestone::Restored, attempts: 1, reason }
                     .into();
             }
@@ -292,6 +292,18 @@ impl Waiting {
         Ok(paging)
     }
 }
+
+/// Whether a failed load says something of the saved state: QEMU has refused it, or has ended over it. One that
+/// has not answered in time may only be slow, and one that lacked something may have it the next time.
+fn is_refusal(error: &QmpError, reason: &str) -> bool {
+    let is_late = |kind| matches!(kind, io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock);
+    let silent = matches!(error, QmpError::Connection(source) if is_late(source.kind()));
+    !silent && !LACKS.iter().any(|words| reason.contains(words))
+}
+
+/// How the errors of a host that lacks memory, descriptors or room read.
+const LACKS: [&str; 3] =
+    ["Cannot allocate memory", "Too many open files", "No space left on device"];
 
 /// Loads devices and virtual CPUs, and lets the guest run once its memory may be used.
 fn load(
@@ -311,4 +323,44 @@ fn load(
     }
     paging.may_resume(deadline)?;
     Ok(qmp.execute("cont", None, deadline).map(drop))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::qemu::qmp::Qmp;
+
+    /// What comes of asking a QEMU to load, that says these lines and then hangs or ends.
+    fn load_from(lines: &[&str], hangs: bool) -> QmpError {
+        let (ours, mut theirs) = UnixStream::pair().expect("a socket pair");
+        let greeting = [r#"{"QMP": {}}"#, r#"{"return": {}}"#];
+        for line in greeting.iter().chain(lines) {
+            writeln!(theirs, "{line}").expect("written");
+        }
+        let mut qmp = Qmp::greet(ours, Deadline::after(Duration::from_secs(10))).expect("greeted");
+        let _theirs = hangs.then_some(theirs);
+        let brief = Deadline::after(Duration::from_millis(50));
+        let asked = qmp.execute("migrate-incoming", None, brief);
+        asked.and_then(|_| wait_migration(&mut qmp, brief)).expect_err("not loaded")
+    }
+
+    #[test]
+    fn a_qemu_that_is_only_slow_says_nothing_of_the_saved_state() {
+        let failed = [
+            r#"{"return": {}}"#,
+            r#"{"event": "MIGRATION", "data": {"status": "failed"}}"#,
+            r#"{"return": {"error-desc": "bad section"}}"#,
+        ];
+        let refused = r#"{"error": {"desc": "no such file"}}"#;
+        let told = |error: &QmpError| is_refusal(error, &chain(error));
+        assert!(!told(&load_from(&[], true)), "it has not even begun");
+        assert!(!told(&load_from(&failed[..1], true)), "it has begun");
+        assert!(told(&load_from(&failed[..1], false)), "it has ended over it");
+        assert!(told(&load_from(&failed, true)) && told(&load_from(&[refused], true)));
+        let lacks = r#"{"error": {"desc": "mmap: Cannot allocate memory"}}"#;
+        assert!(!told(&load_from(&[lacks], true)), "it may have it the next time");
+    }
 }

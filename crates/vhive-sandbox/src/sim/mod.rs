@@ -88,6 +88,8 @@ pub struct SimSnapshot {
     pub touched_pages: u64,
     /// Pages that it touches although no recording has them.
     pub missed_pages: u64,
+    /// Pages that it touches before prefetching, which was about to, has brought them.
+    pub awaited_pages: u64,
 }
 
 impl Default for SimSnapshot {
@@ -109,6 +111,7 @@ impl Default for SimSnapshot {
             resume: none,
             touched_pages: 64,
             missed_pages: 0,
+            awaited_pages: 0,
         }
     }
 }

@@ -10,7 +10,7 @@ use rustix::fs::RenameFlags;
 use vhive_api::{Digest, MemoryFigures, MemoryMode, PrefetchPolicy, SandboxId};
 
 use super::SimSnapshot;
-use crate::runtime::{Memory, Paging, RecordingError};
+use crate::runtime::{Memory, Paging, RecordingError, Replay};
 use crate::snapshot::Snapshot;
 
 /// Beginning of a working set's name.
@@ -23,6 +23,7 @@ const AROUND: u64 = 16;
 #[derive(Debug)]
 pub(super) struct SimPaging {
     figures: MemoryFigures,
+    replay: Option<Replay>,
     /// Where to write how many pages of which memory, while it records.
     recording: Mutex<Option<Recording>>,
 }
@@ -43,7 +44,7 @@ impl SimPaging {
     ) -> Result<Self, String> {
         let Memory { mode, policy } = memory;
         let touched = config.touched_pages;
-        let mut figures = MemoryFigures::new(mode, None);
+        let (mut figures, mut replay) = (MemoryFigures::new(mode, None), None);
         match (mode, policy) {
             (MemoryMode::File, _) => {}
             (MemoryMode::Lazy | MemoryMode::Record, _) => {
@@ -56,11 +57,13 @@ impl SimPaging {
             }
             (MemoryMode::Prefetch, _) => {
                 let pages = newest(from)?;
-                figures.prefetched_pages = pages;
+                let awaited = config.awaited_pages.min(pages);
+                figures.prefetched_pages = pages - awaited;
                 figures.prefetched_bytes = pages * 4096;
                 let missed = config.missed_pages + touched.saturating_sub(pages);
-                figures.faults = Some(missed);
-                figures.fault_pages = missed;
+                figures.faults = Some(missed + awaited);
+                figures.fault_pages = missed + awaited;
+                replay = Some(Replay { pages, missed });
                 let micros = config.restore_prefetch.0.as_micros();
                 figures.prefetch_us = u64::try_from(micros).unwrap_or(u64::MAX);
             }
@@ -75,13 +78,17 @@ impl SimPaging {
             memory: from.memory_digest(),
             pages: touched,
         });
-        Ok(Self { figures, recording: Mutex::new(recording) })
+        Ok(Self { figures, replay, recording: Mutex::new(recording) })
     }
 }
 
 impl Paging for SimPaging {
     fn figures(&self) -> MemoryFigures {
         self.figures
+    }
+
+    fn replay(&self) -> Option<Replay> {
+        self.replay
     }
 
     fn finish_recording(&self) -> Result<Option<u32>, RecordingError> {

@@ -22,12 +22,21 @@ const PIECE: usize = 1 << 20;
 /// # Errors
 /// Any error of reading.
 pub fn page_digest(file: &File) -> io::Result<Digest> {
+    page_digest_while(file, &|| true)
+}
+
+/// The same, as long as it is wanted: asked before each mebibyte.
+pub(super) fn page_digest_while(file: &File, wanted: &dyn Fn() -> bool) -> io::Result<Digest> {
     let length = file.metadata()?.len();
     let mut hash = Sha256::new();
     hash.update(length.to_le_bytes());
     let mut piece = vec![0; PIECE];
     let mut at = 0;
     while at < length {
+        if !wanted() {
+            let why = "it is not wanted any more";
+            return Err(io::Error::new(io::ErrorKind::Interrupted, why));
+        }
         at = match rustix::fs::seek(file, SeekFrom::Data(at)) {
             // Whole pages, should a file system have smaller holes.
             Ok(data) => data / PAGE as u64 * PAGE as u64,

@@ -163,7 +163,7 @@ fn finish(path: &Path) -> io::Result<FileEntry> {
     Ok(FileEntry { bytes: file.metadata()?.len(), digest: page_digest(&file)? })
 }
 
-fn write_manifest(path: &Path, manifest: &Manifest) -> io::Result<()> {
+pub(super) fn write_manifest(path: &Path, manifest: &Manifest) -> io::Result<()> {
     let mut text = serde_json::to_vec_pretty(manifest)?;
     text.push(b'\n');
     fs::write(path, text)?;

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::File;
 use std::io::Read as _;
+use std::net::Ipv4Addr;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -14,6 +15,15 @@ use super::{MANIFEST, MOST_MANIFEST, OpenError};
 
 /// Version of the directory's format; written always, and every earlier one is read.
 pub const FORMAT: u32 = 1;
+
+// Tripwires. What changes here changes what published manifests mean, and they are never rewritten: write a new
+// format and keep a reader of this one (docs/design/snapshot-format.md; the golden manifests beside the tests).
+const _: () = assert!(FORMAT == 1);
+/// The network is a word of the guest contract, which may grow; a manifest's may not.
+const _: fn(GuestNetwork) -> (Ipv4Addr, u8, Ipv4Addr, Vec<Ipv4Addr>) = |network| {
+    let GuestNetwork { address, prefix, gateway, dns } = network;
+    (address, prefix, gateway, dns)
+};
 
 /// Most files that a snapshot may have.
 const MOST_FILES: usize = 16;

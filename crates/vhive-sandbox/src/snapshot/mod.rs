@@ -23,7 +23,10 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
+use rustix::io::Errno;
+
 pub use digest::page_digest;
+use digest::page_digest_while;
 pub use draft::{DraftError, SnapshotDraft};
 pub use manifest::{FORMAT, FileEntry, Manifest, MemoryShape, Mismatch, Owner, Platform};
 pub(crate) use sparse::copy_sparse;
@@ -48,7 +51,7 @@ pub struct Snapshot {
 /// Why a directory is no usable snapshot.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// A file is missing or cannot be read.
+    /// A file is missing, or cannot be read now.
     #[error("cannot read {}", path.display())]
     Read {
         /// Which file.
@@ -57,7 +60,7 @@ pub enum OpenError {
         #[source]
         source: io::Error,
     },
-    /// The manifest is not one.
+    /// The manifest is not one, or not one of this version's.
     #[error("{} is no snapshot manifest", path.display())]
     Manifest {
         /// The file.
@@ -77,6 +80,48 @@ pub enum OpenError {
         /// What is wrong with it.
         what: String,
     },
+}
+
+/// What a failure says of the snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Blame {
+    /// It is at fault: no other attempt will fare better.
+    Snapshot,
+    /// It may be at fault, or not: only several such failures in a row are held against it.
+    Either,
+    /// Nothing: the host lacked something for the moment, or it was not the snapshot that was asked for.
+    Host,
+}
+
+impl OpenError {
+    /// What it says of the snapshot.
+    #[must_use]
+    pub fn blame(&self) -> Blame {
+        match self {
+            // A later version can read what this one cannot.
+            Self::Format(_) => Blame::Host,
+            Self::Manifest { source, .. } if source.is_data() => Blame::Host,
+            Self::Manifest { .. } | Self::Damaged { .. } => Blame::Snapshot,
+            Self::Read { source, .. } => blame_of(source),
+        }
+    }
+}
+
+/// What an error of opening or reading a file says of the file.
+fn blame_of(error: &io::Error) -> Blame {
+    match error.kind() {
+        io::ErrorKind::NotFound
+        | io::ErrorKind::NotADirectory
+        | io::ErrorKind::IsADirectory
+        | io::ErrorKind::UnexpectedEof
+        | io::ErrorKind::InvalidData => return Blame::Snapshot,
+        _ => {}
+    }
+    match Errno::from_io_error(error) {
+        // The medium, or the way to it.
+        Some(Errno::IO) => Blame::Either,
+        _ => Blame::Host,
+    }
 }
 
 impl Snapshot {
@@ -107,11 +152,20 @@ impl Snapshot {
     /// Reads every file and compares its digest with the manifest's.
     ///
     /// # Errors
-    /// [`OpenError::Damaged`] names the first file that differs.
+    /// [`OpenError::Damaged`] names the first file that differs; [`OpenError::Read`] one that cannot be
+    /// read, which need not be its fault ([`OpenError::blame`]).
     pub fn verify(&self) -> Result<(), OpenError> {
+        self.verify_while(&|| true)
+    }
+
+    /// The same as long as it is wanted, which is asked before each mebibyte.
+    ///
+    /// # Errors
+    /// As [`Snapshot::verify`]; what is not wanted any more has not been read ([`OpenError::Read`]).
+    pub fn verify_while(&self, wanted: &dyn Fn() -> bool) -> Result<(), OpenError> {
         for (name, entry) in &self.manifest.files {
             let path = self.dir.join(name);
-            let digest = File::open(&path).and_then(|file| page_digest(&file));
+            let digest = File::open(&path).and_then(|file| page_digest_while(&file, wanted));
             let digest = digest.map_err(|source| OpenError::Read { path: path.clone(), source })?;
             if digest != entry.digest {
                 let what = format!("its digest is {digest} instead of {}", entry.digest);

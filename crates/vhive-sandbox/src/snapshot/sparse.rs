@@ -7,19 +7,28 @@ use std::os::unix::fs::FileExt as _;
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 
+use crate::deadline::Deadline;
+
 /// Bytes copied at a time.
 const PIECE: usize = 1 << 20;
 
 /// The unit in which zeros become holes.
 const PAGE: usize = 4096;
 
-/// Copies what is not zero; the rest becomes holes.
-pub(crate) fn copy_sparse(from: &File, to: &File) -> io::Result<()> {
+/// Copies what is not zero; the rest becomes holes. The deadline is looked at before each mebibyte.
+///
+/// # Errors
+/// Any error of reading or writing; [`io::ErrorKind::TimedOut`] at the deadline.
+pub(crate) fn copy_sparse(from: &File, to: &File, deadline: Deadline) -> io::Result<()> {
     let length = from.metadata()?.len();
     to.set_len(length)?;
     let mut piece = vec![0; PIECE];
     let mut at = 0;
     while at < length {
+        if deadline.passed() {
+            let why = format!("only {at} of {length} bytes were copied before the deadline");
+            return Err(io::Error::new(io::ErrorKind::TimedOut, why));
+        }
         at = match rustix::fs::seek(from, SeekFrom::Data(at)) {
             Ok(data) => data,
             Err(Errno::NXIO) => break,
@@ -55,6 +64,21 @@ fn write_non_zero(piece: &[u8], to: &File, at: u64) -> io::Result<()> {
 mod tests {
     use super::*;
 
+    fn soon() -> Deadline {
+        Deadline::after(std::time::Duration::from_secs(30))
+    }
+
+    #[test]
+    fn a_copy_ends_at_its_deadline() {
+        let (from, to) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
+        from.write_all_at(&[1; 2 * PIECE], 0).unwrap();
+        let passed = Deadline::at(std::time::Instant::now());
+        let error = copy_sparse(&from, &to, passed).expect_err("it is over");
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        assert_eq!(error.to_string(), "only 0 of 2097152 bytes were copied before the deadline");
+        copy_sparse(&from, &to, soon()).unwrap();
+    }
+
     proptest::proptest! {
         #![proptest_config(proptest::prelude::ProptestConfig::with_cases(32))]
         #[test]
@@ -67,7 +91,7 @@ mod tests {
                     from.write_all_at(&[*byte; PAGE], (at * PAGE) as u64).unwrap();
                 }
             }
-            copy_sparse(&from, &to).unwrap();
+            copy_sparse(&from, &to, soon()).unwrap();
             let read = |file: &File| {
                 let mut bytes = vec![0; length];
                 file.read_exact_at(&mut bytes, 0).unwrap();

@@ -1,5 +1,8 @@
+use std::collections::BTreeMap;
 use std::io::{Seek as _, SeekFrom, Write as _};
+use std::net::Ipv4Addr;
 
+use vhive_api::guest::GuestNetwork;
 use vhive_api::{Bytes, Digest, RuntimeName};
 
 use super::*;
@@ -135,5 +138,89 @@ fn hostile_manifests_are_refused() {
     for text in ["", "{", "[]", "null", "{\"format\": -1}"] {
         fs::write(&path, text).expect("written");
         assert!(matches!(Snapshot::open(made.dir()), Err(OpenError::Manifest { .. })), "{text}");
+    }
+}
+
+#[test]
+fn what_the_host_lacks_is_no_damage() {
+    let read = |source: io::Error| OpenError::Read { path: PathBuf::from("memory"), source };
+    let of = |errno: Errno| read(errno.into()).blame();
+    for errno in [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::ACCESS, Errno::PERM, Errno::INTR]
+    {
+        assert_eq!(of(errno), Blame::Host, "{errno}");
+    }
+    assert_eq!(of(Errno::IO), Blame::Either, "the medium, or the way to it");
+    for errno in [Errno::NOENT, Errno::NOTDIR, Errno::ISDIR] {
+        assert_eq!(of(errno), Blame::Snapshot, "{errno}");
+    }
+    assert_eq!(read(io::ErrorKind::UnexpectedEof.into()).blame(), Blame::Snapshot);
+    // Words of another version are left to it; half a manifest is nobody's.
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let made = published(dir.path());
+    let path = made.dir().join(MANIFEST);
+    let good = fs::read_to_string(&path).expect("read");
+    let other = good.replacen("\"vcpus\"", "\"cores\"", 1);
+    for (text, wanted) in [
+        (other.as_str(), Blame::Host),
+        ("{\"format\": 99}", Blame::Host),
+        (&good[..good.len() / 2], Blame::Snapshot),
+        ("", Blame::Snapshot),
+    ] {
+        fs::write(&path, text).expect("written");
+        let error = Snapshot::open(made.dir()).expect_err("refused");
+        assert_eq!(error.blame(), wanted, "{error}");
+    }
+    fs::write(&path, good).expect("written");
+    let memory = File::options().write(true).open(made.dir().join(MEMORY));
+    memory.expect("opened").set_len(1).expect("cut");
+    assert_eq!(Snapshot::open(made.dir()).expect_err("refused").blame(), Blame::Snapshot);
+}
+
+#[test]
+fn what_is_not_wanted_any_more_is_not_read() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let made = published(dir.path());
+    let error = made.verify_while(&|| false).expect_err("given up");
+    assert_eq!(error.blame(), Blame::Host);
+}
+
+/// Published manifests, as the first version wrote them.
+const GOLDEN: [&str; 2] =
+    [include_str!("golden/manifest-1.json"), include_str!("golden/manifest-1-network.json")];
+
+#[test]
+fn golden_manifests_are_read_and_written_byte_for_byte() {
+    let file = |bytes, digest: &[u8]| FileEntry { bytes, digest: Digest::of(digest) };
+    let bare = Manifest {
+        format: 1,
+        owner: owner(),
+        platform: Platform { kernel: None, ..platform() },
+        shape: SHAPE,
+        network: None,
+        at: "2026-03-01T12:00:00.123456789Z".to_owned(),
+        guest_ns: 0,
+        files: BTreeMap::from([
+            (MEMORY.to_owned(), file(1 << 20, b"memory")),
+            (VM_STATE.to_owned(), file(5, b"state")),
+        ]),
+    };
+    let network = GuestNetwork {
+        address: Ipv4Addr::new(10, 0, 0, 2),
+        prefix: 30,
+        gateway: Ipv4Addr::new(10, 0, 0, 1),
+        dns: vec![Ipv4Addr::new(9, 9, 9, 9)],
+    };
+    let linux = Manifest {
+        platform: platform(),
+        network: Some(network),
+        guest_ns: 1_234_567_890,
+        ..bare.clone()
+    };
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    for (manifest, golden) in [bare, linux].iter().zip(GOLDEN) {
+        let path = dir.path().join(MANIFEST);
+        draft::write_manifest(&path, manifest).expect("written");
+        assert_eq!(fs::read_to_string(&path).expect("read"), golden);
+        assert_eq!(Manifest::read(&path).expect("read"), *manifest);
     }
 }

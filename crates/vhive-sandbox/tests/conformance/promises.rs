@@ -70,6 +70,10 @@ pub(crate) const ALL: &[Promise] = &[
     clone("a_clone_reaches_the_node_if_allowed", restored::a_clone_reaches_the_node_if_allowed),
     clone("hooks_are_called", restored::hooks_are_called),
     clone("damaged_state_is_refused", restored::damaged_state_is_refused),
+    clone(
+        "a_clone_that_cannot_be_served_says_why",
+        restored::a_clone_that_cannot_be_served_says_why,
+    ),
 ];
 
 /// A name under which a guest is told to find its node.

@@ -1,6 +1,8 @@
 //! What every runtime promises that restores snapshots, in every memory mode that it offers.
 
 use std::fs;
+use std::io::Write as _;
+use std::net::TcpStream;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::sync::Arc;
@@ -8,7 +10,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use vhive_api::guest::Hooks;
 use vhive_api::{Digest, MemoryMode, PrefetchPolicy, RevisionKey};
-use vhive_sandbox::snapshot::{MEMORY, Owner, VM_STATE};
+use vhive_sandbox::snapshot::{Blame, MEMORY, Owner, VM_STATE};
 use vhive_sandbox::{
     BootError, Memory, Milestone, Restore, RestoreError, SandboxSpec, Snapshot, SnapshotDraft,
     SnapshotError,
@@ -265,7 +267,7 @@ pub(crate) fn hooks_are_called(site: &Site) {
     let error = refused.expect_err("its hook fails");
     let RestoreError::Start(BootError::Guest { reason, .. }) = &error else { panic!("{error:?}") };
     assert!(reason.contains("404"), "{reason}");
-    assert!(!error.blames_snapshot());
+    assert_ne!(error.blame(), Blame::Snapshot);
 }
 
 /// Damaged state is refused with the runtime's own words, and blamed on the snapshot.
@@ -282,13 +284,35 @@ pub(crate) fn damaged_state_is_refused(site: &Site) {
         let spec = site.spec("never run");
         let refused = restores(site).restore(&spec, &snapshot, memory(MemoryMode::File), soon());
         let error = refused.expect_err("refused");
-        assert!(error.blames_snapshot(), "{error:?}");
+        assert_eq!(error.blame(), Blame::Snapshot, "{error:?}");
     }
     fs::write(&path, &good).expect("written");
     // What is in the memory file cannot be told from what the guest did; its digest can.
     let memory = fs::File::options().write(true).open(snapshot.dir().join(MEMORY)).expect("opened");
     memory.write_all_at(&[0xff; 64], 1 << 20).expect("written");
     assert!(snapshot.verify().is_err());
+}
+
+/// A clone whose memory cannot be served is killed, and its journal says why.
+pub(crate) fn a_clone_that_cannot_be_served_says_why(site: &Site) {
+    if !modes(site).contains(&MemoryMode::Lazy) {
+        return;
+    }
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let (_, mut original) = original(site, Hooks::default());
+    let snapshot = snapshot(&mut original, dir.path());
+    drop(original);
+    let spec = site.spec("never run");
+    let clone = clone(site, &spec, &snapshot, MemoryMode::Lazy);
+    let memory = fs::File::options().write(true).open(snapshot.dir().join(MEMORY));
+    memory.expect("opened").set_len(0).expect("cut");
+    // It reads what it has not read since it was restored.
+    let asked = TcpStream::connect_timeout(&clone.endpoint(), Duration::from_secs(1));
+    // It may have gone already.
+    let _ = asked.and_then(|mut asked| asked.write_all(b"GET /cgi-bin/sums HTTP/1.0\r\n\r\n"));
+    let end = spec.journal.wait_end(soon()).expect("it ends").to_string();
+    let wanted = "serve guest memory failed: the memory file ends before page ";
+    assert!(end.starts_with(wanted), "{end}");
 }
 
 /// The address of the node is the same in every slot; whether it answers depends on the slot that a

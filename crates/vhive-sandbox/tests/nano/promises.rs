@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use vhive_api::{Bytes, Digest, MemoryMode, PrefetchPolicy, RevisionKey};
 use vhive_pager::working_set;
-use vhive_sandbox::snapshot::Owner;
+use vhive_sandbox::snapshot::{Blame, Owner};
 use vhive_sandbox::{
     Arrival, BootError, Guest, Memory, Milestone, RestoreError, SandboxSpec, Snapshot,
     SnapshotDraft, nano,
@@ -141,7 +141,7 @@ pub(crate) fn another_program_is_refused(site: &Site) {
     let error = refused.expect_err("another program");
     let RestoreError::Mismatch(mismatch) = &error else { panic!("{error:?}") };
     assert_eq!(mismatch.field, "platform.kernel");
-    assert!(!error.blames_snapshot());
+    assert_ne!(error.blame(), Blame::Snapshot);
 
     let mut spec = kernel.spec(site);
     spec.guest = Guest::Bare { kernel: "/no/such/guest".into() };

@@ -247,6 +247,8 @@ pub(super) struct Flight {
     pub(super) sent: u64,
     pub(super) downloaded: u64,
     status: u16,
+    /// What the function says of it in gRPC's words is its own failure.
+    grpc_failed: bool,
     outcome: Option<Outcome>,
     error: Option<String>,
     ended: Option<Instant>,
@@ -276,6 +278,10 @@ struct Cold {
     timeline: Option<Arc<FaultTimeline>>,
 }
 
+/// Codes of gRPC by which a function says that it has failed, and not that it was asked something wrong: unknown,
+/// deadline exceeded, internal, unavailable, data loss.
+const GRPC_FAILURES: [&str; 5] = ["2", "4", "13", "14", "15"];
+
 impl Flight {
     /// Counts a request in.
     pub(super) fn begin(
@@ -304,6 +310,7 @@ impl Flight {
             sent: 0,
             downloaded: 0,
             status: 0,
+            grpc_failed: false,
             outcome: None,
             error: None,
             ended: None,
@@ -459,6 +466,13 @@ impl Flight {
         self.hear();
     }
 
+    /// What a gRPC function says at its reply's end, or in the head of one without content.
+    pub(super) fn set_grpc_status(&mut self, fields: &http::HeaderMap) {
+        if let Some(code) = fields.get("grpc-status") {
+            self.grpc_failed = GRPC_FAILURES.iter().any(|failure| code == failure);
+        }
+    }
+
     /// How it ends; only the first word counts.
     fn conclude(&mut self, outcome: Outcome, error: Option<String>) {
         if self.outcome.is_none() {
@@ -467,7 +481,8 @@ impl Flight {
         }
     }
 
-    /// The function's reply has been read to its end: the slot goes back at once.
+    /// The function's reply has been read to its end: the slot goes back at once. A function that says that it has
+    /// failed may be sick from the beginning, so that reply is no occasion for a snapshot or the end of a recording.
     pub(super) fn replied(&mut self) {
         self.conclude(Outcome::Replied, None);
         if let Some(lease) = self.lease.take() {
@@ -476,7 +491,9 @@ impl Flight {
                 cold.memory = arrival.as_ref().map(|arrival| arrival.figures);
                 cold.timeline = arrival.and_then(|arrival| arrival.timeline).map(Arc::new);
             }
-            lease.replied();
+            if self.status < 500 && !self.grpc_failed {
+                lease.replied();
+            }
         }
     }
 

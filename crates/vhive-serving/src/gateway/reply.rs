@@ -154,6 +154,9 @@ impl Body for ReplyBody {
                     if let Some(data) = frame.as_ref().and_then(Frame::data_ref) {
                         flight.downloaded += data.len() as u64;
                     }
+                    if let Some(trailers) = frame.as_ref().and_then(Frame::trailers_ref) {
+                        flight.set_grpc_status(trailers);
+                    }
                     flight.complete();
                 }
                 (polled, flight)

@@ -32,10 +32,15 @@ async fn grpc(stream: TcpStream) {
         assert_eq!(request.headers()["te"], "trailers");
         assert!(request.headers().contains_key("x-forwarded-for"));
         assert_eq!(request.uri().authority().unwrap().as_str(), host("greeter"));
-        let fails = request.uri().path() == "/fail";
+        let status = match request.uri().path() {
+            "/fail" => "5",
+            "/sick" => "14",
+            _ => "0",
+        };
+        let fails = status != "0";
         let message = request.into_body().collect().await.unwrap().to_bytes();
         let mut trailers = HeaderMap::new();
-        trailers.insert("grpc-status", if fails { "5" } else { "0" }.parse().unwrap());
+        trailers.insert("grpc-status", status.parse().unwrap());
         let mut frames = vec![];
         if !fails {
             frames.push(Ok(Frame::data(message)));
@@ -188,5 +193,30 @@ async fn the_shared_connection_is_closed_before_a_snapshot_and_made_again_after_
         eventually(|| (!found.lock().unwrap().is_empty()).then_some(())).await;
     }
     assert_eq!(*found.lock().unwrap(), [0], "the function still had a connection");
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_snapshot_is_taken_behind_a_grpc_failure() {
+    let runtime = InProcess::new(grpc);
+    let found = std::sync::Arc::clone(&runtime.found);
+    let world = Setup::of(Runtimes::new().with(runtime)).start().await;
+    world
+        .apply("greeter", |document| {
+            h2c(document);
+            annotate(document, "vhive.dev/snapshot-policy", "vanilla");
+        })
+        .await;
+    let mut sender = connect(&world).await;
+    let evict = "/vhive/v1/namespaces/default/services/greeter/evict";
+    // A function that knows that it was asked something wrong is well.
+    for (path, snapshots) in [("/sick", 0), ("/fail", 1)] {
+        let reply = within(sender.send_request(call("greeter", path, b"hello"))).await.unwrap();
+        within(reply.into_body().collect()).await.unwrap();
+        // With what is done behind replies.
+        assert_eq!(within(world.api("POST", evict, None)).await.0, 200);
+        assert_eq!(found.lock().unwrap().len(), snapshots, "{path}");
+    }
+    drop(sender);
     world.stop().await;
 }

@@ -1,12 +1,15 @@
 //! Snapshots through the door: annotations, records, connections, and the API.
 
+use std::sync::Arc;
+
 use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::UnixStream;
+use tokio::net::{TcpStream, UnixStream};
 use vhive_api::{MemoryMode, StartKind};
+use vhive_node::Runtimes;
 use vhive_sandbox::snapshot::VM_STATE;
 
-use crate::support::{Reply, World, annotate, within};
+use crate::support::{InProcess, Reply, Setup, World, annotate, within};
 
 const SNAPSHOTS: &str = "/vhive/v1/snapshots";
 
@@ -64,7 +67,7 @@ async fn timelines_of_faults_are_listed_only_when_asked_for() {
     // `sim` has no pager: a record as one would have made it.
     let mut record = vhive_api::InvocationRecord::clone(&records[0]);
     record.id = vhive_api::InvocationId::from_bits(7);
-    record.fault_timeline = Some(std::sync::Arc::new(vhive_api::FaultTimeline {
+    record.fault_timeline = Some(Arc::new(vhive_api::FaultTimeline {
         attached_us: 300,
         every: 1,
         residual: vec![vhive_api::FaultAt(20, 4)],
@@ -218,5 +221,41 @@ async fn what_was_busy_before_an_eviction_starts_nothing_after_it() {
     // Long enough for the autoscaler to have looked.
     assert_eq!(world.get("one").await.status, 200);
     assert_eq!(evict(&world, "one").await, 1);
+    world.stop().await;
+}
+
+/// Replies with the status that its path names.
+async fn of_status(mut stream: TcpStream) {
+    let mut seen = Vec::new();
+    let mut buffer = [0; 1024];
+    while let Ok(read @ 1..) = stream.read(&mut buffer).await {
+        seen.extend_from_slice(&buffer[..read]);
+        if seen.ends_with(b"\r\n\r\n") {
+            let text = String::from_utf8_lossy(&seen);
+            // GET /503 HTTP/1.1
+            let status = text.split(['/', ' ']).nth(2).unwrap_or("400").to_owned();
+            let reply = format!("HTTP/1.1 {status} Said\r\nContent-Length: 0\r\n\r\n");
+            if stream.write_all(reply.as_bytes()).await.is_err() {
+                return;
+            }
+            seen.clear();
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_snapshot_is_taken_behind_a_reply_that_says_that_the_function_is_sick() {
+    let runtime = InProcess::new(of_status);
+    let found = Arc::clone(&runtime.found);
+    let world = Setup::of(Runtimes::new().with(runtime)).start().await;
+    assert_eq!(world.apply("one", reap).await.0, 201);
+    for (status, snapshots) in [(503, 0), (500, 0), (404, 1)] {
+        let host = crate::support::host("one");
+        let wire = format!("GET /{status} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+        let reply = world.raw(wire.as_bytes()).await;
+        assert_eq!(reply.status, status);
+        evict(&world, "one").await;
+        assert_eq!(found.lock().unwrap().len(), snapshots, "{status}");
+    }
     world.stop().await;
 }

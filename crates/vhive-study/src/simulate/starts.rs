@@ -63,7 +63,7 @@ pub(super) struct One {
     pub(super) ready: Ns,
     /// By how much the first request took longer than a warm one.
     pub(super) extra: Ns,
-    /// Faults that were left, and pages that had been prefetched.
+    /// Faults of pages that were not in its working set, and pages that were.
     pub(super) faults: u64,
     pub(super) pages: u64,
 }
@@ -248,11 +248,12 @@ impl Starts {
                 };
                 let extra = warm.map_or(0.0, |warm| (request as f64 - warm).max(0.0));
                 let memory = record.memory;
+                let (missed, pages) = of_set(record);
                 let one = One {
                     ready: ready.saturating_mul(1000),
                     extra: ns(extra * 1e3),
-                    faults: memory.and_then(|memory| memory.faults).unwrap_or(0),
-                    pages: memory.map_or(0, |memory| memory.prefetched_pages),
+                    faults: missed,
+                    pages,
                 };
                 profile.add(kind, memory.and_then(|memory| memory.prefetch), one);
             }
@@ -356,6 +357,17 @@ fn ns(value: f64) -> u64 {
     value.round() as u64
 }
 
+/// Faults of pages that the working set did not have, and how many it had: as the node counts them where the faults
+/// are listed one by one, else all faults, and what was in place.
+fn of_set(record: &InvocationRecord) -> (u64, u64) {
+    let (faults, pages) = record
+        .memory
+        .map_or((0, 0), |memory| (memory.faults.unwrap_or(0), memory.prefetched_pages));
+    let Some(timeline) = &record.fault_timeline else { return (faults, pages) };
+    let all = |some: usize| (some as u64).saturating_mul(timeline.every.into());
+    (all(timeline.residual.len()), pages.saturating_add(all(timeline.awaited.len())))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -382,6 +394,26 @@ mod tests {
             (0..50).map(|_| profile.draw(Boot, PrefetchPolicy::Mincore, &mut rng)).collect();
         assert!(drawn.iter().all(|one| profile.of(Boot).contains(one)));
         assert!(profile.of(Boot).iter().all(|one| drawn.contains(one)), "each is drawn");
+    }
+
+    #[test]
+    fn pages_that_were_on_their_way_are_not_missed() {
+        let mut all = Vec::new();
+        read(&sample(), &mut all).expect("rows");
+        let reap = |one: &Invoked| one.record.start == Some(StartKind::Reap);
+        let mut record = all.into_iter().find(reap).expect("one was measured").record;
+        let memory = record.memory.as_mut().expect("restored");
+        (memory.faults, memory.prefetched_pages) = (Some(44), 24);
+        record.fault_timeline = None;
+        assert_eq!(of_set(&record), (44, 24));
+        let faults = |count| vec![vhive_api::FaultAt(1, 1); count];
+        record.fault_timeline = Some(std::sync::Arc::new(vhive_api::FaultTimeline {
+            attached_us: 0,
+            every: 2,
+            residual: faults(2),
+            awaited: faults(20),
+        }));
+        assert_eq!(of_set(&record), (4, 24 + 40));
     }
 
     #[test]

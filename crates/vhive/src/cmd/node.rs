@@ -8,7 +8,7 @@ use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 use vhive_api::Span;
 use vhive_image::ImageStore;
-use vhive_node::{Ground, Node, Runtimes, Tools};
+use vhive_node::{Ground, Node, Runtimes, Tools, raise_open_files};
 use vhive_sandbox::Deadline;
 use vhive_sandbox::cgroup::check_cpus;
 use vhive_sandbox::firecracker::Firecracker;
@@ -86,6 +86,9 @@ pub(crate) fn run(global: &Global, mut config: Config, args: &Args) -> anyhow::R
     if let Some(cpus) = &config.node.cpus {
         // Before anything is on the host.
         check_cpus(cpus).with_context(|| format!("cannot keep sandboxes to CPUs {cpus}"))?;
+    }
+    if let Err(error) = raise_open_files() {
+        tracing::warn!(%error, "the number of open files cannot be raised; `ulimit -n` says what it is");
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(serve(global.output, config, args.drain))

@@ -1,6 +1,6 @@
 //! `vhive snapshot`: lists, shows, makes, removes, exports, imports and collects snapshots.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -218,16 +218,68 @@ async fn export(context: &Context, info: &SnapshotInfo, file: &Path) -> anyhow::
     }
     let mut body = reply.into_body();
     let there = || format!("cannot write {}", file.display());
-    let mut out: Box<dyn Write> = match file {
-        _ if file == Path::new("-") => Box::new(io::stdout()),
-        _ => Box::new(File::create(file).with_context(there)?),
-    };
+    let mut out = Out::begin(file).with_context(there)?;
     while let Some(frame) = body.frame().await {
         if let Ok(data) = frame.context("the archive broke off")?.into_data() {
             out.write_all(&data).with_context(there)?;
         }
     }
-    out.flush().with_context(there)
+    out.complete(file).with_context(there)
+}
+
+/// Where an archive goes.
+enum Out {
+    /// Standard output, or what is there and is no file: it gets the bytes as they come.
+    Stream(Box<dyn Write>),
+    /// A file, which gets its name when it is whole.
+    Draft(Draft),
+}
+
+/// A file that is being written beside its place. Dropping it removes it.
+struct Draft {
+    path: PathBuf,
+    file: File,
+}
+
+impl Out {
+    fn begin(to: &Path) -> io::Result<Self> {
+        if to == Path::new("-") {
+            return Ok(Self::Stream(Box::new(io::stdout())));
+        }
+        if fs::metadata(to).is_ok_and(|there| !there.is_file()) {
+            return Ok(Self::Stream(Box::new(File::create(to)?)));
+        }
+        let mut path = to.as_os_str().to_owned();
+        path.push(format!(".{}.part", std::process::id()));
+        let path = PathBuf::from(path);
+        let file = File::create(&path)?;
+        Ok(Self::Draft(Draft { path, file }))
+    }
+
+    fn write_all(&mut self, data: &[u8]) -> io::Result<()> {
+        match self {
+            Self::Stream(out) => out.write_all(data),
+            Self::Draft(draft) => draft.file.write_all(data),
+        }
+    }
+
+    /// All has been written.
+    fn complete(self, to: &Path) -> io::Result<()> {
+        match self {
+            Self::Stream(mut out) => out.flush(),
+            Self::Draft(draft) => {
+                draft.file.sync_all()?;
+                fs::rename(&draft.path, to)
+            }
+        }
+    }
+}
+
+impl Drop for Draft {
+    fn drop(&mut self) {
+        // Not there any more under this name if it is complete.
+        let _ = fs::remove_file(&self.path);
+    }
 }
 
 async fn import(context: &Context, file: &Path) -> anyhow::Result<()> {
@@ -243,4 +295,30 @@ async fn import(context: &Context, file: &Path) -> anyhow::Result<()> {
     }
     let bytes: Bytes = crate::client::read_whole(reply.into_body()).await?;
     show(context, &serde_json::from_slice(&bytes).context("the node's reply is not understood")?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_archive_that_breaks_off_leaves_the_one_that_was_there() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let to = dir.path().join("hello.tar");
+        fs::write(&to, "an earlier one").expect("written");
+        let mut out = Out::begin(&to).expect("begun");
+        out.write_all(b"half of").expect("written");
+        drop(out);
+        assert_eq!(fs::read_to_string(&to).expect("there"), "an earlier one");
+        let mut out = Out::begin(&to).expect("begun");
+        out.write_all(b"a new one").expect("written");
+        out.complete(&to).expect("completed");
+        assert_eq!(fs::read_to_string(&to).expect("there"), "a new one");
+        assert_eq!(fs::read_dir(dir.path()).expect("listed").count(), 1);
+        // What is no file is written to as it is.
+        let mut out = Out::begin(Path::new("/dev/null")).expect("begun");
+        out.write_all(b"into nothing").expect("written");
+        out.complete(Path::new("/dev/null")).expect("completed");
+        assert!(!fs::metadata("/dev/null").expect("there").is_file());
+    }
 }
