@@ -47,6 +47,7 @@ pub(crate) fn owner() -> Owner {
 fn original(site: &Site, hooks: Hooks) -> (SandboxSpec, Booted) {
     let mut spec = site.spec(SCRIPTS);
     spec.hooks = hooks;
+    spec.uses.snapshots = true;
     let booted = site.boot(&spec);
     booted.listening();
     (spec, booted)
@@ -295,6 +296,7 @@ pub(crate) fn damaged_state_is_refused(site: &Site) {
 /// clone gets, not on the one that the snapshot was taken in.
 pub(crate) fn a_clone_reaches_the_node_if_allowed(site: &Site) {
     let mut spec = site.spec(HTTPD);
+    spec.uses.snapshots = true;
     spec.process.gateway_names = vec![A_SERVICE.to_owned()];
     let mut booted = site.boot(&spec);
     booted.listening();
