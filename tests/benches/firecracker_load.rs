@@ -17,6 +17,7 @@ use vhive_sandbox::network::{self, NetworkConfig, NetworkPool};
 use vhive_sandbox::snapshot::Owner;
 use vhive_sandbox::{
     Deadline, Guest, Journal, Memory, RunRoot, Runtime as _, SandboxSpec, Snapshot, SnapshotDraft,
+    Uses,
 };
 use vhive_tests::bench::{Bound, Row, median, spread};
 
@@ -93,6 +94,7 @@ impl Site {
             rootfs: PathBuf::new(),
             process: Process::default(),
             hooks: Hooks::default(),
+            uses: Uses { snapshots: true, ..Uses::default() },
             port: 8080,
             cpu_millis: 1000,
             memory: Bytes::mib(128),

@@ -10,7 +10,7 @@ use anyhow::Context as _;
 use crate::shell::{self, cargo};
 
 /// The order of the columns.
-const RUNTIMES: [&str; 6] = ["qemu", "firecracker", "runsc", "runc", "crun", "sim"];
+const RUNTIMES: [&str; 7] = ["qemu", "firecracker", "runsc", "runsc-init", "runc", "crun", "sim"];
 
 pub(crate) fn run() -> anyhow::Result<()> {
     let results = shell::root().join("target/conformance.tsv");

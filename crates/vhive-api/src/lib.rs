@@ -14,6 +14,7 @@ pub mod counters;
 pub mod cpus;
 pub mod guest;
 pub mod ids;
+pub mod inside;
 pub mod record;
 pub mod revision;
 pub mod runtime;

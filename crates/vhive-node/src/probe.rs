@@ -1,8 +1,8 @@
 //! Waits until a started function is ready, the same way for every runtime.
 //!
-//! Where an init of ours runs in the guest, it pushes the moment in which something listens on the
-//! port, and one connect (or GET) confirms it from outside. Elsewhere the port is tried, at
-//! growing intervals. Nothing here sleeps: between two tries it waits for the sandbox's end.
+//! The sandbox tells the moment in which something listens on the port (an init of ours in the guest
+//! notices it; where there is none, the runtime's code looks), and one connect (or GET) confirms it
+//! from here. A clone's port is tried, at growing intervals. Nothing here sleeps: between two tries it waits for the sandbox's end.
 
 #[cfg(test)]
 mod exec;
@@ -128,7 +128,7 @@ struct Stage<'a> {
     check: &'a Readiness,
     timing: ProbeTiming,
     began: Instant,
-    /// An init has told that the port is listened on.
+    /// The sandbox has told that the port is listened on.
     listening: bool,
 }
 
@@ -157,7 +157,7 @@ pub fn wait(
     let mut listening = false;
     let is_clone = journal.reached(Milestone::Resumed).is_some();
     let startup = probe.startup.filter(|_| !is_clone);
-    if journal.reached(Milestone::KernelUp).is_some() {
+    if journal.reached(Milestone::Started).is_some() {
         // What does not listen has failed its startup probe as well.
         let limit = startup.filter(|startup| startup.timing.failures > 0).map(|startup| {
             let timing = startup.timing;
@@ -165,7 +165,7 @@ pub fn wait(
             Deadline::at(began + timing.initial_delay + failed)
         });
         let first = limit.map_or(deadline, |limit| limit.min(deadline));
-        // Only an init of ours tells this; so it will tell the rest as well.
+        // Who tells this tells the rest as well.
         match journal.wait(Milestone::Listening, first) {
             Ok(_) => listening = true,
             Err(WaitError::Ended(end)) => return Err(ProbeError::Ended(end)),
@@ -519,8 +519,8 @@ mod tests {
     #[test]
     fn what_does_not_listen_has_failed_its_startup_probe() {
         let journal = Journal::new();
-        // Its init would tell.
-        journal.reach(Milestone::KernelUp, Instant::now());
+        // Its sandbox would tell.
+        journal.reach(Milestone::Started, Instant::now());
         let timing = ProbeTiming {
             initial_delay: Duration::from_millis(10),
             period: Duration::from_millis(20),
@@ -643,7 +643,7 @@ mod tests {
     #[test]
     fn a_guest_that_tells_is_not_disturbed_before_it_listens() {
         let journal = Journal::new();
-        journal.reach(Milestone::KernelUp, Instant::now());
+        journal.reach(Milestone::Started, Instant::now());
         let (endpoint, _thread) = answering(vec![b"HTTP/1.1 200 OK\r\n\r\n"]);
         let error = run(endpoint, &journal, Duration::from_millis(50)).expect_err("not told");
         assert!(matches!(error, ProbeError::NotListening { port: 8080, .. }), "{error}");

@@ -21,7 +21,7 @@ use vhive_sandbox::{Deadline, Guest, Journal, Prespawned, SandboxSpec};
 use crate::node::Shared;
 use crate::process;
 use crate::snapshots::{Hold, StoredSnapshot, chain};
-use crate::start::{network, wanted_mode};
+use crate::start::{network, uses, wanted_mode};
 use demand::Demand;
 
 /// A VMM that waits for a snapshot's state.
@@ -178,6 +178,7 @@ fn make(shared: &Shared, revision: &Revision) -> Result<Option<Standby>, String>
         rootfs: rootfs.path.clone(),
         process,
         hooks: revision.hooks.clone(),
+        uses: uses(revision, false),
         port: revision.port,
         cpu_millis: revision.cpu_millis,
         memory: revision.memory,

@@ -27,7 +27,7 @@ pub(crate) use vhive_policy::start::{Facts, missed};
 
 pub(crate) use self::stop::spawn_stop;
 use self::work::{Brought, Work};
-pub(crate) use self::work::{network, wanted_mode};
+pub(crate) use self::work::{network, uses, wanted_mode};
 use crate::limits::Reservation;
 use crate::node::Shared;
 use crate::pool::{Pool, Running, StartJob};

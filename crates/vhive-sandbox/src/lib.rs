@@ -41,6 +41,6 @@ pub use network::NetworkSlot;
 pub use run_dir::{RunRoot, SandboxDir};
 pub use runtime::{
     Arrival, BootError, Checkpoint, Guest, HostLacks, Memory, Paging, Prespawned, RecordingError,
-    Replay, Restore, RestoreError, RunError, Runtime, Sandbox, SandboxSpec, SnapshotError,
+    Replay, Restore, RestoreError, RunError, Runtime, Sandbox, SandboxSpec, SnapshotError, Uses,
 };
 pub use snapshot::{Snapshot, SnapshotDraft};

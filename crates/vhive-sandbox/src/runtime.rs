@@ -33,6 +33,16 @@ pub enum Guest {
     },
 }
 
+/// What a sandbox will be asked for besides serving. What is not said here it may refuse, and be there
+/// the sooner for it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Uses {
+    /// Snapshots may be taken of it ([`Sandbox::checkpoint`]).
+    pub snapshots: bool,
+    /// Commands may be run in it ([`Sandbox::run`]).
+    pub commands: bool,
+}
+
 /// What to start.
 #[derive(Clone, Debug)]
 pub struct SandboxSpec {
@@ -46,6 +56,8 @@ pub struct SandboxSpec {
     pub process: Process,
     /// What the function wants to be told of snapshots.
     pub hooks: Hooks,
+    /// What else it will be asked for.
+    pub uses: Uses,
     /// TCP port on which the function will listen.
     pub port: u16,
     /// CPU limit in thousandths of a CPU; microVMs round it up to whole vCPUs.
@@ -389,13 +401,15 @@ pub trait Sandbox: Send + fmt::Debug {
         None
     }
 
-    /// The view of a sandbox that can be snapshotted.
+    /// The view of a sandbox that can be snapshotted; of one whose specification does not want that
+    /// ([`Uses::snapshots`]) there may be none.
     fn checkpoint(&mut self) -> Option<&mut dyn Checkpoint> {
         None
     }
 
     /// Runs a command in the sandbox beside the function, as its user and with its variables, and
-    /// says its exit code. It is killed at the deadline.
+    /// says its exit code. It is killed at the deadline. Only for a sandbox whose specification wants
+    /// that ([`Uses::commands`]).
     ///
     /// # Errors
     /// [`RunError`].

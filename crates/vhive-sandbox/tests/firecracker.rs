@@ -30,7 +30,7 @@ use vhive_sandbox::network::{NetworkConfig, NetworkPool};
 use vhive_sandbox::snapshot::{Blame, Owner, VM_STATE};
 use vhive_sandbox::{
     BootError, Deadline, Guest, Journal, Memory, Milestone, Restore as _, RestoreError, RunRoot,
-    Runtime as _, Sandbox, SandboxSpec, Snapshot, SnapshotDraft,
+    Runtime as _, Sandbox, SandboxSpec, Snapshot, SnapshotDraft, Uses,
 };
 
 use site::{firecracker_config as config, get, soon};
@@ -79,6 +79,7 @@ impl Lab {
             rootfs: PathBuf::new(),
             process: Process::default(),
             hooks: Hooks::default(),
+            uses: Uses::default(),
             port: 8080,
             cpu_millis: 1000,
             memory: Bytes::mib(128),

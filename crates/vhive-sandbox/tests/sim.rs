@@ -12,7 +12,7 @@ use vhive_sandbox::sim::{Fault, Sim, SimConfig};
 use vhive_sandbox::snapshot::Owner;
 use vhive_sandbox::{
     Deadline, End, Guest, Journal, Memory, Milestone, RestoreError, RunRoot, Runtime as _, Sandbox,
-    SandboxSpec, Snapshot, SnapshotDraft,
+    SandboxSpec, Snapshot, SnapshotDraft, Uses,
 };
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -31,6 +31,7 @@ fn spec(dir: &TempDir, env: &[&str]) -> SandboxSpec {
         rootfs: dir.path().join("none"),
         process: Process { args: vec!["sim".to_owned()], env, ..Process::default() },
         hooks: vhive_api::guest::Hooks::default(),
+        uses: Uses::default(),
         port: 8080,
         cpu_millis: 1000,
         memory: Bytes::mib(1),

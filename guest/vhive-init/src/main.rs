@@ -13,6 +13,8 @@
 //! Whatever fails is told to the host (`Failed`) and to the console, and the guest powers off.
 //! The contract is `docs/design/guest-contract.md`.
 //!
+//! On the host it is one thing more: the parent of a container without it (`vhive-init reap`).
+//!
 //! What this program does not do: retry, keep state, or outlive the function.
 
 mod channel;
@@ -21,13 +23,13 @@ mod diag;
 mod entropy;
 mod failure;
 mod hook;
-mod lines;
 mod listen;
 mod modules;
 mod mounts;
 mod netlink;
 mod network;
 mod process;
+mod reap;
 mod serial;
 mod supervise;
 mod uevent;
@@ -58,11 +60,16 @@ enum World {
 }
 
 fn main() -> ExitCode {
+    let mut words = std::env::args_os().skip(1);
+    let word = words.next();
+    if word.as_ref().is_some_and(|word| word == "reap") {
+        return reap::run(words);
+    }
     if std::process::id() != 1 {
         say("this program is the first process of a vHive sandbox, not a command");
         return ExitCode::FAILURE;
     }
-    let container = std::env::args_os().nth(1).is_some_and(|word| word == "container");
+    let container = word.is_some_and(|word| word == "container");
     let world = if container { World::Container } else { World::Machine };
     std::panic::set_hook(Box::new(move |panic| {
         say(&format!("internal error: {panic}"));

@@ -11,6 +11,7 @@ use std::path::Path;
 use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
 use rustix::mount::{MountFlags, mount, mount_move};
 use rustix::process::umask;
+use vhive_api::inside::USUAL_DIRECTORIES;
 
 use crate::failure::{Failure, Step as _};
 use crate::uevent::Uevents;
@@ -64,7 +65,7 @@ fn mount_inside() -> Result<(), Failure> {
 
 /// Makes the directories that programs expect, where the image has none.
 pub(crate) fn make_usual_directories() -> Result<(), Failure> {
-    for (path, mode) in [("/tmp", 0o1777), ("/var/tmp", 0o1777), ("/run", 0o755)] {
+    for (path, mode) in USUAL_DIRECTORIES {
         if !Path::new(path).exists() {
             make_dir(path)?;
             fs::set_permissions(path, Permissions::from_mode(mode)).step(format!("make {path}"))?;

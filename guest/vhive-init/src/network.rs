@@ -1,13 +1,12 @@
 //! The guest's network: loopback, the one interface, and the files that name hosts.
 
-use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io;
-use std::net::Ipv4Addr;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
 use vhive_api::guest::GuestNetwork;
+use vhive_api::inside::{hosts, resolv_conf};
 
 use crate::failure::{Failure, Step as _};
 use crate::netlink::Netlink;
@@ -118,28 +117,6 @@ impl Kept {
     }
 }
 
-fn hosts(hostname: &str, network: Option<&GuestNetwork>, gateway_names: &[String]) -> String {
-    let own = network.map_or(Ipv4Addr::LOCALHOST, |network| network.address);
-    let mut text = format!(
-        "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n{own}\t{hostname}\n"
-    );
-    for (network, name) in
-        network.iter().flat_map(|net| gateway_names.iter().map(move |n| (net, n)))
-    {
-        // Writing to a string cannot fail.
-        let _ = writeln!(text, "{}\t{name}", network.gateway);
-    }
-    text
-}
-
-fn resolv_conf(servers: &[Ipv4Addr]) -> String {
-    servers.iter().fold(String::new(), |mut text, server| {
-        // Writing to a string cannot fail.
-        let _ = writeln!(text, "nameserver {server}");
-        text
-    })
-}
-
 /// Puts a new file in the place of whatever the image has there: a link, a fifo, a device.
 fn replace(path: &str) -> io::Result<File> {
     let path = Path::new(path);
@@ -154,24 +131,6 @@ fn replace(path: &str) -> io::Result<File> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn files_name_the_guest_and_its_servers() {
-        let network = GuestNetwork {
-            address: Ipv4Addr::new(10, 0, 0, 2),
-            prefix: 30,
-            gateway: Ipv4Addr::new(10, 0, 0, 1),
-            dns: Vec::new(),
-        };
-        let text = hosts("hello-1", Some(&network), &[]);
-        assert!(text.contains("127.0.0.1\tlocalhost\n") && text.ends_with("10.0.0.2\thello-1\n"));
-        let names = ["a.b.svc.cluster.local".to_owned(), "a".to_owned()];
-        let text = hosts("hello-1", Some(&network), &names);
-        assert!(text.ends_with("hello-1\n10.0.0.1\ta.b.svc.cluster.local\n10.0.0.1\ta\n"));
-        assert!(hosts("x", None, &names).ends_with("127.0.0.1\tx\n"));
-        let servers = [Ipv4Addr::new(1, 1, 1, 1), Ipv4Addr::new(8, 8, 8, 8)];
-        assert_eq!(resolv_conf(&servers), "nameserver 1.1.1.1\nnameserver 8.8.8.8\n");
-    }
 
     #[test]
     fn a_link_is_replaced_and_its_target_left_alone() {

@@ -1,8 +1,7 @@
 //! Starts the function's process as the image's configuration says.
 //!
 //! # Source
-//! OCI image-spec `config.md`, runtime-spec `config.md` (process); the defaults for `PATH` and
-//! `HOME` are those of common container engines.
+//! OCI image-spec `config.md`, runtime-spec `config.md` (process).
 
 use std::io;
 use std::os::unix::fs::PermissionsExt as _;
@@ -18,15 +17,14 @@ use rustix::thread::{
     set_thread_res_uid,
 };
 use vhive_api::guest::Process;
+use vhive_api::inside::{self, Account, OPEN_FILES, environment};
 
 use crate::World;
 use crate::failure::{Failure, Step as _};
-use crate::user::{self, User};
-
-const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+use crate::user;
 
 /// Open files: the soft limit that old programs expect, and room for those that ask for more.
-const OPEN_FILES: Rlimit = Rlimit { current: Some(1024), maximum: Some(1 << 19) };
+const LIMIT: Rlimit = Rlimit { current: Some(OPEN_FILES.0), maximum: Some(OPEN_FILES.1) };
 
 /// Starts the process with its output on pipes and nothing to read.
 pub(crate) fn start(process: &Process, world: World) -> Result<Child, Failure> {
@@ -67,7 +65,7 @@ fn run(
 /// unsafe hook; and for any of it, it would copy init's memory first, which takes gVisor 25 ms.)
 fn spawn_as(
     mut command: Command,
-    user: &User,
+    user: &Account,
     (cwd, world): (PathBuf, World),
 ) -> io::Result<Child> {
     let user = user.clone();
@@ -76,7 +74,7 @@ fn spawn_as(
             // What init may do that a container's function may not: give a clone its name.
             remove_capability_from_bounding_set(CapabilitySet::SYS_ADMIN)?;
         } else {
-            setrlimit(Resource::Nofile, OPEN_FILES)?;
+            setrlimit(Resource::Nofile, LIMIT)?;
         }
         let groups: Vec<Gid> = user.groups.iter().map(|gid| Gid::from_raw(*gid)).collect();
         let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
@@ -105,23 +103,6 @@ fn explain(error: &io::Error, program: &Path) -> String {
     }
 }
 
-/// The image's variables, plus `PATH` and `HOME` if it has none. What is no `NAME=value` is left
-/// out.
-fn environment(image: &[String], home: &str) -> Vec<(String, String)> {
-    let valid = |pair: &String| {
-        let (name, value) = pair.split_once('=')?;
-        let plain = !name.is_empty() && !pair.contains('\0');
-        plain.then(|| (name.to_owned(), value.to_owned()))
-    };
-    let mut env: Vec<_> = image.iter().filter_map(valid).collect();
-    for (name, value) in [("PATH", DEFAULT_PATH), ("HOME", home)] {
-        if env.iter().all(|(existing, _)| existing != name) {
-            env.push((name.to_owned(), value.to_owned()));
-        }
-    }
-    env
-}
-
 /// The program's file: as given if its name has a slash (then below the working directory unless
 /// absolute), else the first executable of that name in `PATH`.
 fn find_program(name: &str, path: &str, cwd: &Path) -> Result<PathBuf, String> {
@@ -144,16 +125,7 @@ fn find_program(name: &str, path: &str, cwd: &Path) -> Result<PathBuf, String> {
 
 /// The image's stop signal: a name with or without `SIG`, or a number.
 pub(crate) fn stop_signal(text: &str) -> Result<Signal, Failure> {
-    let text = text.trim();
-    let signal = if text.is_empty() {
-        Some(Signal::SIGTERM)
-    } else if let Ok(number) = text.parse::<i32>() {
-        Signal::try_from(number).ok()
-    } else {
-        let name = text.to_ascii_uppercase();
-        let name = name.strip_prefix("SIG").unwrap_or(&name);
-        format!("SIG{name}").parse().ok()
-    };
+    let signal = inside::stop_signal(text).and_then(|number| Signal::try_from(number).ok());
     signal.ok_or_else(|| format!("unknown signal {text:?}")).step("read the stop signal")
 }
 
@@ -161,15 +133,6 @@ pub(crate) fn stop_signal(text: &str) -> Result<Signal, Failure> {
 mod tests {
     use super::*;
     use std::fs;
-
-    #[test]
-    fn path_and_home_are_added_when_missing() {
-        let image = ["A=1=2", "=x", "none", "B=a\0b", "PATH=/x"].map(str::to_owned);
-        let env = environment(&image, "/home/app");
-        let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
-        assert_eq!(env, [pair("A", "1=2"), pair("PATH", "/x"), pair("HOME", "/home/app")]);
-        assert_eq!(environment(&[], "/")[0], pair("PATH", DEFAULT_PATH));
-    }
 
     #[test]
     fn programs_are_looked_up_as_a_shell_does() {
@@ -189,21 +152,6 @@ mod tests {
         assert_eq!(found, Ok(absolute));
         for missing in ["run", "./run", "/no/such/program", ""] {
             assert!(find_program(missing, &path, root).is_err(), "{missing:?}");
-        }
-    }
-
-    #[test]
-    fn signals_by_name_and_number() {
-        for (text, signal) in [
-            ("", Signal::SIGTERM),
-            ("SIGQUIT", Signal::SIGQUIT),
-            ("int", Signal::SIGINT),
-            ("9", Signal::SIGKILL),
-        ] {
-            assert_eq!(stop_signal(text), Ok(signal), "{text:?}");
-        }
-        for text in ["SIGNONE", "0", "-9", "999"] {
-            assert!(stop_signal(text).is_err(), "{text:?}");
         }
     }
 }

@@ -19,6 +19,7 @@ use nix::unistd::Pid;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{WaitOptions, WaitStatus, wait};
 use vhive_api::guest::{FromGuest, Hooks, Identity, Process, Stream, ToGuest};
+use vhive_api::inside::Lines;
 
 use crate::World;
 use crate::channel::Channel;
@@ -26,7 +27,6 @@ use crate::clock;
 use crate::entropy::Entropy;
 use crate::failure::{Failure, Step as _};
 use crate::hook;
-use crate::lines::Lines;
 use crate::network::Names;
 use crate::process;
 

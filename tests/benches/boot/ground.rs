@@ -14,7 +14,9 @@ use vhive_api::{Bytes, SandboxId};
 use vhive_sandbox::kernel::{self, GuestKernel, KernelStore, StoreError};
 use vhive_sandbox::network::{NetworkConfig, NetworkPool};
 use vhive_sandbox::qemu::{Choose, Qemu, QemuConfig};
-use vhive_sandbox::{Deadline, Guest, Journal, Milestone, RunRoot, Runtime as _, SandboxSpec};
+use vhive_sandbox::{
+    Deadline, Guest, Journal, Milestone, RunRoot, Runtime as _, SandboxSpec, Uses,
+};
 
 use crate::hello::hello;
 
@@ -80,6 +82,7 @@ impl Ground {
             rootfs: self.rootfs.clone(),
             process: self.process.clone(),
             hooks: vhive_api::guest::Hooks::default(),
+            uses: Uses::default(),
             port: PORT,
             cpu_millis: 1000,
             memory: Bytes::mib(MEMORY_MIB),

@@ -21,7 +21,7 @@ use vhive_sandbox::network::{NetworkConfig, NetworkPool};
 use vhive_sandbox::oci::{ContainerConfig, GvisorConfig, Oci};
 use vhive_sandbox::process::{Child, Exit, Launch, spawn};
 use vhive_sandbox::{
-    Deadline, Guest, Journal, Milestone, NetworkSlot, RunRoot, Runtime as _, SandboxSpec,
+    Deadline, Guest, Journal, Milestone, NetworkSlot, RunRoot, Runtime as _, SandboxSpec, Uses,
 };
 
 use crate::hello::hello;
@@ -83,6 +83,8 @@ impl Ground {
             rootfs: self.rootfs.clone(),
             process: self.process.clone(),
             hooks: vhive_api::guest::Hooks::default(),
+            // As of a service without snapshots and commands: the default.
+            uses: Uses::default(),
             port: PORT,
             cpu_millis: 1000,
             memory: Bytes::mib(128),

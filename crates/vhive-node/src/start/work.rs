@@ -7,13 +7,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::OwnedSemaphorePermit;
-use vhive_api::{MemoryMode, Revision, RuntimeName, SandboxId, SnapshotPolicy, StartKind};
+use vhive_api::{
+    MemoryMode, Readiness, Revision, RuntimeName, SandboxId, SnapshotPolicy, StartKind,
+};
 use vhive_image::ImageConfig;
 use vhive_policy::start::{self as policy, Start, choose};
 use vhive_sandbox::snapshot::Blame;
 use vhive_sandbox::{
     Deadline, Guest, Journal, Memory, NetworkSlot, Paging, Prespawned, Restore, RestoreError,
-    Runtime, Sandbox, SandboxSpec,
+    Runtime, Sandbox, SandboxSpec, Uses,
 };
 
 use super::{StartError, Took, panic_text};
@@ -268,6 +270,7 @@ impl Work {
             rootfs: self.rootfs.clone(),
             process,
             hooks: revision.hooks.clone(),
+            uses: uses(&revision, self.boots),
             port: revision.port,
             cpu_millis: revision.cpu_millis,
             memory: revision.memory,
@@ -367,6 +370,18 @@ pub(crate) fn network(
         slot.open_ingress().map_err(StartError::Ingress)?;
     }
     Ok(slot)
+}
+
+/// What the revision's instances are asked for besides serving. One that must not come from a
+/// snapshot is there for one to be taken of it, whatever the policy.
+pub(crate) fn uses(revision: &Revision, prepares: bool) -> Uses {
+    let probes = [revision.startup.as_ref(), revision.liveness.as_ref()];
+    let mut checks = probes.into_iter().flatten().map(|probe| &probe.check);
+    let runs = |check: &Readiness| matches!(check, Readiness::Exec(_));
+    Uses {
+        snapshots: prepares || revision.snapshot != SnapshotPolicy::Off,
+        commands: runs(&revision.readiness) || checks.any(runs),
+    }
 }
 
 /// How memory really arrives, and why not as it was asked for.

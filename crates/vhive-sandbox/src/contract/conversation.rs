@@ -65,7 +65,7 @@ pub(crate) struct Conversation {
 }
 
 /// The exit code of a function that was killed.
-const KILLED: i32 = 128 + 9;
+pub(super) const KILLED: i32 = 128 + 9;
 
 #[derive(Clone, Copy, Debug)]
 struct Hello {

@@ -1,6 +1,8 @@
 //! The host's side of the guest contract: one thread per sandbox that supervises its process and
-//! talks to the init inside. The page is `docs/design/guest-contract.md`.
+//! talks to the init inside, or hears the function itself where there is none. The page is
+//! `docs/design/guest-contract.md`.
 
+mod alone;
 mod conversation;
 mod pause;
 mod streams;
@@ -8,9 +10,10 @@ mod supervisor;
 
 use conversation::{Answer, unix_now_ns};
 
+pub(crate) use alone::Alone;
 pub(crate) use conversation::Conversation;
 pub(crate) use pause::{become_clone, go_on, prepare, time_to_go_on};
-pub(crate) use supervisor::{Outputs, Subject, Supervised, Words, start};
+pub(crate) use supervisor::{Outputs, Subject, Supervised, Voice, Words, start};
 
 use std::time::Duration;
 
@@ -33,11 +36,16 @@ pub(crate) fn own_words(supervised: &Supervised, journal: &Journal, error: &str)
     end.map_or_else(|| error.to_owned(), |end| end.to_string())
 }
 
+/// How long a function that is to be gone by a deadline may take after its stop signal.
+pub(crate) fn grace(deadline: Deadline) -> Duration {
+    let left = deadline.left();
+    left.saturating_sub(RESERVE.min(left / 2))
+}
+
 /// Asks the function to end by its stop signal and waits until the sandbox has ended or the
 /// deadline passed.
 pub(crate) fn stop(supervised: &Supervised, journal: &Journal, deadline: Deadline) {
-    let left = deadline.left();
-    let grace = left.saturating_sub(RESERVE.min(left / 2));
+    let grace = grace(deadline);
     let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
     supervised.send(ToGuest::Stop { grace_ms });
     journal.wait_end(deadline);

@@ -25,7 +25,8 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::process::Pid;
 use vhive_api::guest::{Stream, ToGuest, write_frame};
 
-use super::conversation::{Answer, Conversation, Next};
+use super::alone::Alone;
+use super::conversation::{Answer, Conversation, KILLED as KILLED_CODE, Next};
 use super::streams::{Frames, Lines};
 use crate::cgroup::OutOfMemory;
 use crate::deadline::Deadline;
@@ -85,14 +86,30 @@ pub(crate) struct Words {
 /// The host's ends of what a sandbox writes to.
 #[derive(Debug)]
 pub(crate) struct Outputs {
-    /// What is printed before init speaks: a guest's console.
+    /// What is printed before init speaks: a guest's console. Without an init, what the function's
+    /// parent says.
     pub(crate) console: Option<io::PipeReader>,
-    /// The runtime's own messages.
+    /// The runtime's own messages; without an init, the function's standard error as well.
     pub(crate) errors: io::PipeReader,
-    /// From the guest's init.
+    /// From the guest's init; without one, the function's standard output.
     pub(crate) from_guest: File,
-    /// To the guest's init.
-    pub(crate) to_guest: File,
+    /// To the guest's init, if there is one.
+    pub(crate) to_guest: Option<File>,
+}
+
+/// Who speaks out of a sandbox.
+#[derive(Debug)]
+pub(crate) enum Voice {
+    /// An init of ours.
+    Init(Conversation),
+    /// The function itself.
+    Function(Alone),
+}
+
+impl From<Conversation> for Voice {
+    fn from(conversation: Conversation) -> Self {
+        Self::Init(conversation)
+    }
 }
 
 /// A running sandbox under supervision. Dropping it kills and reaps it, then returns.
@@ -140,12 +157,15 @@ impl Control {
 pub(crate) fn start<S: Subject>(
     launch: impl FnOnce() -> io::Result<S> + Send + 'static,
     outputs: Outputs,
-    conversation: Conversation,
+    voice: impl Into<Voice>,
     journal: Arc<Journal>,
     words: Words,
 ) -> io::Result<Supervised> {
+    let voice = voice.into();
     rustix::io::ioctl_fionbio(&outputs.from_guest, true)?;
-    rustix::io::ioctl_fionbio(&outputs.to_guest, true)?;
+    if let Some(to_guest) = &outputs.to_guest {
+        rustix::io::ioctl_fionbio(to_guest, true)?;
+    }
     if let Some(console) = &outputs.console {
         rustix::io::ioctl_fionbio(console, true)?;
     }
@@ -179,7 +199,7 @@ pub(crate) fn start<S: Subject>(
                 return;
             }
         };
-        let mut session = Session::new(outputs, conversation, journal, theirs);
+        let mut session = Session::new(outputs, voice, journal, theirs);
         session.answer = Some(answer);
         session.run(subject, &words);
         drop(alive);
@@ -260,7 +280,7 @@ impl Drop for Supervised {
 /// What the thread works with.
 struct Session {
     outputs: Outputs,
-    conversation: Conversation,
+    voice: Voice,
     journal: Arc<Journal>,
     control: Arc<Control>,
     answer: Option<mpsc::SyncSender<Answer>>,
@@ -277,16 +297,12 @@ struct Session {
 }
 
 impl Session {
-    fn new(
-        outputs: Outputs,
-        conversation: Conversation,
-        journal: Arc<Journal>,
-        control: Arc<Control>,
-    ) -> Self {
+    fn new(outputs: Outputs, voice: Voice, journal: Arc<Journal>, control: Arc<Control>) -> Self {
         let open = [outputs.console.is_some(), true, true];
+        let takes = outputs.to_guest.is_some();
         Self {
             outputs,
-            conversation,
+            voice,
             journal,
             control,
             answer: None,
@@ -296,7 +312,7 @@ impl Session {
             frames: Frames::default(),
             unsent: Vec::new(),
             open,
-            takes: true,
+            takes,
         }
     }
 
@@ -346,12 +362,13 @@ impl Session {
         ];
         let mut polled = Vec::new();
         for (at, source) in sources.into_iter().enumerate() {
-            if let Some(source) = source.filter(|_| self.open[at]) {
+            if let Some(source) = source.filter(|_| self.open[at] && !self.must_wait(at)) {
                 polled.push(at);
                 fds.push(PollFd::from_borrowed_fd(source, PollFlags::IN));
             }
         }
-        if self.takes && !self.unsent.is_empty() {
+        if let Some(to_guest) = to_guest.as_ref().filter(|_| self.takes && !self.unsent.is_empty())
+        {
             fds.push(PollFd::new(to_guest, PollFlags::OUT));
         }
         loop {
@@ -370,6 +387,11 @@ impl Session {
         Ok(Ready { ended, woken: !fds[1].revents().is_empty(), readable })
     }
 
+    /// Whether nothing more can be taken from a source for now.
+    fn must_wait(&self, source: usize) -> bool {
+        matches!(&self.voice, Voice::Function(alone) if source == ERRORS && alone.is_full())
+    }
+
     fn take_commands(&mut self) {
         let _ = rustix::io::read(&self.control.wake, &mut [0; 8]);
         let commands = std::mem::take(&mut *self.control.commands());
@@ -385,8 +407,11 @@ impl Session {
 
     /// Hands the guest as much as it takes now.
     fn flush(&mut self) {
-        while self.takes && !self.unsent.is_empty() {
-            match self.outputs.to_guest.write(&self.unsent) {
+        while let Some(to_guest) = &mut self.outputs.to_guest
+            && self.takes
+            && !self.unsent.is_empty()
+        {
+            match to_guest.write(&self.unsent) {
                 Ok(sent) => drop(self.unsent.drain(..sent)),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -405,18 +430,30 @@ impl Session {
             let got = read_some(console, &mut piece, &mut self.open[CONSOLE]);
             let journal = &self.journal;
             total += got;
-            self.console.take(&piece[..got], |line| journal.line(Stream::Console, line));
+            match &mut self.voice {
+                Voice::Init(_) => {
+                    self.console.take(&piece[..got], |line| journal.line(Stream::Console, line));
+                }
+                Voice::Function(alone) => alone.reported(&piece[..got], Instant::now()),
+            }
         }
         if readable[ERRORS] {
             let got = read_some(&mut self.outputs.errors, &mut piece, &mut self.open[ERRORS]);
             let (journal, last) = (&self.journal, &mut self.last_error);
             total += got;
-            self.errors.take(&piece[..got], |line| note(journal, last, line));
+            match &mut self.voice {
+                Voice::Init(_) => {
+                    self.errors.take(&piece[..got], |line| note(journal, last, line));
+                }
+                Voice::Function(alone) => alone.errors(&piece[..got]),
+            }
         }
         if readable[CHANNEL] {
             let got = read_some(&mut self.outputs.from_guest, &mut piece, &mut self.open[CHANNEL]);
             total += got;
-            if self.listen(&piece[..got]) == Fate::End {
+            if let Voice::Function(alone) = &mut self.voice {
+                alone.output(&piece[..got]);
+            } else if self.listen(&piece[..got]) == Fate::End {
                 return Fate::End;
             }
         }
@@ -428,10 +465,11 @@ impl Session {
         let now = Instant::now();
         self.frames.take(piece);
         loop {
+            let Voice::Init(conversation) = &mut self.voice else { return Fate::GoOn };
             let next = match self.frames.next() {
                 Ok(None) => return Fate::GoOn,
                 Ok(Some(message)) => {
-                    self.conversation.receive(message, now).map_err(|error| error.to_string())
+                    conversation.receive(message, now).map_err(|error| error.to_string())
                 }
                 Err(error) => Err(error.to_string()),
             };
@@ -458,12 +496,17 @@ impl Session {
         }
     }
 
-    /// Reads what an ended sandbox left in its pipes. That is finite, and all there already.
+    /// Reads what an ended sandbox left in its pipes. That is all there already, and finite unless
+    /// somebody of it still lives to write more.
     fn drain(&mut self) {
         for source in [CONSOLE, ERRORS, CHANNEL] {
             let mut only = [false; 3];
             only[source] = true;
-            while self.open[source] && self.read(only) == Fate::GoOn {}
+            for _ in 0..LAST_READS {
+                if !self.open[source] || self.read(only) != Fate::GoOn {
+                    break;
+                }
+            }
         }
     }
 
@@ -472,11 +515,21 @@ impl Session {
         let journal = &self.journal;
         self.console.finish(|line| journal.line(Stream::Console, line));
         let last = &mut self.last_error;
+        let mut ran = false;
+        if let Voice::Function(alone) = &mut self.voice {
+            ran = alone.is_running();
+            let said = alone.finish();
+            self.errors.take(&said, |line| note(journal, last, line));
+        }
         self.errors.finish(|line| note(journal, last, line));
         if self.control.abandoned.load(Ordering::SeqCst) {
             return;
         }
         let by_limit = words.limit.as_ref().is_some_and(OutOfMemory::happened);
+        if let (true, Exit::Code(code)) = (ran, exit) {
+            let killed = code == KILLED_CODE && by_limit;
+            return journal.end(if killed { End::OutOfMemory } else { End::Exited(code) });
+        }
         let name = words.name;
         self.journal.end(End::Vanished(match (exit, self.last_error) {
             (Exit::Signal(9) | Exit::Unknown, _) if by_limit => words.out_of_memory.to_owned(),
@@ -486,6 +539,9 @@ impl Session {
         }));
     }
 }
+
+/// Reads from one source after the end, at the most: many times what a pipe holds.
+const LAST_READS: usize = 1024;
 
 const CONSOLE: usize = 0;
 const ERRORS: usize = 1;

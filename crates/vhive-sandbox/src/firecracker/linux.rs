@@ -24,7 +24,7 @@ use crate::kernel::{self, KernelStore};
 use crate::linux;
 use crate::remembered;
 use crate::run_dir::RunRoot;
-use crate::runtime::{Guest, HostLacks, SandboxSpec};
+use crate::runtime::{Guest, HostLacks, SandboxSpec, Uses};
 
 /// How long a guest may take from Firecracker's start to its init; a fit host takes a fraction.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -126,6 +126,7 @@ fn probe(
         rootfs: PathBuf::new(),
         process: Process::default(),
         hooks: vhive_api::guest::Hooks::default(),
+        uses: Uses::default(),
         port: 0,
         cpu_millis: 1000,
         memory: MEMORY,

@@ -192,7 +192,7 @@ impl Streams {
                 console: Some(from_guest),
                 errors,
                 from_guest: OwnedFd::from(io::pipe()?.0).into(),
-                to_guest: OwnedFd::from(to_guest).into(),
+                to_guest: Some(OwnedFd::from(to_guest).into()),
             };
             let (stdout, stderr) = (stdout.into(), stderr.into());
             return Ok(Self { stdin: None, stdout, stderr, outputs, serial: None });
@@ -203,7 +203,7 @@ impl Streams {
             console: Some(jail.pipe(LOG)?),
             errors,
             from_guest: OwnedFd::from(from_guest).into(),
-            to_guest: OwnedFd::from(to_guest).into(),
+            to_guest: Some(OwnedFd::from(to_guest).into()),
         };
         let serial = Some(stdout.try_clone()?.into());
         let (stdin, stdout) = (Some(stdin.into()), stdout.into());

@@ -7,7 +7,9 @@
 use serde_json::{Value, json};
 use vhive_api::Bytes;
 use vhive_api::guest::Volume;
+use vhive_api::inside::OPEN_FILES;
 
+use super::function::Function;
 use super::layer::INIT;
 use super::seccomp;
 
@@ -23,8 +25,16 @@ pub(super) struct Container<'a> {
     pub(super) open_files: u64,
     /// For gVisor, which has a kernel of its own.
     pub(super) gvisor: bool,
-    /// Where the function's files are to be; init writes them.
-    pub(super) volumes: &'a [Volume],
+    pub(super) first: First<'a>,
+}
+
+/// Its first process.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum First<'a> {
+    /// Init, and where the function's files are to be that it writes.
+    Init(&'a [Volume]),
+    /// The function itself.
+    Function(&'a Function),
 }
 
 /// What it may use.
@@ -54,19 +64,9 @@ const CAPABILITIES: [&str; 13] = [
 /// Length of the period over which CPU time is limited, in microseconds: the kernel's default.
 const PERIOD_US: u32 = 100_000;
 
-/// Open files: the soft limit that old programs expect, and room for those that ask for more.
-const OPEN_FILES: (u64, u64) = (1024, 1 << 19);
-
 /// The file's content.
 pub(super) fn config(container: &Container<'_>) -> Value {
-    let Container { hostname, cgroup, limits, open_files, gvisor, volumes } = container;
-    let mut capabilities = CAPABILITIES.to_vec();
-    capabilities.push("CAP_SYS_CHROOT");
-    if *gvisor {
-        // For init alone, which gives a clone its name: in gVisor's own kernel, not the host's.
-        capabilities.push("CAP_SYS_ADMIN");
-    }
-    let hard = OPEN_FILES.1.min(*open_files);
+    let Container { hostname, cgroup, limits, open_files, gvisor, first } = container;
     let namespaces = ["pid", "ipc", "uts", "mount"];
     let mut namespaces: Vec<Value> =
         namespaces.iter().map(|kind| json!({ "type": kind })).collect();
@@ -98,25 +98,53 @@ pub(super) fn config(container: &Container<'_>) -> Value {
     }
     json!({
         "ociVersion": "1.0.2",
-        "process": {
-            "terminal": false,
-            "user": { "uid": 0, "gid": 0 },
-            "args": [INIT, "container"],
-            "env": ["PATH=/usr/sbin:/usr/bin:/sbin:/bin"],
-            "cwd": "/",
-            "capabilities": {
-                "bounding": capabilities, "effective": capabilities, "permitted": capabilities,
-            },
-            "rlimits": [
-                { "type": "RLIMIT_NOFILE", "soft": OPEN_FILES.0.min(hard), "hard": hard },
-            ],
-            "noNewPrivileges": false,
-        },
+        "process": process(*first, *gvisor, *open_files),
         "root": { "path": "rootfs", "readonly": false },
         "hostname": hostname,
-        "mounts": mounts(volumes),
+        "mounts": match first {
+            First::Init(volumes) => mounts(volumes),
+            First::Function(_) => mounts(&[]),
+        },
         "linux": linux,
     })
+}
+
+fn process(first: First<'_>, gvisor: bool, open_files: u64) -> Value {
+    let mut capabilities = CAPABILITIES.to_vec();
+    capabilities.push("CAP_SYS_CHROOT");
+    let hard = OPEN_FILES.1.min(open_files);
+    let mut process = json!({
+        "terminal": false,
+        "rlimits": [{ "type": "RLIMIT_NOFILE", "soft": OPEN_FILES.0.min(hard), "hard": hard }],
+        "noNewPrivileges": false,
+    });
+    let is_root = match first {
+        First::Init(_) => {
+            if gvisor {
+                // For init alone, which gives a clone its name: in gVisor's own kernel, not the
+                // host's.
+                capabilities.push("CAP_SYS_ADMIN");
+            }
+            process["user"] = json!({ "uid": 0, "gid": 0 });
+            process["args"] = json!([INIT, "container"]);
+            process["env"] = json!(["PATH=/usr/sbin:/usr/bin:/sbin:/bin"]);
+            process["cwd"] = json!("/");
+            true
+        }
+        First::Function(Function { args, env, cwd, account, .. }) => {
+            let (uid, gid) = (account.uid, account.gid);
+            process["user"] = json!({ "uid": uid, "gid": gid, "additionalGids": account.groups });
+            process["args"] = json!(args);
+            process["env"] = json!(env);
+            process["cwd"] = json!(cwd);
+            uid == 0
+        }
+    };
+    // Who is not root has none, as if root had become that user, and may get no more.
+    let held = if is_root { capabilities.as_slice() } else { &[] };
+    process["capabilities"] =
+        json!({ "bounding": capabilities, "effective": held, "permitted": held });
+    process
 }
 
 fn mounts(volumes: &[Volume]) -> Value {
@@ -161,7 +189,7 @@ mod tests {
             limits: Some(limits),
             open_files: 4096,
             gvisor: false,
-            volumes: &[],
+            first: First::Init(&[]),
         }
     }
 

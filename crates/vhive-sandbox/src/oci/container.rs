@@ -12,10 +12,15 @@ use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use super::layer::Layer;
+use super::form::FirstProcess;
+use super::layer::{INIT, Layer};
+use super::outside::Reaper;
 use super::tool::Tool;
 use crate::contract::Subject;
 use crate::process::{self, Child, Exit, Launch};
+
+/// Directory of a bundle: the layer of a container without init.
+pub(super) const OWN_LAYER: &str = "own";
 
 /// Name of the file in a bundle that the runtime writes the first process' number to.
 const PID_FILE: &str = "pid";
@@ -36,6 +41,8 @@ pub(super) enum Verb {
 pub(super) struct Start {
     pub(super) tool: Tool,
     pub(super) layer: Layer,
+    /// Who is the container's first process.
+    pub(super) first: FirstProcess,
     /// With `config.json` in it; the runtime's own files are put there as well.
     pub(super) bundle: PathBuf,
     /// The function's root; none for a probe.
@@ -44,12 +51,10 @@ pub(super) struct Start {
     pub(super) netns: Option<OwnedFd>,
     pub(super) verb: Verb,
     pub(super) name: String,
-    /// The guest channel's two ends.
+    /// The guest channel's two ends; without init, where its parent reports, and its output.
     pub(super) stdin: OwnedFd,
     pub(super) stdout: OwnedFd,
     pub(super) stderr: OwnedFd,
-    /// Told the first process once there is one.
-    pub(super) tell: Sender<Pid>,
 }
 
 /// A container that is being started, or runs.
@@ -66,22 +71,31 @@ pub(super) struct Container {
 impl Start {
     /// Runs the command from a thread that is in the container's namespaces; they go with the last
     /// process that is in them.
-    pub(super) fn launch(self) -> io::Result<Container> {
-        let command = thread::scope(|scope| {
+    fn run(&self) -> io::Result<Child> {
+        thread::scope(|scope| {
             let spawning = thread::Builder::new().name("vhive-container".to_owned());
             let handle = spawning.spawn_scoped(scope, || {
                 self.enter()?;
                 self.spawn()
             })?;
             handle.join().unwrap_or_else(|_| Err(io::Error::other("spawning thread panicked")))
-        })?;
+        })
+    }
+
+    /// Starts one with init in it; `tell` is told its first process once there is one.
+    pub(super) fn launch(self, tell: Sender<Pid>) -> io::Result<Container> {
         Ok(Container {
-            command: Some(command),
+            command: Some(self.run()?),
             running: None,
-            pid_file: self.bundle.join(PID_FILE),
-            tell: self.tell,
+            pid_file: pid_file(&self.bundle),
+            tell,
             doomed: false,
         })
+    }
+
+    /// Starts one whose first process is the function.
+    pub(super) fn launch_reaped(self) -> io::Result<Reaper> {
+        Ok(Reaper { child: self.run()?, bundle: self.bundle })
     }
 
     fn enter(&self) -> io::Result<()> {
@@ -96,13 +110,15 @@ impl Start {
         if self.tool.is_gvisor() { hide_from_gvisor() } else { Ok(()) }
     }
 
-    /// The image with init on top; above it memory for what is written, except for gVisor, which
+    /// The image with init, or what stands for it, on top; above it memory for what is written, except for gVisor, which
     /// keeps that itself.
     fn mount_root(&self) -> io::Result<()> {
         let Layer { init, empty } = &self.layer;
         let image = self.image.as_deref().unwrap_or(empty);
+        let own = self.bundle.join(OWN_LAYER);
+        let top = if self.first == FirstProcess::Init { init } else { &own };
         let root = self.bundle.join("rootfs");
-        let mut layers = format!("lowerdir={}:{}", plain(init)?, plain(image)?);
+        let mut layers = format!("lowerdir={}:{}", plain(top)?, plain(image)?);
         let mut flags = MountFlags::NODEV;
         if self.tool.is_gvisor() {
             flags |= MountFlags::RDONLY;
@@ -121,7 +137,7 @@ impl Start {
 
     fn spawn(&self) -> io::Result<Child> {
         let bundle = self.bundle.to_string_lossy();
-        let pid_file = self.bundle.join(PID_FILE);
+        let pid_file = pid_file(&self.bundle);
         let pid_file = pid_file.to_string_lossy();
         let from;
         let mut command = match &self.verb {
@@ -133,9 +149,16 @@ impl Start {
             }
         };
         command.extend(["--bundle", &bundle, "--pid-file", &pid_file, &self.name]);
-        let arguments = self.tool.words(&self.bundle.join("runtime"), &command);
+        let mut arguments = self.tool.words(&self.bundle.join("runtime"), &command);
+        let reaper = reaper(&self.layer);
+        let mut program = &self.tool.binary;
+        if self.first == FirstProcess::Function {
+            let words = ["reap".into(), (*pid_file).into(), program.into()];
+            arguments.splice(0..0, words);
+            program = &reaper;
+        }
         process::spawn(&Launch {
-            program: &self.tool.binary,
+            program,
             args: &arguments,
             environment: &[],
             inherit: &[],
@@ -145,6 +168,43 @@ impl Start {
             confinement: None,
         })
     }
+}
+
+/// The program that is the parent of a container without init: init itself, as a file of the host's.
+pub(super) fn reaper(layer: &Layer) -> PathBuf {
+    layer.init.join(INIT.trim_start_matches('/'))
+}
+
+/// The file in a bundle that the runtime writes the first process' number to.
+pub(super) fn pid_file(bundle: &Path) -> PathBuf {
+    bundle.join(PID_FILE)
+}
+
+/// The first process, as the runtime's command has written it down.
+fn first_process(pid_file: &Path) -> io::Result<(Pid, OwnedFd)> {
+    let text = fs::read_to_string(pid_file)?;
+    let pid = text.trim().parse().ok().and_then(Pid::from_raw);
+    let pid = pid.ok_or_else(|| io::Error::other("the runtime wrote no process number"))?;
+    Ok((pid, pidfd_open(pid, PidfdFlags::empty())?))
+}
+
+/// Kills the first process, if it is there and a child of `parent`'s. Before that it is nobody's to
+/// kill: its number may be somebody else's by now.
+pub(super) fn end_first(pid_file: &Path, parent: Pid) {
+    if let Ok((pid, pidfd)) = first_process(pid_file)
+        && parent_of(pid) == Some(parent)
+    {
+        process::kill(pidfd.as_fd());
+    }
+}
+
+/// # Source
+/// proc_pid_stat(5): the fourth field; the second may have anything in it but ends with the last
+/// parenthesis.
+fn parent_of(pid: Pid) -> Option<Pid> {
+    let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).ok()?;
+    let (_, rest) = stat.rsplit_once(')')?;
+    Pid::from_raw(rest.split_whitespace().nth(1)?.parse().ok()?)
 }
 
 /// Gives the calling thread a mount namespace of its own, whose mounts nobody else sees.
@@ -174,16 +234,6 @@ fn naming(step: &str, error: &io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("{step}: {error}"))
 }
 
-impl Container {
-    /// The first process, as the runtime's command has written it down.
-    fn first_process(&self) -> io::Result<(Pid, OwnedFd)> {
-        let text = fs::read_to_string(&self.pid_file)?;
-        let pid = text.trim().parse().ok().and_then(Pid::from_raw);
-        let pid = pid.ok_or_else(|| io::Error::other("the runtime wrote no process number"))?;
-        Ok((pid, pidfd_open(pid, PidfdFlags::empty())?))
-    }
-}
-
 impl Subject for Container {
     fn pid(&self) -> Pid {
         let command = self.command.as_ref().map(Child::pid);
@@ -202,7 +252,7 @@ impl Subject for Container {
     fn ended(&mut self) -> Option<Exit> {
         let Some(mut command) = self.command.take() else { return Some(Exit::Unknown) };
         let exit = command.wait();
-        match self.first_process() {
+        match first_process(&self.pid_file) {
             Ok((pid, pidfd)) if exit == Exit::Code(0) => {
                 // Nobody listens any more when a start has been given up.
                 let _ = self.tell.send(pid);

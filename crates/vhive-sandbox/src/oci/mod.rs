@@ -9,16 +9,24 @@
 //! The same init as in a microVM is the first process, and its standard input and output are the
 //! guest channel; so readiness, output, exit codes and stop signals are the same code everywhere.
 //! No daemon, and no mount that outlives its container. Why: `docs/decisions/0018-containers.md`.
+//!
+//! Under gVisor, where init would cost tens of milliseconds, the function is the first process
+//! itself unless something needs init (`form`); the host does the rest from outside (`function`,
+//! `outside`). Why: `docs/decisions/0035-gvisor-without-init.md`.
 
 mod bundle;
 mod command;
 mod config;
 mod container;
+mod form;
+mod function;
 mod gvisor;
 mod image;
 mod layer;
+mod outside;
 mod probe;
 mod restore;
+mod root;
 mod sandbox;
 mod seccomp;
 mod start;
@@ -106,7 +114,7 @@ impl Runtime for Oci {
         let host = |lacks| BootError::Host { runtime: self.name(), lacks };
         let found = self.found().map_err(host)?;
         let mut sandbox = start::boot(&self.tool, &found, &self.images, spec, deadline)?;
-        if self.tool.is_gvisor() {
+        if self.tool.is_gvisor() && sandbox.outside.is_none() {
             let (tool, shape) = (self.tool.clone(), gvisor::shape(spec));
             let platform = gvisor::platform(&tool, &found);
             sandbox.gvisor = Some(Gvisor { tool, platform, shape });

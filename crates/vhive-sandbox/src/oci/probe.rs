@@ -10,7 +10,7 @@ use vhive_api::SandboxId;
 
 use super::container::Verb;
 use super::layer::Layer;
-use super::start::Wanted;
+use super::start::{First, Wanted};
 use super::tool::Tool;
 use crate::cgroup::{self, Cgroup};
 use crate::contract::{Conversation, chain, own_words};
@@ -104,8 +104,7 @@ fn probe(tool: &Tool, found: &Found, cache: &Path) -> Result<(), String> {
         verb: Verb::Run,
         cgroup: (Cgroup::name(&root, &id), &group),
         limits: None,
-        volumes: &[],
-        conversation: Conversation::new(Arc::clone(&journal), None),
+        first: First::Init(Conversation::new(Arc::clone(&journal), None), &[]),
     };
     let started = wanted.start().map_err(|error| chain(&error))?;
     let reached = journal.wait(Milestone::KernelUp, Deadline::after(PATIENCE));

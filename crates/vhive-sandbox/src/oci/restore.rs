@@ -17,7 +17,7 @@ use vhive_api::{MemoryFigures, MemoryMode, RuntimeName};
 
 use super::container::Verb;
 use super::gvisor::{self, FILES};
-use super::start::{Ground, Started, resource};
+use super::start::{First, Ground, Started, resource};
 use super::tool::Tool;
 use super::{Oci, command};
 use crate::contract::{Conversation, Supervised, become_clone, chain, own_words};
@@ -116,7 +116,8 @@ impl Oci {
         let found = self.found().map_err(host)?;
         let loads = matches!(verb, Verb::Restore(_));
         let conversation = Conversation::with_clone(Arc::clone(&spec.journal));
-        let started = ground.start(&self.tool, &found, spec, (verb, conversation))?;
+        let first = First::Init(conversation, &spec.process.volumes);
+        let started = ground.start(&self.tool, &found, spec, (verb, first))?;
         if let Some(pid) = started.wait_pid(&spec.journal, &self.tool, deadline)? {
             if loads {
                 spec.journal.reach(Milestone::Restored, Instant::now());

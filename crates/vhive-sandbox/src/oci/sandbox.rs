@@ -10,6 +10,7 @@ use vhive_api::SandboxId;
 
 use super::gvisor::Gvisor;
 use super::image::Mounted;
+use super::outside::Outside;
 use super::restore::Loaded;
 use crate::cgroup::Cgroup;
 use crate::contract::{self, Supervised};
@@ -19,9 +20,11 @@ use crate::network::NetworkSlot;
 use crate::run_dir::SandboxDir;
 use crate::runtime::{Checkpoint, Paging, RunError, Sandbox};
 
-/// The fields are dropped in this order: processes, then what they used.
+/// The fields are dropped in this order: who looks at it, processes, then what they used.
 #[derive(Debug)]
 pub(super) struct OciSandbox {
+    /// What is done from outside, where no init of ours is inside.
+    pub(super) outside: Option<Outside>,
     pub(super) supervised: Supervised,
     /// The first process; none if it had ended before it was known.
     pub(super) pid: Option<Pid>,
@@ -62,6 +65,10 @@ impl Sandbox for OciSandbox {
     }
 
     fn run(&mut self, command: &[String], deadline: Deadline) -> Result<i32, RunError> {
+        if self.outside.is_some() {
+            // Its specification says that there would be none.
+            return Err(RunError::Unsupported);
+        }
         contract::run(&self.supervised, command, deadline)
     }
 
@@ -70,7 +77,10 @@ impl Sandbox for OciSandbox {
     }
 
     fn stop(&mut self, deadline: Deadline) {
-        contract::stop(&self.supervised, &self.journal, deadline);
+        match &self.outside {
+            Some(outside) => outside.stop(deadline),
+            None => contract::stop(&self.supervised, &self.journal, deadline),
+        }
     }
 }
 

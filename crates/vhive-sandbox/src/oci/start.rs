@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::Instant;
 
@@ -14,13 +14,19 @@ use vhive_api::SandboxId;
 use vhive_api::guest::{GuestConfig, Volume};
 
 use super::bundle::{self, Limits};
-use super::container::{Start, Verb};
+use super::container::{OWN_LAYER, Start, Verb, reaper};
+use super::form::{self, FirstProcess};
+use super::function::{self, Function, Unfit};
 use super::image::{Images, Mounted};
+use super::outside::Outside;
 use super::probe::Found;
+use super::root::Root;
 use super::sandbox::OciSandbox;
 use super::tool::Tool;
 use crate::cgroup::{self, Cgroup};
-use crate::contract::{self, Conversation, Outputs, Supervised, Words, chain, entropy, own_words};
+use crate::contract::{
+    self, Alone, Conversation, Outputs, Supervised, Voice, Words, chain, entropy, own_words,
+};
 use crate::deadline::Deadline;
 use crate::journal::{End, Journal, Milestone};
 use crate::network::NetworkSlot;
@@ -44,9 +50,16 @@ pub(super) struct Wanted<'a> {
     /// Its control groups, and what a runtime calls them.
     pub(super) cgroup: (String, &'a Cgroup),
     pub(super) limits: Option<Limits>,
-    /// Where its files are to be.
-    pub(super) volumes: &'a [Volume],
-    pub(super) conversation: Conversation,
+    pub(super) first: First<'a>,
+}
+
+/// A container's first process, and what is said to it.
+#[derive(Debug)]
+pub(super) enum First<'a> {
+    /// Init, and where the function's files are to be that it writes.
+    Init(Conversation, &'a [Volume]),
+    /// The function.
+    Function(&'a Function),
 }
 
 /// A container that is on its way.
@@ -64,69 +77,105 @@ impl Wanted<'_> {
     /// [`BootError`]; whatever is in the bundle is the caller's to remove.
     pub(super) fn start(self) -> Result<Started, BootError> {
         let Self { tool, found, id, bundle, journal, image, netns, verb, .. } = self;
-        let (cgroup, limits, conversation) = (self.cgroup, self.limits, self.conversation);
+        let (limits, first) = (self.limits, self.first);
         let name = id.as_str();
-        let (cgroup, group) = cgroup;
+        let (cgroup, group) = self.cgroup;
         let container = bundle::Container {
             hostname: name,
             cgroup: &cgroup,
             limits,
             open_files: getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX),
             gvisor: tool.is_gvisor(),
-            volumes: self.volumes,
+            first: match &first {
+                First::Init(_, volumes) => bundle::First::Init(volumes),
+                First::Function(function) => bundle::First::Function(function),
+            },
         };
         resource("write the bundle", || write_bundle(bundle, &container))?;
-        let (stdin, to_guest) = resource("make the guest channel", io::pipe)?;
-        let (from_guest, stdout) = resource("make the guest channel", io::pipe)?;
-        let (errors, stderr) = resource("make the error pipe", io::pipe)?;
+        let pipe = || resource("make the container's pipes", io::pipe);
+        let ((inner, outer), (from_guest, stdout), (errors, stderr)) = (pipe()?, pipe()?, pipe()?);
+        let limit = group.out_of_memory();
         let (tell, pid) = mpsc::channel();
+        let (stdin, console, to_guest, voice): (OwnedFd, _, _, Voice) = match first {
+            First::Init(conversation, _) => {
+                let conversation = conversation.limited_by(limit.clone());
+                (inner.into(), None, Some(OwnedFd::from(outer).into()), conversation.into())
+            }
+            // Its parent tells by standard input that it runs: the outputs are the function's.
+            First::Function(_) => {
+                let alone = Alone::new(Arc::clone(journal), tell.clone());
+                (outer.into(), Some(inner), None, Voice::Function(alone))
+            }
+        };
+        let is_reaped = to_guest.is_none();
         let start = Start {
             tool: tool.clone(),
             layer: found.layer.clone(),
+            first: if is_reaped { FirstProcess::Function } else { FirstProcess::Init },
             bundle: bundle.to_owned(),
             image: image.map(|image| image.dir().to_owned()),
             netns,
             verb,
             name: name.to_owned(),
-            stdin: stdin.into(),
+            stdin,
             stdout: stdout.into(),
             stderr: stderr.into(),
-            tell,
         };
-        let outputs = Outputs {
-            console: None,
-            errors,
-            from_guest: OwnedFd::from(from_guest).into(),
-            to_guest: OwnedFd::from(to_guest).into(),
-        };
-        let limit = group.out_of_memory();
-        let conversation = conversation.limited_by(limit.clone());
+        let from_guest = OwnedFd::from(from_guest).into();
+        let outputs = Outputs { console, errors, from_guest, to_guest };
         let words = Words {
             name: tool.name.as_str(),
             out_of_memory: "the container used more memory than its limit and was killed (OOM)",
             silent: "the container ended without saying why",
             limit: Some(limit),
         };
-        // One that is only made waits for somebody to ask for it.
-        let asked_for = !matches!(start.verb, Verb::Create);
-        let theirs = Arc::clone(journal);
-        let launch = move || {
-            let container = start.launch()?;
-            if asked_for {
-                theirs.reach(Milestone::Spawned, Instant::now());
-            }
-            Ok(container)
+        let supervised = supervise(start, tell, outputs, voice, Arc::clone(journal), words);
+        let by = if is_reaped {
+            format!(" by {}", reaper(&found.layer).display())
+        } else {
+            String::new()
         };
-        let journal = Arc::clone(journal);
-        let start = || contract::start(launch, outputs, conversation, journal, words);
-        let supervised = resource(&format!("run {}", tool.binary.display()), start)?;
+        let step = format!("run {}{by}", tool.binary.display());
+        let supervised = resource(&step, || supervised)?;
         Ok(Started { supervised, pid })
+    }
+}
+
+/// Starts it on the thread that looks after it.
+fn supervise(
+    start: Start,
+    tell: Sender<Pid>,
+    outputs: Outputs,
+    voice: Voice,
+    journal: Arc<Journal>,
+    words: Words,
+) -> io::Result<Supervised> {
+    // One that is only made waits for somebody to ask for it.
+    let asked_for = !matches!(start.verb, Verb::Create);
+    let theirs = Arc::clone(&journal);
+    let spawned = move || {
+        if asked_for {
+            theirs.reach(Milestone::Spawned, Instant::now());
+        }
+    };
+    match start.first {
+        FirstProcess::Init => {
+            let launch = move || start.launch(tell).inspect(|_| spawned());
+            contract::start(launch, outputs, voice, journal, words)
+        }
+        FirstProcess::Function => {
+            let launch = move || start.launch_reaped().inspect(|_| spawned());
+            contract::start(launch, outputs, voice, journal, words)
+        }
     }
 }
 
 fn write_bundle(bundle: &Path, container: &bundle::Container<'_>) -> io::Result<()> {
     for dir in ["rootfs", "changes", "runtime"] {
         fs::create_dir(bundle.join(dir))?;
+    }
+    if let bundle::First::Function(function) = container.first {
+        function.write_layer(&bundle.join(OWN_LAYER))?;
     }
     fs::write(bundle.join("config.json"), serde_json::to_vec(&bundle::config(container))?)
 }
@@ -202,7 +251,7 @@ impl Ground {
         tool: &Tool,
         found: &Found,
         spec: &SandboxSpec,
-        (verb, conversation): (Verb, Conversation),
+        (verb, first): (Verb, First<'_>),
     ) -> Result<Started, BootError> {
         let netns = resource("share the network namespace", || self.netns.try_clone())?;
         Wanted {
@@ -216,8 +265,7 @@ impl Ground {
             verb,
             cgroup: (Cgroup::name(&spec.run_root, &spec.id), &self.cgroup),
             limits: Some(self.limits),
-            volumes: &spec.process.volumes,
-            conversation,
+            first,
         }
         .start()
     }
@@ -235,6 +283,7 @@ impl Ground {
             port: spec.port,
             journal: Arc::clone(&spec.journal),
             gvisor: None,
+            outside: None,
             clone: false,
             cgroup: self.cgroup,
             _image: self.image,
@@ -274,17 +323,15 @@ pub(super) fn boot(
     deadline: Deadline,
 ) -> Result<OciSandbox, BootError> {
     let ground = Ground::make(tool, images, spec)?;
-    let config = GuestConfig {
-        process: spec.process.clone(),
-        hostname: spec.id.to_string(),
-        port: spec.port,
-        network: Some(ground.network.guest().clone()),
-        now_unix_ns: 0,
-        entropy: entropy(),
-        hooks: spec.hooks.clone(),
+    let function = match form::first_process(tool.is_gvisor(), spec) {
+        FirstProcess::Init => None,
+        FirstProcess::Function => ground.prepare(spec)?,
     };
-    let conversation = Conversation::new(Arc::clone(&spec.journal), Some(config));
-    let started = ground.start(tool, found, spec, (Verb::Run, conversation)).and_then(|started| {
+    let first = match &function {
+        Some(function) => First::Function(function),
+        None => First::Init(ground.conversation(spec), &spec.process.volumes),
+    };
+    let started = ground.start(tool, found, spec, (Verb::Run, first)).and_then(|started| {
         wait_started(&started, &spec.journal, tool, deadline)?;
         let pid = started.wait_pid(&spec.journal, tool, deadline)?;
         Ok((started.supervised, pid))
@@ -293,7 +340,41 @@ pub(super) fn boot(
         let (step, reason) = ("boot".to_owned(), chain(error));
         spec.journal.end(End::Failed { step, reason });
     })?;
-    Ok(ground.sandbox(running, spec))
+    let mut sandbox = ground.sandbox(running, spec);
+    if let Some(function) = function {
+        let outside = || Outside::look_after(tool, &sandbox, function.stop_signal);
+        sandbox.outside = Some(resource("look whether the function listens", outside)?);
+    }
+    Ok(sandbox)
+}
+
+impl Ground {
+    /// What a function needs that is to be its container's first process.
+    fn prepare(&self, spec: &SandboxSpec) -> Result<Option<Function>, BootError> {
+        let root = resource("open the image", || Root::open(self.image.dir()))?;
+        let prepared = function::prepare(&root, spec, self.network.guest());
+        prepared.map_err(|Unfit { step, reason }| {
+            // As init would have told it.
+            let end = End::Failed { step, reason };
+            let reason = end.to_string();
+            spec.journal.end(end);
+            BootError::Guest { wanted: Milestone::Started, attempts: 1, reason }
+        })
+    }
+
+    /// What is said to an init.
+    fn conversation(&self, spec: &SandboxSpec) -> Conversation {
+        let config = GuestConfig {
+            process: spec.process.clone(),
+            hostname: spec.id.to_string(),
+            port: spec.port,
+            network: Some(self.network.guest().clone()),
+            now_unix_ns: 0,
+            entropy: entropy(),
+            hooks: spec.hooks.clone(),
+        };
+        Conversation::new(Arc::clone(&spec.journal), Some(config))
+    }
 }
 
 /// Waits until the function's process has been started.

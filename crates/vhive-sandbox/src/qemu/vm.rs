@@ -179,7 +179,7 @@ impl Spawned {
             console: Some(console),
             errors,
             from_guest: from_guest.into(),
-            to_guest: to_guest.into(),
+            to_guest: Some(to_guest.into()),
         };
         let journal = Arc::clone(wanted.journal);
         let conversation = if is_clone {

@@ -49,6 +49,7 @@ pub(crate) fn owner() -> Owner {
 fn original(site: &Site, hooks: Hooks) -> (SandboxSpec, Booted) {
     let mut spec = site.spec(SCRIPTS);
     spec.hooks = hooks;
+    spec.uses.snapshots = true;
     let booted = site.boot(&spec);
     booted.listening();
     (spec, booted)
@@ -319,6 +320,7 @@ pub(crate) fn a_clone_that_cannot_be_served_says_why(site: &Site) {
 /// clone gets, not on the one that the snapshot was taken in.
 pub(crate) fn a_clone_reaches_the_node_if_allowed(site: &Site) {
     let mut spec = site.spec(HTTPD);
+    spec.uses.snapshots = true;
     spec.process.gateway_names = vec![A_SERVICE.to_owned()];
     let mut booted = site.boot(&spec);
     booted.listening();

@@ -20,7 +20,7 @@ use vhive_sandbox::qemu::{Qemu, QemuConfig};
 use vhive_sandbox::sim::{Sim, SimConfig};
 use vhive_sandbox::{
     BootError, Deadline, Guest, Journal, Milestone, NetworkSlot, RunRoot, Runtime, Sandbox,
-    SandboxSpec,
+    SandboxSpec, Uses,
 };
 
 use crate::traces::Traces;
@@ -32,21 +32,34 @@ pub(crate) struct Kind {
     pub(crate) real: bool,
     /// Has a kernel of its own, of the size that was asked for, behind a process of the host's.
     pub(crate) machine: bool,
+    /// What every specification says that it will be asked for, where a promise says nothing: a
+    /// sandbox may be made otherwise for it.
+    pub(crate) uses: Uses,
     pub(crate) make: fn() -> Result<Arc<dyn Runtime>, String>,
 }
+
+const NOTHING: Uses = Uses { snapshots: false, commands: false };
 
 pub(crate) const RUNTIMES: &[Kind] = &[
     Kind {
         name: "sim",
         real: false,
         machine: false,
+        uses: NOTHING,
         make: || Ok(Arc::new(Sim::new(SimConfig::default()))),
     },
-    Kind { name: "qemu", real: true, machine: true, make: qemu },
-    Kind { name: "firecracker", real: true, machine: true, make: firecracker },
-    Kind { name: "runc", real: true, machine: false, make: runc },
-    Kind { name: "crun", real: true, machine: false, make: crun },
-    Kind { name: "runsc", real: true, machine: false, make: runsc },
+    Kind { name: "qemu", real: true, machine: true, uses: NOTHING, make: qemu },
+    Kind { name: "firecracker", real: true, machine: true, uses: NOTHING, make: firecracker },
+    Kind { name: "runc", real: true, machine: false, uses: NOTHING, make: runc },
+    Kind { name: "crun", real: true, machine: false, uses: NOTHING, make: crun },
+    Kind { name: "runsc", real: true, machine: false, uses: NOTHING, make: runsc },
+    Kind {
+        name: "runsc-init",
+        real: true,
+        machine: false,
+        uses: Uses { snapshots: true, commands: true },
+        make: runsc,
+    },
 ];
 
 fn firecracker() -> Result<Arc<dyn Runtime>, String> {
@@ -117,6 +130,7 @@ pub(crate) struct Site {
     pub(crate) runtime: Arc<dyn Runtime>,
     pub(crate) root: RunRoot,
     rootfs: PathBuf,
+    uses: Uses,
     before: Traces,
     pool: Option<NetworkPool>,
     _dir: tempfile::TempDir,
@@ -132,7 +146,7 @@ pub(crate) struct Booted {
 impl Site {
     /// Makes it, or says what the host lacks.
     pub(crate) fn open(kind: &Kind) -> Result<Self, String> {
-        Self::of((kind.make)()?, kind.real)
+        Ok(Self { uses: kind.uses, ..Self::of((kind.make)()?, kind.real)? })
     }
 
     /// Likewise for a given runtime.
@@ -142,7 +156,7 @@ impl Site {
         let rootfs = if real { rootfs(dir.path())? } else { PathBuf::new() };
         let pool = real.then(|| pool(&root)).transpose()?;
         let before = Traces::of(&root);
-        Ok(Self { runtime, root, rootfs, before, pool, _dir: dir })
+        Ok(Self { runtime, root, rootfs, uses: NOTHING, before, pool, _dir: dir })
     }
 
     /// A spec for busybox' shell running `script`.
@@ -161,6 +175,7 @@ impl Site {
             rootfs: self.rootfs.clone(),
             process,
             hooks: vhive_api::guest::Hooks::default(),
+            uses: self.uses,
             port: 8080,
             cpu_millis: 1000,
             memory: Bytes::mib(128),

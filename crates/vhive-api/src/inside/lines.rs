@@ -1,16 +1,16 @@
 //! Cuts a stream of bytes into lines of bounded length.
 
-use vhive_api::guest::MAX_LINE;
+use crate::guest::MAX_LINE;
 
 /// Collects bytes and gives whole lines; a line longer than [`MAX_LINE`] comes in pieces.
 #[derive(Debug, Default)]
-pub(crate) struct Lines {
+pub struct Lines {
     begun: Vec<u8>,
 }
 
 impl Lines {
     /// Adds bytes and passes every complete line, without its newline, to `line`.
-    pub(crate) fn push(&mut self, bytes: &[u8], mut line: impl FnMut(String)) {
+    pub fn push(&mut self, bytes: &[u8], mut line: impl FnMut(String)) {
         for part in bytes.split_inclusive(|byte| *byte == b'\n') {
             let (text, whole) = match part.split_last() {
                 Some((b'\n', text)) => (text, true),
@@ -28,7 +28,7 @@ impl Lines {
     }
 
     /// The last line, if the stream ended without a newline.
-    pub(crate) fn finish(&mut self) -> Option<String> {
+    pub fn finish(&mut self) -> Option<String> {
         let rest = std::mem::take(&mut self.begun);
         (!rest.is_empty()).then(|| lossy(&rest))
     }

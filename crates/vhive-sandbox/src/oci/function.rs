@@ -1,0 +1,207 @@
+//! A function as a container's first process: what an init of ours would do for it inside, done by
+//! the host before it starts, as a layer on top of its image and as words of `config.json`.
+//!
+//! ```text
+//!   image: /etc/passwd, /etc/group ─► user, groups, HOME       ─► config.json
+//!   names, working directory, usual directories                ─► layer on top of the image
+//!   the program                                                ─► refused by name if it is not there
+//! ```
+
+use std::fs::{self, Permissions};
+use std::io;
+use std::os::unix::fs::{PermissionsExt as _, chown};
+use std::path::{Component, Path, PathBuf};
+
+use vhive_api::guest::GuestNetwork;
+use vhive_api::inside::{Account, USUAL_DIRECTORIES, environment, hosts, resolv_conf, stop_signal};
+
+use super::root::{Owned, Root, There};
+use crate::runtime::SandboxSpec;
+
+/// What a runtime mounts over.
+const MOUNT_POINTS: [(&str, u32); 3] = [("/proc", 0o755), ("/dev", 0o755), ("/sys", 0o755)];
+
+/// Whose a directory is that the image lacks.
+const fn of_root(mode: u32) -> Owned {
+    Owned { mode, uid: 0, gid: 0 }
+}
+
+/// A process that can be started.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Function {
+    pub(super) args: Vec<String>,
+    /// `NAME=value`, in order.
+    pub(super) env: Vec<String>,
+    pub(super) cwd: String,
+    pub(super) account: Account,
+    /// Number of the signal that asks it to stop.
+    pub(super) stop_signal: i32,
+    /// Directories of the layer with their attributes, outer ones first; absolute.
+    directories: Vec<(PathBuf, Owned)>,
+    /// Files of the layer with their content; absolute.
+    files: Vec<(PathBuf, String)>,
+}
+
+/// Why a process cannot be started.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Unfit {
+    /// What could not be done, in init's words.
+    pub(super) step: String,
+    pub(super) reason: String,
+}
+
+/// Prepares a specification's process. None if the image has links where the layer must have
+/// directories: only from inside can that be followed.
+pub(super) fn prepare(
+    root: &Root,
+    spec: &SandboxSpec,
+    network: &GuestNetwork,
+) -> Result<Option<Function>, Unfit> {
+    let process = &spec.process;
+    let name = process.args.first().map_or("", String::as_str);
+    let unfit = |step: &str, reason: String| Unfit { step: step.to_owned(), reason };
+    let stop = stop_signal(&process.stop_signal).ok_or_else(|| {
+        unfit("read the stop signal", format!("unknown signal {:?}", process.stop_signal))
+    })?;
+    let step = format!("start {name}");
+    let text = |path: &str| root.text(Path::new(path), Account::MOST_BYTES);
+    let account = Account::find(&process.user, &text("/etc/passwd"), &text("/etc/group"));
+    let account = account.map_err(|reason| unfit(&step, reason))?;
+    let env = environment(&process.env, &account.home);
+    let cwd = Path::new("/").join(&process.cwd);
+    let path = env.iter().find(|(name, _)| name == "PATH").map_or("", |(_, path)| path);
+    find_program(root, name, path, &cwd).map_err(|reason| unfit(&step, reason))?;
+    if process.args.iter().any(|arg| arg.contains('\0')) {
+        return Err(unfit(&step, "an argument has a zero byte in it".to_owned()));
+    }
+    let mut layer = Layer { root, directories: Vec::new() };
+    let failed = |error: io::Error| unfit("look into the image", error.to_string());
+    let mut plain = true;
+    for (path, mode) in USUAL_DIRECTORIES.into_iter().chain(MOUNT_POINTS) {
+        plain &= layer.has(Path::new(path), mode).map_err(failed)?;
+    }
+    let step = format!("make working directory {}", cwd.display());
+    plain &= layer.has(&cwd, 0o755).map_err(|error| unfit(&step, error.to_string()))?;
+    plain &= layer.replaces(Path::new("/etc")).map_err(failed)?;
+    if !plain {
+        return Ok(None);
+    }
+    let hostname = spec.id.as_str();
+    let files = [
+        ("/etc/hostname", format!("{hostname}\n")),
+        ("/etc/hosts", hosts(hostname, Some(network), &process.gateway_names)),
+        ("/etc/resolv.conf", resolv_conf(&network.dns)),
+    ];
+    Ok(Some(Function {
+        args: process.args.clone(),
+        env: env.into_iter().map(|(name, value)| format!("{name}={value}")).collect(),
+        cwd: cwd.to_string_lossy().into_owned(),
+        account,
+        stop_signal: stop,
+        directories: layer.directories,
+        files: files.map(|(path, text)| (PathBuf::from(path), text)).to_vec(),
+    }))
+}
+
+impl Function {
+    /// Writes its layer below a directory.
+    pub(super) fn write_layer(&self, dir: &Path) -> io::Result<()> {
+        let inside = |path: &Path| dir.join(path.strip_prefix("/").unwrap_or(path));
+        fs::create_dir(dir)?;
+        // The layer's root becomes the container's.
+        for (path, owned) in &self.directories {
+            let path = inside(path);
+            match fs::create_dir(&path) {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+                _ => {}
+            }
+            chown(&path, Some(owned.uid), Some(owned.gid))?;
+            fs::set_permissions(&path, Permissions::from_mode(owned.mode))?;
+        }
+        for (path, text) in &self.files {
+            let path = inside(path);
+            fs::write(&path, text)?;
+            fs::set_permissions(&path, Permissions::from_mode(0o644))?;
+        }
+        Ok(())
+    }
+}
+
+/// The directories of a layer that is being put together.
+struct Layer<'a> {
+    root: &'a Root,
+    directories: Vec<(PathBuf, Owned)>,
+}
+
+impl Layer<'_> {
+    /// Sees to it that there is a directory; false if there are links in its way.
+    fn has(&mut self, path: &Path, mode: u32) -> io::Result<bool> {
+        match self.root.is_directory(path) {
+            Ok(true) => return Ok(true),
+            Ok(false) => return Err(io::ErrorKind::AlreadyExists.into()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+        self.make(path, of_root(mode))
+    }
+
+    /// Sees to it that the layer has a directory, like the image's if that has one; false if there are
+    /// links in its way.
+    fn replaces(&mut self, path: &Path) -> io::Result<bool> {
+        self.make(path, of_root(0o755))
+    }
+
+    fn make(&mut self, path: &Path, last: Owned) -> io::Result<bool> {
+        let parts = path.components().skip(1);
+        // A directory of the layer hides the attributes of the image's, so it must have the same.
+        let mut there = PathBuf::from("/");
+        let mut wanted = Vec::new();
+        match self.root.look(&there)? {
+            There::Directory(owned) => wanted.push((there.clone(), owned)),
+            There::Nothing | There::Other => return Ok(false),
+        }
+        for part in parts {
+            let Component::Normal(part) = part else { return Ok(false) };
+            there.push(part);
+            let owned = match self.root.look(&there)? {
+                There::Directory(owned) => owned,
+                There::Nothing if there == path => last,
+                There::Nothing => of_root(0o755),
+                There::Other => return Ok(false),
+            };
+            wanted.push((there.clone(), owned));
+        }
+        for directory in wanted {
+            if self.directories.iter().all(|(path, _)| *path != directory.0) {
+                self.directories.push(directory);
+            }
+        }
+        Ok(true)
+    }
+}
+
+/// Finds the program as init would: as given if its name has a slash (then below the working
+/// directory unless absolute), else the first executable of that name in `PATH`.
+fn find_program(root: &Root, name: &str, path: &str, cwd: &Path) -> Result<(), String> {
+    if name.is_empty() {
+        return Err("the image names no program (no entrypoint and no command)".to_owned());
+    }
+    let executable = |file: &Path| -> io::Result<bool> {
+        let stat = root.stat(file)?;
+        let is_file = rustix::fs::FileType::from_raw_mode(stat.st_mode).is_file();
+        Ok(is_file && stat.st_mode & 0o111 != 0)
+    };
+    if name.contains('/') {
+        let file = cwd.join(name);
+        return match executable(&file) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(format!("{} is no file that may be executed", file.display())),
+            Err(error) => Err(format!("{} is not in the image ({error})", file.display())),
+        };
+    }
+    let mut files = path.split(':').map(|dir| cwd.join(dir).join(name));
+    if files.any(|file| executable(&file).unwrap_or(false)) {
+        return Ok(());
+    }
+    Err(format!("{name} is in no directory of PATH ({path})"))
+}
