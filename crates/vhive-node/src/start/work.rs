@@ -422,3 +422,31 @@ impl From<StartError> for Failed {
         Self::Start(error)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use vhive_api::{ProbeTiming, TimedProbe};
+
+    use super::*;
+    use crate::testing::revision;
+
+    #[test]
+    fn an_instance_is_made_for_what_its_revision_asks_of_it() {
+        let plain = revision("plain");
+        let exec = || Readiness::Exec(vec!["true".to_owned()]);
+        let probe = || Some(TimedProbe { check: exec(), timing: ProbeTiming::default() });
+        let of = |snapshots, commands| Uses { snapshots, commands };
+        let kept = Revision { snapshot: SnapshotPolicy::Off, ..plain };
+        assert_eq!(uses(&kept, false), of(false, false));
+        assert_eq!(uses(&kept, true), of(true, false));
+        for snapshot in [SnapshotPolicy::Vanilla, SnapshotPolicy::Lazy, SnapshotPolicy::Reap] {
+            assert_eq!(uses(&Revision { snapshot, ..kept.clone() }, false), of(true, false));
+        }
+        let probed = [
+            Revision { readiness: exec(), ..kept.clone() },
+            Revision { startup: probe(), ..kept.clone() },
+            Revision { liveness: probe(), ..kept },
+        ];
+        assert!(probed.iter().all(|revision| uses(revision, false) == of(false, true)));
+    }
+}

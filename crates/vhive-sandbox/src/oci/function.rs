@@ -205,3 +205,138 @@ fn find_program(root: &Root, name: &str, path: &str, cwd: &Path) -> Result<(), S
     }
     Err(format!("{name} is in no directory of PATH ({path})"))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+    use std::os::unix::fs::{MetadataExt as _, symlink};
+
+    use vhive_api::guest::{Hooks, Process};
+    use vhive_api::{Bytes, SandboxId};
+
+    use super::*;
+    use crate::journal::Journal;
+    use crate::run_dir::RunRoot;
+    use crate::runtime::{Guest, Uses};
+
+    fn spec(process: Process) -> SandboxSpec {
+        let dir = Path::new("/nowhere");
+        SandboxSpec {
+            guest: Guest::default(),
+            id: SandboxId::random(),
+            rootfs: dir.to_owned(),
+            process,
+            hooks: Hooks::default(),
+            uses: Uses::default(),
+            port: 1,
+            cpu_millis: 1000,
+            memory: Bytes::mib(64),
+            network: None,
+            run_root: RunRoot::below(dir, dir),
+            journal: Journal::new(),
+        }
+    }
+
+    fn try_prepare(image: &Path, process: Process) -> Result<Option<Function>, Unfit> {
+        let [address, gateway] = [2, 1].map(|last| Ipv4Addr::new(10, 0, 0, last));
+        let network = GuestNetwork { address, prefix: 30, gateway, dns: vec![gateway] };
+        prepare(&Root::open(image).expect("opened"), &spec(process), &network)
+    }
+
+    /// An image with a program and a user.
+    fn image() -> tempfile::TempDir {
+        let dir = tempfile::tempdir().expect("a directory");
+        let image = dir.path();
+        for path in ["bin", "etc", "tmp", "run", "var/tmp", "proc", "dev", "sys"] {
+            fs::create_dir_all(image.join(path)).expect("made");
+        }
+        fs::write(image.join("etc/passwd"), "app:x:7:8::/home/app:\n").expect("written");
+        fs::write(image.join("etc/group"), "more:x:9:app\n").expect("written");
+        fs::write(image.join("bin/tool"), "").expect("written");
+        let mode = Permissions::from_mode;
+        fs::set_permissions(image.join("bin/tool"), mode(0o755)).expect("set");
+        fs::set_permissions(image.join("etc"), mode(0o751)).expect("set");
+        dir
+    }
+
+    fn process(args: &[&str]) -> Process {
+        Process {
+            args: args.iter().map(|arg| (*arg).to_owned()).collect(),
+            env: vec!["PATH=/none:/bin".to_owned()],
+            user: "app".to_owned(),
+            ..Process::default()
+        }
+    }
+
+    #[test]
+    fn a_layer_has_what_the_image_lacks_with_the_images_attributes() {
+        let image = image();
+        fs::remove_dir(image.path().join("run")).expect("removed");
+        let process = Process { cwd: "/made/deep".to_owned(), ..process(&["tool", "a"]) };
+        let function = try_prepare(image.path(), process).expect("fit").expect("plain");
+        let groups = vec![9];
+        let home = "/home/app".to_owned();
+        assert_eq!(function.account, Account { uid: 7, gid: 8, groups, home });
+        assert_eq!(function.env, ["PATH=/none:/bin", "HOME=/home/app"]);
+        assert_eq!((function.cwd.as_str(), function.stop_signal), ("/made/deep", 15));
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("SKIP a_layer_has_what_the_image_lacks_with_the_images_attributes: root");
+            return;
+        }
+        let out = tempfile::tempdir().expect("a directory");
+        let layer = out.path().join("layer");
+        function.write_layer(&layer).expect("written");
+        let attributes = |path: &str| {
+            let there = fs::symlink_metadata(layer.join(path)).expect("there");
+            (there.mode() & 0o7777, there.uid())
+        };
+        for (path, mode) in
+            [("run", 0o755), ("made/deep", 0o755), ("etc", 0o751), ("etc/hosts", 0o644)]
+        {
+            assert_eq!(attributes(path), (mode, 0), "{path}");
+        }
+        let root = fs::metadata(image.path()).expect("there").mode() & 0o7777;
+        assert_eq!(attributes("."), (root, 0));
+        // What the image has is not in the way of itself.
+        assert!(!layer.join("tmp").exists() && !layer.join("bin").exists());
+    }
+
+    #[test]
+    fn links_in_the_way_are_left_to_init() {
+        for (link, target, cwd) in [("etc", "elsewhere", ""), ("app", "/missing", "/app/data")] {
+            let image = image();
+            let path = image.path().join(link);
+            if path.exists() {
+                fs::rename(&path, image.path().join(target)).expect("moved");
+            }
+            symlink(target, &path).expect("linked");
+            let process = Process { cwd: cwd.to_owned(), ..process(&["tool"]) };
+            assert_eq!(try_prepare(image.path(), process), Ok(None), "{link}");
+        }
+        let image = image();
+        let process = Process { cwd: "/none/../up".to_owned(), ..process(&["tool"]) };
+        assert_eq!(try_prepare(image.path(), process), Ok(None));
+    }
+
+    #[test]
+    fn what_is_unfit_is_named() {
+        let image = image();
+        let user = |user: &str| Process { user: user.to_owned(), ..process(&["tool"]) };
+        let cwd = Process { cwd: "/bin/tool".to_owned(), ..process(&["tool"]) };
+        let signal = Process { stop_signal: "SIGNONE".to_owned(), ..process(&["tool"]) };
+        for (process, word) in [
+            (process(&[]), "names no program"),
+            (process(&["missing"]), "in no directory of PATH"),
+            (process(&["/etc/passwd"]), "/etc/passwd"),
+            (process(&["./bin/none"]), "/./bin/none is not in the image"),
+            (process(&["tool", "a\0b"]), "zero byte"),
+            (user("mallory"), "mallory"),
+            (cwd, "/bin/tool"),
+            (signal, "SIGNONE"),
+        ] {
+            let unfit = try_prepare(image.path(), process).expect_err(word);
+            let text = format!("{}: {}", unfit.step, unfit.reason);
+            assert!(text.contains(word), "{text}");
+        }
+    }
+}

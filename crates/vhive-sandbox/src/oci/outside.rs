@@ -162,10 +162,19 @@ impl Subject for Reaper {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read as _;
     use std::net::TcpListener;
+    use std::os::fd::AsFd as _;
+    use std::path::Path;
+
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    use rustix::process::{PidfdFlags, pidfd_open};
 
     use super::*;
     use crate::journal::End;
+    use crate::oci::container::reaper;
+    use crate::oci::layer::Layer;
+    use crate::process::{self, Launch};
 
     #[test]
     fn what_listens_late_is_noticed_and_the_end_ends_the_looking() {
@@ -187,5 +196,78 @@ mod tests {
         let socket = std::net::UdpSocket::bind("127.0.0.1:0").expect("bound");
         look_until_listening(socket.local_addr().expect("an address"), &ended);
         assert_eq!(ended.reached(Milestone::Listening), None);
+    }
+
+    /// The parent of what a script leaves behind, which writes that one's number to a file; and the
+    /// pipe by which it reports.
+    fn reaped(dir: &Path, script: &str) -> (Reaper, io::PipeReader) {
+        let layer = Layer::make(&dir.join("cache")).expect("made");
+        let (reader, writer) = io::pipe().expect("a pipe");
+        let null = std::fs::File::options().write(true).open("/dev/null").expect("opened");
+        let script = format!("cd {}; {script}", dir.display());
+        let file = pid_file(dir);
+        let words = ["reap", &file.to_string_lossy(), "sh", "-c", &script];
+        let child = process::spawn(&Launch {
+            program: &reaper(&layer),
+            args: &words.map(std::ffi::OsString::from),
+            environment: &[],
+            inherit: &[],
+            stdin: Some(writer.as_fd()),
+            stdout: null.as_fd(),
+            stderr: null.as_fd(),
+            confinement: None,
+        });
+        (Reaper { child: child.expect("spawned"), bundle: dir.to_owned() }, reader)
+    }
+
+    fn report(mut reader: io::PipeReader) -> String {
+        let mut text = String::new();
+        reader.read_to_string(&mut text).expect("read");
+        text
+    }
+
+    #[test]
+    fn an_orphans_end_is_told_as_its_own() {
+        let dir = tempfile::tempdir().expect("a directory");
+        for (script, end, runs) in [
+            ("(sleep 0.1; exit 7) & echo $! > pid", Exit::Code(7), true),
+            ("true & echo $! > pid; wait; (exit 3) & echo $! > pid", Exit::Code(3), true),
+            ("sh -c 'kill -9 $$' & echo $! > pid", Exit::Signal(9), true),
+            ("exit 5", Exit::Code(5), false),
+        ] {
+            let (mut reaper, reader) = reaped(dir.path(), script);
+            assert_eq!(reaper.ended(), Some(end), "{script}");
+            assert_eq!(!report(reader).is_empty(), runs, "{script}");
+        }
+    }
+
+    #[test]
+    fn what_nobody_asks_for_any_more_is_ended() {
+        let dir = tempfile::tempdir().expect("a directory");
+        // One whose command runs, and one whose command has ended.
+        for script in ["sleep 1000 & sleep 1000", "sleep 1000 & echo $! > pid"] {
+            let (mut reaper, mut reader) = reaped(dir.path(), script);
+            if script.contains("pid") {
+                assert!(reader.read(&mut [0; 16]).expect("read") > 0, "it runs");
+            }
+            drop(reader);
+            assert_eq!(reaper.ended(), Some(Exit::Code(1)), "{script}");
+        }
+    }
+
+    #[test]
+    fn who_is_killed_takes_the_orphan_along() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (mut reaper, mut reader) = reaped(dir.path(), "sleep 1000 & echo $! > pid");
+        let mut number = [0; 16];
+        let got = reader.read(&mut number).expect("read");
+        let number = std::str::from_utf8(&number[..got]).expect("text").trim();
+        let pid = Pid::from_raw(number.parse().expect("a number")).expect("one");
+        let orphan = pidfd_open(pid, PidfdFlags::empty()).expect("it lives");
+        reaper.kill();
+        assert_eq!(reaper.ended(), Some(Exit::Signal(9)));
+        let mut fds = [PollFd::new(&orphan, PollFlags::IN)];
+        let most = Timespec { tv_sec: 10, tv_nsec: 0 };
+        assert_eq!(poll(&mut fds, Some(&most)), Ok(1), "it lives on");
     }
 }

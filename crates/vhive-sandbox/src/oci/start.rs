@@ -33,6 +33,10 @@ use crate::network::NetworkSlot;
 use crate::run_dir::{SandboxDir, SandboxRecord};
 use crate::runtime::{BootError, Guest, HostLacks, SandboxSpec};
 
+/// What gVisor says of a container whose first process cannot be started.
+const REFUSED: &str = "creating process:";
+const NOT_FOUND: &str = "no such file or directory";
+
 /// Processes and threads that a container may have.
 const TASKS: u32 = 4096;
 
@@ -386,9 +390,15 @@ fn wait_started(
 ) -> Result<(), BootError> {
     journal.wait(Milestone::Started, deadline).map(drop).map_err(|error| {
         started.supervised.abandon();
-        let reason = error.to_string();
+        let mut reason = error.to_string();
         let spoke = journal.milestones().iter().any(|(m, _)| *m >= Milestone::KernelUp);
-        if spoke || deadline.passed() {
+        // Without init, this is the function's process.
+        let refused = reason.contains(REFUSED);
+        if refused && reason.ends_with(NOT_FOUND) {
+            reason +=
+                ": the program is there, but its interpreter or dynamic loader is not in the image";
+        }
+        if spoke || refused || deadline.passed() {
             return BootError::Guest { wanted: Milestone::Started, attempts: 1, reason };
         }
         BootError::Spawn { program: tool.binary.display().to_string(), reason }

@@ -48,6 +48,7 @@ pub(crate) const ALL: &[Promise] = &[
     any("stops_when_asked", stops_when_asked),
     any("many_starts_leave_nothing", many_starts_leave_nothing),
     real("process_is_as_configured", process_is_as_configured),
+    real("what_the_image_lacks_is_made", what_the_image_lacks_is_made),
     real("files_are_where_they_are_wanted", files_are_where_they_are_wanted),
     real("commands_run_beside_the_function", commands_run_beside_the_function),
     real("exit_and_output_are_told", exit_and_output_are_told),
@@ -180,6 +181,37 @@ fn process_is_as_configured(site: &Site) {
     }
     let inside: u64 = tagged("time:")[0].parse().expect("a number");
     assert!(inside.abs_diff(now) <= 2, "{inside} inside, {now} outside");
+}
+
+/// A function finds its working directory and the usual ones, and what the image has is as it was.
+fn what_the_image_lacks_is_made(site: &Site) {
+    let script = "pwd; for d in . /made /run /var/tmp /tmp /etc /; do stat -c '%n %a %u' $d; done; \
+        echo $TWICE; cat /etc/hostname; grep -c $(hostname) /etc/hosts; id -un";
+    let spec = site.spec_of(Process {
+        args: ["sh", "-c", script].map(str::to_owned).to_vec(),
+        env: ["TWICE=first", "PATH=/bin", "TWICE=last"].map(str::to_owned).to_vec(),
+        cwd: "/made/deep".to_owned(),
+        user: "alice".to_owned(),
+        ..Process::default()
+    });
+    let booted = site.boot(&spec);
+    assert_eq!(booted.journal.wait_end(soon()), Some(End::Exited(0)));
+    let id = spec.id.as_str();
+    let wanted = [
+        "/made/deep",
+        ". 755 0",
+        "/made 755 0",
+        "/run 755 0",
+        "/var/tmp 1777 0",
+        "/tmp 1777 0",
+        "/etc 755 0",
+        "/ 755 0",
+        "last",
+        id,
+        "1",
+        "alice",
+    ];
+    assert_eq!(booted.lines(Stream::Stdout), wanted, "{:?}", booted.lines(Stream::Stderr));
 }
 
 /// Each volume has its files with their bytes and modes, in place of what the image has there; a
@@ -387,6 +419,8 @@ fn unfit_processes_are_named(site: &Site) {
     let cases = [
         (process("/no/such/program", "", ""), "/no/such/program"),
         (process("/etc/passwd", "", ""), "/etc/passwd"),
+        (process("broken", "", ""), "broken"),
+        (process("sh", "", "/etc/passwd"), "/etc/passwd"),
         (process("sh", "mallory", ""), "mallory"),
     ];
     for (process, name) in cases {

@@ -310,6 +310,9 @@ fn rootfs(dir: &Path) -> Result<PathBuf, String> {
     fs::write(tree.join("etc/passwd"), passwd).expect("written");
     fs::write(tree.join("etc/group"), "root:x:0:\nstaff:x:2345:\nextra:x:3456:bob,alice\n")
         .expect("written");
+    let broken = tree.join("bin/broken");
+    fs::write(&broken, "#!/no/such/interpreter\n").expect("written");
+    fs::set_permissions(&broken, fs::Permissions::from_mode(0o755)).expect("set");
     fs::write(tree.join("srv/index.html"), "hello from inside\n").expect("written");
     // Asked with `?<address>+<port>`; Debian's static busybox has no wget that works.
     let script = "#!/bin/sh\nprintf 'Content-Type: text/plain\\r\\n\\r\\n'\n\
