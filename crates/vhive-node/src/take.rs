@@ -96,6 +96,9 @@ fn take(shared: &Arc<Shared>, pool: &Arc<Pool>, job: TakeJob) {
             if lost { "lost" } else { "failed" }
         }
     };
+    if kept.is_ok() {
+        pool.saved();
+    }
     shared.metrics.snapshot_taken(revision.runtime, outcome);
     if let Some(tell) = tell {
         // Whoever asked may have gone.

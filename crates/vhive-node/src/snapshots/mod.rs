@@ -1,10 +1,13 @@
 //! The snapshots of this node: which there are, which can be used, and when they go.
 //!
 //! ```text
-//!   <state>/snapshots/<digest of the revision>/<runtime>/   one snapshot
-//!                     <digest of the revision>/draft-…/     being written
-//!                     removed-…/  import-…/                 being deleted, being read in
+//!   <state>/snapshots/<digest of its owner>/<runtime>/   one snapshot
+//!                     <digest of its owner>/draft-…/     being written
+//!                     removed-…/  import-…/              being deleted, being read in
 //! ```
+//!
+//! Its owner is a revision in a namespace: what is in its memory, the first request among it, is
+//! nobody else's.
 //!
 //! A snapshot appears by rename and leaves its place by rename. What an earlier node left half-made
 //! is removed when the store is opened; what it had completed is read and compared with its digests
@@ -20,10 +23,10 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
-use vhive_api::{Bytes, Revision, RevisionDigest, RuntimeName, SnapshotPolicy};
+use vhive_api::{Bytes, Digest, Revision, RuntimeName, SnapshotPolicy};
 use vhive_sandbox::snapshot::{DraftError, MemoryShape, Owner};
 use vhive_sandbox::{Deadline, Restore, Snapshot, SnapshotDraft};
 
@@ -38,15 +41,22 @@ use crate::pool::BackOff;
 /// Names a snapshot: a revision has at most one per runtime.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SnapshotId {
-    /// Of the revision.
-    pub digest: RevisionDigest,
+    /// Of the owner: its namespace and the revision's digest.
+    pub digest: Digest,
     /// The runtime that has taken it.
     pub runtime: RuntimeName,
 }
 
 impl SnapshotId {
     pub(crate) fn of(revision: &Revision) -> Self {
-        Self { digest: revision.digest(), runtime: revision.runtime }
+        Self::of_owner(&owner(revision), revision.runtime)
+    }
+
+    /// A manifest of any age tells its owner's namespace, so that old snapshots have such names too.
+    pub(crate) fn of_owner(owner: &Owner, runtime: RuntimeName) -> Self {
+        // No namespace has a slash in its name.
+        let text = format!("{}/{}", owner.revision.namespace, owner.digest);
+        Self { digest: Digest::of(text.as_bytes()), runtime }
     }
 }
 
@@ -66,6 +76,8 @@ struct Inner {
     max_bytes: u64,
     back_off: BackOff,
     state: Mutex<State>,
+    /// Told when a snapshot has left the store.
+    gone: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
 
 #[derive(Default)]
@@ -87,7 +99,13 @@ impl Snapshots {
         let back_off = BackOff::new(config.back_off_first.0, config.back_off_most.0);
         let max_bytes = config.snapshots.max_bytes.0;
         let state = State { entries, retired, ..State::default() };
-        let store = Self(Arc::new(Inner { dir, max_bytes, back_off, state: Mutex::new(state) }));
+        let store = Self(Arc::new(Inner {
+            dir,
+            max_bytes,
+            back_off,
+            state: Mutex::new(state),
+            gone: OnceLock::new(),
+        }));
         store.collect();
         Ok(store)
     }
@@ -150,7 +168,7 @@ impl Snapshots {
         state.retired += 1;
         drop(state);
         tracing::warn!(snapshot = %stored.id, why, "snapshot retired");
-        remove_files(stored);
+        self.discard(stored);
     }
 
     // === for taking ===
@@ -165,6 +183,12 @@ impl Snapshots {
         let there = state.entries.get(&id).is_some_and(|stored| stored.state().stale.is_none());
         let gated = state.failed.get(&id).is_some_and(|gate| gate.closed_until(now).is_some());
         !there && !gated && !state.taking.contains(&id)
+    }
+
+    /// Whether there is one that fits this node, as far as is known.
+    pub(crate) fn fits(&self, revision: &Revision) -> bool {
+        let stored = self.find(&SnapshotId::of(revision));
+        stored.is_some_and(|stored| stored.state().stale.is_none())
     }
 
     /// Begins to take one, if nobody else is at it and none is there that fits.
@@ -209,8 +233,30 @@ impl Snapshots {
         drop(state);
         if let Some(stored) = stored {
             tracing::info!(snapshot = %id, "stale snapshot replaced");
-            remove_files(&stored);
+            self.discard(&stored);
         }
+    }
+
+    /// Says who is to be told when a snapshot has left the store; on whichever thread that happened, so
+    /// it must be quick. Only the first registration counts.
+    pub(crate) fn on_gone(&self, gone: impl Fn() + Send + Sync + 'static) {
+        // There is one node to a store.
+        let _first = self.0.gone.set(Box::new(gone));
+    }
+
+    /// Removes one that is not in the list any more.
+    fn discard(&self, stored: &Stored) {
+        if let Err(error) = self.doom(stored) {
+            tracing::warn!(snapshot = %stored.id, %error, "snapshot not removed");
+        }
+    }
+
+    fn doom(&self, stored: &Stored) -> io::Result<()> {
+        let doomed = stored.doom();
+        if let Some(gone) = self.0.gone.get() {
+            gone();
+        }
+        doomed
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -224,12 +270,6 @@ fn owner(revision: &Revision) -> Owner {
         revision: revision.key.clone(),
         digest: revision.digest(),
         image: revision.image_digest,
-    }
-}
-
-fn remove_files(stored: &Stored) {
-    if let Err(error) = stored.doom() {
-        tracing::warn!(snapshot = %stored.id, %error, "snapshot not removed");
     }
 }
 

@@ -42,6 +42,8 @@ pub(crate) struct Stored {
 #[derive(Debug)]
 pub(super) struct State {
     pub(super) verdict: Verdict,
+    /// Of the files of which it is known that they are sound.
+    stamps: Option<Stamps>,
     pub(super) stale: Option<Mismatch>,
     pub(super) working_sets: BTreeSet<u32>,
     /// Allocated on disk.
@@ -83,6 +85,7 @@ impl Stored {
     ) -> io::Result<Arc<Self>> {
         let modified = fs::metadata(snapshot.dir())?.modified()?;
         let state = State {
+            stamps: sound.then(|| stamps(&snapshot)).flatten(),
             verdict: if sound { Verdict::Sound } else { Verdict::Unread },
             stale: None,
             working_sets: working_sets(snapshot.dir())?,
@@ -109,6 +112,12 @@ impl Stored {
         Facts { working_sets, missed: state.missed }
     }
 
+    /// Whether a start may still come from it, as far as is known.
+    pub(crate) fn is_of_use(&self) -> bool {
+        let state = self.state();
+        !state.doomed && state.stale.is_none()
+    }
+
     /// Keeps the files in place while the value lives; none if they are about to go.
     pub(crate) fn hold(self: &Arc<Self>) -> Option<Hold> {
         let mut state = self.state();
@@ -126,17 +135,23 @@ impl Stored {
         CloneToken(Arc::clone(self))
     }
 
-    /// Whether the content is what the manifest says: reads it if nobody has, waits for who does. The
+    /// Whether the content is what the manifest says: reads it if nobody has or a file has been written
+    /// since, waits for who does. The
     /// files are held while they are read and no longer: who hears that they are damaged puts others
     /// in their place.
     ///
     /// # Errors
     /// What is damaged; or that it is about to go, or the deadline passed before whoever reads it was done.
     pub(super) fn verify(self: &Arc<Self>, deadline: Deadline) -> Result<(), Unsound> {
+        let found_now = stamps(&self.snapshot);
         let mut state = self.state();
         loop {
             match &state.verdict {
-                Verdict::Sound => return Ok(()),
+                Verdict::Sound if state.stamps == found_now => return Ok(()),
+                Verdict::Sound => {
+                    tracing::warn!(snapshot = %self.id, "its files have been written; reading them");
+                    break;
+                }
                 Verdict::Damaged(what) => return Err(Unsound::Damaged(what.clone())),
                 Verdict::Unread => break,
                 Verdict::Reading if deadline.passed() => return Err(Unsound::NotYet),
@@ -157,6 +172,8 @@ impl Stored {
         drop(held);
         let mut state = self.state();
         state.verdict = found.clone().map_or_else(Verdict::Damaged, |()| Verdict::Sound);
+        // From before they were read: what is written meanwhile shows next time.
+        state.stamps = found_now;
         drop(state);
         self.judged.notify_all();
         found.map_err(Unsound::Damaged)
@@ -317,6 +334,19 @@ impl Drop for CloneToken {
     fn drop(&mut self) {
         self.0.state().clones -= 1;
     }
+}
+
+/// By what it shows that files have been written or replaced: device, inode, length, and time of the
+/// last change. What a disk does to them by itself does not show.
+type Stamps = Vec<(u64, u64, u64, i64, i64)>;
+
+/// None if a file is not there: that is noticed otherwise.
+fn stamps(snapshot: &Snapshot) -> Option<Stamps> {
+    let stamp = |name: &String| {
+        let meta = fs::metadata(snapshot.dir().join(name)).ok()?;
+        Some((meta.dev(), meta.ino(), meta.len(), meta.mtime(), meta.mtime_nsec()))
+    };
+    snapshot.manifest().files.keys().map(stamp).collect()
 }
 
 /// Numbers of the working sets in a directory.

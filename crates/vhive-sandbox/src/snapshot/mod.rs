@@ -25,7 +25,7 @@ use std::path::{Path, PathBuf};
 
 pub use digest::page_digest;
 pub use draft::{DraftError, SnapshotDraft};
-pub use manifest::{FORMAT, FileEntry, Manifest, MemoryShape, Mismatch, Owner, Platform};
+pub use manifest::{FORMAT, FileEntry, Manifest, MemoryShape, Mismatch, Owner, Platform, with_tsc};
 pub(crate) use sparse::copy_sparse;
 
 /// Names of the files.

@@ -27,8 +27,9 @@ const SCRIPTS: &str = r#"
     script names 'hostname; cat /etc/hostname; sed 1,2d /etc/hosts'
     script random 'cat /proc/sys/kernel/random/uuid; head -c 16 /dev/urandom | od -An -tx1'
     script clocks 'date +%s; cat /proc/uptime'
-    script before 'echo x >> /data/hook-before'
-    script after 'echo x >> /data/hook-after'
+    script before 'seq 1 40000 >&2; echo x >> /data/hook-before'
+    script after 'seq 1 40000 >&2; echo x >> /data/hook-after'
+    script refuse 'exit 3'
     exec httpd -f -p 8080 -h /srv"#;
 
 fn restores(site: &Site) -> &dyn Restore {
@@ -230,11 +231,17 @@ pub(crate) fn clones_are_somebody_else(site: &Site) {
     assert_eq!(random.len(), all, "{random:?}");
 }
 
-/// The function's hooks run: one before the snapshot, one in every clone; a hook that fails keeps
-/// the snapshot from being taken, or the clone from being used.
+/// The function's hooks run, whether they are paths or commands and although they print more than a
+/// pipe holds: one before the snapshot, one in every clone; a hook that fails keeps the snapshot from
+/// being taken, or the clone from being used.
 pub(crate) fn hooks_are_called(site: &Site) {
+    hooks_of_a_kind(site, "/cgi-bin/", ("missing", "404"));
+    hooks_of_a_kind(site, "exec:/srv/cgi-bin/", ("refuse", "ended with 3"));
+}
+
+fn hooks_of_a_kind(site: &Site, prefix: &str, (bad, says): (&str, &str)) {
     let dir = tempfile::tempdir().expect("a temporary directory");
-    let path = |name: &str| Some(format!("/cgi-bin/{name}"));
+    let path = |name: &str| Some(format!("{prefix}{name}"));
     let hooks = Hooks { before_snapshot: path("before"), after_restore: path("after") };
     let (_, mut first) = original(site, hooks);
     let snapshot = snapshot(&mut first, dir.path());
@@ -250,21 +257,21 @@ pub(crate) fn hooks_are_called(site: &Site) {
     assert_eq!(names(&restored), ["before", "hook-after", "hook-before"]);
     drop((first, restored, spec));
 
-    let hooks = Hooks { before_snapshot: path("missing"), after_restore: None };
+    let hooks = Hooks { before_snapshot: path(bad), after_restore: None };
     let (_, mut refuses) = original(site, hooks);
     let error = try_snapshot(&mut refuses, &dir.path().join("refused")).expect_err("refused");
-    assert!(matches!(&error, SnapshotError::Guest(why) if why.contains("404")), "{error:?}");
+    assert!(matches!(&error, SnapshotError::Guest(why) if why.contains(says)), "{error:?}");
     assert_eq!(names(&refuses), ["before"]);
     drop(refuses);
 
-    let hooks = Hooks { before_snapshot: None, after_restore: path("missing") };
+    let hooks = Hooks { before_snapshot: None, after_restore: path(bad) };
     let (_, mut fine) = original(site, hooks);
     let snapshot = try_snapshot(&mut fine, &dir.path().join("second")).expect("snapshotted");
     let spec = site.spec("never run");
     let refused = restores(site).restore(&spec, &snapshot, memory(MemoryMode::File), soon());
     let error = refused.expect_err("its hook fails");
     let RestoreError::Start(BootError::Guest { reason, .. }) = &error else { panic!("{error:?}") };
-    assert!(reason.contains("404"), "{reason}");
+    assert!(reason.contains(says), "{reason}");
     assert!(!error.blames_snapshot());
 }
 
