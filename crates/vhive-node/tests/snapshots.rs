@@ -712,6 +712,27 @@ async fn the_least_used_go_when_there_are_too_many() {
 }
 
 #[tokio::test]
+async fn a_working_set_that_makes_it_too_much_costs_the_least_used() {
+    let mut scene = Scene::new();
+    let node = scene.node().await;
+    let other = register(&node, "other", |r| r.snapshot = SnapshotPolicy::Vanilla);
+    let grows = register(&node, "grows", reap);
+    assert_eq!(kinds(&node, &other, 1).await, [Boot]);
+    assert_eq!(kinds(&node, &grows, 1).await, [Boot]);
+    let both = node.snapshots().list();
+    assert_eq!(both.len(), 2);
+    soon(node.shutdown(Deadline::after(PATIENCE))).await.expect("clean");
+    drop(node);
+    // Just what they take up now.
+    scene.config.snapshots.max_bytes = vhive_api::Bytes(both.iter().map(|i| i.allocated.0).sum());
+    let node = scene.node().await;
+    assert_eq!(node.snapshots().list().len(), 2);
+    let grows = register(&node, "grows", reap);
+    assert_eq!(kinds(&node, &grows, 2).await, [Record, Reap]);
+    assert_eq!(only(&node).revision.name, "grows");
+}
+
+#[tokio::test]
 async fn a_full_disk_keeps_what_was_there_and_serves() {
     const TEST: &str = "a_full_disk_keeps_what_was_there_and_serves";
     let mut scene = Scene::new();

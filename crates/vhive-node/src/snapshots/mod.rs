@@ -17,6 +17,7 @@ mod archive;
 mod evict;
 mod info;
 mod open;
+mod room;
 mod stored;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -33,6 +34,7 @@ use vhive_sandbox::{Deadline, Restore, Snapshot, SnapshotDraft};
 pub use self::archive::{ExportError, ImportError};
 pub use self::info::{Collected, SnapshotInfo, StaleField};
 pub use self::open::StoreError;
+pub use self::room::NoRoom;
 pub(crate) use self::stored::{CloneToken, Hold, Stored as StoredSnapshot, chain};
 use self::stored::{Stored, Unsound};
 use crate::config::Config;
@@ -189,6 +191,18 @@ impl Snapshots {
     pub(crate) fn fits(&self, revision: &Revision) -> bool {
         let stored = self.find(&SnapshotId::of(revision));
         stored.is_some_and(|stored| stored.state().stale.is_none())
+    }
+
+    /// Whether the disk has room for one that takes up so much while it is written.
+    pub(crate) fn has_room(&self, needed: Bytes) -> Result<(), NoRoom> {
+        room::look(&self.0.dir, needed)
+    }
+
+    /// A snapshot has grown: others may have to go.
+    pub(crate) fn has_grown(&self, stored: &Stored) {
+        if self.figures().bytes > self.0.max_bytes {
+            self.collect_but(Some(stored.id));
+        }
     }
 
     /// Begins to take one, if nobody else is at it and none is there that fits.
