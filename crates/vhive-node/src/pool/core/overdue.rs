@@ -29,10 +29,11 @@ impl Core {
         }
     }
 
-    /// There is a snapshot: no other is wanted.
+    /// There is a snapshot: no other is wanted of who serves. One that is here for its snapshot only tries,
+    /// so that whoever waits for it is told that there is one.
     pub(crate) fn saved(&mut self) {
         self.waits = None;
-        for instance in self.instances.values_mut() {
+        for instance in self.instances.values_mut().filter(|instance| !instance.passing) {
             instance.due = false;
         }
     }

@@ -274,6 +274,8 @@ fn a_prepared_instance_goes_after_its_snapshot_unless_it_is_wanted() {
     let (mut core, now) = (core(1, 2), Instant::now());
     assert_eq!(ask(|out| assert_eq!(core.prepare(now, out), Ok(0))), [Action::Start(0)]);
     assert!(core.is_prepared(0));
+    // Whoever waits for it is told by the attempt that there is one already.
+    core.saved();
     assert_eq!(ask(|out| core.started(0, now, out)), [Action::Snapshot(0)]);
     assert_eq!(ask(|out| core.snapshotted(0, false, now, out)), [Action::Stop(0)]);
     ask(|out| assert_eq!(core.prepare(now, out), Ok(1)));
