@@ -11,6 +11,10 @@ The function listens on $PORT (8080 if unset, any free port if 0) of $HOST (0.0.
 so in one line on stdout, and exits with 0 on SIGTERM. One thread does everything, one request at a
 time, but an idle connection keeps nobody waiting. `GET /` replies with the help.
 
+All clones of a snapshot begin with the state that `random` had when it was taken. `POST
+/vhive/after-restore` gives it a new one: name it as the annotation `vhive.dev/after-restore`. `GET
+/vhive/random` shows what `random` gives next.
+
 Imports are few on purpose, and go to the interpreter's C modules where the standard library only
 dresses them up: in a microVM under emulation, importing `socket`, `signal` and `json` takes longer
 than the start of the interpreter, and http.server three times as long again.
@@ -39,6 +43,10 @@ REASONS = {
     500: "Internal Server Error",
     501: "Not Implemented",
 }
+
+
+AFTER_RESTORE = "/vhive/after-restore"
+RANDOM = "/vhive/random"
 
 
 class BadRequest(Exception):
@@ -89,12 +97,13 @@ def at_most(name, value, least, most):
 class Function:
     """What is served: the handler and its limits."""
 
-    def __init__(self, name, handle, help, max_body, greet):
+    def __init__(self, name, handle, help, max_body, greet, after_restore):
         self.name = name
         self.handle = handle
         self.help = help
         self.max_body = max_body
         self.greet = greet
+        self.after_restore = after_restore
 
     def answer(self, request):
         """Returns status, media type and body. Never raises."""
@@ -107,6 +116,15 @@ class Function:
             return 500, "application/json", json_line({"error": f"{type(error).__name__}: {error}"})
 
     def _body(self, request):
+        if request.path == AFTER_RESTORE and request.method == "POST":
+            renew()
+            if self.after_restore:
+                self.after_restore()
+            return "text/plain; charset=utf-8", b""
+        if request.path == RANDOM and request.method == "GET":
+            import random
+
+            return "application/json", json_line({"random": random.getrandbits(53)})
         if request.path != "/":
             raise BadRequest("the only path is /", 404)
         if request.method in ("GET", "HEAD"):
@@ -114,6 +132,13 @@ class Function:
         if request.method != "POST":
             raise BadRequest("use POST or GET", 405)
         return "application/json", json_line(self.handle(request))
+
+
+def renew():
+    """Seeds Python's own generator anew from the kernel's, if anybody has imported it."""
+    random = sys.modules.get("random")
+    if random:
+        random.seed()
 
 
 def json_line(value):
@@ -370,11 +395,12 @@ class Server:
             connection.protocol.closing = True
 
 
-def serve(name, handle, help, max_body=1 << 20, greet=None):
+def serve(name, handle, help, max_body=1 << 20, greet=None, after_restore=None):
     """Serves until SIGTERM or SIGINT.
 
     `handle(request)` returns a flat dictionary, which is sent as JSON, or raises BadRequest. `greet(name)` answers
-    helloworld.Greeter/SayHello; with it the port also speaks HTTP/2.
+    helloworld.Greeter/SayHello; with it the port also speaks HTTP/2. `after_restore()` renews what
+    must differ between the clones of a snapshot, beside `random`.
     """
     host, port = os.environ.get("HOST", "0.0.0.0"), os.environ.get("PORT", "8080")
     stop, wake = _socket.socketpair()
@@ -391,4 +417,4 @@ def serve(name, handle, help, max_body=1 << 20, greet=None):
         sys.exit(f"{name}: cannot listen on {host}:{port}: {error}")
     host, port = listener.getsockname()
     print(f"{name} listening on {host}:{port}", flush=True)
-    Server(Function(name, handle, help, max_body, greet), listener, stop).run()
+    Server(Function(name, handle, help, max_body, greet, after_restore), listener, stop).run()

@@ -173,8 +173,10 @@ pub struct GuestConfig {
     pub hooks: Hooks,
 }
 
-/// Paths to which init sends a POST on the function's port, HTTP/1.1. A status from 200 to 299
-/// within five seconds is success.
+/// How the function is told of snapshots. A hook that begins with a slash is a path to which init
+/// sends a POST on the function's port, HTTP/1.1; a status from 200 to 299 is success. One that begins
+/// with `exec:` is a command of the image and its arguments, separated by spaces, which init runs as
+/// the function's user; code 0 is success. Either has five seconds.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Hooks {

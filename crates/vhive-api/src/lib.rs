@@ -32,6 +32,6 @@ pub use revision::{
     Calls, HttpProbe, ProbeTiming, Protocol, Readiness, Revision, Scale, TimedProbe,
 };
 pub use runtime::{ParseRuntimeError, RuntimeName};
-pub use snapshot::{MemoryMode, ParsePolicyError, PrefetchPolicy, SnapshotPolicy};
+pub use snapshot::{MemoryMode, ParsePolicyError, PrefetchPolicy, SnapshotAt, SnapshotPolicy};
 pub use timeline::{FaultAt, FaultTimeline};
 pub use units::{Bytes, Span, UnitError};

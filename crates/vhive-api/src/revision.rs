@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::guest::{Hooks, Volume};
 use crate::ids::{Digest, RevisionDigest, RevisionKey};
 use crate::runtime::RuntimeName;
-use crate::snapshot::{PrefetchPolicy, SnapshotPolicy};
+use crate::snapshot::{PrefetchPolicy, SnapshotAt, SnapshotPolicy};
 use crate::units::Bytes;
 
 /// One immutable version of a function, with every default filled in.
@@ -77,6 +77,9 @@ pub struct Revision {
     /// Whether cold starts come from a snapshot.
     #[serde(default)]
     pub snapshot: SnapshotPolicy,
+    /// When the snapshot is taken.
+    #[serde(default, skip_serializing_if = "SnapshotAt::is_default")]
+    pub snapshot_at: SnapshotAt,
     /// How a snapshot's working set is recorded and prefetched.
     #[serde(default)]
     pub prefetch: PrefetchPolicy,
@@ -249,6 +252,7 @@ impl Revision {
             start_deadline: None,
             scale: Scale::default(),
             snapshot: SnapshotPolicy::default(),
+            snapshot_at: SnapshotAt::default(),
             prefetch: PrefetchPolicy::default(),
             hooks: Hooks::default(),
             volumes: Vec::new(),
@@ -262,7 +266,7 @@ impl Revision {
     ///
     /// The names enter because the function sees them (`K_SERVICE`, `K_REVISION`), and so does every
     /// value of a variable or file, wherever it came from; scaling bounds, timeouts, concurrency
-    /// and the namespace do not.
+    /// and the namespace do not. Whose memory it is, the namespace decides too.
     #[must_use]
     pub fn digest(&self) -> RevisionDigest {
         let parts = (

@@ -21,6 +21,18 @@ pub enum SnapshotPolicy {
     Reap,
 }
 
+/// When the snapshot of a revision is taken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SnapshotAt {
+    /// Of an instance that has answered a request: what answering needs is in memory, and so are
+    /// that request and its reply.
+    #[default]
+    FirstReply,
+    /// Of an instance that is ready and has been asked nothing.
+    Ready,
+}
+
 /// How pages are recorded and prefetched under [`SnapshotPolicy::Reap`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -67,6 +79,26 @@ impl SnapshotPolicy {
     }
 }
 
+impl SnapshotAt {
+    /// Every moment.
+    pub const ALL: [Self; 2] = [Self::FirstReply, Self::Ready];
+
+    /// Whether nothing is said.
+    #[must_use]
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// The moment as written in annotations.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::FirstReply => "first-reply",
+            Self::Ready => "ready",
+        }
+    }
+}
+
 impl PrefetchPolicy {
     /// Every policy.
     pub const ALL: [Self; 4] =
@@ -99,7 +131,7 @@ impl MemoryMode {
 
 /// The text names no policy.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("unknown {kind} policy {text:?}; known: {known}")]
+#[error("unknown {kind} {text:?}; known: {known}")]
 pub struct ParsePolicyError {
     kind: &'static str,
     text: String,
@@ -112,7 +144,7 @@ impl FromStr for SnapshotPolicy {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let found = Self::ALL.into_iter().find(|policy| policy.as_str() == text);
         found.ok_or_else(|| ParsePolicyError {
-            kind: "snapshot",
+            kind: "snapshot policy",
             text: text.to_owned(),
             known: Self::ALL.map(Self::as_str).join(", "),
         })
@@ -125,7 +157,20 @@ impl FromStr for PrefetchPolicy {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let found = Self::ALL.into_iter().find(|policy| policy.as_str() == text);
         found.ok_or_else(|| ParsePolicyError {
-            kind: "prefetch",
+            kind: "prefetch policy",
+            text: text.to_owned(),
+            known: Self::ALL.map(Self::as_str).join(", "),
+        })
+    }
+}
+
+impl FromStr for SnapshotAt {
+    type Err = ParsePolicyError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let found = Self::ALL.into_iter().find(|at| at.as_str() == text);
+        found.ok_or_else(|| ParsePolicyError {
+            kind: "moment of a snapshot",
             text: text.to_owned(),
             known: Self::ALL.map(Self::as_str).join(", "),
         })
@@ -163,6 +208,10 @@ mod tests {
         for policy in PrefetchPolicy::ALL {
             assert_eq!(policy.as_str().parse(), Ok(policy));
             assert_eq!(serde_json::to_value(policy).expect("serialises"), policy.as_str());
+        }
+        for at in SnapshotAt::ALL {
+            assert_eq!(at.as_str().parse(), Ok(at));
+            assert_eq!(serde_json::to_value(at).expect("serialises"), at.as_str());
         }
         let modes = [MemoryMode::File, MemoryMode::Lazy, MemoryMode::Record, MemoryMode::Prefetch];
         for mode in modes {

@@ -55,6 +55,9 @@ pub struct SnapshotsConfig {
     pub max_bytes: Bytes,
     /// How long an instance may be withheld for its snapshot.
     pub take_deadline: Span,
+    /// How long a snapshot waits for a moment in which the instance holds no request; then another
+    /// instance is booted for it.
+    pub idle_wait: Span,
     /// How long a start from a snapshot may take, until ready; then it is booted instead.
     pub restore_deadline: Span,
     /// A start that prefetches and still faults on more than this share of the pages prefetched,
@@ -71,6 +74,7 @@ impl Default for SnapshotsConfig {
         Self {
             max_bytes: Bytes(16 << 30),
             take_deadline: Span(Duration::from_secs(30)),
+            idle_wait: Span(Duration::from_secs(30)),
             restore_deadline: Span(Duration::from_secs(20)),
             rerecord_above_percent: 25,
             standby: 16,
@@ -183,6 +187,7 @@ impl Config {
             ("image_deadline", self.image_deadline),
             ("back_off_first", self.back_off_first),
             ("snapshots.take_deadline", self.snapshots.take_deadline),
+            ("snapshots.idle_wait", self.snapshots.idle_wait),
             ("snapshots.restore_deadline", self.snapshots.restore_deadline),
         ];
         for (name, span) in spans {

@@ -59,7 +59,7 @@ pub use node::{CreateError, Node, OpenError, ResolveError, Runtimes, Tools};
 pub use pool::{AcquireError, InstanceState, Lease};
 pub use records::Records;
 pub use snapshots::{
-    Collected, ExportError, ImportError, KeepError, SnapshotId, SnapshotInfo, Snapshots,
+    Collected, ExportError, ImportError, KeepError, NoRoom, SnapshotId, SnapshotInfo, Snapshots,
     StaleField, StoreError,
 };
 pub use start::{StartError, StartFailure, StartPhase, StartReport};

@@ -178,6 +178,7 @@ impl Collector for Gauges {
         let views: Vec<PoolView> = shared.pools().iter().map(|pool| pool.view()).collect();
         instances(&views, &mut to)?;
         queues(&views, &mut to)?;
+        waiting(&views, &mut to)?;
         let (instances, memory) = shared.budget.usage();
         let (max_instances, max_memory) = shared.budget.bounds();
         let snapshots = shared.snapshots.figures();
@@ -246,6 +247,23 @@ fn queues(views: &[PoolView], to: &mut DescriptorEncoder<'_>) -> Result<(), std:
             revision: view.revision.key.name.clone(),
         };
         let gauge = ConstGauge::new(i64::from(view.counts.queued));
+        gauge.encode(family.encode_family(&labels)?)?;
+    }
+    Ok(())
+}
+
+/// Revisions whose snapshot waits for an idle instance, or for room for one of its own.
+fn waiting(views: &[PoolView], to: &mut DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+    let help = "Since when a snapshot is wanted and not there";
+    let unit = Some(&Unit::Seconds);
+    let mut family = to.encode_descriptor("vhive_snapshot_waiting", help, unit, GAUGE)?;
+    for view in views {
+        let Some(since) = view.snapshot_waits else { continue };
+        let labels = RevisionLabels {
+            namespace: view.revision.key.namespace.clone(),
+            revision: view.revision.key.name.clone(),
+        };
+        let gauge = ConstGauge::new(since.elapsed().as_secs_f64());
         gauge.encode(family.encode_family(&labels)?)?;
     }
     Ok(())

@@ -271,7 +271,15 @@ impl Node {
             pools: RwLock::default(),
             forgotten: Mutex::default(),
         };
-        Ok(Self(Arc::new(Inner { shared: Arc::new(shared) })))
+        let shared = Arc::new(shared);
+        let weak = Arc::downgrade(&shared);
+        shared.snapshots.on_gone(move || {
+            let Some(shared) = weak.upgrade() else { return };
+            let of_thread = Arc::clone(&shared);
+            // VMMs that wait for it are of no use any more.
+            drop(shared.handle.spawn_blocking(move || of_thread.standbys.give_up_useless()));
+        });
+        Ok(Self(Arc::new(Inner { shared })))
     }
 
     /// The node's configuration.
@@ -308,8 +316,9 @@ impl Node {
         self.0.shared.ground.run_root()
     }
 
-    /// Makes a revision known; starts nothing. A revision known by the same key keeps its
-    /// instances, and the new description holds from the next start on.
+    /// Makes a revision known; starts nothing but what a snapshot needs that is to be taken of a
+    /// ready instance. A revision known by the same key keeps its instances, and the new description
+    /// holds from the next start on.
     pub fn register(&self, revision: Arc<Revision>) {
         let shared = &self.0.shared;
         shared.read_ahead(&revision);
@@ -318,6 +327,7 @@ impl Node {
             let pool = Arc::clone(pool);
             drop(pools);
             pool.update(revision);
+            pool.snapshot_ahead();
             return;
         }
         let key = revision.key.clone();
@@ -325,7 +335,9 @@ impl Node {
         if shared.closing.load(Ordering::SeqCst) {
             pool.close();
         }
-        pools.insert(key, pool);
+        pools.insert(key, Arc::clone(&pool));
+        drop(pools);
+        pool.snapshot_ahead();
     }
 
     /// Forgets a revision: refuses further requests, fails those that wait in vain, lets those in

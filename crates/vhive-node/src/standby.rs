@@ -38,6 +38,12 @@ pub(crate) struct Standby {
 }
 
 impl Standby {
+    /// Whether it lives, and a start may still come from its snapshot.
+    fn is_of_use(&self) -> bool {
+        let stored = || self.stored.upgrade().is_some_and(|stored| stored.is_of_use());
+        self.journal.ended().is_none() && stored()
+    }
+
     /// The VMM, if it waits for just this snapshot and way of memory.
     pub(crate) fn fitting(self, hold: &Hold, mode: MemoryMode) -> Option<Box<dyn Prespawned>> {
         let same = self.stored.upgrade().is_some_and(|stored| Arc::ptr_eq(&stored, hold.stored()));
@@ -62,7 +68,7 @@ struct State {
 }
 
 impl Standbys {
-    /// A living standby of the revision, for a start that may be from a snapshot.
+    /// A standby of use for the revision, for a start that may be from a snapshot.
     pub(crate) fn take(&self, revision: &RevisionKey) -> Option<Standby> {
         let mut state = self.state();
         let now = Instant::now();
@@ -70,9 +76,8 @@ impl Standbys {
             Some(demand) => demand.add(now),
             None => drop(state.demand.insert(revision.clone(), Demand::new(now))),
         }
-        // One that has ended is not worth a start; refilling replaces it.
-        let lives = |standby: &Standby| standby.journal.ended().is_none();
-        let fits = |standby: &Standby| standby.revision == *revision && lives(standby);
+        // Any other is not worth a start; refilling replaces it.
+        let fits = |standby: &Standby| standby.revision == *revision && standby.is_of_use();
         let at = state.ready.iter().position(fits)?;
         state.ready.remove(at)
     }
@@ -97,11 +102,23 @@ impl Standbys {
         drop(gone);
     }
 
+    /// Gives up those whose snapshot is gone, and what they hold: a network slot, a process, its files'
+    /// blocks on the disk. Blocks until they have ended.
+    pub(crate) fn give_up_useless(&self) {
+        let mut state = self.state();
+        let all = std::mem::take(&mut state.ready);
+        let (kept, gone): (VecDeque<_>, VecDeque<_>) =
+            all.into_iter().partition(Standby::is_of_use);
+        state.ready = kept;
+        drop(state);
+        drop(gone);
+    }
+
     /// Reserves the right to make one for the revision; what is no longer of use comes with it. Its first
     /// takes the place of others' oldest, further ones take free places only.
     fn begin(&self, revision: &RevisionKey, most: usize) -> Option<VecDeque<Standby>> {
         let mut state = self.state();
-        let dead = |standby: &Standby| standby.journal.ended().is_some();
+        let dead = |standby: &Standby| !standby.is_of_use();
         let there = |standby: &&Standby| standby.revision == *revision && !dead(standby);
         let (there, living) = (
             state.ready.iter().filter(there).count(),
@@ -124,7 +141,8 @@ impl Standbys {
     fn end(&self, revision: &RevisionKey, made: Option<Standby>) -> Option<Standby> {
         let mut state = self.state();
         state.making.remove(revision);
-        if state.closed {
+        // Its snapshot may have gone while it was made, when nobody could give it up.
+        if state.closed || made.as_ref().is_some_and(|made| !made.is_of_use()) {
             return made;
         }
         state.ready.extend(made);

@@ -11,13 +11,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
-use vhive_api::{MemoryFigures, MemoryMode, PrefetchPolicy, Revision, RuntimeName, SandboxId};
+use vhive_api::{
+    Bytes, MemoryFigures, MemoryMode, PrefetchPolicy, Revision, RuntimeName, SandboxId,
+};
 use vhive_sandbox::snapshot::DraftError;
 use vhive_sandbox::{Deadline, Paging, Replay, SnapshotError};
 
+use crate::footprint::Footprint;
 use crate::node::Shared;
 use crate::pool::{Gone, Pool, Running};
-use crate::snapshots::{Hold, KeepError, SnapshotInfo, StoredSnapshot, Taking, chain};
+use crate::snapshots::{Hold, KeepError, NoRoom, SnapshotInfo, StoredSnapshot, Taking, chain};
 use crate::standby;
 use crate::start::{missed, panic_text};
 
@@ -33,6 +36,9 @@ pub enum TakeError {
     /// The runtime cannot take any.
     #[error("runtime {0} takes no snapshots")]
     Unsupported(RuntimeName),
+    /// The disk is too full for it.
+    #[error("snapshot not begun")]
+    NoRoom(#[source] NoRoom),
     /// No draft could be begun.
     #[error("snapshot not begun")]
     Begin(#[source] DraftError),
@@ -96,6 +102,9 @@ fn take(shared: &Arc<Shared>, pool: &Arc<Pool>, job: TakeJob) {
             if lost { "lost" } else { "failed" }
         }
     };
+    if kept.is_ok() {
+        pool.saved();
+    }
     shared.metrics.snapshot_taken(revision.runtime, outcome);
     if let Some(tell) = tell {
         // Whoever asked may have gone.
@@ -116,8 +125,10 @@ fn write(
     running: &mut Running,
 ) -> Result<Written, TakeError> {
     let taking = shared.snapshots.begin(revision).ok_or(TakeError::Busy)?;
+    let needed = takes(revision, running);
     let unsupported = TakeError::Unsupported(revision.runtime);
     let checkpoint = running.sandbox.checkpoint().ok_or(unsupported)?;
+    shared.snapshots.has_room(needed).map_err(TakeError::NoRoom)?;
     let mut draft = taking.draft().map_err(TakeError::Begin)?;
     // A try of the liveness probe comes to its end first, and the next one waits: nobody talks to it.
     let turn = Arc::clone(&running.turn);
@@ -130,6 +141,14 @@ fn write(
         Ok(Err(error)) => Err(TakeError::Checkpoint(error)),
         Err(panic) => Err(TakeError::Panicked(panic_text(&*panic))),
     }
+}
+
+/// What a snapshot takes up on the disk while it is written: what the guest has touched of its memory, and as
+/// much again where the runtime writes it twice.
+fn takes(revision: &Revision, running: &Running) -> Bytes {
+    let copies = if revision.runtime == RuntimeName::Firecracker { 2 } else { 1 };
+    let held = Footprint::of(running.sandbox.processes()).map_or(0, |held| held.rss.0);
+    Bytes(held.min(revision.memory.0).saturating_mul(copies))
 }
 
 /// What is to be done after the first reply of an instance that came from a snapshot.
@@ -191,6 +210,7 @@ impl AfterReply {
             }
         }
         self.stored.settle();
+        shared.snapshots.has_grown(&self.stored);
         standby::refill(shared, &self.revision);
     }
 }

@@ -67,6 +67,25 @@ pub(crate) fn processor() -> String {
     brand.map_or_else(|| "an unnamed processor".to_owned(), |name| name.as_str().trim().to_owned())
 }
 
+/// What the processor lets a program see of its features, shortened: what guests see that run on it
+/// without emulation. Hypervisors show processors of one name differently.
+///
+/// # Source
+/// Intel SDM, CPUID: leaves 1 (but for EBX, which tells processors apart), 7, 0xd and 0x80000001.
+pub(crate) fn features() -> String {
+    let leaf = raw_cpuid::native_cpuid::cpuid_count;
+    let (basic, more) = (leaf(1, 0), leaf(7, 0));
+    let (saved, ways, extended) = (leaf(0xd, 0), leaf(0xd, 1), leaf(0x8000_0001, 0));
+    let registers = [
+        [basic.eax, basic.ecx, basic.edx],
+        [more.ebx, more.ecx, more.edx],
+        [saved.eax, saved.edx, ways.eax],
+        [extended.ecx, extended.edx, leaf(7, 1).eax],
+    ];
+    let bytes: Vec<u8> = registers.into_iter().flatten().flat_map(u32::to_le_bytes).collect();
+    vhive_api::Digest::of(&bytes).hex().chars().take(16).collect()
+}
+
 fn read(path: &str) -> String {
     fs::read_to_string(path).unwrap_or_default()
 }

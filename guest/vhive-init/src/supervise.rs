@@ -4,7 +4,8 @@
 //!   host ──Stop──►┐                      ┌──► stop signal, later SIGKILL
 //!   SIGCHLD ─────►├─ poll ─ supervise ───┼──► Exited, then power off
 //!   stdout/err ──►│                      ├──► Output lines (back-pressure: pipes wait while the
-//!   port listens ►┘                      └──► Listening      host does not take what is queued)
+//!   port listens ►┤                      ├──► Listening      host does not take what is queued)
+//!   hook is over ►┘                      └──► Prepared, Resumed
 //! ```
 
 use std::io::{self, Read};
@@ -26,7 +27,7 @@ use crate::channel::Channel;
 use crate::clock;
 use crate::entropy::Entropy;
 use crate::failure::{Failure, Step as _};
-use crate::hook;
+use crate::hook::{self, Call};
 use crate::network::Names;
 use crate::process;
 
@@ -49,8 +50,10 @@ pub(crate) struct Supervisor<'a> {
     /// Between being ready for a snapshot and going on: nothing may be on its way to the host.
     quiet: bool,
     kill_at: Option<Instant>,
-    /// A command of the host's.
+    /// A command of the host's, or one that is a hook.
     beside: Option<Beside>,
+    /// A hook that is under way.
+    hook: Option<Hook>,
     /// Readable when the function listens; none once that has been told.
     listening: Option<OwnedFd>,
     outputs: Vec<Output>,
@@ -76,6 +79,17 @@ struct Beside {
     pid: Pid,
     kill_at: Instant,
     killed: bool,
+}
+
+/// What the function is being told.
+#[derive(Debug)]
+struct Hook {
+    /// As it was configured.
+    name: String,
+    /// The POST that it is; a command is run beside the function.
+    call: Option<Call>,
+    /// Whether a snapshot follows; otherwise, the life of a clone.
+    before_snapshot: bool,
 }
 
 /// One output stream of the function until it is closed.
@@ -127,6 +141,7 @@ impl<'a> Supervisor<'a> {
             quiet: false,
             kill_at: None,
             beside: None,
+            hook: None,
             listening,
             outputs,
         }
@@ -140,6 +155,7 @@ impl<'a> Supervisor<'a> {
             if let Some(code) = self.reap()? {
                 break code;
             }
+            self.hook_is_over()?;
             for message in self.channel.receive()? {
                 self.obey(message)?;
             }
@@ -169,16 +185,19 @@ impl<'a> Supervisor<'a> {
         let children = self.children.as_fd();
         // What is not waited for has its place taken by something that is watched anyway.
         let listening = self.listening.as_ref().map_or(children, AsFd::as_fd);
+        let call = self.hook.as_ref().and_then(|hook| hook.call.as_ref());
+        let call = call.map_or(children, AsFd::as_fd);
         let mut sources = vec![
             PollFd::from_borrowed_fd(self.channel.input(), PollFlags::IN),
             PollFd::from_borrowed_fd(children, PollFlags::IN),
             PollFd::from_borrowed_fd(listening, PollFlags::IN),
+            PollFd::from_borrowed_fd(call, PollFlags::IN),
         ];
         if taking {
             let pipes = self.outputs.iter().map(|o| PollFd::new(o, PollFlags::IN));
             sources.extend(pipes);
         }
-        let pipes = 3..sources.len();
+        let pipes = 4..sources.len();
         if self.channel.backlog() > 0 {
             sources.push(PollFd::from_borrowed_fd(self.channel.output(), PollFlags::OUT));
         }
@@ -224,8 +243,15 @@ impl<'a> Supervisor<'a> {
 
     fn obey(&mut self, message: ToGuest) -> Result<(), Failure> {
         match message {
+            ToGuest::PrepareSnapshot | ToGuest::Resume(_) if self.hook.is_some() => {
+                Err("it does not wait for the function's hook").step("obey the host")
+            }
             ToGuest::PrepareSnapshot => {
-                self.prepare();
+                let hook = self.function.hooks.before_snapshot.clone();
+                let begun = hook.map_or(Ok(()), |hook| self.begin(hook, true));
+                if self.hook.is_none() {
+                    self.prepared(begun);
+                }
                 Ok(())
             }
             ToGuest::Resume(identity) => self.resume(&identity),
@@ -261,15 +287,57 @@ impl<'a> Supervisor<'a> {
         }
     }
 
+    /// Begins to tell the function of a snapshot: [`Supervisor::hook_ended`] follows.
+    fn begin(&mut self, name: String, before_snapshot: bool) -> Result<(), Failure> {
+        let call = match hook::command(&name) {
+            Some(_) if self.beside.is_some() => {
+                return Err("another command runs").step(format!("run the hook {name}"));
+            }
+            Some(command) => {
+                let child = process::beside(&self.function.process, &command, self.function.world)?;
+                let pid = Pid::from_raw(child.id().cast_signed());
+                let kill_at = Instant::now() + hook::PATIENCE;
+                self.beside = Some(Beside { pid, kill_at, killed: false });
+                None
+            }
+            None => Some(Call::begin(self.function.port, &name)?),
+        };
+        self.hook = Some(Hook { name, call, before_snapshot });
+        Ok(())
+    }
+
+    /// Goes on if a POST that was under way is over.
+    fn hook_is_over(&mut self) -> Result<(), Failure> {
+        let is_over = |hook: &mut Hook| hook.call.as_ref().is_some_and(Call::is_over);
+        match self.hook.take_if(is_over) {
+            Some(Hook { call: Some(call), before_snapshot, .. }) => {
+                self.hook_ended(before_snapshot, call.finish())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn hook_ended(
+        &mut self,
+        before_snapshot: bool,
+        outcome: Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        if before_snapshot {
+            self.prepared(outcome);
+            return Ok(());
+        }
+        outcome?;
+        self.resumed();
+        Ok(())
+    }
+
     fn told(&mut self, code: Option<i32>, reason: Option<String>) {
         self.channel.queue(&FromGuest::Ran { at_ns: clock::now_ns(), code, reason });
     }
 
-    /// Runs the function's hook, then falls silent.
+    /// The function has been told of the snapshot: falls silent.
     #[expect(clippy::disallowed_methods, reason = "nothing tells when the kernel is done")]
-    fn prepare(&mut self) {
-        let hook = self.function.hooks.before_snapshot.as_deref();
-        let called = hook.map_or(Ok(()), |path| hook::call(self.function.port, path));
+    fn prepared(&mut self, called: Result<(), Failure>) {
         // Connections that have just been closed and memory that has just been freed keep the
         // kernel busy for a few ticks; in the snapshot that work would be every clone's.
         thread::sleep(SETTLE);
@@ -288,19 +356,24 @@ impl<'a> Supervisor<'a> {
         if self.function.entropy.is_some() {
             clock::set_wall(identity.now_unix_ns)?;
         }
+        // What the function prints from now on is the clone's.
+        self.quiet = false;
         if identity.clone {
             if let Some(entropy) = &self.function.entropy {
                 entropy.reseed(&identity.entropy)?;
             }
             let names = &mut self.function.names;
             names.rename(&identity.hostname, identity.network.as_ref())?;
-            if let Some(path) = &self.function.hooks.after_restore {
-                hook::call(self.function.port, path)?;
+            if let Some(hook) = self.function.hooks.after_restore.clone() {
+                return self.begin(hook, false);
             }
         }
-        self.quiet = false;
-        self.channel.queue(&FromGuest::Resumed { at_ns: clock::now_ns() });
+        self.resumed();
         Ok(())
+    }
+
+    fn resumed(&mut self) {
+        self.channel.queue(&FromGuest::Resumed { at_ns: clock::now_ns() });
     }
 
     /// Collects every dead process; says how the function ended if it is among them.
@@ -314,7 +387,12 @@ impl<'a> Supervisor<'a> {
                 }
                 Ok(Some((pid, status))) => {
                     let mine = |one: &mut Beside| pid.as_raw_pid() == one.pid.as_raw();
-                    if let Some(beside) = self.beside.take_if(mine) {
+                    let Some(beside) = self.beside.take_if(mine) else { continue };
+                    let of_hook = |hook: &mut Hook| hook.call.is_none();
+                    if let Some(hook) = self.hook.take_if(of_hook) {
+                        let ran = hook::ran(&hook.name, exit_code(status), beside.killed);
+                        self.hook_ended(hook.before_snapshot, ran)?;
+                    } else {
                         let late = beside.killed.then(|| "it took too long".to_owned());
                         self.told(Some(exit_code(status)), late);
                     }
@@ -329,6 +407,7 @@ impl<'a> Supervisor<'a> {
     fn last_words(mut self, code: i32) -> Result<(), Failure> {
         let until = Instant::now() + LAST_WORDS;
         self.quiet = false;
+        self.hook = None;
         while !self.outputs.is_empty() && Instant::now() < until {
             self.turn(Some(until))?;
             self.reap()?;

@@ -225,6 +225,17 @@ fn e2e_microvm_is_snapshotted_recorded_and_replayed_also_by_the_next_node() {
     assert_eq!(lame["start"], if without { "lazy" } else { "reap" }, "{lame}");
     assert_eq!(invoke_cold(&next, "hello")["start"], "record");
     replay(&invoke_cold(&next, "hello"), faults);
+    // The VMM that waits for the next start ends with the snapshot, whether there is a next start or not.
+    let socket = PathBuf::from(format!("/run/vhive/{tag}/api.sock"));
+    let has_standbys = || {
+        let told = vhive_tests::node::ask(&socket, "GET", "/metrics", "").expect("answered");
+        let count = told.lines().find_map(|line| line.strip_prefix("vhive_standbys "));
+        count.expect("it is told") != "0"
+    };
+    let patience = Duration::from_secs(20);
+    next.wait_for("hello", patience, |_| has_standbys()).expect("one is spawned behind the reply");
+    next.ok(&["snapshot", "rm", "hello"]).expect("removed");
+    next.wait_for("hello", patience, |_| !has_standbys()).expect("nothing waits for what is gone");
     assert!(next.stop().expect("ends").success());
     assert_eq!(traces(&tag), [""; 0]);
 }
@@ -321,4 +332,56 @@ fn e2e_microvm_nothing_is_left_of_a_node_killed_during_boot() {
     let swept = vhive(dir.path(), &["node", "--sweep"]).expect("runs");
     assert!(swept.status.success(), "{}", said(&swept));
     assert_eq!(traces(&tag), [""; 0]);
+}
+
+/// Gives a directory the image of a function in Python, or says what this host lacks for it.
+fn prepare_python(name: &str, dir: &Dir) -> Result<(), String> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    if !std::env::split_paths(&path).any(|dir| dir.join("mmdebstrap").is_file()) {
+        return Err("mmdebstrap (Debian package mmdebstrap)".to_owned());
+    }
+    let recipe = Path::new(env!("CARGO_MANIFEST_DIR")).join("../functions").join(name);
+    let done = vhive(dir.path(), &["image", "build", &recipe.to_string_lossy()]).expect("runs");
+    assert!(done.status.success(), "{}", said(&done));
+    Ok(())
+}
+
+#[test]
+fn e2e_microvm_clones_draw_the_same_from_a_languages_generator_unless_the_hook_renews_it() {
+    let test =
+        "e2e_microvm_clones_draw_the_same_from_a_languages_generator_unless_the_hook_renews_it";
+    let dir = Dir::new("microvm-random");
+    let Some(node) = node(test, &dir) else { return };
+    if let Err(lacks) = prepare_python("pyaes", &dir) {
+        eprintln!("SKIP {test}: {lacks}");
+        return;
+    }
+    let yaml = |name: &str, hook: &str| {
+        let annotations = format!(
+            "vhive.dev/snapshot-policy: vanilla\n        {hook}autoscaling.knative.dev/window"
+        );
+        hello(name, "")
+            .replace("autoscaling.knative.dev/window", &annotations)
+            .replace("dev.local/hello:latest", "dev.local/pyaes:latest")
+    };
+    let draw = |name: &str| {
+        node.ok(&["evict", name]).expect("evicted");
+        let reply = node.json(&["invoke", name, "--path", "/vhive/random"]);
+        let reply = reply.expect("invoked");
+        assert_eq!(reply["status"], 200, "{reply}");
+        (reply["record"]["start"].clone(), reply["body"].to_string())
+    };
+    for (name, hook, same) in [
+        ("frozen", "", true),
+        ("renewed", "vhive.dev/after-restore: /vhive/after-restore\n        ", false),
+    ] {
+        apply(&node, &dir, &yaml(name, hook));
+        // The first one seeds the generator, and the snapshot follows its reply.
+        assert_eq!(draw(name).0, "boot");
+        let clones = [draw(name), draw(name)];
+        let fallback = clones.iter().any(|(start, _)| start != "snapshot");
+        assert!(!fallback, "{name}: {clones:?}");
+        assert_eq!(clones[0].1 == clones[1].1, same, "{name}: {clones:?}");
+    }
+    assert!(node.stop().expect("ends").success());
 }

@@ -347,6 +347,7 @@ fn e2e_microvm_a_disk_that_is_full_costs_the_snapshot_and_no_reply() {
     node.ok(&["evict", "hello"]).expect("evicted");
     assert_eq!(below(&disk), std::slice::from_ref(&filler));
     assert!(node.log().contains("snapshot not taken"), "{}", node.log());
+    assert!(node.log().contains("no room"), "nothing is written that has no room: {}", node.log());
 
     fs::remove_file(&filler).expect("removed");
     assert_eq!(invoke(&node, "hello")["record"]["start"], "boot");

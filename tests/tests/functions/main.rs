@@ -327,6 +327,22 @@ async fn pyaes_encrypts() {
 }
 
 #[tokio::test]
+async fn functions_in_python_renew_their_generator_when_they_are_told() {
+    let Some(function) = start("pyaes").await else { return };
+    let mut client = Client::http1(function.address).await;
+    // Before anybody has asked for a random number, and after.
+    for _ in 0..2 {
+        let told = client.post("/vhive/after-restore", "text/plain", b"").await;
+        assert_eq!((told.status, told.body.len()), (200, 0));
+        let drawn = client.get("/vhive/random").await;
+        let drawn: Value = serde_json::from_slice(&drawn.body).expect("it is JSON");
+        assert!(drawn["random"].is_u64(), "{drawn}");
+    }
+    assert_eq!(client.get("/vhive/after-restore").await.status, 404, "only POST tells");
+    function.stop().await;
+}
+
+#[tokio::test]
 async fn pyaes_greets_over_grpc() {
     check_greeter("pyaes").await;
 }

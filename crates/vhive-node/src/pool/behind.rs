@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use tokio::sync::oneshot;
-use vhive_api::Revision;
+use vhive_api::{Revision, SnapshotAt};
 use vhive_sandbox::Journal;
 
 use super::core::InstanceNo;
@@ -96,6 +96,44 @@ impl Pool {
         }
         up.await.map_err(|_| closing())??;
         told.await.map_err(|_| closing())
+    }
+
+    /// Takes the snapshot now, of an instance that nobody has asked for anything, if the revision wants
+    /// it so and there is none.
+    pub(crate) fn snapshot_ahead(self: &Arc<Self>) {
+        let revision = Arc::clone(&self.state().revision);
+        let runtime = self.shared.tools.runtimes.get(revision.runtime);
+        let possible = runtime.is_some_and(|runtime| runtime.restores().is_some());
+        if revision.snapshot_at == SnapshotAt::Ready
+            && revision.missing.is_none()
+            && possible
+            && self.shared.snapshots.wanted(&revision, Instant::now())
+        {
+            self.run(|state, out| state.core.want_alone(Instant::now(), out));
+        }
+    }
+
+    /// A snapshot has waited for long enough: an instance is started for it, if there is room.
+    pub(super) fn overdue(self: &Arc<Self>) {
+        let revision = Arc::clone(&self.state().revision);
+        let now = Instant::now();
+        if self.shared.snapshots.fits(&revision) {
+            self.saved();
+        } else if self.shared.snapshots.wanted(&revision, now) {
+            let mut begun = Ok(0);
+            self.run(|state, out| begun = state.core.prepare(now, out));
+            match begun {
+                Ok(_) => {
+                    tracing::info!(revision = %self.key, "booting an instance for its snapshot")
+                }
+                Err(why) => tracing::info!(revision = %self.key, ?why, "snapshot has to wait"),
+            }
+        }
+    }
+
+    /// There is a snapshot of the revision: no other is wanted.
+    pub(crate) fn saved(self: &Arc<Self>) {
+        self.run(|state, _| state.core.saved());
     }
 
     /// Stops what idles; nothing comes back before the next request. Resolves when it is gone, what

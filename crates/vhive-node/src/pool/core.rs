@@ -8,14 +8,17 @@
 //!
 //!   Ready ── last release, replied, snapshot wanted, nobody waits ──► Snapshotting ──► Ready
 //!
+//!   if none is idle for long, another one ──► Starting ──► Snapshotting ──► Stop, or Ready
 //!   while an instance is unwell it gets no slots, in whatever state
 //! ```
 
+mod overdue;
 mod withhold;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use self::overdue::Waits;
 use super::back_off::BackOff;
 
 /// Numbers an instance within its pool, ascending, never reused.
@@ -45,6 +48,9 @@ pub(crate) enum Action {
     Stop(InstanceNo),
     /// Take a snapshot of the instance, which holds nothing, then report `snapshotted`.
     Snapshot(InstanceNo),
+    /// No instance that serves will do for the snapshot: `prepare` one, unless there is a snapshot;
+    /// then report `saved`.
+    Overdue,
 }
 
 /// Why a request gets no slot.
@@ -146,10 +152,14 @@ pub(crate) struct Core {
     failed: BackOff,
     /// Gates starts that no request asked for, after a crash.
     crashed: BackOff,
+    /// How long a snapshot waits for an idle instance.
+    patience: Duration,
+    /// A snapshot that is wanted and not there.
+    waits: Option<Waits>,
 }
 
 impl Core {
-    pub(crate) fn new(bounds: Bounds, back_off: BackOff) -> Self {
+    pub(crate) fn new(bounds: Bounds, back_off: BackOff, patience: Duration) -> Self {
         Self {
             bounds,
             want: 0,
@@ -166,6 +176,8 @@ impl Core {
             next_waiter: 0,
             failed: back_off,
             crashed: back_off,
+            patience,
+            waits: None,
         }
     }
 
@@ -206,7 +218,11 @@ impl Core {
         }
         self.set_state(no, State::Ready);
         self.failed.reset();
-        let saves = self.instances.get(&no).is_some_and(|i| i.passing && i.due);
+        let due = self.instances.get(&no).is_some_and(|i| i.due);
+        let saves = due && self.is_prepared(no);
+        if due && !saves {
+            self.wait_for_idle(now);
+        }
         if saves && !self.closing {
             self.snapshot(no, out);
         } else {
@@ -345,6 +361,7 @@ impl Core {
 
     /// Looks again: a back-off may have ended, or room come.
     pub(crate) fn poke(&mut self, now: Instant, out: &mut Vec<Action>) {
+        self.look_at_waits(now, out);
         self.after_loss(now, out);
     }
 
@@ -396,7 +413,8 @@ impl Core {
         let failed = self.failed.closed_until(now);
         let crashed = self.crashed.closed_until(now);
         let demand = !self.waiting.is_empty() || self.want > 0;
-        failed.into_iter().chain(crashed).min().filter(|_| demand && !self.closing)
+        let starts = failed.into_iter().chain(crashed).min().filter(|_| demand);
+        starts.into_iter().chain(self.ask_at()).min().filter(|_| !self.closing)
     }
 
     /// Instances altogether, and of them those that start: what a door sees change.

@@ -21,7 +21,9 @@ use std::time::Instant;
 use jiff::Timestamp;
 use rustix::process::Pid;
 use tokio::sync::{oneshot, watch};
-use vhive_api::{Bytes, MemoryFigures, Revision, RevisionKey, RuntimeName, SandboxId, StartKind};
+use vhive_api::{
+    Bytes, MemoryFigures, Revision, RevisionKey, RuntimeName, SandboxId, SnapshotAt, StartKind,
+};
 use vhive_sandbox::{Journal, Paging, Sandbox};
 
 pub(crate) use self::back_off::BackOff;
@@ -217,6 +219,8 @@ pub(crate) struct PoolView {
     pub(crate) last_start: Option<Arc<StartReport>>,
     pub(crate) last_failure: Option<Arc<StartFailure>>,
     pub(crate) instances: Vec<InstanceView>,
+    /// Since when a snapshot is wanted and not there.
+    pub(crate) snapshot_waits: Option<Instant>,
 }
 
 /// The pool of one revision.
@@ -240,6 +244,7 @@ struct Effects {
     starts: Vec<StartJob>,
     stops: Vec<(Running, Arc<Journal>)>,
     timer: Option<Instant>,
+    overdue: bool,
 }
 
 impl Pool {
@@ -248,7 +253,7 @@ impl Pool {
         let back_off = BackOff::new(config.back_off_first.0, config.back_off_most.0);
         let key = revision.key.clone();
         let state = State {
-            core: Core::new(bounds(&revision), back_off),
+            core: Core::new(bounds(&revision), back_off, config.snapshots.idle_wait.0),
             revision,
             slots: HashMap::new(),
             waiters: HashMap::new(),
@@ -384,6 +389,7 @@ impl Pool {
             last_start: state.last_start.clone(),
             last_failure: state.last_failure.clone(),
             instances,
+            snapshot_waits: state.core.waits_since(),
         }
     }
 
@@ -444,10 +450,13 @@ impl Pool {
             (journal, turn, instance)
         };
         self.run(|state, out| {
-            if wanted {
-                state.core.want_snapshot(no);
+            let now = Instant::now();
+            match revision.snapshot_at {
+                SnapshotAt::FirstReply if wanted => state.core.want_snapshot(no),
+                SnapshotAt::Ready if wanted => state.core.want_alone(now, out),
+                _ => {}
             }
-            state.core.started(no, Instant::now(), out);
+            state.core.started(no, now, out);
             if state.core.instance(no).is_none_or(|(_, leases)| leases == 0) {
                 // Nobody waits to use it, and a function may serve one connection at a time only.
                 drop(instance.connection());
@@ -607,6 +616,7 @@ impl Pool {
                     let job = TakeJob { no, id, revision, running, tell, counted };
                     effects.takes.push(job);
                 }
+                Action::Overdue => effects.overdue = true,
             }
         }
     }
@@ -665,6 +675,9 @@ impl Pool {
         for job in effects.starts {
             self.watch(job.no, &job.journal);
             start::spawn(Arc::clone(&self.shared), Arc::clone(self), job);
+        }
+        if effects.overdue {
+            self.overdue();
         }
         for (running, journal) in effects.stops {
             start::spawn_stop(&self.shared, Gone(Arc::clone(self)), running, journal);

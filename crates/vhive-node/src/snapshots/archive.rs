@@ -106,7 +106,7 @@ impl Snapshots {
         let snapshot = Snapshot::open(&dir).map_err(ImportError::Unsound)?;
         snapshot.verify().map_err(ImportError::Unsound)?;
         let manifest = snapshot.manifest();
-        let id = SnapshotId { digest: manifest.owner.digest, runtime: manifest.platform.runtime };
+        let id = SnapshotId::of_owner(&manifest.owner, manifest.platform.runtime);
         let taking = self.begin_for(id, manifest.owner.clone());
         let mut taking = taking.ok_or(ImportError::Exists(id))?;
         // A failure here is not the revision's.

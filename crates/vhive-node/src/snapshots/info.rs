@@ -7,12 +7,12 @@ use serde::{Deserialize, Serialize};
 use vhive_api::{Bytes, Digest, RevisionKey, RuntimeName};
 
 use super::stored::{Stored, Verdict};
-use super::{SnapshotId, Snapshots, remove_files};
+use super::{SnapshotId, Snapshots};
 
 /// One snapshot, for people and programs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SnapshotInfo {
-    /// Digest of the revision that owns it.
+    /// Digest of its owner: the namespace and the revision's digest.
     pub digest: Digest,
     /// The runtime that it belongs to.
     pub runtime: RuntimeName,
@@ -128,7 +128,7 @@ impl Snapshots {
     pub fn remove(&self, id: &SnapshotId) -> io::Result<bool> {
         let Some(stored) = self.state().entries.remove(id) else { return Ok(false) };
         tracing::info!(snapshot = %id, "snapshot removed");
-        let gone = stored.doom().map(|()| true);
+        let gone = self.doom(&stored).map(|()| true);
         self.wish();
         gone
     }
@@ -151,7 +151,7 @@ impl Snapshots {
             tracing::info!(snapshot = %stored.id, "snapshot collected");
             collected.removed += 1;
             collected.freed.0 += stored.state().bytes;
-            remove_files(stored);
+            self.discard(stored);
         }
         collected.left = Bytes(self.figures().bytes);
         collected

@@ -1,10 +1,13 @@
 //! The snapshots of this node: which there are, which can be used, and when they go.
 //!
 //! ```text
-//!   <state>/snapshots/<digest of the revision>/<runtime>/   one snapshot
-//!                     <digest of the revision>/draft-…/     being written
-//!                     removed-…/  import-…/                 being deleted, being read in
+//!   <state>/snapshots/<digest of its owner>/<runtime>/   one snapshot
+//!                     <digest of its owner>/draft-…/     being written
+//!                     removed-…/  import-…/              being deleted, being read in
 //! ```
+//!
+//! Its owner is a revision in a namespace: what is in its memory, the first request among it, is
+//! nobody else's.
 //!
 //! A snapshot appears by rename and leaves its place by rename. What an earlier node left half-made
 //! is removed when the store is opened; what it had completed is read and compared with its digests
@@ -15,6 +18,7 @@ mod evict;
 mod info;
 mod open;
 mod readers;
+mod room;
 mod stored;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -22,10 +26,10 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
-use vhive_api::{Bytes, Revision, RevisionDigest, RuntimeName, SnapshotPolicy};
+use vhive_api::{Bytes, Digest, Revision, RuntimeName, SnapshotPolicy};
 use vhive_sandbox::snapshot::{Blame, DraftError, MemoryShape, Owner};
 use vhive_sandbox::{Deadline, Restore, Snapshot, SnapshotDraft};
 
@@ -33,6 +37,7 @@ pub use self::archive::{ExportError, ImportError};
 pub use self::info::{Collected, SnapshotInfo, StaleField};
 pub use self::open::StoreError;
 use self::readers::Readers;
+pub use self::room::NoRoom;
 pub(crate) use self::stored::{CloneToken, Doubt, Hold, Stored as StoredSnapshot, chain};
 use self::stored::{Stored, Unsound};
 use crate::config::Config;
@@ -41,15 +46,22 @@ use crate::pool::BackOff;
 /// Names a snapshot: a revision has at most one per runtime.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SnapshotId {
-    /// Of the revision.
-    pub digest: RevisionDigest,
+    /// Of the owner: its namespace and the revision's digest.
+    pub digest: Digest,
     /// The runtime that has taken it.
     pub runtime: RuntimeName,
 }
 
 impl SnapshotId {
     pub(crate) fn of(revision: &Revision) -> Self {
-        Self { digest: revision.digest(), runtime: revision.runtime }
+        Self::of_owner(&owner(revision), revision.runtime)
+    }
+
+    /// A manifest of any age tells its owner's namespace, so that old snapshots have such names too.
+    pub(crate) fn of_owner(owner: &Owner, runtime: RuntimeName) -> Self {
+        // No namespace has a slash in its name.
+        let text = format!("{}/{}", owner.revision.namespace, owner.digest);
+        Self { digest: Digest::of(text.as_bytes()), runtime }
     }
 }
 
@@ -72,6 +84,8 @@ struct Inner {
     /// How often a snapshot has come to be wanted that was not before: one has gone, or could not be taken.
     wishes: AtomicU64,
     state: Mutex<State>,
+    /// Told when a snapshot has left the store.
+    gone: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
 
 impl Drop for Inner {
@@ -111,8 +125,9 @@ impl Snapshots {
         let max_bytes = config.snapshots.max_bytes.0;
         let state = State { entries, retired, ..State::default() };
         let (readers, state) = (Arc::default(), Mutex::new(state));
-        let wishes = AtomicU64::new(0);
-        let store = Self(Arc::new(Inner { dir, max_bytes, back_off, readers, wishes, state }));
+        let (wishes, gone) = (AtomicU64::new(0), OnceLock::new());
+        let inner = Inner { dir, max_bytes, back_off, readers, wishes, state, gone };
+        let store = Self(Arc::new(inner));
         store.collect();
         Ok(store)
     }
@@ -151,6 +166,7 @@ impl Snapshots {
         if let Some(mismatch) = &stored.state().stale {
             return Err(Unfit(format!("snapshot does not fit: {mismatch}")));
         }
+        stored.notice_writes();
         let tried = stored.tried();
         let is_read = self.have_read(stored, true);
         let deadline = if is_read { deadline } else { Deadline::at(Instant::now()) };
@@ -189,7 +205,7 @@ impl Snapshots {
         state.retired += 1;
         drop(state);
         tracing::warn!(snapshot = %stored.id, why, "snapshot retired");
-        remove_files(stored);
+        self.discard(stored);
         self.wish();
     }
 
@@ -218,6 +234,24 @@ impl Snapshots {
 
     fn wish(&self) {
         self.0.wishes.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Whether there is one that fits this node, as far as is known.
+    pub(crate) fn fits(&self, revision: &Revision) -> bool {
+        let stored = self.find(&SnapshotId::of(revision));
+        stored.is_some_and(|stored| stored.state().stale.is_none())
+    }
+
+    /// Whether the disk has room for one that takes up so much while it is written.
+    pub(crate) fn has_room(&self, needed: Bytes) -> Result<(), NoRoom> {
+        room::look(&self.0.dir, needed)
+    }
+
+    /// A snapshot has grown: others may have to go.
+    pub(crate) fn has_grown(&self, stored: &Stored) {
+        if self.figures().bytes > self.0.max_bytes {
+            self.collect_but(Some(stored.id));
+        }
     }
 
     /// Begins to take one, if nobody else is at it and none is there that fits.
@@ -262,8 +296,30 @@ impl Snapshots {
         drop(state);
         if let Some(stored) = stored {
             tracing::info!(snapshot = %id, "stale snapshot replaced");
-            remove_files(&stored);
+            self.discard(&stored);
         }
+    }
+
+    /// Says who is to be told when a snapshot has left the store; on whichever thread that happened, so
+    /// it must be quick. Only the first registration counts.
+    pub(crate) fn on_gone(&self, gone: impl Fn() + Send + Sync + 'static) {
+        // There is one node to a store.
+        let _first = self.0.gone.set(Box::new(gone));
+    }
+
+    /// Removes one that is not in the list any more.
+    fn discard(&self, stored: &Stored) {
+        if let Err(error) = self.doom(stored) {
+            tracing::warn!(snapshot = %stored.id, %error, "snapshot not removed");
+        }
+    }
+
+    fn doom(&self, stored: &Stored) -> io::Result<()> {
+        let doomed = stored.doom();
+        if let Some(gone) = self.0.gone.get() {
+            gone();
+        }
+        doomed
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -277,12 +333,6 @@ fn owner(revision: &Revision) -> Owner {
         revision: revision.key.clone(),
         digest: revision.digest(),
         image: revision.image_digest,
-    }
-}
-
-fn remove_files(stored: &Stored) {
-    if let Err(error) = stored.doom() {
-        tracing::warn!(snapshot = %stored.id, %error, "snapshot not removed");
     }
 }
 

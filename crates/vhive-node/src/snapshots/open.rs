@@ -51,7 +51,16 @@ pub(super) fn open(dir: &Path) -> Result<(Entries, u64), StoreError> {
         for entry in fs::read_dir(&path).map_err(at(&path))? {
             let path = entry.map_err(at(&path))?.path();
             match look_at(&path, digest, dir) {
-                Ok(Found::Sound(id, stored)) => _ = entries.insert(id, stored),
+                Ok(Found::Sound(id, stored)) => {
+                    // Of two, the one that lies where earlier versions put it is the older.
+                    let older = id.digest != digest && entries.contains_key(&id);
+                    let other = if older { Some(stored) } else { entries.insert(id, stored) };
+                    if let Some(other) = other {
+                        let dir = other.snapshot.dir();
+                        fs::remove_dir_all(dir).map_err(at(dir))?;
+                        let _in_use = dir.parent().map(fs::remove_dir);
+                    }
+                }
                 Ok(Found::HalfMade) => fs::remove_dir_all(&path).map_err(at(&path))?,
                 Ok(Found::Foreign) => {
                     tracing::warn!(path = %path.display(), "not a snapshot; left alone");
@@ -92,7 +101,9 @@ fn look_at(path: &Path, digest: Digest, root: &Path) -> Result<Found, OpenError>
     let manifest = snapshot.manifest();
     let damaged =
         |what: &str| Err(OpenError::Damaged { path: path.join(MANIFEST), what: what.to_owned() });
-    if manifest.owner.digest != digest {
+    let id = SnapshotId::of_owner(&manifest.owner, runtime);
+    // Earlier versions named the directory after the revision's digest alone.
+    if digest != id.digest && digest != manifest.owner.digest {
         return damaged("it belongs to another revision");
     }
     if manifest.platform.runtime != runtime {
@@ -110,7 +121,6 @@ fn look_at(path: &Path, digest: Digest, root: &Path) -> Result<Found, OpenError>
             stored::remove_any(&entry.path()).map_err(read)?;
         }
     }
-    let id = SnapshotId { digest, runtime };
     let stored = Stored::new(id, snapshot, root, false).map_err(read)?;
     Ok(Found::Sound(id, stored))
 }

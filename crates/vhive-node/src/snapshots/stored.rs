@@ -54,6 +54,8 @@ pub(crate) struct Stored {
 #[derive(Debug)]
 pub(super) struct State {
     pub(super) verdict: Verdict,
+    /// Of the files of which it is known that they are sound.
+    stamps: Option<Stamps>,
     pub(super) stale: Option<Mismatch>,
     pub(super) working_sets: BTreeSet<u32>,
     /// Allocated on disk.
@@ -100,6 +102,7 @@ impl Stored {
     ) -> io::Result<Arc<Self>> {
         let modified = fs::metadata(snapshot.dir())?.modified()?;
         let state = State {
+            stamps: sound.then(|| stamps(&snapshot)).flatten(),
             verdict: if sound { Verdict::Sound } else { Verdict::Unread },
             stale: None,
             working_sets: working_sets(snapshot.dir())?,
@@ -127,6 +130,12 @@ impl Stored {
         let state = self.state();
         let working_sets = u32::try_from(state.working_sets.len()).unwrap_or(u32::MAX);
         Facts { working_sets, missed: state.missed }
+    }
+
+    /// Whether a start may still come from it, as far as is known.
+    pub(crate) fn is_of_use(&self) -> bool {
+        let state = self.state();
+        !state.doomed && state.stale.is_none()
     }
 
     /// Keeps the files in place while the value lives; none if they are about to go.
@@ -176,6 +185,16 @@ impl Stored {
         self.state().tried
     }
 
+    /// Looks whether a file has been written since it was read: then it is to be read again.
+    pub(super) fn notice_writes(&self) {
+        let found = stamps(&self.snapshot);
+        let mut state = self.state();
+        if state.verdict == Verdict::Sound && state.stamps != found {
+            tracing::warn!(snapshot = %self.id, "its files have been written; reading them");
+            state.verdict = Verdict::Unread;
+        }
+    }
+
     /// Whether it has not been read and nobody is at it.
     pub(super) fn is_unread(&self) -> bool {
         self.state().verdict == Verdict::Unread
@@ -184,12 +203,15 @@ impl Stored {
     /// Reads it as long as that is wanted. It may go meanwhile: nobody whose place it has waits for a reader.
     /// To be followed by [`Stored::judge`]; none if somebody has read it, or it is about to go.
     pub(super) fn read(&self, wanted: &dyn Fn() -> bool) -> Option<Read> {
+        // From before it is read: what is written meanwhile shows next time.
+        let found = stamps(&self.snapshot);
         {
             let mut state = self.state();
             if state.doomed || state.verdict != Verdict::Unread {
                 return None;
             }
             state.verdict = Verdict::Reading;
+            state.stamps = found;
         }
         let wanted = || wanted() && !self.state().doomed;
         let read = catch_unwind(AssertUnwindSafe(|| self.snapshot.verify_while(&wanted)));
@@ -402,6 +424,19 @@ impl Drop for CloneToken {
     fn drop(&mut self) {
         self.0.state().clones -= 1;
     }
+}
+
+/// By what it shows that files have been written or replaced: device, inode, length, and time of the
+/// last change. What a disk does to them by itself does not show.
+type Stamps = Vec<(u64, u64, u64, i64, i64)>;
+
+/// None if a file is not there: that is noticed otherwise.
+fn stamps(snapshot: &Snapshot) -> Option<Stamps> {
+    let stamp = |name: &String| {
+        let meta = fs::metadata(snapshot.dir().join(name)).ok()?;
+        Some((meta.dev(), meta.ino(), meta.len(), meta.mtime(), meta.mtime_nsec()))
+    };
+    snapshot.manifest().files.keys().map(stamp).collect()
 }
 
 /// Numbers of the working sets in a directory.

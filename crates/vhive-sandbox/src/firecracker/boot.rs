@@ -83,7 +83,7 @@ fn booted(
     }
     let step = format!("open {} to Firecracker's user", spec.rootfs.display());
     make_readable(&spec.rootfs).map_err(failed(step))?;
-    let platform = Platform { kernel: Some(linux.digest), ..ground.platform.clone() };
+    let platform = linux.on(&ground.platform);
     Ok((Booted::linux(linux, Some(spec.rootfs.clone())), platform))
 }
 

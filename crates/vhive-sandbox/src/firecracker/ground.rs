@@ -12,6 +12,7 @@ use vhive_pager::{Pager, PagerConfig, PagerError};
 
 use super::config::FirecrackerConfig;
 use super::version::{self, Version};
+use crate::host::features;
 use crate::runtime::HostLacks;
 use crate::snapshot::Platform;
 
@@ -139,7 +140,9 @@ fn cpu(config: &FirecrackerConfig) -> Result<String, HostLacks> {
     let id = raw_cpuid::CpuId::new();
     let name = id.get_processor_brand_string();
     let name = name.map_or_else(|| "unnamed".to_owned(), |name| name.as_str().trim().to_owned());
-    let Some(template) = config.cpu_template else { return Ok(format!("host on {name}")) };
+    let Some(template) = config.cpu_template else {
+        return Ok(format!("host on {name}, features {}", features()));
+    };
     let vendor = id.get_vendor_info().map(|vendor| vendor.as_str().to_owned()).unwrap_or_default();
     if vendor != template.vendor() {
         let what = format!("firecracker.cpu_template is {template:?}, and the processor {vendor}");

@@ -25,6 +25,7 @@ use crate::linux;
 use crate::remembered;
 use crate::run_dir::RunRoot;
 use crate::runtime::{Guest, HostLacks, SandboxSpec, Uses};
+use crate::snapshot::{Platform, with_tsc};
 
 /// How long a guest may take from Firecracker's start to its init; a fit host takes a fraction.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -39,6 +40,8 @@ pub(super) struct Linux {
     pub(super) vmlinux: PathBuf,
     pub(super) initramfs: PathBuf,
     pub(super) command_line: String,
+    /// Rate of the time stamp counter, which guests are told.
+    tsc_khz: u32,
 }
 
 /// What an answer depends on; if any of it changes, it is found out anew.
@@ -61,6 +64,12 @@ enum Answer {
 }
 
 impl Linux {
+    /// The platform with what its guests know of it besides.
+    pub(super) fn on(&self, platform: &Platform) -> Platform {
+        let cpu = with_tsc(&platform.cpu, self.tsc_khz);
+        Platform { kernel: Some(self.digest), cpu, ..platform.clone() }
+    }
+
     /// Looks for everything that functions need besides `ground`, and boots a guest, if none has
     /// been booted before; keeps what comes of that in a file.
     ///
@@ -84,7 +93,7 @@ impl Linux {
         let (kernel, tsc_khz) = linux::kernel(kernels, "Firecracker")?;
         let command_line = kernel::serial_command_line(tsc_khz);
         let kernel::GuestKernel { digest, vmlinux, initramfs, .. } = kernel;
-        let linux = Self { digest, vmlinux, initramfs, command_line };
+        let linux = Self { digest, vmlinux, initramfs, command_line, tsc_khz };
         let question = Question {
             host_kernel: linux::host_kernel(),
             firecracker: ground.platform.version.clone(),

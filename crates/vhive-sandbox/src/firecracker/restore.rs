@@ -44,10 +44,9 @@ impl Restore for Firecracker {
     }
 
     fn platform(&self) -> Result<Platform, HostLacks> {
-        let platform = self.ground()?.platform.clone();
+        let platform = &self.ground()?.platform;
         // Without, there are no functions' snapshots to be told apart.
-        let kernel = self.linux().ok().map(|linux| linux.digest);
-        Ok(Platform { kernel, ..platform })
+        Ok(self.linux().map_or_else(|_| platform.clone(), |linux| linux.on(platform)))
     }
 
     fn prespawn(

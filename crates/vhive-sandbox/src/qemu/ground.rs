@@ -7,18 +7,18 @@ use std::process::Command;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::accelerator::{self, AcceleratorChoice, Question};
-use super::command;
+use super::command::{self, Accelerator};
 use super::config::QemuConfig;
 use super::memory::{DEVICE, Shim};
 use super::vm::Guest;
 use vhive_api::RuntimeName;
 use vhive_pager::{Pager, PagerConfig, PagerError};
 
-use crate::host::processor;
+use crate::host::{features, processor};
 use crate::kernel::{self, KernelStore};
 use crate::linux;
 use crate::runtime::HostLacks;
-use crate::snapshot::Platform;
+use crate::snapshot::{Platform, with_tsc};
 
 /// The ground on which guests are booted.
 #[derive(Debug)]
@@ -67,7 +67,7 @@ impl Ground {
         let platform = Platform {
             runtime: RuntimeName::Qemu,
             version: format!("{qemu}, {accelerator}, machine {}", command::MACHINE),
-            cpu: format!("{} on {}", choice.accelerator.cpu(), processor()),
+            cpu: cpu(choice.accelerator, tsc_khz),
             kernel: Some(guest.digest),
             page_size: u32::try_from(rustix::param::page_size()).unwrap_or(0),
         };
@@ -77,6 +77,17 @@ impl Ground {
         let pager = Mutex::default();
         Ok(Self { guest, choice, platform, shim, has_userfaultfd, pager })
     }
+}
+
+/// What a guest's memory knows of the processor: what it sees of it, and at what rate its time stamp
+/// counter runs.
+fn cpu(accelerator: Accelerator, tsc_khz: u32) -> String {
+    let features = match accelerator {
+        Accelerator::Kvm => format!(", features {}", features()),
+        // An emulated processor has those of its emulator's version.
+        Accelerator::Tcg => String::new(),
+    };
+    with_tsc(&format!("{} on {}{features}", accelerator.cpu(), processor()), tsc_khz)
 }
 
 impl Ground {

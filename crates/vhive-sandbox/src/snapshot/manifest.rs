@@ -54,9 +54,9 @@ pub struct Manifest {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Owner {
-    /// The revision's name when it was taken, for people.
+    /// The revision's namespace, which decides; and its name when it was taken, for people.
     pub revision: RevisionKey,
-    /// The digest that decides: revisions with the same one may share a snapshot.
+    /// The digest that decides: revisions of one namespace with the same one may share a snapshot.
     pub digest: RevisionDigest,
     /// The manifest of the image whose root file system the guest has mounted.
     pub image: Digest,
@@ -77,6 +77,34 @@ pub struct Platform {
     pub kernel: Option<Digest>,
     /// Bytes in a page of guest memory on the host.
     pub page_size: u32,
+}
+
+/// What separates the rate of the time stamp counter from what is before it.
+const TSC: &str = ", TSC ";
+
+/// How far two rates may be apart, in parts of ten thousand: a rate is measured, at best to one of them.
+const TSC_APART: u64 = 10;
+
+/// A text for [`Platform::cpu`] of a processor whose time stamp counter guests are told the rate of: they
+/// would go by it for ever, on whatever host.
+#[must_use]
+pub fn with_tsc(cpu: &str, tsc_khz: u32) -> String {
+    format!("{cpu}{TSC}{tsc_khz} kHz")
+}
+
+/// Whether two processors are the same as far as guests see. Rates that are not told do not count: earlier
+/// versions told none.
+fn same_cpu(was: &str, is: &str) -> bool {
+    let parts = |text: &str| -> (String, Option<u64>) {
+        let split = text.rsplit_once(TSC);
+        let rate = split.and_then(|(_, rate)| rate.strip_suffix(" kHz")?.parse().ok());
+        (split.filter(|_| rate.is_some()).map_or(text, |(cpu, _)| cpu).to_owned(), rate)
+    };
+    let ((was, was_khz), (is, is_khz)) = (parts(was), parts(is));
+    let near = |(was, is): (u64, u64)| {
+        was.abs_diff(is).saturating_mul(10_000) <= is.saturating_mul(TSC_APART)
+    };
+    was == is && was_khz.zip(is_khz).is_none_or(near)
 }
 
 /// Sizes of the machine.
@@ -166,12 +194,15 @@ impl Manifest {
     pub fn check(&self, owner: &Owner, on: &Platform, shape: MemoryShape) -> Result<(), Mismatch> {
         let kernel = |p: &Platform| p.kernel.map_or_else(|| "none".to_owned(), |d| d.to_string());
         let (was, is) = (&self.platform, on);
+        let cpu = if same_cpu(&was.cpu, &is.cpu) { &was.cpu } else { &is.cpu };
+        let namespace = |owner: &Owner| owner.revision.namespace.clone();
         let pairs = [
+            ("owner.namespace", namespace(&self.owner), namespace(owner)),
             ("owner.digest", self.owner.digest.to_string(), owner.digest.to_string()),
             ("owner.image", self.owner.image.to_string(), owner.image.to_string()),
             ("platform.runtime", was.runtime.to_string(), is.runtime.to_string()),
             ("platform.version", was.version.clone(), is.version.clone()),
-            ("platform.cpu", was.cpu.clone(), is.cpu.clone()),
+            ("platform.cpu", was.cpu.clone(), cpu.clone()),
             ("platform.kernel", kernel(was), kernel(is)),
             ("platform.page_size", was.page_size.to_string(), is.page_size.to_string()),
             ("shape.memory", self.shape.memory.to_string(), shape.memory.to_string()),

@@ -28,7 +28,7 @@ use rustix::io::Errno;
 pub use digest::page_digest;
 use digest::page_digest_while;
 pub use draft::{DraftError, SnapshotDraft};
-pub use manifest::{FORMAT, FileEntry, Manifest, MemoryShape, Mismatch, Owner, Platform};
+pub use manifest::{FORMAT, FileEntry, Manifest, MemoryShape, Mismatch, Owner, Platform, with_tsc};
 pub(crate) use sparse::copy_sparse;
 
 /// Names of the files.

@@ -113,6 +113,28 @@ fn a_restore_is_told_which_field_disagrees() {
     let other = Owner { image: Digest::of(b"other"), ..owner() };
     let error = manifest.check(&other, &platform(), SHAPE).expect_err("another image");
     assert_eq!(error.field, "owner.image");
+    // A clock that runs at another rate than the guest was told; not one that was measured once more.
+    let at = |khz: Option<u32>| Platform {
+        cpu: khz.map_or("some".to_owned(), |khz| with_tsc("some", khz)),
+        ..platform()
+    };
+    let taken = Manifest { platform: at(Some(2_600_000)), ..manifest.clone() };
+    for (khz, same) in
+        [(2_600_260, true), (2_598_800, true), (2_610_000, false), (2_595_000, false)]
+    {
+        let checked = taken.check(&owner(), &at(Some(khz)), SHAPE);
+        assert_eq!(
+            checked.map_err(|error| error.field),
+            if same { Ok(()) } else { Err("platform.cpu") }
+        );
+    }
+    taken.check(&owner(), &at(None), SHAPE).expect("none is told");
+    let other = Platform { cpu: with_tsc("other", 2_600_000), ..platform() };
+    assert_eq!(taken.check(&owner(), &other, SHAPE).expect_err("another").field, "platform.cpu");
+    let mut other = owner();
+    other.revision.namespace = "other".to_owned();
+    let error = manifest.check(&other, &platform(), SHAPE).expect_err("another namespace");
+    assert_eq!(error.field, "owner.namespace");
 }
 
 #[test]

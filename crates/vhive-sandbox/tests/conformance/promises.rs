@@ -65,10 +65,16 @@ pub(crate) const ALL: &[Promise] = &[
     real("the_node_is_reached_if_allowed", the_node_is_reached_if_allowed),
     machine("the_vmm_is_nobody", the_vmm_is_nobody),
     clone("a_clone_answers_as_the_original", restored::a_clone_answers_as_the_original),
+    clone("every_policy_brings_the_same_memory", restored::every_policy_brings_the_same_memory),
+    clone("recordings_are_merged", restored::recordings_are_merged),
     clone("a_waiting_vmm_goes_on", restored::a_waiting_vmm_goes_on),
     clone("disks_part_at_the_snapshot", restored::disks_part_at_the_snapshot),
     clone("clones_are_somebody_else", restored::clones_are_somebody_else),
     clone("a_clone_reaches_the_node_if_allowed", restored::a_clone_reaches_the_node_if_allowed),
+    Promise {
+        machine: Some(true),
+        ..clone("own_connections_end_when_used", restored::own_connections_end_when_used)
+    },
     clone("hooks_are_called", restored::hooks_are_called),
     clone("damaged_state_is_refused", restored::damaged_state_is_refused),
     clone(

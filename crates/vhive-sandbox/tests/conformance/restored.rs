@@ -1,5 +1,6 @@
 //! What every runtime promises that restores snapshots, in every memory mode that it offers.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write as _;
 use std::net::TcpStream;
@@ -10,6 +11,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use vhive_api::guest::Hooks;
 use vhive_api::{Digest, MemoryMode, PrefetchPolicy, RevisionKey};
+use vhive_pager::{FaultTrace, working_set};
 use vhive_sandbox::snapshot::{Blame, MEMORY, Owner, VM_STATE};
 use vhive_sandbox::{
     BootError, Memory, Milestone, Restore, RestoreError, SandboxSpec, Snapshot, SnapshotDraft,
@@ -29,8 +31,17 @@ const SCRIPTS: &str = r#"
     script names 'hostname; cat /etc/hostname; sed 1,2d /etc/hosts'
     script random 'cat /proc/sys/kernel/random/uuid; head -c 16 /dev/urandom | od -An -tx1'
     script clocks 'date +%s; cat /proc/uptime'
-    script before 'echo x >> /data/hook-before'
-    script after 'echo x >> /data/hook-after'
+    hook() { { echo '#!/bin/sh'; echo "seq 1 40000 >&2; echo x >> /data/hook-$1"; \
+        echo "printf 'Content-Type: text/plain\r\n\r\n'"; } > /srv/cgi-bin/$1; \
+        chmod 755 /srv/cgi-bin/$1; }
+    hook before; hook after
+    script refuse 'exit 3'
+    script hold 'mknod /tmp/say p; sleep 1000 > /tmp/say < /dev/null 2> /dev/null &
+        { nc a.b.svc.cluster.local 80; echo over > /tmp/over; } < /tmp/say > /tmp/heard 2> /dev/null &
+        until grep -q ":0050 01" /proc/net/tcp; do sleep 0.05; done; echo held'
+    script say 'echo hello > /tmp/say; n=0
+        until [ -e /tmp/over ] || [ $n -ge 40 ]; do sleep 0.05; n=$((n+1)); done
+        cat /tmp/heard /tmp/over'
     exec httpd -f -p 8080 -h /srv"#;
 
 fn restores(site: &Site) -> &dyn Restore {
@@ -72,10 +83,14 @@ fn memory(mode: MemoryMode) -> Memory {
 
 /// Restores a clone; what `spec` says about the process is not looked at.
 fn clone(site: &Site, spec: &SandboxSpec, from: &Snapshot, mode: MemoryMode) -> Booted {
-    let sandbox = restores(site).restore(spec, from, memory(mode), soon());
+    clone_by(site, spec, from, memory(mode))
+}
+
+fn clone_by(site: &Site, spec: &SandboxSpec, from: &Snapshot, memory: Memory) -> Booted {
+    let sandbox = restores(site).restore(spec, from, memory, soon());
     let sandbox = sandbox.unwrap_or_else(|error| {
         let tail = spec.journal.tail(50).join("\n");
-        panic!("{mode}: {error} ({error:?}); console:\n{tail}")
+        panic!("{memory:?}: {error} ({error:?}); console:\n{tail}")
     });
     Booted { sandbox, journal: Arc::clone(&spec.journal) }
 }
@@ -141,6 +156,81 @@ pub(crate) fn a_clone_answers_as_the_original(site: &Site) {
         finish(&clone);
     }
     snapshot.verify().expect("clones change nothing");
+}
+
+/// The newest working set of a snapshot, as the pages in it.
+fn recorded(from: &Snapshot) -> FaultTrace {
+    let memory = from.memory_digest().expect("it has memory");
+    let newest = working_set::newest_valid(from.dir(), memory).expect("read");
+    newest.expect("there is one").1.trace()
+}
+
+/// However the memory is recorded and prefetched, the clone finds the original's in it.
+pub(crate) fn every_policy_brings_the_same_memory(site: &Site) {
+    let modes = modes(site);
+    if !modes.contains(&MemoryMode::Prefetch) {
+        return;
+    }
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let (_, mut original) = original(site, Hooks::default());
+    let sums = ask(&original, "sums");
+    let snapshot = snapshot(&mut original, dir.path());
+    drop(original);
+    let start = |mode, policy| {
+        let spec = site.spec("never run");
+        let clone = clone_by(site, &spec, &snapshot, Memory { mode, policy });
+        assert_eq!(ask(&clone, "sums"), sums, "{mode}, {policy}");
+        let paging = clone.sandbox.paging().expect("its memory arrives somehow");
+        assert_eq!(paging.shortfall(), None, "{mode}, {policy}");
+        (paging.figures(), paging.finish_recording().expect("written"))
+    };
+    // Without a working set.
+    let (figures, number) = start(MemoryMode::Prefetch, PrefetchPolicy::FaultAround);
+    assert_eq!((figures.mode, number), (MemoryMode::Prefetch, None));
+    // Off the page cache, without the pager.
+    let (_, number) = start(MemoryMode::File, PrefetchPolicy::Mincore);
+    assert_eq!(number, Some(1));
+    let pages = recorded(&snapshot).pages().len();
+    assert!(pages > 100, "a guest needs more than {pages} pages");
+    for policy in
+        [PrefetchPolicy::Mincore, PrefetchPolicy::ReapSerial, PrefetchPolicy::ReapPipelined]
+    {
+        let (figures, number) = start(MemoryMode::Prefetch, policy);
+        let told = (figures.mode, figures.prefetch, number);
+        assert_eq!(told, (MemoryMode::Prefetch, Some(policy), None));
+        assert!(figures.prefetched_pages > 0, "{policy}: {figures:?}");
+    }
+    snapshot.verify().expect("clones change nothing");
+}
+
+/// A second recording keeps what the first one touched.
+pub(crate) fn recordings_are_merged(site: &Site) {
+    if !modes(site).contains(&MemoryMode::Record) {
+        return;
+    }
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let (_, mut original) = original(site, Hooks::default());
+    ask(&original, "write?300000+large");
+    let snapshot = snapshot(&mut original, dir.path());
+    drop(original);
+    let record = |number: u32, question: &str| {
+        let spec = site.spec("never run");
+        let clone = clone(site, &spec, &snapshot, MemoryMode::Record);
+        ask(&clone, question);
+        let paging = clone.sandbox.paging().expect("its memory arrives somehow");
+        let timeline = paging.arrival(Instant::now()).timeline.expect("the pager tells it");
+        assert_eq!(paging.finish_recording().expect("written"), Some(number));
+        let touched: BTreeSet<u32> = timeline.residual.iter().map(|fault| fault.1).collect();
+        (touched, recorded(&snapshot))
+    };
+    // One reads a large file, the other none.
+    let (_, first) = record(1, "sums");
+    let (touched, both) = record(2, "clocks");
+    let only = first.pages().iter().filter(|page| !touched.contains(*page)).count();
+    assert!(only > 100, "the first has touched {only} pages more, else this test is blind");
+    let lost = first.pages().iter().filter(|page| !both.holds(**page)).count();
+    assert_eq!(lost, 0, "of {} pages", first.pages().len());
+    assert!(both.pages().len() > first.pages().len(), "and what the second one touched is there");
 }
 
 /// A VMM that was spawned ahead becomes a clone like any other, or leaves nothing.
@@ -233,11 +323,17 @@ pub(crate) fn clones_are_somebody_else(site: &Site) {
     assert_eq!(random.len(), all, "{random:?}");
 }
 
-/// The function's hooks run: one before the snapshot, one in every clone; a hook that fails keeps
-/// the snapshot from being taken, or the clone from being used.
+/// The function's hooks run, whether they are paths or commands and although they print more than a
+/// pipe holds: one before the snapshot, one in every clone; a hook that fails keeps the snapshot from
+/// being taken, or the clone from being used.
 pub(crate) fn hooks_are_called(site: &Site) {
+    hooks_of_a_kind(site, "/cgi-bin/", ("missing", "404"));
+    hooks_of_a_kind(site, "exec:/srv/cgi-bin/", ("refuse", "ended with 3"));
+}
+
+fn hooks_of_a_kind(site: &Site, prefix: &str, (bad, says): (&str, &str)) {
     let dir = tempfile::tempdir().expect("a temporary directory");
-    let path = |name: &str| Some(format!("/cgi-bin/{name}"));
+    let path = |name: &str| Some(format!("{prefix}{name}"));
     let hooks = Hooks { before_snapshot: path("before"), after_restore: path("after") };
     let (_, mut first) = original(site, hooks);
     let snapshot = snapshot(&mut first, dir.path());
@@ -253,21 +349,21 @@ pub(crate) fn hooks_are_called(site: &Site) {
     assert_eq!(names(&restored), ["before", "hook-after", "hook-before"]);
     drop((first, restored, spec));
 
-    let hooks = Hooks { before_snapshot: path("missing"), after_restore: None };
+    let hooks = Hooks { before_snapshot: path(bad), after_restore: None };
     let (_, mut refuses) = original(site, hooks);
     let error = try_snapshot(&mut refuses, &dir.path().join("refused")).expect_err("refused");
-    assert!(matches!(&error, SnapshotError::Guest(why) if why.contains("404")), "{error:?}");
+    assert!(matches!(&error, SnapshotError::Guest(why) if why.contains(says)), "{error:?}");
     assert_eq!(names(&refuses), ["before"]);
     drop(refuses);
 
-    let hooks = Hooks { before_snapshot: None, after_restore: path("missing") };
+    let hooks = Hooks { before_snapshot: None, after_restore: path(bad) };
     let (_, mut fine) = original(site, hooks);
     let snapshot = try_snapshot(&mut fine, &dir.path().join("second")).expect("snapshotted");
     let spec = site.spec("never run");
     let refused = restores(site).restore(&spec, &snapshot, memory(MemoryMode::File), soon());
     let error = refused.expect_err("its hook fails");
     let RestoreError::Start(BootError::Guest { reason, .. }) = &error else { panic!("{error:?}") };
-    assert!(reason.contains("404"), "{reason}");
+    assert!(reason.contains(says), "{reason}");
     assert_ne!(error.blame(), Blame::Snapshot);
 }
 
@@ -340,4 +436,25 @@ pub(crate) fn a_clone_reaches_the_node_if_allowed(site: &Site) {
         let again = clone(site, &spec, &from, MemoryMode::File);
         ask(&again, answer);
     }
+}
+
+/// A connection that the function itself held at the snapshot stays the original's: a clone is told as
+/// soon as it uses it, and can make a new one.
+pub(crate) fn own_connections_end_when_used(site: &Site) {
+    let mut spec = site.spec(SCRIPTS);
+    spec.process.gateway_names = vec![A_SERVICE.to_owned()];
+    site.open_ingress(&spec);
+    let mut booted = site.boot(&spec);
+    booted.listening();
+    assert_eq!(ask(&booted, "hold"), ["held"]);
+    let dir = tempfile::tempdir().expect("a directory");
+    let from = snapshot(&mut booted, dir.path());
+    let spec = site.spec("never run");
+    site.open_ingress(&spec);
+    let again = clone(site, &spec, &from, MemoryMode::File);
+    assert_eq!(ask(&again, "say"), ["over"], "nothing is heard, and within two seconds it is over");
+    let anew = get(again.endpoint(), &format!("/cgi-bin/fetch?{A_SERVICE}+80"));
+    assert!(anew.ends_with("the node\n"), "{anew}");
+    let heard = ask(&booted, "say");
+    assert!(heard.contains(&"the node".to_owned()), "the original's goes on: {heard:?}");
 }

@@ -5,7 +5,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use vhive_api::guest::Hooks;
-use vhive_api::{Calls, ParsePolicyError, PrefetchPolicy, SnapshotPolicy, Span};
+use vhive_api::{Calls, ParsePolicyError, PrefetchPolicy, SnapshotAt, SnapshotPolicy, Span};
 
 use super::autoscaling::Autoscaling;
 use super::calls::{self, Place};
@@ -13,6 +13,9 @@ use super::cursor::Cursor;
 use super::{PREFIX, quantity};
 use crate::autoscale::Rules;
 use crate::config::{Config, HOUR};
+
+/// What begins a hook that is a command.
+const COMMAND: &str = "exec:";
 
 pub(super) const KNATIVE: &str = "autoscaling.knative.dev/";
 
@@ -22,6 +25,7 @@ pub(super) struct Scaling {
     pub(super) rules: Rules,
     pub(super) queue_depth: u32,
     pub(super) snapshot: SnapshotPolicy,
+    pub(super) snapshot_at: SnapshotAt,
     pub(super) prefetch: PrefetchPolicy,
     pub(super) hooks: Hooks,
     pub(super) calls: Calls,
@@ -37,6 +41,7 @@ pub(super) fn read(
     let defaults = &config.autoscale;
     let mut queue_depth = config.defaults.queue_depth;
     let mut snapshot = config.defaults.snapshot_policy;
+    let mut snapshot_at = SnapshotAt::default();
     let mut prefetch = config.defaults.prefetch_policy;
     let mut hooks = Hooks::default();
     let mut calls = Calls::default();
@@ -52,9 +57,10 @@ pub(super) fn read(
             match name {
                 "queue-depth" => set(&mut queue_depth, whole(entry, text, 0, 1_000_000)),
                 "snapshot-policy" => set(&mut snapshot, policy(entry, text)),
+                "snapshot-at" => set(&mut snapshot_at, policy(entry, text)),
                 "prefetch-policy" => set(&mut prefetch, policy(entry, text)),
-                "before-snapshot" => hooks.before_snapshot = path(entry, text),
-                "after-restore" => hooks.after_restore = path(entry, text),
+                "before-snapshot" => hooks.before_snapshot = hook(entry, text),
+                "after-restore" => hooks.after_restore = hook(entry, text),
                 "sink" => calls::sink(entry, text, place, &mut calls),
                 "calls" => calls::calls(entry, text, place, &mut calls),
                 "window" => own_window = span(entry, text, defaults.tick.0, HOUR),
@@ -65,7 +71,8 @@ pub(super) fn read(
         }
     }
     let rules = autoscaling.finish(annotations, concurrency, own_window);
-    Scaling { target: rules.total, rules, queue_depth, snapshot, prefetch, hooks, calls }
+    let target = rules.total;
+    Scaling { target, rules, queue_depth, snapshot, snapshot_at, prefetch, hooks, calls }
 }
 
 fn is_knative(annotation: &str, name: &str) -> bool {
@@ -98,11 +105,17 @@ pub(super) fn number(entry: &Cursor<'_>, text: &str, low: f64, high: f64) -> Opt
     number
 }
 
-fn path(entry: &Cursor<'_>, text: &str) -> Option<String> {
-    let good =
-        text.starts_with('/') && text.len() <= 256 && text.bytes().all(|b| b.is_ascii_graphic());
+fn hook(entry: &Cursor<'_>, text: &str) -> Option<String> {
+    let path = || text.starts_with('/') && text.bytes().all(|b| b.is_ascii_graphic());
+    let command = |rest: &str| {
+        !rest.trim().is_empty() && rest.bytes().all(|b| b.is_ascii_graphic() || b == b' ')
+    };
+    let good = text.len() <= 256 && (path() || text.strip_prefix(COMMAND).is_some_and(command));
     if !good {
-        entry.invalid("must be a path beginning with a slash, at most 256 characters".to_owned());
+        entry.invalid(
+            "must be a path beginning with a slash, or `exec:` and a command with its arguments; \
+             at most 256 characters",
+        );
     }
     good.then(|| text.to_owned())
 }

@@ -26,7 +26,7 @@ use serde_json::Value;
 use vhive_api::guest::Hooks;
 use vhive_api::{
     Bytes, Calls, Digest, PrefetchPolicy, ProbeTiming, Protocol, Readiness, Revision, RevisionKey,
-    RuntimeName, Scale, SnapshotPolicy, TimedProbe,
+    RuntimeName, Scale, SnapshotAt, SnapshotPolicy, TimedProbe,
 };
 
 use crate::autoscale::Rules;
@@ -127,6 +127,8 @@ pub struct Template {
     pub rules: Rules,
     /// Whether cold starts come from a snapshot.
     pub snapshot: SnapshotPolicy,
+    /// When the snapshot is taken.
+    pub snapshot_at: SnapshotAt,
     /// How its working set is recorded and prefetched.
     pub prefetch: PrefetchPolicy,
     /// What the function wants to be told of snapshots.
@@ -171,6 +173,7 @@ impl Template {
                 retention: self.rules.retention.0,
             },
             snapshot: self.snapshot,
+            snapshot_at: self.snapshot_at,
             prefetch: self.prefetch,
             hooks: self.hooks.clone(),
             volumes: Vec::new(),

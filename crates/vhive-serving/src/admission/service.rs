@@ -213,6 +213,7 @@ fn read_template(
         start_deadline: marks.start_deadline,
         queue_depth: scaling.queue_depth,
         snapshot: scaling.snapshot,
+        snapshot_at: scaling.snapshot_at,
         prefetch: scaling.prefetch,
         hooks: scaling.hooks,
         calls: scaling.calls,

@@ -131,7 +131,9 @@ async fn unknown_policies_are_refused_by_field() {
     let bad = [
         ("vhive.dev/snapshot-policy", "on", "unknown snapshot policy"),
         ("vhive.dev/prefetch-policy", "fast", "unknown prefetch policy"),
+        ("vhive.dev/snapshot-at", "never", "unknown moment"),
         ("vhive.dev/before-snapshot", "no-slash", "must be a path"),
+        ("vhive.dev/after-restore", "exec: ", "must be a path"),
     ];
     for (name, value, reason) in bad {
         let (status, told) = world.apply("bad", |document| annotate(document, name, value)).await;

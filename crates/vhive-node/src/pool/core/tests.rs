@@ -8,10 +8,11 @@ use proptest::prelude::*;
 use super::*;
 
 const FIRST: Duration = Duration::from_secs(1);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 fn core(concurrency: u32, max: u32) -> Core {
     let back_off = BackOff::new(FIRST, Duration::from_secs(60));
-    Core::new(Bounds { concurrency, max }, back_off)
+    Core::new(Bounds { concurrency, max }, back_off, PATIENCE)
 }
 
 /// What one event made the core ask for.
@@ -273,6 +274,8 @@ fn a_prepared_instance_goes_after_its_snapshot_unless_it_is_wanted() {
     let (mut core, now) = (core(1, 2), Instant::now());
     assert_eq!(ask(|out| assert_eq!(core.prepare(now, out), Ok(0))), [Action::Start(0)]);
     assert!(core.is_prepared(0));
+    // Whoever waits for it is told by the attempt that there is one already.
+    core.saved();
     assert_eq!(ask(|out| core.started(0, now, out)), [Action::Snapshot(0)]);
     assert_eq!(ask(|out| core.snapshotted(0, false, now, out)), [Action::Stop(0)]);
     ask(|out| assert_eq!(core.prepare(now, out), Ok(1)));
@@ -281,6 +284,86 @@ fn a_prepared_instance_goes_after_its_snapshot_unless_it_is_wanted() {
     assert_eq!(ask(|out| core.snapshotted(1, false, now, out)), [Action::Grant(0, 1)]);
     ask(|out| assert_eq!(core.prepare(now, out), Ok(2)));
     assert_eq!(core.prepare(now, &mut Vec::new()), Err(Refusal::AtMax));
+}
+
+#[test]
+fn under_constant_load_an_instance_is_started_for_the_snapshot_that_waits() {
+    for concurrency in [1, 2, 0] {
+        let (mut core, mut now) = (core(concurrency, 0), Instant::now());
+        ask(|out| _ = core.acquire(now, out));
+        core.want_snapshot(0);
+        assert_eq!(core.waits_since(), None);
+        ask(|out| core.started(0, now, out));
+        assert_eq!(core.waits_since(), Some(now));
+        assert_eq!(core.poke_at(now), Some(now + PATIENCE));
+        let began = now;
+        // Whenever a slot comes back, somebody else has one or takes it.
+        while now < began + PATIENCE {
+            assert_eq!(ask(|out| core.poke(now, out)), []);
+            let mut out = Vec::new();
+            let next = core.acquire(now, &mut out);
+            let waits = matches!(next, Ok(Answer::Waits(_)));
+            assert_eq!((waits, out.is_empty()), (concurrency == 1, concurrency != 1));
+            let begun = out.first().copied();
+            core.replied(0);
+            let back = ask(|out| core.release(0, now, out));
+            assert!(!back.contains(&Action::Snapshot(0)));
+            if let Some(Action::Start(no)) = begun {
+                // The one that was begun for who waited has come too late.
+                ask(|out| core.started(no, now, out));
+                ask(|out| core.resize(1, now, out));
+            }
+            now += Duration::from_secs(1);
+        }
+        assert_eq!(ask(|out| core.poke(now, out)), [Action::Overdue], "{concurrency}");
+        let out = ask(|out| _ = core.prepare(now, out).expect("nothing limits it"));
+        let [Action::Start(alone)] = out[..] else { panic!("{out:?}") };
+        let again = now + PATIENCE;
+        assert_eq!(ask(|out| core.poke(again, out)), [], "it is under way");
+        assert_eq!(ask(|out| core.started(alone, now, out)), [Action::Snapshot(alone)]);
+        assert_eq!(ask(|out| core.snapshotted(alone, false, now, out)), [Action::Stop(alone)]);
+        core.saved();
+        assert_eq!((core.waits_since(), core.poke_at(now)), (None, None));
+        // The one that serves need not give one any more.
+        assert_eq!(ask(|out| core.release(0, now, out)), []);
+    }
+}
+
+#[test]
+fn a_snapshot_that_cannot_be_taken_is_tried_ever_more_rarely() {
+    // There may be but one instance, and it is never idle.
+    let (mut core, mut now) = (core(1, 1), Instant::now());
+    ask(|out| _ = core.acquire(now, out));
+    core.want_snapshot(0);
+    ask(|out| core.started(0, now, out));
+    for pause in [30, 30, 60, 120] {
+        let due = core.poke_at(now).expect("it is looked at again");
+        assert_eq!(due - now, Duration::from_secs(pause));
+        now = due;
+        assert_eq!(ask(|out| core.poke(now, out)), [Action::Overdue]);
+        assert_eq!(core.prepare(now, &mut Vec::new()), Err(Refusal::AtMax));
+    }
+    // Who could have given it is gone.
+    ask(|out| core.died(0, now, out));
+    let due = core.poke_at(now + FIRST).expect("once more");
+    assert_eq!(ask(|out| core.poke(due, out)), []);
+    assert_eq!(core.waits_since(), None);
+}
+
+#[test]
+fn a_snapshot_of_who_has_been_asked_nothing_is_taken_of_an_instance_of_its_own() {
+    let (mut core, now) = (core(1, 0), Instant::now());
+    assert_eq!(ask(|out| core.want_alone(now, out)), [Action::Overdue]);
+    assert_eq!(ask(|out| core.want_alone(now, out)), [], "once is enough");
+    assert_eq!(ask(|out| _ = core.prepare(now, out)), [Action::Start(0)]);
+    // It fails; nobody waits, and yet it is tried again.
+    ask(|out| core.start_failed(0, now, out));
+    let due = core.poke_at(now + FIRST).expect("it is looked at again");
+    assert_eq!(due, now + PATIENCE);
+    assert_eq!(ask(|out| core.poke(due, out)), [Action::Overdue]);
+    ask(|out| core.close(out));
+    assert_eq!(core.poke_at(due), None);
+    assert_eq!(ask(|out| core.want_alone(due, out)), []);
 }
 
 #[test]
@@ -312,6 +395,8 @@ enum Event {
     Pass(u64),
     Well(usize, bool),
     WantSnapshot(usize),
+    WantAlone,
+    Saved,
     Snapshotted(usize, bool),
     Prepare,
     Evict,
@@ -332,6 +417,8 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
         1 => (0_u64..3000).prop_map(Event::Pass),
         2 => any::<(usize, bool)>().prop_map(|(n, well)| Event::Well(n, well)),
         2 => any::<usize>().prop_map(Event::WantSnapshot),
+        1 => Just(Event::WantAlone),
+        1 => Just(Event::Saved),
         2 => any::<(usize, bool)>().prop_map(|(n, lost)| Event::Snapshotted(n, lost)),
         1 => Just(Event::Prepare),
         1 => Just(Event::Evict),
@@ -450,6 +537,8 @@ impl Model {
                 let Some(no) = nth(self.starting.iter().copied(), n) else { return };
                 self.core.want_snapshot(no);
             }
+            Event::WantAlone => self.core.want_alone(now, &mut out),
+            Event::Saved => self.core.saved(),
             Event::Snapshotted(n, is_lost) => {
                 let Some(no) = nth(self.saving.iter().copied(), n) else { return };
                 self.saving.remove(&no);
@@ -482,6 +571,9 @@ impl Model {
         }
         self.take(&out, lost);
         self.check();
+        if out.contains(&Action::Overdue) {
+            self.feed(&Event::Prepare);
+        }
         if self.closed || matches!(event, Event::StartFailed(_)) {
             assert!(self.waiting.is_empty() || self.can_serve(), "waits for what may never be");
         }
@@ -507,6 +599,7 @@ impl Model {
                 Action::Fail(waiter, _) => {
                     assert!(self.waiting.remove(&waiter), "failed one who does not wait");
                 }
+                Action::Overdue => assert!(!self.closed, "asks for what a closed pool refuses"),
                 Action::Stop(no) => {
                     let leases = self.up.remove(&no).expect("only what is up is stopped");
                     assert!(leases == 0 || lost == Some(no), "stopped while it serves");

@@ -145,3 +145,18 @@ fn a_route_is_checked_as_a_service_is() {
     document["metadata"] = json!({"name": "a", "labels": {VISIBILITY: CLUSTER_LOCAL}});
     assert!(admit_object(Kind::Route, &document, "example.com", &Passed::new()).is_ok());
 }
+
+#[test]
+fn a_hook_is_a_path_or_a_command() {
+    for hook in ["/vhive/after-restore", "exec:/bin/reseed -x", "exec:reseed"] {
+        let document = with(TEMPLATES, json!({"vhive.dev/after-restore": hook}));
+        let hooks = check(&document).unwrap().template.hooks;
+        assert_eq!((hooks.before_snapshot, hooks.after_restore.as_deref()), (None, Some(hook)));
+    }
+    for hook in ["", "reseed", "exec:", "exec:  ", "exec:a\tb", "/a b", &"/".repeat(257)] {
+        let mut document = with(TEMPLATES, json!({"vhive.dev/before-snapshot": hook}));
+        let said = problems(Kind::Service, &mut document);
+        let field = "spec.template.metadata.annotations[vhive.dev/before-snapshot]: must be a path";
+        assert!(said.len() == 1 && said[0].starts_with(field), "{hook:?}: {said:?}");
+    }
+}
