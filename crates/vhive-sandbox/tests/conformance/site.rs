@@ -15,7 +15,7 @@ use vhive_api::{Bytes, SandboxId};
 use vhive_sandbox::firecracker::{Firecracker, FirecrackerConfig};
 use vhive_sandbox::kernel::{KernelStore, StoreError};
 use vhive_sandbox::network::{NetworkConfig, NetworkPool};
-use vhive_sandbox::oci::{ContainerConfig, GvisorConfig, Oci};
+use vhive_sandbox::oci::{ContainerConfig, GvisorConfig, Oci, Platform};
 use vhive_sandbox::qemu::{Qemu, QemuConfig};
 use vhive_sandbox::sim::{Sim, SimConfig};
 use vhive_sandbox::{
@@ -47,6 +47,7 @@ pub(crate) const RUNTIMES: &[Kind] = &[
     Kind { name: "runc", real: true, machine: false, make: runc },
     Kind { name: "crun", real: true, machine: false, make: crun },
     Kind { name: "runsc", real: true, machine: false, make: runsc },
+    Kind { name: "runsc-ptrace", real: true, machine: false, make: runsc_ptrace },
 ];
 
 fn firecracker() -> Result<Arc<dyn Runtime>, String> {
@@ -77,6 +78,11 @@ fn crun() -> Result<Arc<dyn Runtime>, String> {
 
 fn runsc() -> Result<Arc<dyn Runtime>, String> {
     fit(Oci::runsc(GvisorConfig::default(), cache()))
+}
+
+fn runsc_ptrace() -> Result<Arc<dyn Runtime>, String> {
+    let config = GvisorConfig { platform: Platform::Ptrace, ..GvisorConfig::default() };
+    fit(Oci::runsc(config, cache()))
 }
 
 fn fit(runtime: impl Runtime + 'static) -> Result<Arc<dyn Runtime>, String> {
