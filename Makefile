@@ -1,6 +1,6 @@
 # Thin: everything real is in cargo and xtask. `make demo` and `make test` do all the set-up themselves.
 SHELL := /bin/sh
-SUDO := $(shell [ "$$(id -u)" = 0 ] || echo "sudo env PATH=$$PATH")
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo "sudo env PATH=$$PATH VHIVE_REQUIRE=$$VHIVE_REQUIRE")
 XTASK = cargo run --quiet --release --package xtask --
 
 .PHONY: demo test bench clean setup-demo setup-test setup-bench

@@ -4,8 +4,8 @@
 //! `gvisor-restore`: a heavy Python function's first reply after a restore, against a cold start.
 
 //!
-//! `density-hello-qemu`, `density-hello-runsc`, `density-hello-runc`: idle instances of `hello` in a
-//! given memory until no more fit.
+//! `density-hello-qemu`, `density-hello-runsc`, `density-hello-runc`, `density-hello-crun`: idle
+//! instances of `hello` in a given memory until no more fit.
 
 #[path = "containers/density.rs"]
 mod density;

@@ -43,6 +43,7 @@ const BENCHES: &[(&str, &[&str])] = &[
             "density-hello-qemu",
             "density-hello-runsc",
             "density-hello-runc",
+            "density-hello-crun",
         ],
     ),
     ("prefetch", &["prefetch-8m", "prefetch-24m", "prefetch-99m", "prefetch-vs-reap"]),

@@ -4,6 +4,7 @@
 //! one, and every `Type::function` must be found in the sources; every promise in `GUARANTEES.md`
 //! names a test that exists or says *pending*; links between documents lead somewhere.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -23,6 +24,9 @@ pub(crate) fn run() -> anyhow::Result<()> {
             }
         }
     }
+    let table = read(&root.join("docs/conformance.md"))?;
+    let promises = root.join("crates/vhive-sandbox/tests/conformance/promises.rs");
+    wrong.extend(conformance(&table, &read(&promises)?));
     wrong.extend(guarantees(&read(&root.join("GUARANTEES.md"))?, &sources));
     for document in markdown(&root)? {
         let text = read(&document)?;
@@ -112,6 +116,25 @@ fn holds(root: &Path, sources: &str, span: &str) -> bool {
     true
 }
 
+/// The table of promises has a row for each one of the suite, and no other: it is written by
+/// `cargo xtask conformance`, which somebody has to run.
+fn conformance(table: &str, suite: &str) -> Vec<String> {
+    let suite = suite.split_once("ALL: &[Promise] = &[").map_or("", |(_, rest)| rest);
+    let suite = suite.split_once("];").map_or("", |(rows, _)| rows);
+    let names = suite.split("(\"").skip(1).filter_map(|rest| rest.split('"').next());
+    let promises: BTreeSet<String> = names.map(str::to_owned).collect();
+    let rows = table.lines().filter_map(|line| line.strip_prefix("| ")?.split(" |").next());
+    let rows = rows.filter(|row| *row != "promise").map(|row| row.replace(' ', "_"));
+    let rows: BTreeSet<String> = rows.collect();
+    let differ = promises.symmetric_difference(&rows);
+    differ
+        .map(|name| {
+            let where_not = if rows.contains(name) { "the suite" } else { "the table" };
+            format!("docs/conformance.md: {name} is not in {where_not}: `cargo xtask conformance`")
+        })
+        .collect()
+}
+
 /// Rows look like `| G1 | promise | test_name |`; several tests are divided by commas.
 fn guarantees(text: &str, sources: &str) -> Vec<String> {
     let mut wrong = Vec::new();
@@ -168,5 +191,18 @@ mod tests {
     #[test]
     fn links_lose_fragments_and_hosts() {
         assert_eq!(links("[a](b.md#c) [d](https://e.f) [g](#h)"), ["b.md"]);
+    }
+
+    #[test]
+    fn a_stale_table_of_promises_is_noticed() {
+        let suite = "const fn any(x) {}\npub(crate) const ALL: &[Promise] = &[\n    \
+            any(\"boots_well\", boots_well),\n    real(\"stops\", other::stops),\n];\n(\"no\", 1)";
+        let table = "# Title\n\n| promise | qemu |\n|---|---|\n| boots well | yes |\n";
+        let stops = format!("{table}| stops | (1) |\n");
+        assert_eq!(conformance(&stops, suite), [""; 0]);
+        let wrong = conformance(table, suite);
+        assert!(wrong.len() == 1 && wrong[0].contains("stops is not in the table"), "{wrong:?}");
+        let more = format!("{stops}| flies | yes |\n");
+        assert!(conformance(&more, suite)[0].contains("flies is not in the suite"));
     }
 }

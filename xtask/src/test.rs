@@ -54,6 +54,12 @@ pub(crate) fn run() -> anyhow::Result<()> {
     for skip in &skips {
         println!("  {skip}");
     }
+    let required = std::env::var("VHIVE_REQUIRE").unwrap_or_default();
+    let missing = missing(&required, &skips);
+    if !missing.is_empty() {
+        let missing = missing.join(", ");
+        bail!("VHIVE_REQUIRE={required}, and tests were skipped for want of {missing}");
+    }
     if !good {
         bail!("tests failed; the whole log is in {}", log_path.display());
     }
@@ -62,6 +68,18 @@ pub(crate) fn run() -> anyhow::Result<()> {
 
 fn skip_of(line: &str) -> Option<&str> {
     line.trim_start().strip_prefix("SKIP ").filter(|rest| rest.contains(": "))
+}
+
+/// The runtimes, of those divided by commas, that a test was skipped for want of. Such a skip names
+/// the runtime before the promise, or after the test: `runc::it_stops`, `e2e_start on runc`.
+fn missing<'a>(required: &'a str, skips: &BTreeSet<&str>) -> Vec<&'a str> {
+    let wants = |runtime: &str, skip: &str| {
+        let test = skip.split(": ").next().unwrap_or_default();
+        let (first, last) = (test.split("::").next(), test.rsplit(" on ").next());
+        test != runtime && (first == Some(runtime) || last == Some(runtime))
+    };
+    let required = required.split(',').map(str::trim).filter(|name| !name.is_empty());
+    required.filter(|runtime| skips.iter().any(|skip| wants(runtime, skip))).collect()
 }
 
 /// Runs a command, its output into the log; shows results and failures, not what passing tests say.
@@ -97,7 +115,21 @@ fn logged(command: &mut Command, log: &mut File) -> anyhow::Result<bool> {
 
 #[cfg(test)]
 mod tests {
-    use super::skip_of;
+    use std::collections::BTreeSet;
+
+    use super::{missing, skip_of};
+
+    #[test]
+    fn what_is_required_is_not_skipped() {
+        let skips = BTreeSet::from([
+            "crun::boots_and_answers: crun starts no container here",
+            "e2e_runtimes_give_the_same_replies on runsc: no runsc",
+            "firecracker::limits_are_real: no firecracker, and runc is no help",
+        ]);
+        assert_eq!(missing("qemu, crun,runsc,runc", &skips), ["crun", "runsc"]);
+        assert_eq!(missing("", &skips), [""; 0]);
+        assert_eq!(missing("qemu", &BTreeSet::from(["qemu: is not a runtime's test"])), [""; 0]);
+    }
 
     #[test]
     fn skips_are_told_from_prose() {

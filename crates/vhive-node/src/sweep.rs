@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use vhive_api::Cpus;
-use vhive_sandbox::{RunRoot, cgroup, network, oci};
+use vhive_sandbox::{RunRoot, cgroup, network, oci, trial};
 
 /// The lock's name in the state directory.
 const LOCK: &str = "node.lock";
@@ -167,6 +167,9 @@ impl Ground {
         let lock = StateLock::take(state_dir)?;
         let run_root = RunRoot::below(run_dir, lock.dir());
         let swept = sweep(&run_root)?;
+        let trials = lock.dir().join("host");
+        trial::sweep(&trials)
+            .map_err(|source| SweepError::Directory { path: trials.clone(), source })?;
         if swept > 0 {
             tracing::warn!(sandboxes = swept, "leftovers of an earlier node removed");
         }

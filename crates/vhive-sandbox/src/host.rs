@@ -9,6 +9,8 @@ use std::path::Path;
 
 use vhive_api::Bytes;
 
+use crate::cgroup::{self, Controller};
+
 /// How a fact concerns the user.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
@@ -50,7 +52,7 @@ pub fn facts(state_dir: &Path) -> Vec<Fact> {
     vec![
         user(),
         capabilities(&read("/proc/self/status")),
-        cgroups(&read("/proc/self/mountinfo")),
+        cgroups(&read("/proc/self/mountinfo"), &cgroup::missing().unwrap_or_default()),
         device("tun", "/dev/net/tun", "network slots need it: `modprobe tun`"),
         device("userfaultfd", "/dev/userfaultfd", "REAP will need it: Linux 6.1 or newer has it"),
         kvm(Path::new("/dev/kvm").exists()),
@@ -121,7 +123,7 @@ fn capabilities(status: &str) -> Fact {
     }
 }
 
-fn cgroups(mountinfo: &str) -> Fact {
+fn cgroups(mountinfo: &str, missing: &[Controller]) -> Fact {
     // `… - <type> <source> <options>` after the optional fields.
     let kinds = mountinfo.lines().filter_map(|line| line.split_once(" - ")).map(|(_, rest)| rest);
     let (mut v1, mut v2) = (false, false);
@@ -129,22 +131,23 @@ fn cgroups(mountinfo: &str) -> Fact {
         v1 |= kind.starts_with("cgroup ");
         v2 |= kind.starts_with("cgroup2 ");
     }
-    match (v1, v2) {
-        (false, true) => Fact::new("cgroups", Verdict::Good, "v2", ""),
-        (true, false) => Fact::new("cgroups", Verdict::Good, "v1", ""),
-        (true, true) => Fact::new(
-            "cgroups",
-            Verdict::Limited,
-            "hybrid (v1 controllers beside a v2 hierarchy)",
-            "works for vHive and runc; crun refuses it",
-        ),
-        (false, false) => Fact::new(
-            "cgroups",
-            Verdict::Missing,
-            "none mounted",
-            "memory and process limits of sandboxes need them: mount cgroup2 on /sys/fs/cgroup",
-        ),
+    let found = match (v1, v2) {
+        (false, true) => "v2",
+        (true, false) => "v1",
+        (true, true) => "hybrid (v1 controllers beside a v2 hierarchy)",
+        (false, false) => {
+            let follows = "limits of sandboxes need them: mount cgroup2 on /sys/fs/cgroup";
+            return Fact::new("cgroups", Verdict::Missing, "none mounted", follows);
+        }
+    };
+    if missing.is_empty() {
+        return Fact::new("cgroups", Verdict::Good, found, "");
     }
+    let names: Vec<_> = missing.iter().map(|controller| controller.as_str()).collect();
+    let found = format!("{found}, without {}", names.join(", "));
+    let follows = "sandboxes have no such limits: enable it in cgroup.subtree_control; in a \
+                   container, first move all processes of /sys/fs/cgroup into a group below it";
+    Fact::new("cgroups", Verdict::Limited, found, follows)
 }
 
 fn device(name: &'static str, path: &str, fix: &str) -> Fact {
@@ -229,10 +232,14 @@ mod tests {
     fn cgroup_modes_are_told_apart() {
         let v1 = "30 23 0:26 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu";
         let v2 = "31 23 0:27 / /sys/fs/cgroup rw shared:4 - cgroup2 cgroup2 rw";
-        assert_eq!(cgroups(v1).found, "v1");
-        assert_eq!(cgroups(v2).found, "v2");
-        assert_eq!(cgroups(&format!("{v1}\n{v2}")).verdict, Verdict::Limited);
-        assert_eq!(cgroups("").verdict, Verdict::Missing);
+        let told = |mounts: &str, missing: &[Controller]| cgroups(mounts, missing);
+        assert_eq!(told(v1, &[]).found, "v1");
+        assert_eq!(told(v2, &[]).found, "v2");
+        assert!(told(&format!("{v1}\n{v2}"), &[]).found.starts_with("hybrid"));
+        assert_eq!(told("", &[]).verdict, Verdict::Missing);
+        let lacking = told(v2, &[Controller::Memory, Controller::Pids]);
+        assert_eq!(lacking.verdict, Verdict::Limited);
+        assert_eq!(lacking.found, "v2, without memory, pids");
     }
 
     #[test]

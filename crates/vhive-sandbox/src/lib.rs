@@ -34,6 +34,7 @@ pub mod run_dir;
 pub mod runtime;
 pub mod sim;
 pub mod snapshot;
+pub mod trial;
 
 pub use deadline::Deadline;
 pub use journal::{End, Journal, Line, Milestone, WaitError};

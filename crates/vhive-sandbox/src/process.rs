@@ -11,7 +11,8 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
-use std::path::Path;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
 
 use nix::spawn::{PosixSpawnAttr, PosixSpawnFileActions, PosixSpawnFlags, posix_spawnp};
 use nix::sys::signal::{SigSet, Signal as NixSignal};
@@ -68,6 +69,24 @@ impl Confinement {
     }
 }
 
+/// Where a process says how readily the kernel ends it when the host runs out of memory, from -1000
+/// to 1000.
+///
+/// # Source
+/// proc_pid_oom_score_adj(5)
+const OOM_SCORE_ADJ: &str = "oom_score_adj";
+
+/// What a sandbox's processes say there: that they go before the node. Raising it takes no
+/// privilege; below the caller's own value it might.
+pub(crate) fn expendable() -> i32 {
+    let own = std::fs::read_to_string(Path::new("/proc/self").join(OOM_SCORE_ADJ));
+    more_than(own.ok().and_then(|own| own.trim().parse().ok()).unwrap_or(0))
+}
+
+fn more_than(own: i32) -> i32 {
+    own.saturating_add(500).clamp(-1000, 1000)
+}
+
 /// How a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
@@ -86,6 +105,34 @@ impl fmt::Display for Exit {
             Self::Signal(signal) => write!(f, "was killed by signal {signal}"),
             Self::Unknown => f.write_str("ended"),
         }
+    }
+}
+
+/// Which file a program is: another one once it has been replaced.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ProgramFile {
+    path: PathBuf,
+    /// Device, number on it, and when it was changed, in seconds and nanoseconds.
+    identity: (u64, u64, i64, i64),
+}
+
+impl ProgramFile {
+    /// The file that is run by a path, or by a name that is looked up in `PATH`; none if there is
+    /// none.
+    pub(crate) fn of(program: &Path) -> Option<Self> {
+        Self::within(program, &std::env::var_os("PATH").unwrap_or_default())
+    }
+
+    fn within(program: &Path, path: &OsStr) -> Option<Self> {
+        let read = |path: PathBuf| {
+            let meta = std::fs::metadata(&path).ok().filter(std::fs::Metadata::is_file)?;
+            let identity = (meta.dev(), meta.ino(), meta.mtime(), meta.mtime_nsec());
+            Some(Self { path, identity })
+        };
+        if program.components().count() > 1 {
+            return read(program.to_owned());
+        }
+        std::env::split_paths(path).find_map(|dir| read(dir.join(program)))
     }
 }
 
@@ -173,6 +220,15 @@ impl Child {
         self.pidfd.as_fd()
     }
 
+    /// Has it end before the caller when the host runs out of memory. Where that cannot be said,
+    /// the kernel chooses by size alone.
+    pub(crate) fn make_expendable(&self) {
+        let file = Path::new("/proc").join(self.pid.as_raw_nonzero().to_string());
+        if let Err(error) = std::fs::write(file.join(OOM_SCORE_ADJ), expendable().to_string()) {
+            tracing::debug!(pid = self.pid.as_raw_nonzero().get(), %error, "not made expendable");
+        }
+    }
+
     /// Kills it; no error if it has ended already.
     pub fn kill(&self) {
         kill(self.pidfd());
@@ -256,6 +312,35 @@ mod tests {
         assert!(text.starts_with("inherited"), "{text}");
         let name = other.path().file_name().and_then(OsStr::to_str).expect("UTF-8");
         assert!(!text.contains(name), "{text}");
+    }
+
+    #[test]
+    fn a_sandbox_is_never_dearer_than_its_node() {
+        assert_eq!((more_than(0), more_than(-1000), more_than(985)), (500, -500, 1000));
+        let own = std::fs::read_to_string("/proc/self/oom_score_adj").expect("readable");
+        let own: i32 = own.trim().parse().expect("a number");
+        assert!(expendable() > own || own == 1000);
+    }
+
+    #[test]
+    fn a_program_that_has_been_replaced_is_another_file() {
+        let [first, second] = [(), ()].map(|()| tempfile::tempdir().expect("a directory"));
+        let path = std::env::join_paths([first.path(), second.path()]).expect("joined");
+        let look = |program: &str| ProgramFile::within(Path::new(program), &path);
+        assert_eq!(look("runtime"), None);
+        let write = |dir: &Path, text: &str| {
+            std::fs::write(dir.join("draft"), text).expect("written");
+            std::fs::rename(dir.join("draft"), dir.join("runtime")).expect("renamed");
+        };
+        write(second.path(), "1");
+        let one = look("runtime");
+        assert!(one.is_some() && one == look("runtime"));
+        write(second.path(), "2");
+        let two = look("runtime");
+        assert_ne!(one, two);
+        write(first.path(), "2");
+        assert_ne!(two, look("runtime"), "that one is run now");
+        assert!(look(&second.path().join("runtime").to_string_lossy()) == two);
     }
 
     #[test]

@@ -3,9 +3,13 @@
 use std::fs;
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+
+use crate::runtime::HostLacks;
 
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -14,15 +18,78 @@ struct Remembered<Q, A> {
     answer: A,
 }
 
-/// The answer, if it was to this very question.
-pub(crate) fn recall<Q, A>(question: &Q, file: &Path) -> Option<A>
+/// How long a refusal is kept in a file: a host that was too busy for a trial is not for ever.
+const REFUSAL: Duration = Duration::from_secs(3600);
+
+/// How long one is kept by a node that is asked again and again.
+const PAUSE: Duration = Duration::from_secs(5);
+
+/// The answer, if it was to this very question, and is a good one or not old.
+pub(crate) fn recall<Q, A>(question: &Q, file: &Path, is_good: impl Fn(&A) -> bool) -> Option<A>
 where
     Q: DeserializeOwned + PartialEq,
     A: DeserializeOwned,
 {
     // Unreadable, or from another version: as good as never asked.
     let known: Remembered<Q, A> = serde_json::from_slice(&fs::read(file).ok()?).ok()?;
-    (known.question == *question).then_some(known.answer)
+    let age = || fs::metadata(file).ok()?.modified().ok()?.elapsed().ok();
+    let holds = is_good(&known.answer) || age().is_some_and(|age| age < REFUSAL);
+    (known.question == *question && holds).then_some(known.answer)
+}
+
+/// What follows a refusal that is kept in a file.
+pub(crate) fn until(file: &Path) -> String {
+    let minutes = REFUSAL.as_secs() / 60;
+    format!("it is tried again {minutes} minutes later, or once {} is removed", file.display())
+}
+
+/// What a node has found out: for good once it has been found, for a moment if it was not there, so
+/// that a crowd of requests does not look for it all at once.
+#[derive(Debug)]
+pub(crate) struct Kept<T>(Option<Result<Arc<T>, (HostLacks, Instant)>>);
+
+impl<T> Default for Kept<T> {
+    fn default() -> Self {
+        Self(None)
+    }
+}
+
+impl<T> Kept<T> {
+    /// What is known, or what comes of looking.
+    ///
+    /// # Errors
+    /// What the host lacks.
+    pub(crate) fn or_look(
+        &mut self,
+        look: impl FnOnce() -> Result<T, HostLacks>,
+    ) -> Result<Arc<T>, HostLacks> {
+        self.or_look_after(PAUSE, look)
+    }
+
+    fn or_look_after(
+        &mut self,
+        pause: Duration,
+        look: impl FnOnce() -> Result<T, HostLacks>,
+    ) -> Result<Arc<T>, HostLacks> {
+        match &self.0 {
+            Some(Ok(found)) => return Ok(Arc::clone(found)),
+            Some(Err((lacks, at))) if at.elapsed() < pause => return Err(lacks.clone()),
+            _ => {}
+        }
+        let found = look().map(Arc::new);
+        self.0 = Some(found.clone().map_err(|lacks| (lacks, Instant::now())));
+        found
+    }
+
+    /// What has been found.
+    pub(crate) fn get(&self) -> Option<&Arc<T>> {
+        self.0.as_ref()?.as_ref().ok()
+    }
+
+    /// Has it looked for again.
+    pub(crate) fn forget(&mut self) {
+        self.0 = None;
+    }
 }
 
 /// Keeps an answer. That it could not is told to the log only: it is found out anew then.
@@ -45,16 +112,49 @@ fn write(known: &impl Serialize, file: &Path) -> io::Result<()> {
 mod tests {
     use super::*;
 
+    fn recall_good<A: DeserializeOwned>(question: &(String, i32), file: &Path) -> Option<A> {
+        recall(question, file, |_| true)
+    }
+
     #[test]
     fn an_answer_is_kept_until_the_question_changes() {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let file = dir.path().join("host/answer.json");
         let question = ("6.1".to_owned(), 7);
-        assert_eq!(recall::<_, String>(&question, &file), None);
+        assert_eq!(recall_good::<String>(&question, &file), None);
         keep(&question, &"it hung", &file);
-        assert_eq!(recall(&question, &file), Some("it hung".to_owned()));
-        assert_eq!(recall::<_, String>(&("6.2".to_owned(), 7), &file), None);
+        assert_eq!(recall_good(&question, &file), Some("it hung".to_owned()));
+        assert_eq!(recall_good::<String>(&("6.2".to_owned(), 7), &file), None);
         fs::write(&file, "{").expect("written");
-        assert_eq!(recall::<_, String>(&question, &file), None);
+        assert_eq!(recall_good::<String>(&question, &file), None);
+    }
+
+    #[test]
+    fn a_refusal_is_kept_for_a_while_only() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let file = dir.path().join("answer.json");
+        keep(&7, &"it hung".to_owned(), &file);
+        let told = |good| recall(&7, &file, |_: &String| good);
+        assert!(told(false).is_some() && told(true).is_some());
+        let then = std::time::SystemTime::now() - REFUSAL;
+        let opened = fs::File::options().write(true).open(&file).expect("opened");
+        opened.set_modified(then).expect("set");
+        assert!(told(false).is_none() && told(true).is_some());
+        // A clock that has been set back tells nothing of its age.
+        opened.set_modified(then + 2 * REFUSAL).expect("set");
+        assert!(told(false).is_none() && told(true).is_some());
+    }
+
+    #[test]
+    fn what_was_not_there_is_looked_for_again() {
+        let lacks = || HostLacks { what: "no runc".to_owned(), fix: "install it".to_owned() };
+        let mut found = Kept::default();
+        let hour = Duration::from_secs(3600);
+        assert_eq!(found.or_look_after(hour, || Err(lacks())), Err(lacks()));
+        assert_eq!(found.or_look_after(hour, || Ok(1)), Err(lacks()), "too soon");
+        assert_eq!(found.or_look_after(Duration::ZERO, || Ok(1)), Ok(Arc::new(1)));
+        assert_eq!(found.or_look_after(Duration::ZERO, || Ok(2)), Ok(Arc::new(1)), "it is known");
+        found.forget();
+        assert_eq!(found.or_look(|| Ok(2)), Ok(Arc::new(2)));
     }
 }

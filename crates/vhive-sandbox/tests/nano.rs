@@ -26,12 +26,12 @@ use libtest_mimic::{Arguments, Trial};
 use vhive_sandbox::Runtime;
 use vhive_sandbox::firecracker::Firecracker;
 
-use site::{Kind, Site, firecracker_config, qemu};
+use site::{Kind, NOTHING, Site, firecracker_config, qemu};
 
 /// The runtimes that boot guests without an operating system.
 const BARE: &[Kind] = &[
-    Kind { name: "qemu", real: true, machine: true, make: qemu },
-    Kind { name: "firecracker", real: true, machine: true, make: firecracker },
+    Kind { name: "qemu", real: true, machine: true, uses: NOTHING, make: qemu },
+    Kind { name: "firecracker", real: true, machine: true, uses: NOTHING, make: firecracker },
 ];
 
 /// It is not asked for more than such guests need.

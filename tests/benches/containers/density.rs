@@ -19,10 +19,11 @@ pub(crate) const BOUND: Bound = Bound::AtLeast { must: 0.85, goal: 0.95 };
 
 /// The rows. A plain container is so small that four gibibytes hold more of them than a row's two
 /// minutes can start: it gets less memory, and its row says so.
-pub(crate) const ALL: [(&str, RuntimeName, Bytes); 3] = [
+pub(crate) const ALL: [(&str, RuntimeName, Bytes); 4] = [
     ("density-hello-qemu", RuntimeName::Qemu, Bytes::mib(4096)),
     ("density-hello-runsc", RuntimeName::Runsc, Bytes::mib(4096)),
     ("density-hello-runc", RuntimeName::Runc, Bytes::mib(512)),
+    ("density-hello-crun", RuntimeName::Crun, Bytes::mib(512)),
 ];
 
 const GOAL: Bytes = Bytes::mib(4096);

@@ -22,7 +22,7 @@ pub enum Controller {
 }
 
 impl Controller {
-    const ALL: [Self; 3] = [Self::Cpu, Self::Memory, Self::Pids];
+    pub(super) const ALL: [Self; 3] = [Self::Cpu, Self::Memory, Self::Pids];
 
     /// The kernel's name of it.
     #[must_use]
@@ -132,6 +132,32 @@ impl Hierarchy {
         }
     }
 
+    /// What can be limited in groups below its mount. In version 2 that is what has been enabled
+    /// there; more can be only if no process is in it, or if it is the host's own root.
+    ///
+    /// # Source
+    /// Kernel documentation: `admin-guide/cgroup-v2.rst`, "No Internal Process Constraint".
+    pub(super) fn delegable(&self) -> Vec<Controller> {
+        let read = |file| fs::read_to_string(self.mount.join(file)).unwrap_or_default();
+        let is_root = || !self.mount.join("cgroup.type").exists();
+        if self.version == Version::V1 || is_root() || read("cgroup.procs").trim().is_empty() {
+            return self.controllers.clone();
+        }
+        let enabled = read("cgroup.subtree_control");
+        let enabled = enabled.split_whitespace().filter_map(Controller::named);
+        enabled.filter(|controller| self.controllers.contains(controller)).collect()
+    }
+
+    /// What it is in a group: there, version 2 limits only what has been delegated to it.
+    pub(super) fn within(mut self, group: &Path) -> Self {
+        if self.version == Version::V2 {
+            let there = fs::read_to_string(group.join("cgroup.controllers")).unwrap_or_default();
+            let there: Vec<_> = there.split_whitespace().filter_map(Controller::named).collect();
+            self.controllers.retain(|controller| there.contains(controller));
+        }
+        self
+    }
+
     /// Gives a node's group, against the host's other processes, the weight of as many busy ones
     /// as there are CPUs: else all its sandboxes together would count as one process.
     pub(super) fn weigh(&self, group: &Path) {
@@ -145,6 +171,24 @@ impl Hierarchy {
         };
         if let Err(error) = fs::write(group.join(file), weight.to_string()) {
             tracing::debug!(path = %group.display(), file, %error, "weight not set");
+        }
+    }
+
+    /// Likewise so that a memory limit is one: what is over it is killed, and not swapped out. Not
+    /// every kernel has the files. To be written after the limit itself.
+    ///
+    /// # Source
+    /// Kernel documentation: `admin-guide/cgroup-v1/memory.rst`, `admin-guide/cgroup-v2.rst`.
+    pub(super) fn without_swap(&self, limits: &Limits) -> Vec<(&'static str, String)> {
+        let limited = limits.memory.filter(|_| self.controllers.contains(&Controller::Memory));
+        match (limited, self.version) {
+            (None, _) => Vec::new(),
+            // The first counts both, and leaves room to swap to whoever is below it.
+            (Some(memory), Version::V1) => vec![
+                ("memory.memsw.limit_in_bytes", memory.0.to_string()),
+                ("memory.swappiness", "0".to_owned()),
+            ],
+            (Some(_), Version::V2) => vec![("memory.swap.max", "0".to_owned())],
         }
     }
 
@@ -230,6 +274,55 @@ mod tests {
         let settings = two.settings(&limits);
         assert!(settings.contains(&("cpu.max", "50000 100000".to_owned())));
         assert!(settings.contains(&("memory.max", "1".to_owned())));
+    }
+
+    #[test]
+    fn what_is_limited_is_not_swapped_out() {
+        let of = |version, controllers: &[Controller], memory: Option<u64>| {
+            let (mount, controllers) = ("/cg".into(), controllers.to_vec());
+            let limits = Limits { memory: memory.map(Bytes), ..Limits::default() };
+            Hierarchy { mount, version, controllers, has_processors: false }.without_swap(&limits)
+        };
+        let memory = [Controller::Memory];
+        assert_eq!(of(Version::V2, &memory, Some(7)), [("memory.swap.max", "0".to_owned())]);
+        let both = of(Version::V1, &memory, Some(7));
+        assert_eq!(both[0], ("memory.memsw.limit_in_bytes", "7".to_owned()));
+        assert_eq!(of(Version::V1, &memory, None), []);
+        assert_eq!(of(Version::V2, &[Controller::Pids], Some(7)), []);
+    }
+
+    #[test]
+    fn version_two_limits_in_a_group_what_was_delegated_to_it() {
+        let group = tempfile::tempdir().expect("a temporary directory");
+        let of = |version| {
+            let (mount, controllers) = ("/cg".into(), Controller::ALL.to_vec());
+            let all = Hierarchy { mount, version, controllers, has_processors: false };
+            all.within(group.path()).controllers
+        };
+        assert_eq!(of(Version::V2), []);
+        fs::write(group.path().join("cgroup.controllers"), "cpuset pids\n").expect("written");
+        assert_eq!(of(Version::V2), [Controller::Pids]);
+        assert_eq!(of(Version::V1), Controller::ALL);
+    }
+
+    #[test]
+    fn a_group_with_processes_in_it_delegates_nothing_more() {
+        let mount = tempfile::tempdir().expect("a temporary directory");
+        let write = |file: &str, text: &str| {
+            fs::write(mount.path().join(file), text).expect("written");
+        };
+        let look = || {
+            let (controllers, has_processors) = (Controller::ALL.to_vec(), false);
+            let mount = mount.path().to_owned();
+            Hierarchy { mount, version: Version::V2, controllers, has_processors }.delegable()
+        };
+        write("cgroup.procs", "1\n17\n");
+        write("cgroup.subtree_control", "cpu hugetlb\n");
+        assert_eq!(look(), Controller::ALL, "the host's own root");
+        write("cgroup.type", "domain\n");
+        assert_eq!(look(), [Controller::Cpu], "a container's");
+        write("cgroup.procs", "");
+        assert_eq!(look(), Controller::ALL, "nobody is in the way");
     }
 
     proptest::proptest! {

@@ -66,6 +66,29 @@ pub fn controllers() -> io::Result<Vec<Controller>> {
     Ok(all)
 }
 
+/// The controllers without whose limits sandboxes have to do on this host.
+///
+/// # Errors
+/// Any error of reading `/proc/self/mountinfo`.
+pub(crate) fn missing() -> io::Result<Vec<Controller>> {
+    let all: Vec<_> = hierarchy::mounted()?.iter().flat_map(Hierarchy::delegable).collect();
+    let mut missing = Controller::ALL.to_vec();
+    missing.retain(|controller| !all.contains(controller));
+    Ok(missing)
+}
+
+/// Where a hybrid host has version 2's hierarchy, in which nothing of ours is limited.
+///
+/// # Errors
+/// Any error of reading `/proc/self/mountinfo`.
+pub(crate) fn beside_version_one() -> io::Result<Option<PathBuf>> {
+    let all = hierarchy::every()?;
+    let one = |h: &Hierarchy| h.version == Version::V1 && !h.controllers.is_empty();
+    let two = |h: &Hierarchy| h.version == Version::V2 && h.controllers.is_empty();
+    let hybrid = all.iter().any(one);
+    Ok(all.into_iter().find(|h| hybrid && two(h)).map(|h| h.mount))
+}
+
 impl Cgroup {
     /// Makes the groups and sets the limits.
     ///
@@ -104,7 +127,7 @@ impl Cgroup {
         for hierarchy in hierarchies {
             let dir = parent_of(root, &hierarchy).join(id.as_str());
             make_both(root, &hierarchy, &dir).map_err(|e| naming(&dir, &e))?;
-            group.dirs.push((hierarchy, dir));
+            group.dirs.push((hierarchy.within(&dir), dir));
         }
         if group.dirs.is_empty() {
             return Err(io::Error::new(
@@ -116,6 +139,12 @@ impl Cgroup {
             for (file, value) in hierarchy.settings(limits) {
                 let path = dir.join(file);
                 fs::write(&path, value).map_err(|e| naming(&path, &e))?;
+            }
+            for (file, value) in hierarchy.without_swap(limits) {
+                let path = dir.join(file);
+                if path.exists() {
+                    fs::write(&path, value).map_err(|e| naming(&path, &e))?;
+                }
             }
         }
         attach::expect(group.dirs.iter().map(|(hierarchy, _)| hierarchy));
@@ -136,6 +165,16 @@ impl Cgroup {
             }
         }
         Ok(())
+    }
+
+    /// Those of the limits that hold in them.
+    pub(crate) fn of_these(&self, limits: &Limits) -> Limits {
+        let has = |controller| self.dirs.iter().any(|(h, _)| h.controllers.contains(&controller));
+        Limits {
+            memory: limits.memory.filter(|_| has(Controller::Memory)),
+            tasks: limits.tasks.filter(|_| has(Controller::Pids)),
+            cpu_millis: limits.cpu_millis.filter(|_| has(Controller::Cpu)),
+        }
     }
 
     /// What tells whether the memory limit has killed a process of the groups.

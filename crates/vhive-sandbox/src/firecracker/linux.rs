@@ -3,9 +3,6 @@
 //! `/dev/kvm` may open and run guests without an operating system, and yet fail with Linux (nested
 //! or paravirtual KVM); so only a guest kernel that reaches its init proves anything.
 
-use std::fs;
-use std::io;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -23,9 +20,9 @@ use crate::journal::{Journal, Milestone, WaitError};
 use crate::kernel::{self, KernelStore};
 use crate::linux;
 use crate::remembered;
-use crate::run_dir::RunRoot;
 use crate::runtime::{Guest, HostLacks, SandboxSpec, Uses};
 use crate::snapshot::{Platform, with_tsc};
+use crate::trial::Trial;
 
 /// How long a guest may take from Firecracker's start to its init; a fit host takes a fraction.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -101,8 +98,9 @@ impl Linux {
             guest: digest,
         };
         let file = cache.join("firecracker.json");
-        let answer = remembered::recall(&question, &file).unwrap_or_else(|| {
-            let answer = match probe(config, ground, &linux, PATIENCE) {
+        let is_good = |answer: &Answer| matches!(answer, Answer::Boots);
+        let answer = remembered::recall(&question, &file, is_good).unwrap_or_else(|| {
+            let answer = match probe(config, ground, (&linux, cache), PATIENCE) {
                 Ok(()) => Answer::Boots,
                 Err(reason) => Answer::Fails(reason),
             };
@@ -113,7 +111,8 @@ impl Linux {
         match answer {
             Answer::Boots => Ok(linux),
             Answer::Fails(reason) => {
-                let what = format!("KVM here does not boot a Linux guest: {reason}");
+                let until = remembered::until(&file);
+                let what = format!("KVM here does not boot a Linux guest: {reason}; {until}");
                 Err(lacks(&what, "use runtimeClassName: qemu, or a bare-metal host"))
             }
         }
@@ -124,10 +123,11 @@ impl Linux {
 fn probe(
     config: &FirecrackerConfig,
     ground: &Ground,
-    linux: &Linux,
+    (linux, cache): (&Linux, &Path),
     most: Duration,
 ) -> Result<(), String> {
-    let dir = probe_dir().map_err(|error| format!("no directory for a trial: {error}"))?;
+    let trial =
+        Trial::begin(cache).map_err(|error| format!("no directory for a trial: {error}"))?;
     let journal = Journal::new();
     let spec = SandboxSpec {
         id: SandboxId::random(),
@@ -140,7 +140,7 @@ fn probe(
         cpu_millis: 1000,
         memory: MEMORY,
         network: None,
-        run_root: RunRoot::below(dir.path(), dir.path()),
+        run_root: trial.root().clone(),
         journal: journal.clone(),
     };
     let booted = Booted::linux(linux, None);
@@ -149,7 +149,7 @@ fn probe(
         network: None,
         ground,
         config,
-        dir: dir.path(),
+        dir: trial.dir(),
         lent: &booted.lent,
         served: false,
         port: Port::Init(None),
@@ -171,13 +171,6 @@ fn probe(
             Err(last.map_or(what.clone(), |last| format!("{what}; {last}")))
         }
     }
-}
-
-/// A directory that Firecracker's user can get through.
-fn probe_dir() -> io::Result<tempfile::TempDir> {
-    let dir = tempfile::Builder::new().prefix("vhive-probe-").tempdir()?;
-    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755))?;
-    Ok(dir)
 }
 
 fn lacks(what: &str, fix: &str) -> HostLacks {

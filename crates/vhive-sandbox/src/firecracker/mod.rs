@@ -83,6 +83,16 @@ impl Firecracker {
         self.ground().map(drop)
     }
 
+    /// What the host has of it, e.g. `Firecracker 1.13.1, memory by file, lazy`.
+    ///
+    /// # Errors
+    /// As from [`Firecracker::check_bare`].
+    pub fn about(&self) -> Result<String, HostLacks> {
+        let ground = self.ground()?;
+        let modes: Vec<_> = self.memory_modes().iter().map(ToString::to_string).collect();
+        Ok(format!("Firecracker {}, memory by {}", ground.version, modes.join(", ")))
+    }
+
     fn ground(&self) -> Result<Arc<Ground>, HostLacks> {
         let mut known = self.ground.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(ground) = &*known {

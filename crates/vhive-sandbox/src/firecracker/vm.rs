@@ -324,6 +324,7 @@ impl Program {
         let child = self.jail.within(spawn)?;
         // Here, where nobody can have reaped it: its number is still its own.
         self.cgroup.add(child.pid())?;
+        child.make_expendable();
         Ok(child)
     }
 }

@@ -5,13 +5,13 @@
 //! capabilities are those of common container engines.
 
 use serde_json::{Value, json};
-use vhive_api::Bytes;
 use vhive_api::guest::Volume;
 use vhive_api::inside::OPEN_FILES;
 
 use super::function::Function;
 use super::layer::INIT;
 use super::seccomp;
+use crate::cgroup::Limits;
 
 /// One container.
 #[derive(Clone, Copy, Debug)]
@@ -20,9 +20,12 @@ pub(super) struct Container<'a> {
     pub(super) hostname: &'a str,
     /// Its control groups.
     pub(super) cgroup: &'a str,
-    pub(super) limits: Option<Limits>,
+    /// What it may use: those limits that hold in them.
+    pub(super) limits: Limits,
     /// Most open files that the host lets anybody have.
     pub(super) open_files: u64,
+    /// How readily the kernel ends it when the host runs out of memory.
+    pub(super) expendable: i32,
     /// For gVisor, which has a kernel of its own.
     pub(super) gvisor: bool,
     pub(super) first: First<'a>,
@@ -35,14 +38,6 @@ pub(super) enum First<'a> {
     Init(&'a [Volume]),
     /// The function itself.
     Function(&'a Function),
-}
-
-/// What it may use.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Limits {
-    pub(super) memory: Bytes,
-    pub(super) cpu_millis: u32,
-    pub(super) tasks: u32,
 }
 
 const CAPABILITIES: [&str; 13] = [
@@ -66,7 +61,7 @@ const PERIOD_US: u32 = 100_000;
 
 /// The file's content.
 pub(super) fn config(container: &Container<'_>) -> Value {
-    let Container { hostname, cgroup, limits, open_files, gvisor, first } = container;
+    let Container { hostname, cgroup, limits, open_files, expendable, gvisor, first } = container;
     let namespaces = ["pid", "ipc", "uts", "mount"];
     let mut namespaces: Vec<Value> =
         namespaces.iter().map(|kind| json!({ "type": kind })).collect();
@@ -90,15 +85,20 @@ pub(super) fn config(container: &Container<'_>) -> Value {
         linux["seccomp"] = seccomp::filter();
     }
     linux["cgroupsPath"] = json!(cgroup);
-    if let Some(limits) = limits {
-        let quota = u64::from(limits.cpu_millis) * u64::from(PERIOD_US) / 1000;
-        linux["resources"]["memory"] = json!({ "limit": limits.memory.0 });
+    let Limits { memory, tasks, cpu_millis } = limits;
+    if let Some(memory) = memory {
+        linux["resources"]["memory"] = json!({ "limit": memory.0 });
+    }
+    if let Some(millis) = cpu_millis {
+        let quota = u64::from(*millis) * u64::from(PERIOD_US) / 1000;
         linux["resources"]["cpu"] = json!({ "quota": quota, "period": PERIOD_US });
-        linux["resources"]["pids"] = json!({ "limit": limits.tasks });
+    }
+    if let Some(tasks) = tasks {
+        linux["resources"]["pids"] = json!({ "limit": tasks });
     }
     json!({
         "ociVersion": "1.0.2",
-        "process": process(*first, *gvisor, *open_files),
+        "process": process(*first, *gvisor, (*open_files, *expendable)),
         "root": { "path": "rootfs", "readonly": false },
         "hostname": hostname,
         "mounts": match first {
@@ -109,7 +109,7 @@ pub(super) fn config(container: &Container<'_>) -> Value {
     })
 }
 
-fn process(first: First<'_>, gvisor: bool, open_files: u64) -> Value {
+fn process(first: First<'_>, gvisor: bool, (open_files, expendable): (u64, i32)) -> Value {
     let mut capabilities = CAPABILITIES.to_vec();
     capabilities.push("CAP_SYS_CHROOT");
     let hard = OPEN_FILES.1.min(open_files);
@@ -117,6 +117,7 @@ fn process(first: First<'_>, gvisor: bool, open_files: u64) -> Value {
         "terminal": false,
         "rlimits": [{ "type": "RLIMIT_NOFILE", "soft": OPEN_FILES.0.min(hard), "hard": hard }],
         "noNewPrivileges": false,
+        "oomScoreAdj": expendable,
     });
     let is_root = match first {
         First::Init(_) => {
@@ -179,15 +180,19 @@ fn devices() -> Value {
 
 #[cfg(test)]
 mod tests {
+    use vhive_api::Bytes;
+
     use super::*;
 
     fn container() -> Container<'static> {
-        let limits = Limits { memory: Bytes::mib(64), cpu_millis: 1500, tasks: 100 };
+        let memory = Some(Bytes::mib(64));
+        let limits = Limits { memory, cpu_millis: Some(1500), tasks: Some(100) };
         Container {
             hostname: "abc",
             cgroup: "/vhive-1/abc",
-            limits: Some(limits),
+            limits,
             open_files: 4096,
+            expendable: 500,
             gvisor: false,
             first: First::Init(&[]),
         }
@@ -200,6 +205,15 @@ mod tests {
         assert_eq!(resources["memory"]["limit"], 64 << 20);
         assert_eq!(resources["cpu"], json!({ "quota": 150_000, "period": 100_000 }));
         assert_eq!(config["process"]["rlimits"][0]["hard"], 4096);
+    }
+
+    #[test]
+    fn a_limit_that_the_host_cannot_set_is_not_asked_for() {
+        let limits = Limits { tasks: Some(100), ..Limits::default() };
+        let config = config(&Container { limits, ..container() });
+        let resources = &config["linux"]["resources"];
+        assert_eq!(resources["pids"]["limit"], 100);
+        assert!(resources.get("memory").is_none() && resources.get("cpu").is_none());
     }
 
     #[test]

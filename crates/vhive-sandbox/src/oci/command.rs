@@ -42,7 +42,15 @@ pub(super) fn run_inside(
     }
 }
 
-fn run(binary: &Path, words: &[OsString], deadline: Deadline) -> io::Result<(Exit, String)> {
+/// Runs a command and returns how it ended and what it said, of which there may be 64 KiB.
+///
+/// # Errors
+/// `TimedOut` at the deadline, when it is killed; the system's otherwise.
+pub(super) fn run(
+    binary: &Path,
+    words: &[OsString],
+    deadline: Deadline,
+) -> io::Result<(Exit, String)> {
     let (mut said, output) = io::pipe()?;
     rustix::io::ioctl_fionbio(&said, true)?;
     let mut child = process::spawn(&Launch {

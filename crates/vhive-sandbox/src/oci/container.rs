@@ -9,13 +9,15 @@ use std::thread;
 
 use nix::sched::{CloneFlags, unshare};
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use vhive_api::RuntimeName;
 
 use super::form::FirstProcess;
 use super::layer::{INIT, Layer};
 use super::outside::Reaper;
 use super::tool::Tool;
+use crate::cgroup;
 use crate::contract::Subject;
 use crate::process::{self, Child, Exit, Launch};
 
@@ -63,6 +65,8 @@ pub(super) struct Container {
     command: Option<Child>,
     running: Option<(Pid, OwnedFd)>,
     pid_file: PathBuf,
+    /// The sandbox's identifier, which is the name of its groups.
+    name: String,
     tell: Sender<Pid>,
     /// It was to be ended while the command ran.
     doomed: bool,
@@ -88,6 +92,7 @@ impl Start {
             command: Some(self.run()?),
             running: None,
             pid_file: pid_file(&self.bundle),
+            name: self.name,
             tell,
             doomed: false,
         })
@@ -107,7 +112,11 @@ impl Start {
             }
             None => unshare(CloneFlags::CLONE_NEWNET)?,
         }
-        if self.tool.is_gvisor() { hide_from_gvisor() } else { Ok(()) }
+        match self.tool.name {
+            RuntimeName::Runsc => hide_from_gvisor(),
+            RuntimeName::Crun => hide_from_crun(),
+            _ => Ok(()),
+        }
     }
 
     /// The image with init, or what stands for it, on top; above it memory for what is written, except for gVisor, which
@@ -148,6 +157,9 @@ impl Start {
                 vec!["restore", "--detach", "--image-path", &from]
             }
         };
+        if let Verb::Restore(_) = self.verb {
+            command.extend(self.tool.restore_options());
+        }
         command.extend(["--bundle", &bundle, "--pid-file", &pid_file, &self.name]);
         let mut arguments = self.tool.words(&self.bundle.join("runtime"), &command);
         let reaper = reaper(&self.layer);
@@ -221,6 +233,15 @@ pub(super) fn hide_from_gvisor() -> io::Result<()> {
         .map_err(|error| naming("hide /proc/sys/net/core", &error.into()))
 }
 
+/// crun refuses a host that has a version 2 hierarchy beside version 1's. Without it the host is one
+/// with version 1 only, whose groups hold all limits in any case.
+fn hide_from_crun() -> io::Result<()> {
+    let Some(place) = cgroup::beside_version_one()? else { return Ok(()) };
+    // It makes a group there all the same.
+    mount("none", &place, "tmpfs", MountFlags::empty(), None)
+        .map_err(|error| naming(&format!("hide {}", place.display()), &error.into()))
+}
+
 /// A path that overlayfs does not take for several.
 fn plain(path: &Path) -> io::Result<&str> {
     let text = path.to_str().filter(|text| !text.contains([':', ',', '\\']));
@@ -232,6 +253,28 @@ fn plain(path: &Path) -> io::Result<&str> {
 
 fn naming(step: &str, error: &io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("{step}: {error}"))
+}
+
+impl Container {
+    /// The first process; an error once it has ended.
+    fn first_process(&self) -> io::Result<(Pid, OwnedFd)> {
+        let (pid, pidfd) = first_process(&self.pid_file)?;
+        // Nobody of ours reaps it: it may have ended, and the number be somebody else's.
+        if !is_in_group(pid, &self.name) {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        Ok((pid, pidfd))
+    }
+}
+
+/// Whether a process is in a sandbox's groups. One that has ended is in none.
+///
+/// # Source
+/// cgroups(7), `/proc/[pid]/cgroup`.
+fn is_in_group(pid: Pid, sandbox: &str) -> bool {
+    let file = format!("/proc/{}/cgroup", pid.as_raw_nonzero());
+    let groups = fs::read_to_string(file).unwrap_or_default();
+    groups.lines().any(|line| line.split('/').any(|part| part == sandbox))
 }
 
 impl Subject for Container {
@@ -252,7 +295,7 @@ impl Subject for Container {
     fn ended(&mut self) -> Option<Exit> {
         let Some(mut command) = self.command.take() else { return Some(Exit::Unknown) };
         let exit = command.wait();
-        match first_process(&self.pid_file) {
+        match self.first_process() {
             Ok((pid, pidfd)) if exit == Exit::Code(0) => {
                 // Nobody listens any more when a start has been given up.
                 let _ = self.tell.send(pid);
@@ -274,7 +317,65 @@ impl Subject for Container {
             process::kill(pidfd.as_fd());
         }
         if let Some(command) = &self.command {
-            command.kill();
+            end_command(command);
         }
+    }
+}
+
+impl Drop for Container {
+    fn drop(&mut self) {
+        if let Some(command) = &self.command {
+            end_command(command);
+        }
+    }
+}
+
+/// Ends the command with its children: crun starts the container from one, which would go on.
+fn end_command(command: &Child) {
+    // Nobody has reaped it, so its group's number is still its own.
+    let _ = kill_process_group(command.pid(), Signal::KILL);
+    command.kill();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A command that has ended well and says that the first process is this test.
+    fn written(name: &str, dir: &Path) -> Container {
+        let pid_file = dir.join(PID_FILE);
+        fs::write(&pid_file, std::process::id().to_string()).expect("written");
+        let (tell, _) = std::sync::mpsc::channel();
+        let name = name.to_owned();
+        Container { command: None, running: None, pid_file, name, tell, doomed: false }
+    }
+
+    #[test]
+    fn a_number_that_is_somebody_elses_by_now_is_not_taken() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let id = vhive_api::SandboxId::random();
+        let error = written(id.as_str(), dir.path()).first_process().expect_err("not its own");
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn a_process_is_known_by_its_group() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let root = crate::run_dir::RunRoot::below(dir.path(), dir.path());
+        let id = vhive_api::SandboxId::random();
+        let made = cgroup::Cgroup::create_everywhere(&root, &id, &cgroup::Limits::default());
+        let group = match made {
+            Ok(group) => group,
+            Err(error) => return eprintln!("SKIP a_process_is_known_by_its_group: {error}"),
+        };
+        let mut child = std::process::Command::new("sleep").arg("1000").spawn().expect("spawned");
+        let pid = Pid::from_child(&child);
+        assert!(!is_in_group(pid, id.as_str()));
+        group.add(pid).expect("added");
+        assert!(is_in_group(pid, id.as_str()));
+        assert!(!is_in_group(pid, &id.as_str()[1..]));
+        drop(group);
+        child.wait().expect("reaped");
+        assert!(!is_in_group(pid, id.as_str()));
     }
 }

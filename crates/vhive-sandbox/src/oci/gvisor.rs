@@ -43,10 +43,10 @@ pub(super) struct Gvisor {
 
 /// What snapshots are taken on: gVisor is the kernel, and init, which is running in a snapshot, is
 /// a file of the root that it is restored with.
-pub(super) fn platform(tool: &Tool, found: &Found) -> Platform {
+pub(super) fn platform(found: &Found) -> Platform {
     Platform {
         runtime: RuntimeName::Runsc,
-        version: format!("{}, {}", found.version, tool.options().join(" ")),
+        version: format!("{}, {}", found.version, found.tool.options().join(" ")),
         cpu: processor(),
         kernel: Some(Digest::of(init_binary())),
         page_size: u32::try_from(rustix::param::page_size()).unwrap_or(0),

@@ -3,16 +3,20 @@
 //! A mount outlives a killed node; the next one's sweep removes it.
 
 use std::collections::HashMap;
+use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use vhive_api::SandboxId;
 
+use super::command;
+use crate::deadline::Deadline;
+use crate::process::Exit;
 use crate::run_dir::RunRoot;
 
 /// The images that are mounted now.
@@ -70,15 +74,16 @@ impl Mounted {
     }
 }
 
+/// How long `mount` may take, which looks for a free loop device.
+const MOUNT: Duration = Duration::from_secs(15);
+
 fn loop_mount(rootfs: &Path, dir: &Path) -> io::Result<()> {
-    let output = Command::new("mount")
-        .args(["-t", "erofs", "-o", "loop,ro,nodev"])
-        .args([rootfs, dir])
-        .output()?;
-    if output.status.success() {
-        return Ok(());
+    let options = ["-t", "erofs", "-o", "loop,ro,nodev"].map(OsString::from);
+    let words = [&options[..], &[rootfs.into(), dir.into()]].concat();
+    match command::run(Path::new("mount"), &words, Deadline::after(MOUNT))? {
+        (Exit::Code(0), _) => Ok(()),
+        (_, text) => Err(io::Error::other(text)),
     }
-    Err(io::Error::other(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
 }
 
 impl Drop for Mounted {

@@ -35,7 +35,7 @@ impl Restore for Oci {
     }
 
     fn platform(&self) -> Result<Platform, HostLacks> {
-        Ok(gvisor::platform(&self.tool, &*self.found()?))
+        Ok(gvisor::platform(&*self.found()?))
     }
 
     fn prespawn(
@@ -49,7 +49,7 @@ impl Restore for Oci {
         let (ground, image) = self.lay_out(spec, from)?;
         let started = self.start(&ground, spec, Verb::Create, deadline);
         let (started, pid) = started.inspect_err(|error| failed(spec, error))?;
-        let (tool, spec) = (self.tool.clone(), spec.clone());
+        let (tool, spec) = (self.found().map_err(host)?.tool.clone(), spec.clone());
         Ok(Some(Box::new(Waiting { started, pid, tool, image, spec, ground })))
     }
 
@@ -77,6 +77,10 @@ fn check_mode(mode: MemoryMode) -> Result<(), RestoreError> {
     }
     let reason = "gVisor loads all memory before it goes on".to_owned();
     Err(RestoreError::Mode { mode, reason })
+}
+
+fn host(lacks: HostLacks) -> BootError {
+    BootError::Host { runtime: RuntimeName::Runsc, lacks }
 }
 
 fn failed(spec: &SandboxSpec, error: &RestoreError) {
@@ -112,12 +116,11 @@ impl Oci {
         verb: Verb,
         deadline: Deadline,
     ) -> Result<(Started, Pid), RestoreError> {
-        let host = |lacks| BootError::Host { runtime: RuntimeName::Runsc, lacks };
         let found = self.found().map_err(host)?;
         let loads = matches!(verb, Verb::Restore(_));
         let conversation = Conversation::with_clone(Arc::clone(&spec.journal));
         let first = First::Init(conversation, &spec.process.volumes);
-        let started = ground.start(&self.tool, &found, spec, (verb, first))?;
+        let started = ground.start(&found, spec, (verb, first))?;
         if let Some(pid) = started.wait_pid(&spec.journal, &self.tool, deadline)? {
             if loads {
                 spec.journal.reach(Milestone::Restored, Instant::now());
@@ -188,7 +191,7 @@ impl Waiting {
         let journal = &self.spec.journal;
         let (bundle, image) = (self.ground.dir().to_string_lossy(), self.image.to_string_lossy());
         let restore = ["restore", "--detach", "--bundle", &bundle, "--image-path", &image];
-        let mut command = restore.to_vec();
+        let mut command = [&restore[..], self.tool.restore_options()].concat();
         command.push(self.spec.id.as_str());
         let words = self.tool.words(&self.ground.dir().join("runtime"), &command);
         let loaded = command::run_inside(&self.ground.netns, &self.tool.binary, &words, deadline);

@@ -13,7 +13,7 @@ use rustix::process::{Pid, Resource, getrlimit};
 use vhive_api::SandboxId;
 use vhive_api::guest::{GuestConfig, Volume};
 
-use super::bundle::{self, Limits};
+use super::bundle;
 use super::container::{OWN_LAYER, Start, Verb, reaper};
 use super::form::{self, FirstProcess};
 use super::function::{self, Function, Unfit};
@@ -23,13 +23,14 @@ use super::probe::Found;
 use super::root::Root;
 use super::sandbox::OciSandbox;
 use super::tool::Tool;
-use crate::cgroup::{self, Cgroup};
+use crate::cgroup::{Cgroup, Limits};
 use crate::contract::{
     self, Alone, Conversation, Outputs, Supervised, Voice, Words, chain, entropy, own_words,
 };
 use crate::deadline::Deadline;
 use crate::journal::{End, Journal, Milestone};
 use crate::network::NetworkSlot;
+use crate::process;
 use crate::run_dir::{SandboxDir, SandboxRecord};
 use crate::runtime::{BootError, Guest, HostLacks, SandboxSpec};
 
@@ -43,7 +44,6 @@ const TASKS: u32 = 4096;
 /// One container to be started.
 #[derive(Debug)]
 pub(super) struct Wanted<'a> {
-    pub(super) tool: &'a Tool,
     pub(super) found: &'a Found,
     pub(super) id: &'a SandboxId,
     pub(super) bundle: &'a Path,
@@ -53,7 +53,7 @@ pub(super) struct Wanted<'a> {
     pub(super) verb: Verb,
     /// Its control groups, and what a runtime calls them.
     pub(super) cgroup: (String, &'a Cgroup),
-    pub(super) limits: Option<Limits>,
+    pub(super) limits: Limits,
     pub(super) first: First<'a>,
 }
 
@@ -80,7 +80,8 @@ impl Wanted<'_> {
     /// # Errors
     /// [`BootError`]; whatever is in the bundle is the caller's to remove.
     pub(super) fn start(self) -> Result<Started, BootError> {
-        let Self { tool, found, id, bundle, journal, image, netns, verb, .. } = self;
+        let Self { found, id, bundle, journal, image, netns, verb, .. } = self;
+        let tool = &found.tool;
         let (limits, first) = (self.limits, self.first);
         let name = id.as_str();
         let (cgroup, group) = self.cgroup;
@@ -89,6 +90,7 @@ impl Wanted<'_> {
             cgroup: &cgroup,
             limits,
             open_files: getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX),
+            expendable: process::expendable(),
             gvisor: tool.is_gvisor(),
             first: match &first {
                 First::Init(_, volumes) => bundle::First::Init(volumes),
@@ -184,12 +186,13 @@ fn write_bundle(bundle: &Path, container: &bundle::Container<'_>) -> io::Result<
     fs::write(bundle.join("config.json"), serde_json::to_vec(&bundle::config(container))?)
 }
 
-/// Everything on the host that a function's container needs. Dropping it removes it.
+/// Everything on the host that a function's container needs. Dropping it removes it, in this order:
+/// what still runs may write into the directory.
 #[derive(Debug)]
 pub(super) struct Ground {
-    dir: SandboxDir,
     cgroup: Cgroup,
     image: Arc<Mounted>,
+    dir: SandboxDir,
     /// The container's network namespace, which the runtime's later commands must be in as well.
     pub(super) netns: Arc<OwnedFd>,
     network: Arc<NetworkSlot>,
@@ -226,14 +229,14 @@ impl Ground {
         let record = SandboxRecord { id: spec.id.clone(), runtime: tool.name };
         let make = || SandboxDir::create(&spec.run_root, &record);
         let dir = resource(&format!("create the directory of sandbox {}", spec.id), make)?;
-        let limits = Limits { memory: spec.memory, cpu_millis: spec.cpu_millis, tasks: TASKS };
-        let group = cgroup::Limits {
-            memory: Some(limits.memory),
-            tasks: Some(limits.tasks),
-            cpu_millis: Some(limits.cpu_millis),
+        let limits = Limits {
+            memory: Some(spec.memory),
+            tasks: Some(TASKS),
+            cpu_millis: Some(spec.cpu_millis),
         };
-        let make = || Cgroup::create_everywhere(&spec.run_root, &spec.id, &group);
+        let make = || Cgroup::create_everywhere(&spec.run_root, &spec.id, &limits);
         let cgroup = resource("create the sandbox's cgroups", make)?;
+        let limits = cgroup.of_these(&limits);
         let mount = || images.mount(&spec.rootfs, &spec.run_root);
         let image = resource(&format!("mount {}", spec.rootfs.display()), mount)?;
         Ok((dir, cgroup, image, limits))
@@ -252,14 +255,12 @@ impl Ground {
     /// Starts a container on it.
     pub(super) fn start(
         &self,
-        tool: &Tool,
         found: &Found,
         spec: &SandboxSpec,
         (verb, first): (Verb, First<'_>),
     ) -> Result<Started, BootError> {
         let netns = resource("share the network namespace", || self.netns.try_clone())?;
         Wanted {
-            tool,
             found,
             id: &spec.id,
             bundle: self.dir(),
@@ -268,7 +269,7 @@ impl Ground {
             netns: Some(netns),
             verb,
             cgroup: (Cgroup::name(&spec.run_root, &spec.id), &self.cgroup),
-            limits: Some(self.limits),
+            limits: self.limits,
             first,
         }
         .start()
@@ -320,12 +321,12 @@ fn check(tool: &Tool, spec: &SandboxSpec) -> Result<Arc<NetworkSlot>, BootError>
 
 /// Starts a function's container and waits until its process has been started.
 pub(super) fn boot(
-    tool: &Tool,
     found: &Found,
     images: &Images,
     spec: &SandboxSpec,
     deadline: Deadline,
 ) -> Result<OciSandbox, BootError> {
+    let tool = &found.tool;
     let ground = Ground::make(tool, images, spec)?;
     let function = match form::first_process(tool.is_gvisor(), spec) {
         FirstProcess::Init => None,
@@ -335,7 +336,7 @@ pub(super) fn boot(
         Some(function) => First::Function(function),
         None => First::Init(ground.conversation(spec), &spec.process.volumes),
     };
-    let started = ground.start(tool, found, spec, (Verb::Run, first)).and_then(|started| {
+    let started = ground.start(found, spec, (Verb::Run, first)).and_then(|started| {
         wait_started(&started, &spec.journal, tool, deadline)?;
         let pid = started.wait_pid(&spec.journal, tool, deadline)?;
         Ok((started.supervised, pid))

@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 
 use vhive_api::{Bytes, RuntimeName};
 
-use super::config::{ContainerConfig, GvisorConfig};
+use super::abilities::Abilities;
+use super::config::{ContainerConfig, GvisorConfig, Platform};
+use crate::deadline::Deadline;
 
 /// One of the programs, as configured.
 #[derive(Clone, Debug)]
@@ -14,6 +16,7 @@ pub(super) struct Tool {
     pub(super) binary: PathBuf,
     /// Options before the command.
     options: Vec<String>,
+    gvisor: Option<(Platform, Abilities)>,
     /// Where it comes from on Debian.
     pub(super) package: &'static str,
     /// Least memory of a container: with less, not even its first process gets to run.
@@ -35,6 +38,7 @@ impl Tool {
             name,
             binary: config.binary.unwrap_or_else(|| PathBuf::from(program)),
             options: Vec::new(),
+            gvisor: None,
             package: program,
             // runc copies itself into memory that counts as the container's.
             least_memory: Bytes::mib(24),
@@ -42,24 +46,45 @@ impl Tool {
     }
 
     pub(super) fn runsc(config: GvisorConfig) -> Self {
-        let options = [
-            format!("--platform={}", config.platform.as_str()),
-            // What the function writes is kept in the sandbox's own memory, so that a checkpoint
-            // has it and nothing of it is left on the host.
-            "--overlay2=root:memory".to_owned(),
-            "--network=sandbox".to_owned(),
-            // A connection that is only just closed counts as open, and would forbid a checkpoint.
-            "--net-disconnect-ok".to_owned(),
-            // A function sees as many processors as it may use.
-            "--cpu-num-from-quota".to_owned(),
-        ];
+        let (platform, abilities) = (config.platform, Abilities::USUAL);
         Self {
             name: RuntimeName::Runsc,
             binary: config.binary,
-            options: options.to_vec(),
+            options: abilities.options(platform),
+            gvisor: Some((platform, abilities)),
             package: "runsc, from Debian's backports",
             least_memory: Bytes::mib(64),
         }
+    }
+
+    /// The same, as far as the version on this host can follow.
+    ///
+    /// # Errors
+    /// Why it does not say what it can do.
+    pub(super) fn fitted(&self, deadline: Deadline) -> Result<Self, String> {
+        let Some((platform, _)) = self.gvisor else { return Ok(self.clone()) };
+        let abilities = Abilities::of(&self.binary, deadline)?;
+        let options = abilities.options(platform);
+        Ok(Self { options, gvisor: Some((platform, abilities)), ..self.clone() })
+    }
+
+    /// Whether it restores what it has checkpointed.
+    pub(super) fn restores(&self) -> bool {
+        self.gvisor.is_some_and(|(_, abilities)| abilities.restores())
+    }
+
+    /// Options of the command that restores.
+    pub(super) fn restore_options(&self) -> &'static [&'static str] {
+        self.gvisor.map_or(&[], |(_, abilities)| abilities.restore_options())
+    }
+
+    /// What is to be said of the version besides its name.
+    pub(super) fn about(&self) -> String {
+        let Some((platform, abilities)) = self.gvisor else { return String::new() };
+        let platform = abilities.platform(platform).as_str();
+        let restores = if abilities.restores() { "restores" } else { "restores nothing" };
+        let loads = if abilities.restore_options().is_empty() { "" } else { " in the background" };
+        format!(", {platform}, {restores}{loads}")
     }
 
     /// Whether it is gVisor: a kernel of its own, with its own overlay and network stack.

@@ -60,7 +60,8 @@ pub(super) fn choose(
     if let Err(reason) = device(Path::new("/dev/kvm")) {
         return AcceleratorChoice { accelerator: Accelerator::Tcg, reason };
     }
-    if let Some(choice) = remembered::recall(question, file) {
+    let is_kvm = |choice: &AcceleratorChoice| choice.accelerator == Accelerator::Kvm;
+    if let Some(choice) = remembered::recall(question, file, is_kvm) {
         return choice;
     }
     let choice = match probe(config, guest, PROBE) {
@@ -68,7 +69,10 @@ pub(super) fn choose(
             accelerator: Accelerator::Kvm,
             reason: format!("a guest under KVM reached its init in {} ms", took.as_millis()),
         },
-        Err(reason) => AcceleratorChoice { accelerator: Accelerator::Tcg, reason },
+        Err(reason) => {
+            let reason = format!("{reason}; {}", remembered::until(file));
+            AcceleratorChoice { accelerator: Accelerator::Tcg, reason }
+        }
     };
     tracing::info!(accelerator = choice.accelerator.as_str(), reason = %choice.reason, "accelerator chosen");
     remembered::keep(question, &choice, file);

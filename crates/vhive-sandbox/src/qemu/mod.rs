@@ -41,6 +41,7 @@ use crate::deadline::Deadline;
 use crate::journal::{End, Milestone, WaitError};
 use crate::kernel::KernelStore;
 use crate::network::NetworkSlot;
+use crate::process::ProgramFile;
 use crate::run_dir::{SandboxDir, SandboxRecord};
 use crate::runtime::{BootError, Guest, HostLacks, Restore, Runtime, Sandbox, SandboxSpec};
 use crate::snapshot::{MemoryShape, Platform};
@@ -64,7 +65,7 @@ pub struct Qemu {
     /// Directory of what has been found out about the host.
     cache: PathBuf,
     /// What all boots have in common; kept once it has been found.
-    ground: Mutex<Option<Arc<Ground>>>,
+    ground: Mutex<Option<(Option<ProgramFile>, Arc<Ground>)>>,
 }
 
 impl Qemu {
@@ -85,11 +86,16 @@ impl Qemu {
 
     fn ground(&self) -> Result<Arc<Ground>, HostLacks> {
         let mut known = self.ground.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(ground) = &*known {
+        // Snapshots name the version; one that has been replaced takes new ones.
+        let now = ProgramFile::of(&self.config.binary);
+        if let Some((file, ground)) = &*known
+            && *file == now
+        {
             return Ok(Arc::clone(ground));
         }
-        let found = Ground::find(&self.config, &self.kernels, &self.cache)?;
-        Ok(Arc::clone(known.insert(Arc::new(found))))
+        let found = Arc::new(Ground::find(&self.config, &self.kernels, &self.cache)?);
+        *known = Some((now, Arc::clone(&found)));
+        Ok(found)
     }
 }
 
@@ -109,7 +115,8 @@ impl Runtime for Qemu {
             // Somebody is finding it out.
             Err(TryLockError::WouldBlock) => return None,
         };
-        Some(known.as_ref()?.choice.clone())
+        let (_, ground) = known.as_ref()?;
+        Some(ground.choice.clone())
     }
 
     fn boot(&self, spec: &SandboxSpec, deadline: Deadline) -> Result<Box<dyn Sandbox>, BootError> {

@@ -46,6 +46,7 @@ impl Program {
             stderr: self.stderr.as_fd(),
             confinement: Some(self.confinement),
         })?;
+        child.make_expendable();
         if let Some(cgroup) = &self.cgroup {
             // Here, where nobody can have reaped it: its number is still its own.
             cgroup.add(child.pid())?;

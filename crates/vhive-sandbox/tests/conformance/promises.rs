@@ -7,6 +7,8 @@ use vhive_api::guest::{Content, Process, Stream, Volume, VolumeFile};
 use vhive_api::{Bytes, RuntimeName};
 use vhive_sandbox::{BootError, Deadline, End, Milestone, RunError, Uses};
 
+use crate::calls;
+use crate::greedy;
 use crate::restored;
 use crate::site::{Booted, Site, get, soon};
 
@@ -58,6 +60,9 @@ pub(crate) const ALL: &[Promise] = &[
     real("limits_are_real", limits_are_real),
     container("processor_time_is_limited", processor_time_is_limited),
     container("a_container_stays_inside", a_container_stays_inside),
+    container("the_hosts_kernel_is_kept_shut", calls::the_hosts_kernel_is_kept_shut),
+    real("a_greedy_function_hurts_itself_only", greedy::a_greedy_function_hurts_itself_only),
+    real("a_sandbox_goes_before_its_node", greedy::a_sandbox_goes_before_its_node),
     real("nothing_of_the_host_is_seen", nothing_of_the_host_is_seen),
     real("a_killed_sandbox_is_noticed", a_killed_sandbox_is_noticed),
     real("a_boot_ends_at_its_deadline", a_boot_ends_at_its_deadline),

@@ -15,7 +15,7 @@ use vhive_api::{Bytes, SandboxId};
 use vhive_sandbox::firecracker::{Firecracker, FirecrackerConfig};
 use vhive_sandbox::kernel::{KernelStore, StoreError};
 use vhive_sandbox::network::{NetworkConfig, NetworkPool};
-use vhive_sandbox::oci::{ContainerConfig, GvisorConfig, Oci};
+use vhive_sandbox::oci::{ContainerConfig, GvisorConfig, Oci, Platform};
 use vhive_sandbox::qemu::{Qemu, QemuConfig};
 use vhive_sandbox::sim::{Sim, SimConfig};
 use vhive_sandbox::{
@@ -38,7 +38,7 @@ pub(crate) struct Kind {
     pub(crate) make: fn() -> Result<Arc<dyn Runtime>, String>,
 }
 
-const NOTHING: Uses = Uses { snapshots: false, commands: false };
+pub(crate) const NOTHING: Uses = Uses { snapshots: false, commands: false };
 
 pub(crate) const RUNTIMES: &[Kind] = &[
     Kind {
@@ -60,6 +60,7 @@ pub(crate) const RUNTIMES: &[Kind] = &[
         uses: Uses { snapshots: true, commands: true },
         make: runsc,
     },
+    Kind { name: "runsc-ptrace", real: true, machine: false, uses: NOTHING, make: runsc_ptrace },
 ];
 
 fn firecracker() -> Result<Arc<dyn Runtime>, String> {
@@ -90,6 +91,11 @@ fn crun() -> Result<Arc<dyn Runtime>, String> {
 
 fn runsc() -> Result<Arc<dyn Runtime>, String> {
     fit(Oci::runsc(GvisorConfig::default(), cache()))
+}
+
+fn runsc_ptrace() -> Result<Arc<dyn Runtime>, String> {
+    let config = GvisorConfig { platform: Platform::Ptrace, ..GvisorConfig::default() };
+    fit(Oci::runsc(config, cache()))
 }
 
 fn fit(runtime: impl Runtime + 'static) -> Result<Arc<dyn Runtime>, String> {

@@ -89,7 +89,7 @@ fn container(runtime: &Oci) -> Line {
     if let Some(lacks) = checks.into_iter().find_map(Result::err) {
         return no(name, lacks);
     }
-    match runtime.version() {
+    match runtime.about() {
         Err(lacks) => no(name, lacks),
         Ok(found) => {
             let follows = "a container has been started to find out".to_owned();
@@ -102,19 +102,27 @@ fn container(runtime: &Oci) -> Line {
 fn firecracker(config: &Config) -> anyhow::Result<Line> {
     let name = RuntimeName::Firecracker.to_string();
     let firecracker = Firecracker::new(config.firecracker.clone());
-    if let Err(lacks) = firecracker.check_bare() {
+    let about = match firecracker.about() {
+        Ok(about) => about,
+        Err(lacks) => return Ok(no(name, lacks)),
+    };
+    let checks = [check_host(), check_forwarding()];
+    if let Some(lacks) = checks.into_iter().find_map(Result::err) {
         return Ok(no(name, lacks));
     }
     let kernels = KernelStore::open(config.kernels_dir())?;
     let cache = config.node.state_dir.join("host");
     Ok(match firecracker.with_kernels(kernels, cache).check_host() {
         Ok(()) => {
-            let found = "a guest has been booted to find out".to_owned();
-            Line { name, answer: "yes", found, follows: String::new() }
+            let follows = "a guest has been booted to find out".to_owned();
+            Line { name, answer: "yes", found: about, follows }
         }
         Err(HostLacks { what, fix }) => no(
             name,
-            HostLacks { what, fix: format!("guests without an operating system run; {fix}") },
+            HostLacks {
+                what: format!("{about}: {what}"),
+                fix: format!("guests without an operating system run; {fix}"),
+            },
         ),
     })
 }
