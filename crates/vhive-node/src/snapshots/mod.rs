@@ -25,7 +25,7 @@ use std::time::Instant;
 
 use vhive_api::{Bytes, Revision, RevisionDigest, RuntimeName, SnapshotPolicy};
 use vhive_sandbox::snapshot::{DraftError, MemoryShape, Owner};
-use vhive_sandbox::{Deadline, Restore, Snapshot, SnapshotDraft};
+use vhive_sandbox::{Deadline, Guest, Restore, Snapshot, SnapshotDraft};
 
 pub use self::archive::{ExportError, ImportError};
 pub use self::info::{Collected, SnapshotInfo, StaleField};
@@ -99,13 +99,14 @@ impl Snapshots {
     pub(crate) fn usable(
         &self,
         revision: &Revision,
-        restorer: &dyn Restore,
+        (restorer, guest): (&dyn Restore, &Guest),
         deadline: Deadline,
     ) -> Result<Option<Hold>, Unfit> {
         let id = SnapshotId::of(revision);
         let Some(hold) = self.find(&id).and_then(|stored| stored.hold()) else { return Ok(None) };
         let stored = hold.stored();
         let platform = restorer.platform().map_err(|lacks| Unfit(lacks.to_string()))?;
+        let platform = guest.platform(platform).map_err(|error| Unfit(error.to_string()))?;
         if let Err(error) = stored.look() {
             let why = chain(&error);
             self.retire(stored, &why);

@@ -10,11 +10,12 @@ use vhive_api::{MemoryMode, Revision, RuntimeName, SandboxId, SnapshotPolicy, St
 use vhive_image::ImageConfig;
 use vhive_policy::start::{self as policy, Start, choose};
 use vhive_sandbox::{
-    Deadline, Guest, Journal, Memory, NetworkSlot, Paging, Prespawned, Restore, RestoreError,
-    Runtime, Sandbox, SandboxSpec,
+    Deadline, Journal, Memory, NetworkSlot, Paging, Prespawned, Restore, RestoreError, Runtime,
+    Sandbox, SandboxSpec,
 };
 
 use super::{StartError, Took, panic_text};
+use crate::guest;
 use crate::node::Shared;
 use crate::probe::{self, Probe, ProbeError};
 use crate::process;
@@ -128,7 +129,12 @@ impl Work {
         let Some(restorer) = runtime.restores() else {
             return boot(Some(format!("runtime {} restores no snapshots", revision.runtime)));
         };
-        let hold = match self.shared.snapshots.usable(revision, restorer, deadline) {
+        let guest = match guest::of(revision, self.shared.ground.state_dir()) {
+            Ok(guest) => guest,
+            Err(error) => return boot(Some(chain(&error))),
+        };
+        let from = (restorer, &guest);
+        let hold = match self.shared.snapshots.usable(revision, from, deadline) {
             Ok(Some(hold)) => hold,
             Ok(None) => return boot(None),
             Err(unfit) => return boot(Some(unfit.0)),
@@ -246,8 +252,9 @@ impl Work {
                 (Some(Arc::new(slot)), Some(Took { begin, end: Instant::now() }))
             }
         };
+        let guest = guest::of(&revision, self.shared.ground.state_dir());
         let spec = SandboxSpec {
-            guest: Guest::default(),
+            guest: guest.map_err(StartError::Guest)?,
             id: self.id.clone(),
             rootfs: self.rootfs.clone(),
             process,
