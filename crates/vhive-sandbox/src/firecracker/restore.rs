@@ -288,6 +288,7 @@ impl WaitingFirecracker {
         } else {
             bare::resumed(&journal);
         }
+        self.vm.serve()?;
         Ok(paging)
     }
 

@@ -4,12 +4,15 @@
 //! OCI runtime-spec 1.0.2, `config.md` and `config-linux.md`; the paths that are masked and the
 //! capabilities are those of common container engines.
 
+use std::path::Path;
+
 use serde_json::{Value, json};
 use vhive_api::Bytes;
 use vhive_api::guest::Volume;
 
 use super::layer::INIT;
-use super::seccomp;
+use super::{seccomp, volumes};
+use crate::cgroup;
 
 /// One container.
 #[derive(Clone, Copy, Debug)]
@@ -23,8 +26,10 @@ pub(super) struct Container<'a> {
     pub(super) open_files: u64,
     /// For gVisor, which has a kernel of its own.
     pub(super) gvisor: bool,
-    /// Where the function's files are to be; init writes them.
+    /// Where the function's files are to be.
     pub(super) volumes: &'a [Volume],
+    /// The bundle's directory, in which they are (gVisor's init makes them inside).
+    pub(super) bundle: &'a Path,
 }
 
 /// What it may use.
@@ -51,15 +56,12 @@ const CAPABILITIES: [&str; 13] = [
     "CAP_SETUID",
 ];
 
-/// Length of the period over which CPU time is limited, in microseconds: the kernel's default.
-const PERIOD_US: u32 = 100_000;
-
 /// Open files: the soft limit that old programs expect, and room for those that ask for more.
 const OPEN_FILES: (u64, u64) = (1024, 1 << 19);
 
 /// The file's content.
 pub(super) fn config(container: &Container<'_>) -> Value {
-    let Container { hostname, cgroup, limits, open_files, gvisor, volumes } = container;
+    let Container { hostname, cgroup, limits, open_files, gvisor, volumes, bundle } = container;
     let mut capabilities = CAPABILITIES.to_vec();
     capabilities.push("CAP_SYS_CHROOT");
     if *gvisor {
@@ -73,6 +75,9 @@ pub(super) fn config(container: &Container<'_>) -> Value {
     if *gvisor {
         // The one that gVisor itself is started in. (The others take it without being told.)
         namespaces.push(json!({ "type": "network", "path": "/proc/self/ns/net" }));
+    } else {
+        // The container's own group is the root of those that it sees. (gVisor shows none.)
+        namespaces.push(json!({ "type": "cgroup" }));
     }
     let mut linux = json!({
         "namespaces": namespaces,
@@ -83,6 +88,8 @@ pub(super) fn config(container: &Container<'_>) -> Value {
         ],
         "readonlyPaths": [
             "/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger",
+            // Version 1's groups are mounted in a directory that would be writable.
+            "/sys/fs/cgroup",
         ],
         "resources": { "devices": devices() },
     });
@@ -91,9 +98,9 @@ pub(super) fn config(container: &Container<'_>) -> Value {
     }
     linux["cgroupsPath"] = json!(cgroup);
     if let Some(limits) = limits {
-        let quota = u64::from(limits.cpu_millis) * u64::from(PERIOD_US) / 1000;
+        let (quota, period) = cgroup::quota_us(limits.cpu_millis);
         linux["resources"]["memory"] = json!({ "limit": limits.memory.0 });
-        linux["resources"]["cpu"] = json!({ "quota": quota, "period": PERIOD_US });
+        linux["resources"]["cpu"] = json!({ "quota": quota, "period": period });
         linux["resources"]["pids"] = json!({ "limit": limits.tasks });
     }
     json!({
@@ -114,12 +121,12 @@ pub(super) fn config(container: &Container<'_>) -> Value {
         },
         "root": { "path": "rootfs", "readonly": false },
         "hostname": hostname,
-        "mounts": mounts(volumes),
+        "mounts": mounts(volumes, *gvisor, bundle),
         "linux": linux,
     })
 }
 
-fn mounts(volumes: &[Volume]) -> Value {
+fn mounts(volumes: &[Volume], gvisor: bool, bundle: &Path) -> Value {
     let hard = ["nosuid", "noexec", "nodev"];
     let mut mounts = vec![
         json!({ "destination": "/proc", "type": "proc", "source": "proc", "options": hard }),
@@ -134,12 +141,18 @@ fn mounts(volumes: &[Volume]) -> Value {
         json!({ "destination": "/sys", "type": "sysfs", "source": "sysfs",
           "options": ["nosuid", "noexec", "nodev", "ro"] }),
     ];
-    // One may lie in another, which comes first.
-    let mut paths: Vec<&str> = volumes.iter().map(|volume| volume.path.as_str()).collect();
-    paths.sort_unstable();
-    mounts.extend(paths.into_iter().map(|path| {
-        json!({ "destination": path, "type": "tmpfs", "source": "tmpfs",
-          "options": ["nosuid", "nodev", "mode=755"] })
+    if !gvisor {
+        // Where Java, Go, Node and others look for what they may use.
+        mounts.push(json!({ "destination": "/sys/fs/cgroup", "type": "cgroup",
+          "source": "cgroup", "options": ["nosuid", "noexec", "nodev", "relatime", "ro"] }));
+    }
+    mounts.extend(volumes::places(volumes, bundle).map(|(volume, place)| {
+        if gvisor {
+            return json!({ "destination": volume.path, "type": "tmpfs", "source": "tmpfs",
+              "options": ["nosuid", "nodev", "mode=755"] });
+        }
+        json!({ "destination": volume.path, "type": "bind", "source": place,
+          "options": ["bind", "ro", "nosuid", "nodev"] })
     }));
     Value::Array(mounts)
 }
@@ -162,7 +175,27 @@ mod tests {
             open_files: 4096,
             gvisor: false,
             volumes: &[],
+            bundle: Path::new("/bundle"),
         }
+    }
+
+    #[test]
+    fn volumes_are_closed_before_a_container_is_made_but_for_gvisor() {
+        let volume = |path: &str| Volume { path: path.to_owned(), files: Vec::new() };
+        let both = [volume("/etc/app/own"), volume("/etc/app")];
+        let of = |gvisor| {
+            let config = config(&Container { gvisor, volumes: &both, ..container() });
+            let mounts = config["mounts"].as_array().expect("a list").clone();
+            let ours = mounts.into_iter().filter(|mount| {
+                mount["destination"].as_str().is_some_and(|path| path.starts_with("/etc/app"))
+            });
+            ours.collect::<Vec<Value>>()
+        };
+        let plain = of(false);
+        assert_eq!(plain[0]["destination"], "/etc/app", "the outer one comes first");
+        assert_eq!(plain[1]["source"], "/bundle/volumes/1");
+        assert!(plain.iter().all(|mount| mount["options"].to_string().contains("\"ro\"")));
+        assert!(of(true).iter().all(|mount| mount["type"] == "tmpfs"));
     }
 
     #[test]
@@ -181,6 +214,19 @@ mod tests {
             config["process"]["capabilities"]["bounding"].to_string().contains("SYS_ADMIN")
         };
         assert!(admin(true) && !admin(false));
+    }
+
+    #[test]
+    fn a_container_sees_its_own_control_groups_only_and_cannot_write_them() {
+        let of = |gvisor| config(&Container { gvisor, ..container() });
+        let plain = of(false);
+        assert!(plain["linux"]["namespaces"].to_string().contains("cgroup"));
+        let mounts = plain["mounts"].as_array().expect("a list");
+        let groups = mounts.iter().find(|mount| mount["destination"] == "/sys/fs/cgroup");
+        let options = &groups.expect("mounted")["options"];
+        assert!(options.as_array().expect("a list").contains(&json!("ro")), "{options}");
+        // gVisor's kernel has groups of its own, without the limits.
+        assert!(!of(true)["mounts"].to_string().contains("/sys/fs/cgroup"));
     }
 
     #[test]

@@ -11,9 +11,11 @@ use nix::sched::{CloneFlags, unshare};
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use vhive_api::guest::Volume;
 
 use super::layer::Layer;
 use super::tool::Tool;
+use super::volumes;
 use crate::contract::Subject;
 use crate::process::{self, Child, Exit, Launch};
 
@@ -42,6 +44,8 @@ pub(super) struct Start {
     pub(super) image: Option<PathBuf>,
     /// The network namespace; none = an empty one.
     pub(super) netns: Option<OwnedFd>,
+    /// The function's files that are to be there before the container is.
+    pub(super) volumes: Vec<Volume>,
     pub(super) verb: Verb,
     pub(super) name: String,
     /// The guest channel's two ends.
@@ -87,6 +91,8 @@ impl Start {
     fn enter(&self) -> io::Result<()> {
         part_from_mounts()?;
         self.mount_root().map_err(|error| naming("mount the container's root", &error))?;
+        volumes::make(&self.volumes, &self.bundle)
+            .map_err(|error| naming("make the function's volumes", &error))?;
         match &self.netns {
             Some(netns) => {
                 move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network))?;

@@ -74,6 +74,7 @@ impl Wanted<'_> {
             open_files: getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX),
             gvisor: tool.is_gvisor(),
             volumes: self.volumes,
+            bundle,
         };
         resource("write the bundle", || write_bundle(bundle, &container))?;
         let (stdin, to_guest) = resource("make the guest channel", io::pipe)?;
@@ -86,6 +87,8 @@ impl Wanted<'_> {
             bundle: bundle.to_owned(),
             image: image.map(|image| image.dir().to_owned()),
             netns,
+            // gVisor's init fills its own.
+            volumes: if tool.is_gvisor() { Vec::new() } else { self.volumes.to_vec() },
             verb,
             name: name.to_owned(),
             stdin: stdin.into(),
@@ -274,8 +277,13 @@ pub(super) fn boot(
     deadline: Deadline,
 ) -> Result<OciSandbox, BootError> {
     let ground = Ground::make(tool, images, spec)?;
+    let mut process = spec.process.clone();
+    if !tool.is_gvisor() {
+        // They are in their places before init is.
+        process.volumes.clear();
+    }
     let config = GuestConfig {
-        process: spec.process.clone(),
+        process,
         hostname: spec.id.to_string(),
         port: spec.port,
         network: Some(ground.network.guest().clone()),
