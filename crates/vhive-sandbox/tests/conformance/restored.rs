@@ -14,6 +14,7 @@ use vhive_sandbox::{
     SnapshotError,
 };
 
+use crate::limits::half_a_processor;
 use crate::promises::{A_SERVICE, HTTPD};
 use crate::site::{Booted, Site, get, soon};
 
@@ -27,6 +28,7 @@ const SCRIPTS: &str = r#"
     script names 'hostname; cat /etc/hostname; sed 1,2d /etc/hosts'
     script random 'cat /proc/sys/kernel/random/uuid; head -c 16 /dev/urandom | od -An -tx1'
     script clocks 'date +%s; cat /proc/uptime'
+    script busy 'while :; do :; done & a=$!; while :; do :; done & sleep 3; kill $! $a; echo enough'
     script before 'echo x >> /data/hook-before'
     script after 'echo x >> /data/hook-after'
     exec httpd -f -p 8080 -h /srv"#;
@@ -59,7 +61,7 @@ fn try_snapshot(booted: &mut Booted, dir: &Path) -> Result<Snapshot, SnapshotErr
     Ok(draft.publish(&dir.join("final")).expect("published"))
 }
 
-fn snapshot(booted: &mut Booted, dir: &Path) -> Snapshot {
+pub(crate) fn snapshot(booted: &mut Booted, dir: &Path) -> Snapshot {
     try_snapshot(booted, dir).expect("snapshotted")
 }
 
@@ -68,7 +70,7 @@ fn memory(mode: MemoryMode) -> Memory {
 }
 
 /// Restores a clone; what `spec` says about the process is not looked at.
-fn clone(site: &Site, spec: &SandboxSpec, from: &Snapshot, mode: MemoryMode) -> Booted {
+pub(crate) fn clone(site: &Site, spec: &SandboxSpec, from: &Snapshot, mode: MemoryMode) -> Booted {
     let sandbox = restores(site).restore(spec, from, memory(mode), soon());
     let sandbox = sandbox.unwrap_or_else(|error| {
         let tail = spec.journal.tail(50).join("\n");
@@ -138,6 +140,18 @@ pub(crate) fn a_clone_answers_as_the_original(site: &Site) {
         finish(&clone);
     }
     snapshot.verify().expect("clones change nothing");
+}
+
+/// A clone has the processor time that it is given, also where its original had more.
+pub(crate) fn a_clones_processor_time_is_limited(site: &Site) {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let (_, mut original) = original(site, Hooks::default());
+    let snapshot = snapshot(&mut original, dir.path());
+    drop(original);
+    let mut spec = site.spec("never run");
+    spec.cpu_millis = 500;
+    let clone = clone(site, &spec, &snapshot, MemoryMode::File);
+    half_a_processor(site, &clone, || assert_eq!(ask(&clone, "busy"), ["enough"]));
 }
 
 /// A VMM that was spawned ahead becomes a clone like any other, or leaves nothing.
