@@ -6,17 +6,11 @@
 #![expect(
     clippy::panic,
     clippy::print_stderr,
-    clippy::unwrap_used,
     reason = "tests fail by panicking, and tell why they skip"
 )]
 
-#[path = "network/lab.rs"]
-#[expect(dead_code, reason = "what the network's own tests need besides")]
-mod lab;
 #[path = "conformance/limits.rs"]
 mod limits;
-#[path = "conformance/outward.rs"]
-mod outward;
 #[path = "conformance/promises.rs"]
 mod promises;
 #[path = "conformance/restored.rs"]

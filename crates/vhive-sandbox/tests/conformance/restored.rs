@@ -61,7 +61,7 @@ fn try_snapshot(booted: &mut Booted, dir: &Path) -> Result<Snapshot, SnapshotErr
     Ok(draft.publish(&dir.join("final")).expect("published"))
 }
 
-pub(crate) fn snapshot(booted: &mut Booted, dir: &Path) -> Snapshot {
+fn snapshot(booted: &mut Booted, dir: &Path) -> Snapshot {
     try_snapshot(booted, dir).expect("snapshotted")
 }
 
@@ -70,7 +70,7 @@ fn memory(mode: MemoryMode) -> Memory {
 }
 
 /// Restores a clone; what `spec` says about the process is not looked at.
-pub(crate) fn clone(site: &Site, spec: &SandboxSpec, from: &Snapshot, mode: MemoryMode) -> Booted {
+fn clone(site: &Site, spec: &SandboxSpec, from: &Snapshot, mode: MemoryMode) -> Booted {
     let sandbox = restores(site).restore(spec, from, memory(mode), soon());
     let sandbox = sandbox.unwrap_or_else(|error| {
         let tail = spec.journal.tail(50).join("\n");

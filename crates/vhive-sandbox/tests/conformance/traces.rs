@@ -12,8 +12,6 @@ pub(crate) struct Traces {
     cgroups: BTreeSet<String>,
     mounts: BTreeSet<String>,
     files: BTreeSet<String>,
-    /// Interfaces in the calling thread's network namespace, and namespaces with a name.
-    networks: BTreeSet<String>,
     sockets: BTreeSet<String>,
 }
 
@@ -51,7 +49,6 @@ impl Traces {
             cgroups: new(&self.cgroups, &before.cgroups),
             mounts: new(&self.mounts, &before.mounts),
             files: new(&self.files, &before.files),
-            networks: new(&self.networks, &before.networks),
             sockets: new(&self.sockets, &before.sockets),
         }
     }
@@ -66,10 +63,6 @@ impl Traces {
             let entries = fs::read_dir(dir).into_iter().flatten();
             entries.map(|e| e.expect("readable").path().display().to_string())
         };
-        let links = fs::read_to_string("/proc/thread-self/net/dev").expect("readable");
-        let links = links.lines().filter_map(|line| line.split_once(':'));
-        let links =
-            links.map(|(name, _)| name.trim().to_owned()).filter(|n| n.contains(root.tag()));
         let sockets = fs::read_to_string("/proc/thread-self/net/unix").expect("readable");
         let place = root.dir().display().to_string();
         let ours = |line: &&str| line.contains(root.tag()) || line.contains(&place);
@@ -83,7 +76,6 @@ impl Traces {
                 .map(str::to_owned)
                 .collect(),
             files: listed(root.sandboxes()).collect(),
-            networks: links.chain(listed(root.dir().join("netns"))).collect(),
             sockets: sockets.lines().filter(ours).map(str::to_owned).collect(),
         }
     }
