@@ -161,7 +161,7 @@ impl Ground {
         sys::register(uffd.as_fd(), guest.address(), guest.len() as u64)?;
         let region = Region { address: guest.address(), bytes: guest.len() as u64, offset: 0 };
         let regions = Regions::new(&[region], prepared.memory_bytes())?;
-        let session = prepared.attach(Handoff { uffd, regions }, Box::new(|| ()))?;
+        let session = prepared.attach(Handoff { uffd, regions }, Box::new(|_| ()))?;
         session.wait_installed(Instant::now() + Duration::from_secs(60))?;
         let took = milliseconds(begun);
         ensure!(session.stats().prefetched_pages == u64::from(pages), "not all pages came");

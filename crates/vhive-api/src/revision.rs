@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::guest::{Hooks, Volume};
 use crate::ids::{Digest, RevisionDigest, RevisionKey};
-use crate::runtime::RuntimeName;
+use crate::runtime::{GuestName, RuntimeName};
 use crate::snapshot::{PrefetchPolicy, SnapshotAt, SnapshotPolicy};
 use crate::units::Bytes;
 
@@ -31,6 +31,9 @@ pub struct Revision {
     pub image_digest: Digest,
     /// Which runtime isolates it.
     pub runtime: RuntimeName,
+    /// What runs there, below the function or in its place.
+    #[serde(default, skip_serializing_if = "GuestName::is_linux")]
+    pub guest: GuestName,
     /// Replaces the image's entrypoint if not empty.
     pub command: Vec<String>,
     /// Replaces the image's arguments if not empty.
@@ -55,7 +58,8 @@ pub struct Revision {
     /// What must go on holding; an instance for which it does not is replaced.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub liveness: Option<TimedProbe>,
-    /// CPU limit in thousandths of a CPU; microVMs round it up to whole vCPUs.
+    /// CPU limit in thousandths of a CPU; microVMs have whole vCPUs, and a quota besides where it is
+    /// not a whole number of them.
     pub cpu_millis: u32,
     /// Memory limit; for microVMs the size of guest memory.
     pub memory: Bytes,
@@ -233,6 +237,7 @@ impl Revision {
             image: image.to_owned(),
             image_digest,
             runtime,
+            guest: GuestName::default(),
             command: Vec::new(),
             args: Vec::new(),
             env: Vec::new(),
@@ -284,6 +289,9 @@ impl Revision {
         }
         if !self.calls.is_empty() {
             text.extend(serde_json::to_vec(&self.calls).expect("plain strings serialise"));
+        }
+        if !self.guest.is_linux() {
+            text.extend(serde_json::to_vec(&self.guest).expect("a plain string serialises"));
         }
         Digest::of(&text)
     }

@@ -40,6 +40,32 @@ impl RuntimeName {
             Self::Sim => "sim",
         }
     }
+
+    /// Whether its sandboxes are virtual machines, which boot what they are given.
+    #[must_use]
+    pub const fn is_machine(self) -> bool {
+        matches!(self, Self::Qemu | Self::Firecracker)
+    }
+}
+
+/// What runs in a sandbox, below the function.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum GuestName {
+    /// Linux, with the function of the image.
+    #[default]
+    Linux,
+    /// The guest without an operating system that vhive brings, in the image's place. Only virtual
+    /// machines boot it.
+    Nano,
+}
+
+impl GuestName {
+    /// Whether it is [`Self::Linux`].
+    #[must_use]
+    pub const fn is_linux(&self) -> bool {
+        matches!(self, Self::Linux)
+    }
 }
 
 impl fmt::Display for RuntimeName {

@@ -33,6 +33,7 @@ pub mod config;
 pub mod counters;
 mod drain;
 mod footprint;
+mod guest;
 mod limits;
 mod logs;
 mod metrics;

@@ -16,8 +16,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Instant;
 
 use vhive_api::{MemoryMode, Revision, RevisionKey, RuntimeName, SandboxId};
-use vhive_sandbox::{Deadline, Guest, Journal, Prespawned, SandboxSpec};
+use vhive_sandbox::{Deadline, Journal, Prespawned, SandboxSpec};
 
+use crate::guest;
 use crate::node::Shared;
 use crate::process;
 use crate::snapshots::{Hold, StoredSnapshot, chain};
@@ -181,7 +182,9 @@ fn make(shared: &Shared, revision: &Revision) -> Result<Option<Standby>, String>
     let runtime = shared.tools.runtimes.get(revision.runtime).ok_or("no such runtime")?;
     let Some(restorer) = runtime.restores() else { return Ok(None) };
     let deadline = Deadline::after(shared.config.snapshots.restore_deadline.0);
-    let hold = shared.snapshots.usable(revision, restorer, deadline).map_err(|unfit| unfit.0)?;
+    let guest = guest::of(revision, shared.ground.state_dir()).map_err(|error| chain(&error))?;
+    let from = (restorer, &guest);
+    let hold = shared.snapshots.usable(revision, from, deadline).map_err(|unfit| unfit.0)?;
     let Some(hold) = hold else { return Ok(None) };
     let Some(mode) = wanted_mode(revision, &hold, restorer) else { return Ok(None) };
     let images = &shared.tools.images;
@@ -191,7 +194,7 @@ fn make(shared: &Shared, revision: &Revision) -> Result<Option<Standby>, String>
     let network = network(shared, revision, deadline).map_err(|error| chain(&error))?;
     let (id, journal) = (SandboxId::random(), Journal::new());
     let spec = SandboxSpec {
-        guest: Guest::default(),
+        guest,
         id: id.clone(),
         rootfs: rootfs.path.clone(),
         process,

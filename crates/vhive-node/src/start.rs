@@ -128,6 +128,9 @@ pub enum StartError {
     /// There is nothing to run.
     #[error("no process to run")]
     Process(#[source] ProcessError),
+    /// The guest that vhive brings could not be put in its place.
+    #[error("the guest nano not written to the state directory")]
+    Guest(#[source] std::io::Error),
     /// This node has no network pool, and the runtime needs one.
     #[error("runtime {0} needs a network slot and this node was opened without a network pool")]
     NoNetwork(RuntimeName),

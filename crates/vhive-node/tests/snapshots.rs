@@ -12,7 +12,9 @@ use std::sync::{Arc, Mutex};
 use scene::{
     PATIENCE, Scene, env, files, invoke, kinds, metric, only, reap, register, soon, wait_for,
 };
-use vhive_api::{MemoryMode, Phase, PrefetchPolicy, SnapshotPolicy, StartKind};
+use vhive_api::{
+    MemoryMode, Phase, PrefetchPolicy, Revision, RevisionKey, SnapshotPolicy, StartKind,
+};
 use vhive_node::{AcquireError, CreateError, ImportError, Node, StartReport, TakeError};
 use vhive_sandbox::Deadline;
 

@@ -60,7 +60,8 @@ pub struct SandboxSpec {
     pub uses: Uses,
     /// TCP port on which the function will listen.
     pub port: u16,
-    /// CPU limit in thousandths of a CPU; microVMs round it up to whole vCPUs.
+    /// CPU limit in thousandths of a CPU; microVMs have whole vCPUs, and a quota besides where it is
+    /// not a whole number of them.
     pub cpu_millis: u32,
     /// Memory limit; for microVMs the size of guest memory.
     pub memory: Bytes,

@@ -14,6 +14,8 @@
 mod calls;
 #[path = "conformance/greedy.rs"]
 mod greedy;
+#[path = "conformance/limits.rs"]
+mod limits;
 #[path = "conformance/promises.rs"]
 mod promises;
 #[path = "conformance/restored.rs"]

@@ -117,7 +117,7 @@ fn guest(pager: &Pager, scene: &Scene, mode: Mode) -> (String, vhive_pager::Sess
     let prepared = pager.prepare(scene.prepared(mode)).expect("prepared");
     let mut qemu = scene.qemu(theirs, None);
     let handoff = handshake::receive(&ours, MEMORY_BYTES, soon()).expect("handed over");
-    let session = prepared.attach(handoff, Box::new(|| ())).expect("attached");
+    let session = prepared.attach(handoff, Box::new(|_| ())).expect("attached");
     session.wait_installed(soon()).expect("in time");
     (monitor(&mut qemu, &format!("stop\nxp /6xw {MARK_AT:#x}\nquit\n")), session)
 }

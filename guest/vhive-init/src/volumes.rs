@@ -1,8 +1,8 @@
 //! The files that a function is given: config maps and secrets, in memory.
 //!
-//! In a microVM each volume is a tmpfs that init mounts and closes for writing. In a container the
-//! runtime has mounted it, as init may not, and it stays open to a function that runs as root; what
-//! such a function changes is its own copy.
+//! Each volume is a tmpfs that init fills and closes for writing. In a microVM init mounts it, in
+//! gVisor the runtime has. In other containers, where init may do neither, the volumes are there before
+//! init is, and it is told of none.
 
 use std::fs::{self, DirBuilder, OpenOptions, Permissions};
 use std::io::Write as _;
@@ -28,12 +28,10 @@ pub(crate) fn place(volumes: &[Volume], world: World) -> Result<(), Failure> {
         }
         fill(Path::new(&volume.path), volume).step(step())?;
     }
-    if world == World::Machine {
-        for volume in &sorted {
-            let step = || format!("close the volume at {}", volume.path);
-            let closed = flags.union(MountFlags::RDONLY);
-            mount_remount(volume.path.as_str(), closed, c"").step(step())?;
-        }
+    for volume in &sorted {
+        let step = || format!("close the volume at {}", volume.path);
+        let closed = flags.union(MountFlags::RDONLY);
+        mount_remount(volume.path.as_str(), closed, c"").step(step())?;
     }
     Ok(())
 }

@@ -87,7 +87,8 @@ pub(crate) fn traces(tag: &str) -> Vec<String> {
         let command = fs::read(process.path().join("cmdline")).unwrap_or_default();
         let command = String::from_utf8_lossy(&command).replace('\0', " ");
         let program = |name: &&str| command.contains(*name);
-        if command.contains(tag) && ["qemu", "runsc", "runc", "crun"].iter().any(program) {
+        let programs = ["qemu", "firecracker", "jailer", "runsc", "runc", "crun"];
+        if command.contains(tag) && programs.iter().any(program) {
             found.push(format!("process {:?}: {command}", process.file_name()));
         }
     }

@@ -2,11 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::mpsc;
-use std::time::Duration;
 
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde_json::Value;
 use vhive_tests::node::{TestNode, vhive};
 
@@ -35,7 +31,7 @@ pub(crate) fn offered(test: &str, dir: &Dir) -> Vec<String> {
     offered
 }
 
-fn on(runtime: &str, name: &str, extra: &str) -> String {
+pub(crate) fn on(runtime: &str, name: &str, extra: &str) -> String {
     let yaml = hello(name, extra);
     yaml.replace("runtimeClassName: qemu", &format!("runtimeClassName: {runtime}"))
 }
@@ -91,6 +87,20 @@ fn e2e_gvisor_is_restored_and_says_why_not_as_asked() {
         assert_eq!(restored["memory"]["mode"], "file", "{restored}");
         let why = restored["fallback"].as_str().unwrap_or_default();
         assert_eq!(why.contains("not offered"), policy == "reap", "{restored}");
+    }
+    // A clone speaks gRPC as its original does.
+    let with = format!("vhive.dev/snapshot-policy: vanilla\n        {annotation}");
+    let h2c = "          ports: [{ name: h2c, containerPort: 8080 }]\n";
+    apply(&node, &dir, &on("runsc", "greeter", h2c).replace(annotation, &with));
+    for start in ["boot", "snapshot", "warm"] {
+        let greeting = node.ok(&["invoke", "greeter", "--grpc", "-d", start]).expect("greeted");
+        assert_eq!(greeting.trim(), format!("Hello, {start}!"));
+        let last =
+            node.json(&["get", "records", "-s", "greeter", "--limit", "1"]).expect("a record");
+        assert_eq!(last[0]["start"], start, "{last}");
+        if start == "boot" {
+            node.ok(&["evict", "greeter"]).expect("evicted");
+        }
     }
     // A container of runc's cannot be restored at all: that is a boot, with the reason.
     let with = format!("vhive.dev/snapshot-policy: vanilla\n        {annotation}");
@@ -159,108 +169,11 @@ fn e2e_sandboxes_are_kept_to_cpus_and_what_they_use_is_counted() {
     assert_eq!(traces(&tag), [""; 0]);
 }
 
-/// How many sandboxes are killed, somewhere between their first process and their reply.
-const KILLS: u32 = 200;
-
-/// How many invocations there are at a time.
-const LANES: u64 = 2;
-
-#[test]
-fn e2e_sandboxes_killed_at_any_moment_leave_nothing() {
-    let dir = Dir::new("kills");
-    let offered = offered("e2e_sandboxes_killed_at_any_moment_leave_nothing", &dir);
-    if offered.is_empty() {
-        return;
-    }
-    let config = "[node]\nback_off_first = \"1ms\"\nback_off_most = \"1ms\"\n";
-    let node = TestNode::start(dir.path(), config).expect("the node starts");
-    for runtime in &offered {
-        apply(&node, &dir, &on(runtime, runtime, ""));
-        assert_eq!(invoke(&node, runtime)["status"], 200, "{runtime}");
-    }
-    let tag = tag(&dir);
-    let seed = u64::from(std::process::id()) | 1;
-    eprintln!("seed {seed}");
-    let killed = AtomicU32::new(0);
-    std::thread::scope(|scope| {
-        for lane in 0..LANES {
-            let (node, offered, tag, killed) = (&node, &offered, &tag, &killed);
-            scope.spawn(move || {
-                let mut random = Random(seed.wrapping_mul(2 * lane + 3));
-                while killed.load(Ordering::Relaxed) < KILLS {
-                    let kills = start_and_kill(node, &mut random, offered, tag);
-                    killed.fetch_add(kills, Ordering::Relaxed);
-                }
-            });
-        }
-    });
-    for runtime in &offered {
-        // This one may still share the fate of a start that the last kill hit.
-        let first = invoke(&node, runtime);
-        assert!(matches!(first["status"].as_u64(), Some(200 | 502 | 503)), "{runtime}: {first}");
-        let reply = invoke(&node, runtime);
-        assert_eq!(reply["status"], 200, "{runtime}: {reply}\n{}", node.log());
-    }
-    assert!(node.stop().expect("ends").success());
-    assert_eq!(traces(&tag), [""; 0]);
-}
-
-/// Invokes a function that does not run, and kills a sandbox a moment later; says how many it was.
-fn start_and_kill(node: &TestNode, random: &mut Random, offered: &[String], tag: &str) -> u32 {
-    // A microVM takes seconds to boot: it has fewer turns, and most of its moments are there.
-    let machine = offered.len() == 1 || random.below(8) == 0;
-    let fits = offered.iter().filter(|name| (*name == "qemu") == machine);
-    let fits: Vec<&String> =
-        if machine { offered.iter().take(1).collect() } else { fits.collect() };
-    let runtime = random.one_of(&fits);
-    let moment = Duration::from_millis(random.below(if machine { 2500 } else { 400 }));
-    let (_hold, tick) = mpsc::channel::<()>();
-    std::thread::scope(|scope| {
-        let reply = scope.spawn(|| invoke(node, runtime));
-        // Nothing is waited for: any moment will do.
-        let _ = tick.recv_timeout(moment);
-        let kills = kill_all(tag);
-        let reply = reply.join().expect("answered");
-        let status = reply["status"].as_u64();
-        assert!(matches!(status, Some(200 | 502 | 503)), "{runtime}: {reply}");
-        kills
-    })
-}
-
-/// Kills every process of one sandbox of the node, if there is one; says how many sandboxes.
-fn kill_all(tag: &str) -> u32 {
-    let Some(dir) = groups(tag).into_iter().next() else { return 0 };
-    let text = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
-    let pids = text.lines().filter_map(|line| Pid::from_raw(line.parse().ok()?));
-    let kills = pids.filter(|pid| {
-        pidfd_open(*pid, PidfdFlags::empty())
-            .and_then(|pidfd| pidfd_send_signal(pidfd, Signal::KILL))
-            .is_ok()
-    });
-    u32::from(kills.count() > 0)
-}
-
 /// The control groups of the node's sandboxes, in the hierarchy that limits tasks.
-fn groups(tag: &str) -> Vec<PathBuf> {
+pub(crate) fn groups(tag: &str) -> Vec<PathBuf> {
     let places = ["/sys/fs/cgroup/pids", "/sys/fs/cgroup"];
     let parents = places.map(|place| Path::new(place).join(format!("vhive-{tag}")));
     let lists = parents.iter().find_map(|parent| fs::read_dir(parent).ok());
     let entries = lists.into_iter().flatten().flatten();
     entries.map(|entry| entry.path()).filter(|path| path.is_dir()).collect()
-}
-
-/// Xorshift: any moments will do, and the seed is printed.
-struct Random(u64);
-
-impl Random {
-    fn one_of<'a>(&mut self, all: &[&'a String]) -> &'a String {
-        all[usize::try_from(self.below(all.len() as u64)).expect("below a length")]
-    }
-
-    fn below(&mut self, most: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % most
-    }
 }

@@ -6,8 +6,10 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 use vhive_api::Digest;
 use vhive_pager::{FaultTrace, working_set};
-use vhive_tests::node::vhive;
+use vhive_tests::node::{TestNode, vhive};
 
+use crate::microvm::{tag, traces};
+use crate::runtimes::offered;
 use crate::scene::{Dir, apply, code, node, said, service, skip};
 
 /// A functions directory with one function whose image is there.
@@ -158,6 +160,58 @@ fn e2e_a_study_of_runtimes_measures_starts_and_throughput() {
     assert!(out.join("loads.csv").exists() && !out.join("densities.csv").exists());
     let listed = node.json(&["get", "services"]).expect("listed");
     assert_eq!(listed["items"], serde_json::json!([]), "the study's services are gone");
+}
+
+#[test]
+fn e2e_a_study_of_runtimes_compares_real_sandboxes() {
+    let test = "e2e_a_study_of_runtimes_compares_real_sandboxes";
+    let dir = Dir::new("study-sandboxes");
+    let mut offered = offered(test, &dir);
+    // A machine's starts take seconds each.
+    offered.retain(|name| !["qemu", "firecracker"].contains(&name.as_str()));
+    if offered.is_empty() {
+        return;
+    }
+    let functions = Path::new(env!("CARGO_MANIFEST_DIR")).join("../functions");
+    let recipe = functions.join("syscalls");
+    let built = vhive(dir.path(), &["image", "build", &recipe.to_string_lossy()]).expect("runs");
+    assert!(built.status.success(), "{}", said(&built));
+    let plan = dir.path().join("plan.toml");
+    let text = "functions = [\"hello\"]\nkinds = [\"boot\", \"warm\"]\nrepetitions = 1\n\
+                cache = \"keep\"\n[runtimes]\nload = [\"hello\", \"syscalls\"]\n\
+                connections = 2\nload_for = \"200ms\"\ndensity = \"128Mi\"\n";
+    fs::write(&plan, text).expect("written");
+    let node = TestNode::start(dir.path(), "").expect("the node starts");
+    let out = dir.path().join("result");
+    let (plan, functions) = (plan.to_string_lossy(), functions.to_string_lossy());
+    let (place, names) = (out.to_string_lossy(), offered.join(","));
+    let args = ["study", "runtimes", &plan, "--functions-dir", &functions];
+    let args = [&args[..], &["--runtimes", &names, "--out", &place]].concat();
+    let shown = node.ok(&args).expect("measured");
+    let lines = |name: &str| -> Vec<Value> {
+        let text = fs::read_to_string(out.join(name)).unwrap_or_default();
+        text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
+    };
+    let (loads, densities) = (lines("loads.jsonl"), lines("densities.jsonl"));
+    for runtime in &offered {
+        for function in ["hello", "syscalls"] {
+            let ours = |load: &&Value| load["runtime"] == **runtime && load["function"] == function;
+            let load = loads.iter().find(ours).expect("measured");
+            assert_eq!(load["failures"], 0, "{load}");
+            assert!(load["replies"].as_u64() > Some(0), "{load}");
+        }
+        let ours = |density: &&Value| density["runtime"] == **runtime;
+        let density = densities.iter().find(ours).unwrap_or(&Value::Null);
+        assert!(density["instances"].as_u64() > Some(0), "{runtime}: {density}\n{shown}");
+        let pss = density["pss_bytes"].as_u64().expect("counted");
+        assert!(pss < 128 << 20, "{density}");
+    }
+    let page = fs::read_to_string(out.join("report.html")).expect("a report");
+    let chart = page.split("Throughput of one instance").nth(1).expect("a chart");
+    assert!(chart.contains("system calls"), "groups are apart");
+    let tag = tag(&dir);
+    assert!(node.stop().expect("ends").success());
+    assert_eq!(traces(&tag), [""; 0]);
 }
 
 #[test]

@@ -59,6 +59,11 @@ impl Occasion {
         Self { revision, look: Mutex::default() }
     }
 
+    /// Of which instances its revision wants snapshots.
+    pub(super) fn at(&self) -> SnapshotAt {
+        self.revision.snapshot_at
+    }
+
     /// Whether it has come. Cheap unless something has changed: it is asked behind every reply.
     pub(super) fn comes(&self, shared: &Shared) -> bool {
         let mut look = self.look.lock().unwrap_or_else(PoisonError::into_inner);
@@ -107,7 +112,7 @@ impl Pool {
         if revision.snapshot_at == SnapshotAt::Ready
             && revision.missing.is_none()
             && possible
-            && self.shared.snapshots.wanted(&revision, Instant::now())
+            && self.shared.snapshots.wanted(&revision, Instant::now()) == Wanted::Now
         {
             self.run(|state, out| state.core.want_alone(Instant::now(), out));
         }
@@ -119,7 +124,7 @@ impl Pool {
         let now = Instant::now();
         if self.shared.snapshots.fits(&revision) {
             self.saved();
-        } else if self.shared.snapshots.wanted(&revision, now) {
+        } else if self.shared.snapshots.wanted(&revision, now) == Wanted::Now {
             let mut begun = Ok(0);
             self.run(|state, out| begun = state.core.prepare(now, out));
             match begun {

@@ -521,12 +521,14 @@ impl Pool {
         if how == Back::Replied {
             self.after_reply(instance);
         }
-        let wanted = how == Back::Replied
-            && instance.occasion.as_ref().is_some_and(|occasion| occasion.comes(&self.shared));
+        let occasion = instance.occasion.as_ref().filter(|_| how == Back::Replied);
+        let wanted = occasion.filter(|occasion| occasion.comes(&self.shared)).map(Occasion::at);
         self.run(|state, out| {
             let now = Instant::now();
-            if wanted {
-                state.core.want_snapshot(no);
+            match wanted {
+                Some(SnapshotAt::FirstReply) => state.core.want_again(no, now),
+                Some(SnapshotAt::Ready) => state.core.want_alone(now, out),
+                None => {}
             }
             match how {
                 Back::Unused => {}

@@ -31,7 +31,7 @@ use std::time::Instant;
 
 use vhive_api::{Bytes, Digest, Revision, RuntimeName, SnapshotPolicy};
 use vhive_sandbox::snapshot::{Blame, DraftError, MemoryShape, Owner};
-use vhive_sandbox::{Deadline, Restore, Snapshot, SnapshotDraft};
+use vhive_sandbox::{Deadline, Guest, Restore, Snapshot, SnapshotDraft};
 
 pub use self::archive::{ExportError, ImportError};
 pub use self::info::{Collected, SnapshotInfo, StaleField};
@@ -139,13 +139,14 @@ impl Snapshots {
     pub(crate) fn usable(
         &self,
         revision: &Revision,
-        restorer: &dyn Restore,
+        (restorer, guest): (&dyn Restore, &Guest),
         deadline: Deadline,
     ) -> Result<Option<Hold>, Unfit> {
         let id = SnapshotId::of(revision);
         let Some(hold) = self.find(&id).and_then(|stored| stored.hold()) else { return Ok(None) };
         let stored = hold.stored();
         let platform = restorer.platform().map_err(|lacks| Unfit(lacks.to_string()))?;
+        let platform = guest.platform(platform).map_err(|error| Unfit(error.to_string()))?;
         let began = Instant::now();
         if let Err(error) = stored.look() {
             let why = chain(&error);

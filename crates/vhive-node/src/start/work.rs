@@ -14,11 +14,12 @@ use vhive_image::ImageConfig;
 use vhive_policy::start::{self as policy, Start, choose};
 use vhive_sandbox::snapshot::Blame;
 use vhive_sandbox::{
-    Deadline, Guest, Journal, Memory, NetworkSlot, Paging, Prespawned, Restore, RestoreError,
-    Runtime, Sandbox, SandboxSpec, Uses,
+    Deadline, Journal, Memory, NetworkSlot, Paging, Prespawned, Restore, RestoreError, Runtime,
+    Sandbox, SandboxSpec, Uses,
 };
 
 use super::{StartError, Took, panic_text};
+use crate::guest;
 use crate::node::Shared;
 use crate::probe::{self, Passed, Probe, ProbeError};
 use crate::process;
@@ -152,10 +153,15 @@ impl Work {
         let Some(restorer) = runtime.restores() else {
             return boot(Some(format!("runtime {} restores no snapshots", revision.runtime)));
         };
+        let guest = match guest::of(revision, self.shared.ground.state_dir()) {
+            Ok(guest) => guest,
+            Err(error) => return boot(Some(chain(&error))),
+        };
         // A boot must still be possible after that.
         let read_by = self.shared.config.snapshots.restore_deadline.0.min(deadline.left() / 4);
         let read_by = deadline.or_after(read_by);
-        let hold = match self.shared.snapshots.usable(revision, restorer, read_by) {
+        let from = (restorer, &guest);
+        let hold = match self.shared.snapshots.usable(revision, from, read_by) {
             Ok(Some(hold)) => hold,
             Ok(None) => return boot(None),
             Err(unfit) => return boot(Some(unfit.0)),
@@ -264,8 +270,9 @@ impl Work {
                 (Some(Arc::new(slot)), Some(Took { begin, end: Instant::now() }))
             }
         };
+        let guest = guest::of(&revision, self.shared.ground.state_dir());
         let spec = SandboxSpec {
-            guest: Guest::default(),
+            guest: guest.map_err(StartError::Guest)?,
             id: self.id.clone(),
             rootfs: self.rootfs.clone(),
             process,

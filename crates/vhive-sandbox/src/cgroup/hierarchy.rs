@@ -9,6 +9,19 @@ use super::Limits;
 
 /// Length of the period over which CPU time is limited, in microseconds: the kernel's default.
 const PERIOD_US: u64 = 100_000;
+/// Least CPU time in a period that the kernel takes, in microseconds.
+const LEAST_QUOTA_US: u64 = 1000;
+
+/// CPU time in thousandths of a CPU as the kernel wants it: so much in a period of such a length,
+/// both in microseconds.
+///
+/// # Source
+/// Kernel documentation: `scheduler/sched-bwc.rst`; `kernel/sched/core.c`
+/// (`min_cfs_quota_period`).
+#[must_use]
+pub fn quota_us(cpu_millis: u32) -> (u64, u64) {
+    ((u64::from(cpu_millis) * PERIOD_US / 1000).max(LEAST_QUOTA_US), PERIOD_US)
+}
 
 /// A controller that we set limits with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -210,13 +223,13 @@ impl Hierarchy {
             files.push(("pids.max", tasks.to_string()));
         }
         if let Some(millis) = limits.cpu_millis.filter(|_| has(Controller::Cpu)) {
-            let quota = u64::from(millis) * PERIOD_US / 1000;
+            let (quota, period) = quota_us(millis);
             match self.version {
                 Version::V1 => {
-                    files.push(("cpu.cfs_period_us", PERIOD_US.to_string()));
+                    files.push(("cpu.cfs_period_us", period.to_string()));
                     files.push(("cpu.cfs_quota_us", quota.to_string()));
                 }
-                Version::V2 => files.push(("cpu.max", format!("{quota} {PERIOD_US}"))),
+                Version::V2 => files.push(("cpu.max", format!("{quota} {period}"))),
             }
         }
         files
@@ -274,6 +287,9 @@ mod tests {
         let settings = two.settings(&limits);
         assert!(settings.contains(&("cpu.max", "50000 100000".to_owned())));
         assert!(settings.contains(&("memory.max", "1".to_owned())));
+        // What is asked for in less than the kernel divides is the least that there is.
+        let sliver = Limits { cpu_millis: Some(1), ..Limits::default() };
+        assert_eq!(two.settings(&sliver), [("cpu.max", "1000 100000".to_owned())]);
     }
 
     #[test]

@@ -13,6 +13,7 @@ mod attach;
 mod hierarchy;
 mod members;
 mod processors;
+mod share;
 mod usage;
 
 use std::fs;
@@ -26,8 +27,9 @@ use crate::deadline::Deadline;
 use crate::run_dir::RunRoot;
 use hierarchy::{Hierarchy, Version};
 
-pub use hierarchy::Controller;
+pub use hierarchy::{Controller, quota_us};
 pub use processors::{PinError, check_cpus};
+pub(crate) use share::MachineShare;
 pub use usage::{CpuTime, cpu_time};
 
 /// How long killing and removing one group may take; a process that survives SIGKILL for so long
@@ -135,7 +137,17 @@ impl Cgroup {
                 "no cgroup file system is mounted",
             ));
         }
-        for (hierarchy, dir) in &group.dirs {
+        group.limit(limits)?;
+        attach::expect(group.dirs.iter().map(|(hierarchy, _)| hierarchy));
+        Ok(group)
+    }
+
+    /// Sets limits anew; those that are `None` stay as they are.
+    ///
+    /// # Errors
+    /// Any I/O error.
+    pub fn limit(&self, limits: &Limits) -> io::Result<()> {
+        for (hierarchy, dir) in &self.dirs {
             for (file, value) in hierarchy.settings(limits) {
                 let path = dir.join(file);
                 fs::write(&path, value).map_err(|e| naming(&path, &e))?;
@@ -147,8 +159,7 @@ impl Cgroup {
                 }
             }
         }
-        attach::expect(group.dirs.iter().map(|(hierarchy, _)| hierarchy));
-        Ok(group)
+        Ok(())
     }
 
     /// Moves a process into the groups; its later children are born there. Only for a child that

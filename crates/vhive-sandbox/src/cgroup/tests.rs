@@ -1,5 +1,6 @@
 use std::io::Read as _;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 
 use vhive_api::Cpus;
 
@@ -146,4 +147,36 @@ fn a_group_counts_what_its_processes_have_used_also_ended_ones() {
     drop(group);
     child.wait().expect("reaped");
     assert_eq!(cpu_time(&root, &id), None);
+}
+
+#[test]
+fn a_machine_in_parts_of_a_processor_has_its_limit_only_while_it_serves() {
+    let base = tempfile::tempdir().expect("a temporary directory");
+    let Some(root) = root(base.path()) else { return };
+    if !controllers().expect("readable").contains(&Controller::Cpu) {
+        eprintln!("SKIP cgroup: no controller cpu");
+        return;
+    }
+    for (cpu_millis, at_work, serving) in [(500, 2000, 500), (1500, 3000, 1500), (2000, 3000, 3000)]
+    {
+        let limits =
+            Limits { cpu_millis: Some(MachineShare::at_work(cpu_millis)), ..Limits::default() };
+        let group = Cgroup::create(&root, &SandboxId::random(), &limits).expect("made");
+        let dirs: Vec<PathBuf> = group.dirs().map(Path::to_owned).collect();
+        let now = || {
+            let read =
+                |file: &str| dirs.iter().find_map(|dir| fs::read_to_string(dir.join(file)).ok());
+            let text = read("cpu.cfs_quota_us").or_else(|| read("cpu.max")).expect("a quota");
+            let quota: u64 = text.split_whitespace().next()?.parse().ok()?;
+            u32::try_from(quota / 100).ok()
+        };
+        let share = MachineShare::new(Arc::new(group), cpu_millis);
+        assert_eq!(now(), Some(at_work), "{cpu_millis}: it boots");
+        share.serve().expect("set");
+        assert_eq!(now(), Some(serving), "{cpu_millis}: it serves");
+        let whole = share.lift();
+        assert_eq!(now(), Some(at_work), "{cpu_millis}: it is saved");
+        drop(whole);
+        assert_eq!(now(), Some(serving), "{cpu_millis}: it serves again");
+    }
 }

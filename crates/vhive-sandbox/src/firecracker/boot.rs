@@ -140,6 +140,7 @@ pub(super) fn boot(
         journal.end(End::Failed { step: "boot".to_owned(), reason: reason.clone() });
         return Err(BootError::Guest { wanted: milestone, attempts: 1, reason });
     }
+    vm.serve()?;
     let shape = MemoryShape { memory: guest_memory(spec), vcpus: vcpus(spec) };
     Ok(FirecrackerSandbox {
         pids: [vm.supervised.pid()],

@@ -44,6 +44,8 @@ impl Checkpoint for FirecrackerSandbox {
             let reason = "it is a clone".to_owned();
             return Err(SnapshotError::Runtime { step: "snapshot the microVM", reason });
         };
+        let share = self.vm.share.clone();
+        let _whole = share.lift();
         let guest_ns = if self.is_bare {
             // It has no clock to tell.
             0

@@ -11,6 +11,7 @@ use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::path::Path;
 use std::time::Duration;
 
+use rustix::fs::{Mode, OFlags, open};
 use serde::Deserialize;
 
 /// How much of the file's end is looked at, in bytes; a line has some ten thousand.
@@ -42,9 +43,14 @@ struct Latencies {
     resume_vm: u64,
 }
 
-/// Reads the last line of the file that is complete.
+/// Reads the last line of the file that is complete. The file is in Firecracker's own directory: it
+/// may have put there a link out of it, or a pipe that nobody writes to.
 pub(super) fn read(path: &Path) -> io::Result<Metrics> {
-    let (mut text, mut file) = (Vec::new(), File::open(path)?);
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let (mut text, mut file) = (Vec::new(), File::from(open(path, flags, Mode::empty())?));
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "no regular file"));
+    }
     file.seek(SeekFrom::Start(file.metadata()?.len().saturating_sub(MOST)))?;
     file.take(MOST).read_to_end(&mut text)?;
     last(&text).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no metrics in it"))
@@ -67,6 +73,23 @@ fn last(text: &[u8]) -> Option<Metrics> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_hostile_vmm_puts_in_the_files_place_is_refused_at_once() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let line = b"{\"latencies_us\":{\"load_snapshot\":9}}\n";
+        let file = dir.path().join("metrics");
+        std::fs::write(&file, line).expect("written");
+        assert_eq!(read(&file).expect("read").load, Duration::from_micros(9));
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink(&file, &link).expect("linked");
+        let pipe = dir.path().join("pipe");
+        let kind = rustix::fs::FileType::Fifo;
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, kind, Mode::from(0o600), 0).expect("made");
+        for path in [link.as_path(), &pipe, dir.path()] {
+            assert!(read(path).is_err(), "{}", path.display());
+        }
+    }
 
     #[test]
     fn the_last_complete_line_counts() {

@@ -287,6 +287,7 @@ impl WaitingFirecracker {
         } else {
             bare::resumed(&journal);
         }
+        self.vm.serve()?;
         Ok(paging)
     }
 

@@ -20,7 +20,7 @@ use super::api::Api;
 use super::config::FirecrackerConfig;
 use super::ground::Ground;
 use super::jail::Jail;
-use crate::cgroup::{Cgroup, Limits};
+use crate::cgroup::{Cgroup, Limits, MachineShare};
 use crate::contract::{self, Conversation, Outputs, Supervised, Words, chain, own_words};
 use crate::deadline::Deadline;
 use crate::journal::Journal;
@@ -53,7 +53,8 @@ pub(super) struct Vm {
     pub(super) jail: Arc<Jail>,
     /// Our end of what it writes the serial port's bytes to.
     serial: Option<OwnedFd>,
-    _cgroup: Arc<Cgroup>,
+    /// Its CPU time; with it goes its control group.
+    pub(super) share: MachineShare,
 }
 
 /// What the guest's serial port is connected to, which is Firecracker's standard input and output.
@@ -109,7 +110,7 @@ impl Vm {
         let limits = Limits {
             memory: Some(Bytes(guest_memory(spec).0.saturating_add(config.overhead.0))),
             tasks: Some(vcpus(spec).saturating_add(THREADS)),
-            cpu_millis: Some(vcpus(spec).saturating_add(1).saturating_mul(1000)),
+            cpu_millis: Some(MachineShare::at_work(spec.cpu_millis)),
         };
         let cgroup = resource("create the sandbox's cgroup", || {
             Cgroup::create(&spec.run_root, &spec.id, &limits)
@@ -159,7 +160,16 @@ impl Vm {
             let error = format!("it is {its} ({state}), and was {version}: restart vhive");
             return Err(failed(error));
         }
-        Ok((Self { supervised, api, jail, serial, _cgroup: cgroup }, listener))
+        let share = MachineShare::new(cgroup, spec.cpu_millis);
+        Ok((Self { supervised, api, jail, serial, share }, listener))
+    }
+
+    /// From now on it has the CPU time that was asked for.
+    ///
+    /// # Errors
+    /// [`BootError::Resource`].
+    pub(super) fn serve(&self) -> Result<(), BootError> {
+        resource("limit the microVM's CPU time", || self.share.serve())
     }
 
     /// Has every byte of the serial port's wait until there is room for it. Firecracker drops those
@@ -217,7 +227,7 @@ pub(super) fn guest_memory(spec: &SandboxSpec) -> Bytes {
 }
 
 pub(super) fn vcpus(spec: &SandboxSpec) -> u32 {
-    spec.cpu_millis.div_ceil(1000).max(1)
+    MachineShare::vcpus(spec.cpu_millis)
 }
 
 pub(super) fn resource<T>(

@@ -4,14 +4,16 @@
 //! OCI runtime-spec 1.0.2, `config.md` and `config-linux.md`; the paths that are masked and the
 //! capabilities are those of common container engines.
 
+use std::path::Path;
+
 use serde_json::{Value, json};
 use vhive_api::guest::Volume;
 use vhive_api::inside::OPEN_FILES;
 
 use super::function::Function;
 use super::layer::INIT;
-use super::seccomp;
-use crate::cgroup::Limits;
+use super::{seccomp, volumes};
+use crate::cgroup::{self, Limits};
 
 /// One container.
 #[derive(Clone, Copy, Debug)]
@@ -29,6 +31,8 @@ pub(super) struct Container<'a> {
     /// For gVisor, which has a kernel of its own.
     pub(super) gvisor: bool,
     pub(super) first: First<'a>,
+    /// The bundle's directory, in which its files are (gVisor's init makes them inside).
+    pub(super) bundle: &'a Path,
 }
 
 /// Its first process.
@@ -56,18 +60,19 @@ const CAPABILITIES: [&str; 13] = [
     "CAP_SETUID",
 ];
 
-/// Length of the period over which CPU time is limited, in microseconds: the kernel's default.
-const PERIOD_US: u32 = 100_000;
-
 /// The file's content.
 pub(super) fn config(container: &Container<'_>) -> Value {
-    let Container { hostname, cgroup, limits, open_files, expendable, gvisor, first } = container;
+    let Container { hostname, cgroup, limits, open_files, expendable, gvisor, first, bundle } =
+        container;
     let namespaces = ["pid", "ipc", "uts", "mount"];
     let mut namespaces: Vec<Value> =
         namespaces.iter().map(|kind| json!({ "type": kind })).collect();
     if *gvisor {
         // The one that gVisor itself is started in. (The others take it without being told.)
         namespaces.push(json!({ "type": "network", "path": "/proc/self/ns/net" }));
+    } else {
+        // The container's own group is the root of those that it sees. (gVisor shows none.)
+        namespaces.push(json!({ "type": "cgroup" }));
     }
     let mut linux = json!({
         "namespaces": namespaces,
@@ -78,6 +83,8 @@ pub(super) fn config(container: &Container<'_>) -> Value {
         ],
         "readonlyPaths": [
             "/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger",
+            // Version 1's groups are mounted in a directory that would be writable.
+            "/sys/fs/cgroup",
         ],
         "resources": { "devices": devices() },
     });
@@ -90,8 +97,8 @@ pub(super) fn config(container: &Container<'_>) -> Value {
         linux["resources"]["memory"] = json!({ "limit": memory.0 });
     }
     if let Some(millis) = cpu_millis {
-        let quota = u64::from(*millis) * u64::from(PERIOD_US) / 1000;
-        linux["resources"]["cpu"] = json!({ "quota": quota, "period": PERIOD_US });
+        let (quota, period) = cgroup::quota_us(*millis);
+        linux["resources"]["cpu"] = json!({ "quota": quota, "period": period });
     }
     if let Some(tasks) = tasks {
         linux["resources"]["pids"] = json!({ "limit": tasks });
@@ -102,8 +109,8 @@ pub(super) fn config(container: &Container<'_>) -> Value {
         "root": { "path": "rootfs", "readonly": false },
         "hostname": hostname,
         "mounts": match first {
-            First::Init(volumes) => mounts(volumes),
-            First::Function(_) => mounts(&[]),
+            First::Init(volumes) => mounts(volumes, *gvisor, bundle),
+            First::Function(_) => mounts(&[], *gvisor, bundle),
         },
         "linux": linux,
     })
@@ -148,7 +155,7 @@ fn process(first: First<'_>, gvisor: bool, (open_files, expendable): (u64, i32))
     process
 }
 
-fn mounts(volumes: &[Volume]) -> Value {
+fn mounts(volumes: &[Volume], gvisor: bool, bundle: &Path) -> Value {
     let hard = ["nosuid", "noexec", "nodev"];
     let mut mounts = vec![
         json!({ "destination": "/proc", "type": "proc", "source": "proc", "options": hard }),
@@ -163,12 +170,18 @@ fn mounts(volumes: &[Volume]) -> Value {
         json!({ "destination": "/sys", "type": "sysfs", "source": "sysfs",
           "options": ["nosuid", "noexec", "nodev", "ro"] }),
     ];
-    // One may lie in another, which comes first.
-    let mut paths: Vec<&str> = volumes.iter().map(|volume| volume.path.as_str()).collect();
-    paths.sort_unstable();
-    mounts.extend(paths.into_iter().map(|path| {
-        json!({ "destination": path, "type": "tmpfs", "source": "tmpfs",
-          "options": ["nosuid", "nodev", "mode=755"] })
+    if !gvisor {
+        // Where Java, Go, Node and others look for what they may use.
+        mounts.push(json!({ "destination": "/sys/fs/cgroup", "type": "cgroup",
+          "source": "cgroup", "options": ["nosuid", "noexec", "nodev", "relatime", "ro"] }));
+    }
+    mounts.extend(volumes::places(volumes, bundle).map(|(volume, place)| {
+        if gvisor {
+            return json!({ "destination": volume.path, "type": "tmpfs", "source": "tmpfs",
+              "options": ["nosuid", "nodev", "mode=755"] });
+        }
+        json!({ "destination": volume.path, "type": "bind", "source": place,
+          "options": ["bind", "ro", "nosuid", "nodev"] })
     }));
     Value::Array(mounts)
 }
@@ -195,7 +208,27 @@ mod tests {
             expendable: 500,
             gvisor: false,
             first: First::Init(&[]),
+            bundle: Path::new("/bundle"),
         }
+    }
+
+    #[test]
+    fn volumes_are_closed_before_a_container_is_made_but_for_gvisor() {
+        let volume = |path: &str| Volume { path: path.to_owned(), files: Vec::new() };
+        let both = [volume("/etc/app/own"), volume("/etc/app")];
+        let of = |gvisor| {
+            let config = config(&Container { gvisor, first: First::Init(&both), ..container() });
+            let mounts = config["mounts"].as_array().expect("a list").clone();
+            let ours = mounts.into_iter().filter(|mount| {
+                mount["destination"].as_str().is_some_and(|path| path.starts_with("/etc/app"))
+            });
+            ours.collect::<Vec<Value>>()
+        };
+        let plain = of(false);
+        assert_eq!(plain[0]["destination"], "/etc/app", "the outer one comes first");
+        assert_eq!(plain[1]["source"], "/bundle/volumes/1");
+        assert!(plain.iter().all(|mount| mount["options"].to_string().contains("\"ro\"")));
+        assert!(of(true).iter().all(|mount| mount["type"] == "tmpfs"));
     }
 
     #[test]
@@ -223,6 +256,19 @@ mod tests {
             config["process"]["capabilities"]["bounding"].to_string().contains("SYS_ADMIN")
         };
         assert!(admin(true) && !admin(false));
+    }
+
+    #[test]
+    fn a_container_sees_its_own_control_groups_only_and_cannot_write_them() {
+        let of = |gvisor| config(&Container { gvisor, ..container() });
+        let plain = of(false);
+        assert!(plain["linux"]["namespaces"].to_string().contains("cgroup"));
+        let mounts = plain["mounts"].as_array().expect("a list");
+        let groups = mounts.iter().find(|mount| mount["destination"] == "/sys/fs/cgroup");
+        let options = &groups.expect("mounted")["options"];
+        assert!(options.as_array().expect("a list").contains(&json!("ro")), "{options}");
+        // gVisor's kernel has groups of its own, without the limits.
+        assert!(!of(true)["mounts"].to_string().contains("/sys/fs/cgroup"));
     }
 
     #[test]

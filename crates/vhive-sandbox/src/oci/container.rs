@@ -12,11 +12,13 @@ use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use vhive_api::RuntimeName;
+use vhive_api::guest::Volume;
 
 use super::form::FirstProcess;
 use super::layer::{INIT, Layer};
 use super::outside::Reaper;
 use super::tool::Tool;
+use super::volumes;
 use crate::cgroup;
 use crate::contract::Subject;
 use crate::process::{self, Child, Exit, Launch};
@@ -51,6 +53,8 @@ pub(super) struct Start {
     pub(super) image: Option<PathBuf>,
     /// The network namespace; none = an empty one.
     pub(super) netns: Option<OwnedFd>,
+    /// The function's files that are to be there before the container is.
+    pub(super) volumes: Vec<Volume>,
     pub(super) verb: Verb,
     pub(super) name: String,
     /// The guest channel's two ends; without init, where its parent reports, and its output.
@@ -106,6 +110,8 @@ impl Start {
     fn enter(&self) -> io::Result<()> {
         part_from_mounts()?;
         self.mount_root().map_err(|error| naming("mount the container's root", &error))?;
+        volumes::make(&self.volumes, &self.bundle)
+            .map_err(|error| naming("make the function's volumes", &error))?;
         match &self.netns {
             Some(netns) => {
                 move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network))?;

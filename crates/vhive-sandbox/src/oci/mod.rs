@@ -32,6 +32,7 @@ mod sandbox;
 mod seccomp;
 mod start;
 mod tool;
+mod volumes;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};

@@ -96,10 +96,16 @@ impl Wanted<'_> {
                 First::Init(_, volumes) => bundle::First::Init(volumes),
                 First::Function(function) => bundle::First::Function(function),
             },
+            bundle,
         };
         resource("write the bundle", || write_bundle(bundle, &container))?;
         let pipe = || resource("make the container's pipes", io::pipe);
         let ((inner, outer), (from_guest, stdout), (errors, stderr)) = (pipe()?, pipe()?, pipe()?);
+        // In gVisor init makes them.
+        let volumes = match &first {
+            First::Init(_, volumes) if !tool.is_gvisor() => volumes.to_vec(),
+            First::Init(..) | First::Function(_) => Vec::new(),
+        };
         let limit = group.out_of_memory();
         let (tell, pid) = mpsc::channel();
         let (stdin, console, to_guest, voice): (OwnedFd, _, _, Voice) = match first {
@@ -121,6 +127,8 @@ impl Wanted<'_> {
             bundle: bundle.to_owned(),
             image: image.map(|image| image.dir().to_owned()),
             netns,
+            // gVisor's init fills its own.
+            volumes,
             verb,
             name: name.to_owned(),
             stdin,
@@ -334,7 +342,7 @@ pub(super) fn boot(
     };
     let first = match &function {
         Some(function) => First::Function(function),
-        None => First::Init(ground.conversation(spec), &spec.process.volumes),
+        None => First::Init(ground.conversation(tool, spec), &spec.process.volumes),
     };
     let started = ground.start(found, spec, (Verb::Run, first)).and_then(|started| {
         wait_started(&started, &spec.journal, tool, deadline)?;
@@ -368,9 +376,14 @@ impl Ground {
     }
 
     /// What is said to an init.
-    fn conversation(&self, spec: &SandboxSpec) -> Conversation {
+    fn conversation(&self, tool: &Tool, spec: &SandboxSpec) -> Conversation {
+        let mut process = spec.process.clone();
+        if !tool.is_gvisor() {
+            // They are in their places before init is.
+            process.volumes.clear();
+        }
         let config = GuestConfig {
-            process: spec.process.clone(),
+            process,
             hostname: spec.id.to_string(),
             port: spec.port,
             network: Some(self.network.guest().clone()),

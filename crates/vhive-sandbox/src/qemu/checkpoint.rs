@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 
 use super::qmp::{Qmp, QmpError};
 use super::sandbox::QemuSandbox;
+use crate::cgroup::MachineShare;
 use crate::contract::{self, time_to_go_on};
 use crate::deadline::Deadline;
 use crate::runtime::{Checkpoint, SnapshotError};
@@ -44,6 +45,8 @@ impl Checkpoint for QemuSandbox {
             let reason = "it is a clone, whose memory is not shared".to_owned();
             return Err(SnapshotError::Runtime { step: "snapshot the microVM", reason });
         };
+        let share = self.vm.share.clone();
+        let _whole = share.as_ref().map(MachineShare::lift);
         let guest_ns = self.prepare(deadline)?;
         let written = self.write(draft, deadline);
         let resumed = self.go_on(deadline);

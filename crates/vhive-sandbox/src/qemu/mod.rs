@@ -36,6 +36,7 @@ pub use command::Accelerator;
 pub use config::{Choose, QemuConfig};
 
 use crate::bare;
+use crate::cgroup::MachineShare;
 use crate::contract::{chain, entropy};
 use crate::deadline::Deadline;
 use crate::journal::{End, Milestone, WaitError};
@@ -144,10 +145,12 @@ impl Runtime for Qemu {
         } else {
             self.boot_guest(spec, &network, on, deadline)
         };
-        let vm = booted.inspect_err(|error| {
+        let serves = booted.and_then(|vm| vm.serve().map(|()| vm));
+        let vm = serves.inspect_err(|error| {
             let (step, reason) = ("boot".to_owned(), chain(error));
             spec.journal.end(End::Failed { step, reason });
         })?;
+        let vcpus = MachineShare::vcpus(spec.cpu_millis);
         Ok(Box::new(QemuSandbox {
             pids: [vm.supervised.pid()],
             vm,
@@ -157,7 +160,7 @@ impl Runtime for Qemu {
             is_bare,
             taken: Some(Taken {
                 platform: Platform { kernel: Some(kernel.digest), ..ground.platform.clone() },
-                shape: MemoryShape { memory: guest_memory(spec), vcpus: vcpus(spec) },
+                shape: MemoryShape { memory: guest_memory(spec), vcpus },
             }),
             paging: None,
             _dir: dir,
@@ -197,10 +200,6 @@ fn kernel_of(
 /// QEMU takes whole MiB.
 fn guest_memory(spec: &SandboxSpec) -> Bytes {
     Bytes::mib(spec.memory.mib_ceil())
-}
-
-fn vcpus(spec: &SandboxSpec) -> u32 {
-    spec.cpu_millis.div_ceil(1000).max(1)
 }
 
 impl Qemu {
@@ -300,7 +299,7 @@ impl Qemu {
             accelerator: ground.choice.accelerator,
             uid: self.config.uid_of(&spec.id),
             guest,
-            vcpus: vcpus(spec),
+            cpu_millis: spec.cpu_millis,
             memory: guest_memory(spec),
             backing,
             incoming: None,

@@ -289,6 +289,7 @@ impl Waiting {
         } else {
             bare::resumed(journal);
         }
+        self.vm.serve()?;
         Ok(paging)
     }
 }

@@ -16,7 +16,7 @@ use super::command::{self, Accelerator, Interface, Machine};
 use super::memory::Backing;
 use super::program::Program;
 use super::qmp::Qmp;
-use crate::cgroup::{Cgroup, Limits};
+use crate::cgroup::{Cgroup, Limits, MachineShare};
 use crate::contract::{self, Conversation, Outputs, Supervised, Words, own_words};
 use crate::deadline::Deadline;
 use crate::journal::{Journal, Milestone};
@@ -50,7 +50,8 @@ pub(super) struct Wanted<'a> {
     pub(super) accelerator: Accelerator,
     pub(super) uid: u32,
     pub(super) guest: &'a Guest,
-    pub(super) vcpus: u32,
+    /// CPU time while it serves, in thousandths of a CPU; there are whole processors only.
+    pub(super) cpu_millis: u32,
     pub(super) memory: Bytes,
     /// What becomes guest memory, of that size.
     pub(super) backing: Backing,
@@ -69,7 +70,8 @@ pub(super) struct Wanted<'a> {
 pub(super) struct Vm {
     pub(super) supervised: Supervised,
     pub(super) qmp: Qmp,
-    _cgroup: Option<Arc<Cgroup>>,
+    /// Its CPU time; with it goes its control group.
+    pub(super) share: Option<MachineShare>,
     /// The guest's memory as a file, if what the guest writes goes there.
     pub(super) memory: Option<OwnedFd>,
 }
@@ -79,7 +81,7 @@ pub(super) struct Vm {
 pub(super) struct Spawned {
     pub(super) supervised: Supervised,
     control: UnixStream,
-    cgroup: Option<Arc<Cgroup>>,
+    share: Option<MachineShare>,
     memory: Option<OwnedFd>,
     /// The number under which QEMU has the saved state.
     pub(super) state_fd: Option<RawFd>,
@@ -96,6 +98,15 @@ impl Vm {
         journal.reach(Milestone::Spawned, Instant::now());
         Ok(vm)
     }
+
+    /// From now on it has the CPU time that was asked for.
+    ///
+    /// # Errors
+    /// [`BootError::Resource`].
+    pub(super) fn serve(&self) -> Result<(), BootError> {
+        let serve = || self.share.as_ref().map_or(Ok(()), MachineShare::serve);
+        resource("limit the microVM's CPU time", serve)
+    }
 }
 
 impl Spawned {
@@ -105,11 +116,11 @@ impl Spawned {
     /// [`BootError`]; nothing is left behind.
     pub(super) fn spawn(wanted: Wanted<'_>) -> Result<Self, BootError> {
         let Backing { file: memory, shared, environment, inherit } = wanted.backing;
+        let vcpus = MachineShare::vcpus(wanted.cpu_millis);
         let limits = Limits {
             memory: Some(Bytes(wanted.memory.0.saturating_add(wanted.overhead.0))),
-            tasks: Some(wanted.vcpus.saturating_add(THREADS)),
-            // One more than the guest has, for QEMU's own threads.
-            cpu_millis: Some(wanted.vcpus.saturating_add(1).saturating_mul(1000)),
+            tasks: Some(vcpus.saturating_add(THREADS)),
+            cpu_millis: Some(MachineShare::at_work(wanted.cpu_millis)),
         };
         let cgroup = wanted.run_root.map(|root| {
             let make = || Cgroup::create(root, wanted.id, &limits);
@@ -131,7 +142,7 @@ impl Spawned {
         let machine = Machine {
             name: &name,
             accelerator: wanted.accelerator,
-            vcpus: wanted.vcpus,
+            vcpus,
             memory: wanted.memory,
             memory_fd: memory.as_raw_fd(),
             memory_shared: shared,
@@ -195,7 +206,8 @@ impl Spawned {
         };
         let start = || contract::start(|| program.spawn(), outputs, conversation, journal, words);
         let supervised = resource("start QEMU", start)?;
-        Ok(Self { supervised, control, cgroup, memory: ours, state_fd })
+        let share = cgroup.map(|cgroup| MachineShare::new(cgroup, wanted.cpu_millis));
+        Ok(Self { supervised, control, share, memory: ours, state_fd })
     }
 
     /// Waits until QEMU has built the machine.
@@ -208,9 +220,9 @@ impl Spawned {
         binary: &Path,
         deadline: Deadline,
     ) -> Result<Vm, BootError> {
-        let Self { supervised, control, cgroup, memory, .. } = self;
+        let Self { supervised, control, share, memory, .. } = self;
         match Qmp::greet(control, deadline) {
-            Ok(qmp) => Ok(Vm { supervised, qmp, _cgroup: cgroup, memory }),
+            Ok(qmp) => Ok(Vm { supervised, qmp, share, memory }),
             Err(error) => {
                 let reason = own_words(&supervised, journal, &super::chain(&error));
                 Err(BootError::Spawn { program: binary.display().to_string(), reason })

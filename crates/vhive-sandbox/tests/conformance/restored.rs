@@ -18,6 +18,7 @@ use vhive_sandbox::{
     SnapshotError,
 };
 
+use crate::limits::half_a_processor;
 use crate::promises::{A_SERVICE, HTTPD};
 use crate::site::{Booted, Site, get, soon};
 
@@ -31,6 +32,7 @@ const SCRIPTS: &str = r#"
     script names 'hostname; cat /etc/hostname; sed 1,2d /etc/hosts'
     script random 'cat /proc/sys/kernel/random/uuid; head -c 16 /dev/urandom | od -An -tx1'
     script clocks 'date +%s; cat /proc/uptime'
+    script busy 'while :; do :; done & a=$!; while :; do :; done & sleep 3; kill $! $a; echo enough'
     hook() { { echo '#!/bin/sh'; echo "seq 1 40000 >&2; echo x >> /data/hook-$1"; \
         echo "printf 'Content-Type: text/plain\r\n\r\n'"; } > /srv/cgi-bin/$1; \
         chmod 755 /srv/cgi-bin/$1; }
@@ -231,6 +233,18 @@ pub(crate) fn recordings_are_merged(site: &Site) {
     let lost = first.pages().iter().filter(|page| !both.holds(**page)).count();
     assert_eq!(lost, 0, "of {} pages", first.pages().len());
     assert!(both.pages().len() > first.pages().len(), "and what the second one touched is there");
+}
+
+/// A clone has the processor time that it is given, also where its original had more.
+pub(crate) fn a_clones_processor_time_is_limited(site: &Site) {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let (_, mut original) = original(site, Hooks::default());
+    let snapshot = snapshot(&mut original, dir.path());
+    drop(original);
+    let mut spec = site.spec("never run");
+    spec.cpu_millis = 500;
+    let clone = clone(site, &spec, &snapshot, MemoryMode::File);
+    half_a_processor(site, &clone, || assert_eq!(ask(&clone, "busy"), ["enough"]));
 }
 
 /// A VMM that was spawned ahead becomes a clone like any other, or leaves nothing.

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -157,10 +157,19 @@ impl Site {
 
     /// Likewise for a given runtime.
     pub(crate) fn of(runtime: Arc<dyn Runtime>, real: bool) -> Result<Self, String> {
+        Self::on(runtime, real, NetworkConfig::default())
+    }
+
+    /// Likewise on a given network.
+    pub(crate) fn on(
+        runtime: Arc<dyn Runtime>,
+        real: bool,
+        network: NetworkConfig,
+    ) -> Result<Self, String> {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let root = RunRoot::below(&dir.path().join("run"), dir.path());
         let rootfs = if real { rootfs(dir.path())? } else { PathBuf::new() };
-        let pool = real.then(|| pool(&root)).transpose()?;
+        let pool = real.then(|| pool(network, &root)).transpose()?;
         let before = Traces::of(&root);
         Ok(Self { runtime, root, rootfs, uses: NOTHING, before, pool, _dir: dir })
     }
@@ -194,16 +203,7 @@ impl Site {
     /// Lets a sandbox reach the node, which answers `the node` from then on.
     pub(crate) fn open_ingress(&self, spec: &SandboxSpec) {
         let pool = self.pool.as_ref().expect("a real runtime has one");
-        let door = pool.ingress().expect("a socket");
-        std::thread::spawn(move || {
-            for stream in door.incoming() {
-                let Ok(mut stream) = stream else { return };
-                let mut request = [0; 1024];
-                // Whoever is gone needs no answer.
-                let _ = stream.read(&mut request);
-                let _ = stream.write_all(b"HTTP/1.0 200 OK\r\n\r\nthe node\n");
-            }
-        });
+        answer(pool.ingress().expect("a socket"), "the node\n");
         spec.network.as_ref().expect("a slot").open_ingress().expect("opened");
     }
 
@@ -271,6 +271,19 @@ impl Booted {
     }
 }
 
+/// Answers every request with `text`, until the test has ended.
+pub(crate) fn answer(listener: TcpListener, text: &'static str) {
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let Ok(mut stream) = stream else { return };
+            let mut request = [0; 1024];
+            // Whoever is gone needs no answer.
+            let _ = stream.read(&mut request);
+            let _ = write!(stream, "HTTP/1.0 200 OK\r\n\r\n{text}");
+        }
+    });
+}
+
 /// The body of the reply to `GET path`.
 pub(crate) fn get(endpoint: SocketAddr, path: &str) -> String {
     let mut stream =
@@ -290,8 +303,8 @@ pub(crate) fn soon() -> Deadline {
     Deadline::after(Duration::from_secs(60))
 }
 
-fn pool(root: &RunRoot) -> Result<NetworkPool, String> {
-    let config = NetworkConfig { ready: 1, max: 4, ..NetworkConfig::default() };
+fn pool(network: NetworkConfig, root: &RunRoot) -> Result<NetworkPool, String> {
+    let config = NetworkConfig { ready: 1, max: 4, ..network };
     NetworkPool::open(&config, root).map_err(|error| error.to_string())
 }
 

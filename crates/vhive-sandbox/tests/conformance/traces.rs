@@ -12,6 +12,26 @@ pub(crate) struct Traces {
     cgroups: BTreeSet<String>,
     mounts: BTreeSet<String>,
     files: BTreeSet<String>,
+    sockets: BTreeSet<String>,
+}
+
+/// What a process has open and running, which is not to grow with the sandboxes that it has had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Held {
+    pub(crate) descriptors: usize,
+    pub(crate) threads: usize,
+}
+
+impl Held {
+    pub(crate) fn now() -> Self {
+        let count = |dir| fs::read_dir(dir).expect("readable").count();
+        Self { descriptors: count("/proc/self/fd"), threads: count("/proc/self/task") }
+    }
+
+    /// Whether it is no more than that, but for what some slots that are being removed hold.
+    pub(crate) fn is_within(self, most: Self) -> bool {
+        self.descriptors <= most.descriptors + 4 && self.threads <= most.threads + 2
+    }
 }
 
 impl Traces {
@@ -29,6 +49,7 @@ impl Traces {
             cgroups: new(&self.cgroups, &before.cgroups),
             mounts: new(&self.mounts, &before.mounts),
             files: new(&self.files, &before.files),
+            sockets: new(&self.sockets, &before.sockets),
         }
     }
 
@@ -38,7 +59,13 @@ impl Traces {
         let cgroups = mountinfo.lines().filter(|line| line.contains(" - cgroup"));
         let cgroups = cgroups.filter_map(|line| line.split(' ').nth(4));
         let cgroups = cgroups.map(|mount| format!("{mount}/vhive-{}", root.tag()));
-        let sandboxes = fs::read_dir(root.sandboxes()).into_iter().flatten();
+        let listed = |dir: std::path::PathBuf| {
+            let entries = fs::read_dir(dir).into_iter().flatten();
+            entries.map(|e| e.expect("readable").path().display().to_string())
+        };
+        let sockets = fs::read_to_string("/proc/thread-self/net/unix").expect("readable");
+        let place = root.dir().display().to_string();
+        let ours = |line: &&str| line.contains(root.tag()) || line.contains(&place);
         Self {
             children: children(),
             cgroups: cgroups.filter(|dir| fs::exists(dir).expect("readable")).collect(),
@@ -48,7 +75,8 @@ impl Traces {
                 .filter(|l| !l.contains("netns"))
                 .map(str::to_owned)
                 .collect(),
-            files: sandboxes.map(|e| e.expect("readable").path().display().to_string()).collect(),
+            files: listed(root.sandboxes()).collect(),
+            sockets: sockets.lines().filter(ours).map(str::to_owned).collect(),
         }
     }
 }

@@ -5,7 +5,10 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use vhive_api::guest::Hooks;
-use vhive_api::{Calls, ParsePolicyError, PrefetchPolicy, SnapshotAt, SnapshotPolicy, Span};
+use vhive_api::{
+    Calls, GuestName, ParsePolicyError, PrefetchPolicy, RuntimeName, SnapshotAt, SnapshotPolicy,
+    Span,
+};
 
 use super::autoscaling::Autoscaling;
 use super::calls::{self, Place};
@@ -29,6 +32,7 @@ pub(super) struct Scaling {
     pub(super) prefetch: PrefetchPolicy,
     pub(super) hooks: Hooks,
     pub(super) calls: Calls,
+    pub(super) guest: GuestName,
 }
 
 /// Reads the annotations of a template in a namespace. `concurrency` is its `containerConcurrency`.
@@ -45,6 +49,7 @@ pub(super) fn read(
     let mut prefetch = config.defaults.prefetch_policy;
     let mut hooks = Hooks::default();
     let mut calls = Calls::default();
+    let mut guest = GuestName::default();
     let mut autoscaling = Autoscaling::new(defaults);
     let mut own_window = None;
     let entries = annotations.map(Cursor::entries).unwrap_or_default();
@@ -61,6 +66,7 @@ pub(super) fn read(
                 "prefetch-policy" => set(&mut prefetch, policy(entry, text)),
                 "before-snapshot" => hooks.before_snapshot = hook(entry, text),
                 "after-restore" => hooks.after_restore = hook(entry, text),
+                "guest" => set(&mut guest, read_guest(entry, text)),
                 "sink" => calls::sink(entry, text, place, &mut calls),
                 "calls" => calls::calls(entry, text, place, &mut calls),
                 "window" => own_window = span(entry, text, defaults.tick.0, HOUR),
@@ -72,7 +78,48 @@ pub(super) fn read(
     }
     let rules = autoscaling.finish(annotations, concurrency, own_window);
     let target = rules.total;
-    Scaling { target, rules, queue_depth, snapshot, snapshot_at, prefetch, hooks, calls }
+    Scaling { target, rules, queue_depth, snapshot, snapshot_at, prefetch, hooks, calls, guest }
+}
+
+fn read_guest(entry: &Cursor<'_>, text: &str) -> Option<GuestName> {
+    match text {
+        "linux" => Some(GuestName::Linux),
+        "nano" => Some(GuestName::Nano),
+        _ => {
+            entry.invalid("must be linux or nano".to_owned());
+            None
+        }
+    }
+}
+
+/// Refuses what a guest without an operating system would not heed: annotations of the template, and
+/// fields of its container.
+pub(super) fn refuse_for_nano(
+    runtime: Option<RuntimeName>,
+    annotations: Option<&Cursor<'_>>,
+    container: &Cursor<'_>,
+) {
+    for (name, entry) in annotations.map(Cursor::entries).unwrap_or_default() {
+        match name.strip_prefix(PREFIX) {
+            Some("guest") if !runtime.is_some_and(RuntimeName::is_machine) => {
+                entry.invalid("only virtual machines boot it: qemu, firecracker".to_owned());
+            }
+            Some("before-snapshot" | "after-restore" | "sink" | "calls") => {
+                entry.unsupported("not supported: the guest nano is not told of it");
+            }
+            _ => {}
+        }
+    }
+    for field in ["command", "args", "env", "envFrom", "workingDir", "volumeMounts"] {
+        if let Some(field) = container.get(field) {
+            field.unsupported("not supported: the guest nano runs no program of the image's");
+        }
+    }
+    for probe in ["readinessProbe", "startupProbe", "livenessProbe"] {
+        if let Some(exec) = container.get(probe).and_then(|probe| probe.get("exec")) {
+            exec.unsupported("not supported: nothing can be run in the guest nano");
+        }
+    }
 }
 
 fn is_knative(annotation: &str, name: &str) -> bool {

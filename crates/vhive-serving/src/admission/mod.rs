@@ -25,8 +25,8 @@ use std::fmt;
 use serde_json::Value;
 use vhive_api::guest::Hooks;
 use vhive_api::{
-    Bytes, Calls, Digest, PrefetchPolicy, ProbeTiming, Protocol, Readiness, Revision, RevisionKey,
-    RuntimeName, Scale, SnapshotAt, SnapshotPolicy, TimedProbe,
+    Bytes, Calls, Digest, GuestName, PrefetchPolicy, ProbeTiming, Protocol, Readiness, Revision,
+    RevisionKey, RuntimeName, Scale, SnapshotAt, SnapshotPolicy, TimedProbe,
 };
 
 use crate::autoscale::Rules;
@@ -83,6 +83,8 @@ pub struct Template {
     pub image: String,
     /// Runtime.
     pub runtime: RuntimeName,
+    /// What runs there.
+    pub guest: GuestName,
     /// Replaces the entrypoint.
     pub command: Vec<String>,
     /// Replaces the arguments.
@@ -148,6 +150,7 @@ impl Template {
             image: self.image.clone(),
             image_digest,
             runtime: self.runtime,
+            guest: self.guest,
             command: self.command.clone(),
             args: self.args.clone(),
             env: self.env.clone(),

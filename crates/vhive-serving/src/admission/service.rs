@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use serde_json::Value;
-use vhive_api::RuntimeName;
+use vhive_api::{GuestName, RuntimeName};
 
 use super::container::read_container;
 use super::cursor::{Cursor, Fields, Passed};
@@ -189,10 +189,14 @@ fn read_template(
         containers.invalid("must have one element");
         return None;
     };
+    if scaling.guest == GuestName::Nano {
+        annotations::refuse_for_nano(runtime, annotations.as_ref(), container);
+    }
     let container = read_container(container, &spec, runtime, config);
     Some(Template {
         image: container.image?,
         runtime: runtime?,
+        guest: scaling.guest,
         command: container.command,
         args: container.args,
         env: container.env,

@@ -10,6 +10,7 @@ mod calls;
 mod eventing;
 mod inputs;
 mod marks;
+mod nano;
 mod scaling;
 
 fn minimal() -> Value {

@@ -73,6 +73,8 @@ pub struct Against {
 pub struct Throughput {
     /// Name of the function.
     pub function: String,
+    /// What its time is spent with.
+    pub group: Group,
     /// The sandbox.
     pub runtime: RuntimeName,
     /// Requests under way at a time.
@@ -98,7 +100,7 @@ pub struct Runtimes {
     pub base: Option<RuntimeName>,
     /// In the order of groups, measures and runtimes.
     pub against: Vec<Against>,
-    /// By function, then runtime.
+    /// By group, then function, then runtime.
     pub throughputs: Vec<Throughput>,
     /// As measured.
     pub densities: Vec<Density>,
@@ -169,8 +171,10 @@ fn throughputs(result: &StudyResult) -> Vec<Throughput> {
     }
     let place = |name: &RuntimeName| result.facts.runtimes.iter().position(|one| one == name);
     keys.sort_by_key(|(function, runtime, connections)| {
+        let group = Group::of(plan, function);
+        let group = Group::ALL.iter().position(|one| *one == group);
         let function = plan.runtimes.load.iter().position(|name| name == function);
-        (function, place(runtime), *connections)
+        (group, function, place(runtime), *connections)
     });
     for (function, runtime, connections) in keys {
         let ours: Vec<&Load> = result
@@ -188,6 +192,7 @@ fn throughputs(result: &StudyResult) -> Vec<Throughput> {
         };
         found.push(Throughput {
             function: function.to_owned(),
+            group: Group::of(plan, function),
             runtime,
             connections,
             median_ms: middle(|load| load.median_us).map(|us| us / 1e3),

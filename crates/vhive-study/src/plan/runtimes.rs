@@ -37,7 +37,7 @@ impl Default for Runtimes {
             names: Vec::new(),
             system_calls: vec!["syscalls".to_owned()],
             cpu: vec!["pyaes".to_owned()],
-            load: vec!["hello".to_owned()],
+            load: ["hello", "syscalls", "pyaes"].map(str::to_owned).to_vec(),
             connections: 8,
             load_for: Span(Duration::from_secs(5)),
             density: None,

@@ -123,11 +123,20 @@ fn throughput(analysis: &Analysis) -> Option<Chart> {
     }
     let mut svg = Svg::new("throughput");
     let top = 8.0;
-    let bottom = top + (ROW + 6.0) * all.len() as f64;
+    let begins = |at: usize| at == 0 || all[at - 1].group != all[at].group;
+    let groups = (0..all.len()).filter(|at| begins(*at)).count();
+    let bottom = top + (ROW + 6.0) * all.len() as f64 + ROW * groups as f64;
     let scale = Scale::linear(most, (LEFT, RIGHT));
     svg.axis(&scale, (top, bottom), "replies per second");
+    let mut y = top;
     for (at, one) in all.iter().enumerate() {
-        let middle = top + (ROW + 6.0) * (at as f64 + 0.5);
+        if begins(at) {
+            let bold = "font-weight=\"bold\"";
+            svg.styled((10.0, y + 14.0), Anchor::Start, bold, one.group.label());
+            y += ROW;
+        }
+        let middle = y + (ROW + 6.0) / 2.0;
+        y += ROW + 6.0;
         let (fill, shape) = look(one.runtime);
         let label = format!("{} {}", one.function, one.runtime);
         svg.text((LEFT - 8.0, middle + 4.0), Anchor::End, &label);
@@ -145,9 +154,9 @@ fn throughput(analysis: &Analysis) -> Option<Chart> {
     let title = "Throughput of one instance";
     let connections = all.first().map_or(0, |one| one.connections);
     let caption = format!(
-        "Replies per second of one instance with {connections} requests under way at a time, each \
-         sent when the one before on its connection was answered: the median as a bar, a mark per \
-         repetition. The gateway is in the path."
+        "Replies per second of one instance, by what the functions spend their time with, with \
+         {connections} requests under way at a time, each sent when the one before on its connection \
+         was answered: the median as a bar, a mark per repetition. The gateway is in the path."
     );
     let svg = svg.finish(title, bottom + 40.0);
     Some(Chart { name: "throughput", title, caption, svg })

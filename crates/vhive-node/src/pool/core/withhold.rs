@@ -13,6 +13,14 @@ impl Core {
         }
     }
 
+    /// The same of an instance that has been serving for a while.
+    pub(crate) fn want_again(&mut self, no: InstanceNo, now: Instant) {
+        if self.instances.contains_key(&no) {
+            self.want_snapshot(no);
+            self.wait_for_idle(now);
+        }
+    }
+
     /// An instance's first reply is out; its slot is about to come back.
     pub(crate) fn replied(&mut self, no: InstanceNo) {
         if let Some(instance) = self.instances.get_mut(&no) {

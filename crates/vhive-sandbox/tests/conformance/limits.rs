@@ -1,0 +1,107 @@
+//! Promises about what a function may use, and what it sees of that.
+
+use std::time::{Duration, Instant};
+
+use vhive_api::Bytes;
+use vhive_api::guest::Stream;
+use vhive_sandbox::{End, cgroup};
+
+use crate::promises::wait_for_line;
+use crate::site::{Booted, Site, soon};
+
+/// A machine's memory and processors are those asked for, processors rounded up.
+pub(crate) fn a_guest_has_the_size_asked_for(site: &Site) {
+    let mut spec = site.spec("grep MemTotal: /proc/meminfo; grep -c ^processor /proc/cpuinfo");
+    spec.cpu_millis = 1500;
+    let booted = site.boot(&spec);
+    assert_eq!(booted.journal.wait_end(soon()), Some(End::Exited(0)));
+    let lines = booted.lines(Stream::Stdout);
+    let kib = lines[0].split_whitespace().nth(1).and_then(|kib| kib.parse::<u64>().ok());
+    let (kib, asked) = (kib.expect("a number"), spec.memory.0 / 1024);
+    assert!((asked * 6 / 10..=asked).contains(&kib), "{kib} of {asked} KiB");
+    assert_eq!(lines[1], "2");
+}
+
+/// A function that takes more memory than its limit is killed, and the reason is said; one that
+/// takes less is not.
+pub(crate) fn limits_are_real(site: &Site) {
+    // One buffer of that size, filled once.
+    let take = |mib: u32| format!("exec dd if=/dev/zero of=/dev/null bs={mib}M count=1");
+    let mut spec = site.spec(&take(16));
+    spec.memory = Bytes::mib(128);
+    let modest = site.boot(&spec);
+    assert_eq!(modest.journal.wait_end(soon()), Some(End::Exited(0)));
+    assert_eq!(modest.lines(Stream::Stderr)[0], "1+0 records in");
+    drop(modest);
+    // Three that together have more than there is; the last is the largest, and is the function.
+    let hog = "dd if=/dev/zero bs=30M count=1 | sleep 60 &";
+    let mut spec = site.spec(&format!("{hog} {hog} sleep 2; {}", take(80)));
+    spec.memory = Bytes::mib(128);
+    let greedy = site.boot(&spec);
+    let end = greedy.journal.wait_end(soon()).expect("ended");
+    let text = end.to_string();
+    assert!(text.contains("OOM"), "{text}; {:?}", greedy.journal.tail(20));
+}
+
+/// Where programs look for what they may use, they find what was asked for, and nothing of the host:
+/// in their control groups or, in a machine, in the machine's size.
+pub(crate) fn a_function_finds_its_limits(site: &Site) {
+    let script = r#"cd /sys/fs/cgroup
+        cat memory.max memory/memory.limit_in_bytes 2>/dev/null | sed 's/^/bytes:/'
+        sed -n 's/MemTotal: *\([0-9]*\) kB/kib:\1/p' /proc/meminfo
+        for dir in cpu cpu,cpuacct; do
+            test -e $dir/cpu.cfs_quota_us || continue
+            echo "cpu:$(cat $dir/cpu.cfs_quota_us) $(cat $dir/cpu.cfs_period_us)"; done
+        sed 's/^/cpu:/' cpu.max 2>/dev/null
+        echo "cpu:$(grep -c ^processor /proc/cpuinfo) 1"
+        sed 's/^/group:/' /proc/self/cgroup /proc/1/cgroup 2>/dev/null
+        ls -d /sys/fs/cgroup/vhive* /sys/fs/cgroup/*/vhive* 2>/dev/null | sed 's/^/other:/'"#;
+    let mut spec = site.spec(script);
+    spec.cpu_millis = 1500;
+    let booted = site.boot(&spec);
+    assert_eq!(booted.journal.wait_end(soon()), Some(End::Exited(0)));
+    let lines = booted.lines(Stream::Stdout);
+    let tagged = |tag: &'static str| lines.iter().filter_map(move |line| line.strip_prefix(tag));
+    let number = |text: &str| text.parse::<u64>().ok();
+    let kib = tagged("kib:").filter_map(|kib| Some(number(kib)? * 1024));
+    let least = tagged("bytes:").filter_map(number).chain(kib).min().expect("somebody says it");
+    assert!((spec.memory.0 * 6 / 10..=spec.memory.0).contains(&least), "{least}: {lines:?}");
+    let cpus = tagged("cpu:").filter_map(|line| {
+        let (quota, period) = line.split_once(' ')?;
+        Some(number(quota)? * 1000 / number(period)?)
+    });
+    let millis = cpus.min().expect("somebody says it");
+    // A machine has whole processors.
+    assert!([1500, 2000].contains(&millis), "{millis}: {lines:?}");
+    let of_host = |line: &&str| line.contains("vhive") || line.contains(spec.id.as_str());
+    assert_eq!(tagged("group:").find(of_host), None, "{lines:?}");
+    assert_eq!(tagged("other:").next(), None, "{lines:?}");
+}
+
+/// Keeps two processors busy for three seconds, between two lines.
+pub(crate) const BUSY: &str =
+    "(while :; do :; done) & (while :; do :; done) & echo busy; sleep 3; echo enough; sleep 60";
+
+/// What was asked for in processor time is what there is, however many processors the host or the
+/// guest has.
+pub(crate) fn processor_time_is_limited(site: &Site) {
+    let mut spec = site.spec(BUSY);
+    spec.cpu_millis = 500;
+    let booted = site.boot(&spec);
+    wait_for_line(&booted, "busy");
+    half_a_processor(site, &booted, || wait_for_line(&booted, "enough"));
+}
+
+/// What a sandbox uses while its function wants all that it can get is half a processor.
+pub(crate) fn half_a_processor(site: &Site, booted: &Booted, meanwhile: impl FnOnce()) {
+    let used = || {
+        let time = cgroup::cpu_time(&site.root, booted.sandbox.id()).expect("somebody counts it");
+        Duration::from_micros(time.total_us)
+    };
+    let (before, began) = (used(), Instant::now());
+    meanwhile();
+    let (used, passed) = (used() - before, began.elapsed());
+    // What has been begun is finished; on a busy host it gets less.
+    let (least, most) = (passed / 20, passed / 2 + passed / 10 + Duration::from_millis(100));
+    assert!((least..most).contains(&used), "{used:?} within {passed:?}");
+}
