@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use vhive_load::Steps;
+
 use crate::csv;
 use crate::simulate::{Outcome, SimFacts, Simulation, TraceKind};
 
@@ -24,13 +26,13 @@ const HEADINGS: [&str; 12] = [
     "peak",
 ];
 
-pub(super) fn build(dir: &Path) -> Result<Built, ReportError> {
+pub(super) fn build(dir: &Path, steps: &Steps) -> Result<Built, ReportError> {
     let simulation = Simulation::read(dir)?;
     let charts = charts(&simulation.outcomes);
     let page = page(&simulation, &charts);
     let mut warnings = simulation.facts.warnings.clone();
     let texts = [("report.html", page.as_str()), ("rows.csv", &rows_csv(&simulation.outcomes))];
-    let files = super::write(dir, &texts, &charts, &mut warnings)?;
+    let files = super::write((dir, steps), &texts, &charts, &mut warnings)?;
     Ok(Built {
         report: dir.join("report.html"),
         files,
