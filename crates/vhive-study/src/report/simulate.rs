@@ -339,6 +339,7 @@ fn rows_csv(outcomes: &[Outcome]) -> String {
         "peak_gb",
         "evicted",
         "decisions",
+        "turn_wait_s",
     ];
     let mut text = csv::line(headings.map(str::to_owned));
     for one in outcomes {
@@ -368,6 +369,7 @@ fn rows_csv(outcomes: &[Outcome]) -> String {
             csv::number(one.peak_gb),
             one.evicted.to_string(),
             one.decisions.to_string(),
+            csv::number(one.turn_wait_s),
         ]));
     }
     text
