@@ -114,6 +114,8 @@ struct Instance {
     node: u32,
     leases: u32,
     begun: Ns,
+    /// When it was ready.
+    ready: Ns,
     /// Since when it has been idle or busy.
     since: Ns,
     kind: StartKind,
@@ -134,6 +136,7 @@ impl Instance {
             node,
             leases: 0,
             begun: now,
+            ready: now,
             since: now,
             kind,
             extra: 0,
@@ -398,7 +401,13 @@ impl<'a> Cell<'a> {
         }
         if let Some(request) = self.waiting.pop_front() {
             self.unmark(slot);
-            around.tally().queued();
+            // As the node tells it: whoever came before its instance was ready has waited for that start,
+            // even if another request has used it in between.
+            let Instance { ready, kind, .. } = *self.at(slot);
+            match request.came < ready {
+                true => around.tally().cold(kind, now),
+                false => around.tally().queued(),
+            }
             self.serve(slot, now, request, around);
             return self.missing();
         }
@@ -432,7 +441,7 @@ impl<'a> Cell<'a> {
         self.ready += 1;
         self.ever_ready = true;
         let instance = self.at(slot);
-        (instance.state, instance.since) = (State::Ready, now);
+        (instance.state, instance.ready, instance.since) = (State::Ready, now, now);
         let kind = instance.kind;
         self.note_free(slot);
         loop {

@@ -103,6 +103,11 @@ fn a_request_gets_whichever_comes_first_a_start_or_a_slot() {
     assert_eq!(tally.cold.iter().sum::<u64>(), 1);
     assert_eq!(tally.starts.iter().sum::<u64>(), 2);
     assert_eq!(tally.added_ns, u128::from(2 * SECOND + SECOND / 2));
+    // Called at 0 and at 1.9 s, for half a second: the instance that is ready at 2 serves both, and
+    // neither found it ready.
+    let tally = lone(&common, &[(0, 500), (1900, 500)], 5);
+    assert_eq!((tally.queued, tally.warm, tally.cold.iter().sum::<u64>()), (0, 0, 2));
+    assert_eq!(tally.added_ns, u128::from(2 * SECOND + 600_000_000));
 }
 
 #[test]

@@ -491,7 +491,8 @@ mod tests {
             let stop = Stop::default();
             let work = aside(&stop, move |steps| {
                 let _ = goes_on.recv();
-                drop(tell.send(steps.take(|| std::fs::write(&of, "late")).is_some()));
+                let taken = steps.take(|| std::fs::write(&of, "late"));
+                tell.send(taken.is_some()).expect("somebody waits for it");
             });
             let (done, ()) = tokio::join!(work, async { stop.ask() });
             done
