@@ -129,29 +129,35 @@ fn against_live() -> anyhow::Result<()> {
         return Ok(());
     }
     let dir = tempfile::tempdir()?;
-    let node = TestNode::start(dir.path(), &live::config(dir.path()))?;
     let (mut worst, mut notes) = (0.0_f64, Vec::new());
-    for policy in POLICIES {
-        let replayed = live::replay(&node, dir.path(), policy)?;
-        let (live, simulated) = (&replayed.live, &replayed.simulated);
-        ensure!(live.invocations == simulated.invocations, "{replayed:?}");
-        println!("{policy:?}: {replayed:?}");
-        notes.push(format!(
-            "{} {}, snapshots {}: {} cold live and {} simulated of {}, {:.1} and {:.1} instance-seconds, \
-             instances of a second {:.1} % off",
-            policy.kind,
-            policy.keep,
-            policy.snapshot,
-            live.cold,
-            simulated.cold,
-            live.invocations,
-            live.instance_s,
-            simulated.instance_s,
-            replayed.off_over_time()
-        ));
-        worst = worst.max(replayed.worse());
+    for turns in [live::Turns::Plenty, live::Turns::Default] {
+        let dir = dir.path().join(format!("{turns:?}"));
+        let node = TestNode::start(&dir, &live::config(&dir, turns))?;
+        for policy in POLICIES {
+            let replayed = live::replay(&node, &dir, policy)?;
+            let (live, simulated) = (&replayed.live, &replayed.simulated);
+            ensure!(live.invocations == simulated.invocations, "{replayed:?}");
+            println!("{policy:?}, {turns:?} turns: {replayed:?}");
+            notes.push(format!(
+                "{} {}, snapshots {}, turns of starts {}: {} cold live and {} simulated of {}, {:.1} and {:.1} \
+                 instance-seconds, instances of a second {:.1} % off, starts waited {:.1} and {:.1} s",
+                policy.kind,
+                policy.keep,
+                policy.snapshot,
+                turns.word(),
+                live.cold,
+                simulated.cold,
+                live.invocations,
+                live.instance_s,
+                simulated.instance_s,
+                replayed.off_over_time(),
+                live.turn_wait_s,
+                simulated.turn_wait_s
+            ));
+            worst = worst.max(replayed.worse());
+        }
+        node.stop()?;
     }
-    node.stop()?;
     row.value(LIVE, worst).note(notes.join("; ")).emit();
     Ok(())
 }

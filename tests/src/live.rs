@@ -2,9 +2,9 @@
 //! same requests in virtual time.
 //!
 //! The node's instances are counted while it serves, from the first request until the last instance
-//! is gone; cold starts are those of its records. The simulator gets the requests as they were sent
-//! and the start times that the node recorded, nothing else. Sums are compared, and instances second
-//! by second.
+//! is gone; cold starts are those of its records. The simulator gets the requests as they were sent,
+//! the start times that the node recorded and the number of its starts' turns, nothing else. Sums are
+//! compared, and instances second by second.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -52,6 +52,9 @@ pub struct Figures {
     pub by_start: BTreeMap<String, u64>,
     /// Instances, from the beginning of their start to their end, times seconds.
     pub instance_s: f64,
+    /// Time that starts waited for their turn, of those that a request waited for in the live run and of
+    /// all in the simulation.
+    pub turn_wait_s: f64,
     /// Instances on the average of each second.
     pub seconds: Vec<f64>,
 }
@@ -87,14 +90,37 @@ impl Replayed {
     }
 }
 
+/// How many starts of the node are under way at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turns {
+    /// The node's default: one per CPU, at least 2, so that many starts wait.
+    Default,
+    /// One for each service: hardly any start waits.
+    Plenty,
+}
+
+impl Turns {
+    /// For notes.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Default => "by default",
+            Self::Plenty => "enough",
+        }
+    }
+}
+
 /// The configuration that a node needs for [`replay`]; its socket is in `dir`. Starts from snapshots take
-/// long enough to be told from starts at once. No start waits for its turn: that of another function is not
-/// simulated, and waiting for it would be in start times that are drawn at random.
+/// long enough to be told from starts at once.
 #[must_use]
-pub fn config(dir: &Path) -> String {
+pub fn config(dir: &Path, turns: Turns) -> String {
     let socket = dir.join("api.sock");
+    let threads = match turns {
+        Turns::Default => 0,
+        Turns::Plenty => SERVICES,
+    };
     format!(
-        "[node]\nstart_threads = {SERVICES}\n[node.records]\nrecent = 4000\n[serving.api]\nsocket = {socket:?}\n\
+        "[node]\nstart_threads = {threads}\n[node.records]\nrecent = 4000\n[serving.api]\nsocket = {socket:?}\n\
          [sim.snapshot]\nrestore_file = \"200ms\"\nrestore_lazy = \"200ms\"\n\
          restore_record = \"250ms\"\nrestore_prefetch = \"80ms\"\n"
     )
@@ -259,7 +285,15 @@ fn recorded(
         *by_start.entry(start.to_owned()).or_default() += 1;
     }
     by_start.remove("warm");
+    let of_start = of.iter().filter(|record| record["start"] != "warm");
+    let waited_us: f64 = of_start
+        .filter_map(|record| {
+            let phases = record["phases"].as_array()?;
+            phases.iter().find(|span| span["phase"] == "turn")?["length_us"].as_f64()
+        })
+        .sum();
     let figures = Figures {
+        turn_wait_s: waited_us / 1e6,
         invocations: of.len() as u64,
         cold: by_start.values().sum(),
         by_start,
@@ -295,9 +329,12 @@ fn simulated(
     let out = run.join("simulated");
     let policy = format!("{kind}:{keep}");
     let to = text(&out);
+    let of_node = get(&dir.join("api.sock"), "/vhive/v1/node")?;
+    let threads = of_node["start_threads"].as_u64().context("no start_threads")?.to_string();
     let args = ["study", "simulate", &plan, "--trace", &rows, "--minutes", "1"];
     let more = ["--starts", &starts, "--policies", &policy, "--out", &to];
-    node.ok(&[&args[..], &more].concat())?;
+    let turns = ["--start-threads", &threads];
+    node.ok(&[&args[..], &more, &turns].concat())?;
     let rows = fs::read_to_string(out.join("rows.jsonl"))?;
     let row: Value = serde_json::from_str(rows.lines().next().context("a row")?)?;
     let number = |name: &str| row[name].as_u64().with_context(|| format!("no {name}"));
@@ -312,6 +349,7 @@ fn simulated(
             .into_iter()
             .collect(),
         instance_s: row["instance_s"].as_f64().context("no instance_s")?,
+        turn_wait_s: row["turn_wait_s"].as_f64().unwrap_or(0.0),
         seconds,
     })
 }

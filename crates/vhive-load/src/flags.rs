@@ -14,6 +14,9 @@ const WAYS: [&str; 10] = [
     "deploy",
 ];
 
+/// Options of every command that take a value; whatever stands behind one is no command.
+pub const WITH_VALUE: [&str; 7] = ["state-dir", "config", "output", "o", "namespace", "n", "log"];
+
 /// Gives every long flag with one dash its second, so that a known one is understood and an
 /// unknown one is refused by its name. Short flags and negative numbers stay; `-ojson` does not
 /// work here, `-o json` does. Two names mean the original's behind a way of `load`, and ours before
@@ -53,12 +56,17 @@ pub fn way(args: &[String]) -> Option<usize> {
 }
 
 /// Where a command is, if it is one of those: no word before it can be another. What follows an option
-/// may be its value.
+/// that is not known may be its value.
 fn command(args: &[String], names: &[&str], from: usize) -> Option<usize> {
     let mut may_be_value = false;
-    for (at, arg) in args.iter().enumerate().skip(from) {
+    let mut words = args.iter().enumerate().skip(from);
+    while let Some((at, arg)) = words.next() {
         match arg.as_str() {
             "--" => return None,
+            option if takes_value(option) => {
+                let _ = words.next();
+                may_be_value = false;
+            }
             option if option.starts_with('-') => may_be_value = !option.contains('='),
             name if names.contains(&name) => return Some(at),
             _ if may_be_value => may_be_value = false,
@@ -66,6 +74,11 @@ fn command(args: &[String], names: &[&str], from: usize) -> Option<usize> {
         }
     }
     None
+}
+
+fn takes_value(option: &str) -> bool {
+    let name = option.strip_prefix("--").or_else(|| option.strip_prefix('-'));
+    name.is_some_and(|name| WITH_VALUE.contains(&name))
 }
 
 /// The flag by its new name, if it is one of those, with the value that may stand behind `=`.
@@ -119,6 +132,11 @@ mod tests {
             ("get services load -ojson", "get services load -ojson"),
             ("-n load get services sample -o json", "-n load get services sample -o json"),
             ("load closed sample -o json", "load closed sample -o json"),
+            ("-n load get services x -ojson", "-n load get services x -ojson"),
+            ("-n load -o json get sample -ojson", "-n load -o json get sample -ojson"),
+            ("-n deploy get services -ojson", "-n deploy get services -ojson"),
+            ("--namespace load load synth -o x", "--namespace load load synth --out x"),
+            ("load -n sample rps -o json", "load -n sample rps -o json"),
         ] {
             assert_eq!(two_dashes(split(given)), split(read));
         }

@@ -45,5 +45,5 @@ pub use flow::{Flow, Flows, Step};
 pub use grpc::GrpcCall;
 pub use pacer::SPIN;
 pub use row::{Outcome, Row, Shot};
-pub use stop::Stop;
+pub use stop::{Steps, Stop};
 pub use wire::Opened;

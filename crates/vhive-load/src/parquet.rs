@@ -16,6 +16,8 @@ use ::parquet::file::writer::{SerializedFileWriter, SerializedRowGroupWriter};
 use ::parquet::schema::types::{Type, TypePtr};
 use serde_json::{Map, Value};
 
+use crate::stop::Steps;
+
 /// Rows that are in memory at a time.
 const GROUP: usize = 5_000;
 
@@ -45,6 +47,12 @@ pub enum ParquetError {
         path: PathBuf,
         /// Why not.
         source: io::Error,
+    },
+    /// It was to take no more steps.
+    #[error("stopped before {} was whole", path.display())]
+    Stopped {
+        /// Which file.
+        path: PathBuf,
     },
 }
 
@@ -112,15 +120,16 @@ impl Column {
 }
 
 /// Writes `rows.parquet` beside `rows.jsonl`; returns its path. A last line that is cut off is left out.
-/// A file of an earlier run is replaced once this one is whole.
+/// A file of an earlier run is replaced once this one is whole. Whoever ends the steps removes the
+/// [`draft`].
 ///
 /// # Errors
-/// When the rows cannot be read, or the file not be written.
-pub fn write(rows: &Path) -> Result<PathBuf, ParquetError> {
+/// When the rows cannot be read, the file not be written, or there are to be no more steps.
+pub fn write(rows: &Path, steps: &Steps) -> Result<PathBuf, ParquetError> {
     let (path, draft) = (rows.with_extension("parquet"), draft(rows));
-    let done = write_as(rows, &path, &draft);
+    let done = write_as(rows, (&path, &draft), steps);
     if done.is_err() {
-        let _ = std::fs::remove_file(&draft);
+        let _ = steps.take(|| std::fs::remove_file(&draft));
     }
     done.map(|()| path)
 }
@@ -131,12 +140,13 @@ pub fn draft(rows: &Path) -> PathBuf {
     rows.with_extension("parquet.part")
 }
 
-fn write_as(rows: &Path, path: &Path, draft: &Path) -> Result<(), ParquetError> {
+fn write_as(rows: &Path, (path, draft): (&Path, &Path), steps: &Steps) -> Result<(), ParquetError> {
+    let stopped = || ParquetError::Stopped { path: path.to_owned() };
     let read = |source| ParquetError::Read { path: rows.to_owned(), source };
     let made = |source| ParquetError::File { path: path.to_owned(), source };
     let failed = |source| ParquetError::Write { path: path.to_owned(), source };
     let mut lines = BufReader::new(File::open(rows).map_err(read)?).split(b'\n');
-    let file = File::create(draft).map_err(made)?;
+    let file = steps.take(|| File::create(draft)).ok_or_else(stopped)?.map_err(made)?;
     let (mut columns, mut writer) = (&COLUMNS[..], None);
     loop {
         let (mut group, mut count) = (Vec::new(), 0);
@@ -163,7 +173,7 @@ fn write_as(rows: &Path, path: &Path, draft: &Path) -> Result<(), ParquetError> 
     if let Some(writer) = writer {
         writer.close().map_err(failed)?;
     }
-    std::fs::rename(draft, path).map_err(made)
+    steps.take(|| std::fs::rename(draft, path)).ok_or_else(stopped)?.map_err(made)
 }
 
 fn begin(file: File, columns: &[(&str, Kind)]) -> Result<SerializedFileWriter<File>, CrateError> {
@@ -244,7 +254,7 @@ mod tests {
         rows.send((0..count).map(of).collect()).unwrap();
         drop(rows);
         drop(writer.end());
-        let path = write(&dir.path().join("rows.jsonl")).unwrap();
+        let path = write(&dir.path().join("rows.jsonl"), &Steps::default()).unwrap();
         assert_eq!(path, dir.path().join("rows.parquet"));
         let (read, groups) = read(&path);
         assert_eq!((read.len() as u64, groups), (count, 2));
@@ -264,23 +274,39 @@ mod tests {
     }
 
     #[test]
+    fn nothing_is_written_once_there_are_to_be_no_more_steps() {
+        let dir = tempfile::tempdir().unwrap();
+        let rows = dir.path().join("rows.jsonl");
+        std::fs::write(&rows, "{\"number\":7}\n").unwrap();
+        let steps = Steps::default();
+        steps.end();
+        assert!(matches!(write(&rows, &steps), Err(ParquetError::Stopped { .. })));
+        assert!(!draft(&rows).exists() && !rows.with_extension("parquet").exists());
+        // Nor is anything removed: that is left to whoever ended them.
+        std::fs::write(draft(&rows), "begun").unwrap();
+        assert!(matches!(write(&rows, &steps), Err(ParquetError::Stopped { .. })));
+        assert_eq!(std::fs::read_to_string(draft(&rows)).unwrap(), "begun");
+    }
+
+    #[test]
     fn a_cut_line_is_left_out_and_no_rows_are_a_file_too() {
+        let make = |rows: &Path| write(rows, &Steps::default());
         let dir = tempfile::tempdir().unwrap();
         let rows = dir.path().join("rows.jsonl");
         std::fs::write(&rows, "{\"rate\":2.5,\"number\":0,\"status\":\"odd\"}\n{\"rate\":2")
             .unwrap();
-        let (one, _) = read(&write(&rows).unwrap());
+        let (one, _) = read(&make(&rows).unwrap());
         assert_eq!((one.len(), &one[0][0].1), (1, &Field::Double(2.5)));
         // Within a character, too.
         std::fs::write(&rows, b"{\"number\":7}\n{\"error\":\"\xe2\x82").unwrap();
-        let (one, _) = read(&write(&rows).unwrap());
+        let (one, _) = read(&make(&rows).unwrap());
         assert_eq!((one.len(), &one[0][0].1), (1, &Field::Long(7)));
         std::fs::write(&rows, "").unwrap();
-        assert_eq!(read(&write(&rows).unwrap()).0.len(), 0);
-        assert!(write(&dir.path().join("absent")).is_err());
+        assert_eq!(read(&make(&rows).unwrap()).0.len(), 0);
+        assert!(make(&dir.path().join("absent")).is_err());
         // What cannot be read makes no file, nor half of one.
         let unreadable = dir.path().join("dir.jsonl");
         std::fs::create_dir(&unreadable).unwrap();
-        assert!(write(&unreadable).is_err() && !draft(&unreadable).exists());
+        assert!(make(&unreadable).is_err() && !draft(&unreadable).exists());
     }
 }

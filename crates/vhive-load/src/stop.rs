@@ -1,6 +1,6 @@
 //! Ending a run early: first no more is sent, then what is under way is given up.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::watch;
 
@@ -44,6 +44,24 @@ impl Stop {
     async fn reached(&self, times: u8) {
         // The sender lives as long as `self`.
         let _ = self.0.subscribe().wait_for(|asked| *asked >= times).await;
+    }
+}
+
+/// What work on a thread of its own does to files: it takes steps, none of which begins once there are to
+/// be no more. Clones are of the same work.
+#[derive(Clone, Debug, Default)]
+pub struct Steps(Arc<Mutex<bool>>);
+
+impl Steps {
+    /// Takes a step, a short one, unless there are to be no more.
+    pub fn take<T>(&self, step: impl FnOnce() -> T) -> Option<T> {
+        let ended = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        (!*ended).then(step)
+    }
+
+    /// There are to be no more. When it returns, none is under way.
+    pub fn end(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = true;
     }
 }
 

@@ -125,3 +125,25 @@ pub(crate) enum ClientCommand {
     /// Prints what a service's instances wrote.
     Logs(cmd::logs::Args),
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn options_that_take_a_value_are_known_to_who_looks_for_the_command() {
+        let command = Cli::command();
+        let takes = |arg: &&clap::Arg| arg.is_global_set() && arg.get_action().takes_values();
+        let mut names: Vec<String> = Vec::new();
+        for arg in command.get_arguments().filter(takes) {
+            names.extend(arg.get_long().map(str::to_owned));
+            names.extend(arg.get_short().map(String::from));
+        }
+        names.sort();
+        let mut known = vhive_load::flags::WITH_VALUE.map(str::to_owned);
+        known.sort();
+        assert_eq!(names, known);
+    }
+}

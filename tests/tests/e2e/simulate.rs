@@ -29,7 +29,8 @@ fn missing(of: &live::Figures, other: &live::Figures) -> Vec<String> {
 fn differs(replayed: &live::Replayed) -> Option<String> {
     let (live, simulated) = (&replayed.live, &replayed.simulated);
     let (sums, over_time) = (replayed.worse(), replayed.off_over_time());
-    eprintln!("{sums:.1} % off, {over_time:.1} % in a second");
+    let waited = (live.turn_wait_s, simulated.turn_wait_s);
+    eprintln!("{sums:.1} % off, {over_time:.1} % in a second, waited for turns {waited:.1?} s");
     let missing = [missing(live, simulated), missing(simulated, live)].concat();
     match () {
         () if sums > TOLERANCE => Some(format!("{sums:.1} % off")),
@@ -44,18 +45,35 @@ fn e2e_a_simulation_replays_a_recorded_run() {
     if skip("e2e_a_simulation_replays_a_recorded_run") {
         return;
     }
-    let dir = Dir::new("simulate");
-    let node = node(&dir, &live::config(dir.path()));
-    for (kind, keep, snapshot) in
-        [("fixed", "1s", "off"), ("kpa", "6s", "off"), ("fixed", "1s", "reap")]
-    {
+    let policies = [("fixed", "1s", "off"), ("kpa", "6s", "off"), ("fixed", "1s", "reap")];
+    replays("simulate", live::Turns::Plenty, &policies);
+}
+
+#[test]
+fn e2e_a_simulation_replays_a_run_whose_starts_wait_for_their_turns() {
+    if skip("e2e_a_simulation_replays_a_run_whose_starts_wait_for_their_turns") {
+        return;
+    }
+    let policies = [("fixed", "1s", "off"), ("fixed", "1s", "reap")];
+    replays("simulate-turns", live::Turns::Default, &policies);
+}
+
+/// Serves a load under each policy on a node of its own, and simulates it.
+fn replays(
+    name: &str,
+    turns: live::Turns,
+    policies: &[(&'static str, &'static str, &'static str)],
+) {
+    let dir = Dir::new(name);
+    let node = node(&dir, &live::config(dir.path(), turns));
+    for (kind, keep, snapshot) in policies.iter().copied() {
         let policy = live::Policy { kind, keep, snapshot };
         for attempt in 1..=ATTEMPTS {
             let replayed = live::replay(&node, dir.path(), policy).expect("replayed");
             let (live, simulated) = (&replayed.live, &replayed.simulated);
             assert_eq!(live.invocations, simulated.invocations, "each request is simulated once");
             assert!(live.cold > 10, "{policy:?}: {replayed:?}");
-            eprintln!("{policy:?}, attempt {attempt}:");
+            eprintln!("{policy:?}, {turns:?} turns, attempt {attempt}:");
             let Some(why) = differs(&replayed) else { break };
             assert!(attempt < ATTEMPTS, "{why} each time: {policy:?}: {replayed:?}");
         }

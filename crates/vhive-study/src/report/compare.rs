@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use vhive_load::Steps;
+
 use crate::compare::{Comparison, Line};
 use crate::csv;
 use crate::stats::{Difference, Summary};
@@ -46,7 +48,7 @@ pub fn build(comparison: &Comparison, dir: &Path) -> Result<Built, ReportError> 
         ("compare.csv", &table_csv(comparison)),
         ("compare.json", &json),
     ];
-    let files = super::write(dir, &texts, &charts, &mut warnings)?;
+    let files = super::write((dir, &Steps::default()), &texts, &charts, &mut warnings)?;
     Ok(Built {
         report: dir.join("compare.html"),
         files,

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use serde::Deserialize;
+use vhive_load::Steps;
 
 use crate::compare::SUMMARY;
 use crate::row::{ROWS, ResultError, text};
@@ -64,7 +65,7 @@ pub(super) fn is_one(dir: &Path) -> bool {
 }
 
 /// Makes the report of a run.
-pub(super) fn build(dir: &Path) -> Result<Built, ReportError> {
+pub(super) fn build(dir: &Path, steps: &Steps) -> Result<Built, ReportError> {
     let (rows, cut) = read(&dir.join(ROWS))?;
     let facts = facts(&dir.join(SUMMARY))?;
     let run = Run::of(&rows);
@@ -76,7 +77,8 @@ pub(super) fn build(dir: &Path) -> Result<Built, ReportError> {
         warnings.push("The last row was cut off and is left out.".to_owned());
     }
     let page = run.page((dir, &facts), &charts, &warnings);
-    let files = super::write(dir, &[("report.html", page.as_str())], &charts, &mut warnings)?;
+    let files =
+        super::write((dir, steps), &[("report.html", page.as_str())], &charts, &mut warnings)?;
     Ok(Built {
         report: dir.join("report.html"),
         files,
@@ -425,6 +427,11 @@ mod tests {
         let rows: String = (0..300).map(row).collect();
         fs::write(dir.path().join(ROWS), format!("{rows}{{\"cut")).expect("written");
         fs::write(dir.path().join(SUMMARY), "{}").expect("written");
+        let steps = Steps::default();
+        steps.end();
+        let stopped = super::super::build_in(dir.path(), &steps);
+        assert!(matches!(stopped, Err(ReportError::Stopped)));
+        assert_eq!(fs::read_dir(dir.path()).expect("read").count(), 2, "nothing was written");
         let built = super::super::build(dir.path()).expect("built");
         let n: Vec<(&str, &str)> =
             built.table.iter().map(|row| (row[0].as_str(), row[1].as_str())).collect();

@@ -26,12 +26,15 @@ mod timelines;
 #[cfg(test)]
 mod tests;
 
+use std::borrow::Cow;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
 pub use png::PngError;
 pub use svg::Chart;
+
+use vhive_load::Steps;
 
 use crate::analysis::Analysis;
 use crate::csv;
@@ -79,6 +82,9 @@ pub enum ReportError {
         #[source]
         source: PngError,
     },
+    /// It was to take no more steps.
+    #[error("stopped before the report was made")]
+    Stopped,
 }
 
 /// The texts of a report.
@@ -124,14 +130,22 @@ pub fn texts(result: &StudyResult, analysis: &Analysis) -> Texts {
 /// When there is no result, or a file cannot be written. Without a font there are no PNG files,
 /// which is a warning.
 pub fn build(dir: &Path) -> Result<Built, ReportError> {
+    build_in(dir, &Steps::default())
+}
+
+/// Likewise, all files in one step at the end.
+///
+/// # Errors
+/// Likewise, and when there are to be no more steps.
+pub fn build_in(dir: &Path, steps: &Steps) -> Result<Built, ReportError> {
     if dir.join(SIMULATION).exists() {
-        return simulate::build(dir);
+        return simulate::build(dir, steps);
     }
     if load::is_one(dir) && !dir.join(STUDY).exists() {
-        return load::build(dir);
+        return load::build(dir, steps);
     }
     if sweep::is_one(dir) && !dir.join(STUDY).exists() {
-        return sweep::build(dir);
+        return sweep::build(dir, steps);
     }
     let result = StudyResult::read(dir)?;
     let analysis = Analysis::of(&result);
@@ -150,7 +164,7 @@ pub fn build(dir: &Path) -> Result<Built, ReportError> {
         named.extend(text.as_deref().map(|text| (name, text)));
     }
     let mut warnings = analysis.warnings.clone();
-    let files = write(dir, &named, &texts.charts, &mut warnings)?;
+    let files = write((dir, steps), &named, &texts.charts, &mut warnings)?;
     Ok(Built {
         report: dir.join("report.html"),
         files,
@@ -161,34 +175,35 @@ pub fn build(dir: &Path) -> Result<Built, ReportError> {
     })
 }
 
-/// Writes texts and charts; says what was written.
+/// Draws the charts, then writes them and the texts in one step; says what was written.
 fn write(
-    dir: &Path,
+    (dir, steps): (&Path, &Steps),
     texts: &[(&str, &str)],
     charts: &[Chart],
     warnings: &mut Vec<String>,
 ) -> Result<Vec<PathBuf>, ReportError> {
-    let mut files = Vec::new();
-    let mut write = |name: &str, content: &[u8]| {
-        let path = dir.join(name);
-        let written = fs::write(&path, content);
-        files.push(path.clone());
-        written.map_err(|source| ReportError::Write { path, source })
-    };
-    for (name, text) in texts {
-        write(name, text.as_bytes())?;
-    }
+    let mut files: Vec<(PathBuf, Cow<'_, [u8]>)> = Vec::new();
+    files.extend(texts.iter().map(|(name, text)| (dir.join(name), text.as_bytes().into())));
     let renderer = png::Renderer::new();
     if let Err(error) = &renderer {
         warnings.push(error.to_string());
     }
     for Chart { name, svg, .. } in charts {
-        write(&format!("{name}.svg"), svg.as_bytes())?;
+        files.push((dir.join(format!("{name}.svg")), svg.as_bytes().into()));
         if let Ok(renderer) = &renderer {
             let drawn = renderer.png(svg);
             let png = drawn.map_err(|source| ReportError::Draw { name, source })?;
-            write(&format!("{name}.png"), &png)?;
+            files.push((dir.join(format!("{name}.png")), png.into()));
         }
     }
-    Ok(files)
+    let written = steps.take(|| {
+        files.into_iter().try_fold(Vec::new(), |mut paths, (path, content)| {
+            match fs::write(&path, content) {
+                Ok(()) => paths.push(path),
+                Err(source) => return Err(ReportError::Write { path, source }),
+            }
+            Ok(paths)
+        })
+    });
+    written.unwrap_or(Err(ReportError::Stopped))
 }

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use vhive_load::Steps;
+
 use crate::csv;
 use crate::simulate::{Outcome, SimFacts, Simulation, TraceKind};
 
@@ -24,13 +26,13 @@ const HEADINGS: [&str; 12] = [
     "peak",
 ];
 
-pub(super) fn build(dir: &Path) -> Result<Built, ReportError> {
+pub(super) fn build(dir: &Path, steps: &Steps) -> Result<Built, ReportError> {
     let simulation = Simulation::read(dir)?;
     let charts = charts(&simulation.outcomes);
     let page = page(&simulation, &charts);
     let mut warnings = simulation.facts.warnings.clone();
     let texts = [("report.html", page.as_str()), ("rows.csv", &rows_csv(&simulation.outcomes))];
-    let files = super::write(dir, &texts, &charts, &mut warnings)?;
+    let files = super::write((dir, steps), &texts, &charts, &mut warnings)?;
     Ok(Built {
         report: dir.join("report.html"),
         files,
@@ -337,6 +339,7 @@ fn rows_csv(outcomes: &[Outcome]) -> String {
         "peak_gb",
         "evicted",
         "decisions",
+        "turn_wait_s",
     ];
     let mut text = csv::line(headings.map(str::to_owned));
     for one in outcomes {
@@ -366,6 +369,7 @@ fn rows_csv(outcomes: &[Outcome]) -> String {
             csv::number(one.peak_gb),
             one.evicted.to_string(),
             one.decisions.to_string(),
+            csv::number(one.turn_wait_s),
         ]));
     }
     text

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use serde::Deserialize;
+use vhive_load::Steps;
 
 use crate::compare::SWEEP;
 use crate::csv;
@@ -46,7 +47,7 @@ pub(super) fn is_one(dir: &Path) -> bool {
 }
 
 /// Makes the report of a sweep.
-pub(super) fn build(dir: &Path) -> Result<Built, ReportError> {
+pub(super) fn build(dir: &Path, steps: &Steps) -> Result<Built, ReportError> {
     let path = dir.join(SWEEP);
     let content = |source| ResultError::Content { path: path.clone(), line: 1, source };
     let mut sweep: Sweep = serde_json::from_str(&text(&path)?).map_err(content)?;
@@ -55,7 +56,7 @@ pub(super) fn build(dir: &Path) -> Result<Built, ReportError> {
     let mut warnings = sweep.warnings();
     let page = sweep.page(&charts, &warnings);
     let texts = [("report.html", page.as_str()), ("sweep.csv", &sweep.csv())];
-    let files = super::write(dir, &texts, &charts, &mut warnings)?;
+    let files = super::write((dir, steps), &texts, &charts, &mut warnings)?;
     Ok(Built {
         report: dir.join("report.html"),
         files,

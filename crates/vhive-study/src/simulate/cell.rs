@@ -18,10 +18,10 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use vhive_api::{MemoryMode, StartKind};
+use vhive_api::StartKind;
 use vhive_load::rng::Rng;
 use vhive_policy::autoscale::{Policy, Rules};
-use vhive_policy::start::{Facts, Start, choose, missed};
+use vhive_policy::start::Facts;
 
 use super::free::{Free, Member};
 use super::meter::Meter;
@@ -30,6 +30,7 @@ use super::starts::{One, Profile};
 use super::tally::Tally;
 
 mod looks;
+mod starting;
 
 /// A moment or a length in nanoseconds.
 pub(super) type Ns = u64;
@@ -39,8 +40,12 @@ pub(super) type Ns = u64;
 pub(super) enum Event {
     /// A request in the instance of this slot is done.
     Done(u32),
+    /// The start in this slot gives its turn back.
+    Yields(u32),
     /// The instance of this slot has started.
     Ready(u32),
+    /// The start in this slot asks for its turn.
+    Asks(u32),
     /// Its policy is looked at.
     Look,
 }
@@ -109,6 +114,8 @@ struct Instance {
     node: u32,
     leases: u32,
     begun: Ns,
+    /// When it was ready.
+    ready: Ns,
     /// Since when it has been idle or busy.
     since: Ns,
     kind: StartKind,
@@ -122,16 +129,17 @@ struct Instance {
 }
 
 impl Instance {
-    fn starting(no: u32, node: u32, now: Ns, (kind, one): (StartKind, &One)) -> Self {
+    fn starting(no: u32, node: u32, now: Ns, kind: StartKind) -> Self {
         Self {
             state: State::Starting,
             no,
             node,
             leases: 0,
             begun: now,
+            ready: now,
             since: now,
             kind,
-            extra: one.extra,
+            extra: 0,
             replied: false,
             missed: None,
             idle: false,
@@ -165,6 +173,8 @@ pub(super) struct Cell<'a> {
     wanted: Option<u32>,
     ever_ready: bool,
     instances: Vec<Instance>,
+    /// Where starts take turns: by slot, what was drawn for its last start.
+    drawn: Vec<One>,
     vacant: Vec<u32>,
     /// Ready instances with a free slot.
     free: Free,
@@ -194,6 +204,7 @@ impl<'a> Cell<'a> {
             wanted: None,
             ever_ready: false,
             instances: Vec::new(),
+            drawn: Vec::new(),
             vacant: Vec::new(),
             free: Free::new(common.function.concurrency),
             leaving: Vec::new(),
@@ -256,33 +267,9 @@ impl<'a> Cell<'a> {
                 self.look(now, around)
             }
             Event::Look if self.due == Some(now) => self.look(now, around),
-            Event::Look => Missing::default(),
+            // What surrounds it has to do with turns, not the function.
+            Event::Look | Event::Asks(_) | Event::Yields(_) => Missing::default(),
         }
-    }
-
-    /// Starts an instance on a node.
-    pub(super) fn start(&mut self, now: Ns, node: u32, around: &mut impl Around) -> Place {
-        let kind = self.kind(node);
-        let function = &self.common.function;
-        let one = self.profile.draw(kind, function.prefetch, &mut self.rng);
-        let mut instance = Instance::starting(self.next, node, now, (kind, &one));
-        if kind == StartKind::Reap && one.pages > 0 {
-            let most = function.rerecord_above_percent;
-            instance.missed = Some(missed(one.faults, one.pages, most));
-        }
-        self.next += 1;
-        self.starting += 1;
-        let slot = if let Some(slot) = self.vacant.pop() {
-            *self.at(slot) = instance;
-            slot
-        } else {
-            self.instances.push(instance);
-            u32::try_from(self.instances.len() - 1).unwrap_or(u32::MAX)
-        };
-        self.free.begin(slot);
-        around.tally().started(kind);
-        around.schedule(now.saturating_add(one.ready), Event::Ready(slot));
-        self.place(slot)
     }
 
     /// No node has room for a start: whoever waits for nothing else is refused.
@@ -414,7 +401,13 @@ impl<'a> Cell<'a> {
         }
         if let Some(request) = self.waiting.pop_front() {
             self.unmark(slot);
-            around.tally().queued();
+            // As the node tells it: whoever came before its instance was ready has waited for that start,
+            // even if another request has used it in between.
+            let Instance { ready, kind, .. } = *self.at(slot);
+            match request.came < ready {
+                true => around.tally().cold(kind, now),
+                false => around.tally().queued(),
+            }
             self.serve(slot, now, request, around);
             return self.missing();
         }
@@ -448,7 +441,7 @@ impl<'a> Cell<'a> {
         self.ready += 1;
         self.ever_ready = true;
         let instance = self.at(slot);
-        (instance.state, instance.since) = (State::Ready, now);
+        (instance.state, instance.ready, instance.since) = (State::Ready, now, now);
         let kind = instance.kind;
         self.note_free(slot);
         loop {
@@ -545,44 +538,6 @@ impl<'a> Cell<'a> {
             self.ready -= 1;
             self.leaving.push(slot);
         }
-    }
-
-    // === how it starts ===
-
-    fn kind(&self, node: u32) -> StartKind {
-        let function = &self.common.function;
-        let found = self.snapshots.binary_search_by_key(&node, |(node, _)| *node);
-        let facts = found.ok().and_then(|at| self.snapshots.get(at)).map(|(_, facts)| *facts);
-        match choose(function.snapshot, function.prefetch, facts, self.profile.can()) {
-            Start::Boot => StartKind::Boot,
-            Start::Restore(mode) => StartKind::restored(mode),
-        }
-    }
-
-    /// The first reply of an instance: behind it a node has a snapshot, or a working set more, or
-    /// knows that prefetching missed too much.
-    fn learnt(&mut self, node: u32, kind: StartKind, missed: Option<bool>) {
-        let found = self.snapshots.binary_search_by_key(&node, |(node, _)| *node);
-        let function = &self.common.function;
-        let at = match found {
-            Ok(at) => at,
-            Err(at) if kind == StartKind::Boot && function.takes_snapshots() => {
-                self.snapshots.insert(at, (node, Facts::default()));
-                return;
-            }
-            Err(_) => return,
-        };
-        let records = match kind {
-            StartKind::Record => true,
-            StartKind::Snapshot => function.records_in(MemoryMode::File),
-            _ => false,
-        };
-        let Some((_, facts)) = self.snapshots.get_mut(at) else { return };
-        if records {
-            facts.working_sets += 1;
-            facts.missed = false;
-        }
-        facts.missed = missed.unwrap_or(facts.missed);
     }
 }
 

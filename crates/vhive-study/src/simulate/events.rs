@@ -7,7 +7,7 @@ use super::cell::{Event, Ns};
 
 /// Bits of a slot, and of what happens in it.
 const SLOT: u32 = 32;
-const KIND: u32 = 2;
+const KIND: u32 = 3;
 
 /// Things that will happen to functions. Of those at the same time the function with the lower
 /// number is first, of one function's the order is that of [`Event`].
@@ -20,8 +20,10 @@ impl Events {
     pub(super) fn push(&mut self, at: Ns, cell: u32, event: Event) {
         let (kind, slot) = match event {
             Event::Done(slot) => (0, slot),
-            Event::Ready(slot) => (1, slot),
-            Event::Look => (2, 0),
+            Event::Yields(slot) => (1, slot),
+            Event::Ready(slot) => (2, slot),
+            Event::Asks(slot) => (3, slot),
+            Event::Look => (4, 0),
         };
         let low = (u64::from(cell) << KIND | kind) << SLOT | u64::from(slot);
         self.0.push(Reverse(u128::from(at) << 64 | u128::from(low)));
@@ -36,9 +38,11 @@ impl Events {
         let Reverse(first) = self.0.pop()?;
         let low = low(first);
         let slot = half(low);
-        let event = match low >> SLOT & 3 {
+        let event = match low >> SLOT & 7 {
             0 => Event::Done(slot),
-            1 => Event::Ready(slot),
+            1 => Event::Yields(slot),
+            2 => Event::Ready(slot),
+            3 => Event::Asks(slot),
             _ => Event::Look,
         };
         Some((high(first), half(low >> (SLOT + KIND)), event))
@@ -73,6 +77,8 @@ mod tests {
         prop_oneof![
             any::<u32>().prop_map(Event::Done),
             any::<u32>().prop_map(Event::Ready),
+            any::<u32>().prop_map(Event::Asks),
+            any::<u32>().prop_map(Event::Yields),
             Just(Event::Look),
         ]
     }
@@ -80,7 +86,7 @@ mod tests {
     proptest! {
         #[test]
         fn what_happens_comes_in_order(
-            all in prop::collection::vec((0..5_u64, 0..1_u32 << 30, event()), 0..60),
+            all in prop::collection::vec((0..5_u64, 0..1_u32 << 29, event()), 0..60),
         ) {
             let mut events = Events::default();
             for (at, cell, event) in &all {

@@ -14,8 +14,8 @@
 //! | `plan.rs` | what is simulated |
 //! | `workload.rs`, `counts.rs` | which invocations come |
 //! | `starts.rs` | how long starts take, from measured records |
-//! | `cell.rs`, `cell/looks.rs`, `free.rs`, `meter.rs` | one function: queue, instances, the policy that is asked |
-//! | `alone.rs`, `together.rs`, `events.rs` | time, and what surrounds functions |
+//! | `cell.rs`, `cell/*.rs`, `free.rs`, `meter.rs` | one function: queue, instances, their starts, the policy that is asked |
+//! | `alone.rs`, `together.rs`, `turns.rs`, `events.rs` | time, and what surrounds functions |
 //! | `tally.rs`, `histogram.rs` | what adds up |
 //! | `result.rs` | rows and facts |
 //!
@@ -34,6 +34,7 @@ mod result;
 mod starts;
 mod tally;
 mod together;
+mod turns;
 mod workload;
 
 #[cfg(test)]
@@ -47,8 +48,11 @@ pub use starts::{Measured, Profile, Starts, StartsError};
 pub use workload::{Workload, WorkloadError};
 
 use cell::Common;
-use together::Nodes;
+use together::{Nodes, TurnsOf};
 pub use vhive_policy::placement::Placement;
+
+/// Memory in bytes of a node that has no limit.
+const UNLIMITED: u64 = 1 << 60;
 
 /// One policy, and where its instances go.
 struct Job {
@@ -68,19 +72,26 @@ pub fn simulate(
         0 => std::thread::available_parallelism().map_or(1, usize::from),
         threads => threads,
     };
+    let cluster = &plan.cluster;
+    let turns = TurnsOf { each: cluster.start_threads, most: cell::nanos(cluster.start_turn.0) };
+    // Functions touch each other through a node's memory, or its turns.
+    let coupled = cluster.nodes > 0 || turns.each > 0;
     let run = |job: &Job| {
-        let tally = match job.placement {
-            None => alone::run(&job.common, (workload, starts), plan.seed, threads),
-            Some(placement) => {
-                let (count, memory) = (plan.cluster.nodes, plan.cluster.memory.0);
-                let nodes = Nodes { count, memory, placement };
-                together::run(&job.common, (workload, starts), plan.seed, nodes)
-            }
+        let tally = if coupled {
+            let (count, memory) = match cluster.nodes {
+                0 => (1, UNLIMITED),
+                nodes => (nodes, cluster.memory.0),
+            };
+            let placement = job.placement.unwrap_or(Placement::FirstFit);
+            let nodes = Nodes { count, memory, placement, turns };
+            together::run(&job.common, (workload, starts), plan.seed, nodes)
+        } else {
+            alone::run(&job.common, (workload, starts), plan.seed, threads)
         };
         Outcome::of(&tally, job.policy.clone(), job.placement, plan.cluster.nodes)
     };
-    // Without nodes a run takes all threads; on nodes it takes one.
-    let at_a_time = if plan.cluster.nodes == 0 { 1 } else { threads };
+    // Where nothing couples functions a run takes all threads, else one.
+    let at_a_time = if coupled { threads } else { 1 };
     let mut outcomes = Vec::new();
     for jobs in jobs(plan, workload.begins(starts)).chunks(at_a_time.max(1)) {
         std::thread::scope(|scope| {

@@ -176,6 +176,10 @@ pub struct ClusterPlan {
     pub nodes: usize,
     /// Memory of each for instances.
     pub memory: Bytes,
+    /// Starts of a node that are under way at a time, the others wait; 0 = none waits.
+    pub start_threads: u32,
+    /// A function that has been started and is not ready after so long lets the next start begin.
+    pub start_turn: Span,
     /// Placements that are compared.
     pub placements: Vec<Placement>,
 }
@@ -383,7 +387,13 @@ impl Default for FunctionPlan {
 
 impl Default for ClusterPlan {
     fn default() -> Self {
-        Self { nodes: 0, memory: Bytes::mib(64 << 10), placements: vec![Placement::FirstFit] }
+        Self {
+            nodes: 0,
+            memory: Bytes::mib(64 << 10),
+            start_threads: 0,
+            start_turn: Span(Duration::from_secs(10)),
+            placements: vec![Placement::FirstFit],
+        }
     }
 }
 
@@ -431,6 +441,12 @@ impl SimPlan {
         }
         if self.cluster.nodes > 100_000 {
             return bad("cluster.nodes", "must be at most 100000");
+        }
+        if self.cluster.start_threads > 1024 {
+            return bad("cluster.start_threads", "must be at most 1024");
+        }
+        if self.cluster.start_turn.0 > Duration::from_secs(3600) {
+            return bad("cluster.start_turn", "must be at most 1h");
         }
         if self.cluster.nodes > 0 && self.cluster.placements.is_empty() {
             return bad("cluster.placements", "name at least one");
@@ -527,6 +543,8 @@ mod tests {
             ("late = \"2s\"", "late"),
             ("policies = []", "policies"),
             ("[cluster]\nnodes = 3\nplacements = []", "cluster.placements"),
+            ("[cluster]\nstart_threads = 1025", "cluster.start_threads"),
+            ("[cluster]\nstart_turn = \"2h\"", "cluster.start_turn"),
             ("[[policies]]\nkind = \"kpa\"\nwindow = \"2h\"", "policies.window"),
             ("[[policies]]\ntarget_percent = nan", "policies.target_percent"),
         ] {

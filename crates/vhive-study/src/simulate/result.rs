@@ -71,6 +71,9 @@ pub struct Outcome {
     pub peak_gb: f64,
     /// Idle instances that made room for others.
     pub evicted: u64,
+    /// Time that starts waited for their turn, all together; absent where none did.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub turn_wait_s: f64,
     /// How often a policy was asked.
     pub decisions: u64,
     /// Minute by minute.
@@ -78,6 +81,10 @@ pub struct Outcome {
     /// Instances on the average of each second; absent where more than an hour is simulated.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub seconds: Vec<f64>,
+}
+
+fn is_zero(seconds: &f64) -> bool {
+    *seconds == 0.0
 }
 
 /// Added latency in milliseconds, over all invocations that were served.
@@ -159,6 +166,7 @@ impl Outcome {
             peak_instances: all.iter().map(|(instances, _)| *instances).max().unwrap_or(0),
             peak_gb: all.iter().map(|(_, bytes)| *bytes).max().unwrap_or(0) as f64 / 1e9,
             evicted: tally.evicted,
+            turn_wait_s: seconds(tally.turn_ns),
             decisions: tally.looks,
             minutes: minutes
                 .map(|((invocations, cold), seconds)| Minute {

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use vhive_api::{
-    InvocationId, InvocationRecord, MemoryMode, Outcome, Phase, PrefetchPolicy, StartKind,
+    InvocationId, InvocationRecord, MemoryMode, Outcome, Phase, PhaseSpan, PrefetchPolicy,
+    StartKind,
 };
 use vhive_load::rng::Rng;
 
@@ -59,13 +60,25 @@ pub struct Profile {
 /// A measured start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct One {
-    /// Until ready.
+    /// Until ready, without waiting for a turn.
     pub(super) ready: Ns,
+    /// Of it, what is before a start asks for its turn: its image is made.
+    pub(super) before: Ns,
+    /// Of it, from the function's process having been started to its being ready.
+    pub(super) probed: Ns,
     /// By how much the first request took longer than a warm one.
     pub(super) extra: Ns,
     /// Faults of pages that were not in its working set, and pages that were.
     pub(super) faults: u64,
     pub(super) pages: u64,
+}
+
+impl One {
+    /// How long it holds a turn, if a function that is not ready after `most` of probing gives it back.
+    pub(super) fn turn(&self, most: Ns) -> Ns {
+        let beyond = self.probed.saturating_sub(most);
+        self.ready.saturating_sub(self.before).saturating_sub(beyond)
+    }
 }
 
 /// How often what was measured, for reports.
@@ -77,7 +90,7 @@ pub struct Measured {
     pub start: StartKind,
     /// Starts.
     pub n: usize,
-    /// Median time until ready, in milliseconds.
+    /// Median time until ready without waiting for a turn, in milliseconds.
     pub ready_ms: f64,
     /// Median of what the first request took longer than a warm one, in milliseconds.
     pub extra_ms: f64,
@@ -103,6 +116,15 @@ impl Profile {
             let one = One { ready: *ready, extra: *extra, ..One::default() };
             profile.kinds[index(*kind)].push(one);
         }
+        profile.offer();
+        profile
+    }
+
+    /// Likewise, with all that was drawn.
+    #[cfg(test)]
+    pub(super) fn only(name: &str, kind: StartKind, one: One) -> Self {
+        let mut profile = Self { name: name.to_owned(), ..Self::default() };
+        profile.add(kind, None, one);
         profile.offer();
         profile
     }
@@ -241,8 +263,8 @@ impl Starts {
                 let Some(kind) = record.start.filter(|kind| *kind != StartKind::Warm) else {
                     continue;
                 };
-                let (Some(ready), Some(request)) =
-                    (phase(record, Phase::Start), phase(record, Phase::Request))
+                let (Some(start), Some(request)) =
+                    (span(record, Phase::Start), phase(record, Phase::Request))
                 else {
                     continue;
                 };
@@ -250,10 +272,10 @@ impl Starts {
                 let memory = record.memory;
                 let (missed, pages) = of_set(record);
                 let one = One {
-                    ready: ready.saturating_mul(1000),
                     extra: ns(extra * 1e3),
                     faults: missed,
                     pages,
+                    ..by_itself(record, start)
                 };
                 profile.add(kind, memory.and_then(|memory| memory.prefetch), one);
             }
@@ -348,8 +370,25 @@ fn read(path: &Path, all: &mut Vec<Invoked>) -> Result<(), StartsError> {
     Ok(())
 }
 
+fn span(record: &InvocationRecord, phase: Phase) -> Option<&PhaseSpan> {
+    record.phases.iter().find(|span| span.phase == phase)
+}
+
 fn phase(record: &InvocationRecord, phase: Phase) -> Option<u64> {
-    record.phases.iter().find(|span| span.phase == phase).map(|span| span.length_us)
+    span(record, phase).map(|span| span.length_us)
+}
+
+/// How long a recorded start took by itself: how long it waited for others is for the simulation to
+/// say.
+fn by_itself(record: &InvocationRecord, start: &PhaseSpan) -> One {
+    let turn = span(record, Phase::Turn);
+    let waited = turn.map_or(0, |turn| turn.length_us);
+    let ready = start.length_us.saturating_sub(waited);
+    let before = turn.map_or(0, |turn| turn.begin_us.saturating_sub(start.begin_us));
+    let before = u64::try_from(before).unwrap_or(0).min(ready);
+    let probed = phase(record, Phase::FunctionReady).unwrap_or(0);
+    let ns = |us: u64| us.saturating_mul(1000);
+    One { ready: ns(ready), before: ns(before), probed: ns(probed), ..One::default() }
 }
 
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "`as` saturates")]
@@ -414,6 +453,31 @@ mod tests {
             awaited: faults(20),
         }));
         assert_eq!(of_set(&record), (4, 24 + 40));
+    }
+
+    #[test]
+    fn a_start_holds_its_turn_from_the_image_until_it_is_ready_or_takes_too_long() {
+        let rows = fs::read_to_string(sample()).expect("rows");
+        let rows = rows.lines().map(|line| serde_json::from_str::<Row>(line).expect("a row"));
+        let mut record = rows.filter_map(|row| row.record).next().expect("a record");
+        let phases = [
+            (Phase::Start, -300, 9_000),
+            (Phase::Image, -200, 1_100),
+            (Phase::Turn, 1_000, 2_000),
+            (Phase::VmmSpawn, 3_100, 1_500),
+            (Phase::FunctionReady, 4_600, 4_100),
+        ];
+        record.phases = phases
+            .map(|(phase, begin_us, length_us)| PhaseSpan { phase, begin_us, length_us })
+            .to_vec();
+        let one = by_itself(&record, span(&record, Phase::Start).expect("a start"));
+        let us = |us: Ns| us * 1000;
+        assert_eq!((one.ready, one.before, one.probed), (us(7_000), us(1_300), us(4_100)));
+        assert_eq!(one.turn(us(4_100)), us(5_700), "until ready");
+        assert_eq!(one.turn(us(100)), us(1_700), "until it has been probed for so long");
+        record.phases.retain(|span| span.phase != Phase::Turn);
+        let one = by_itself(&record, span(&record, Phase::Start).expect("a start"));
+        assert_eq!((one.ready, one.before), (us(9_000), 0), "it does not say when its turn began");
     }
 
     #[test]

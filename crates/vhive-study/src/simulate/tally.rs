@@ -26,6 +26,8 @@ pub(super) struct Tally {
     pub(super) starts: [u64; 6],
     pub(super) evicted: u64,
     pub(super) looks: u64,
+    /// Starts waited so long for their turn.
+    pub(super) turn_ns: u128,
     /// What invocations waited, and what the first ones of an instance took longer.
     pub(super) added: Histogram,
     pub(super) added_ns: u128,
@@ -57,6 +59,7 @@ impl Tally {
             starts: [0; 6],
             evicted: 0,
             looks: 0,
+            turn_ns: 0,
             added: Histogram::default(),
             added_ns: 0,
             lived_ns: 0,
@@ -111,6 +114,10 @@ impl Tally {
     /// A policy was asked so many times, or would have been.
     pub(super) fn looked(&mut self, times: u64) {
         self.looks += times;
+    }
+
+    pub(super) fn waited_for_turn(&mut self, length: Ns) {
+        self.turn_ns += u128::from(length);
     }
 
     pub(super) fn added(&mut self, length: Ns) {
@@ -178,6 +185,7 @@ impl Tally {
         self.refused += other.refused;
         self.evicted += other.evicted;
         self.looks += other.looks;
+        self.turn_ns += other.turn_ns;
         self.added.merge(&other.added);
         self.added_ns += other.added_ns;
         self.lived_ns += other.lived_ns;

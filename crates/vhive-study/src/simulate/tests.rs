@@ -9,7 +9,8 @@ use vhive_load::trace::{Function, Invocation, Source};
 use vhive_policy::autoscale::{BREATH, PolicyKind, Pool, Rules, Sample, policy};
 
 use super::cell::{Common, Ns, nanos};
-use super::together::Nodes;
+use super::starts::One;
+use super::together::{Nodes, TurnsOf};
 use super::*;
 use crate::simulate::tally::Tally;
 
@@ -59,7 +60,12 @@ fn lone(common: &Common, calls: &[(u64, u32)], minutes: usize) -> Tally {
 }
 
 fn on(common: &Common, functions: Vec<Function>, (memory_mib, count): (u64, usize)) -> Tally {
-    let nodes = Nodes { count, memory: memory_mib * MIB, placement: Placement::FirstFit };
+    let nodes = Nodes {
+        count,
+        memory: memory_mib * MIB,
+        placement: Placement::FirstFit,
+        turns: TurnsOf::default(),
+    };
     together::run(common, (&workload(functions, 5), &starts(2 * SECOND)), 1, nodes)
 }
 
@@ -97,6 +103,11 @@ fn a_request_gets_whichever_comes_first_a_start_or_a_slot() {
     assert_eq!(tally.cold.iter().sum::<u64>(), 1);
     assert_eq!(tally.starts.iter().sum::<u64>(), 2);
     assert_eq!(tally.added_ns, u128::from(2 * SECOND + SECOND / 2));
+    // Called at 0 and at 1.9 s, for half a second: the instance that is ready at 2 serves both, and
+    // neither found it ready.
+    let tally = lone(&common, &[(0, 500), (1900, 500)], 5);
+    assert_eq!((tally.queued, tally.warm, tally.cold.iter().sum::<u64>()), (0, 0, 2));
+    assert_eq!(tally.added_ns, u128::from(2 * SECOND + 600_000_000));
 }
 
 #[test]
@@ -137,7 +148,7 @@ fn a_snapshot_is_where_it_was_taken() {
     let common = common(PolicyKind::Fixed, 5, SnapshotPolicy::Reap);
     let calls: Vec<(u64, u32)> = (0..4).map(|n| (n * 60_000, 1000)).collect();
     let kinds = |placement| {
-        let nodes = Nodes { count: 2, memory: 1000 * MIB, placement };
+        let nodes = Nodes { count: 2, memory: 1000 * MIB, placement, turns: TurnsOf::default() };
         let functions = workload(vec![function(&calls, 100)], 5);
         let tally = together::run(&common, (&functions, &starts(2 * SECOND)), 1, nodes);
         [StartKind::Boot, StartKind::Record, StartKind::Reap]
@@ -145,6 +156,64 @@ fn a_snapshot_is_where_it_was_taken() {
     };
     assert_eq!(kinds(Placement::ConsistentHash), [1, 1, 2]);
     assert_eq!(kinds(Placement::RoundRobin), [2, 2, 0], "a boot and a recording on each node");
+}
+
+/// Nodes with room for everything whose starts take turns.
+fn with_turns(count: usize, each: u32) -> Nodes {
+    let turns = TurnsOf { each, most: 10 * SECOND };
+    Nodes { count, memory: 1 << 50, placement: Placement::RoundRobin, turns }
+}
+
+#[test]
+fn a_burst_of_starts_takes_as_many_rounds_as_its_turns_make() {
+    let common = common(PolicyKind::Fixed, 600, SnapshotPolicy::Off);
+    for (count, each, nodes) in [(1, 1, 1), (7, 2, 1), (8, 2, 1), (9, 4, 1), (3, 5, 1), (12, 2, 3)]
+    {
+        let of_one = vec![function(&vec![(0, 200_000); count], 100)];
+        let of_many = (0..count).map(|_| function(&[(0, 200_000)], 100)).collect();
+        for functions in [of_one, of_many] {
+            let all = (&workload(functions, 5), &starts(2 * SECOND));
+            let tally = together::run(&common, all, 1, with_turns(nodes, each));
+            let at_a_time = usize::try_from(each).expect("few") * nodes;
+            let rounds = count.div_ceil(at_a_time) as u64;
+            assert_eq!(tally.added.quantile(1.0), rounds * 2_000_000, "{count} by {each}");
+            // Each round takes 2 s, and whoever is in it has waited for those before.
+            let waited: u64 = (0..count).map(|nth| (nth / at_a_time) as u64 * 2).sum();
+            assert_eq!(tally.turn_ns, u128::from(waited * SECOND));
+            assert_eq!(tally.added_ns, u128::from((waited + 2 * count as u64) * SECOND));
+            assert_eq!(tally.starts[tally::index(StartKind::Boot)], count as u64);
+        }
+    }
+}
+
+#[test]
+fn a_start_holds_its_turn_as_long_as_the_node_lets_it() {
+    // The image takes a second, then the turn begins; 2 s later the function has been probed for 1 s,
+    // which is the most, and after 2 s more it is ready.
+    let one = One { ready: 5 * SECOND, before: SECOND, probed: 3 * SECOND, ..One::default() };
+    let starts = Starts::new(vec![Profile::only("f", StartKind::Boot, one)]).expect("boots");
+    let common = common(PolicyKind::Fixed, 600, SnapshotPolicy::Off);
+    let workload = workload(vec![function(&[(0, 60_000), (0, 60_000)], 100)], 5);
+    let mut nodes = with_turns(1, 1);
+    nodes.turns.most = SECOND;
+    let tally = together::run(&common, (&workload, &starts), 1, nodes);
+    assert_eq!((tally.turn_ns, tally.added_ns), (2_000_000_000, u128::from((5 + 7) * SECOND)));
+    nodes.turns.most = 10 * SECOND;
+    let tally = together::run(&common, (&workload, &starts), 1, nodes);
+    assert_eq!((tally.turn_ns, tally.added_ns), (4_000_000_000, u128::from((5 + 9) * SECOND)));
+}
+
+#[test]
+fn how_an_instance_starts_is_decided_when_it_has_its_turn() {
+    // One turn, boots of 2 s: the second one begins before the first reply, the third one after it.
+    let common = common(PolicyKind::Fixed, 600, SnapshotPolicy::Reap);
+    let workload = workload(vec![function(&[(0, 500), (0, 500), (0, 500)], 100)], 5);
+    let run = |each| {
+        let tally =
+            together::run(&common, (&workload, &starts(2 * SECOND)), 1, with_turns(1, each));
+        [StartKind::Boot, StartKind::Record].map(|kind| tally.starts[tally::index(kind)])
+    };
+    assert_eq!((run(1), run(3), run(0)), ([2, 1], [3, 0], [3, 0]));
 }
 
 /// Calls of one function: after a pause, for a time, in milliseconds.
@@ -185,7 +254,7 @@ proptest! {
         prop_assert_eq!(&one, &alone::run(&common, (&workload, &starts), 7, 3));
         // Nodes with room for everything are no different, wherever it goes.
         let nodes =
-            Nodes { count: 1, memory: 1 << 50, placement: Placement::LeastLoaded };
+            Nodes { count: 1, memory: 1 << 50, placement: Placement::LeastLoaded, turns: TurnsOf::default() };
         prop_assert_eq!(&one, &together::run(&common, (&workload, &starts), 7, nodes));
     }
 
@@ -198,7 +267,7 @@ proptest! {
         let functions: Vec<Function> = all.iter().map(|calls| function(calls, 100)).collect();
         let (workload, starts) = (workload(functions, 20), starts(2 * SECOND));
         let common = common(kind, 60, SnapshotPolicy::Reap);
-        let nodes = Nodes { count: 3, memory: 250 * MIB, placement };
+        let nodes = Nodes { count: 3, memory: 250 * MIB, placement, turns: TurnsOf::default() };
         let tally = together::run(&common, (&workload, &starts), 7, nodes);
         let cold: u64 = tally.cold.iter().sum();
         prop_assert_eq!(tally.warm + tally.queued + cold + tally.refused, tally.invocations);
@@ -210,6 +279,25 @@ proptest! {
     }
 
     #[test]
+    fn as_many_turns_as_starts_are_no_limit_and_fewer_lose_nobody(
+        all in prop::collection::vec(calls(), 1..12),
+        kind in kinds(),
+        (each, count) in (1..4_u32, 1..4_usize),
+        snapshot in prop::sample::select(vec![SnapshotPolicy::Off, SnapshotPolicy::Reap]),
+    ) {
+        let functions: Vec<Function> = all.iter().map(|calls| function(calls, 100)).collect();
+        let (workload, starts) = (workload(functions, 20), starts(2 * SECOND));
+        let common = common(kind, 60, snapshot);
+        let run = |each| together::run(&common, (&workload, &starts), 7, with_turns(count, each));
+        let (free, enough, few) = (run(0), run(1000), run(each));
+        prop_assert!(free == enough && free.turn_ns == 0);
+        prop_assert!(few == run(each), "the same once more");
+        let cold: u64 = few.cold.iter().sum();
+        prop_assert_eq!(few.warm + few.queued + cold, few.invocations);
+        prop_assert_eq!(few.invocations, free.invocations);
+    }
+
+    #[test]
     fn looks_that_are_left_out_change_nothing(
         all in prop::collection::vec(calls(), 1..20),
         kind in kinds(),
@@ -217,6 +305,7 @@ proptest! {
         (target, min, late) in (1.0..100.0_f64, 0..2_u32, 0..2_u64),
         begins in prop::sample::select(vec![0_u64, 123_456_789, 59_700_000_001]),
         node_mib in prop::sample::select(vec![250_u64, 1000, 100_000]),
+        turns in 0..3_u32,
     ) {
         let functions: Vec<Function> = all.iter().map(|calls| function(calls, 100)).collect();
         let (workload, starts) = (workload(functions, 30), starts(2 * SECOND));
@@ -229,7 +318,7 @@ proptest! {
         (common.late, common.begins) = (late * 1_000_000, begins);
         let run = |common: &Common| {
             let nodes =
-                Nodes { count: 2, memory: node_mib * MIB, placement: Placement::LeastLoaded };
+                Nodes { count: 2, memory: node_mib * MIB, placement: Placement::LeastLoaded, turns: TurnsOf { each: turns, most: 10 * SECOND } };
             (
                 alone::run(common, (&workload, &starts), 7, 1),
                 together::run(common, (&workload, &starts), 7, nodes),
@@ -362,6 +451,7 @@ fn a_plan_becomes_rows_and_the_same_seed_the_same_ones() {
             nodes: 3,
             memory: Bytes::mib(4096),
             placements: Placement::ALL.to_vec(),
+            ..ClusterPlan::default()
         },
         ..SimPlan::default()
     };
@@ -373,6 +463,14 @@ fn a_plan_becomes_rows_and_the_same_seed_the_same_ones() {
     assert_eq!(outcomes.len(), 6 * 4);
     assert_eq!(outcomes, run(&plan));
     assert_ne!(outcomes, run(&SimPlan { seed: 2, ..plan.clone() }));
+    let lone = |start_threads| {
+        let cluster = ClusterPlan { start_threads, ..ClusterPlan::default() };
+        run(&SimPlan { cluster, ..plan.clone() })
+    };
+    let free = lone(0);
+    assert_eq!(free, lone(1000), "a node without a limit on which no start waits");
+    assert!(lone(1).iter().zip(&free).all(|(few, free)| few.invocations == free.invocations));
+    assert!(lone(1).iter().any(|few| few.turn_wait_s > 0.0));
     for one in &outcomes {
         assert!(one.invocations > 0);
         assert_eq!(one.warm + one.queued + one.cold + one.refused, one.invocations);

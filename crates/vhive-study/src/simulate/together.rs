@@ -9,6 +9,7 @@ use super::cell::{Around, Cell, Common, Event, Missing, Ns, Place};
 use super::events::Events;
 use super::starts::Starts;
 use super::tally::Tally;
+use super::turns::{self, Turns};
 use super::workload::{Arrivals, Invocation, Workload};
 
 /// Idle instances of a node beyond which the list of them is tidied.
@@ -24,6 +25,16 @@ pub(super) struct Nodes {
     pub(super) count: usize,
     pub(super) memory: u64,
     pub(super) placement: Placement,
+    pub(super) turns: TurnsOf,
+}
+
+/// How starts of a node take turns.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct TurnsOf {
+    /// Turns of each node; 0 = no start waits for another.
+    pub(super) each: u32,
+    /// A start gives its turn back after so much probing.
+    pub(super) most: Ns,
 }
 
 /// An instance that was idle since a moment; it may have served since.
@@ -119,6 +130,9 @@ struct World<'a> {
     cells: Vec<Cell<'a>>,
     hosts: Hosts,
     placement: Placement,
+    turns: Turns,
+    /// A start gives its turn back after so much probing.
+    most: Ns,
     placed: u64,
     waiting: usize,
     /// The function of the event that is under way; none when a request comes.
@@ -149,6 +163,8 @@ pub(super) fn run(
             tally: Tally::new(horizon),
         },
         placement: nodes.placement,
+        turns: Turns::new(nodes.count, nodes.turns.each),
+        most: nodes.turns.most,
         placed: 0,
         waiting: 0,
         event_of: None,
@@ -207,6 +223,16 @@ impl<'a> World<'a> {
         if let Some(earliest) = look.filter(|earliest| **earliest == now) {
             *earliest = Ns::MAX;
         }
+        if let Event::Asks(slot) | Event::Yields(slot) = event {
+            let node = self.cells.get(index).and_then(|cell| cell.node(slot));
+            let Some(node) = node else { return };
+            let next = match event {
+                Event::Yields(_) => self.turns.give_back(node),
+                _ => self.turns.ask(node, (number, slot)).then_some((number, slot)),
+            };
+            self.begin_turn(next, now);
+            return;
+        }
         self.act(index, now, |cell, hosts| {
             let missing = cell.happen(now, event, hosts);
             if event == Event::Look
@@ -264,9 +290,31 @@ impl<'a> World<'a> {
         let node_no = u32::try_from(node).unwrap_or(u32::MAX);
         if let (Some(cell), Some(room)) = (cells.get_mut(number), hosts.rooms.get_mut(node)) {
             room.free = room.free.saturating_sub(need);
-            cell.start(now, node_no, hosts);
+            if self.turns.limited() {
+                let (slot, before) = cell.line_up(now, node_no);
+                if before > 0 {
+                    hosts.schedule(now.saturating_add(before), Event::Asks(slot));
+                } else {
+                    let start = (self.hosts.cell, slot);
+                    let next = self.turns.ask(node_no, start).then_some(start);
+                    self.begin_turn(next, now);
+                }
+            } else {
+                cell.start(now, node_no, hosts);
+            }
         }
         true
+    }
+
+    /// Whose turn it is begins.
+    fn begin_turn(&mut self, start: Option<turns::Start>, now: Ns) {
+        let Some((number, slot)) = start else { return };
+        let Self { cells, hosts, most, .. } = self;
+        let index = usize::try_from(number).unwrap_or(usize::MAX);
+        if let Some(cell) = cells.get_mut(index) {
+            hosts.cell = number;
+            cell.begin_turn(now, slot, *most, hosts);
+        }
     }
 
     /// Evicts from a node what has been idle longest, until so much memory is free.

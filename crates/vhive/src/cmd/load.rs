@@ -21,7 +21,7 @@ use vhive_load::parquet;
 use vhive_load::steps::StepRows;
 use vhive_load::summary::Summary;
 use vhive_load::sweep::{self, round_robin};
-use vhive_load::{Load, Outcome, Ran, RunError, Stop, closed_loop, open_loop};
+use vhive_load::{Load, Outcome, Ran, RunError, Steps, Stop, closed_loop, open_loop};
 use vhive_study::run::RunFacts;
 
 pub(crate) use self::args::DeployArgs;
@@ -270,10 +270,13 @@ async fn tables(dir: &Path, parquet: bool, is_reported: bool, stop: &Stop) -> an
     let rows = dir.join(ROWS);
     let of = rows.clone();
     let written = match parquet {
-        true => Some(aside(stop, move || parquet::write(&of)).await),
+        true => Some(aside(stop, move |steps| parquet::write(&of, steps)).await),
         false => None,
     };
     if let Some(None) = written {
+        if rows.with_extension("parquet").exists() {
+            bail!("stopped without a report");
+        }
         let _ = std::fs::remove_file(parquet::draft(&rows));
         bail!("stopped before the Parquet file was whole, and without a report");
     }
@@ -285,16 +288,21 @@ async fn tables(dir: &Path, parquet: bool, is_reported: bool, stop: &Stop) -> an
 }
 
 /// Does long work on a thread of its own; `None` when it is stopped before its end, which is that of the
-/// program.
+/// program. From then on it takes no more steps: what it does to files is done, or never will be.
 async fn aside<T: Send + 'static>(
     stop: &Stop,
-    work: impl FnOnce() -> T + Send + 'static,
+    work: impl FnOnce(&Steps) -> T + Send + 'static,
 ) -> Option<T> {
     let (tell, told) = tokio::sync::oneshot::channel();
-    std::thread::spawn(move || drop(tell.send(work())));
+    let steps = Steps::default();
+    let its = steps.clone();
+    std::thread::spawn(move || drop(tell.send(work(&its))));
     tokio::select! {
         done = told => Some(done.expect("it tells, unless it panics")),
-        () = stop.asked_again() => None,
+        () = stop.asked_again() => {
+            steps.end();
+            None
+        }
     }
 }
 
@@ -307,13 +315,14 @@ async fn report(dir: &Path, stop: &Stop) {
                 "no report yet, of so many rows: `vhive report {shown}` makes it"
             ));
         }
-        _ => match aside(stop, move || vhive_study::report::build(&of)).await {
+        _ => match aside(stop, move |steps| vhive_study::report::build_in(&of, steps)).await {
             Some(Ok(built)) => output::note(format!("report: {}", built.report.display())),
             Some(Err(error)) => {
                 output::print_error(&anyhow::Error::new(error).context("no report"));
             }
+            // One of an earlier run was removed when this one began.
+            None if dir.join(REPORT).exists() => output::note(format!("report: {shown}/{REPORT}")),
             None => {
-                let _ = std::fs::remove_file(dir.join(REPORT));
                 output::note(format!("stopped; no report yet: `vhive report {shown}` makes it"));
             }
         },
@@ -460,14 +469,39 @@ mod tests {
         runtime.block_on(async {
             let stop = Stop::default();
             stop.ask();
-            assert_eq!(aside(&stop, || 7).await, Some(7), "the first stop ended the sending");
+            assert_eq!(aside(&stop, |_| 7).await, Some(7), "the first stop ended the sending");
             // Work that ends when this test does.
             let (_hold, ended) = std::sync::mpsc::channel::<()>();
-            let work = aside(&stop, move || ended.recv().is_ok());
+            let work = aside(&stop, move |_| ended.recv().is_ok());
             let asks = async { stop.ask() };
             let (done, ()) = tokio::join!(work, asks);
             assert_eq!(done, None);
         });
+    }
+
+    #[test]
+    fn work_that_was_left_does_nothing_more_to_files() {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+        let dir = tempfile::tempdir().expect("a directory");
+        let (go_on, goes_on) = std::sync::mpsc::channel::<()>();
+        let (tell, told) = std::sync::mpsc::channel();
+        let path = dir.path().join("late");
+        let of = path.clone();
+        let done = runtime.block_on(async {
+            let stop = Stop::default();
+            let work = aside(&stop, move |steps| {
+                let _ = goes_on.recv();
+                let taken = steps.take(|| std::fs::write(&of, "late"));
+                tell.send(taken.is_some()).expect("somebody waits for it");
+            });
+            let (done, ()) = tokio::join!(work, async { stop.ask() });
+            done
+        });
+        assert_eq!(done, None);
+        go_on.send(()).expect("it waits");
+        let patience = std::time::Duration::from_secs(30);
+        assert_eq!(told.recv_timeout(patience), Ok(false), "its step was not taken");
+        assert!(!path.exists());
     }
 
     #[test]

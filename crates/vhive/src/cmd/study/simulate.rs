@@ -51,6 +51,10 @@ pub(crate) struct Args {
     /// Memory of each node, instead of the plan's.
     #[arg(long, value_name = "SIZE")]
     node_memory: Option<Bytes>,
+    /// Starts of a node that are under way at a time, as its `start_threads` are, instead of the plan's;
+    /// 0 = no start waits for another.
+    #[arg(long, value_name = "N")]
+    start_threads: Option<u32>,
     /// Placements, instead of the plan's: `first-fit`, `least-loaded`, `round-robin`,
     /// `consistent-hash`.
     #[arg(long, value_delimiter = ',', value_name = "PLACEMENTS")]
@@ -124,6 +128,7 @@ fn override_plan(plan: &mut SimPlan, args: Args) {
     plan.function.memory = args.memory.unwrap_or(plan.function.memory);
     plan.cluster.nodes = args.nodes.unwrap_or(plan.cluster.nodes);
     plan.cluster.memory = args.node_memory.unwrap_or(plan.cluster.memory);
+    plan.cluster.start_threads = args.start_threads.unwrap_or(plan.cluster.start_threads);
     plan.seed = args.seed.unwrap_or(plan.seed);
     plan.threads = args.threads.unwrap_or(plan.threads);
     if let Some(starts) = args.starts {
