@@ -58,6 +58,12 @@ enum World {
 }
 
 fn main() -> ExitCode {
+    if std::process::id() != 1 && std::env::args_os().nth(1).is_some_and(|word| word == "idle") {
+        // A function that does nothing, for a host that tries out what it can do.
+        loop {
+            rustix::event::pause();
+        }
+    }
     if std::process::id() != 1 {
         say("this program is the first process of a vHive sandbox, not a command");
         return ExitCode::FAILURE;

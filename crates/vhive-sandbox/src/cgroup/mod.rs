@@ -67,6 +67,11 @@ pub fn controllers() -> io::Result<Vec<Controller>> {
 }
 
 impl Cgroup {
+    /// Lets its processes run, if somebody has frozen them.
+    pub(crate) fn thaw(&self) {
+        self.dirs.iter().for_each(|(_, dir)| members::thaw(dir));
+    }
+
     /// Makes the groups and sets the limits.
     ///
     /// # Errors
@@ -185,6 +190,7 @@ impl OutOfMemory {
 impl Drop for Cgroup {
     fn drop(&mut self) {
         let deadline = Deadline::after(REMOVAL);
+        self.thaw();
         for (_, dir) in &self.dirs {
             if let Err(error) = members::remove(dir, deadline) {
                 tracing::warn!(path = %dir.display(), %error, "cgroup not removed");
@@ -207,6 +213,11 @@ impl Drop for Cgroup {
 pub fn sweep(root: &RunRoot) -> io::Result<Vec<String>> {
     let mut found = Vec::new();
     let mut first_error = None;
+    // Before any is killed: which hierarchy has frozen one is not known.
+    for hierarchy in hierarchy::every()? {
+        let entries = fs::read_dir(parent_of(root, &hierarchy)).into_iter().flatten();
+        entries.filter_map(Result::ok).for_each(|entry| members::thaw(&entry.path()));
+    }
     for hierarchy in hierarchy::every()? {
         let parent = parent_of(root, &hierarchy);
         let entries = match fs::read_dir(&parent) {

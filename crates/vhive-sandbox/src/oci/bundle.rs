@@ -4,6 +4,8 @@
 //! OCI runtime-spec 1.0.2, `config.md` and `config-linux.md`; the paths that are masked and the
 //! capabilities are those of common container engines.
 
+use std::path::Path;
+
 use serde_json::{Value, json};
 use vhive_api::Bytes;
 use vhive_api::guest::Volume;
@@ -21,6 +23,8 @@ pub(super) struct Container<'a> {
     pub(super) limits: Option<Limits>,
     /// Most open files that the host lets anybody have.
     pub(super) open_files: u64,
+    /// Where options of CRIU are; none for runtimes that it does not save.
+    pub(super) criu: Option<&'a Path>,
     /// For gVisor, which has a kernel of its own.
     pub(super) gvisor: bool,
     /// Where the function's files are to be; init writes them.
@@ -59,7 +63,7 @@ const OPEN_FILES: (u64, u64) = (1024, 1 << 19);
 
 /// The file's content.
 pub(super) fn config(container: &Container<'_>) -> Value {
-    let Container { hostname, cgroup, limits, open_files, gvisor, volumes } = container;
+    let Container { hostname, cgroup, limits, open_files, criu, gvisor, volumes } = container;
     let mut capabilities = CAPABILITIES.to_vec();
     capabilities.push("CAP_SYS_CHROOT");
     if *gvisor {
@@ -96,7 +100,7 @@ pub(super) fn config(container: &Container<'_>) -> Value {
         linux["resources"]["cpu"] = json!({ "quota": quota, "period": PERIOD_US });
         linux["resources"]["pids"] = json!({ "limit": limits.tasks });
     }
-    json!({
+    let mut config = json!({
         "ociVersion": "1.0.2",
         "process": {
             "terminal": false,
@@ -116,7 +120,11 @@ pub(super) fn config(container: &Container<'_>) -> Value {
         "hostname": hostname,
         "mounts": mounts(volumes),
         "linux": linux,
-    })
+    });
+    if let Some(criu) = criu {
+        config["annotations"] = json!({ "org.criu.config": criu });
+    }
+    config
 }
 
 fn mounts(volumes: &[Volume]) -> Value {
@@ -160,6 +168,7 @@ mod tests {
             cgroup: "/vhive-1/abc",
             limits: Some(limits),
             open_files: 4096,
+            criu: None,
             gvisor: false,
             volumes: &[],
         }
@@ -172,6 +181,14 @@ mod tests {
         assert_eq!(resources["memory"]["limit"], 64 << 20);
         assert_eq!(resources["cpu"], json!({ "quota": 150_000, "period": 100_000 }));
         assert_eq!(config["process"]["rlimits"][0]["hard"], 4096);
+    }
+
+    #[test]
+    fn criu_finds_its_options() {
+        let with = |criu| config(&Container { criu, ..container() });
+        assert_eq!(with(None).get("annotations"), None);
+        let config = with(Some(Path::new("/b/criu.conf")));
+        assert_eq!(config["annotations"]["org.criu.config"], "/b/criu.conf");
     }
 
     #[test]

@@ -12,6 +12,7 @@ use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
+use super::criu::{Changes, unpack_changes};
 use super::layer::Layer;
 use super::tool::Tool;
 use crate::contract::Subject;
@@ -27,7 +28,7 @@ pub(super) enum Verb {
     Run,
     /// To make one that waits for what it shall be (gVisor only).
     Create,
-    /// To start one from the checkpoint in a directory (gVisor only).
+    /// To start one from the checkpoint in a directory.
     Restore(PathBuf),
 }
 
@@ -36,6 +37,8 @@ pub(super) enum Verb {
 pub(super) struct Start {
     pub(super) tool: Tool,
     pub(super) layer: Layer,
+    /// Where its written layer's directory is put.
+    pub(super) changes: Changes,
     /// With `config.json` in it; the runtime's own files are put there as well.
     pub(super) bundle: PathBuf,
     /// The function's root; none for a probe.
@@ -112,6 +115,12 @@ impl Start {
             let (upper, work) = (changes.join("upper"), changes.join("work"));
             fs::create_dir(&upper)?;
             fs::create_dir(&work)?;
+            if let Verb::Restore(from) = &self.verb {
+                unpack_changes(from, &upper)
+                    .map_err(|error| naming("unpack the saved layer", &error))?;
+            }
+            // Nobody has put one there before.
+            let _ = self.changes.set(fs::File::open(&upper)?.into());
             layers += &format!(",upperdir={},workdir={},volatile", plain(&upper)?, plain(&work)?);
         }
         let layers = std::ffi::CString::new(layers)?;
@@ -123,13 +132,18 @@ impl Start {
         let bundle = self.bundle.to_string_lossy();
         let pid_file = self.bundle.join(PID_FILE);
         let pid_file = pid_file.to_string_lossy();
-        let from;
+        let (from, work);
         let mut command = match &self.verb {
             Verb::Run => vec!["run", "--detach"],
             Verb::Create => vec!["create"],
             Verb::Restore(dir) => {
                 from = dir.to_string_lossy();
-                vec!["restore", "--detach", "--image-path", &from]
+                work = self.bundle.join("criu").to_string_lossy().into_owned();
+                let mut words = vec!["restore", "--detach", "--image-path", &from];
+                if !self.tool.is_gvisor() {
+                    words.extend(["--file-locks", "--work-path", &work]);
+                }
+                words
             }
         };
         command.extend(["--bundle", &bundle, "--pid-file", &pid_file, &self.name]);

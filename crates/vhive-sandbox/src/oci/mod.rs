@@ -14,6 +14,8 @@ mod bundle;
 mod command;
 mod config;
 mod container;
+mod criu;
+mod criu_probe;
 mod gvisor;
 mod image;
 mod layer;
@@ -115,6 +117,14 @@ impl Runtime for Oci {
     }
 
     fn restores(&self) -> Option<&dyn Restore> {
-        self.tool.is_gvisor().then_some(self as &dyn Restore)
+        let saved = || self.found().is_ok_and(|found| found.criu.is_ok());
+        (self.tool.is_gvisor() || saved()).then_some(self as &dyn Restore)
+    }
+
+    fn restores_nothing(&self) -> Option<HostLacks> {
+        if self.tool.is_gvisor() {
+            return None;
+        }
+        self.found().ok().and_then(|found| found.criu.clone().err())
     }
 }

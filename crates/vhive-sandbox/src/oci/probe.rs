@@ -9,6 +9,7 @@ use std::time::Duration;
 use vhive_api::SandboxId;
 
 use super::container::Verb;
+use super::criu_probe;
 use super::layer::Layer;
 use super::start::Wanted;
 use super::tool::Tool;
@@ -29,6 +30,9 @@ pub(super) struct Found {
     /// Name and version.
     pub(super) version: String,
     pub(super) layer: Layer,
+    /// Version of the CRIU that saves its containers, or why none does; nothing of gVisor, which
+    /// saves them itself.
+    pub(super) criu: Result<String, HostLacks>,
 }
 
 /// Looks for everything, and starts a container without image and network.
@@ -39,12 +43,16 @@ pub(super) fn look(tool: &Tool, layer: Layer, cache: &Path) -> Result<Found, Hos
     }
     let version = version(tool)?;
     file_systems()?;
-    let found = Found { version, layer };
-    probe(tool, &found, cache).map_err(|reason| {
+    probe(tool, &layer, cache).map_err(|reason| {
         let what = format!("{} starts no container here: {reason}", tool.name);
         lacks(&what, "mend what it says, or use another runtime")
     })?;
-    Ok(found)
+    let criu = if tool.is_gvisor() {
+        Err(lacks("gVisor is not saved by CRIU", "it saves itself"))
+    } else {
+        criu_probe::find(tool, (&version, &layer), cache)
+    };
+    Ok(Found { version, layer, criu })
 }
 
 fn version(tool: &Tool) -> Result<String, HostLacks> {
@@ -83,7 +91,7 @@ fn kernel() -> String {
 }
 
 /// Starts a container that says hello, and ends it.
-fn probe(tool: &Tool, found: &Found, cache: &Path) -> Result<(), String> {
+fn probe(tool: &Tool, layer: &Layer, cache: &Path) -> Result<(), String> {
     let dir = tempfile::Builder::new().prefix("probe-").tempdir_in(cache);
     let dir = dir.map_err(|error| error.to_string())?;
     let (id, journal) = (SandboxId::random(), Journal::new());
@@ -95,7 +103,7 @@ fn probe(tool: &Tool, found: &Found, cache: &Path) -> Result<(), String> {
     fs::create_dir(&bundle).map_err(|error| error.to_string())?;
     let wanted = Wanted {
         tool,
-        found,
+        layer,
         id: &id,
         bundle: &bundle,
         journal: &journal,

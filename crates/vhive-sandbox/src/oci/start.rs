@@ -10,12 +10,15 @@ use std::thread;
 use std::time::Instant;
 
 use rustix::process::{Pid, Resource, getrlimit};
-use vhive_api::SandboxId;
+use vhive_api::{RuntimeName, SandboxId};
 use vhive_api::guest::{GuestConfig, Volume};
 
 use super::bundle::{self, Limits};
 use super::container::{Start, Verb};
+use super::criu::{self, Changes, Criu};
+use super::gvisor::shape;
 use super::image::{Images, Mounted};
+use super::layer::Layer;
 use super::probe::Found;
 use super::sandbox::OciSandbox;
 use super::tool::Tool;
@@ -34,7 +37,7 @@ const TASKS: u32 = 4096;
 #[derive(Debug)]
 pub(super) struct Wanted<'a> {
     pub(super) tool: &'a Tool,
-    pub(super) found: &'a Found,
+    pub(super) layer: &'a Layer,
     pub(super) id: &'a SandboxId,
     pub(super) bundle: &'a Path,
     pub(super) journal: &'a Arc<Journal>,
@@ -55,6 +58,8 @@ pub(super) struct Started {
     pub(super) supervised: Supervised,
     /// Its first process, once there is one.
     pub(super) pid: Receiver<Pid>,
+    /// What it writes to; nothing for gVisor, which keeps that itself.
+    pub(super) changes: Changes,
 }
 
 impl Wanted<'_> {
@@ -63,11 +68,13 @@ impl Wanted<'_> {
     /// # Errors
     /// [`BootError`]; whatever is in the bundle is the caller's to remove.
     pub(super) fn start(self) -> Result<Started, BootError> {
-        let Self { tool, found, id, bundle, journal, image, netns, verb, .. } = self;
+        let Self { tool, layer, id, bundle, journal, image, netns, verb, .. } = self;
         let (cgroup, limits, conversation) = (self.cgroup, self.limits, self.conversation);
         let name = id.as_str();
         let (cgroup, group) = cgroup;
+        let options = bundle.join(criu::OPTIONS);
         let container = bundle::Container {
+            criu: (tool.name == RuntimeName::Runc).then_some(&*options),
             hostname: name,
             cgroup: &cgroup,
             limits,
@@ -80,9 +87,11 @@ impl Wanted<'_> {
         let (from_guest, stdout) = resource("make the guest channel", io::pipe)?;
         let (errors, stderr) = resource("make the error pipe", io::pipe)?;
         let (tell, pid) = mpsc::channel();
+        let changes = Changes::default();
         let start = Start {
             tool: tool.clone(),
-            layer: found.layer.clone(),
+            layer: layer.clone(),
+            changes: Arc::clone(&changes),
             bundle: bundle.to_owned(),
             image: image.map(|image| image.dir().to_owned()),
             netns,
@@ -120,13 +129,16 @@ impl Wanted<'_> {
         let journal = Arc::clone(journal);
         let start = || contract::start(launch, outputs, conversation, journal, words);
         let supervised = resource(&format!("run {}", tool.binary.display()), start)?;
-        Ok(Started { supervised, pid })
+        Ok(Started { supervised, pid, changes })
     }
 }
 
 fn write_bundle(bundle: &Path, container: &bundle::Container<'_>) -> io::Result<()> {
     for dir in ["rootfs", "changes", "runtime"] {
         fs::create_dir(bundle.join(dir))?;
+    }
+    if container.criu.is_some() {
+        criu::write_options(bundle)?;
     }
     fs::write(bundle.join("config.json"), serde_json::to_vec(&bundle::config(container))?)
 }
@@ -207,7 +219,7 @@ impl Ground {
         let netns = resource("share the network namespace", || self.netns.try_clone())?;
         Wanted {
             tool,
-            found,
+            layer: &found.layer,
             id: &spec.id,
             bundle: self.dir(),
             journal: &spec.journal,
@@ -235,6 +247,7 @@ impl Ground {
             port: spec.port,
             journal: Arc::clone(&spec.journal),
             gvisor: None,
+            criu: None,
             clone: false,
             cgroup: self.cgroup,
             _image: self.image,
@@ -287,13 +300,19 @@ pub(super) fn boot(
     let started = ground.start(tool, found, spec, (Verb::Run, conversation)).and_then(|started| {
         wait_started(&started, &spec.journal, tool, deadline)?;
         let pid = started.wait_pid(&spec.journal, tool, deadline)?;
-        Ok((started.supervised, pid))
+        Ok((started, pid))
     });
     let running = started.inspect_err(|error| {
         let (step, reason) = ("boot".to_owned(), chain(error));
         spec.journal.end(End::Failed { step, reason });
     })?;
-    Ok(ground.sandbox(running, spec))
+    let (Started { supervised, changes, .. }, pid) = running;
+    let mut sandbox = ground.sandbox((supervised, pid), spec);
+    sandbox.criu = found.criu.as_ref().ok().map(|version| {
+        let platform = criu::platform(tool, &found.version, version);
+        Criu { tool: tool.clone(), platform, shape: shape(spec), changes }
+    });
+    Ok(sandbox)
 }
 
 /// Waits until the function's process has been started.

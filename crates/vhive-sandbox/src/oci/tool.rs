@@ -14,6 +14,8 @@ pub(super) struct Tool {
     pub(super) binary: PathBuf,
     /// Options before the command.
     options: Vec<String>,
+    /// CRIU's program.
+    pub(super) criu: PathBuf,
     /// Where it comes from on Debian.
     pub(super) package: &'static str,
     /// Least memory of a container: with less, not even its first process gets to run.
@@ -31,10 +33,14 @@ impl Tool {
 
     fn plain(name: RuntimeName, config: ContainerConfig) -> Self {
         let program = name.as_str();
+        let criu = config.criu.unwrap_or_else(|| PathBuf::from("criu"));
+        // crun has it built in, or not at all.
+        let is_runc = name == RuntimeName::Runc;
         Self {
             name,
             binary: config.binary.unwrap_or_else(|| PathBuf::from(program)),
-            options: Vec::new(),
+            options: Vec::from_iter(is_runc.then(|| format!("--criu={}", criu.display()))),
+            criu,
             package: program,
             // runc copies itself into memory that counts as the container's.
             least_memory: Bytes::mib(24),
@@ -57,6 +63,7 @@ impl Tool {
             name: RuntimeName::Runsc,
             binary: config.binary,
             options: options.to_vec(),
+            criu: PathBuf::new(),
             package: "runsc, from Debian's backports",
             least_memory: Bytes::mib(64),
         }
