@@ -3,8 +3,10 @@
 use std::fs;
 use std::path::Path;
 
-use vhive_api::MemoryMode;
-use vhive_sandbox::firecracker::{Firecracker, FirecrackerConfig, WaitingFirecracker};
+use vhive_api::{MemoryMode, PrefetchPolicy};
+use vhive_sandbox::firecracker::{
+    Firecracker, FirecrackerConfig, GivenBack, WaitingFirecracker,
+};
 use vhive_sandbox::snapshot::MEMORY;
 use vhive_sandbox::{Memory, Restore as _, Sandbox, Snapshot, SnapshotDraft};
 
@@ -135,7 +137,7 @@ fn it_is_firecracker_that_writes_less() {
         rooms.push(room(&first));
         let spec = lab.spec();
         let mut clone = waiting(&lab.firecracker, &spec, &first)
-            .load(Memory { mode: MemoryMode::File, policy: Default::default() }, soon())
+            .load(Memory { mode: MemoryMode::File, policy: PrefetchPolicy::default() }, soon())
             .expect("loaded");
         get(clone.endpoint(), TOUCH);
         assert_eq!(clone.checkpoint().is_some(), diff_snapshots);
@@ -151,6 +153,35 @@ fn it_is_firecracker_that_writes_less() {
     // Zeros are no part of either.
     assert!(rooms[1] <= rooms[0] + (1 << 20), "{rooms:?}");
     eprintln!("{name}: {took:?}, {rooms:?}");
+}
+
+#[test]
+fn a_guest_without_a_driver_gives_nothing_and_is_snapshotted() {
+    let name = "a_guest_without_a_driver_gives_nothing_and_is_snapshotted";
+    for balloon in [true, false] {
+        let config = FirecrackerConfig { balloon, ..config() };
+        let Some(lab) = Lab::open(name, config) else { return };
+        let spec = lab.spec();
+        let mut original = lab.boot(&spec);
+        get(original.endpoint(), "/fill?pages=300");
+        let sums = get(original.endpoint(), TOUCH);
+        // Which asks it for its free memory first, if it has a balloon.
+        let first = snapshot(&lab, &mut *original, "first");
+        drop((original, spec));
+        let spec = lab.spec();
+        let mut clone = waiting(&lab.firecracker, &spec, &first)
+            .load(Memory { mode: MemoryMode::File, policy: PrefetchPolicy::default() }, soon())
+            .expect("loaded");
+        let given = clone.give_back(soon());
+        if balloon {
+            assert_eq!(given.expect("it is asked"), GivenBack::default());
+        } else {
+            given.expect_err("it has no balloon");
+        }
+        assert_eq!(get(clone.endpoint(), TOUCH), sums);
+        drop((clone, spec));
+        lab.expect_no_traces();
+    }
 }
 
 fn waiting(
