@@ -80,11 +80,7 @@ pub(super) fn give_back(
 }
 
 /// What is free now.
-fn free(
-    api: &mut Api,
-    ended: &impl AsFd,
-    deadline: Deadline,
-) -> Result<Option<Bytes>, ApiError> {
+fn free(api: &mut Api, ended: &impl AsFd, deadline: Deadline) -> Result<Option<Bytes>, ApiError> {
     let before = api.balloon_statistics(deadline)?;
     if before.free_memory.is_none() {
         return Ok(None);
@@ -125,9 +121,8 @@ fn reach(
 /// Waits a little, unless the guest ends.
 fn has_ended(ended: &impl AsFd, most: Duration) -> bool {
     let most = Timespec::try_from(most).map_err(io::Error::other);
-    let polled = most.and_then(|most| {
-        Ok(poll(&mut [PollFd::new(ended, PollFlags::IN)], Some(&most))?)
-    });
+    let polled =
+        most.and_then(|most| Ok(poll(&mut [PollFd::new(ended, PollFlags::IN)], Some(&most))?));
     // Whatever is wrong with waiting, looking without it would only be less polite.
     polled.map_or(true, |ready| ready > 0)
 }

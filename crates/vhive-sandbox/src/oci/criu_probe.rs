@@ -165,10 +165,7 @@ impl<'a> Guinea<'a> {
 /// A function that needs no image: init itself, which does nothing then.
 fn idle(id: &SandboxId) -> GuestConfig {
     GuestConfig {
-        process: Process {
-            args: [INIT, "idle"].map(str::to_owned).to_vec(),
-            ..Process::default()
-        },
+        process: Process { args: [INIT, "idle"].map(str::to_owned).to_vec(), ..Process::default() },
         hostname: id.to_string(),
         port: 1,
         network: None,

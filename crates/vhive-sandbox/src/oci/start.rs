@@ -10,8 +10,8 @@ use std::thread;
 use std::time::Instant;
 
 use rustix::process::{Pid, Resource, getrlimit};
-use vhive_api::{RuntimeName, SandboxId};
 use vhive_api::guest::{GuestConfig, Volume};
+use vhive_api::{RuntimeName, SandboxId};
 
 use super::bundle::{self, Limits};
 use super::container::{Start, Verb};

@@ -4,9 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use vhive_api::{MemoryMode, PrefetchPolicy};
-use vhive_sandbox::firecracker::{
-    Firecracker, FirecrackerConfig, GivenBack, WaitingFirecracker,
-};
+use vhive_sandbox::firecracker::{Firecracker, FirecrackerConfig, GivenBack, WaitingFirecracker};
 use vhive_sandbox::snapshot::MEMORY;
 use vhive_sandbox::{Memory, Restore as _, Sandbox, Snapshot, SnapshotDraft};
 
@@ -115,9 +113,8 @@ fn a_base_that_is_removed_is_still_there_for_who_runs_on_it() {
 
 /// How much room its memory takes.
 fn room(snapshot: &Snapshot) -> u64 {
-    let blocks = |path: &Path| {
-        std::os::unix::fs::MetadataExt::blocks(&fs::metadata(path).expect("there"))
-    };
+    let blocks =
+        |path: &Path| std::os::unix::fs::MetadataExt::blocks(&fs::metadata(path).expect("there"));
     blocks(&snapshot.dir().join(MEMORY)) * 512
 }
 
