@@ -12,7 +12,7 @@ use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use super::criu::{Changes, unpack_changes};
+use super::criu::{Changes, mount_memory, unpack_changes};
 use super::layer::Layer;
 use super::tool::Tool;
 use crate::contract::Subject;
@@ -116,6 +116,7 @@ impl Start {
             fs::create_dir(&upper)?;
             fs::create_dir(&work)?;
             if let Verb::Restore(from) = &self.verb {
+                mount_memory(from).map_err(|error| naming("find the saved memory", &error))?;
                 unpack_changes(from, &upper)
                     .map_err(|error| naming("unpack the saved layer", &error))?;
             }

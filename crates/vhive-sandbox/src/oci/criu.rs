@@ -26,6 +26,7 @@ use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::Duration;
 
+use rustix::mount::mount_bind;
 use rustix::process::Pid;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use vhive_api::{Digest, SandboxId};
@@ -220,6 +221,22 @@ pub(super) fn unpack_changes(image: &Path, upper: &Path) -> io::Result<()> {
     unpack(&image.join(CHANGES), upper, &XATTRS).map_err(io::Error::other)
 }
 
+/// Puts the files of memory among CRIU's other images, in the calling thread's mount namespace. CRIU
+/// opens them when it has another root already, where a link would lead nowhere.
+pub(super) fn mount_memory(image: &Path) -> io::Result<()> {
+    let entries = match fs::read_dir(image.join(MEMORY)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries?,
+    };
+    for entry in entries {
+        let entry = entry?;
+        let place = image.join(entry.file_name());
+        File::create_new(&place)?;
+        mount_bind(&entry.path(), &place)?;
+    }
+    Ok(())
+}
+
 /// The files of memory among CRIU's images.
 fn pages_of(image: &Path) -> io::Result<Vec<String>> {
     let mut pages = Vec::new();
@@ -243,15 +260,16 @@ fn ours(theirs: &str) -> &str {
 /// What is wrong with the snapshot's state.
 pub(super) fn lay_out(from: &Snapshot, image: &Path) -> Result<(), String> {
     let failed = |error: io::Error| error.to_string();
-    fs::create_dir(image).map_err(failed)?;
+    let memory = image.join(MEMORY);
+    fs::create_dir_all(&memory).map_err(failed)?;
     for name in from.manifest().files.keys() {
-        let theirs = match name.as_str() {
+        let place = match name.as_str() {
             VM_STATE => continue,
-            MEMORY => FIRST_PAGES.to_owned(),
-            CHANGES => CHANGES.to_owned(),
-            name => format!("{name}.img"),
+            MEMORY => memory.join(FIRST_PAGES),
+            CHANGES => image.join(CHANGES),
+            name => memory.join(format!("{name}.img")),
         };
-        symlink(from.dir().join(name), image.join(theirs)).map_err(failed)?;
+        symlink(from.dir().join(name), place).map_err(failed)?;
     }
     unpack(&from.dir().join(VM_STATE), image, &[])
 }

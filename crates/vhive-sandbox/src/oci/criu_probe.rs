@@ -4,16 +4,13 @@
 //! is remembered until something changes that it depends on; that it does not is asked anew by the
 //! next node.
 
-use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
-use std::thread;
 use std::time::Duration;
 
-use nix::sched::{CloneFlags, unshare};
 use serde::{Deserialize, Serialize};
 use vhive_api::guest::{GuestConfig, Hooks, Process};
 use vhive_api::{Digest, RuntimeName, SandboxId};
@@ -29,6 +26,7 @@ use crate::deadline::Deadline;
 use crate::journal::{Journal, Milestone};
 use crate::kernel::init_binary;
 use crate::linux::host_kernel;
+use crate::network::loopback_alone;
 use crate::remembered;
 use crate::run_dir::RunRoot;
 use crate::runtime::HostLacks;
@@ -120,7 +118,7 @@ impl<'a> Guinea<'a> {
         let root = RunRoot::below(bundle.path(), cache.parent().unwrap_or(cache));
         let limits = cgroup::Limits::default();
         let cgroup = Cgroup::create_everywhere(&root, &id, &limits).map_err(failed)?;
-        let netns = empty_network().map_err(failed)?;
+        let netns = loopback_alone().map_err(failed)?;
         let (verb, conversation) = match image {
             None => {
                 let config = Some(idle(&id));
@@ -201,17 +199,6 @@ fn attempt(tool: &Tool, layer: &Layer, cache: &Path) -> Result<(), String> {
     }
     contract::go_on(&started.supervised, &clone.id, deadline)
         .map_err(|error| format!("a clone does not go on: {}", chain(&error)))
-}
-
-/// A network namespace with nothing in it.
-fn empty_network() -> io::Result<OwnedFd> {
-    thread::scope(|scope| {
-        let making = scope.spawn(|| {
-            unshare(CloneFlags::CLONE_NEWNET)?;
-            Ok(fs::File::open("/proc/thread-self/ns/net")?.into())
-        });
-        making.join().unwrap_or_else(|_| Err(io::Error::other("the thread that makes it ended")))
-    })
 }
 
 fn lacks(what: String, fix: &str) -> HostLacks {
