@@ -232,7 +232,7 @@ pub(super) fn mount_memory(image: &Path) -> io::Result<()> {
         let entry = entry?;
         let place = image.join(entry.file_name());
         File::create_new(&place)?;
-        mount_bind(&entry.path(), &place)?;
+        mount_bind(entry.path(), &place)?;
     }
     Ok(())
 }
