@@ -54,35 +54,6 @@ fn limits_are_set_and_dropping_kills_and_removes() {
     assert!(dirs.iter().all(|dir| !dir.parent().unwrap().exists()), "{dirs:?}");
 }
 
-/// As a node that is killed while a container is saved leaves it.
-#[test]
-fn what_stands_still_is_ended_as_well() {
-    let base = tempfile::tempdir().expect("a temporary directory");
-    let Some(root) = root(base.path()) else { return };
-    let freeze = |group: &Cgroup| {
-        let told = group.dirs().filter(|dir| {
-            let words = [("freezer.state", "FROZEN"), ("cgroup.freeze", "1")];
-            let mut files = words.into_iter().map(|(file, word)| (dir.join(file), word));
-            files.any(|(file, word)| file.exists() && fs::write(file, word).is_ok())
-        });
-        told.count()
-    };
-    for swept in [false, true] {
-        let id = SandboxId::random();
-        let group = Cgroup::create_everywhere(&root, &id, &Limits::default()).expect("made");
-        let mut child = Command::new("sleep").arg("1000").spawn().expect("spawned");
-        group.add(Pid::from_child(&child)).expect("added");
-        assert!(freeze(&group) > 0, "this host freezes nothing");
-        let began = std::time::Instant::now();
-        if swept {
-            assert_eq!(sweep(&root).expect("swept"), [id.as_str()]);
-        }
-        drop(group);
-        assert!(!child.wait().expect("reaped").success());
-        assert!(began.elapsed() < REMOVAL, "{:?}", began.elapsed());
-    }
-}
-
 #[test]
 fn a_sweep_removes_what_a_killed_node_left_and_nothing_else() {
     let base = tempfile::tempdir().expect("a temporary directory");
