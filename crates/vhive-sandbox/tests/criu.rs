@@ -1,6 +1,5 @@
 //! Whether runc's containers can be snapshotted is found out by doing it, and costs nothing else.
 //! What a snapshot then promises is in the conformance suite.
-#![expect(clippy::print_stderr, reason = "tests tell why they skip")]
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
