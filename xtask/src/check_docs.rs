@@ -121,7 +121,10 @@ fn holds(root: &Path, sources: &str, span: &str) -> bool {
 fn conformance(table: &str, suite: &str) -> Vec<String> {
     let suite = suite.split_once("ALL: &[Promise] = &[").map_or("", |(_, rest)| rest);
     let suite = suite.split_once("];").map_or("", |(rows, _)| rows);
-    let names = suite.split("(\"").skip(1).filter_map(|rest| rest.split('"').next());
+    let names = suite.split('(').skip(1).filter_map(|rest| {
+        // The first thing in the brackets, on whichever line.
+        rest.trim_start().strip_prefix('"')?.split('"').next()
+    });
     let promises: BTreeSet<String> = names.map(str::to_owned).collect();
     let rows = table.lines().filter_map(|line| line.strip_prefix("| ")?.split(" |").next());
     let rows = rows.filter(|row| *row != "promise").map(|row| row.replace(' ', "_"));
@@ -138,12 +141,16 @@ fn conformance(table: &str, suite: &str) -> Vec<String> {
 /// Rows look like `| G1 | promise | test_name |`; several tests are divided by commas.
 fn guarantees(text: &str, sources: &str) -> Vec<String> {
     let mut wrong = Vec::new();
+    let mut numbers = BTreeSet::new();
     for line in text.lines().filter(|line| line.starts_with("| G")) {
         let cells: Vec<&str> = line.trim_matches('|').split('|').map(str::trim).collect();
         let [id, _, tests] = cells[..] else {
             wrong.push(format!("GUARANTEES.md: {line:?} does not have three columns"));
             continue;
         };
+        if !numbers.insert(id) {
+            wrong.push(format!("GUARANTEES.md: {id} comes twice"));
+        }
         if tests.starts_with("pending") {
             continue;
         }

@@ -40,7 +40,10 @@ where
 /// What follows a refusal that is kept in a file.
 pub(crate) fn until(file: &Path) -> String {
     let minutes = REFUSAL.as_secs() / 60;
-    format!("it is tried again {minutes} minutes later, or once {} is removed", file.display())
+    format!(
+        "the next node or `vhive doctor` tries it again {minutes} minutes later, or once {} is removed",
+        file.display()
+    )
 }
 
 /// What a node has found out: for good once it has been found, for a moment if it was not there, so

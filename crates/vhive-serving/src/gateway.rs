@@ -336,7 +336,7 @@ async fn obtain(
 async fn connect(flight: &mut Flight) -> Result<Box<Connection>, GatewayError> {
     let Some(lease) = &flight.lease else { unreachable!("a connection is made under a lease") };
     if let Some(connection) = lease.connection().and_then(upstream::adopt) {
-        return Ok(Connection::over(connection));
+        return Ok(Connection::over(connection).reused());
     }
     let limit = flight.client().gateway.config.connect_timeout.0;
     let opened = tokio::time::timeout(limit, upstream::connect(lease.endpoint())).await;

@@ -12,7 +12,7 @@
 //! standard input, which is a pipe's end for writing: the two outputs are the function's. When nobody
 //! has the pipe's other end any more, it ends everything.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::os::fd::AsFd as _;
@@ -21,7 +21,8 @@ use std::process::{Command, ExitCode, Stdio};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::process::{
-    Pid, Signal, WaitOptions, WaitStatus, getpid, kill_process, set_child_subreaper, wait,
+    Pid, Resource, Rlimit, Signal, WaitOptions, WaitStatus, getpid, kill_process,
+    set_child_subreaper, setrlimit, wait,
 };
 
 use crate::supervise::watch_children;
@@ -45,6 +46,16 @@ fn look_after(mut words: impl Iterator<Item = OsString>) -> io::Result<ExitCode>
         io::Error::new(error.kind(), format!("{}: {error}", program.to_string_lossy()))
     })?;
     let command = Pid::from_raw(command.id().cast_signed());
+    let outcome = follow(command, &file, &mut report);
+    if outcome.is_err() {
+        // What it had to look after must not stay behind without it.
+        let _ = end_all();
+    }
+    outcome
+}
+
+/// Waits for the command, then for the first process that it has left behind, and ends as that one does.
+fn follow(command: Option<Pid>, file: &OsStr, report: &mut File) -> io::Result<ExitCode> {
     // Not earlier: the command would inherit the mask.
     let children = watch_children().map_err(|failure| io::Error::other(failure.reason))?;
     let mut first = None;
@@ -56,7 +67,7 @@ fn look_after(mut words: impl Iterator<Item = OsString>) -> io::Result<ExitCode>
                 if status.exit_status() != Some(0) {
                     return Ok(end_like(status));
                 }
-                let text = fs::read_to_string(&file)?;
+                let text = fs::read_to_string(file)?;
                 let number = text.trim().parse().ok().and_then(Pid::from_raw);
                 let number = number.ok_or_else(|| io::Error::other("reap: no process number"))?;
                 writeln!(report, "{}", number.as_raw_pid())?;
@@ -72,7 +83,7 @@ fn look_after(mut words: impl Iterator<Item = OsString>) -> io::Result<ExitCode>
         }
         // Of a pipe's end for writing only its other end's closing is news.
         let mut sources =
-            [PollFd::new(&children, PollFlags::IN), PollFd::new(&report, PollFlags::empty())];
+            [PollFd::new(&children, PollFlags::IN), PollFd::new(&*report, PollFlags::empty())];
         match poll(&mut sources, None) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(error) => return Err(error.into()),
@@ -110,6 +121,8 @@ fn end_like(status: WaitStatus) -> ExitCode {
     }
     let number = status.terminating_signal().unwrap_or(0);
     if let Some(signal) = Signal::from_named_raw(number) {
+        // The function's crash is none of this program's: no core file of it on the host.
+        let _ = setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) });
         // What this does not end is answered below.
         let _ = kill_process(getpid(), signal);
     }

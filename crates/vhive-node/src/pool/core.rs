@@ -462,8 +462,11 @@ impl Core {
             0 => waiting.min(1),
             concurrency => waiting.div_ceil(concurrency),
         };
-        // What is being started, or about to come back from its snapshot, will serve some.
-        let mut needed = for_waiting.saturating_sub(self.starting + self.snapshotting);
+        // What is being started, or about to come back from its snapshot, will serve some; but nobody waits for
+        // a snapshot that an instance was started for.
+        let coming = self.starting + self.snapshotting;
+        let alone = self.alone(|state| matches!(state, State::Starting(_) | State::Snapshotting));
+        let mut needed = for_waiting.saturating_sub(coming - alone);
         if self.want > 0 && !self.dormant {
             needed = needed.max(self.missing(now));
         }
@@ -492,9 +495,16 @@ impl Core {
         no
     }
 
+    /// How many instances in such a state were started for their snapshots only.
+    fn alone(&self, is_in: impl Fn(State) -> bool) -> u32 {
+        let alone = self.instances.values().filter(|i| i.passing && is_in(i.state));
+        u32::try_from(alone.count()).unwrap_or(u32::MAX)
+    }
+
     /// How many instances `want` lacks, after taking back marked ones.
     fn missing(&mut self, now: Instant) -> u32 {
-        let mut lacks = self.want.saturating_sub(self.ready() + self.starting);
+        let alone = self.alone(|state| matches!(state, State::Starting(_)));
+        let mut lacks = self.want.saturating_sub(self.ready() + self.starting - alone);
         while lacks > 0 {
             let Some(&no) = self.leaving.first() else { break };
             self.unmark(no);

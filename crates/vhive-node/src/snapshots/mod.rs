@@ -27,7 +27,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use vhive_api::{Bytes, Digest, Revision, RuntimeName, SnapshotPolicy};
 use vhive_sandbox::snapshot::{Blame, DraftError, MemoryShape, Owner};
@@ -76,6 +76,9 @@ impl fmt::Display for SnapshotId {
 #[derive(Clone)]
 pub struct Snapshots(Arc<Inner>);
 
+/// Longest time between two tries to take a snapshot that cannot be taken.
+const MOST_BACK_OFF: Duration = Duration::from_secs(3600);
+
 struct Inner {
     dir: PathBuf,
     max_bytes: u64,
@@ -121,7 +124,9 @@ impl Snapshots {
     pub(crate) fn open(state_dir: &Path, config: &Config) -> Result<Self, StoreError> {
         let dir = state_dir.join("snapshots");
         let (entries, retired) = open::open(&dir)?;
-        let back_off = BackOff::new(config.back_off_first.0, config.back_off_most.0);
+        // A whole memory may have been written in vain: what fails time and again is tried ever more rarely.
+        let most = MOST_BACK_OFF.max(config.back_off_most.0);
+        let back_off = BackOff::new(config.back_off_first.0, most);
         let max_bytes = config.snapshots.max_bytes.0;
         let state = State { entries, retired, ..State::default() };
         let (readers, state) = (Arc::default(), Mutex::new(state));

@@ -169,6 +169,9 @@ impl Stored {
                 Verdict::Unread if state.tried != tried => {
                     return Err(Unsound::Unread(state.trouble.clone()));
                 }
+                Verdict::Unread | Verdict::Reading if state.doomed => {
+                    return Err(Unsound::Unread("it is being removed".to_owned()));
+                }
                 Verdict::Unread | Verdict::Reading if deadline.passed() => {
                     return Err(Unsound::NotYet);
                 }
@@ -336,6 +339,8 @@ impl Stored {
         if std::mem::replace(&mut state.doomed, true) {
             return Ok(());
         }
+        // Whoever waits for a reader would wait in vain.
+        self.judged.notify_all();
         if state.holds > 0 {
             // Should this process be killed, the next one does the rest. The last user cannot give the place
             // free before the lock is: what it takes for a mark would be another snapshot's then.

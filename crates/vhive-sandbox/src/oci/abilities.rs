@@ -12,6 +12,7 @@ use crate::process::Exit;
 
 /// The options that not every version has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "each option is there or not, by itself")]
 pub(super) struct Abilities {
     /// The platform `systrap`; older ones trace.
     systrap: bool,

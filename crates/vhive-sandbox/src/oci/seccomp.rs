@@ -107,7 +107,8 @@ pub(super) fn filter() -> Value {
             &["socket"],
             Errno::EAFNOSUPPORT,
             &json!([{
-                "index": 0, "op": "SCMP_CMP_EQ", "value": AF_VSOCK,
+                // The kernel looks at the register's lower half only.
+                "index": 0, "op": "SCMP_CMP_MASKED_EQ", "value": u32::MAX, "valueTwo": AF_VSOCK,
             }]),
         ),
     ];

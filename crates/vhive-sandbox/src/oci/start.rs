@@ -151,7 +151,7 @@ impl Wanted<'_> {
             silent: "the container ended without saying why",
             limit: Some(limit),
         };
-        let supervised = supervise(start, tell, outputs, voice, Arc::clone(journal), words);
+        let supervised = supervise((start, tell), outputs, voice, Arc::clone(journal), words);
         let by = if is_reaped {
             format!(" by {}", reaper(&found.layer).display())
         } else {
@@ -165,8 +165,7 @@ impl Wanted<'_> {
 
 /// Starts it on the thread that looks after it.
 fn supervise(
-    start: Start,
-    tell: Sender<Pid>,
+    (start, tell): (Start, Sender<Pid>),
     outputs: Outputs,
     voice: Voice,
     journal: Arc<Journal>,

@@ -100,11 +100,19 @@ impl OpenError {
         match self {
             // A later version can read what this one cannot.
             Self::Format(_) => Blame::Host,
-            Self::Manifest { source, .. } if source.is_data() => Blame::Host,
+            Self::Manifest { source, .. } if is_in_other_words(source) => Blame::Host,
             Self::Manifest { .. } | Self::Damaged { .. } => Blame::Snapshot,
             Self::Read { source, .. } => blame_of(source),
         }
     }
+}
+
+/// Whether a manifest has fields or values that this version does not know, or lacks some that it does: it
+/// is another version's. A known field with a value that cannot be is damage.
+fn is_in_other_words(error: &serde_json::Error) -> bool {
+    let text = error.to_string();
+    let unknown = ["unknown field", "missing field", "unknown variant"];
+    error.is_data() && unknown.iter().any(|words| text.starts_with(words))
 }
 
 /// What an error of opening or reading a file says of the file.

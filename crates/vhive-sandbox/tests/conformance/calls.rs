@@ -11,7 +11,7 @@ use crate::site::{Site, soon};
 struct Call {
     name: &'static str,
     number: u32,
-    arguments: [u32; 2],
+    arguments: [u64; 2],
     /// Made as a 32-bit program makes it.
     narrow: bool,
     /// The error's number, or [`DONE`].
@@ -34,6 +34,8 @@ const CALLS: &[Call] = &[
     call("unshare-user", 272, [NEWUSER, 0], EPERM),
     call("inet", 41, [AF_INET, 1], DONE).everywhere(),
     call("vsock", 41, [AF_VSOCK, 1], EAFNOSUPPORT).everywhere(),
+    // The kernel looks at the lower half of the register only.
+    call("vsock-wide", 41, [AF_VSOCK | 1 << 32, 1], EAFNOSUPPORT).everywhere(),
     // Size of the kernel's log.
     call("syslog", 103, [10, 0], EPERM),
     call("fanotify", 300, [0, 0], EPERM),
@@ -44,16 +46,16 @@ const CALLS: &[Call] = &[
     call("narrow-socketcall", 102, [1, 0], EAFNOSUPPORT).narrow(),
 ];
 
-const SIGCHLD: u32 = 17;
-const NEWUSER: u32 = 0x1000_0000;
-const NEWNET: u32 = 0x4000_0000;
-const AF_INET: u32 = 2;
-const AF_VSOCK: u32 = 40;
+const SIGCHLD: u64 = 17;
+const NEWUSER: u64 = 0x1000_0000;
+const NEWNET: u64 = 0x4000_0000;
+const AF_INET: u64 = 2;
+const AF_VSOCK: u64 = 40;
 const EPERM: u8 = 1;
 const ENOSYS: u8 = 38;
 const EAFNOSUPPORT: u8 = 97;
 
-const fn call(name: &'static str, number: u32, arguments: [u32; 2], ends: u8) -> Call {
+const fn call(name: &'static str, number: u32, arguments: [u64; 2], ends: u8) -> Call {
     Call { name, number, arguments, narrow: false, ends, everywhere: false }
 }
 
@@ -73,20 +75,20 @@ impl Call {
     fn program(&self) -> Vec<u8> {
         const BASE: u64 = 0x40_0000;
         const HEADERS: u64 = 64 + 56;
-        let [first, second] = self.arguments.map(u32::to_le_bytes);
+        let [first, second] = self.arguments.map(u64::to_le_bytes);
         let mut code = vec![0xb8]; // mov eax, number
         code.extend(self.number.to_le_bytes());
         if self.narrow {
             code.push(0xbb); // mov ebx, first
-            code.extend(first);
+            code.extend(&first[..4]);
             code.push(0xb9); // mov ecx, second
-            code.extend(second);
+            code.extend(&second[..4]);
             code.extend([0x31, 0xd2, 0x31, 0xf6, 0x31, 0xff]); // xor edx, edx; esi, esi; edi, edi
             code.extend([0xcd, 0x80]); // int 0x80
         } else {
-            code.push(0xbf); // mov edi, first
+            code.extend([0x48, 0xbf]); // mov rdi, first
             code.extend(first);
-            code.push(0xbe); // mov esi, second
+            code.extend([0x48, 0xbe]); // mov rsi, second
             code.extend(second);
             code.extend([0x31, 0xd2, 0x4d, 0x31, 0xd2]); // xor edx, edx; r10, r10
             code.extend([0x4d, 0x31, 0xc0]); // xor r8, r8

@@ -12,6 +12,7 @@ use http::{Request, Response, Version};
 use hyper::body::Incoming;
 use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::net::TcpStream;
 
 use super::LAST_WORDS;
 use super::flight::Flight;
@@ -98,12 +99,14 @@ async fn sender(flight: &mut Flight) -> Result<(SendRequest<RequestBody>, bool),
         return Ok((sender, true));
     }
     let limit = flight.client().gateway.config.connect_timeout.0;
-    let opening = open(lease.endpoint(), lease.connection());
+    let first = lease.connection().and_then(adopt);
+    let reused = first.is_some();
+    let opening = open(lease.endpoint(), first);
     let reason = match tokio::time::timeout(limit, opening).await {
         Ok(Ok(connection)) => {
             let sender = connection.sender.clone();
             flight.route.upstreams.share(lease.sandbox(), connection);
-            return Ok((sender, false));
+            return Ok((sender, reused));
         }
         Ok(Err(reason)) => reason,
         Err(_) => format!("not within {} ms", limit.as_millis()),
@@ -116,11 +119,8 @@ async fn sender(flight: &mut Flight) -> Result<(SendRequest<RequestBody>, bool),
     Err(error)
 }
 
-async fn open(
-    endpoint: std::net::SocketAddr,
-    first: Option<std::net::TcpStream>,
-) -> Result<Shared, String> {
-    let io = match first.and_then(adopt) {
+async fn open(endpoint: std::net::SocketAddr, first: Option<TcpStream>) -> Result<Shared, String> {
+    let io = match first {
         Some(io) => io,
         None => connect(endpoint).await.map_err(|error| error.to_string())?,
     };

@@ -38,7 +38,7 @@ pub(super) struct Connection {
     output: Outgoing,
     upload: Upload,
     decode: Decode,
-    /// It has carried a request before.
+    /// It was there before the request.
     used: bool,
     keep_alive: bool,
     /// Bytes asked for by the next read of a reply's body.
@@ -104,6 +104,12 @@ impl Connection {
         })
     }
 
+    /// It is older than the request: if nothing of that leaves, another connection may do.
+    pub(super) fn reused(mut self: Box<Self>) -> Box<Self> {
+        self.used = true;
+        self
+    }
+
     /// Whether the other side has closed it, or said something that nobody asked for. Costs a
     /// system call only if something has arrived.
     pub(super) fn is_stale(&self) -> bool {
@@ -112,7 +118,7 @@ impl Connection {
         !matches!(read, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
     }
 
-    /// Whether it had carried a request before the present one.
+    /// Whether it was there before the present request.
     pub(super) fn is_used(&self) -> bool {
         self.used
     }
