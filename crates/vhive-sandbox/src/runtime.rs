@@ -150,8 +150,14 @@ pub trait Runtime: Send + Sync + fmt::Debug {
     /// [`BootError`]; every host resource has been released by then.
     fn boot(&self, spec: &SandboxSpec, deadline: Deadline) -> Result<Box<dyn Sandbox>, BootError>;
 
-    /// The view of a runtime that can restore snapshots; its sandboxes can be snapshotted.
+    /// The view of a runtime that can restore snapshots; its sandboxes can be snapshotted. May take
+    /// seconds the first time.
     fn restores(&self) -> Option<&dyn Restore> {
+        None
+    }
+
+    /// Why [`Runtime::restores`] has nothing, if that is this host's doing.
+    fn restores_nothing(&self) -> Option<HostLacks> {
         None
     }
 }

@@ -8,6 +8,8 @@
 )]
 #![expect(dead_code, reason = "the conformance suite uses the rest")]
 
+#[path = "firecracker/incremental.rs"]
+mod incremental;
 #[path = "conformance/site.rs"]
 mod site;
 #[path = "firecracker/speaker.rs"]

@@ -65,6 +65,12 @@ fn main() -> ExitCode {
     if word.as_ref().is_some_and(|word| word == "reap") {
         return reap::run(words);
     }
+    if std::process::id() != 1 && word.as_ref().is_some_and(|word| word == "idle") {
+        // A function that does nothing, for a host that tries out what it can do.
+        loop {
+            rustix::event::pause();
+        }
+    }
     if std::process::id() != 1 {
         say("this program is the first process of a vHive sandbox, not a command");
         return ExitCode::FAILURE;

@@ -8,7 +8,7 @@ use std::io::{self, Read, Seek as _, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use tar::{Archive, Builder, Entry, EntryType};
-use vhive_api::{Bytes, SandboxId};
+use vhive_api::{Bytes, RuntimeName, SandboxId};
 use vhive_sandbox::Snapshot;
 use vhive_sandbox::snapshot::{MANIFEST, Manifest, OpenError};
 
@@ -106,6 +106,10 @@ impl Snapshots {
         let snapshot = Snapshot::open(&dir).map_err(ImportError::Unsound)?;
         snapshot.verify().map_err(ImportError::Unsound)?;
         let manifest = snapshot.manifest();
+        if !is_portable(manifest.platform.runtime) {
+            let what = "what it would restore has rights on the host; it is for where it was taken";
+            return Err(ImportError::Content(what.to_owned()));
+        }
         let id = SnapshotId::of_owner(&manifest.owner, manifest.platform.runtime);
         let taking = self.begin_for(id, manifest.owner.clone());
         let mut taking = taking.ok_or(ImportError::Exists(id))?;
@@ -128,6 +132,12 @@ impl Snapshots {
         tracing::info!(snapshot = %id, "snapshot imported");
         Ok(SnapshotInfo::of(&stored))
     }
+}
+
+/// Whether a snapshot from elsewhere can do no more than a function. CRIU gives a process back what
+/// its image says it had, and the image could say anything.
+const fn is_portable(runtime: RuntimeName) -> bool {
+    !matches!(runtime, RuntimeName::Runc | RuntimeName::Crun)
 }
 
 /// A directory that an archive is being read into; gone with its value unless it has been renamed.
@@ -258,6 +268,13 @@ mod tests {
 
     use super::super::stored::allocated;
     use super::*;
+
+    #[test]
+    fn what_would_have_rights_on_the_host_is_not_taken_from_elsewhere() {
+        let portable = [RuntimeName::Qemu, RuntimeName::Firecracker, RuntimeName::Runsc];
+        assert!(portable.into_iter().all(is_portable));
+        assert!(!is_portable(RuntimeName::Runc) && !is_portable(RuntimeName::Crun));
+    }
 
     #[test]
     fn zeros_become_holes_and_count_for_nothing() {

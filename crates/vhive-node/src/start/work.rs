@@ -151,7 +151,12 @@ impl Work {
             return boot(None);
         }
         let Some(restorer) = runtime.restores() else {
-            return boot(Some(format!("runtime {} restores no snapshots", revision.runtime)));
+            // How it ends tells a study that no further try would help.
+            let nothing = format!("runtime {} restores no snapshots", revision.runtime);
+            return boot(Some(match runtime.restores_nothing() {
+                Some(lacks) => format!("{}, so {nothing}", lacks.what),
+                None => nothing,
+            }));
         };
         let guest = match guest::of(revision, self.shared.ground.state_dir()) {
             Ok(guest) => guest,

@@ -1,7 +1,7 @@
 //! Ending the processes of a group and removing it.
 
 use std::fs;
-use std::io;
+use std::io::{self, Write as _};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
@@ -37,6 +37,18 @@ pub(super) fn remove(dir: &Path, deadline: Deadline) -> io::Result<()> {
         }
     }
     Err(io::Error::new(io::ErrorKind::ResourceBusy, "new processes keep appearing in it"))
+}
+
+/// Lets the processes of a group run that somebody has frozen: in version 1 not even SIGKILL reaches
+/// them else. A group that is gone, or cannot be frozen, is fine.
+pub(super) fn thaw(dir: &Path) {
+    for (file, word) in [("freezer.state", "THAWED"), ("cgroup.freeze", "0")] {
+        let opened = fs::File::options().write(true).open(dir.join(file));
+        if let Ok(mut file) = opened {
+            // What it could not be told now shows when its processes do not end.
+            let _ = file.write_all(word.as_bytes());
+        }
+    }
 }
 
 fn end_members(dir: &Path, deadline: Deadline) -> io::Result<()> {

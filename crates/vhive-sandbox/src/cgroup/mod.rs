@@ -92,6 +92,11 @@ pub(crate) fn beside_version_one() -> io::Result<Option<PathBuf>> {
 }
 
 impl Cgroup {
+    /// Lets its processes run, if somebody has frozen them.
+    pub(crate) fn thaw(&self) {
+        self.dirs.iter().for_each(|(_, dir)| members::thaw(dir));
+    }
+
     /// Makes the groups and sets the limits.
     ///
     /// # Errors
@@ -235,6 +240,7 @@ impl OutOfMemory {
 impl Drop for Cgroup {
     fn drop(&mut self) {
         let deadline = Deadline::after(REMOVAL);
+        self.thaw();
         for (_, dir) in &self.dirs {
             if let Err(error) = members::remove(dir, deadline) {
                 tracing::warn!(path = %dir.display(), %error, "cgroup not removed");
@@ -257,6 +263,11 @@ impl Drop for Cgroup {
 pub fn sweep(root: &RunRoot) -> io::Result<Vec<String>> {
     let mut found = Vec::new();
     let mut first_error = None;
+    // Before any is killed: which hierarchy has frozen one is not known.
+    for hierarchy in hierarchy::every()? {
+        let entries = fs::read_dir(parent_of(root, &hierarchy)).into_iter().flatten();
+        entries.filter_map(Result::ok).for_each(|entry| members::thaw(&entry.path()));
+    }
     for hierarchy in hierarchy::every()? {
         let parent = parent_of(root, &hierarchy);
         let entries = match fs::read_dir(&parent) {

@@ -12,6 +12,7 @@ use super::Firecracker;
 use super::api::{ApiError, Balloon, BootSource, Drive, MachineConfig, NetworkInterface};
 use super::checkpoint::Taken;
 use super::config::FirecrackerConfig;
+use super::diff::{self, Base};
 use super::ground::Ground;
 use super::linux::Linux;
 use super::sandbox::FirecrackerSandbox;
@@ -142,6 +143,8 @@ pub(super) fn boot(
     }
     vm.serve()?;
     let shape = MemoryShape { memory: guest_memory(spec), vcpus: vcpus(spec) };
+    let increments = config.diff_snapshots && diff::is_sound(ground.version, shape.memory);
+    let base = increments.then_some(Base::Zeros);
     Ok(FirecrackerSandbox {
         pids: [vm.supervised.pid()],
         vm,
@@ -149,7 +152,8 @@ pub(super) fn boot(
         port: spec.port,
         journal: Arc::clone(journal),
         is_bare: linux.is_none(),
-        taken: Some(Taken { platform, shape }),
+        has_balloon: config.balloon,
+        taken: Some(Taken { platform, shape, base }),
         paging: None,
         _dir: dir,
         network: Arc::clone(network),
@@ -198,7 +202,7 @@ fn start(
         vcpu_count: vcpus(spec),
         mem_size_mib: guest_memory(spec).mib_ceil(),
         smt: false,
-        track_dirty_pages: false,
+        track_dirty_pages: config.diff_snapshots,
         cpu_template: config.cpu_template,
     };
     api.machine_config(&machine, deadline)?;

@@ -5,8 +5,9 @@
 //!                                                     ─► Resume ─► Resumed ─► copy, sparse
 //! ```
 //!
-//! A guest without an operating system is told nothing. Firecracker writes its memory whole, zeros too, into a file that it may keep open; so what is
-//! published is a copy of that.
+//! A guest without an operating system is told nothing. Firecracker writes its memory whole, zeros
+//! too, into a file that it may keep open; so what is published is a copy of that. Where snapshots
+//! are incremental, it writes what has changed into a copy of the rest: see [`super::diff`].
 //!
 //! # Source
 //! Firecracker, `docs/snapshotting/snapshot-support.md`.
@@ -14,8 +15,11 @@
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
 
 use super::api::{ApiError, CreateSnapshot, SnapshotType};
+use super::diff::Base;
 use super::sandbox::FirecrackerSandbox;
 use crate::contract::{self, chain, time_to_go_on};
 use crate::deadline::Deadline;
@@ -27,11 +31,22 @@ use crate::snapshot::{
 /// Under which names Firecracker writes what is to become a snapshot.
 const NAMES: [(&str, &str); 2] = [(VM_STATE, "new-vmstate"), (MEMORY, "new-memory")];
 
-/// What a booted microVM's snapshots have in common.
+/// How long a guest is asked for its free memory before a snapshot.
+const MOST_GIVING: Duration = Duration::from_secs(2);
+
+/// What a microVM's snapshots have in common.
 #[derive(Clone, Debug)]
 pub(super) struct Taken {
     pub(super) platform: Platform,
     pub(super) shape: MemoryShape,
+    /// What the next one's pages are written over; none if it is written whole.
+    pub(super) base: Option<Base>,
+}
+
+impl Taken {
+    fn kind(&self) -> SnapshotType {
+        self.base.as_ref().map_or(SnapshotType::Full, Base::kind)
+    }
 }
 
 impl Checkpoint for FirecrackerSandbox {
@@ -46,14 +61,18 @@ impl Checkpoint for FirecrackerSandbox {
         };
         let share = self.vm.share.clone();
         let _whole = share.lift();
+        let raws = NAMES.map(|(_, name)| Raw(draft.dir().join(name)));
+        make(&raws, &taken, deadline)?;
+        self.free_before_snapshot(deadline);
         let guest_ns = if self.is_bare {
             // It has no clock to tell.
             0
         } else {
             contract::prepare(&self.vm.supervised, deadline)?
         };
-        let raws = NAMES.map(|(_, name)| Raw(draft.dir().join(name)));
-        let written = self.write(&raws, deadline);
+        // Whatever comes of it, Firecracker may have begun to count anew.
+        self.set_base(Base::Unknown);
+        let written = self.write(&raws, taken.kind(), deadline);
         let resumed = self.go_on(deadline);
         // A sandbox that stands still is the worse news.
         resumed?;
@@ -65,6 +84,11 @@ impl Checkpoint for FirecrackerSandbox {
             let copied = copy(&raw.0, &to, wanted, deadline);
             copied.map_err(|source| DraftError::Write { path, source })?;
         }
+        if taken.base.is_some() {
+            let path = draft.dir().join(MEMORY);
+            let file = File::open(&path).map_err(|source| DraftError::Write { path, source })?;
+            self.set_base(Base::File(Arc::new(file)));
+        }
         let network = Some(self.network.guest().clone());
         draft.describe(taken.platform, taken.shape, network, guest_ns);
         Ok(())
@@ -72,21 +96,42 @@ impl Checkpoint for FirecrackerSandbox {
 }
 
 impl FirecrackerSandbox {
+    /// What is free takes no room in the snapshot. One that is larger is better than none.
+    fn free_before_snapshot(&mut self, deadline: Deadline) {
+        if !self.has_balloon {
+            return;
+        }
+        match self.give_back(deadline.or_after(MOST_GIVING)) {
+            Ok(it) => tracing::debug!(sandbox = %self.id, ?it, "memory given back"),
+            Err(error) => tracing::warn!(sandbox = %self.id, %error, "no memory given back"),
+        }
+    }
+
+    fn set_base(&mut self, base: Base) {
+        if let Some(Taken { base: Some(known), .. }) = &mut self.taken {
+            *known = base;
+        }
+    }
+
     /// Stops the guest and has Firecracker write both files.
-    fn write(&mut self, raws: &[Raw; 2], deadline: Deadline) -> Result<(), SnapshotError> {
+    fn write(
+        &mut self,
+        raws: &[Raw; 2],
+        snapshot_type: SnapshotType,
+        deadline: Deadline,
+    ) -> Result<(), SnapshotError> {
         let refused =
             |step| move |error: ApiError| SnapshotError::Runtime { step, reason: chain(&error) };
         self.vm.api.pause(deadline).map_err(refused("pause the guest"))?;
         let mut loans = Vec::new();
         for ((_, name), Raw(path)) in NAMES.iter().zip(raws) {
-            let lent = File::create_new(path)
-                .and_then(|_| self.vm.jail.lend_out(self.pids[0], name, path));
+            let lent = self.vm.jail.lend_out(self.pids[0], name, path);
             let failed = |source| DraftError::Write { path: path.clone(), source };
             loans.push(lent.map_err(failed)?);
         }
         let [(_, state), (_, memory)] = NAMES;
         let create = CreateSnapshot {
-            snapshot_type: SnapshotType::Full,
+            snapshot_type,
             snapshot_path: self.vm.jail.inside(state),
             mem_file_path: self.vm.jail.inside(memory),
         };
@@ -104,6 +149,18 @@ impl FirecrackerSandbox {
         }
         contract::go_on(&self.vm.supervised, &self.id, deadline)
     }
+}
+
+/// Makes the files that Firecracker is to write, with what is in them already.
+fn make(raws: &[Raw; 2], taken: &Taken, deadline: Deadline) -> Result<(), DraftError> {
+    for ((name, _), Raw(path)) in NAMES.iter().zip(raws) {
+        let base = taken.base.as_ref().filter(|_| *name == MEMORY);
+        let lay =
+            |file| base.map_or(Ok(()), |base| base.lay_into(&file, taken.shape.memory, deadline));
+        let made = File::create_new(path).and_then(lay);
+        made.map_err(|source| DraftError::Write { path: path.clone(), source })?;
+    }
+    Ok(())
 }
 
 /// A file that Firecracker has written. Dropping it removes it.

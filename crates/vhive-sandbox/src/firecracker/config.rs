@@ -31,9 +31,14 @@ pub struct FirecrackerConfig {
     pub pci: bool,
     /// Whether guests get a device that gives random bytes.
     pub entropy: bool,
-    /// Whether guests get a device by which they give memory back; where Firecracker's can, by
-    /// itself.
+    /// Whether guests get a device by which they give memory back, if they have a driver for it:
+    /// what is free before each snapshot, and where Firecracker's can, by itself.
     pub balloon: bool,
+    /// Whether snapshots are incremental: Firecracker writes only the pages that the guest has
+    /// written, into a copy of what it began with, so that the guest stands still for less time.
+    /// What is published is whole all the same, and clones can be snapshotted as well. Each first
+    /// write to a page then costs the guest an exit, and the host maps no huge pages for it.
+    pub diff_snapshots: bool,
     /// Whether each Firecracker writes down what it measures, for [`super::Metrics`]: some ten
     /// thousand bytes a minute, in memory.
     pub metrics: bool,
@@ -78,6 +83,7 @@ impl Default for FirecrackerConfig {
             pci: false,
             entropy: true,
             balloon: false,
+            diff_snapshots: false,
             metrics: false,
         }
     }

@@ -71,8 +71,8 @@ impl Ground {
         let devices = match (config.entropy, config.balloon) {
             (false, false) => "",
             (true, false) => ", entropy",
-            (false, true) => ", balloon",
-            (true, true) => ", entropy, balloon",
+            (false, true) => ", balloon with statistics",
+            (true, true) => ", entropy, balloon with statistics",
         };
         let platform = Platform {
             runtime: RuntimeName::Firecracker,

@@ -23,8 +23,10 @@ pub struct Metrics {
     /// A snapshot's load, from the request's arrival to its answer, with the resumption if it was
     /// asked for.
     pub load: Duration,
-    /// Making a snapshot.
+    /// Making a snapshot with all of the memory.
     pub create: Duration,
+    /// Making an incremental one.
+    pub create_diff: Duration,
     /// Letting a paused machine run.
     pub resume: Duration,
 }
@@ -40,6 +42,7 @@ struct Written {
 struct Latencies {
     load_snapshot: u64,
     full_create_snapshot: u64,
+    diff_create_snapshot: u64,
     resume_vm: u64,
 }
 
@@ -66,6 +69,7 @@ fn last(text: &[u8]) -> Option<Metrics> {
     Some(Metrics {
         load: micros(it.load_snapshot),
         create: micros(it.full_create_snapshot),
+        create_diff: micros(it.diff_create_snapshot),
         resume: micros(it.resume_vm),
     })
 }

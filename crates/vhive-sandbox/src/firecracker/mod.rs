@@ -15,9 +15,11 @@
 //! `docs/decisions/0019-firecracker.md`.
 
 mod api;
+mod balloon;
 mod boot;
 mod checkpoint;
 mod config;
+mod diff;
 mod ground;
 mod http;
 mod jail;
@@ -33,6 +35,7 @@ use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 
 use vhive_api::RuntimeName;
 
+pub use balloon::GivenBack;
 pub use config::{CpuTemplate, FirecrackerConfig};
 pub use metrics::Metrics;
 pub use restore::WaitingFirecracker;

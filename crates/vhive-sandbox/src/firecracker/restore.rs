@@ -21,6 +21,8 @@ use vhive_pager::Pager;
 use super::Firecracker;
 use super::api::{Api, ApiError, BackendType, LoadSnapshot, MemBackend};
 use super::boot::ROOTFS;
+use super::checkpoint::Taken;
+use super::diff::{self, Base};
 use super::ground::Ground;
 use super::sandbox::FirecrackerSandbox;
 use super::vm::{Port, UFFD, Vm, Wanted, guest_memory};
@@ -86,6 +88,9 @@ pub struct WaitingFirecracker {
     mode: MemoryMode,
     spec: SandboxSpec,
     from: Snapshot,
+    /// What a snapshot of the clone is written over, if one can be taken.
+    base: Option<Base>,
+    has_balloon: bool,
     ground: Arc<Ground>,
     dir: SandboxDir,
     network: Arc<NetworkSlot>,
@@ -121,10 +126,12 @@ impl Firecracker {
             let reason = "Firecracker cannot make a userfaultfd".to_owned();
             return Err(RestoreError::Mode { mode, reason });
         }
-        // Only to find out whether they are there: Firecracker opens them by itself.
-        for name in [VM_STATE, MEMORY] {
-            from.file(name).map_err(RestoreError::Snapshot)?;
-        }
+        // To find out whether they are there: Firecracker opens them by itself.
+        from.file(VM_STATE).map_err(RestoreError::Snapshot)?;
+        let memory = from.file(MEMORY).map_err(RestoreError::Snapshot)?;
+        let increments = self.config.diff_snapshots
+            && diff::is_sound(ground.version, from.manifest().shape.memory);
+        let base = increments.then(|| Base::File(Arc::new(memory)));
         let dir = super::directory(spec)?;
         let mut lent = vec![(VM_STATE, from.dir().join(VM_STATE))];
         if !served {
@@ -147,7 +154,18 @@ impl Firecracker {
         let spawned = Vm::spawn(&wanted, deadline).map_err(RestoreError::from);
         let (vm, listener) = spawned.inspect_err(|error| failed(spec, error))?;
         let (spec, from) = (spec.clone(), from.clone());
-        Ok(WaitingFirecracker { vm, listener, mode, spec, from, ground, dir, network })
+        Ok(WaitingFirecracker {
+            vm,
+            listener,
+            mode,
+            spec,
+            from,
+            base,
+            has_balloon: self.config.balloon,
+            ground,
+            dir,
+            network,
+        })
     }
 }
 
@@ -217,7 +235,9 @@ impl WaitingFirecracker {
     ) -> Result<FirecrackerSandbox, RestoreError> {
         let paging =
             self.run(preparing, deadline).inspect_err(|error| failed(&self.spec, error))?;
-        let Self { vm, spec, dir, network, .. } = self;
+        let Self { vm, spec, dir, network, from, base, has_balloon, .. } = self;
+        let (platform, shape) = (from.manifest().platform.clone(), from.manifest().shape);
+        let taken = base.map(|base| Taken { platform, shape, base: Some(base) });
         Ok(FirecrackerSandbox {
             pids: [vm.supervised.pid()],
             vm,
@@ -225,7 +245,8 @@ impl WaitingFirecracker {
             port: spec.port,
             journal: Arc::clone(&spec.journal),
             is_bare: spec.guest != Guest::Linux,
-            taken: None,
+            has_balloon,
+            taken,
             paging: Some(paging),
             _dir: dir,
             network,
@@ -250,6 +271,7 @@ impl WaitingFirecracker {
             snapshot_path: jail.inside(VM_STATE),
             mem_backend: MemBackend { backend_type, backend_path: jail.inside(backend) },
             resume_vm,
+            track_dirty_pages: self.base.is_some(),
             // The interface needs no other tap: all network slots' have the same name.
         };
         let api = &mut self.vm.api;

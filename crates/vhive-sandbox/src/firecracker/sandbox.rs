@@ -7,10 +7,11 @@ use std::sync::Arc;
 use rustix::process::Pid;
 use vhive_api::SandboxId;
 
+use super::balloon::{self, GivenBack};
 use super::checkpoint::Taken;
 use super::metrics::{self, Metrics};
 use super::vm::{METRICS, Vm};
-use crate::contract;
+use crate::contract::{self, chain};
 use crate::deadline::Deadline;
 use crate::journal::{End, Journal};
 use crate::network::NetworkSlot;
@@ -29,7 +30,9 @@ pub struct FirecrackerSandbox {
     pub(super) journal: Arc<Journal>,
     /// Whether it is a bare guest, which does not speak the guest contract.
     pub(super) is_bare: bool,
-    /// What its snapshots say of themselves; none of a clone, which cannot be snapshotted.
+    /// Whether it has a balloon that can be used.
+    pub(super) has_balloon: bool,
+    /// What its snapshots say of themselves; none of a clone that cannot be snapshotted.
     pub(super) taken: Option<Taken>,
     /// How a clone's memory arrives.
     pub(super) paging: Option<Arc<ClonePaging>>,
@@ -46,6 +49,21 @@ impl FirecrackerSandbox {
     pub fn metrics(&mut self, deadline: Deadline) -> io::Result<Metrics> {
         self.vm.api.flush_metrics(deadline).map_err(io::Error::other)?;
         metrics::read(&self.vm.jail.host(METRICS))
+    }
+}
+
+impl FirecrackerSandbox {
+    /// Has the guest give back the memory that is free, which its next snapshot then has no more; a
+    /// guest without a driver for the balloon gives nothing. It runs on in any case.
+    ///
+    /// # Errors
+    /// There is no balloon
+    /// ([`FirecrackerConfig::balloon`](super::FirecrackerConfig::balloon)), or Firecracker does not
+    /// answer in time.
+    pub fn give_back(&mut self, deadline: Deadline) -> io::Result<GivenBack> {
+        let ended = self.vm.supervised.pidfd()?;
+        balloon::give_back(&mut self.vm.api, &ended, deadline)
+            .map_err(|error| io::Error::other(chain(&error)))
     }
 }
 

@@ -25,6 +25,9 @@ pub(super) struct Version {
 pub(super) enum Ability {
     /// The balloon gives pages back by itself: `free_page_reporting`.
     FreePageReporting,
+    /// Incremental snapshots of a guest whose memory lies in several pieces are right: earlier
+    /// versions mix the pieces up (Firecracker #5705).
+    DiffOfPieces,
 }
 
 impl Ability {
@@ -32,6 +35,7 @@ impl Ability {
     const fn since(self) -> Version {
         match self {
             Self::FreePageReporting => Version { major: 1, minor: 14, patch: 0 },
+            Self::DiffOfPieces => Version { major: 1, minor: 15, patch: 0 },
         }
     }
 }

@@ -66,3 +66,18 @@ pub(super) fn make(slot: &OwnedFd) -> io::Result<OwnedFd> {
         Ok(inner)
     })
 }
+
+/// Makes a namespace that has a loopback interface and nothing else, for containers that are only
+/// tried out.
+///
+/// # Errors
+/// Any I/O error.
+pub(crate) fn loopback_alone() -> io::Result<OwnedFd> {
+    namespace::inside(namespace::current()?, || {
+        unshare(CloneFlags::CLONE_NEWNET)?;
+        let mut inside = Netlink::route()?;
+        let loopback = links::index_of(&mut inside, "lo")?;
+        inside.apply(vec![links::up(loopback)]).map_err(|(_, error)| error)?;
+        namespace::current()
+    })
+}

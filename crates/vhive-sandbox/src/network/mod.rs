@@ -42,6 +42,7 @@ use serde::{Deserialize, Serialize};
 pub use addresses::{GATEWAY, GUEST, GUEST_MAC, GUEST_PREFIX, INGRESS_PORT, Mac};
 pub use error::{OpenError, SweepError, TakeError};
 pub use host::{check_forwarding, check_host};
+pub(crate) use inner::loopback_alone;
 pub use pool::{NetworkPool, NetworkSlot};
 pub use site::sweep;
 pub use slot::BuildError;

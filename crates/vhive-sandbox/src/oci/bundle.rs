@@ -28,6 +28,8 @@ pub(super) struct Container<'a> {
     pub(super) open_files: u64,
     /// How readily the kernel ends it when the host runs out of memory.
     pub(super) expendable: i32,
+    /// Where options of CRIU are; none for runtimes that it does not save.
+    pub(super) criu: Option<&'a Path>,
     /// For gVisor, which has a kernel of its own.
     pub(super) gvisor: bool,
     pub(super) first: First<'a>,
@@ -62,8 +64,9 @@ const CAPABILITIES: [&str; 13] = [
 
 /// The file's content.
 pub(super) fn config(container: &Container<'_>) -> Value {
-    let Container { hostname, cgroup, limits, open_files, expendable, gvisor, first, bundle } =
+    let Container { hostname, cgroup, limits, open_files, expendable, gvisor, first, .. } =
         container;
+    let (criu, bundle) = (container.criu, container.bundle);
     let namespaces = ["pid", "ipc", "uts", "mount"];
     let mut namespaces: Vec<Value> =
         namespaces.iter().map(|kind| json!({ "type": kind })).collect();
@@ -103,7 +106,7 @@ pub(super) fn config(container: &Container<'_>) -> Value {
     if let Some(tasks) = tasks {
         linux["resources"]["pids"] = json!({ "limit": tasks });
     }
-    json!({
+    let mut config = json!({
         "ociVersion": "1.0.2",
         "process": process(*first, *gvisor, (*open_files, *expendable)),
         "root": { "path": "rootfs", "readonly": false },
@@ -113,7 +116,11 @@ pub(super) fn config(container: &Container<'_>) -> Value {
             First::Function(_) => mounts(&[], *gvisor, bundle),
         },
         "linux": linux,
-    })
+    });
+    if let Some(criu) = criu {
+        config["annotations"] = json!({ "org.criu.config": criu });
+    }
+    config
 }
 
 fn process(first: First<'_>, gvisor: bool, (open_files, expendable): (u64, i32)) -> Value {
@@ -206,6 +213,7 @@ mod tests {
             limits,
             open_files: 4096,
             expendable: 500,
+            criu: None,
             gvisor: false,
             first: First::Init(&[]),
             bundle: Path::new("/bundle"),
@@ -247,6 +255,14 @@ mod tests {
         let resources = &config["linux"]["resources"];
         assert_eq!(resources["pids"]["limit"], 100);
         assert!(resources.get("memory").is_none() && resources.get("cpu").is_none());
+    }
+
+    #[test]
+    fn criu_finds_its_options() {
+        let with = |criu| config(&Container { criu, ..container() });
+        assert_eq!(with(None).get("annotations"), None);
+        let config = with(Some(Path::new("/b/criu.conf")));
+        assert_eq!(config["annotations"]["org.criu.config"], "/b/criu.conf");
     }
 
     #[test]

@@ -10,6 +10,10 @@ use serde::{Deserialize, Serialize};
 pub struct ContainerConfig {
     /// The program: a path, or a name that is looked up in `PATH`; absent = the runtime's name.
     pub binary: Option<PathBuf>,
+    /// CRIU, with which runc's containers are snapshotted and restored: a path, or a name that is
+    /// looked up in `PATH`; absent = `criu`. Where there is none that works, they are booted. crun
+    /// ignores it.
+    pub criu: Option<PathBuf>,
 }
 
 /// The section `[runsc]`.

@@ -14,6 +14,7 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use vhive_api::RuntimeName;
 use vhive_api::guest::Volume;
 
+use super::criu::{Changes, mount_memory, unpack_changes};
 use super::form::FirstProcess;
 use super::layer::{INIT, Layer};
 use super::outside::Reaper;
@@ -36,7 +37,7 @@ pub(super) enum Verb {
     Run,
     /// To make one that waits for what it shall be (gVisor only).
     Create,
-    /// To start one from the checkpoint in a directory (gVisor only).
+    /// To start one from the checkpoint in a directory.
     Restore(PathBuf),
 }
 
@@ -47,6 +48,8 @@ pub(super) struct Start {
     pub(super) layer: Layer,
     /// Who is the container's first process.
     pub(super) first: FirstProcess,
+    /// Where its written layer's directory is put.
+    pub(super) changes: Changes,
     /// With `config.json` in it; the runtime's own files are put there as well.
     pub(super) bundle: PathBuf,
     /// The function's root; none for a probe.
@@ -143,6 +146,13 @@ impl Start {
             let (upper, work) = (changes.join("upper"), changes.join("work"));
             fs::create_dir(&upper)?;
             fs::create_dir(&work)?;
+            if let Verb::Restore(from) = &self.verb {
+                mount_memory(from).map_err(|error| naming("find the saved memory", &error))?;
+                unpack_changes(from, &upper)
+                    .map_err(|error| naming("unpack the saved layer", &error))?;
+            }
+            // Nobody has put one there before.
+            let _ = self.changes.set(fs::File::open(&upper)?.into());
             layers += &format!(",upperdir={},workdir={},volatile", plain(&upper)?, plain(&work)?);
         }
         let layers = std::ffi::CString::new(layers)?;
@@ -154,13 +164,18 @@ impl Start {
         let bundle = self.bundle.to_string_lossy();
         let pid_file = pid_file(&self.bundle);
         let pid_file = pid_file.to_string_lossy();
-        let from;
+        let (from, work);
         let mut command = match &self.verb {
             Verb::Run => vec!["run", "--detach"],
             Verb::Create => vec!["create"],
             Verb::Restore(dir) => {
                 from = dir.to_string_lossy();
-                vec!["restore", "--detach", "--image-path", &from]
+                work = self.bundle.join("criu").to_string_lossy().into_owned();
+                let mut words = vec!["restore", "--detach", "--image-path", &from];
+                if !self.tool.is_gvisor() {
+                    words.extend(["--file-locks", "--work-path", &work]);
+                }
+                words
             }
         };
         if let Verb::Restore(_) = self.verb {

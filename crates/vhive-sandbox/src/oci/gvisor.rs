@@ -63,6 +63,9 @@ impl Checkpoint for OciSandbox {
         draft: &mut SnapshotDraft,
         deadline: Deadline,
     ) -> Result<(), SnapshotError> {
+        if let Some(criu) = self.criu.clone() {
+            return criu.snapshot(self, draft, deadline);
+        }
         let Some(Gvisor { tool, platform, shape }) = self.gvisor.clone() else {
             let reason = "it is a clone".to_owned();
             return Err(SnapshotError::Runtime { step: "snapshot the sandbox", reason });
@@ -95,7 +98,7 @@ impl OciSandbox {
         let mut command = command.to_vec();
         command.push(self.id.as_str());
         let words = tool.words(&self.dir.path().join("runtime"), &command);
-        command::run_inside(&self.netns, &tool.binary, &words, deadline).map_err(failed)?;
+        command::run_inside(&self.netns, tool, &words, deadline).map_err(failed)?;
         for (theirs, ours) in FILES {
             draft.adopt(ours, &image.join(theirs))?;
         }

@@ -19,6 +19,8 @@ mod bundle;
 mod command;
 mod config;
 mod container;
+mod criu;
+mod criu_probe;
 mod form;
 mod function;
 mod gvisor;
@@ -59,8 +61,8 @@ pub struct Oci {
     /// Directory of what is kept for all sandboxes: the layer with init.
     cache: PathBuf,
     images: Images,
-    /// What has been found out about the host with a program, and which file that was.
-    found: Mutex<(Option<ProgramFile>, Kept<Found>)>,
+    /// What has been found out about the host with a program (and CRIU), and which files those were.
+    found: Mutex<([Option<ProgramFile>; 2], Kept<Found>)>,
 }
 
 impl Oci {
@@ -99,12 +101,12 @@ impl Oci {
 
     fn found(&self) -> Result<Arc<Found>, HostLacks> {
         let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
-        let (file, kept) = &mut *found;
+        let (files, kept) = &mut *found;
         // Another program is as good as another host: what it says, and what it can restore.
-        let now = ProgramFile::of(&self.tool.binary);
-        if *file != now {
+        let now = [&self.tool.binary, &self.tool.criu].map(|program| ProgramFile::of(program));
+        if *files != now {
             kept.forget();
-            *file = now;
+            *files = now;
         }
         kept.or_look(|| {
             let layer = Layer::make(&self.cache)?;
@@ -135,12 +137,23 @@ impl Runtime for Oci {
     }
 
     fn restores(&self) -> Option<&dyn Restore> {
+        if !self.tool.is_gvisor() {
+            let saved = self.found().is_ok_and(|found| found.criu.is_ok());
+            return saved.then_some(self as &dyn Restore);
+        }
         let restores = match self.found.try_lock() {
             Ok(known) => known.1.get().map(|found| found.tool.restores()),
             // Somebody is finding it out.
             Err(_) => None,
         };
         restores.unwrap_or_else(|| self.tool.restores()).then_some(self as &dyn Restore)
+    }
+
+    fn restores_nothing(&self) -> Option<HostLacks> {
+        if self.tool.is_gvisor() {
+            return None;
+        }
+        self.found().ok().and_then(|found| found.criu.clone().err())
     }
 }
 
@@ -160,7 +173,7 @@ mod tests {
             return eprintln!("SKIP {test}: {lacks}");
         }
         let binary = dir.path().join("runtime");
-        let config = ContainerConfig { binary: Some(binary.clone()) };
+        let config = ContainerConfig { binary: Some(binary.clone()), criu: None };
         let runtime = Oci::runc(config, dir.path().join("host"));
         let lacks = runtime.check_host().expect_err("it is not installed");
         assert!(lacks.what.starts_with("no "), "{lacks}");

@@ -88,7 +88,7 @@ impl Outside {
         let signal = signal.to_string();
         let words = ["kill", self.id.as_str(), &signal];
         let words = self.tool.words(&self.dir.join("runtime"), &words);
-        let sent = command::run_inside(&self.netns, &self.tool.binary, &words, deadline);
+        let sent = command::run_inside(&self.netns, &self.tool, &words, deadline);
         // One that has ended cannot be signalled, and need not be.
         if let Err(reason) = sent
             && self.journal.ended().is_none()

@@ -10,6 +10,7 @@ use vhive_api::SandboxId;
 
 use super::command;
 use super::container::Verb;
+use super::criu_probe;
 use super::layer::Layer;
 use super::start::{First, Wanted};
 use super::tool::Tool;
@@ -33,6 +34,9 @@ pub(super) struct Found {
     /// Name and version.
     pub(super) version: String,
     pub(super) layer: Layer,
+    /// Version of the CRIU that saves its containers, or why none does; nothing of gVisor, which
+    /// saves them itself.
+    pub(super) criu: Result<String, HostLacks>,
 }
 
 /// Looks for everything, and starts a container without image and network.
@@ -56,11 +60,13 @@ fn look_for(
         lacks(&what, &format!("reinstall the Debian package {}", tool.package))
     })?;
     file_systems()?;
-    let found = Found { tool, version, layer };
+    let criu = Err(lacks("CRIU has not been tried out yet", "try again"));
+    let mut found = Found { tool, version, layer, criu };
     probe(&found, cache, patience).map_err(|reason| {
         let what = format!("{} starts no container here: {reason}", found.tool.name);
         lacks(&what, "mend what it says, or use another runtime")
     })?;
+    found.criu = criu_probe::find(&found, cache);
     Ok(found)
 }
 
@@ -186,7 +192,7 @@ mod tests {
             (format!("{version}; echo broken >&2; exit 3"), "broken"),
         ] {
             let binary = Some(program(dir.path(), &script));
-            let tool = Tool::runc(ContainerConfig { binary });
+            let tool = Tool::runc(ContainerConfig { binary, criu: None });
             let begin = Instant::now();
             let lacks = look_briefly(&tool, &cache).expect_err("it is no runtime");
             assert!(lacks.what.contains(wanted), "{lacks}");
@@ -205,7 +211,7 @@ mod tests {
         }
         let dir = tempfile::tempdir().expect("a temporary directory");
         let binary = Some(dir.path().join("runc"));
-        let lacks = look_briefly(&Tool::runc(ContainerConfig { binary }), dir.path());
+        let lacks = look_briefly(&Tool::runc(ContainerConfig { binary, criu: None }), dir.path());
         let lacks = lacks.expect_err("it is missing");
         assert!(lacks.fix.contains("package runc"), "{lacks}");
     }

@@ -1,4 +1,4 @@
-//! Starting a clone of a gVisor snapshot.
+//! Starting a clone of a snapshot of gVisor's, or of one that CRIU has taken of a container.
 //!
 //! ```text
 //!   runsc restore --detach                                  ─► Restored ─► Resume{name} ─► Resumed
@@ -13,13 +13,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use rustix::process::Pid;
-use vhive_api::{MemoryFigures, MemoryMode, RuntimeName};
+use vhive_api::{MemoryFigures, MemoryMode};
 
 use super::container::Verb;
 use super::gvisor::{self, FILES};
 use super::start::{First, Ground, Started, resource};
 use super::tool::Tool;
-use super::{Oci, command};
+use super::{Oci, command, criu};
 use crate::contract::{Conversation, Supervised, become_clone, chain, own_words};
 use crate::deadline::Deadline;
 use crate::journal::{End, Milestone};
@@ -35,7 +35,12 @@ impl Restore for Oci {
     }
 
     fn platform(&self) -> Result<Platform, HostLacks> {
-        Ok(gvisor::platform(&*self.found()?))
+        let found = self.found()?;
+        if self.tool.is_gvisor() {
+            return Ok(gvisor::platform(&found));
+        }
+        let criu = found.criu.clone()?;
+        Ok(criu::platform(&found, &criu))
     }
 
     fn prespawn(
@@ -46,10 +51,14 @@ impl Restore for Oci {
         deadline: Deadline,
     ) -> Result<Option<Box<dyn Prespawned>>, RestoreError> {
         check_mode(mode)?;
+        if !self.tool.is_gvisor() {
+            // CRIU becomes what it restores.
+            return Ok(None);
+        }
         let (ground, image) = self.lay_out(spec, from)?;
         let started = self.start(&ground, spec, Verb::Create, deadline);
         let (started, pid) = started.inspect_err(|error| failed(spec, error))?;
-        let (tool, spec) = (self.found().map_err(host)?.tool.clone(), spec.clone());
+        let (tool, spec) = (self.found().map_err(self.host())?.tool.clone(), spec.clone());
         Ok(Some(Box::new(Waiting { started, pid, tool, image, spec, ground })))
     }
 
@@ -64,6 +73,7 @@ impl Restore for Oci {
         let (ground, image) = self.lay_out(spec, from)?;
         let restored = self.start(&ground, spec, Verb::Restore(image), deadline);
         let restored = restored.and_then(|(started, pid)| {
+            self.name(pid, spec)?;
             go_on(&started.supervised, &ground, spec, deadline).map(|()| (started, pid))
         });
         let (started, pid) = restored.inspect_err(|error| failed(spec, error))?;
@@ -75,12 +85,8 @@ fn check_mode(mode: MemoryMode) -> Result<(), RestoreError> {
     if mode == MemoryMode::File {
         return Ok(());
     }
-    let reason = "gVisor loads all memory before it goes on".to_owned();
+    let reason = "a container's memory is loaded before it goes on".to_owned();
     Err(RestoreError::Mode { mode, reason })
-}
-
-fn host(lacks: HostLacks) -> BootError {
-    BootError::Host { runtime: RuntimeName::Runsc, lacks }
 }
 
 fn failed(spec: &SandboxSpec, error: &RestoreError) {
@@ -89,6 +95,11 @@ fn failed(spec: &SandboxSpec, error: &RestoreError) {
 }
 
 impl Oci {
+    fn host(&self) -> impl FnOnce(HostLacks) -> BootError {
+        let runtime = self.tool.name;
+        move |lacks| BootError::Host { runtime, lacks }
+    }
+
     /// What a clone stands on, and a directory in which the snapshot's files have the names that
     /// gVisor looks for.
     fn lay_out(
@@ -104,8 +115,23 @@ impl Oci {
             return Err(RestoreError::Mismatch(Mismatch { field: "network", has, wanted }));
         }
         let image = ground.dir().join("checkpoint");
-        resource("lay out the checkpoint", || link_files(from, &image))?;
+        if self.tool.is_gvisor() {
+            resource("lay out the checkpoint", || link_files(from, &image))?;
+        } else {
+            criu::lay_out(from, &image).map_err(|reason| {
+                let program = self.tool.criu.display().to_string();
+                RestoreError::State { program, reason }
+            })?;
+        }
         Ok((ground, image))
+    }
+
+    /// gVisor's init has its own host name changed; others may not.
+    fn name(&self, pid: Pid, spec: &SandboxSpec) -> Result<(), RestoreError> {
+        if self.tool.is_gvisor() {
+            return Ok(());
+        }
+        Ok(resource("name the clone", || criu::name(pid, spec.id.as_str()))?)
     }
 
     /// Runs the command and waits until it has done its work.
@@ -116,7 +142,7 @@ impl Oci {
         verb: Verb,
         deadline: Deadline,
     ) -> Result<(Started, Pid), RestoreError> {
-        let found = self.found().map_err(host)?;
+        let found = self.found().map_err(self.host())?;
         let loads = matches!(verb, Verb::Restore(_));
         let conversation = Conversation::with_clone(Arc::clone(&spec.journal));
         let first = First::Init(conversation, &spec.process.volumes);
@@ -127,7 +153,8 @@ impl Oci {
             }
             return Ok((started, pid));
         }
-        let reason = own_words(&started.supervised, &spec.journal, "it does not start");
+        let said = own_words(&started.supervised, &spec.journal, "it does not start");
+        let reason = criu::own_words(&ground.dir().join("criu/restore.log"), said);
         let program = self.tool.binary.display().to_string();
         Err(match (loads, started.supervised.was_killed()) {
             (true, false) => RestoreError::State { program, reason },
@@ -194,7 +221,7 @@ impl Waiting {
         let mut command = [&restore[..], self.tool.restore_options()].concat();
         command.push(self.spec.id.as_str());
         let words = self.tool.words(&self.ground.dir().join("runtime"), &command);
-        let loaded = command::run_inside(&self.ground.netns, &self.tool.binary, &words, deadline);
+        let loaded = command::run_inside(&self.ground.netns, &self.tool, &words, deadline);
         loaded.map_err(|reason| {
             let program = self.tool.binary.display().to_string();
             if journal.ended().is_some() || deadline.passed() {

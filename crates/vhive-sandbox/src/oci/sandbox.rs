@@ -8,6 +8,7 @@ use std::sync::Arc;
 use rustix::process::Pid;
 use vhive_api::SandboxId;
 
+use super::criu::Criu;
 use super::gvisor::Gvisor;
 use super::image::Mounted;
 use super::outside::Outside;
@@ -33,6 +34,7 @@ pub(super) struct OciSandbox {
     pub(super) journal: Arc<Journal>,
     /// What its snapshots are made with, if it can be snapshotted.
     pub(super) gvisor: Option<Gvisor>,
+    pub(super) criu: Option<Criu>,
     /// Whether it was restored from one.
     pub(super) clone: bool,
     /// Ends what its first process left, and what the runtime keeps running beside it.
@@ -61,7 +63,7 @@ impl Sandbox for OciSandbox {
     }
 
     fn checkpoint(&mut self) -> Option<&mut dyn Checkpoint> {
-        if self.gvisor.is_some() { Some(self) } else { None }
+        if self.gvisor.is_some() || self.criu.is_some() { Some(self) } else { None }
     }
 
     fn run(&mut self, command: &[String], deadline: Deadline) -> Result<i32, RunError> {

@@ -10,13 +10,15 @@ use std::thread;
 use std::time::Instant;
 
 use rustix::process::{Pid, Resource, getrlimit};
-use vhive_api::SandboxId;
 use vhive_api::guest::{GuestConfig, Volume};
+use vhive_api::{RuntimeName, SandboxId};
 
 use super::bundle;
 use super::container::{OWN_LAYER, Start, Verb, reaper};
+use super::criu::{self, Changes, Criu};
 use super::form::{self, FirstProcess};
 use super::function::{self, Function, Unfit};
+use super::gvisor::shape;
 use super::image::{Images, Mounted};
 use super::outside::Outside;
 use super::probe::Found;
@@ -72,6 +74,8 @@ pub(super) struct Started {
     pub(super) supervised: Supervised,
     /// Its first process, once there is one.
     pub(super) pid: Receiver<Pid>,
+    /// What it writes to; nothing for gVisor, which keeps that itself.
+    pub(super) changes: Changes,
 }
 
 impl Wanted<'_> {
@@ -85,7 +89,9 @@ impl Wanted<'_> {
         let (limits, first) = (self.limits, self.first);
         let name = id.as_str();
         let (cgroup, group) = self.cgroup;
+        let options = bundle.join(criu::OPTIONS);
         let container = bundle::Container {
+            criu: (tool.name == RuntimeName::Runc).then_some(&*options),
             hostname: name,
             cgroup: &cgroup,
             limits,
@@ -120,10 +126,12 @@ impl Wanted<'_> {
             }
         };
         let is_reaped = to_guest.is_none();
+        let changes = Changes::default();
         let start = Start {
             tool: tool.clone(),
             layer: found.layer.clone(),
             first: if is_reaped { FirstProcess::Function } else { FirstProcess::Init },
+            changes: Arc::clone(&changes),
             bundle: bundle.to_owned(),
             image: image.map(|image| image.dir().to_owned()),
             netns,
@@ -151,7 +159,7 @@ impl Wanted<'_> {
         };
         let step = format!("run {}{by}", tool.binary.display());
         let supervised = resource(&step, || supervised)?;
-        Ok(Started { supervised, pid })
+        Ok(Started { supervised, pid, changes })
     }
 }
 
@@ -189,6 +197,9 @@ fn write_bundle(bundle: &Path, container: &bundle::Container<'_>) -> io::Result<
     }
     if let bundle::First::Function(function) = container.first {
         function.write_layer(&bundle.join(OWN_LAYER))?;
+    }
+    if container.criu.is_some() {
+        criu::write_options(bundle)?;
     }
     fs::write(bundle.join("config.json"), serde_json::to_vec(&bundle::config(container))?)
 }
@@ -296,6 +307,7 @@ impl Ground {
             journal: Arc::clone(&spec.journal),
             gvisor: None,
             outside: None,
+            criu: None,
             clone: false,
             cgroup: self.cgroup,
             _image: self.image,
@@ -346,13 +358,18 @@ pub(super) fn boot(
     let started = ground.start(found, spec, (Verb::Run, first)).and_then(|started| {
         wait_started(&started, &spec.journal, tool, deadline)?;
         let pid = started.wait_pid(&spec.journal, tool, deadline)?;
-        Ok((started.supervised, pid))
+        Ok((started, pid))
     });
     let running = started.inspect_err(|error| {
         let (step, reason) = ("boot".to_owned(), chain(error));
         spec.journal.end(End::Failed { step, reason });
     })?;
-    let mut sandbox = ground.sandbox(running, spec);
+    let (Started { supervised, changes, .. }, pid) = running;
+    let mut sandbox = ground.sandbox((supervised, pid), spec);
+    sandbox.criu = found.criu.as_ref().ok().map(|version| {
+        let platform = criu::platform(found, version);
+        Criu { tool: tool.clone(), platform, shape: shape(spec), changes }
+    });
     if let Some(function) = function {
         let outside = || Outside::look_after(tool, &sandbox, function.stop_signal);
         sandbox.outside = Some(resource("look whether the function listens", outside)?);

@@ -17,6 +17,8 @@ pub(super) struct Tool {
     /// Options before the command.
     options: Vec<String>,
     gvisor: Option<(Platform, Abilities)>,
+    /// CRIU's program.
+    pub(super) criu: PathBuf,
     /// Where it comes from on Debian.
     pub(super) package: &'static str,
     /// Least memory of a container: with less, not even its first process gets to run.
@@ -34,11 +36,15 @@ impl Tool {
 
     fn plain(name: RuntimeName, config: ContainerConfig) -> Self {
         let program = name.as_str();
+        let criu = config.criu.unwrap_or_else(|| PathBuf::from("criu"));
+        // crun has it built in, or not at all.
+        let is_runc = name == RuntimeName::Runc;
         Self {
             name,
             binary: config.binary.unwrap_or_else(|| PathBuf::from(program)),
-            options: Vec::new(),
+            options: Vec::from_iter(is_runc.then(|| format!("--criu={}", criu.display()))),
             gvisor: None,
+            criu,
             package: program,
             // runc copies itself into memory that counts as the container's.
             least_memory: Bytes::mib(24),
@@ -52,6 +58,7 @@ impl Tool {
             binary: config.binary,
             options: abilities.options(platform),
             gvisor: Some((platform, abilities)),
+            criu: PathBuf::new(),
             package: "runsc, from Debian's backports",
             least_memory: Bytes::mib(64),
         }

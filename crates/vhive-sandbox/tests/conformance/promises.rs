@@ -77,6 +77,7 @@ pub(crate) const ALL: &[Promise] = &[
     clone("recordings_are_merged", restored::recordings_are_merged),
     clone("a_waiting_vmm_goes_on", restored::a_waiting_vmm_goes_on),
     clone("a_clones_processor_time_is_limited", restored::a_clones_processor_time_is_limited),
+    clone("a_clone_finds_its_limits_and_files", restored::a_clone_finds_its_limits_and_files),
     clone("disks_part_at_the_snapshot", restored::disks_part_at_the_snapshot),
     clone("clones_are_somebody_else", restored::clones_are_somebody_else),
     clone("a_clone_reaches_the_node_if_allowed", restored::a_clone_reaches_the_node_if_allowed),

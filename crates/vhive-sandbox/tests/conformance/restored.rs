@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use vhive_api::guest::Hooks;
+use vhive_api::guest::{Content, Hooks, Volume, VolumeFile};
 use vhive_api::{Digest, MemoryMode, PrefetchPolicy, RevisionKey};
 use vhive_pager::{FaultTrace, working_set};
 use vhive_sandbox::snapshot::{Blame, MEMORY, Owner, VM_STATE};
@@ -33,6 +33,11 @@ const SCRIPTS: &str = r#"
     script random 'cat /proc/sys/kernel/random/uuid; head -c 16 /dev/urandom | od -An -tx1'
     script clocks 'date +%s; cat /proc/uptime'
     script busy 'while :; do :; done & a=$!; while :; do :; done & sleep 3; kill $! $a; echo enough'
+    script limits 'cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/memory/memory.limit_in_bytes 2> /dev/null
+        sed s/^/group:/ /proc/self/cgroup 2> /dev/null; echo file:$(cat /etc/app/conf)
+        ls -d /sys/fs/cgroup/vhive* /sys/fs/cgroup/*/vhive* 2> /dev/null | sed s/^/other:/
+        for f in /etc/app/conf /etc/app/new /sys/fs/cgroup/memory/tasks; do
+            ( echo x > $f ) 2> /dev/null && echo other:$f; done'
     hook() { { echo '#!/bin/sh'; echo "seq 1 40000 >&2; echo x >> /data/hook-$1"; \
         echo "printf 'Content-Type: text/plain\r\n\r\n'"; } > /srv/cgi-bin/$1; \
         chmod 755 /srv/cgi-bin/$1; }
@@ -245,6 +250,33 @@ pub(crate) fn a_clones_processor_time_is_limited(site: &Site) {
     spec.cpu_millis = 500;
     let clone = clone(site, &spec, &snapshot, MemoryMode::File);
     half_a_processor(site, &clone, || assert_eq!(ask(&clone, "busy"), ["enough"]));
+}
+
+/// A clone finds its limits and the files that it is given where its original did, and no more of the
+/// host; it can change them as little.
+pub(crate) fn a_clone_finds_its_limits_and_files(site: &Site) {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let content = Content::of(b"given".to_vec());
+    let file = VolumeFile { path: "conf".to_owned(), mode: 0o444, content };
+    let volumes = vec![Volume { path: "/etc/app".to_owned(), files: vec![file] }];
+    let mut spec = site.spec(SCRIPTS);
+    spec.process.volumes = volumes.clone();
+    spec.uses.snapshots = true;
+    let mut original = site.boot(&spec);
+    original.listening();
+    let before = ask(&original, "limits");
+    let snapshot = snapshot(&mut original, dir.path());
+    for mode in modes(site) {
+        let mut spec = site.spec("never run");
+        spec.process.volumes = volumes.clone();
+        let clone = clone(site, &spec, &snapshot, mode);
+        let found = ask(&clone, "limits");
+        assert_eq!(found, before, "{mode}");
+        assert!(found.iter().any(|line| line == "file:given"), "{mode}: {found:?}");
+        let of_host = |line: &&String| line.starts_with("other:") || line.contains("vhive");
+        assert_eq!(found.iter().find(of_host), None, "{mode}: {found:?}");
+        finish(&clone);
+    }
 }
 
 /// A VMM that was spawned ahead becomes a clone like any other, or leaves nothing.

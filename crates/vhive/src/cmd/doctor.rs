@@ -92,7 +92,15 @@ fn container(runtime: &Oci) -> Line {
     match runtime.about() {
         Err(lacks) => no(name, lacks),
         Ok(found) => {
-            let follows = "a container has been started to find out".to_owned();
+            let follows = match (runtime.restores_nothing(), runtime.name()) {
+                (Some(HostLacks { what, fix }), _) => {
+                    format!("a container has been started to find out; no snapshots: {what}; {fix}")
+                }
+                (None, RuntimeName::Runc) => {
+                    "a container has been started, saved and restored to find out".to_owned()
+                }
+                (None, _) => "a container has been started to find out".to_owned(),
+            };
             Line { name, answer: "yes", found, follows }
         }
     }
