@@ -32,6 +32,8 @@ pub(super) struct Container<'a> {
     pub(super) criu: Option<&'a Path>,
     /// For gVisor, which has a kernel of its own.
     pub(super) gvisor: bool,
+    /// Whether its control groups are shown to it: crun leaves version 1's writable.
+    pub(super) groups: bool,
     pub(super) first: First<'a>,
     /// The bundle's directory, in which its files are (gVisor's init makes them inside).
     pub(super) bundle: &'a Path,
@@ -112,8 +114,8 @@ pub(super) fn config(container: &Container<'_>) -> Value {
         "root": { "path": "rootfs", "readonly": false },
         "hostname": hostname,
         "mounts": match first {
-            First::Init(volumes) => mounts(volumes, *gvisor, bundle),
-            First::Function(_) => mounts(&[], *gvisor, bundle),
+            First::Init(volumes) => mounts(volumes, (*gvisor, container.groups), bundle),
+            First::Function(_) => mounts(&[], (*gvisor, container.groups), bundle),
         },
         "linux": linux,
     });
@@ -162,7 +164,7 @@ fn process(first: First<'_>, gvisor: bool, (open_files, expendable): (u64, i32))
     process
 }
 
-fn mounts(volumes: &[Volume], gvisor: bool, bundle: &Path) -> Value {
+fn mounts(volumes: &[Volume], (gvisor, groups): (bool, bool), bundle: &Path) -> Value {
     let hard = ["nosuid", "noexec", "nodev"];
     let mut mounts = vec![
         json!({ "destination": "/proc", "type": "proc", "source": "proc", "options": hard }),
@@ -177,7 +179,7 @@ fn mounts(volumes: &[Volume], gvisor: bool, bundle: &Path) -> Value {
         json!({ "destination": "/sys", "type": "sysfs", "source": "sysfs",
           "options": ["nosuid", "noexec", "nodev", "ro"] }),
     ];
-    if !gvisor {
+    if groups && !gvisor {
         // Where Java, Go, Node and others look for what they may use.
         mounts.push(json!({ "destination": "/sys/fs/cgroup", "type": "cgroup",
           "source": "cgroup", "options": ["nosuid", "noexec", "nodev", "relatime", "ro"] }));
@@ -215,6 +217,7 @@ mod tests {
             expendable: 500,
             criu: None,
             gvisor: false,
+            groups: true,
             first: First::Init(&[]),
             bundle: Path::new("/bundle"),
         }

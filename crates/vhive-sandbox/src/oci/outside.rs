@@ -231,8 +231,9 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         for (script, end, runs) in [
             ("(sleep 0.1; exit 7) & echo $! > pid", Exit::Code(7), true),
-            ("true & echo $! > pid; wait; (exit 3) & echo $! > pid", Exit::Code(3), true),
-            ("sh -c 'kill -9 $$' & echo $! > pid", Exit::Signal(9), true),
+            // The shell itself takes note of what ends before it does.
+            ("true & wait; (sleep 0.1; exit 3) & echo $! > pid", Exit::Code(3), true),
+            ("sh -c 'sleep 0.1; kill -9 $$' & echo $! > pid", Exit::Signal(9), true),
             ("exit 5", Exit::Code(5), false),
         ] {
             let (mut reaper, reader) = reaped(dir.path(), script);

@@ -98,6 +98,7 @@ impl Wanted<'_> {
             open_files: getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX),
             expendable: process::expendable(),
             gvisor: tool.is_gvisor(),
+            groups: tool.name != RuntimeName::Crun,
             first: match &first {
                 First::Init(_, volumes) => bundle::First::Init(volumes),
                 First::Function(function) => bundle::First::Function(function),
