@@ -55,11 +55,6 @@ const BROKEN: &[(&str, &str, &str)] = &[
         "crun mounts version 1's control groups writable, so they are not shown to a function",
     ),
     ("crun", "a_boot_ends_at_its_deadline", GIVEN_UP),
-    (
-        "runc",
-        "a_greedy_function_hurts_itself_only",
-        "on a busy host with two processors a fork bomb may take more than 5 s to be ended",
-    ),
     ("crun", "unfit_processes_are_named", GIVEN_UP),
 ];
 

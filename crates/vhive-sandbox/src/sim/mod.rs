@@ -53,8 +53,8 @@ pub struct SimConfig {
     pub listen: Span,
     /// From a whole request to its reply.
     pub reply: Span,
-    /// Whether the guest tells of its kernel, its mounts and its listening, as a microVM with our
-    /// init does; else only of being spawned and started, as a container does.
+    /// Whether the guest tells of its kernel, its mounts, its start and its listening, as a microVM with our
+    /// init does; else only of being spawned.
     pub tells: bool,
     /// Whether each sandbox makes its run directory, as real ones do.
     pub run_dir: bool,
@@ -192,7 +192,9 @@ impl Runtime for Sim {
         }
         steps.take(Step::Init, plan.init, Milestone::Started)?;
         let sandbox = self.open(spec, &plan, dir, None)?;
-        journal.reach(Milestone::Started, Instant::now());
+        if self.config.tells {
+            journal.reach(Milestone::Started, Instant::now());
+        }
         let mut said = spec.process.env.iter().filter_map(|one| one.strip_prefix("VHIVE_SIM_SAY="));
         if let Some(text) = said.next_back() {
             journal.line(Stream::Stdout, text);

@@ -21,6 +21,9 @@ const TIME: Duration = Duration::from_secs(2);
 /// How long a neighbour may take for a reply meanwhile, on a busy machine.
 const REPLY: Duration = Duration::from_secs(5);
 
+/// How long the node may take to end it: thousands of processes are in each other's way.
+const END: Duration = Duration::from_secs(60);
+
 /// Asks once, and waits no longer than it may take.
 fn answers(endpoint: SocketAddr) -> io::Result<()> {
     let mut stream = TcpStream::connect_timeout(&endpoint, REPLY)?;
@@ -50,7 +53,7 @@ pub(crate) fn a_greedy_function_hurts_itself_only(site: &Site) {
         assert!(replies > 0);
         let end = Instant::now();
         drop(greedy);
-        assert!(end.elapsed() < REPLY, "{:?} to end {way}", end.elapsed());
+        assert!(end.elapsed() < END, "{:?} to end {way}", end.elapsed());
     }
 }
 
