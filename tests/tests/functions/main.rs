@@ -444,5 +444,5 @@ fn services_are_admitted() {
             }
         }
     }
-    assert_eq!(seen, 13, "nine functions, four of which also speak gRPC");
+    assert_eq!(seen, 14, "ten functions, four of which also speak gRPC");
 }
