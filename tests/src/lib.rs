@@ -9,3 +9,4 @@ pub mod input;
 pub mod live;
 pub mod manifest;
 pub mod node;
+pub mod results;
