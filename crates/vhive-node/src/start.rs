@@ -247,13 +247,20 @@ async fn cold(mut order: Order) {
         turn: None,
         looked: None,
     };
+    let read_by = work.read_by(work.deadline());
+    let mut look = None;
     if work.waits_for_reader() {
-        let looked = order.shared.handle.spawn_blocking(move || work.look_first()).await;
+        look = Arc::clone(&order.shared.looks).acquire_owned().await.ok();
+    }
+    // Meanwhile it may have been read for others.
+    if work.waits_for_reader() {
+        let looked = order.shared.handle.spawn_blocking(move || work.look_first(read_by)).await;
         work = match looked {
             Ok(work) => work,
             Err(join) => return order.fail(not_run(join)),
         };
     }
+    drop(look);
     let asked = Instant::now();
     let turn = Arc::clone(&order.shared.turns).acquire_owned().await;
     let Ok(turn) = turn else { return order.fail(StartError::ShutDown) };

@@ -166,7 +166,7 @@ impl Work {
         };
         // What was found before may have been retired while this start waited for its turn.
         let looked = looked.filter(|found| !matches!(found, Ok(Some(hold)) if !hold.stored().is_of_use()));
-        let hold = match looked.unwrap_or_else(|| self.look(restorer, deadline)) {
+        let hold = match looked.unwrap_or_else(|| self.look(restorer, self.read_by(deadline))) {
             Ok(Some(hold)) => hold,
             Ok(None) => return boot(None),
             Err(unfit) => return boot(Some(unfit.0)),
@@ -186,7 +186,8 @@ impl Work {
         }
     }
 
-    fn deadline(&self) -> Deadline {
+    /// When a start that begins now has to be done.
+    pub(super) fn deadline(&self) -> Deadline {
         let configured = self.shared.config.start_deadline.0;
         Deadline::after(self.revision.start_deadline.unwrap_or(configured))
     }
@@ -198,23 +199,27 @@ impl Work {
             && self.shared.snapshots.is_unread(&self.revision)
     }
 
+    /// How long it waits for that reader: a boot must still be possible after that.
+    pub(super) fn read_by(&self, deadline: Deadline) -> Deadline {
+        let most = self.shared.config.snapshots.restore_deadline.0.min(deadline.left() / 4);
+        deadline.or_after(most)
+    }
+
     /// Waits for that reader, without a turn: who can start meanwhile, does.
-    pub(super) fn look_first(mut self) -> Self {
+    pub(super) fn look_first(mut self, read_by: Deadline) -> Self {
         let runtime = self.shared.tools.runtimes.get(self.revision.runtime);
         if let Some(restorer) = runtime.and_then(|runtime| runtime.restores()) {
-            self.looked = Some(self.look(restorer, self.deadline()));
+            self.looked = Some(self.look(restorer, read_by));
         }
         self
     }
 
     /// Looks for a snapshot that is sound and fits.
-    fn look(&self, restorer: &dyn Restore, deadline: Deadline) -> Looked {
+    fn look(&self, restorer: &dyn Restore, read_by: Deadline) -> Looked {
         let revision = &self.revision;
         let guest = guest::of(revision, self.shared.ground.state_dir());
         let guest = guest.map_err(|error| Unfit(chain(&error)))?;
-        // A boot must still be possible after that.
-        let read_by = self.shared.config.snapshots.restore_deadline.0.min(deadline.left() / 4);
-        self.shared.snapshots.usable(revision, (restorer, &guest), deadline.or_after(read_by))
+        self.shared.snapshots.usable(revision, (restorer, &guest), read_by)
     }
 
     fn restore(
