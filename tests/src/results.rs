@@ -88,7 +88,8 @@ mod tests {
     use super::*;
 
     fn written(rows: &str, pages: &str) -> std::path::PathBuf {
-        let name = format!("vhive-results-{}-{:?}", std::process::id(), std::thread::current().id());
+        let name =
+            format!("vhive-results-{}-{:?}", std::process::id(), std::thread::current().id());
         let dir = std::env::temp_dir().join(name);
         fs::create_dir_all(&dir).expect("made");
         fs::write(dir.join("rows.jsonl"), rows).expect("written");

@@ -199,7 +199,8 @@ async fn others_start_while_one_waits_for_the_reader_of_its_snapshot() {
         let (node, key) = (node.clone(), key.clone());
         async move { node.acquire(&key).await }
     });
-    wait_for(|| node.status(&key).map_or(0, |status| status.starting), |starting| *starting == 1).await;
+    wait_for(|| node.status(&key).map_or(0, |status| status.starting), |starting| *starting == 1)
+        .await;
     let other = register(&node, "other", |_| ());
     let (report, _) = invoke(&node, &other).await;
     assert_eq!(report.kind, Boot);
@@ -231,7 +232,7 @@ async fn a_clone_that_never_replies_well_keeps_no_snapshot_in_its_place() {
     assert!(lease.start().is_none(), "warm");
     lease.replied();
     soon(node.evict(&key)).await.expect("known");
-    assert_eq!(files(&scene), [std::path::PathBuf::new(); 0]);
+    assert!(files(&scene).is_empty(), "{:?}", files(&scene));
     assert_eq!(kinds(&node, &key, 2).await, [Boot, Record]);
     soon(node.shutdown(Deadline::after(PATIENCE))).await.expect("clean");
 }

@@ -95,7 +95,8 @@ async fn set_up(
             })?;
             if again {
                 if let Err(why) = session.prepare(what, 1).await? {
-                    session.note(format!("{function} {kind} could not be recorded again: {why}."))?;
+                    session
+                        .note(format!("{function} {kind} could not be recorded again: {why}."))?;
                 } else if session.study == StudyName::Pages {
                     session.keep_working_set(function).await?;
                 }

@@ -164,9 +164,9 @@ impl Ground {
     fn invoke(&self, (function, service): (&str, &str), input: &str) -> Result<Sample> {
         let input = input::of(function, input)?;
         let args = ["invoke", service, "-X", &input.method, "--path", &input.path];
-        let reply = self
-            .node
-            .json(&[&args[..], &["-H", "content-type: application/json", "-d", &input.data]].concat())?;
+        let reply = self.node.json(
+            &[&args[..], &["-H", "content-type: application/json", "-d", &input.data]].concat(),
+        )?;
         ensure!(reply["status"] == 200, "{service}: status {}: {}", reply["status"], reply["body"]);
         let record: Option<InvocationRecord> = serde_json::from_value(reply["record"].clone())?;
         let record = record.with_context(|| format!("{service}: no record"))?;

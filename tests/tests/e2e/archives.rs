@@ -47,7 +47,8 @@ fn e2e_an_export_that_is_stopped_leaves_the_earlier_archive_and_nothing_else() {
         let slow = std::thread::spawn(move || {
             let (mut asked, _) = listener.accept().expect("asked for the list");
             let _head = asked.read(&mut [0; 4096]).expect("a request");
-            let head = format!("Content-Type: application/json\r\nContent-Length: {}", listed.len());
+            let head =
+                format!("Content-Type: application/json\r\nContent-Length: {}", listed.len());
             write!(asked, "HTTP/1.1 200 OK\r\n{head}\r\n\r\n{listed}").expect("answered");
             let (mut asked, _) = listener.accept().expect("asked for the archive");
             let _head = asked.read(&mut [0; 4096]).expect("a request");

@@ -283,8 +283,13 @@ fn e2e_microvm_studies_tell_of_real_starts_and_compare_real_pages() {
         let args = ["study", name, "--functions-dir", &functions, "--functions", "hello"];
         let more = ["--kinds", &kinds, "--repetitions", "1", "--keep-cache", "--out", &to];
         node.ok(&[&args[..], &more].concat()).expect("measured");
-        vhive_tests::results::check_starts(&out, &["hello"], &kinds.split(',').collect::<Vec<_>>(), 1)
-            .expect("as asked for");
+        vhive_tests::results::check_starts(
+            &out,
+            &["hello"],
+            &kinds.split(',').collect::<Vec<_>>(),
+            1,
+        )
+        .expect("as asked for");
         out
     };
     study("cold-start", &["boot", "warm", "snapshot", "record"]);

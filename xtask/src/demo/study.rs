@@ -21,7 +21,15 @@ const KINDS: [&str; 4] = ["boot", "snapshot", "reap", "warm"];
 
 /// Counted, not timed, so once is enough.
 const PAGES: [&str; 10] = [
-    "study", "pages", "--functions", "hello", "--kinds", "lazy,reap", "--repetitions", "1", "--keep-cache",
+    "study",
+    "pages",
+    "--functions",
+    "hello",
+    "--kinds",
+    "lazy,reap",
+    "--repetitions",
+    "1",
+    "--keep-cache",
     "--out",
 ];
 
@@ -34,7 +42,8 @@ pub(crate) fn dir() -> PathBuf {
 pub(crate) fn run(step: &Step) -> anyhow::Result<String> {
     let (plan, out, pages) =
         (state_dir().with_file_name("study.toml"), dir(), state_dir().with_file_name("pages"));
-    let varied = format!("functions = {FUNCTIONS:?}\nkinds = {KINDS:?}\nrepetitions = {REPETITIONS}\n");
+    let varied =
+        format!("functions = {FUNCTIONS:?}\nkinds = {KINDS:?}\nrepetitions = {REPETITIONS}\n");
     std::fs::write(&plan, format!("{PLAN}{varied}"))?;
     for old in [&out, &pages] {
         if old.exists() {

@@ -134,7 +134,9 @@ impl Pool {
                 Err(why) => Some(why),
             };
             match why {
-                None => tracing::info!(revision = %self.key, "booting an instance for its snapshot"),
+                None => {
+                    tracing::info!(revision = %self.key, "booting an instance for its snapshot")
+                }
                 Some(why) => tracing::info!(revision = %self.key, ?why, "snapshot has to wait"),
             }
         }

@@ -12,8 +12,8 @@ use vhive_api::{Bytes, RuntimeName, SandboxId};
 use vhive_sandbox::Snapshot;
 use vhive_sandbox::snapshot::{MANIFEST, Manifest, OpenError};
 
-use super::stored::{WORKING_SET, remove_any, working_set};
 use super::room::NoRoom;
+use super::stored::{WORKING_SET, remove_any, working_set};
 use super::{SnapshotId, SnapshotInfo, Snapshots, open, room};
 
 /// Beginning of the name of a directory that an archive is read into.

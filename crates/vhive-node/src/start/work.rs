@@ -165,7 +165,8 @@ impl Work {
             }));
         };
         // What was found before may have been retired while this start waited for its turn.
-        let looked = looked.filter(|found| !matches!(found, Ok(Some(hold)) if !hold.stored().is_of_use()));
+        let looked =
+            looked.filter(|found| !matches!(found, Ok(Some(hold)) if !hold.stored().is_of_use()));
         let hold = match looked.unwrap_or_else(|| self.look(restorer, self.read_by(deadline))) {
             Ok(Some(hold)) => hold,
             Ok(None) => return boot(None),

@@ -390,7 +390,10 @@ fn a_wish_for_a_snapshot_ends_with_an_eviction_or_another_policy() {
     assert_eq!(core.poke_at(later), Some(now + PATIENCE), "at once");
     assert_eq!(ask(|out| core.poke(later, out)), [Action::Overdue]);
     core.change_policy(false, false);
-    assert_eq!((core.waits_since(), ask(|out| core.release(0, later, out))), (None, vec![Action::Grant(1, 0)]));
+    assert_eq!(
+        (core.waits_since(), ask(|out| core.release(0, later, out))),
+        (None, vec![Action::Grant(1, 0)])
+    );
 }
 
 #[test]
