@@ -5,6 +5,8 @@
 
 pub mod bench;
 pub mod cache;
+pub mod input;
 pub mod live;
 pub mod manifest;
 pub mod node;
+pub mod results;

@@ -131,6 +131,9 @@ pub enum ResolveError {
     Pull(#[source] PullError),
 }
 
+/// Starts that wait for the reader of their snapshot at a time, the others behind them.
+const MOST_LOOKS: usize = 64;
+
 /// What every part of a node shares.
 pub(crate) struct Shared {
     pub(crate) config: Config,
@@ -139,6 +142,8 @@ pub(crate) struct Shared {
     pub(crate) budget: Arc<Budget>,
     /// One permit per start under way.
     pub(crate) turns: Arc<Semaphore>,
+    /// Limits starts that wait for the reader of their snapshot, each of which has a thread for that.
+    pub(crate) looks: Arc<Semaphore>,
     pub(crate) metrics: Metrics,
     pub(crate) records: Records,
     pub(crate) snapshots: Snapshots,
@@ -265,6 +270,7 @@ impl Node {
             changed: OnceLock::new(),
             budget: Budget::new(config.max_instances, config.max_memory()),
             turns: Arc::new(Semaphore::new(config.start_threads())),
+            looks: Arc::new(Semaphore::new(MOST_LOOKS)),
             metrics: Metrics::new(),
             config,
             tools,

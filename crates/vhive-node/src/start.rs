@@ -235,11 +235,7 @@ async fn cold(mut order: Order) {
         Ok(image) => image,
         Err(error) => return order.fail(error),
     };
-    let asked = Instant::now();
-    let turn = Arc::clone(&order.shared.turns).acquire_owned().await;
-    let Ok(turn) = turn else { return order.fail(StartError::ShutDown) };
-    let waited = asked.elapsed();
-    let work = Work {
+    let mut work = Work {
         shared: Arc::clone(&order.shared),
         id: order.id.clone(),
         revision: Arc::clone(&order.revision),
@@ -248,20 +244,45 @@ async fn cold(mut order: Order) {
         config: image.config,
         boots: order.boots,
         standby: order.standby.take(),
-        turn: Some(turn),
+        turn: None,
+        looked: None,
     };
+    let read_by = work.read_by(work.deadline());
+    let mut look = None;
+    if work.waits_for_reader() {
+        look = Arc::clone(&order.shared.looks).acquire_owned().await.ok();
+    }
+    // Meanwhile it may have been read for others.
+    if work.waits_for_reader() {
+        let looked = order.shared.handle.spawn_blocking(move || work.look_first(read_by)).await;
+        work = match looked {
+            Ok(work) => work,
+            Err(join) => return order.fail(not_run(join)),
+        };
+    }
+    drop(look);
+    let asked = Instant::now();
+    let turn = Arc::clone(&order.shared.turns).acquire_owned().await;
+    let Ok(turn) = turn else { return order.fail(StartError::ShutDown) };
+    let waited = asked.elapsed();
+    work.turn = Some(turn);
     let outcome = order.shared.handle.spawn_blocking(move || work.run()).await;
     let brought = match outcome {
         Ok(Ok(brought)) => brought,
         Ok(Err(error)) => return order.fail(error),
-        Err(join) if join.is_panic() => {
-            return order.fail(StartError::Panicked(panic_text(&*join.into_panic())));
-        }
-        Err(_) => return order.fail(StartError::ShutDown),
+        Err(join) => return order.fail(not_run(join)),
     };
     let turn = Took { begin: asked, end: brought.times.began };
     let report = order.report(&brought, (image.took, turn), waited);
     order.succeed(brought, report);
+}
+
+/// Why a part of a start came to no end of its own.
+fn not_run(join: tokio::task::JoinError) -> StartError {
+    match join.try_into_panic() {
+        Ok(panic) => StartError::Panicked(panic_text(&*panic)),
+        Err(_) => StartError::ShutDown,
+    }
 }
 
 struct ImageReady {

@@ -20,7 +20,7 @@ use vhive_sandbox::{Deadline, Paging, Replay, SnapshotError};
 use crate::footprint::Footprint;
 use crate::node::Shared;
 use crate::pool::{Gone, Pool, Running};
-use crate::snapshots::{Hold, KeepError, NoRoom, SnapshotInfo, StoredSnapshot, Taking, chain};
+use crate::snapshots::{KeepError, NoRoom, SnapshotInfo, StoredSnapshot, Taking, chain};
 use crate::standby;
 use crate::start::{missed, panic_text};
 
@@ -160,8 +160,9 @@ pub(crate) struct AfterReply {
     pub(crate) stored: Arc<StoredSnapshot>,
     /// The newest working set when its start was decided.
     pub(crate) newest: Option<u32>,
-    /// Keeps the snapshot's files in place until the recording has become a working set.
-    pub(crate) hold: Option<Hold>,
+    /// Its recording becomes a working set, if the snapshot is still there then: a clone that never replies well
+    /// keeps nothing in its place.
+    pub(crate) records: bool,
 }
 
 impl AfterReply {
@@ -195,7 +196,8 @@ impl AfterReply {
                 shared.metrics.missed(self.runtime);
             }
         }
-        if self.hold.is_some() {
+        let hold = if self.records { self.stored.hold() } else { None };
+        if hold.is_some() {
             match self.paging.finish_recording() {
                 Ok(Some(number)) => {
                     tracing::info!(%revision, number, "working set recorded");

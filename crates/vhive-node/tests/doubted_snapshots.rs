@@ -70,15 +70,17 @@ async fn a_host_on_which_booting_takes_as_long_is_not_the_snapshots_fault() {
     assert_eq!(retired(&node), 1);
 }
 
-#[tokio::test]
-async fn no_start_waits_until_a_large_snapshot_has_been_read() {
-    const LARGE: u64 = 256 << 20;
-    let mut scene = Scene::new();
+/// Guest memory that takes a while to read.
+const LARGE: u64 = 256 << 20;
+
+fn large(revision: &mut vhive_api::Revision) {
+    reap(revision);
+    revision.memory = Bytes(LARGE);
+}
+
+/// Leaves a snapshot of a guest with that much memory, none of it zero.
+async fn leave_large(scene: &Scene) {
     let node = scene.node().await;
-    let large = |revision: &mut vhive_api::Revision| {
-        reap(revision);
-        revision.memory = Bytes(LARGE);
-    };
     let key = register(&node, "large", large);
     assert_eq!(kinds(&node, &key, 1).await, [Boot]);
     let dir = only(&node).path;
@@ -93,7 +95,12 @@ async fn no_start_waits_until_a_large_snapshot_has_been_read() {
     let digest = page_digest(&memory).expect("read").to_string();
     manifest["files"][MEMORY]["digest"] = digest.into();
     fs::write(dir.join(MANIFEST), manifest.to_string()).expect("written");
+}
 
+#[tokio::test]
+async fn no_start_waits_until_a_large_snapshot_has_been_read() {
+    let mut scene = Scene::new();
+    leave_large(&scene).await;
     scene.config.snapshots.restore_deadline = Span(Duration::from_millis(10));
     let node = scene.node().await;
     let key = register(&node, "large", large);
@@ -176,4 +183,56 @@ async fn a_snapshot_that_could_not_be_taken_is_tried_again_of_the_same_instance(
         reply().await;
     }
     assert_eq!(node.counts(&key).expect("known").ready, 1, "of the same instance");
+}
+
+#[tokio::test]
+async fn others_start_while_one_waits_for_the_reader_of_its_snapshot() {
+    let mut scene = Scene::new();
+    leave_large(&scene).await;
+    // One start at a time; and the one that waits may do so for long.
+    scene.config.start_threads = 1;
+    scene.config.snapshots.restore_deadline = Span(PATIENCE);
+    scene.config.start_deadline = Span(4 * PATIENCE);
+    let node = scene.node().await;
+    let key = register(&node, "large", large);
+    let waits = tokio::spawn({
+        let (node, key) = (node.clone(), key.clone());
+        async move { node.acquire(&key).await }
+    });
+    wait_for(|| node.status(&key).map_or(0, |status| status.starting), |starting| *starting == 1)
+        .await;
+    let other = register(&node, "other", |_| ());
+    let (report, _) = invoke(&node, &other).await;
+    assert_eq!(report.kind, Boot);
+    let lease = soon(waits).await.expect("no panic").expect("a slot");
+    let large = lease.start().expect("cold").clone();
+    assert_eq!((large.kind, large.fallback), (Record, None), "it has waited for good");
+    let (turn, whole) = (report.waited, large.length);
+    assert!(turn < whole / 4, "it has waited {turn:?} for a turn, of the {whole:?} of the other");
+    drop(lease);
+    soon(node.shutdown(Deadline::after(PATIENCE))).await.expect("clean");
+}
+
+#[tokio::test]
+async fn a_clone_that_never_replies_well_keeps_no_snapshot_in_its_place() {
+    let scene = Scene::new();
+    let node = scene.node().await;
+    let key = register(&node, "one", reap);
+    assert_eq!(kinds(&node, &key, 1).await, [Boot]);
+    let info = only(&node);
+    let lease = soon(node.acquire(&key)).await.expect("a slot");
+    assert_eq!(lease.start().expect("cold").kind, Record);
+    // So it is given back behind a reply of 500 and more.
+    drop(lease);
+    wait_for(|| only(&node).held, |held| !*held).await;
+    assert!(node.snapshots().remove(&info.id()).expect("removed"));
+    wait_for(|| info.path.exists(), |exists| !*exists).await;
+    // It lives on, and its recording is nobody's any more, whatever it replies now.
+    let lease = soon(node.acquire(&key)).await.expect("a slot");
+    assert!(lease.start().is_none(), "warm");
+    lease.replied();
+    soon(node.evict(&key)).await.expect("known");
+    assert!(files(&scene).is_empty(), "{:?}", files(&scene));
+    assert_eq!(kinds(&node, &key, 2).await, [Boot, Record]);
+    soon(node.shutdown(Deadline::after(PATIENCE))).await.expect("clean");
 }

@@ -76,8 +76,9 @@ async fn set_up(
         }
         Kind::Record if attempt == 1 => {
             // A revision that has no working set yet.
-            session.apply(what, 1).await.map_err(|source| StudyError::Node {
-                doing: format!("cannot apply {}", what.service()),
+            let applied = session.apply(what, 1).await;
+            applied.map_err(|source| StudyError::Node {
+                doing: format!("cannot apply {}", session.service(what)),
                 source,
             })?;
             drop(session.rehearse(what).await?);
@@ -85,17 +86,23 @@ async fn set_up(
         // Prefetching another input missed so much that the node wants to record again; what is
         // recorded shall be the stated input.
         _ if kind.prefetches() => {
-            let service = what.service();
+            session.switch(what).await?;
+            let service = session.service(what);
             let asked = session.target.will_record(&service, session.step_deadline()).await;
             let again = asked.map_err(|source| StudyError::Node {
                 doing: format!("cannot ask for the snapshot of {service}"),
                 source,
             })?;
-            if again && let Err(why) = session.prepare(what, 1).await? {
-                session.note(format!("{function} {kind} could not be recorded again: {why}."))?;
+            if again {
+                if let Err(why) = session.prepare(what, 1).await? {
+                    session
+                        .note(format!("{function} {kind} could not be recorded again: {why}."))?;
+                } else if session.study == StudyName::Pages {
+                    session.keep_working_set(function).await?;
+                }
             }
         }
-        _ => {}
+        _ => session.switch(what).await?,
     }
     session.empty(what).await?;
     session.drop_cache().await
@@ -104,7 +111,7 @@ async fn set_up(
 /// Sends the measured invocation and collects everything about it.
 async fn invoke(session: &Session, step: &Step, cache: &'static str) -> Result<Row, StudyError> {
     let mut row = blank(session, step, cache);
-    let service = step.key.variant().service();
+    let service = session.service(step.key.variant());
     let request = session.function(&step.key.function)?.request(&step.key.input)?;
     let deadline = session.step_deadline();
     let failed = |source| StudyError::Node { doing: format!("cannot ask about {service}"), source };

@@ -259,6 +259,7 @@ pub fn pages(analysis: &Analysis) -> String {
         "zero_pages",
         "mean_run_pages",
         "unique_same_input",
+        "compared_by",
     ];
     let mut text = line(headings.iter().map(|heading| (*heading).to_owned()));
     let deviation = |s: &Summary| number(s.variation * s.mean.abs());
@@ -274,12 +275,13 @@ pub fn pages(analysis: &Analysis) -> String {
             one.runs.to_string(),
             median(&one.needed),
             spread(&one.needed),
-            one.same().map(number).unwrap_or_default(),
+            one.same.map(number).unwrap_or_default(),
             median(&one.unique),
             spread(&one.unique),
             one.zero.to_string(),
             number(one.mean_run),
             median(&one.unique_same),
+            one.by.as_str().to_owned(),
         ]));
     }
     text

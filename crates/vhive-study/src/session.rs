@@ -1,6 +1,6 @@
 //! A study under way: its services on the node, its rows, its effects on the host.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -64,7 +64,8 @@ pub struct Session {
     pub(crate) facts: Facts,
     functions: Vec<Function>,
     writer: Writer,
-    services: BTreeSet<String>,
+    /// Those that are on the node, and the kind as which each of them starts now.
+    services: BTreeMap<String, Kind>,
     /// Different in each run.
     run: String,
     editions: u32,
@@ -142,7 +143,7 @@ impl Session {
             facts,
             functions,
             writer,
-            services: BTreeSet::new(),
+            services: BTreeMap::new(),
             run,
             editions: 0,
             order: 0,
@@ -184,7 +185,16 @@ impl Session {
         what: Variant<'_>,
         most_instances: u32,
     ) -> Result<(), ApiError> {
-        let edition = self.edition();
+        let service = self.service(what);
+        let edition = if self.shares(what.kind) {
+            // Who switches policies changes it and nothing else: the revision keeps its name and its snapshot.
+            if self.services.get(&service).is_some_and(|kind| *kind != what.kind) {
+                self.target.delete(&service, self.step_deadline()).await?;
+            }
+            format!("{}-pages", self.run)
+        } else {
+            self.edition()
+        };
         let shape = Shape {
             kind: what.kind,
             runtime: what.runtime.or(self.plan.runtime),
@@ -193,9 +203,32 @@ impl Session {
             edition: &edition,
         };
         let found = self.functions.iter().find(|f| f.name == what.function);
-        let Some(service) = found.map(|function| function.service(&shape)) else { return Ok(()) };
-        self.services.insert(what.service());
-        self.target.apply(&service, self.step_deadline()).await
+        let Some(mut manifest) = found.map(|found| found.service(&shape)) else { return Ok(()) };
+        manifest["metadata"]["name"] = serde_json::json!(service);
+        self.services.insert(service, what.kind);
+        self.target.apply(&manifest, self.step_deadline()).await
+    }
+
+    /// The name of the service that starts a function so. Where pages are compared, lazy starts come from the very
+    /// snapshot whose pages are recorded: in another one, pages of the same numbers hold other things.
+    pub(crate) fn service(&self, what: Variant<'_>) -> String {
+        let kind = if self.shares(what.kind) { Kind::Reap } else { what.kind };
+        Variant { kind, ..what }.service()
+    }
+
+    fn shares(&self, kind: Kind) -> bool {
+        self.study == StudyName::Pages && matches!(kind, Kind::Lazy | Kind::Reap)
+    }
+
+    /// Has a service that several kinds share start as this one.
+    pub(crate) async fn switch(&mut self, what: Variant<'_>) -> Result<(), StudyError> {
+        let service = self.service(what);
+        if !self.shares(what.kind) || self.services.get(&service) == Some(&what.kind) {
+            return Ok(());
+        }
+        let applied = self.apply(what, 1).await;
+        let doing = || format!("cannot apply {service}");
+        applied.map_err(|source| StudyError::Node { doing: doing(), source })
     }
 
     /// Sends one input that is not measured.
@@ -204,7 +237,7 @@ impl Session {
         what: Variant<'_>,
         input: &str,
     ) -> Result<(Reply, Option<InvocationRecord>), StudyError> {
-        let service = what.service();
+        let service = self.service(what);
         let request = self.function(what.function)?.request(input)?;
         let deadline = self.step_deadline();
         let failed =
@@ -229,7 +262,7 @@ impl Session {
 
     /// Stops the instances of a function and kind.
     pub(crate) async fn empty(&self, what: Variant<'_>) -> Result<(), StudyError> {
-        let service = what.service();
+        let service = self.service(what);
         let done = self.target.empty(&service, self.step_deadline()).await;
         done.map_err(|source| StudyError::Node {
             doing: format!("the instances of {service} do not end"),
@@ -250,7 +283,7 @@ impl Session {
             Ok(()) => {}
             Err(ApiError::Refused { message, .. }) => return Ok(Err(message)),
             Err(source) => {
-                let doing = format!("cannot apply {}", what.service());
+                let doing = format!("cannot apply {}", self.service(what));
                 return Err(StudyError::Node { doing, source });
             }
         }
@@ -309,6 +342,8 @@ impl Session {
         match read {
             Ok(Some(set)) => {
                 let (function, input) = (function.to_owned(), self.plan.inputs.prepare.clone());
+                // Recorded again, it is another one.
+                self.facts.working_sets.retain(|one| one.function != function);
                 self.facts.working_sets.push(Recorded { function, input, set });
                 Ok(self.writer.facts(&self.facts)?)
             }
@@ -413,7 +448,7 @@ impl Session {
     /// When a service could not be deleted.
     pub async fn clean(&mut self) -> Result<(), StudyError> {
         let mut first = Ok(());
-        for service in std::mem::take(&mut self.services) {
+        for (service, _) in std::mem::take(&mut self.services) {
             let deadline = self.step_deadline();
             if let Err(source) = self.target.delete(&service, deadline).await
                 && first.is_ok()

@@ -5,17 +5,22 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use serde::Deserialize;
 use serde_json::{Value, json};
 use vhive_api::{InvocationRecord, MemoryFigures, Phase, StartKind};
 use vhive_tests::cache::{Setting, drop_files};
+use vhive_tests::input::{self, functions};
 use vhive_tests::manifest;
 use vhive_tests::node::TestNode;
 
 use crate::account::{self, Account};
 
 /// Recorded once and never again, however much the other input misses; otherwise as delivered.
-const CONFIG: &str = "[node.snapshots]\nrerecord_above_percent = 100000\n";
+const ONCE: &str = "[node.snapshots]\nrerecord_above_percent = 100000\n";
+/// Recorded again after any start that missed a page.
+const AGAIN: &str = "[node.snapshots]\nrerecord_above_percent = 0\n";
+
+/// Whether the kernel accounts for waits.
+const DELAYS: &str = "/proc/sys/kernel/task_delayacct";
 
 /// The node, and the host's settings as they were.
 pub(crate) struct Ground {
@@ -23,9 +28,11 @@ pub(crate) struct Ground {
     pub(crate) readahead: Setting,
     /// Whether the kernel accounts how long a thread waits for the disk.
     pub(crate) delays: bool,
+    /// A second one, whose node records again whatever was missed.
+    pub(crate) merging: Option<Box<Self>>,
     state: PathBuf,
     // Put back, then the directory removed, after the node has ended.
-    _delays: Setting,
+    accounting: Setting,
     _dir: tempfile::TempDir,
 }
 
@@ -45,19 +52,6 @@ pub(crate) enum Files<'a> {
     AsTheyAre,
 }
 
-#[derive(Deserialize)]
-struct Requests {
-    request: Vec<Request>,
-}
-
-#[derive(Deserialize)]
-struct Request {
-    name: String,
-    method: String,
-    path: String,
-    body: String,
-}
-
 impl Ground {
     /// Makes it, or says what is missing.
     pub(crate) fn find() -> Result<Self> {
@@ -67,6 +61,20 @@ impl Ground {
             let there = made.join(part);
             ensure!(there.is_dir(), "no {}: `make demo` makes it", there.display());
         }
+        // Both before the signals are blocked: what is started later inherits a mask that holds them up.
+        let merging = Self::on(&made, AGAIN)?;
+        let mut ground = Self::on(&made, ONCE)?;
+        account::put_back_on_signals(vec![
+            Setting::readahead(&ground.state)?,
+            Setting::keep(DELAYS.into())?,
+        ])?;
+        ground.delays = ground.accounting.set("1").is_ok();
+        ground.merging = Some(Box::new(merging));
+        Ok(ground)
+    }
+
+    /// A node with this configuration, and what `made` has of kernels and images.
+    fn on(made: &Path, config: &str) -> Result<Self> {
         // On the disk, whatever /tmp is.
         let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR"))?;
         let state = dir.path().join("state");
@@ -75,16 +83,11 @@ impl Ground {
             symlink(made.join(part).canonicalize()?, state.join(part))?;
         }
         let readahead = Setting::readahead(dir.path()).context("no device with a readahead")?;
-        let node = TestNode::start(dir.path(), CONFIG)?;
-        // After the node has been started: what is started later inherits a mask that holds them up.
-        let accounting = "/proc/sys/kernel/task_delayacct";
-        account::put_back_on_signals(vec![
-            Setting::readahead(dir.path())?,
-            Setting::keep(accounting.into()).context("the kernel has no delay accounting")?,
-        ])?;
-        let accounting = Setting::keep(accounting.into())?;
-        let delays = accounting.set("1").is_ok();
-        Ok(Self { node, readahead, delays, state, _delays: accounting, _dir: dir })
+        let accounting =
+            Setting::keep(DELAYS.into()).context("the kernel has no delay accounting")?;
+        let node = TestNode::start(dir.path(), config)?;
+        let (delays, merging) = (false, None);
+        Ok(Self { node, readahead, delays, merging, state, accounting, _dir: dir })
     }
 
     /// Puts a function on the node under `service`, with annotations.
@@ -159,15 +162,11 @@ impl Ground {
     }
 
     fn invoke(&self, (function, service): (&str, &str), input: &str) -> Result<Sample> {
-        let dir = functions().join(function);
-        let requests: Requests = toml::from_str(&fs::read_to_string(dir.join("requests.toml"))?)?;
-        let request = requests.request.into_iter().find(|request| request.name == input);
-        let request = request.with_context(|| format!("{function} has no request {input}"))?;
-        let data = format!("@{}", dir.join(&request.body).display());
-        let args = ["invoke", service, "-X", &request.method, "--path", &request.path];
-        let reply = self
-            .node
-            .json(&[&args[..], &["-H", "content-type: application/json", "-d", &data]].concat())?;
+        let input = input::of(function, input)?;
+        let args = ["invoke", service, "-X", &input.method, "--path", &input.path];
+        let reply = self.node.json(
+            &[&args[..], &["-H", "content-type: application/json", "-d", &input.data]].concat(),
+        )?;
         ensure!(reply["status"] == 200, "{service}: status {}: {}", reply["status"], reply["body"]);
         let record: Option<InvocationRecord> = serde_json::from_value(reply["record"].clone())?;
         let record = record.with_context(|| format!("{service}: no record"))?;
@@ -178,6 +177,11 @@ impl Ground {
             account.disk_ms = f64::NAN;
         }
         Ok(Sample { record, account })
+    }
+
+    /// Whether the service's next start from its snapshot records.
+    pub(crate) fn will_record(&self, service: &str) -> Result<bool> {
+        Ok(self.node.json(&["snapshot", "show", service])?["missed"] == true)
     }
 
     /// The newest records of a service.
@@ -197,6 +201,11 @@ impl Sample {
 
     pub(crate) fn total(&self) -> f64 {
         self.ms(Phase::Total)
+    }
+
+    /// The start alone: from the request to the function's readiness, in milliseconds.
+    pub(crate) fn ready(&self) -> f64 {
+        self.total() - self.ms(Phase::Request)
     }
 
     pub(crate) fn memory(&self) -> Option<MemoryFigures> {
@@ -221,9 +230,4 @@ pub(crate) fn length_ms(record: &InvocationRecord, phase: Phase) -> f64 {
 
 fn variant(function: &str, service: &str, annotations: &[(&str, &str)]) -> Result<Value> {
     manifest::variant(&functions().join(function).join("service.yaml"), service, annotations)
-}
-
-/// Where the functions are.
-fn functions() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../functions")
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::Result;
 use vhive_api::StartKind;
+use vhive_tests::input::{RECORD, REPLAY, THIRD};
 
 use crate::ground::{Files, Ground, Sample};
 
@@ -31,6 +32,10 @@ pub(crate) enum Series {
     VanillaHost,
     /// As `Reap`, with the host's readahead.
     ReapHost,
+    /// The first recording of a snapshot that is recorded twice.
+    FirstOfTwo,
+    /// Prefetched, with the other input, what was recorded with two more inputs.
+    ReapMerged,
 }
 
 /// All samples of a function.
@@ -45,7 +50,7 @@ pub(crate) fn function(ground: &Ground, function: &str, repetitions: u32) -> Res
     let boot = |service: &str, policy: &str, samples: &mut Samples| {
         ground.apply(function, service, &[("vhive.dev/snapshot-policy", policy)])?;
         let booted =
-            ground.cold((function, service), "record", Files::Cold(&host), StartKind::Boot)?;
+            ground.cold((function, service), RECORD, Files::Cold(&host), StartKind::Boot)?;
         samples.entry(Series::Boot).or_default().push(booted);
         anyhow::Ok(())
     };
@@ -61,18 +66,38 @@ pub(crate) fn function(ground: &Ground, function: &str, repetitions: u32) -> Res
             anyhow::Ok(())
         };
         let (off, host) = (Files::Cold("0"), Files::Cold(&host));
-        start(Series::VanillaSame, &vanilla, "record", off, StartKind::Snapshot)?;
-        start(Series::Record, &reap, "record", off, StartKind::Record)?;
-        start(Series::ReapSame, &reap, "record", off, StartKind::Reap)?;
-        start(Series::Vanilla, &vanilla, "replay", off, StartKind::Snapshot)?;
-        start(Series::VanillaCached, &vanilla, "replay", Files::AsTheyAre, StartKind::Snapshot)?;
-        start(Series::Reap, &reap, "replay", off, StartKind::Reap)?;
-        start(Series::Lazy, &lazy, "replay", off, StartKind::Lazy)?;
-        start(Series::VanillaHost, &vanilla, "replay", host, StartKind::Snapshot)?;
-        start(Series::ReapHost, &reap, "replay", host, StartKind::Reap)?;
+        start(Series::VanillaSame, &vanilla, RECORD, off, StartKind::Snapshot)?;
+        start(Series::Record, &reap, RECORD, off, StartKind::Record)?;
+        start(Series::ReapSame, &reap, RECORD, off, StartKind::Reap)?;
+        start(Series::Vanilla, &vanilla, REPLAY, off, StartKind::Snapshot)?;
+        start(Series::VanillaCached, &vanilla, REPLAY, Files::AsTheyAre, StartKind::Snapshot)?;
+        start(Series::Reap, &reap, REPLAY, off, StartKind::Reap)?;
+        start(Series::Lazy, &lazy, REPLAY, off, StartKind::Lazy)?;
+        start(Series::VanillaHost, &vanilla, REPLAY, host, StartKind::Snapshot)?;
+        start(Series::ReapHost, &reap, REPLAY, host, StartKind::Reap)?;
         ground.forget(&reap)?;
+        if repetition == 1 {
+            merged(ground, function, &mut samples)?;
+        }
     }
     ground.forget(&vanilla)?;
     ground.forget(&lazy)?;
     Ok(samples)
+}
+
+/// Records with one input, then with a third one what the first had missed, and measures the other.
+fn merged(ground: &Ground, function: &str, samples: &mut Samples) -> Result<()> {
+    let Some(ground) = ground.merging.as_deref() else { return Ok(()) };
+    let service = format!("{}-merged", function.replace('_', "-"));
+    ground.apply(function, &service, &[("vhive.dev/snapshot-policy", "reap")])?;
+    let start = |input, kind| ground.cold((function, &service), input, Files::Cold("0"), kind);
+    start(RECORD, StartKind::Boot)?;
+    samples.entry(Series::FirstOfTwo).or_default().push(start(RECORD, StartKind::Record)?);
+    start(THIRD, StartKind::Reap)?;
+    // Unless the first recording happened to have all that the third input needs.
+    if ground.will_record(&service)? {
+        start(THIRD, StartKind::Record)?;
+    }
+    samples.entry(Series::ReapMerged).or_default().push(start(REPLAY, StartKind::Reap)?);
+    ground.forget(&service)
 }

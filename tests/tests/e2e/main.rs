@@ -1,6 +1,7 @@
 //! The binary as a user drives it: `vhive node` and its clients, on `sim` (needs nothing but root)
 //! and in real microVMs (where the host can).
 
+mod archives;
 mod calls;
 mod clock;
 mod dashboard;
@@ -21,6 +22,7 @@ mod load_results;
 mod load_ways;
 mod microvm;
 mod nano;
+mod other_machine;
 mod runtimes;
 mod same_bytes;
 mod scene;

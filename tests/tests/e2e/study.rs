@@ -241,6 +241,65 @@ fn e2e_a_study_says_what_it_cannot_use() {
 }
 
 #[test]
+fn e2e_a_study_of_pages_starts_lazily_from_the_snapshot_that_is_recorded() {
+    if skip("e2e_a_study_of_pages_starts_lazily_from_the_snapshot_that_is_recorded") {
+        return;
+    }
+    let dir = Dir::new("pages");
+    let functions = functions(dir.path());
+    let node = node(&dir, "");
+    let out = dir.path().join("result");
+    let (functions, to) = (functions.to_string_lossy(), out.to_string_lossy());
+    let args = ["study", "pages", "--functions-dir", &functions, "--functions", "tiny"];
+    let more = ["--kinds", "lazy,reap", "--repetitions", "2", "--keep-cache", "--out", &to];
+    let shown = node.ok(&[&args[..], &more].concat()).expect("measured");
+    let rows = rows(&out);
+    for (kind, planned) in [("lazy", 2), ("reap", 4)] {
+        let good = |row: &&Value| {
+            let record = &row["record"];
+            row["kind"] == kind
+                && record["start"] == kind
+                && (&record["service"], &record["revision"])
+                    == (&"tiny-reap".into(), &"tiny-reap-00001".into())
+        };
+        assert!(rows.iter().filter(good).count() >= planned, "{kind}: {rows:?}\n{shown}");
+    }
+    let kept = node.json(&["snapshot", "ls"]).expect("listed").to_string();
+    assert_eq!(kept.matches("tiny-reap-00001").count(), 1, "both kinds have one: {kept}");
+    let listed = node.json(&["get", "services"]).expect("listed");
+    assert_eq!(listed["items"], serde_json::json!([]), "the study's services are gone");
+}
+
+#[test]
+fn e2e_microvm_studies_tell_of_real_starts_and_compare_real_pages() {
+    let test = "e2e_microvm_studies_tell_of_real_starts_and_compare_real_pages";
+    let dir = Dir::new("microvm-study");
+    let Some(node) = crate::microvm::node_with(test, &dir, "") else { return };
+    let functions = Path::new(env!("CARGO_MANIFEST_DIR")).join("../functions");
+    let functions = functions.to_string_lossy();
+    let study = |name: &str, kinds: &[&str]| {
+        let out = dir.path().join(name);
+        let (kinds, to) = (kinds.join(","), out.to_string_lossy().into_owned());
+        let args = ["study", name, "--functions-dir", &functions, "--functions", "hello"];
+        let more = ["--kinds", &kinds, "--repetitions", "1", "--keep-cache", "--out", &to];
+        node.ok(&[&args[..], &more].concat()).expect("measured");
+        vhive_tests::results::check_starts(
+            &out,
+            &["hello"],
+            &kinds.split(',').collect::<Vec<_>>(),
+            1,
+        )
+        .expect("as asked for");
+        out
+    };
+    study("cold-start", &["boot", "warm", "snapshot", "record"]);
+    let out = study("pages", &["lazy", "reap"]);
+    vhive_tests::results::check_pages(&out, "hello").expect("compared page by page");
+    assert!(node.stop().expect("ends").success());
+    assert_eq!(traces(&tag(&dir)), [""; 0]);
+}
+
+#[test]
 fn the_instrument_reads_what_the_pager_writes() {
     let dir = Dir::new("working-set");
     let memory = dir.path().join("memory");

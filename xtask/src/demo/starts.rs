@@ -25,7 +25,10 @@ pub(crate) fn deploy_changed(
 ) -> anyhow::Result<()> {
     let dir = state_dir().with_file_name("manifests");
     std::fs::create_dir_all(&dir)?;
-    let annotations = [("vhive.dev/snapshot-policy", policy)];
+    // Each start is to be the one that its step names: on a busy host a boot takes longer than the window in
+    // which load may double, and then the autoscaler would start a second instance, which answers the next request.
+    let annotations =
+        [("vhive.dev/snapshot-policy", policy), ("autoscaling.knative.dev/max-scale", "1")];
     let service = &function.service;
     let mut manifest = manifest::variant(&function.service_yaml(), service, &annotations)?;
     change(&mut manifest);

@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 use vhive_api::{Revision, SnapshotAt};
 use vhive_sandbox::Journal;
 
-use super::core::InstanceNo;
+use super::core::{InstanceNo, Refusal};
 use super::{AcquireError, Instance, Pool, Running};
 use crate::node::Shared;
 use crate::snapshots::{SnapshotInfo, Wanted};
@@ -127,11 +127,17 @@ impl Pool {
         } else if self.shared.snapshots.wanted(&revision, now) == Wanted::Now {
             let mut begun = Ok(0);
             self.run(|state, out| begun = state.core.prepare(now, out));
-            match begun {
-                Ok(_) => {
+            let why = match begun {
+                Ok(no) if self.state().slots.contains_key(&no) => None,
+                // It was decided, and there was no room for it.
+                Ok(_) => Some(Refusal::Full),
+                Err(why) => Some(why),
+            };
+            match why {
+                None => {
                     tracing::info!(revision = %self.key, "booting an instance for its snapshot")
                 }
-                Err(why) => tracing::info!(revision = %self.key, ?why, "snapshot has to wait"),
+                Some(why) => tracing::info!(revision = %self.key, ?why, "snapshot has to wait"),
             }
         }
     }

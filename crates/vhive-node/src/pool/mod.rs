@@ -22,7 +22,8 @@ use jiff::Timestamp;
 use rustix::process::Pid;
 use tokio::sync::{oneshot, watch};
 use vhive_api::{
-    Bytes, MemoryFigures, Revision, RevisionKey, RuntimeName, SandboxId, SnapshotAt, StartKind,
+    Bytes, MemoryFigures, Revision, RevisionKey, RuntimeName, SandboxId, SnapshotAt,
+    SnapshotPolicy, StartKind,
 };
 use vhive_sandbox::{Journal, Paging, Sandbox};
 
@@ -318,6 +319,8 @@ impl Pool {
                 state.core.forgive();
                 state.last_failure = None;
             }
+            let alone = revision.snapshot_at == SnapshotAt::Ready;
+            state.core.change_policy(revision.snapshot != SnapshotPolicy::Off, alone);
             state.revision = revision;
             state.core.poke(Instant::now(), out);
         });

@@ -12,8 +12,9 @@ use vhive_api::{Bytes, RuntimeName, SandboxId};
 use vhive_sandbox::Snapshot;
 use vhive_sandbox::snapshot::{MANIFEST, Manifest, OpenError};
 
+use super::room::NoRoom;
 use super::stored::{WORKING_SET, remove_any, working_set};
-use super::{SnapshotId, SnapshotInfo, Snapshots, open};
+use super::{SnapshotId, SnapshotInfo, Snapshots, open, room};
 
 /// Beginning of the name of a directory that an archive is read into.
 pub(super) const IMPORT: &str = "import-";
@@ -27,6 +28,8 @@ const MOST_WORKING_SETS: usize = 16;
 /// Bytes read at a time; whole pages of zeros in it become holes.
 const PIECE: usize = 64 << 10;
 const PAGE: usize = 4096;
+/// Bytes written after which the disk is looked at again: others write to it as well.
+const STRETCH: u64 = 1 << 20;
 
 /// Why a snapshot could not be written out.
 #[derive(Debug, thiserror::Error)]
@@ -63,6 +66,9 @@ pub enum ImportError {
     /// It is larger than all snapshots may be.
     #[error("archive holds more than node.snapshots.max_bytes = {0}")]
     TooLarge(Bytes),
+    /// The disk would be too full.
+    #[error("archive not taken in")]
+    NoRoom(#[source] NoRoom),
     /// There is one already, or it is just being taken.
     #[error("snapshot {0} is already there; remove it first")]
     Exists(SnapshotId),
@@ -102,7 +108,8 @@ impl Snapshots {
         };
         open::make_dir(&dir).map_err(write(&dir))?;
         let draft = Draft { dir: dir.clone() };
-        draft.fill(from, self.0.max_bytes)?;
+        let room = |needed| room::look(&self.0.dir, needed);
+        draft.fill(from, &mut Limits::new(self.0.max_bytes, &room))?;
         let snapshot = Snapshot::open(&dir).map_err(ImportError::Unsound)?;
         snapshot.verify().map_err(ImportError::Unsound)?;
         let manifest = snapshot.manifest();
@@ -156,13 +163,42 @@ impl Drop for Draft {
     }
 }
 
+/// How much of an archive may be written.
+struct Limits<'a> {
+    most: u64,
+    /// Left of it.
+    left: u64,
+    /// Left of what the disk has been found to have room for.
+    seen: u64,
+    room: &'a dyn Fn(Bytes) -> Result<(), NoRoom>,
+}
+
+impl<'a> Limits<'a> {
+    fn new(most: u64, room: &'a dyn Fn(Bytes) -> Result<(), NoRoom>) -> Self {
+        Self { most, left: most, seen: 0, room }
+    }
+
+    /// Counts what is about to be written, at most a stretch. What an archive takes up is not known before: it
+    /// does not tell where pages of zeros are.
+    fn take(&mut self, bytes: u64) -> Result<(), ImportError> {
+        let left = self.left.checked_sub(bytes);
+        self.left = left.ok_or(ImportError::TooLarge(Bytes(self.most)))?;
+        if self.seen < bytes {
+            (self.room)(Bytes(STRETCH)).map_err(ImportError::NoRoom)?;
+            self.seen = STRETCH;
+        }
+        self.seen -= bytes;
+        Ok(())
+    }
+}
+
 impl Draft {
     /// Unpacks, never more than the archive's own manifest announces.
-    fn fill(&self, from: impl Read, most: u64) -> Result<(), ImportError> {
+    fn fill(&self, from: impl Read, limits: &mut Limits<'_>) -> Result<(), ImportError> {
         let bad = |what: String| Err(ImportError::Content(what));
         let mut archive = Archive::new(from);
         let mut manifest: Option<Manifest> = None;
-        let (mut left, mut sets) = (most, 0);
+        let mut sets = 0;
         for entry in archive.entries().map_err(ImportError::Read)? {
             let entry = entry.map_err(ImportError::Read)?;
             let name = name(&entry)?;
@@ -171,7 +207,7 @@ impl Draft {
                 if name != MANIFEST || length > MOST_MANIFEST {
                     return bad(format!("it begins with {name:?} instead of {MANIFEST}"));
                 }
-                self.copy(entry, &name, &mut left, most)?;
+                self.copy(entry, &name, limits)?;
                 let read =
                     Manifest::read(&self.dir.join(MANIFEST)).map_err(ImportError::Unsound)?;
                 let all = read.files.values().try_fold(0_u64, |all, f| all.checked_add(f.bytes));
@@ -193,7 +229,7 @@ impl Draft {
             } else {
                 return bad(format!("nobody needs {name:?}"));
             }
-            self.copy(entry, &name, &mut left, most)?;
+            self.copy(entry, &name, limits)?;
         }
         match manifest {
             Some(_) => Ok(()),
@@ -206,8 +242,7 @@ impl Draft {
         &self,
         mut from: impl Read,
         name: &str,
-        left: &mut u64,
-        most: u64,
+        limits: &mut Limits<'_>,
     ) -> Result<(), ImportError> {
         let path = self.dir.join(name);
         let failed = |source| ImportError::Write { path: path.clone(), source };
@@ -222,9 +257,7 @@ impl Draft {
             }
             for page in piece[..got].chunks(PAGE) {
                 if page.iter().any(|byte| *byte != 0) {
-                    *left = left
-                        .checked_sub(page.len() as u64)
-                        .ok_or(ImportError::TooLarge(Bytes(most)))?;
+                    limits.take(page.len() as u64)?;
                     file.seek(SeekFrom::Start(at)).map_err(failed)?;
                     file.write_all(page).map_err(failed)?;
                 }
@@ -283,13 +316,36 @@ mod tests {
         fs::create_dir(&draft.dir).unwrap();
         let mut bytes = vec![0; 1 << 20];
         bytes[5000] = 1;
-        let mut left = 5000;
-        draft.copy(&bytes[..], "memory", &mut left, 5000).unwrap();
-        assert_eq!(left, 5000 - 4096);
+        let mut limits = Limits::new(5000, &|_| Ok(()));
+        draft.copy(&bytes[..], "memory", &mut limits).unwrap();
+        assert_eq!(limits.left, 5000 - 4096);
         assert_eq!(fs::read(draft.dir.join("memory")).unwrap(), bytes);
         assert!(allocated(&draft.dir).unwrap() < 64 << 10);
         bytes.fill(1);
-        let error = draft.copy(&bytes[..], "more", &mut left, 5000).unwrap_err();
+        let error = draft.copy(&bytes[..], "more", &mut limits).unwrap_err();
         assert!(matches!(error, ImportError::TooLarge(Bytes(5000))), "{error}");
+    }
+
+    #[test]
+    fn an_archive_leaves_the_disk_the_room_that_others_need() {
+        let dir = tempfile::tempdir().unwrap();
+        let draft = Draft { dir: dir.path().join("draft") };
+        fs::create_dir(&draft.dir).unwrap();
+        // A disk with room for two stretches.
+        let (asked, free) = (std::cell::Cell::new(0), 2 * STRETCH);
+        let room = |needed: Bytes| {
+            asked.set(asked.get() + needed.0);
+            let (free, reserve) = (Bytes(free), Bytes(0));
+            if asked.get() <= free.0 { Ok(()) } else { Err(NoRoom { needed, free, reserve }) }
+        };
+        let mut limits = Limits::new(1 << 40, &room);
+        let zeros = io::repeat(0).take(STRETCH);
+        draft.copy(zeros, "zeros", &mut limits).unwrap();
+        assert_eq!(asked.get(), 0, "they take up nothing");
+        draft.copy(io::repeat(1).take(STRETCH), "first", &mut limits).unwrap();
+        let error = draft.copy(io::repeat(1).take(2 * STRETCH), "memory", &mut limits).unwrap_err();
+        assert!(matches!(error, ImportError::NoRoom(_)), "{error}");
+        let written = fs::metadata(draft.dir.join("memory")).unwrap().len();
+        assert_eq!(written, STRETCH, "nothing is written that there is no room for");
     }
 }

@@ -187,6 +187,12 @@ impl Snapshots {
         }
     }
 
+    /// Whether a start of this revision would have to wait until somebody has read its snapshot.
+    pub(crate) fn is_unread(&self, revision: &Revision) -> bool {
+        let stored = self.find(&SnapshotId::of(revision));
+        stored.is_some_and(|stored| stored.is_pending() && stored.is_of_use())
+    }
+
     /// Has a snapshot that an earlier node has left read in the background, so that no start waits for that.
     pub(crate) fn read_ahead(&self, id: &SnapshotId) {
         if let Some(stored) = self.find(id) {

@@ -1,7 +1,7 @@
 //! Reads what earlier nodes have left, on threads of its own: no start does it, however large a guest's memory is.
 //!
-//! What becomes known is read one after the other. What a start waits for goes before that, on a second
-//! thread if the first is busy.
+//! What becomes known is read one after the other. What a start waits for goes before that, in the order in
+//! which starts have come, on a second thread if the first is busy.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -22,9 +22,42 @@ pub(super) struct Readers(Mutex<Queue>);
 
 #[derive(Debug, Default)]
 struct Queue {
-    waiting: VecDeque<Arc<Stored>>,
+    waiting: Lanes<Stored>,
     running: u32,
     closed: bool,
+}
+
+/// First come, first served; what somebody waits for before the rest.
+#[derive(Debug)]
+struct Lanes<T> {
+    urgent: VecDeque<Arc<T>>,
+    rest: VecDeque<Arc<T>>,
+}
+
+impl<T> Default for Lanes<T> {
+    fn default() -> Self {
+        Self { urgent: VecDeque::new(), rest: VecDeque::new() }
+    }
+}
+
+impl<T> Lanes<T> {
+    /// Enters one, or moves it to where somebody waits. False if it has its place already.
+    fn add(&mut self, one: &Arc<T>, is_urgent: bool) -> bool {
+        let place = |lane: &VecDeque<Arc<T>>| lane.iter().position(|other| Arc::ptr_eq(other, one));
+        match (place(&self.urgent), place(&self.rest)) {
+            (Some(_), _) => return false,
+            (None, Some(_)) if !is_urgent => return false,
+            (None, Some(at)) => drop(self.rest.remove(at)),
+            (None, None) => {}
+        }
+        let lane = if is_urgent { &mut self.urgent } else { &mut self.rest };
+        lane.push_back(Arc::clone(one));
+        true
+    }
+
+    fn next(&mut self) -> Option<Arc<T>> {
+        self.urgent.pop_front().or_else(|| self.rest.pop_front())
+    }
 }
 
 impl Readers {
@@ -35,12 +68,12 @@ impl Readers {
 
     /// Reads nothing more; what is being read is given up.
     pub(super) fn close(&self) {
-        let waiting = {
+        let mut waiting = {
             let mut queue = self.queue();
             queue.closed = true;
             std::mem::take(&mut queue.waiting)
         };
-        for stored in waiting {
+        while let Some(stored) = waiting.next() {
             // Whoever waits for it need not any longer.
             stored.judge(Read::Failed(Blame::Host, "the node is being shut down".to_owned()));
         }
@@ -48,26 +81,20 @@ impl Readers {
 }
 
 impl Snapshots {
-    /// Has a snapshot read, unless that has been done: at once if a start waits for it, else in its turn.
-    /// False if nobody will.
+    /// Has a snapshot read, unless that has been done: before all others if a start waits for it, else in its
+    /// turn. False if nobody will.
     pub(super) fn have_read(&self, stored: &Arc<Stored>, urgent: bool) -> bool {
         if !stored.is_unread() {
             return true;
         }
         let readers = &self.0.readers;
         let mut queue = readers.queue();
-        let at = queue.waiting.iter().position(|one| Arc::ptr_eq(one, stored));
-        match at {
-            _ if queue.closed => return false,
-            Some(_) if !urgent => return true,
-            at => drop(at.and_then(|at| queue.waiting.remove(at))),
+        if queue.closed {
+            return false;
         }
-        if urgent {
-            queue.waiting.push_front(Arc::clone(stored));
-        } else {
-            queue.waiting.push_back(Arc::clone(stored));
-        }
-        if queue.running >= if urgent { MOST } else { 1 } {
+        let is_new = queue.waiting.add(stored, urgent);
+        let enough = if urgent && is_new { MOST } else { 1 };
+        if queue.running >= enough {
             return true;
         }
         queue.running += 1;
@@ -89,7 +116,7 @@ fn work_off(readers: &Readers, store: &Weak<Inner>) {
     loop {
         let stored = {
             let mut queue = readers.queue();
-            let Some(stored) = queue.waiting.pop_front() else {
+            let Some(stored) = queue.waiting.next() else {
                 queue.running -= 1;
                 return;
             };
@@ -111,5 +138,23 @@ fn work_off(readers: &Readers, store: &Weak<Inner>) {
             Snapshots(store).retire(&stored, why);
         }
         stored.judge(read);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_waits_for_a_reader_first_is_served_first() {
+        let (one, two, three, four) = (Arc::new(1), Arc::new(2), Arc::new(3), Arc::new(4));
+        let mut lanes = Lanes::default();
+        assert!(lanes.add(&one, false) && lanes.add(&two, false));
+        assert!(lanes.add(&three, true) && lanes.add(&four, true));
+        // Who has a place keeps it, and gets a better one only if somebody waits now.
+        assert!(!lanes.add(&three, true) && !lanes.add(&three, false) && !lanes.add(&one, false));
+        assert!(lanes.add(&two, true));
+        let order: Vec<i32> = std::iter::from_fn(|| lanes.next()).map(|one| *one).collect();
+        assert_eq!(order, [3, 4, 2, 1]);
     }
 }

@@ -203,6 +203,11 @@ impl Stored {
         self.state().verdict == Verdict::Unread
     }
 
+    /// Whether it has not been read to its end.
+    pub(super) fn is_pending(&self) -> bool {
+        matches!(self.state().verdict, Verdict::Unread | Verdict::Reading)
+    }
+
     /// Reads it as long as that is wanted. It may go meanwhile: nobody whose place it has waits for a reader.
     /// To be followed by [`Stored::judge`]; none if somebody has read it, or it is about to go.
     pub(super) fn read(&self, wanted: &dyn Fn() -> bool) -> Option<Read> {

@@ -23,7 +23,7 @@ use crate::guest;
 use crate::node::Shared;
 use crate::probe::{self, Passed, Probe, ProbeError};
 use crate::process;
-use crate::snapshots::{CloneToken, Doubt, Hold, StoredSnapshot, chain};
+use crate::snapshots::{CloneToken, Doubt, Hold, StoredSnapshot, Unfit, chain};
 use crate::standby::Standby;
 use crate::take::AfterReply;
 
@@ -39,8 +39,14 @@ pub(super) struct Work {
     pub(super) boots: bool,
     /// A VMM that waits, with this identity and journal.
     pub(super) standby: Option<Standby>,
+    /// Taken before it runs.
     pub(super) turn: Option<OwnedSemaphorePermit>,
+    /// The snapshot to come from, if that has been looked for before there was a turn.
+    pub(super) looked: Option<Looked>,
 }
+
+/// A snapshot that a start may come from, held in its place; or none; or why not.
+type Looked = Result<Option<Hold>, Unfit>;
 
 /// A sandbox whose function is ready.
 pub(super) struct Brought {
@@ -86,8 +92,7 @@ impl Work {
         let shared = Arc::clone(&self.shared);
         let name = self.revision.runtime;
         let runtime = shared.tools.runtimes.get(name).ok_or(StartError::NoRuntime(name))?;
-        let limit = self.revision.start_deadline.unwrap_or(shared.config.start_deadline.0);
-        let deadline = Deadline::after(limit);
+        let deadline = self.deadline();
         let Way { restore, mut fallback } = self.way(runtime.as_ref(), deadline);
         let mut suspicion = None;
         let waiting = self.standby.take().and_then(|standby| {
@@ -144,7 +149,8 @@ impl Work {
     }
 
     /// Decides how to start.
-    fn way(&self, runtime: &dyn Runtime, deadline: Deadline) -> Way {
+    fn way(&mut self, runtime: &dyn Runtime, deadline: Deadline) -> Way {
+        let looked = self.looked.take();
         let revision = &self.revision;
         let boot = |fallback| Way { restore: None, fallback };
         if self.boots || revision.snapshot == SnapshotPolicy::Off {
@@ -158,15 +164,10 @@ impl Work {
                 None => nothing,
             }));
         };
-        let guest = match guest::of(revision, self.shared.ground.state_dir()) {
-            Ok(guest) => guest,
-            Err(error) => return boot(Some(chain(&error))),
-        };
-        // A boot must still be possible after that.
-        let read_by = self.shared.config.snapshots.restore_deadline.0.min(deadline.left() / 4);
-        let read_by = deadline.or_after(read_by);
-        let from = (restorer, &guest);
-        let hold = match self.shared.snapshots.usable(revision, from, read_by) {
+        // What was found before may have been retired while this start waited for its turn.
+        let looked =
+            looked.filter(|found| !matches!(found, Ok(Some(hold)) if !hold.stored().is_of_use()));
+        let hold = match looked.unwrap_or_else(|| self.look(restorer, self.read_by(deadline))) {
             Ok(Some(hold)) => hold,
             Ok(None) => return boot(None),
             Err(unfit) => return boot(Some(unfit.0)),
@@ -184,6 +185,42 @@ impl Work {
             Start::Boot => boot(fallback),
             Start::Restore(mode) => Way { restore: Some((hold, mode)), fallback },
         }
+    }
+
+    /// When a start that begins now has to be done.
+    pub(super) fn deadline(&self) -> Deadline {
+        let configured = self.shared.config.start_deadline.0;
+        Deadline::after(self.revision.start_deadline.unwrap_or(configured))
+    }
+
+    /// Whether it would wait until somebody has read the snapshot that an earlier node has left.
+    pub(super) fn waits_for_reader(&self) -> bool {
+        !self.boots
+            && self.revision.snapshot != SnapshotPolicy::Off
+            && self.shared.snapshots.is_unread(&self.revision)
+    }
+
+    /// How long it waits for that reader: a boot must still be possible after that.
+    pub(super) fn read_by(&self, deadline: Deadline) -> Deadline {
+        let most = self.shared.config.snapshots.restore_deadline.0.min(deadline.left() / 4);
+        deadline.or_after(most)
+    }
+
+    /// Waits for that reader, without a turn: who can start meanwhile, does.
+    pub(super) fn look_first(mut self, read_by: Deadline) -> Self {
+        let runtime = self.shared.tools.runtimes.get(self.revision.runtime);
+        if let Some(restorer) = runtime.and_then(|runtime| runtime.restores()) {
+            self.looked = Some(self.look(restorer, read_by));
+        }
+        self
+    }
+
+    /// Looks for a snapshot that is sound and fits.
+    fn look(&self, restorer: &dyn Restore, read_by: Deadline) -> Looked {
+        let revision = &self.revision;
+        let guest = guest::of(revision, self.shared.ground.state_dir());
+        let guest = guest.map_err(|error| Unfit(chain(&error)))?;
+        self.shared.snapshots.usable(revision, (restorer, &guest), read_by)
     }
 
     fn restore(
@@ -246,8 +283,9 @@ impl Work {
             paging,
             stored: Arc::clone(&stored),
             newest,
-            hold: records.then_some(hold),
+            records,
         });
+        drop(hold);
         Brought {
             sandbox: up.sandbox,
             kind: StartKind::restored(mode),

@@ -206,9 +206,16 @@ fn what_is_not_wanted_any_more_is_not_read() {
     assert_eq!(error.blame(), Blame::Host);
 }
 
-/// Published manifests, as the first version wrote them.
-const GOLDEN: [&str; 2] =
-    [include_str!("golden/manifest-1.json"), include_str!("golden/manifest-1-network.json")];
+/// Published manifests of each format: as its first version wrote them, then in the words that have come to be used
+/// since. Earlier words stay, and are still read.
+const GOLDEN: [(u32, &str); 4] = [
+    (1, include_str!("golden/manifest-1.json")),
+    (1, include_str!("golden/manifest-1-network.json")),
+    // The rate of the time stamp counter.
+    (1, include_str!("golden/manifest-1-rate.json")),
+    // Containers: more files than a machine has.
+    (1, include_str!("golden/manifest-1-processes.json")),
+];
 
 #[test]
 fn golden_manifests_are_read_and_written_byte_for_byte() {
@@ -238,8 +245,22 @@ fn golden_manifests_are_read_and_written_byte_for_byte() {
         guest_ns: 1_234_567_890,
         ..bare.clone()
     };
+    let rate = Manifest {
+        platform: Platform { cpu: with_tsc("any", 2_600_000), ..platform() },
+        ..linux.clone()
+    };
+    let mut processes = bare.clone();
+    processes.platform.runtime = RuntimeName::Runc;
+    for name in ["changes", "pages-2"] {
+        processes.files.insert(name.to_owned(), file(5, b"state"));
+    }
+    // What told no rate fits a host that does.
+    assert_eq!(linux.check(&owner(), &rate.platform, SHAPE), Ok(()));
+    for format in 1..=FORMAT {
+        assert!(GOLDEN.iter().any(|(of, _)| *of == format), "format {format} has no manifest");
+    }
     let dir = tempfile::tempdir().expect("a temporary directory");
-    for (manifest, golden) in [bare, linux].iter().zip(GOLDEN) {
+    for (manifest, (_, golden)) in [bare, linux, rate, processes].iter().zip(GOLDEN) {
         let path = dir.path().join(MANIFEST);
         draft::write_manifest(&path, manifest).expect("written");
         assert_eq!(fs::read_to_string(&path).expect("read"), golden);

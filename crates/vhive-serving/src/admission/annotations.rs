@@ -116,8 +116,18 @@ pub(super) fn refuse_for_nano(
         }
     }
     for probe in ["readinessProbe", "startupProbe", "livenessProbe"] {
-        if let Some(exec) = container.get(probe).and_then(|probe| probe.get("exec")) {
+        let Some(probe) = container.get(probe) else { continue };
+        if let Some(exec) = probe.get("exec") {
             exec.unsupported("not supported: nothing can be run in the guest nano");
+        }
+        if let Some(grpc) = probe.get("grpc") {
+            grpc.unsupported("not supported: the guest nano speaks HTTP/1.1 alone");
+        }
+    }
+    let ports = container.get("ports").map(|ports| ports.items()).unwrap_or_default();
+    for name in ports.iter().filter_map(|port| port.get("name")) {
+        if name.value() == "h2c" {
+            name.unsupported("not supported: the guest nano speaks HTTP/1.1 alone");
         }
     }
 }

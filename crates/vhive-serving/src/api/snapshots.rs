@@ -152,6 +152,9 @@ pub(super) async fn import(
             ImportError::TooLarge(_) => {
                 Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "RequestEntityTooLarge", text)
             }
+            ImportError::NoRoom(_) => {
+                Problem::new(StatusCode::INSUFFICIENT_STORAGE, "InsufficientStorage", text)
+            }
             ImportError::Write { .. } => Problem::internal(text),
             ImportError::Read(_) | ImportError::Content(_) | ImportError::Unsound(_) => {
                 Problem::bad_request(text)

@@ -11,7 +11,7 @@ mod warnings;
 #[cfg(test)]
 pub(crate) mod tests;
 
-pub use pages::PageStats;
+pub use pages::{Compared, PageStats};
 pub use ratios::{Comparison, FaultsLeft};
 pub use runtimes::{Against, Group, Runtimes, Throughput};
 pub use series::{Key, LeftOut, Measure, Series, Slice};

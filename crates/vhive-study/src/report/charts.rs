@@ -348,7 +348,7 @@ fn pages(analysis: &Analysis) -> Option<Chart> {
     let known: Vec<(&PageStats, [f64; 2])> = analysis
         .pages
         .iter()
-        .filter_map(|one| Some((one, [one.same()?, one.unique?.median])))
+        .filter_map(|one| Some((one, [one.same?, one.unique?.median])))
         .collect();
     let most = known.iter().map(|(_, parts)| parts.iter().sum()).fold(0.0, f64::max);
     if most <= 0.0 {
@@ -356,7 +356,7 @@ fn pages(analysis: &Analysis) -> Option<Chart> {
     }
     let fills = [
         (Fill::plain(BLUE), "same: recorded before"),
-        (Fill::hatched(ORANGE), "unique: faulted in on demand"),
+        (Fill::hatched(ORANGE), "unique: not recorded"),
     ];
     let mut svg = Svg::new("pages");
     let top = svg.legend(8.0, &fills);

@@ -134,7 +134,7 @@ pub(super) fn footprint(series: &Series, analysis: &Analysis) -> Option<Vec<Stri
 }
 
 /// Headings of [`pages`].
-pub(super) const PAGES: [&str; 9] = [
+pub(super) const PAGES: [&str; 10] = [
     "function",
     "recorded",
     "zero",
@@ -144,6 +144,7 @@ pub(super) const PAGES: [&str; 9] = [
     "same",
     "unique",
     "left with the recorded input",
+    "compared by",
 ];
 
 /// Page statistics of a function.
@@ -156,9 +157,10 @@ pub(super) fn pages(one: &PageStats) -> Vec<String> {
         one.runs.to_string(),
         short(one.mean_run),
         median(&one.needed),
-        cell(one.same()),
+        cell(one.same),
         median(&one.unique),
         median(&one.unique_same),
+        one.by.as_str().to_owned(),
     ]
 }
 
@@ -192,7 +194,7 @@ pub(super) fn findings(analysis: &Analysis) -> Vec<String> {
     all.extend(analysis.faults_left.iter().map(left));
     all.extend(levels(analysis));
     all.extend(analysis.pages.iter().map(|one| {
-        let other = one.same().zip(one.unique).map(|(same, unique)| {
+        let other = one.same.zip(one.unique).map(|(same, unique)| {
             let unique = short(unique.median);
             format!("; another input needs {} of them and {unique} others", short(same))
         });

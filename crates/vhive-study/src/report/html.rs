@@ -164,8 +164,11 @@ fn pages(analysis: &Analysis) -> String {
     format!(
         "<h2>Pages</h2>\n<p class=\"dim\">Recorded, zero and runs are those of the working set's \
          file, pages of 4 KiB, runs of neighbours however the file divides them. What the other \
-         input needs is what a lazy start faulted in (median); unique is what was faulted in \
-         although the working set had been prefetched; same is the difference of the two.</p>\n{}",
+         input needs is what a lazy start faulted in (median); same of these are in the working set, \
+         unique ones are not. They are compared page by page (“pages”), where there were too many faults to keep \
+         all of them by an even sample of their pages (“sample”); and by their numbers (“counts”) where lazy \
+         starts came from another snapshot or their faults are not known: unique is then what was faulted in \
+         although the working set had been prefetched, and same the difference.</p>\n{}",
         table(&figures::PAGES, &rows, 1)
     )
 }

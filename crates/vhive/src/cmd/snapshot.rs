@@ -10,6 +10,7 @@ use bytes::Bytes;
 use http::Method;
 use http_body_util::BodyExt as _;
 use serde_json::Value;
+use tokio::signal::unix::{SignalKind, signal};
 use vhive_api::RuntimeName;
 use vhive_node::{Collected, SnapshotInfo};
 
@@ -218,11 +219,24 @@ async fn export(context: &Context, info: &SnapshotInfo, file: &Path) -> anyhow::
     }
     let mut body = reply.into_body();
     let there = || format!("cannot write {}", file.display());
+    // Whoever is stopped leaves no half of an archive.
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut hang_up = signal(SignalKind::hangup())?;
     let mut out = Out::begin(file).with_context(there)?;
-    while let Some(frame) = body.frame().await {
-        if let Ok(data) = frame.context("the archive broke off")?.into_data() {
-            out.write_all(&data).with_context(there)?;
+    let copied = async {
+        while let Some(frame) = body.frame().await {
+            if let Ok(data) = frame.context("the archive broke off")?.into_data() {
+                out.write_all(&data).with_context(there)?;
+            }
         }
+        anyhow::Ok(())
+    };
+    tokio::select! {
+        copied = copied => copied?,
+        _ = interrupt.recv() => bail!("interrupted"),
+        _ = terminate.recv() => bail!("SIGTERM"),
+        _ = hang_up.recv() => bail!("SIGHUP"),
     }
     out.complete(file).with_context(there)
 }

@@ -38,6 +38,19 @@ impl Core {
         }
     }
 
+    /// The revision wants snapshots from now on or not, and if so, of instances that have served nobody or not.
+    /// What was wished for under another policy is not any more.
+    pub(crate) fn change_policy(&mut self, snapshots: bool, alone: bool) {
+        if !snapshots || self.waits.is_some_and(|waits| waits.alone != alone) {
+            self.saved();
+        }
+    }
+
+    /// After an eviction nobody waits for a snapshot of an instance of its own before one is there again.
+    pub(super) fn evict_waits(&mut self) {
+        self.waits = self.waits.filter(|waits| !waits.alone);
+    }
+
     /// Since when a snapshot is wanted and not there.
     pub(crate) fn waits_since(&self) -> Option<Instant> {
         self.waits.map(|waits| waits.since)
@@ -51,14 +64,19 @@ impl Core {
 
     /// When [`Core::look_at_waits`] is due.
     pub(super) fn ask_at(&self) -> Option<Instant> {
-        self.waits.map(|waits| waits.until)
+        self.waits.filter(|waits| !self.sleeps(waits)).map(|waits| waits.until)
+    }
+
+    /// Evicted, it starts nothing for the snapshot of who served then.
+    fn sleeps(&self, waits: &Waits) -> bool {
+        self.dormant && !waits.alone
     }
 
     /// Asks for an instance if the snapshot has waited long enough; ever more rarely, because one that
     /// cannot be taken costs a start each time.
     pub(super) fn look_at_waits(&mut self, now: Instant, out: &mut Vec<Action>) {
         let Some(mut waits) = self.waits.filter(|waits| waits.until <= now) else { return };
-        if self.closing {
+        if self.closing || self.sleeps(&waits) {
             return;
         }
         let all = || self.instances.values();

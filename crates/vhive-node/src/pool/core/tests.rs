@@ -367,6 +367,36 @@ fn a_snapshot_of_who_has_been_asked_nothing_is_taken_of_an_instance_of_its_own()
 }
 
 #[test]
+fn a_wish_for_a_snapshot_ends_with_an_eviction_or_another_policy() {
+    let (mut core, now) = (core(1, 0), Instant::now());
+    let wish = |core: &mut Core| ask(|out| core.want_alone(now, out));
+    assert_eq!(wish(&mut core), [Action::Overdue]);
+    ask(|out| _ = core.evict(now, out));
+    assert_eq!((core.waits_since(), core.poke_at(now)), (None, None));
+    for (policy, stays) in [((true, true), true), ((true, false), false), ((false, true), false)] {
+        wish(&mut core);
+        core.change_policy(policy.0, policy.1);
+        assert_eq!(core.waits_since().is_some(), stays, "{policy:?}");
+    }
+    // One that serves is to give it when it idles: while the rest is evicted, nothing is started for that.
+    ask(|out| _ = core.acquire(now, out));
+    core.want_snapshot(0);
+    ask(|out| core.started(0, now, out));
+    assert_eq!(core.poke_at(now), Some(now + PATIENCE));
+    ask(|out| _ = core.evict(now, out));
+    let later = now + 2 * PATIENCE;
+    assert_eq!((core.poke_at(now), ask(|out| core.poke(later, out))), (None, vec![]));
+    assert_eq!(ask(|out| _ = core.acquire(later, out)), [Action::Start(1)]);
+    assert_eq!(core.poke_at(later), Some(now + PATIENCE), "at once");
+    assert_eq!(ask(|out| core.poke(later, out)), [Action::Overdue]);
+    core.change_policy(false, false);
+    assert_eq!(
+        (core.waits_since(), ask(|out| core.release(0, later, out))),
+        (None, vec![Action::Grant(1, 0)])
+    );
+}
+
+#[test]
 fn what_is_evicted_comes_back_with_the_next_request_only() {
     let (mut core, now) = (core(1, 0), Instant::now());
     ask(|out| core.resize(2, now, out));

@@ -115,6 +115,7 @@ impl Core {
     /// Says how many go.
     pub(crate) fn evict(&mut self, now: Instant, out: &mut Vec<Action>) -> u32 {
         self.dormant = true;
+        self.evict_waits();
         let mut gone = 0;
         let all: Vec<InstanceNo> = self.instances.keys().copied().collect();
         for no in all {

@@ -37,6 +37,9 @@ fn what_a_guest_without_an_operating_system_would_not_heed_is_refused() {
         ("workingDir", json!("/x"), "workingDir"),
         ("readinessProbe", exec.clone(), "readinessProbe.exec"),
         ("startupProbe", exec, "startupProbe.exec"),
+        ("readinessProbe", json!({"grpc": {}}), "readinessProbe.grpc"),
+        ("livenessProbe", json!({"grpc": {}}), "livenessProbe.grpc"),
+        ("ports", json!([{"name": "h2c", "containerPort": 8080}]), "ports[0].name"),
     ] {
         let mut document = nano("qemu");
         set(&mut document, &format!("{c}/{field}"), value);
@@ -44,6 +47,14 @@ fn what_a_guest_without_an_operating_system_would_not_heed_is_refused() {
         let path = format!("spec.template.spec.containers[0].{path}");
         let problem = refused.problems.iter().find(|problem| problem.path == path);
         assert_eq!(problem.map(|p| p.kind), Some(ProblemKind::Unsupported), "{refused}");
+    }
+    for (field, value) in [
+        ("ports", json!([{"name": "http1", "containerPort": 8080}])),
+        ("readinessProbe", json!({"httpGet": {"path": "/"}})),
+    ] {
+        let mut document = nano("qemu");
+        set(&mut document, &format!("{c}/{field}"), value);
+        assert_eq!(check(&document).unwrap().template.guest, GuestName::Nano, "{field}");
     }
     let mut document = nano("qemu");
     let annotations = json!({"vhive.dev/guest": "nano", "vhive.dev/after-restore": "/x"});
