@@ -80,7 +80,7 @@ fn try_snapshot(booted: &mut Booted, dir: &Path) -> Result<Snapshot, SnapshotErr
     Ok(draft.publish(&dir.join("final")).expect("published"))
 }
 
-fn snapshot(booted: &mut Booted, dir: &Path) -> Snapshot {
+pub(crate) fn snapshot(booted: &mut Booted, dir: &Path) -> Snapshot {
     try_snapshot(booted, dir).expect("snapshotted")
 }
 
@@ -89,7 +89,7 @@ fn memory(mode: MemoryMode) -> Memory {
 }
 
 /// Restores a clone; what `spec` says about the process is not looked at.
-fn clone(site: &Site, spec: &SandboxSpec, from: &Snapshot, mode: MemoryMode) -> Booted {
+pub(crate) fn clone(site: &Site, spec: &SandboxSpec, from: &Snapshot, mode: MemoryMode) -> Booted {
     clone_by(site, spec, from, memory(mode))
 }
 
