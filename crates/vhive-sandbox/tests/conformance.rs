@@ -15,6 +15,8 @@
 mod calls;
 #[path = "conformance/greedy.rs"]
 mod greedy;
+#[path = "conformance/killed.rs"]
+mod killed;
 #[path = "network/lab.rs"]
 #[expect(dead_code, reason = "what the network's own tests need besides")]
 mod lab;

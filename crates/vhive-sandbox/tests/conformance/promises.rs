@@ -9,6 +9,7 @@ use vhive_sandbox::{BootError, Deadline, End, Milestone, RunError, Uses};
 
 use crate::calls;
 use crate::greedy;
+use crate::killed;
 use crate::limits;
 use crate::outward;
 use crate::restored;
@@ -71,6 +72,7 @@ pub(crate) const ALL: &[Promise] = &[
     real("a_sandbox_goes_before_its_node", greedy::a_sandbox_goes_before_its_node),
     real("nothing_of_the_host_is_seen", nothing_of_the_host_is_seen),
     real("a_killed_sandbox_is_noticed", a_killed_sandbox_is_noticed),
+    container("a_start_that_is_killed_is_told", killed::a_start_that_is_killed_is_told),
     real("a_boot_ends_at_its_deadline", a_boot_ends_at_its_deadline),
     real("neighbours_are_out_of_reach", neighbours_are_out_of_reach),
     real("the_node_is_reached_if_allowed", the_node_is_reached_if_allowed),
@@ -88,6 +90,20 @@ pub(crate) const ALL: &[Promise] = &[
     clone("disks_part_at_the_snapshot", restored::disks_part_at_the_snapshot),
     clone("clones_are_somebody_else", restored::clones_are_somebody_else),
     clone("a_clone_reaches_the_node_if_allowed", restored::a_clone_reaches_the_node_if_allowed),
+    Promise {
+        machine: Some(false),
+        ..clone(
+            "a_snapshot_that_is_killed_costs_itself",
+            killed::a_snapshot_that_is_killed_costs_itself,
+        )
+    },
+    Promise {
+        machine: Some(false),
+        ..clone(
+            "a_restore_that_is_killed_costs_itself",
+            killed::a_restore_that_is_killed_costs_itself,
+        )
+    },
     Promise {
         lab: true,
         ..clone("a_clone_reaches_what_is_allowed", outward::a_clone_reaches_what_is_allowed)

@@ -73,7 +73,7 @@ fn original(site: &Site, hooks: Hooks) -> (SandboxSpec, Booted) {
     (spec, booted)
 }
 
-fn try_snapshot(booted: &mut Booted, dir: &Path) -> Result<Snapshot, SnapshotError> {
+pub(crate) fn try_snapshot(booted: &mut Booted, dir: &Path) -> Result<Snapshot, SnapshotError> {
     let mut draft = SnapshotDraft::begin(dir, owner()).expect("begun");
     let checkpoint = booted.sandbox.checkpoint().expect("a booted sandbox can be snapshotted");
     checkpoint.snapshot_into(&mut draft, soon())?;
@@ -84,7 +84,7 @@ pub(crate) fn snapshot(booted: &mut Booted, dir: &Path) -> Snapshot {
     try_snapshot(booted, dir).expect("snapshotted")
 }
 
-fn memory(mode: MemoryMode) -> Memory {
+pub(crate) fn memory(mode: MemoryMode) -> Memory {
     Memory { mode, policy: PrefetchPolicy::default() }
 }
 
