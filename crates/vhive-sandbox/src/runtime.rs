@@ -245,6 +245,14 @@ pub enum RestoreError {
         /// Its own words.
         reason: String,
     },
+    /// The runtime ended in the middle, of which it does not say why.
+    #[error("{program} broke off while it restored: {reason}")]
+    BrokenOff {
+        /// The program.
+        program: String,
+        /// Its own words.
+        reason: String,
+    },
     /// The runtime does not offer this mode here.
     #[error("memory mode {mode} is not offered here: {reason}")]
     Mode {
@@ -269,7 +277,9 @@ impl RestoreError {
             Self::Snapshot(error) => error.blame(),
             Self::State { .. } => Blame::Snapshot,
             Self::Mismatch(_) | Self::Mode { .. } => Blame::Host,
-            Self::Pager(_) | Self::Start(BootError::Guest { .. }) => Blame::Either,
+            Self::BrokenOff { .. } | Self::Pager(_) | Self::Start(BootError::Guest { .. }) => {
+                Blame::Either
+            }
             Self::Start(
                 BootError::Host { .. } | BootError::Resource { .. } | BootError::Spawn { .. },
             ) => Blame::Host,

@@ -211,6 +211,17 @@ impl Cgroup {
         found.or_else(|| self.dirs.first()).map(|(_, dir)| dir.as_path())
     }
 
+    /// The directories that show a function its limits, each with where its hierarchy is mounted;
+    /// version 2's only where there is no other, since beside those it limits nothing.
+    pub(crate) fn shown(&self) -> Vec<(&Path, &Path)> {
+        let of = |version| {
+            let dirs = self.dirs.iter().filter(move |(h, _)| h.version == version);
+            dirs.map(|(h, dir)| (dir.as_path(), h.mount.as_path())).collect::<Vec<_>>()
+        };
+        let ones = of(Version::V1);
+        if ones.is_empty() { of(Version::V2) } else { ones }
+    }
+
     /// The directories, one per hierarchy.
     pub fn dirs(&self) -> impl Iterator<Item = &Path> {
         self.dirs.iter().map(|(_, dir)| dir.as_path())

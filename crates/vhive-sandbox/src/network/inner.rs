@@ -57,7 +57,7 @@ pub(super) fn make(slot: &OwnedFd) -> io::Result<OwnedFd> {
             .apply(vec![
                 links::up(loopback),
                 links::up(eth0),
-                links::add_address(eth0, GUEST, GUEST_PREFIX),
+                links::add_own_address(eth0, GUEST, GUEST_PREFIX),
                 links::add_default_route(eth0, GATEWAY),
                 links::add_neighbour(eth0, GATEWAY, GATEWAY_MAC),
             ])

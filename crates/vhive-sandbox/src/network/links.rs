@@ -108,10 +108,20 @@ pub(super) fn up(index: u32) -> Request {
 
 /// Gives an interface an address that is of use on its own link only.
 pub(super) fn add_address(index: u32, address: Ipv4Addr, prefix: u8) -> Request {
+    address_of_scope(index, address, prefix, AddressScope::Link)
+}
+
+/// Gives an interface the address that who is behind it sends from, wherever to. The kernel picks none
+/// of a narrower scope for what goes by the default route, and sends datagrams from nowhere then.
+pub(super) fn add_own_address(index: u32, address: Ipv4Addr, prefix: u8) -> Request {
+    address_of_scope(index, address, prefix, AddressScope::Universe)
+}
+
+fn address_of_scope(index: u32, address: Ipv4Addr, prefix: u8, scope: AddressScope) -> Request {
     let mut message = AddressMessage::default();
     message.header.family = AddressFamily::Inet;
     message.header.prefix_len = prefix;
-    message.header.scope = AddressScope::Link;
+    message.header.scope = scope;
     message.header.index = index;
     message.attributes = vec![
         AddressAttribute::Local(IpAddr::V4(address)),

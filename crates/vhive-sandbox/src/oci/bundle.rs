@@ -32,11 +32,24 @@ pub(super) struct Container<'a> {
     pub(super) criu: Option<&'a Path>,
     /// For gVisor, which has a kernel of its own.
     pub(super) gvisor: bool,
-    /// Whether its control groups are shown to it: crun leaves version 1's writable.
-    pub(super) groups: bool,
+    /// How its control groups are shown to it.
+    pub(super) groups: Groups<'a>,
     pub(super) first: First<'a>,
     /// The bundle's directory, in which its files are (gVisor's init makes them inside).
     pub(super) bundle: &'a Path,
+}
+
+/// Who shows a container its control groups, where Java, Go, Node and others look for what they may
+/// use.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Groups<'a> {
+    /// The runtime, which knows what they are.
+    Runtime,
+    /// We do, directory by directory, each with where its hierarchy is mounted: the directory in which
+    /// crun mounts version 1's can be written.
+    Each(&'a [(&'a Path, &'a Path)]),
+    /// Nobody: gVisor's kernel has groups of its own, without the limits.
+    Nobody,
 }
 
 /// Its first process.
@@ -88,11 +101,16 @@ pub(super) fn config(container: &Container<'_>) -> Value {
         ],
         "readonlyPaths": [
             "/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger",
-            // Version 1's groups are mounted in a directory that would be writable.
-            "/sys/fs/cgroup",
         ],
         "resources": { "devices": devices() },
     });
+    if let (Groups::Runtime, Some(paths)) =
+        (container.groups, linux["readonlyPaths"].as_array_mut())
+    {
+        // Version 1's groups are mounted in a directory that could be written. (crun would close that,
+        // and open what is mounted in it.)
+        paths.push(json!(CGROUPS));
+    }
     if !gvisor {
         linux["seccomp"] = seccomp::filter();
     }
@@ -164,7 +182,7 @@ fn process(first: First<'_>, gvisor: bool, (open_files, expendable): (u64, i32))
     process
 }
 
-fn mounts(volumes: &[Volume], (gvisor, groups): (bool, bool), bundle: &Path) -> Value {
+fn mounts(volumes: &[Volume], (gvisor, groups): (bool, Groups<'_>), bundle: &Path) -> Value {
     let hard = ["nosuid", "noexec", "nodev"];
     let mut mounts = vec![
         json!({ "destination": "/proc", "type": "proc", "source": "proc", "options": hard }),
@@ -179,10 +197,11 @@ fn mounts(volumes: &[Volume], (gvisor, groups): (bool, bool), bundle: &Path) -> 
         json!({ "destination": "/sys", "type": "sysfs", "source": "sysfs",
           "options": ["nosuid", "noexec", "nodev", "ro"] }),
     ];
-    if groups && !gvisor {
-        // Where Java, Go, Node and others look for what they may use.
-        mounts.push(json!({ "destination": "/sys/fs/cgroup", "type": "cgroup",
-          "source": "cgroup", "options": ["nosuid", "noexec", "nodev", "relatime", "ro"] }));
+    match groups {
+        Groups::Runtime => mounts.push(json!({ "destination": CGROUPS, "type": "cgroup",
+          "source": "cgroup", "options": ["nosuid", "noexec", "nodev", "relatime", "ro"] })),
+        Groups::Each(dirs) => mounts.extend(each_group(dirs)),
+        Groups::Nobody => {}
     }
     mounts.extend(volumes::places(volumes, bundle).map(|(volume, place)| {
         if gvisor {
@@ -193,6 +212,28 @@ fn mounts(volumes: &[Volume], (gvisor, groups): (bool, bool), bundle: &Path) -> 
           "options": ["bind", "ro", "nosuid", "nodev"] })
     }));
     Value::Array(mounts)
+}
+
+/// Where programs look for control groups.
+const CGROUPS: &str = "/sys/fs/cgroup";
+
+/// Each directory in the place that its hierarchy has by custom: in a directory of version 1's, or as
+/// version 2's only one.
+fn each_group(dirs: &[(&Path, &Path)]) -> Vec<Value> {
+    let place = |mount: &Path| match mount.strip_prefix(CGROUPS) {
+        Ok(name) if name.as_os_str().is_empty() => Path::new(CGROUPS).to_owned(),
+        _ => Path::new(CGROUPS).join(mount.file_name().unwrap_or_default()),
+    };
+    let mut mounts = Vec::new();
+    if dirs.iter().all(|(_, mount)| place(mount) != Path::new(CGROUPS)) {
+        mounts.push(json!({ "destination": CGROUPS, "type": "tmpfs", "source": "tmpfs",
+          "options": ["nosuid", "noexec", "nodev", "ro", "mode=755", "size=64k"] }));
+    }
+    mounts.extend(dirs.iter().map(|(dir, mount)| {
+        json!({ "destination": place(mount), "type": "bind", "source": dir,
+          "options": ["bind", "ro", "nosuid", "noexec", "nodev"] })
+    }));
+    mounts
 }
 
 /// No device but the harmless ones, which every runtime adds itself.
@@ -217,7 +258,7 @@ mod tests {
             expendable: 500,
             criu: None,
             gvisor: false,
-            groups: true,
+            groups: Groups::Runtime,
             first: First::Init(&[]),
             bundle: Path::new("/bundle"),
         }
@@ -279,15 +320,45 @@ mod tests {
 
     #[test]
     fn a_container_sees_its_own_control_groups_only_and_cannot_write_them() {
-        let of = |gvisor| config(&Container { gvisor, ..container() });
+        let of = |gvisor| {
+            let groups = if gvisor { Groups::Nobody } else { Groups::Runtime };
+            config(&Container { gvisor, groups, ..container() })
+        };
         let plain = of(false);
         assert!(plain["linux"]["namespaces"].to_string().contains("cgroup"));
         let mounts = plain["mounts"].as_array().expect("a list");
         let groups = mounts.iter().find(|mount| mount["destination"] == "/sys/fs/cgroup");
         let options = &groups.expect("mounted")["options"];
         assert!(options.as_array().expect("a list").contains(&json!("ro")), "{options}");
-        // gVisor's kernel has groups of its own, without the limits.
         assert!(!of(true)["mounts"].to_string().contains("/sys/fs/cgroup"));
+    }
+
+    #[test]
+    fn groups_that_we_show_are_each_in_its_place_and_read_only() {
+        let shown = |dirs: &[(&str, &str)]| {
+            let dirs: Vec<_> = dirs.iter().map(|(d, m)| (Path::new(d), Path::new(m))).collect();
+            let mounts = each_group(&dirs);
+            let told = mounts.iter().map(|mount| {
+                let bound = mount["type"] == "bind";
+                assert!(!bound || mount["options"].to_string().contains("\"ro\""), "{mount}");
+                let place = mount["destination"].as_str().expect("text").to_owned();
+                (place, mount["source"].as_str().expect("text").to_owned())
+            });
+            told.collect::<Vec<_>>()
+        };
+        let pair = |place: &str, from: &str| (place.to_owned(), from.to_owned());
+        let two = [
+            ("/sys/fs/cgroup/memory/v/x", "/sys/fs/cgroup/memory"),
+            ("/cg/cpu,cpuacct/v/x", "/cg/cpu,cpuacct"),
+        ];
+        let wanted = vec![
+            pair(CGROUPS, "tmpfs"),
+            pair("/sys/fs/cgroup/memory", "/sys/fs/cgroup/memory/v/x"),
+            pair("/sys/fs/cgroup/cpu,cpuacct", "/cg/cpu,cpuacct/v/x"),
+        ];
+        assert_eq!(shown(&two), wanted);
+        let one = [("/sys/fs/cgroup/v/x", "/sys/fs/cgroup")];
+        assert_eq!(shown(&one), [pair(CGROUPS, "/sys/fs/cgroup/v/x")]);
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! The process of a container: first the runtime's command, then what it has started.
 
+use std::ffi::OsString;
 use std::fs;
-use std::io;
+use std::io::{self, Write as _};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::Sender;
@@ -70,6 +71,8 @@ pub(super) struct Start {
 #[derive(Debug)]
 pub(super) struct Container {
     command: Option<Child>,
+    /// What follows once the command has made the container.
+    then: Option<Next>,
     running: Option<(Pid, OwnedFd)>,
     pid_file: PathBuf,
     /// The sandbox's identifier, which is the name of its groups.
@@ -77,6 +80,33 @@ pub(super) struct Container {
     tell: Sender<Pid>,
     /// It was to be ended while the command ran.
     doomed: bool,
+}
+
+/// A second command, which starts what the first has made.
+#[derive(Debug)]
+struct Next {
+    program: PathBuf,
+    words: Vec<OsString>,
+    stderr: OwnedFd,
+}
+
+impl Next {
+    /// None if it cannot be run, of which the standard error is told.
+    fn spawn(self) -> Option<Child> {
+        let spawned = process::spawn(&Launch {
+            program: &self.program,
+            args: &self.words,
+            environment: &[],
+            inherit: &[],
+            stdin: None,
+            stdout: self.stderr.as_fd(),
+            stderr: self.stderr.as_fd(),
+            confinement: None,
+        });
+        let mut stderr = fs::File::from(self.stderr);
+        // Who does not read it any more has given the start up.
+        spawned.map_err(|error| writeln!(stderr, "{}: {error}", self.program.display())).ok()
+    }
 }
 
 impl Start {
@@ -97,12 +127,29 @@ impl Start {
     pub(super) fn launch(self, tell: Sender<Pid>) -> io::Result<Container> {
         Ok(Container {
             command: Some(self.run()?),
+            then: self.second()?,
             running: None,
             pid_file: pid_file(&self.bundle),
             name: self.name,
             tell,
             doomed: false,
         })
+    }
+
+    /// crun's `run --detach` goes on in a session of its own, where nobody who gives a start up finds
+    /// it: it would write on into the sandbox's directory. `create` does all of that itself, and
+    /// whoever kills it has killed the start.
+    fn in_two(&self) -> bool {
+        self.tool.name == RuntimeName::Crun && matches!(self.verb, Verb::Run)
+    }
+
+    fn second(&self) -> io::Result<Option<Next>> {
+        if !self.in_two() {
+            return Ok(None);
+        }
+        let words = self.tool.words(&self.bundle.join("runtime"), &["start", &self.name]);
+        let (program, stderr) = (self.tool.binary.clone(), self.stderr.try_clone()?);
+        Ok(Some(Next { program, words, stderr }))
     }
 
     /// Starts one whose first process is the function.
@@ -166,6 +213,7 @@ impl Start {
         let pid_file = pid_file.to_string_lossy();
         let (from, work);
         let mut command = match &self.verb {
+            Verb::Run if self.in_two() => vec!["create"],
             Verb::Run => vec!["run", "--detach"],
             Verb::Create => vec!["create"],
             Verb::Restore(dir) => {
@@ -317,6 +365,15 @@ impl Subject for Container {
         let Some(mut command) = self.command.take() else { return Some(Exit::Unknown) };
         let exit = command.wait();
         match self.first_process() {
+            Ok(made) if exit == Exit::Code(0) && self.then.is_some() && !self.doomed => {
+                self.running = Some(made);
+                self.command = self.then.take().and_then(Next::spawn);
+                if self.command.is_none() {
+                    // It waits, and nobody will start it.
+                    self.kill();
+                }
+                None
+            }
             Ok((pid, pidfd)) if exit == Exit::Code(0) => {
                 // Nobody listens any more when a start has been given up.
                 let _ = self.tell.send(pid);
@@ -368,7 +425,7 @@ mod tests {
         fs::write(&pid_file, std::process::id().to_string()).expect("written");
         let (tell, _) = std::sync::mpsc::channel();
         let name = name.to_owned();
-        Container { command: None, running: None, pid_file, name, tell, doomed: false }
+        Container { command: None, then: None, running: None, pid_file, name, tell, doomed: false }
     }
 
     #[test]

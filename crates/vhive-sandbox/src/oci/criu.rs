@@ -31,6 +31,7 @@ use rustix::process::Pid;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use vhive_api::{Digest, SandboxId};
 
+use super::blame;
 use super::command;
 use super::probe::Found;
 use super::tool::Tool;
@@ -295,7 +296,7 @@ pub(super) fn name(pid: Pid, hostname: &str) -> io::Result<()> {
 pub(super) fn own_words(log: &Path, said: String) -> String {
     let text = fs::read_to_string(log).unwrap_or_default();
     match last_error(&text) {
-        Some(last) => format!("CRIU: {last}"),
+        Some(last) => format!("{}{last}", blame::CRIU),
         None => said,
     }
 }

@@ -15,6 +15,7 @@
 //! `outside`). Why: `docs/decisions/0035-gvisor-without-init.md`.
 
 mod abilities;
+mod blame;
 mod bundle;
 mod command;
 mod config;

@@ -9,7 +9,8 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::io::retry_on_intr;
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 use vhive_api::SandboxId;
 
 use super::command;
@@ -147,6 +148,11 @@ impl Subject for Reaper {
     }
 
     fn ended(&mut self) -> Option<Exit> {
+        // Somebody may have killed it, and the command go on. As long as nobody has reaped it, the
+        // number of its group is its own.
+        let only_look = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
+        let _ = retry_on_intr(|| waitid(WaitId::PidFd(self.child.pidfd()), only_look));
+        let _ = kill_process_group(self.child.pid(), Signal::KILL);
         Some(self.child.wait())
     }
 
@@ -162,6 +168,7 @@ impl Subject for Reaper {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::io::Read as _;
     use std::net::TcpListener;
     use std::os::fd::AsFd as _;
@@ -203,7 +210,7 @@ mod tests {
     fn reaped(dir: &Path, script: &str) -> (Reaper, io::PipeReader) {
         let layer = Layer::make(&dir.join("cache")).expect("made");
         let (reader, writer) = io::pipe().expect("a pipe");
-        let null = std::fs::File::options().write(true).open("/dev/null").expect("opened");
+        let null = fs::File::options().write(true).open("/dev/null").expect("opened");
         let script = format!("cd {}; {script}", dir.display());
         let file = pid_file(dir);
         let words = ["reap", &file.to_string_lossy(), "sh", "-c", &script];
@@ -254,6 +261,22 @@ mod tests {
             drop(reader);
             assert_eq!(reaper.ended(), Some(Exit::Code(1)), "{script}");
         }
+    }
+
+    #[test]
+    fn one_that_is_killed_takes_the_command_along() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (mut reaper, reader) = reaped(dir.path(), "mkfifo hold; echo $$ > command; cat hold");
+        let number = || fs::read_to_string(dir.path().join("command")).ok()?.trim().parse().ok();
+        let number = std::iter::repeat_with(number).take(1_000_000).flatten().next();
+        let command = pidfd_open(Pid::from_raw(number.expect("it runs")).expect("one"), PidfdFlags::empty());
+        process::kill(reaper.pidfd());
+        assert_eq!(reaper.ended(), Some(Exit::Signal(9)));
+        let command = command.expect("it lived");
+        let mut fds = [PollFd::new(&command, PollFlags::IN)];
+        let most = Timespec { tv_sec: 10, tv_nsec: 0 };
+        assert_eq!(poll(&mut fds, Some(&most)), Ok(1), "it lives on");
+        drop(reader);
     }
 
     #[test]

@@ -19,7 +19,7 @@ use super::container::Verb;
 use super::gvisor::{self, FILES};
 use super::start::{First, Ground, Started, resource};
 use super::tool::Tool;
-use super::{Oci, command, criu};
+use super::{Oci, blame, command, criu};
 use crate::contract::{Conversation, Supervised, become_clone, chain, own_words};
 use crate::deadline::Deadline;
 use crate::journal::{End, Milestone};
@@ -156,11 +156,11 @@ impl Oci {
         let said = own_words(&started.supervised, &spec.journal, "it does not start");
         let reason = criu::own_words(&ground.dir().join("criu/restore.log"), said);
         let program = self.tool.binary.display().to_string();
-        Err(match (loads, started.supervised.was_killed()) {
-            (true, false) => RestoreError::State { program, reason },
+        if !loads || started.supervised.was_killed() {
             // By whomever, it says nothing of the state.
-            _ => BootError::Spawn { program, reason }.into(),
-        })
+            return Err(BootError::Spawn { program, reason }.into());
+        }
+        Err(blame::failed(&self.tool, reason))
     }
 }
 
@@ -223,12 +223,12 @@ impl Waiting {
         let words = self.tool.words(&self.ground.dir().join("runtime"), &command);
         let loaded = command::run_inside(&self.ground.netns, &self.tool, &words, deadline);
         loaded.map_err(|reason| {
-            let program = self.tool.binary.display().to_string();
             if journal.ended().is_some() || deadline.passed() {
                 // It did not live to see the state.
+                let program = self.tool.binary.display().to_string();
                 return BootError::Spawn { program, reason }.into();
             }
-            RestoreError::State { program, reason }
+            blame::failed(&self.tool, reason)
         })?;
         journal.reach(Milestone::Restored, Instant::now());
         go_on(&self.started.supervised, &self.ground, &self.spec, deadline)

@@ -90,6 +90,7 @@ impl Wanted<'_> {
         let name = id.as_str();
         let (cgroup, group) = self.cgroup;
         let options = bundle.join(criu::OPTIONS);
+        let shown = group.shown();
         let container = bundle::Container {
             criu: (tool.name == RuntimeName::Runc).then_some(&*options),
             hostname: name,
@@ -98,7 +99,11 @@ impl Wanted<'_> {
             open_files: getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX),
             expendable: process::expendable(),
             gvisor: tool.is_gvisor(),
-            groups: tool.name != RuntimeName::Crun,
+            groups: match tool.name {
+                RuntimeName::Runsc => bundle::Groups::Nobody,
+                RuntimeName::Crun => bundle::Groups::Each(&shown),
+                _ => bundle::Groups::Runtime,
+            },
             first: match &first {
                 First::Init(_, volumes) => bundle::First::Init(volumes),
                 First::Function(function) => bundle::First::Function(function),

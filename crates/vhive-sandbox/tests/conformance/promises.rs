@@ -9,7 +9,9 @@ use vhive_sandbox::{BootError, Deadline, End, Milestone, RunError, Uses};
 
 use crate::calls;
 use crate::greedy;
+use crate::killed;
 use crate::limits;
+use crate::outward;
 use crate::restored;
 use crate::site::{Booted, Site, get, soon};
 use crate::traces::Held;
@@ -23,15 +25,17 @@ pub(crate) struct Promise {
     pub(crate) machine: Option<bool>,
     /// Only a runtime that restores snapshots can keep it.
     pub(crate) restores: bool,
+    /// It is checked on a host of its own, which this one must be able to carry.
+    pub(crate) lab: bool,
     pub(crate) body: fn(&Site),
 }
 
 const fn any(name: &'static str, body: fn(&Site)) -> Promise {
-    Promise { name, real: false, machine: None, restores: false, body }
+    Promise { name, real: false, machine: None, restores: false, lab: false, body }
 }
 
 const fn real(name: &'static str, body: fn(&Site)) -> Promise {
-    Promise { name, real: true, machine: None, restores: false, body }
+    Promise { name, real: true, machine: None, restores: false, lab: false, body }
 }
 
 const fn machine(name: &'static str, body: fn(&Site)) -> Promise {
@@ -43,7 +47,7 @@ const fn container(name: &'static str, body: fn(&Site)) -> Promise {
 }
 
 const fn clone(name: &'static str, body: fn(&Site)) -> Promise {
-    Promise { name, real: true, machine: None, restores: true, body }
+    Promise { name, real: true, machine: None, restores: true, lab: false, body }
 }
 
 /// The table of promises.
@@ -68,9 +72,14 @@ pub(crate) const ALL: &[Promise] = &[
     real("a_sandbox_goes_before_its_node", greedy::a_sandbox_goes_before_its_node),
     real("nothing_of_the_host_is_seen", nothing_of_the_host_is_seen),
     real("a_killed_sandbox_is_noticed", a_killed_sandbox_is_noticed),
+    container("a_start_that_is_killed_is_told", killed::a_start_that_is_killed_is_told),
     real("a_boot_ends_at_its_deadline", a_boot_ends_at_its_deadline),
     real("neighbours_are_out_of_reach", neighbours_are_out_of_reach),
     real("the_node_is_reached_if_allowed", the_node_is_reached_if_allowed),
+    Promise {
+        lab: true,
+        ..real("what_is_allowed_is_reached_by_name", outward::what_is_allowed_is_reached_by_name)
+    },
     machine("the_vmm_is_nobody", the_vmm_is_nobody),
     clone("a_clone_answers_as_the_original", restored::a_clone_answers_as_the_original),
     clone("every_policy_brings_the_same_memory", restored::every_policy_brings_the_same_memory),
@@ -81,6 +90,24 @@ pub(crate) const ALL: &[Promise] = &[
     clone("disks_part_at_the_snapshot", restored::disks_part_at_the_snapshot),
     clone("clones_are_somebody_else", restored::clones_are_somebody_else),
     clone("a_clone_reaches_the_node_if_allowed", restored::a_clone_reaches_the_node_if_allowed),
+    Promise {
+        machine: Some(false),
+        ..clone(
+            "a_snapshot_that_is_killed_costs_itself",
+            killed::a_snapshot_that_is_killed_costs_itself,
+        )
+    },
+    Promise {
+        machine: Some(false),
+        ..clone(
+            "a_restore_that_is_killed_costs_itself",
+            killed::a_restore_that_is_killed_costs_itself,
+        )
+    },
+    Promise {
+        lab: true,
+        ..clone("a_clone_reaches_what_is_allowed", outward::a_clone_reaches_what_is_allowed)
+    },
     Promise {
         machine: Some(true),
         ..clone("own_connections_end_when_used", restored::own_connections_end_when_used)

@@ -73,23 +73,23 @@ fn original(site: &Site, hooks: Hooks) -> (SandboxSpec, Booted) {
     (spec, booted)
 }
 
-fn try_snapshot(booted: &mut Booted, dir: &Path) -> Result<Snapshot, SnapshotError> {
+pub(crate) fn try_snapshot(booted: &mut Booted, dir: &Path) -> Result<Snapshot, SnapshotError> {
     let mut draft = SnapshotDraft::begin(dir, owner()).expect("begun");
     let checkpoint = booted.sandbox.checkpoint().expect("a booted sandbox can be snapshotted");
     checkpoint.snapshot_into(&mut draft, soon())?;
     Ok(draft.publish(&dir.join("final")).expect("published"))
 }
 
-fn snapshot(booted: &mut Booted, dir: &Path) -> Snapshot {
+pub(crate) fn snapshot(booted: &mut Booted, dir: &Path) -> Snapshot {
     try_snapshot(booted, dir).expect("snapshotted")
 }
 
-fn memory(mode: MemoryMode) -> Memory {
+pub(crate) fn memory(mode: MemoryMode) -> Memory {
     Memory { mode, policy: PrefetchPolicy::default() }
 }
 
 /// Restores a clone; what `spec` says about the process is not looked at.
-fn clone(site: &Site, spec: &SandboxSpec, from: &Snapshot, mode: MemoryMode) -> Booted {
+pub(crate) fn clone(site: &Site, spec: &SandboxSpec, from: &Snapshot, mode: MemoryMode) -> Booted {
     clone_by(site, spec, from, memory(mode))
 }
 

@@ -136,7 +136,7 @@ pub(crate) struct Site {
     pub(crate) runtime: Arc<dyn Runtime>,
     pub(crate) root: RunRoot,
     rootfs: PathBuf,
-    uses: Uses,
+    pub(crate) uses: Uses,
     before: Traces,
     pool: Option<NetworkPool>,
     _dir: tempfile::TempDir,

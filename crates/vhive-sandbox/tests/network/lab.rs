@@ -29,6 +29,15 @@ pub(crate) const LAN: Ipv4Addr = Ipv4Addr::new(10, 66, 0, 2);
 pub(crate) const HOST_WAN: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 2);
 pub(crate) const HOST_LAN: Ipv4Addr = Ipv4Addr::new(10, 66, 0, 1);
 
+/// Why this machine cannot carry one, if it cannot.
+pub(crate) fn lacks() -> Option<String> {
+    if let Err(lacks) = network::check_host() {
+        return Some(lacks.to_string());
+    }
+    let missing = Command::new("ip").arg("-V").output().is_err();
+    missing.then(|| "program ip not found; run `apt-get install iproute2`".to_owned())
+}
+
 /// The test's host. The calling thread is in it from now on, and so are its children.
 #[derive(Debug)]
 pub(crate) struct Lab {
@@ -39,12 +48,8 @@ pub(crate) struct Lab {
 impl Lab {
     /// `None`, and the reason on standard error, if this machine cannot carry it.
     pub(crate) fn new(test: &str) -> Option<Self> {
-        if let Err(lacks) = network::check_host() {
+        if let Some(lacks) = lacks() {
             eprintln!("SKIP {test}: {lacks}");
-            return None;
-        }
-        if Command::new("ip").arg("-V").output().is_err() {
-            eprintln!("SKIP {test}: program ip not found; run `apt-get install iproute2`");
             return None;
         }
         unshare(CloneFlags::CLONE_NEWNET).unwrap();

@@ -1,0 +1,218 @@
+//! Promises about what is killed in the middle: the runtime's own commands, CRIU, gVisor's processes,
+//! each at several moments of a start, a snapshot and a start from one.
+
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use vhive_api::{MemoryMode, SandboxId};
+use vhive_sandbox::snapshot::Blame;
+use vhive_sandbox::{Sandbox, SandboxSpec, Snapshot};
+
+use crate::promises::HTTPD;
+use crate::restored;
+use crate::site::{Booted, Site, get, soon};
+
+/// How often a process has been seen when it is killed: the more often, the later in its life.
+const MOMENTS: [u32; 3] = [1, 3, 12];
+
+/// What a start, a snapshot and a start from one run, by a word of its command line: the runtime's
+/// commands, what they become, and CRIU, which runc runs as `criu swrk`.
+const STARTING: [&str; 5] = ["run", "create", "start", "runsc-sandbox", "runsc-gofer"];
+const TAKING: [&str; 5] = ["pause", "checkpoint", "swrk", "runsc-sandbox", "runsc-gofer"];
+const RESTORING: [&str; 4] = ["restore", "swrk", "runsc-sandbox", "runsc-gofer"];
+const WAITING: [&str; 4] = ["create", "restore", "runsc-sandbox", "runsc-gofer"];
+
+/// A start in which something is killed fails and says why, or what it has started serves.
+pub(crate) fn a_start_that_is_killed_is_told(site: &Site) {
+    let mut killed = 0;
+    for (word, seen) in each(&STARTING) {
+        let spec = site.spec(HTTPD);
+        let (booted, was) = meanwhile(&spec.id, word, seen, || site.try_boot(&spec));
+        killed += u32::from(was);
+        match booted {
+            Ok(booted) => serves_or_has_ended(&booted),
+            Err(error) => assert!(spec.journal.ended().is_some(), "{word}: {error:?}"),
+        }
+    }
+    assert!(killed > 0, "nothing was found to be killed");
+    let booted = site.boot(&site.spec(HTTPD));
+    booted.listening();
+    serves(&booted);
+}
+
+/// A snapshot in which something is killed is none, or whole; its original goes on, or its end is
+/// told.
+pub(crate) fn a_snapshot_that_is_killed_costs_itself(site: &Site) {
+    let mut killed = 0;
+    for (word, seen) in each(&TAKING) {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let (spec, mut booted) = original(site);
+        let taken = meanwhile(&spec.id, word, seen, || {
+            restored::try_snapshot(&mut booted, dir.path())
+        });
+        killed += u32::from(taken.1);
+        match taken.0 {
+            Ok(snapshot) => serves(&restored::clone(
+                site,
+                &site.spec("never run"),
+                &snapshot,
+                MemoryMode::File,
+            )),
+            Err(error) => {
+                let left = fs::read_dir(dir.path()).expect("readable").count();
+                assert_eq!(left, 0, "{word}: {error:?}");
+                let ended = booted.journal.ended();
+                assert!(ended.is_none() || error.is_lost(), "{word}: {error:?}, {ended:?}");
+            }
+        }
+        serves_or_has_ended(&booted);
+        if booted.journal.ended().is_none() {
+            // It is as good as before: also for the next snapshot.
+            let again = tempfile::tempdir().expect("a temporary directory");
+            let snapshot = restored::snapshot(&mut booted, again.path());
+            snapshot.verify().expect("sound");
+        }
+    }
+    assert!(killed > 0, "nothing was found to be killed");
+}
+
+/// A start from a snapshot in which something is killed says why, and is not held against the
+/// snapshot.
+pub(crate) fn a_restore_that_is_killed_costs_itself(site: &Site) {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let (_, mut booted) = original(site);
+    let snapshot = restored::snapshot(&mut booted, dir.path());
+    drop(booted);
+    let restores = site.runtime.restores().expect("it took one");
+    let at_once = |spec: &SandboxSpec| {
+        restores.restore(spec, &snapshot, restored::memory(MemoryMode::File), soon())
+    };
+    let mut killed = killed_restores(site, &RESTORING, at_once);
+    let ahead = |spec: &SandboxSpec| {
+        match restores.prespawn(spec, &snapshot, MemoryMode::File, soon())? {
+            Some(waiting) => waiting.restore(restored::memory(MemoryMode::File), soon()),
+            None => at_once(spec),
+        }
+    };
+    killed += killed_restores(site, &WAITING, ahead);
+    assert!(killed > 0, "nothing was found to be killed");
+    snapshot.verify().expect("sound");
+    serves(&whole(site, &snapshot));
+}
+
+fn killed_restores(
+    site: &Site,
+    words: &[&'static str],
+    restore: impl Fn(&SandboxSpec) -> Result<Box<dyn Sandbox>, vhive_sandbox::RestoreError>,
+) -> u32 {
+    let mut killed = 0;
+    for (word, seen) in each(words) {
+        let spec = site.spec("never run");
+        let (restored, was) = meanwhile(&spec.id, word, seen, || restore(&spec));
+        killed += u32::from(was);
+        match restored {
+            Ok(sandbox) => {
+                serves_or_has_ended(&Booted { sandbox, journal: spec.journal.clone() });
+            }
+            Err(error) => {
+                assert!(was, "{word}: {error:?}");
+                assert_ne!(error.blame(), Blame::Snapshot, "{word}, seen {seen}: {error:?}");
+                assert!(spec.journal.ended().is_some(), "{word}: {error:?}");
+            }
+        }
+    }
+    killed
+}
+
+fn whole(site: &Site, from: &Snapshot) -> Booted {
+    restored::clone(site, &site.spec("never run"), from, MemoryMode::File)
+}
+
+fn original(site: &Site) -> (SandboxSpec, Booted) {
+    let mut spec = site.spec(HTTPD);
+    spec.uses.snapshots = true;
+    let booted = site.boot(&spec);
+    booted.listening();
+    (spec, booted)
+}
+
+fn each<'a>(words: &'a [&'static str]) -> impl Iterator<Item = (&'static str, u32)> + 'a {
+    words.iter().flat_map(|word| MOMENTS.map(|seen| (*word, seen)))
+}
+
+/// Does something while whoever has `word` on its command line is killed once it has been seen so
+/// often; says whether somebody was.
+fn meanwhile<T>(id: &SandboxId, word: &str, seen: u32, act: impl FnOnce() -> T) -> (T, bool) {
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let killer = scope.spawn(|| {
+            let mut looks = 0;
+            while !done.load(Ordering::SeqCst) {
+                let Some(pid) = find(id, word) else { continue };
+                looks += 1;
+                if looks >= seen {
+                    let pidfd = pidfd_open(pid, PidfdFlags::empty());
+                    // Still the same one, which the descriptor now stands for.
+                    return find(id, word) == Some(pid)
+                        && pidfd.and_then(|fd| pidfd_send_signal(fd, Signal::KILL)).is_ok();
+                }
+            }
+            false
+        });
+        let result = act();
+        done.store(true, Ordering::SeqCst);
+        (result, killer.join().expect("no panic"))
+    })
+}
+
+/// The process with a word on its command line that belongs to a sandbox: it, or its parent, names
+/// that one.
+fn find(id: &SandboxId, word: &str) -> Option<Pid> {
+    let numbers = fs::read_dir("/proc").expect("readable").filter_map(|entry| {
+        Pid::from_raw(entry.ok()?.file_name().to_str()?.parse().ok()?)
+    });
+    let words = |pid: Pid| {
+        fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).unwrap_or_default()
+    };
+    let names = |words: &[u8]| String::from_utf8_lossy(words).contains(id.as_str());
+    numbers.filter(|pid| *pid != rustix::process::getpid()).find(|pid| {
+        let own = words(*pid);
+        let is_it = own.split(|byte| *byte == 0).any(|part| part == word.as_bytes());
+        is_it && (names(&own) || parent(*pid).is_some_and(|parent| names(&words(parent))))
+    })
+}
+
+/// # Source
+/// proc_pid_status(5)
+fn parent(pid: Pid) -> Option<Pid> {
+    let status = fs::read_to_string(format!("/proc/{}/status", pid.as_raw_nonzero())).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("PPid:"))?;
+    Pid::from_raw(line.trim().parse().ok()?)
+}
+
+fn serves(booted: &Booted) {
+    assert_eq!(get(booted.endpoint(), "/index.html"), "hello from inside\n");
+}
+
+/// What was hit serves, or the journal learns that it does not.
+fn serves_or_has_ended(booted: &Booted) {
+    let asked = |endpoint: SocketAddr| -> std::io::Result<String> {
+        let patience = Duration::from_secs(5);
+        let mut stream = TcpStream::connect_timeout(&endpoint, patience)?;
+        stream.set_read_timeout(Some(patience))?;
+        write!(stream, "GET /index.html HTTP/1.0\r\n\r\n")?;
+        let mut reply = String::new();
+        stream.read_to_string(&mut reply)?;
+        Ok(reply)
+    };
+    let listens = booted.journal.wait(vhive_sandbox::Milestone::Listening, soon()).is_ok();
+    let reply = if listens { asked(booted.endpoint()) } else { Ok(String::new()) };
+    if !reply.as_ref().is_ok_and(|reply| reply.ends_with("hello from inside\n")) {
+        let end = booted.journal.wait_end(soon());
+        assert!(end.is_some(), "it neither serves nor has ended: {reply:?}");
+    }
+}
