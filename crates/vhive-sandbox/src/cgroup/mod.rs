@@ -211,6 +211,13 @@ impl Cgroup {
         found.or_else(|| self.dirs.first()).map(|(_, dir)| dir.as_path())
     }
 
+    /// Version 1's groups in which programs look for what they may use, with the names of the
+    /// hierarchies' directories (`memory`, `cpu,cpuacct`); none where version 2 has the limits.
+    pub(crate) fn shown(&self) -> Vec<(&str, &Path)> {
+        let shown = self.dirs.iter().filter(|(hierarchy, _)| hierarchy.is_looked_at());
+        shown.filter_map(|(h, dir)| Some((h.mount.file_name()?.to_str()?, dir.as_path()))).collect()
+    }
+
     /// The directories, one per hierarchy.
     pub fn dirs(&self) -> impl Iterator<Item = &Path> {
         self.dirs.iter().map(|(_, dir)| dir.as_path())

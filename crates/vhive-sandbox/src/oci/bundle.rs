@@ -32,11 +32,24 @@ pub(super) struct Container<'a> {
     pub(super) criu: Option<&'a Path>,
     /// For gVisor, which has a kernel of its own.
     pub(super) gvisor: bool,
-    /// Whether its control groups are shown to it: crun leaves version 1's writable.
-    pub(super) groups: bool,
+    /// How its control groups are shown to it.
+    pub(super) groups: Groups<'a>,
     pub(super) first: First<'a>,
     /// The bundle's directory, in which its files are (gVisor's init makes them inside).
     pub(super) bundle: &'a Path,
+}
+
+/// How a container's control groups are shown to it, read-only: Java, Go, Node and others look in them
+/// for what they may use.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Groups<'a> {
+    /// Not at all: gVisor has a kernel of its own.
+    Hidden,
+    /// Version 2's, mounted by the runtime.
+    Mounted,
+    /// Version 1's, by their names, on places in a directory. The runtime would mount every hierarchy of
+    /// the host in memory of the container's, and all once more to close them.
+    Bound(&'a Path, &'a [(&'a str, &'a Path)]),
 }
 
 /// Its first process.
@@ -47,6 +60,16 @@ pub(super) enum First<'a> {
     /// The function itself.
     Function(&'a Function),
 }
+
+/// For init, whose threads live for a moment: each would have a heap of its own, which stays. The
+/// function's variables are its own.
+///
+/// # Source
+/// GNU C library, "Memory Allocation Tunables".
+const ONE_HEAP: &str = "GLIBC_TUNABLES=glibc.malloc.arena_max=1";
+
+/// Where programs look for control groups.
+const GROUPS: &str = "/sys/fs/cgroup";
 
 const CAPABILITIES: [&str; 13] = [
     "CAP_AUDIT_WRITE",
@@ -88,8 +111,6 @@ pub(super) fn config(container: &Container<'_>) -> Value {
         ],
         "readonlyPaths": [
             "/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger",
-            // Version 1's groups are mounted in a directory that would be writable.
-            "/sys/fs/cgroup",
         ],
         "resources": { "devices": devices() },
     });
@@ -114,8 +135,8 @@ pub(super) fn config(container: &Container<'_>) -> Value {
         "root": { "path": "rootfs", "readonly": false },
         "hostname": hostname,
         "mounts": match first {
-            First::Init(volumes) => mounts(volumes, (*gvisor, container.groups), bundle),
-            First::Function(_) => mounts(&[], (*gvisor, container.groups), bundle),
+            First::Init(volumes) => mounts(volumes, *gvisor, container.groups, bundle),
+            First::Function(_) => mounts(&[], *gvisor, container.groups, bundle),
         },
         "linux": linux,
     });
@@ -144,7 +165,7 @@ fn process(first: First<'_>, gvisor: bool, (open_files, expendable): (u64, i32))
             }
             process["user"] = json!({ "uid": 0, "gid": 0 });
             process["args"] = json!([INIT, "container"]);
-            process["env"] = json!(["PATH=/usr/sbin:/usr/bin:/sbin:/bin"]);
+            process["env"] = json!(["PATH=/usr/sbin:/usr/bin:/sbin:/bin", ONE_HEAP]);
             process["cwd"] = json!("/");
             true
         }
@@ -164,7 +185,7 @@ fn process(first: First<'_>, gvisor: bool, (open_files, expendable): (u64, i32))
     process
 }
 
-fn mounts(volumes: &[Volume], (gvisor, groups): (bool, bool), bundle: &Path) -> Value {
+fn mounts(volumes: &[Volume], gvisor: bool, groups: Groups<'_>, bundle: &Path) -> Value {
     let hard = ["nosuid", "noexec", "nodev"];
     let mut mounts = vec![
         json!({ "destination": "/proc", "type": "proc", "source": "proc", "options": hard }),
@@ -179,10 +200,18 @@ fn mounts(volumes: &[Volume], (gvisor, groups): (bool, bool), bundle: &Path) -> 
         json!({ "destination": "/sys", "type": "sysfs", "source": "sysfs",
           "options": ["nosuid", "noexec", "nodev", "ro"] }),
     ];
-    if groups && !gvisor {
-        // Where Java, Go, Node and others look for what they may use.
-        mounts.push(json!({ "destination": "/sys/fs/cgroup", "type": "cgroup",
-          "source": "cgroup", "options": ["nosuid", "noexec", "nodev", "relatime", "ro"] }));
+    match groups {
+        Groups::Hidden => {}
+        Groups::Mounted => {
+            mounts.push(json!({ "destination": GROUPS, "type": "cgroup",
+              "source": "cgroup", "options": ["nosuid", "noexec", "nodev", "relatime", "ro"] }));
+        }
+        Groups::Bound(places, dirs) => {
+            let options = json!(["bind", "ro", "nosuid", "noexec", "nodev"]);
+            let bind = |to: &str, from: &Path| json!({ "destination": to, "type": "bind", "source": from, "options": options });
+            mounts.push(bind(GROUPS, places));
+            mounts.extend(dirs.iter().map(|(name, dir)| bind(&format!("{GROUPS}/{name}"), dir)));
+        }
     }
     mounts.extend(volumes::places(volumes, bundle).map(|(volume, place)| {
         if gvisor {
@@ -217,7 +246,7 @@ mod tests {
             expendable: 500,
             criu: None,
             gvisor: false,
-            groups: true,
+            groups: Groups::Mounted,
             first: First::Init(&[]),
             bundle: Path::new("/bundle"),
         }
@@ -279,15 +308,32 @@ mod tests {
 
     #[test]
     fn a_container_sees_its_own_control_groups_only_and_cannot_write_them() {
-        let of = |gvisor| config(&Container { gvisor, ..container() });
-        let plain = of(false);
-        assert!(plain["linux"]["namespaces"].to_string().contains("cgroup"));
-        let mounts = plain["mounts"].as_array().expect("a list");
-        let groups = mounts.iter().find(|mount| mount["destination"] == "/sys/fs/cgroup");
-        let options = &groups.expect("mounted")["options"];
-        assert!(options.as_array().expect("a list").contains(&json!("ro")), "{options}");
-        // gVisor's kernel has groups of its own, without the limits.
-        assert!(!of(true)["mounts"].to_string().contains("/sys/fs/cgroup"));
+        let (memory, cpu) = (Path::new("/cg/memory/own"), Path::new("/cg/cpu,cpuacct/own"));
+        let dirs = [("memory", memory), ("cpu,cpuacct", cpu)];
+        let shown = |groups| {
+            let config = config(&Container { groups, ..container() });
+            assert!(config["linux"]["namespaces"].to_string().contains("cgroup"));
+            let mounts = config["mounts"].as_array().expect("a list").clone();
+            let groups = mounts.into_iter().filter_map(|mount| {
+                let place = mount["destination"].as_str()?.strip_prefix("/sys/fs/cgroup")?;
+                let options = mount["options"].as_array().expect("a list");
+                assert!(options.contains(&json!("ro")), "{mount}");
+                Some((place.to_owned(), mount["source"].as_str()?.to_owned()))
+            });
+            groups.collect::<Vec<_>>()
+        };
+        let pairs = |all: &[(&str, &str)]| -> Vec<(String, String)> {
+            all.iter().map(|(a, b)| ((*a).to_owned(), (*b).to_owned())).collect()
+        };
+        assert_eq!(shown(Groups::Mounted), pairs(&[("", "cgroup")]));
+        let bound = shown(Groups::Bound(Path::new("/places"), &dirs));
+        let wanted = [
+            ("", "/places"),
+            ("/memory", "/cg/memory/own"),
+            ("/cpu,cpuacct", "/cg/cpu,cpuacct/own"),
+        ];
+        assert_eq!(bound, pairs(&wanted), "the places come first");
+        assert_eq!(shown(Groups::Hidden), []);
     }
 
     #[test]
