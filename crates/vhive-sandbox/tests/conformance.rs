@@ -49,11 +49,6 @@ const BROKEN: &[(&str, &str, &str)] = &[
         "a_greedy_function_hurts_itself_only",
         "while a function forks without end in gVisor, a neighbour's reply may take more than 5 s",
     ),
-    (
-        "crun",
-        "a_function_finds_its_limits",
-        "crun mounts version 1's control groups writable, so they are not shown to a function",
-    ),
     ("crun", "a_boot_ends_at_its_deadline", GIVEN_UP),
     ("crun", "unfit_processes_are_named", GIVEN_UP),
 ];

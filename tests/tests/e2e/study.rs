@@ -179,9 +179,11 @@ fn e2e_a_study_of_runtimes_compares_real_sandboxes() {
     let plan = dir.path().join("plan.toml");
     let text = "functions = [\"hello\"]\nkinds = [\"boot\", \"warm\"]\nrepetitions = 1\n\
                 cache = \"keep\"\n[runtimes]\nload = [\"hello\", \"syscalls\"]\n\
-                connections = 2\nload_for = \"200ms\"\ndensity = \"128Mi\"\n";
+                connections = 2\nload_for = \"200ms\"\ndensity = \"64Mi\"\n";
     fs::write(&plan, text).expect("written");
-    let node = TestNode::start(dir.path(), "").expect("the node starts");
+    // So much that it is the memory that ends a filling.
+    let room = "[node]\nmax_memory = \"1000GiB\"\n[node.snapshots]\nstandby = 0\n";
+    let node = TestNode::start(dir.path(), room).expect("the node starts");
     let out = dir.path().join("result");
     let (plan, functions) = (plan.to_string_lossy(), functions.to_string_lossy());
     let (place, names) = (out.to_string_lossy(), offered.join(","));
@@ -203,8 +205,9 @@ fn e2e_a_study_of_runtimes_compares_real_sandboxes() {
         let ours = |density: &&Value| density["runtime"] == **runtime;
         let density = densities.iter().find(ours).unwrap_or(&Value::Null);
         assert!(density["instances"].as_u64() > Some(0), "{runtime}: {density}\n{shown}");
+        assert_ne!(density["ended"], "stalled", "{density}");
         let pss = density["pss_bytes"].as_u64().expect("counted");
-        assert!(pss < 128 << 20, "{density}");
+        assert!(pss < 64 << 20, "{density}");
     }
     let page = fs::read_to_string(out.join("report.html")).expect("a report");
     assert!(page.contains("Throughput of one instance"), "a chart");

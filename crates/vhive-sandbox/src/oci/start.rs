@@ -103,8 +103,6 @@ impl Wanted<'_> {
             gvisor: tool.is_gvisor(),
             groups: match &*shown {
                 _ if tool.is_gvisor() => Groups::Hidden,
-                // Whether crun closes version 2's is not known.
-                [] if tool.name == RuntimeName::Crun => Groups::Hidden,
                 [] => Groups::Mounted,
                 dirs => Groups::Bound(&places, dirs),
             },
