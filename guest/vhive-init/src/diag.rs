@@ -3,7 +3,8 @@
 //! that listen.
 //!
 //! # Source
-//! `sock_diag(7)`; `include/uapi/linux/{netlink,inet_diag}.h`.
+//! `sock_diag(7)`; `include/uapi/linux/{netlink,inet_diag}.h`; `include/linux/netlink.h`
+//! (`NLMSG_GOODSIZE`).
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -25,6 +26,9 @@ const TCP: u8 = 6;
 const LISTENING: u32 = 1 << 10;
 /// Bytes of `struct inet_diag_req_v2`.
 const REQUEST: usize = 56;
+/// The kernel divides a dump into datagrams of a page, or 8 KiB where pages are larger. On the stack,
+/// where init has had as much before: what the heap has once been lent stays with it.
+const REPLY: usize = 8 << 10;
 /// Bytes of a netlink message's header.
 const HEADER: usize = 16;
 
@@ -41,13 +45,15 @@ impl Diag {
     }
 
     /// The addresses at which something listens on a port.
+    #[inline(never)] // Else its caller would have the buffer all the time.
     pub(crate) fn listeners(&self, port: u16) -> io::Result<Vec<IpAddr>> {
         let mut found = Vec::new();
         for family in [IPV4, IPV6] {
             send(&self.0, &request(family), SendFlags::empty())?;
-            let mut reply = vec![0; 32 << 10];
+            let mut reply = [0; REPLY];
             loop {
-                let (length, _) = recv(&self.0, &mut reply[..], RecvFlags::empty())?;
+                // The answer is there already, or made when it is read.
+                let (length, _) = recv(&self.0, &mut reply[..], RecvFlags::DONTWAIT)?;
                 if length == 0 || read(&reply[..length], port, &mut found)? {
                     break;
                 }

@@ -2,11 +2,12 @@
 //!
 //! The kernel has no event for `listen` that costs nothing: tracing it adds 90 ms to an emulated
 //! boot, a system call filter slows the function for the rest of its life. So this looks at
-//! `/proc/net/tcp` (in a container, asks for what listens: [`crate::diag`]), but from a thread of
-//! the lowest priority: while the function computes, the thread hardly runs; when the function
-//! waits, as it does once it listens, the thread looks at once. The pauses grow with the time that
-//! has passed, so that the report is late by 2 % at most. In a container, where a look costs the
-//! function CPU time (gVisor takes a millisecond for one), they grow with that as well.
+//! `/proc/net/tcp`, in a machine from a thread of the lowest priority: while the function computes,
+//! the thread hardly runs; when the function waits, as it does once it listens, the thread looks at
+//! once. In a container init looks itself, and asks for what listens ([`crate::diag`]). The pauses
+//! grow with the time that has passed, so that the report is late by 2 % at most. In a container,
+//! where a look costs the function CPU time (gVisor takes a millisecond for one), they grow with that
+//! as well.
 
 use std::fs::File;
 use std::io::{self, Read as _};
@@ -46,63 +47,99 @@ enum Found {
     Reachable,
 }
 
-/// Starts to look; the descriptor becomes readable once something listens.
-pub(crate) fn watch(port: u16, world: World) -> Result<OwnedFd, Failure> {
+/// How init learns of it.
+#[derive(Debug)]
+pub(crate) enum Watch {
+    /// In a machine: a thread looks, and then makes this readable.
+    Thread(OwnedFd),
+    /// In a container: init itself, between its other events. A thread that has ended leaves its
+    /// stack and its heap behind, 60 KiB of each of many containers.
+    Turns(Looks),
+}
+
+/// Looking again and again, until something is there.
+#[derive(Debug)]
+pub(crate) struct Looks {
+    port: u16,
+    world: World,
+    diag: Option<Diag>,
+    begun: Instant,
+    /// When the next look is due.
+    at: Instant,
+    warned: bool,
+}
+
+/// Starts to look.
+pub(crate) fn watch(port: u16, world: World) -> Result<Watch, Failure> {
+    let mut looks = Looks::new(port, world);
+    if world == World::Container {
+        return Ok(Watch::Turns(looks));
+    }
     let step = "watch the function's port";
     let listening = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).step(step)?;
     let mine = listening.try_clone().step(step)?;
     let thread = thread::Builder::new().name("watch".to_owned());
-    thread.spawn(move || look_until_there(port, world, &mine)).step(step)?;
-    Ok(listening)
+    thread.spawn(move || look_until_there(&mut looks, &mine)).step(step)?;
+    Ok(Watch::Thread(listening))
 }
 
-fn look_until_there(port: u16, world: World, listening: &OwnedFd) {
-    // In a container it would be behind everything that the host has to do.
-    if world == World::Machine {
-        let thread = rustix::thread::gettid();
-        // At the usual priority it would only be less polite.
-        let _ = rustix::process::setpriority_process(Some(thread), LOWEST);
-    }
-    let begun = Instant::now();
-    let mut warned = false;
-    // In a machine of its own the table is short, and the kernel may lack the other way.
-    let mut diag = match world {
-        World::Machine => None,
-        World::Container => Diag::open().ok(),
-    };
-    loop {
-        let looked = Instant::now();
-        let asked = diag.as_ref().map(|diag| diag.listeners(port).map(|all| best(&all)));
-        let found = match asked {
-            Some(Ok(found)) => found,
-            Some(Err(_)) => {
-                diag = None;
-                look(port)
-            }
-            None => look(port),
-        };
-        match found {
-            Found::Reachable => break,
-            Found::Loopback if !warned => {
-                warned = true;
-                crate::say(&format!(
-                    "port {port} is open on the loopback address only, where the host cannot \
-                     reach it; let the function listen on 0.0.0.0 or [::]"
-                ));
-            }
-            Found::Loopback | Found::Nothing => {}
-        }
-        let least = match world {
-            World::Machine => SHORTEST,
-            World::Container => SHORTEST.max(looked.elapsed() * REST).min(LONGEST),
-        };
-        let pause = (begun.elapsed() / PART).clamp(least, LONGEST);
+fn look_until_there(looks: &mut Looks, listening: &OwnedFd) {
+    let thread = rustix::thread::gettid();
+    // At the usual priority it would only be less polite.
+    let _ = rustix::process::setpriority_process(Some(thread), LOWEST);
+    while !looks.is_there() {
+        let pause = looks.at.saturating_duration_since(Instant::now());
         let pause = Timespec::try_from(pause).unwrap_or_default();
         // Woken early it only looks early.
         let _ = poll(&mut [], Some(&pause));
     }
     // An eventfd takes this once without waiting.
     let _ = rustix::io::write(listening, &1_u64.to_ne_bytes());
+}
+
+impl Looks {
+    fn new(port: u16, world: World) -> Self {
+        // In a machine of its own the table is short, and the kernel may lack the other way.
+        let diag = match world {
+            World::Machine => None,
+            World::Container => Diag::open().ok(),
+        };
+        let begun = Instant::now();
+        Self { port, world, diag, begun, at: begun, warned: false }
+    }
+
+    /// When the next look is due.
+    pub(crate) const fn at(&self) -> Instant {
+        self.at
+    }
+
+    /// Looks, and says when to do so again.
+    pub(crate) fn is_there(&mut self) -> bool {
+        let looked = Instant::now();
+        let asked = self.diag.as_ref().map(|diag| diag.listeners(self.port).map(|all| best(&all)));
+        let found = match asked {
+            Some(Ok(found)) => found,
+            Some(Err(_)) => {
+                self.diag = None;
+                look(self.port)
+            }
+            None => look(self.port),
+        };
+        if found == Found::Loopback && !self.warned {
+            self.warned = true;
+            crate::say(&format!(
+                "port {} is open on the loopback address only, where the host cannot \
+                 reach it; let the function listen on 0.0.0.0 or [::]",
+                self.port
+            ));
+        }
+        let least = match self.world {
+            World::Machine => SHORTEST,
+            World::Container => SHORTEST.max(looked.elapsed() * REST).min(LONGEST),
+        };
+        self.at = Instant::now() + (self.begun.elapsed() / PART).clamp(least, LONGEST);
+        found == Found::Reachable
+    }
 }
 
 /// The best of the addresses at which something listens.
@@ -184,6 +221,21 @@ mod tests {
         assert_eq!(find(TCP6, 8083), Found::Reachable);
         assert_eq!(find(TCP6, 8084), Found::Loopback);
         assert_eq!(find(TCP6, 8085), Found::Loopback, "an IPv4 address");
+    }
+
+    #[test]
+    fn a_look_finds_what_listens_and_puts_the_next_one_off() {
+        let listener = std::net::TcpListener::bind("0.0.0.0:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        for world in [World::Machine, World::Container] {
+            let mut looks = Looks::new(port, world);
+            assert!(looks.at() <= Instant::now(), "the first one is due at once");
+            assert!(looks.is_there(), "{world:?}");
+            let mut looks = Looks::new(0, world);
+            assert!(!looks.is_there(), "{world:?}");
+            let pause = looks.at().saturating_duration_since(looks.begun);
+            assert!((SHORTEST..LONGEST * 100).contains(&pause), "{pause:?}");
+        }
     }
 
     proptest::proptest! {

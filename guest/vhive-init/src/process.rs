@@ -26,6 +26,9 @@ use crate::user;
 /// Open files: the soft limit that old programs expect, and room for those that ask for more.
 const LIMIT: Rlimit = Rlimit { current: Some(OPEN_FILES.0), maximum: Some(OPEN_FILES.1) };
 
+/// Bytes of the spawning thread's stack, ten times of what it needs. It stays with init.
+const STACK: usize = 128 << 10;
+
 /// Starts the process with its output on pipes and nothing to read.
 pub(crate) fn start(process: &Process, world: World) -> Result<Child, Failure> {
     run(process, &process.args, Stdio::piped, world)
@@ -69,7 +72,8 @@ fn spawn_as(
     (cwd, world): (PathBuf, World),
 ) -> io::Result<Child> {
     let user = user.clone();
-    let spawner = thread::spawn(move || {
+    let spawner = thread::Builder::new().name("spawn".to_owned()).stack_size(STACK);
+    let spawner = spawner.spawn(move || {
         if world == World::Container {
             // What init may do that a container's function may not: give a clone its name.
             remove_capability_from_bounding_set(CapabilitySet::SYS_ADMIN)?;
@@ -83,7 +87,7 @@ fn spawn_as(
         set_thread_res_uid(uid, uid, uid)?;
         rustix::process::chdir(&cwd)?;
         command.spawn()
-    });
+    })?;
     let spawned = spawner.join();
     // The thread has moved all of init.
     rustix::process::chdir("/")?;

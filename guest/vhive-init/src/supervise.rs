@@ -9,7 +9,7 @@
 //! ```
 
 use std::io::{self, Read};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::process::Child;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -28,6 +28,7 @@ use crate::clock;
 use crate::entropy::Entropy;
 use crate::failure::{Failure, Step as _};
 use crate::hook::{self, Call};
+use crate::listen::{Looks, Watch};
 use crate::network::Names;
 use crate::process;
 
@@ -54,8 +55,8 @@ pub(crate) struct Supervisor<'a> {
     beside: Option<Beside>,
     /// A hook that is under way.
     hook: Option<Hook>,
-    /// Readable when the function listens; none once that has been told.
-    listening: Option<OwnedFd>,
+    /// What tells that the function listens; none once that has been told.
+    listening: Option<Watch>,
     outputs: Vec<Output>,
 }
 
@@ -122,7 +123,7 @@ impl<'a> Supervisor<'a> {
         channel: &'a mut Channel,
         children: SignalFd,
         child: Child,
-        listening: OwnedFd,
+        listening: Watch,
         function: Function,
     ) -> Self {
         let pid = Pid::from_raw(child.id().cast_signed());
@@ -151,7 +152,8 @@ impl<'a> Supervisor<'a> {
     pub(crate) fn run(mut self) -> Result<(), Failure> {
         let code = loop {
             let beside = self.beside.as_ref().filter(|one| !one.killed).map(|one| one.kill_at);
-            self.turn([self.kill_at, beside].into_iter().flatten().min())?;
+            let look = self.looks().map(Looks::at);
+            self.turn([self.kill_at, beside, look].into_iter().flatten().min())?;
             if let Some(code) = self.reap()? {
                 break code;
             }
@@ -184,7 +186,10 @@ impl<'a> Supervisor<'a> {
         let taking = self.channel.backlog() < BACKLOG && !self.quiet;
         let children = self.children.as_fd();
         // What is not waited for has its place taken by something that is watched anyway.
-        let listening = self.listening.as_ref().map_or(children, AsFd::as_fd);
+        let listening = match &self.listening {
+            Some(Watch::Thread(listening)) => listening.as_fd(),
+            Some(Watch::Turns(_)) | None => children,
+        };
         let call = self.hook.as_ref().and_then(|hook| hook.call.as_ref());
         let call = call.map_or(children, AsFd::as_fd);
         let mut sources = vec![
@@ -206,14 +211,27 @@ impl<'a> Supervisor<'a> {
             Err(error) => return Err(error).step("wait for events"),
         }
         let ready = |fd: &PollFd<'_>| !fd.revents().is_empty();
-        let listens = self.listening.is_some() && ready(&sources[2]);
+        let told = ready(&sources[2]);
         let pipes: Vec<bool> = sources[pipes].iter().map(ready).collect();
+        let listens = match &mut self.listening {
+            Some(Watch::Thread(_)) => told,
+            Some(Watch::Turns(looks)) => looks.at() <= Instant::now() && looks.is_there(),
+            None => false,
+        };
         if listens {
             self.listening = None;
             self.channel.queue(&FromGuest::Listening { at_ns: clock::now_ns() });
         }
         self.forward(&pipes);
         self.channel.flush()
+    }
+
+    /// Looking whether the function listens, where that is ours to do.
+    const fn looks(&self) -> Option<&Looks> {
+        match &self.listening {
+            Some(Watch::Turns(looks)) => Some(looks),
+            Some(Watch::Thread(_)) | None => None,
+        }
     }
 
     /// Reads once from each ready stream; a closed one is dropped.

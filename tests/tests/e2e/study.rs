@@ -179,20 +179,22 @@ fn e2e_a_study_of_runtimes_compares_real_sandboxes() {
     let plan = dir.path().join("plan.toml");
     let text = "functions = [\"hello\"]\nkinds = [\"boot\", \"warm\"]\nrepetitions = 1\n\
                 cache = \"keep\"\n[runtimes]\nload = [\"hello\", \"syscalls\"]\n\
-                connections = 2\nload_for = \"200ms\"\n";
+                connections = 2\nload_for = \"200ms\"\ndensity = \"64Mi\"\n";
     fs::write(&plan, text).expect("written");
-    let node = TestNode::start(dir.path(), "").expect("the node starts");
+    // So much that it is the memory that ends a filling.
+    let room = "[node]\nmax_memory = \"1000GiB\"\n[node.snapshots]\nstandby = 0\n";
+    let node = TestNode::start(dir.path(), room).expect("the node starts");
     let out = dir.path().join("result");
     let (plan, functions) = (plan.to_string_lossy(), functions.to_string_lossy());
     let (place, names) = (out.to_string_lossy(), offered.join(","));
     let args = ["study", "runtimes", &plan, "--functions-dir", &functions];
     let args = [&args[..], &["--runtimes", &names, "--out", &place]].concat();
-    node.ok(&args).expect("measured");
+    let shown = node.ok(&args).expect("measured");
     let lines = |name: &str| -> Vec<Value> {
         let text = fs::read_to_string(out.join(name)).unwrap_or_default();
         text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
     };
-    let loads = lines("loads.jsonl");
+    let (loads, densities) = (lines("loads.jsonl"), lines("densities.jsonl"));
     for runtime in &offered {
         for function in ["hello", "syscalls"] {
             let ours = |load: &&Value| load["runtime"] == **runtime && load["function"] == function;
@@ -200,6 +202,12 @@ fn e2e_a_study_of_runtimes_compares_real_sandboxes() {
             assert_eq!(load["failures"], 0, "{load}");
             assert!(load["replies"].as_u64() > Some(0), "{load}");
         }
+        let ours = |density: &&Value| density["runtime"] == **runtime;
+        let density = densities.iter().find(ours).unwrap_or(&Value::Null);
+        assert!(density["instances"].as_u64() > Some(0), "{runtime}: {density}\n{shown}");
+        assert_ne!(density["ended"], "stalled", "{density}");
+        let pss = density["pss_bytes"].as_u64().expect("counted");
+        assert!(pss < 64 << 20, "{density}");
     }
     let page = fs::read_to_string(out.join("report.html")).expect("a report");
     assert!(page.contains("Throughput of one instance"), "a chart");

@@ -124,6 +124,14 @@ impl Hierarchy {
         self.version == Version::V2 || !self.controllers.is_empty()
     }
 
+    /// Whether it is one of version 1's in which programs look for what they may use, and have used.
+    pub(super) fn is_looked_at(&self) -> bool {
+        let name = self.mount.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
+        let counts_time = name.split(',').any(|name| name == "cpuacct");
+        let ours = !self.controllers.is_empty() || self.has_processors || counts_time;
+        self.version == Version::V1 && ours
+    }
+
     /// Lets children of `group` be limited (v2 only). What cannot be delegated, e.g. because the
     /// group holds processes, is a limit that will be missing from the children's files.
     pub(super) fn delegate(&self, group: &Path) {
@@ -263,6 +271,19 @@ mod tests {
         let expected = ["/sys/fs/cgroup/cpu", "/sys/fs/cgroup/memory", "/sys/fs/cgroup/unified"];
         assert_eq!(mounts, expected);
         assert_eq!(all[0].controllers, [Controller::Cpu]);
+    }
+
+    #[test]
+    fn only_what_tells_limits_is_looked_at() {
+        let text = format!(
+            "{SEPARATE_V1_AND_UNIFIED}\
+             32 25 0:32 / /sys/fs/cgroup/cpuacct rw - cgroup cgroup rw,cpuacct\n\
+             33 25 0:33 / /sys/fs/cgroup/freezer rw - cgroup cgroup rw,freezer\n"
+        );
+        let mut all = parse(&text);
+        all.retain(Hierarchy::is_looked_at);
+        let names: Vec<_> = all.iter().map(|h| h.mount.file_name().unwrap()).collect();
+        assert_eq!(names, ["cpu", "cpuset", "memory", "cpuacct"]);
     }
 
     #[test]

@@ -211,15 +211,11 @@ impl Cgroup {
         found.or_else(|| self.dirs.first()).map(|(_, dir)| dir.as_path())
     }
 
-    /// The directories that show a function its limits, each with where its hierarchy is mounted;
-    /// version 2's only where there is no other, since beside those it limits nothing.
-    pub(crate) fn shown(&self) -> Vec<(&Path, &Path)> {
-        let of = |version| {
-            let dirs = self.dirs.iter().filter(move |(h, _)| h.version == version);
-            dirs.map(|(h, dir)| (dir.as_path(), h.mount.as_path())).collect::<Vec<_>>()
-        };
-        let ones = of(Version::V1);
-        if ones.is_empty() { of(Version::V2) } else { ones }
+    /// Version 1's groups in which programs look for what they may use, with the names of the
+    /// hierarchies' directories (`memory`, `cpu,cpuacct`); none where version 2 has the limits.
+    pub(crate) fn shown(&self) -> Vec<(&str, &Path)> {
+        let shown = self.dirs.iter().filter(|(hierarchy, _)| hierarchy.is_looked_at());
+        shown.filter_map(|(h, dir)| Some((h.mount.file_name()?.to_str()?, dir.as_path()))).collect()
     }
 
     /// The directories, one per hierarchy.

@@ -39,17 +39,17 @@ pub(super) struct Container<'a> {
     pub(super) bundle: &'a Path,
 }
 
-/// Who shows a container its control groups, where Java, Go, Node and others look for what they may
-/// use.
+/// How a container's control groups are shown to it, read-only: Java, Go, Node and others look in them
+/// for what they may use.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Groups<'a> {
-    /// The runtime, which knows what they are.
-    Runtime,
-    /// We do, directory by directory, each with where its hierarchy is mounted: the directory in which
-    /// crun mounts version 1's can be written.
-    Each(&'a [(&'a Path, &'a Path)]),
-    /// Nobody: gVisor's kernel has groups of its own, without the limits.
-    Nobody,
+    /// Not at all: gVisor has a kernel of its own.
+    Hidden,
+    /// Version 2's, mounted by the runtime.
+    Mounted,
+    /// Version 1's, by their names, on places in a directory. The runtime would mount every hierarchy of
+    /// the host in memory of the container's, and all once more to close them.
+    Bound(&'a Path, &'a [(&'a str, &'a Path)]),
 }
 
 /// Its first process.
@@ -60,6 +60,16 @@ pub(super) enum First<'a> {
     /// The function itself.
     Function(&'a Function),
 }
+
+/// For init, whose threads live for a moment: each would have a heap of its own, which stays. The
+/// function's variables are its own.
+///
+/// # Source
+/// GNU C library, "Memory Allocation Tunables".
+const ONE_HEAP: &str = "GLIBC_TUNABLES=glibc.malloc.arena_max=1";
+
+/// Where programs look for control groups.
+const GROUPS: &str = "/sys/fs/cgroup";
 
 const CAPABILITIES: [&str; 13] = [
     "CAP_AUDIT_WRITE",
@@ -104,13 +114,6 @@ pub(super) fn config(container: &Container<'_>) -> Value {
         ],
         "resources": { "devices": devices() },
     });
-    if let (Groups::Runtime, Some(paths)) =
-        (container.groups, linux["readonlyPaths"].as_array_mut())
-    {
-        // Version 1's groups are mounted in a directory that could be written. (crun would close that,
-        // and open what is mounted in it.)
-        paths.push(json!(CGROUPS));
-    }
     if !gvisor {
         linux["seccomp"] = seccomp::filter();
     }
@@ -132,8 +135,8 @@ pub(super) fn config(container: &Container<'_>) -> Value {
         "root": { "path": "rootfs", "readonly": false },
         "hostname": hostname,
         "mounts": match first {
-            First::Init(volumes) => mounts(volumes, (*gvisor, container.groups), bundle),
-            First::Function(_) => mounts(&[], (*gvisor, container.groups), bundle),
+            First::Init(volumes) => mounts(volumes, *gvisor, container.groups, bundle),
+            First::Function(_) => mounts(&[], *gvisor, container.groups, bundle),
         },
         "linux": linux,
     });
@@ -162,7 +165,7 @@ fn process(first: First<'_>, gvisor: bool, (open_files, expendable): (u64, i32))
             }
             process["user"] = json!({ "uid": 0, "gid": 0 });
             process["args"] = json!([INIT, "container"]);
-            process["env"] = json!(["PATH=/usr/sbin:/usr/bin:/sbin:/bin"]);
+            process["env"] = json!(["PATH=/usr/sbin:/usr/bin:/sbin:/bin", ONE_HEAP]);
             process["cwd"] = json!("/");
             true
         }
@@ -182,7 +185,7 @@ fn process(first: First<'_>, gvisor: bool, (open_files, expendable): (u64, i32))
     process
 }
 
-fn mounts(volumes: &[Volume], (gvisor, groups): (bool, Groups<'_>), bundle: &Path) -> Value {
+fn mounts(volumes: &[Volume], gvisor: bool, groups: Groups<'_>, bundle: &Path) -> Value {
     let hard = ["nosuid", "noexec", "nodev"];
     let mut mounts = vec![
         json!({ "destination": "/proc", "type": "proc", "source": "proc", "options": hard }),
@@ -198,10 +201,17 @@ fn mounts(volumes: &[Volume], (gvisor, groups): (bool, Groups<'_>), bundle: &Pat
           "options": ["nosuid", "noexec", "nodev", "ro"] }),
     ];
     match groups {
-        Groups::Runtime => mounts.push(json!({ "destination": CGROUPS, "type": "cgroup",
-          "source": "cgroup", "options": ["nosuid", "noexec", "nodev", "relatime", "ro"] })),
-        Groups::Each(dirs) => mounts.extend(each_group(dirs)),
-        Groups::Nobody => {}
+        Groups::Hidden => {}
+        Groups::Mounted => {
+            mounts.push(json!({ "destination": GROUPS, "type": "cgroup",
+              "source": "cgroup", "options": ["nosuid", "noexec", "nodev", "relatime", "ro"] }));
+        }
+        Groups::Bound(places, dirs) => {
+            let options = json!(["bind", "ro", "nosuid", "noexec", "nodev"]);
+            let bind = |to: &str, from: &Path| json!({ "destination": to, "type": "bind", "source": from, "options": options });
+            mounts.push(bind(GROUPS, places));
+            mounts.extend(dirs.iter().map(|(name, dir)| bind(&format!("{GROUPS}/{name}"), dir)));
+        }
     }
     mounts.extend(volumes::places(volumes, bundle).map(|(volume, place)| {
         if gvisor {
@@ -212,28 +222,6 @@ fn mounts(volumes: &[Volume], (gvisor, groups): (bool, Groups<'_>), bundle: &Pat
           "options": ["bind", "ro", "nosuid", "nodev"] })
     }));
     Value::Array(mounts)
-}
-
-/// Where programs look for control groups.
-const CGROUPS: &str = "/sys/fs/cgroup";
-
-/// Each directory in the place that its hierarchy has by custom: in a directory of version 1's, or as
-/// version 2's only one.
-fn each_group(dirs: &[(&Path, &Path)]) -> Vec<Value> {
-    let place = |mount: &Path| match mount.strip_prefix(CGROUPS) {
-        Ok(name) if name.as_os_str().is_empty() => Path::new(CGROUPS).to_owned(),
-        _ => Path::new(CGROUPS).join(mount.file_name().unwrap_or_default()),
-    };
-    let mut mounts = Vec::new();
-    if dirs.iter().all(|(_, mount)| place(mount) != Path::new(CGROUPS)) {
-        mounts.push(json!({ "destination": CGROUPS, "type": "tmpfs", "source": "tmpfs",
-          "options": ["nosuid", "noexec", "nodev", "ro", "mode=755", "size=64k"] }));
-    }
-    mounts.extend(dirs.iter().map(|(dir, mount)| {
-        json!({ "destination": place(mount), "type": "bind", "source": dir,
-          "options": ["bind", "ro", "nosuid", "noexec", "nodev"] })
-    }));
-    mounts
 }
 
 /// No device but the harmless ones, which every runtime adds itself.
@@ -258,7 +246,7 @@ mod tests {
             expendable: 500,
             criu: None,
             gvisor: false,
-            groups: Groups::Runtime,
+            groups: Groups::Mounted,
             first: First::Init(&[]),
             bundle: Path::new("/bundle"),
         }
@@ -320,45 +308,32 @@ mod tests {
 
     #[test]
     fn a_container_sees_its_own_control_groups_only_and_cannot_write_them() {
-        let of = |gvisor| {
-            let groups = if gvisor { Groups::Nobody } else { Groups::Runtime };
-            config(&Container { gvisor, groups, ..container() })
-        };
-        let plain = of(false);
-        assert!(plain["linux"]["namespaces"].to_string().contains("cgroup"));
-        let mounts = plain["mounts"].as_array().expect("a list");
-        let groups = mounts.iter().find(|mount| mount["destination"] == "/sys/fs/cgroup");
-        let options = &groups.expect("mounted")["options"];
-        assert!(options.as_array().expect("a list").contains(&json!("ro")), "{options}");
-        assert!(!of(true)["mounts"].to_string().contains("/sys/fs/cgroup"));
-    }
-
-    #[test]
-    fn groups_that_we_show_are_each_in_its_place_and_read_only() {
-        let shown = |dirs: &[(&str, &str)]| {
-            let dirs: Vec<_> = dirs.iter().map(|(d, m)| (Path::new(d), Path::new(m))).collect();
-            let mounts = each_group(&dirs);
-            let told = mounts.iter().map(|mount| {
-                let bound = mount["type"] == "bind";
-                assert!(!bound || mount["options"].to_string().contains("\"ro\""), "{mount}");
-                let place = mount["destination"].as_str().expect("text").to_owned();
-                (place, mount["source"].as_str().expect("text").to_owned())
+        let (memory, cpu) = (Path::new("/cg/memory/own"), Path::new("/cg/cpu,cpuacct/own"));
+        let dirs = [("memory", memory), ("cpu,cpuacct", cpu)];
+        let shown = |groups| {
+            let config = config(&Container { groups, ..container() });
+            assert!(config["linux"]["namespaces"].to_string().contains("cgroup"));
+            let mounts = config["mounts"].as_array().expect("a list").clone();
+            let groups = mounts.into_iter().filter_map(|mount| {
+                let place = mount["destination"].as_str()?.strip_prefix("/sys/fs/cgroup")?;
+                let options = mount["options"].as_array().expect("a list");
+                assert!(options.contains(&json!("ro")), "{mount}");
+                Some((place.to_owned(), mount["source"].as_str()?.to_owned()))
             });
-            told.collect::<Vec<_>>()
+            groups.collect::<Vec<_>>()
         };
-        let pair = |place: &str, from: &str| (place.to_owned(), from.to_owned());
-        let two = [
-            ("/sys/fs/cgroup/memory/v/x", "/sys/fs/cgroup/memory"),
-            ("/cg/cpu,cpuacct/v/x", "/cg/cpu,cpuacct"),
+        let pairs = |all: &[(&str, &str)]| -> Vec<(String, String)> {
+            all.iter().map(|(a, b)| ((*a).to_owned(), (*b).to_owned())).collect()
+        };
+        assert_eq!(shown(Groups::Mounted), pairs(&[("", "cgroup")]));
+        let bound = shown(Groups::Bound(Path::new("/places"), &dirs));
+        let wanted = [
+            ("", "/places"),
+            ("/memory", "/cg/memory/own"),
+            ("/cpu,cpuacct", "/cg/cpu,cpuacct/own"),
         ];
-        let wanted = vec![
-            pair(CGROUPS, "tmpfs"),
-            pair("/sys/fs/cgroup/memory", "/sys/fs/cgroup/memory/v/x"),
-            pair("/sys/fs/cgroup/cpu,cpuacct", "/cg/cpu,cpuacct/v/x"),
-        ];
-        assert_eq!(shown(&two), wanted);
-        let one = [("/sys/fs/cgroup/v/x", "/sys/fs/cgroup")];
-        assert_eq!(shown(&one), [pair(CGROUPS, "/sys/fs/cgroup/v/x")]);
+        assert_eq!(bound, pairs(&wanted), "the places come first");
+        assert_eq!(shown(Groups::Hidden), []);
     }
 
     #[test]

@@ -175,15 +175,15 @@ impl Start {
         }
     }
 
-    /// The image with init, or what stands for it, on top; above it memory for what is written, except for gVisor, which
-    /// keeps that itself.
+    /// The image with init, or what stands for it, on top and the usual directories below; above
+    /// all memory for what is written, except for gVisor, which keeps that itself.
     fn mount_root(&self) -> io::Result<()> {
-        let Layer { init, empty } = &self.layer;
+        let Layer { init, empty, usual, .. } = &self.layer;
         let image = self.image.as_deref().unwrap_or(empty);
         let own = self.bundle.join(OWN_LAYER);
         let top = if self.first == FirstProcess::Init { init } else { &own };
         let root = self.bundle.join("rootfs");
-        let mut layers = format!("lowerdir={}:{}", plain(top)?, plain(image)?);
+        let mut layers = format!("lowerdir={}:{}:{}", plain(top)?, plain(image)?, plain(usual)?);
         let mut flags = MountFlags::NODEV;
         if self.tool.is_gvisor() {
             flags |= MountFlags::RDONLY;

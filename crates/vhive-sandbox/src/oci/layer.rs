@@ -1,17 +1,23 @@
-//! The layer that every container's root has on top: the program that becomes its first process.
+//! The layers that every container's root has: on top the program that becomes its first process,
+//! below the image the directories that programs expect. Whose image lacks them has those; made anew
+//! in each container they would be kernel memory of each.
 
 use std::fs::{self, Permissions};
 use std::io;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 
 use vhive_api::Digest;
+use vhive_api::inside::USUAL_DIRECTORIES;
 
 use crate::kernel::init_binary;
 use crate::runtime::HostLacks;
 
 /// The program's path in a container.
 pub(super) const INIT: &str = "/.vhive-init";
+
+/// To be counted up with what is beside the program.
+const EDITION: u32 = 2;
 
 /// The directories of a layer that has been made.
 #[derive(Clone, Debug)]
@@ -20,14 +26,20 @@ pub(super) struct Layer {
     pub(super) init: PathBuf,
     /// What stands for an image where there is none.
     pub(super) empty: PathBuf,
+    /// To be below an image.
+    pub(super) usual: PathBuf,
+    /// Directories of places for control groups.
+    groups: PathBuf,
 }
 
 impl Layer {
     /// Makes it below a directory, under a name that says what is in it, unless it is there.
     pub(super) fn make(cache: &Path) -> Result<Self, HostLacks> {
-        let name = format!("init-{}", &Digest::of(init_binary()).hex()[..16]);
+        let name = format!("init-{}-{EDITION}", &Digest::of(init_binary()).hex()[..16]);
         let dir = cache.join(&name);
-        let layer = Self { init: dir.join("layer"), empty: dir.join("empty") };
+        let parts = ["layer", "empty", "usual", "groups"];
+        let [init, empty, usual, groups] = parts.map(|part| dir.join(part));
+        let layer = Self { init, empty, usual, groups };
         if !dir.exists() {
             publish(cache, &dir).map_err(|error| HostLacks {
                 what: format!("{} cannot be written ({error})", dir.display()),
@@ -35,6 +47,25 @@ impl Layer {
             })?;
         }
         Ok(layer)
+    }
+
+    /// A directory with a place for each of these control groups, for all containers that are shown
+    /// the same: a hierarchy of several controllers is found under the name of each.
+    pub(super) fn places(&self, names: &[&str]) -> io::Result<PathBuf> {
+        let dir = self.groups.join(names.join("+"));
+        // Somebody else may make it at the same time, with the same content.
+        for name in names {
+            fs::create_dir_all(dir.join(name))?;
+            for part in name.split(',').filter(|part| part != name) {
+                match symlink(name, dir.join(part)) {
+                    Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                        return Err(error);
+                    }
+                    _ => {}
+                }
+            }
+        }
+        Ok(dir)
     }
 }
 
@@ -50,6 +81,15 @@ fn publish(cache: &Path, dir: &Path) -> io::Result<()> {
     for place in ["layer", "layer/proc", "layer/dev", "layer/sys", "empty"] {
         fs::set_permissions(draft.path().join(place), open())?;
     }
+    let usual = draft.path().join("usual");
+    for (path, mode) in USUAL_DIRECTORIES {
+        let place = usual.join(path.trim_start_matches('/'));
+        fs::create_dir_all(&place)?;
+        for dir in place.ancestors().take_while(|dir| dir.starts_with(&usual)) {
+            fs::set_permissions(dir, open())?;
+        }
+        fs::set_permissions(place, Permissions::from_mode(mode))?;
+    }
     let init = draft.path().join("layer").join(INIT.trim_start_matches('/'));
     fs::write(&init, init_binary())?;
     fs::set_permissions(&init, Permissions::from_mode(0o555))?;
@@ -63,5 +103,37 @@ fn publish(cache: &Path, dir: &Path) -> io::Result<()> {
         // Somebody else was first, with the same content.
         Err(_) if dir.exists() => Ok(()),
         Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_usual_directories_are_open_to_whom_they_should_be() {
+        let cache = tempfile::tempdir().expect("a directory");
+        let layer = Layer::make(cache.path()).expect("made");
+        let mode = |path: &str| {
+            let there = fs::metadata(layer.usual.join(path)).expect("there");
+            there.permissions().mode() & 0o7777
+        };
+        let modes = ["", "tmp", "var", "var/tmp", "run"].map(mode);
+        assert_eq!(modes, [0o755, 0o1777, 0o755, 0o1777, 0o755]);
+    }
+
+    #[test]
+    fn joint_controllers_have_a_place_under_each_name() {
+        let cache = tempfile::tempdir().expect("a directory");
+        let layer = Layer::make(cache.path()).expect("made");
+        let names = ["memory", "cpu,cpuacct"];
+        let places = layer.places(&names).expect("made");
+        assert_eq!(layer.places(&names).expect("there already"), places);
+        let joint = fs::canonicalize(places.join("cpu,cpuacct")).expect("there");
+        for part in ["cpu", "cpuacct"] {
+            assert_eq!(fs::canonicalize(places.join(part)).expect("there"), joint);
+        }
+        assert!(places.join("memory").is_dir());
+        assert_ne!(layer.places(&["memory"]).expect("made"), places);
     }
 }

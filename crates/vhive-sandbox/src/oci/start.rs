@@ -13,7 +13,7 @@ use rustix::process::{Pid, Resource, getrlimit};
 use vhive_api::guest::{GuestConfig, Volume};
 use vhive_api::{RuntimeName, SandboxId};
 
-use super::bundle;
+use super::bundle::{self, Groups};
 use super::container::{OWN_LAYER, Start, Verb, reaper};
 use super::criu::{self, Changes, Criu};
 use super::form::{self, FirstProcess};
@@ -90,7 +90,9 @@ impl Wanted<'_> {
         let name = id.as_str();
         let (cgroup, group) = self.cgroup;
         let options = bundle.join(criu::OPTIONS);
-        let shown = group.shown();
+        let shown = if tool.is_gvisor() { Vec::new() } else { group.shown() };
+        let names: Vec<&str> = shown.iter().map(|(name, _)| *name).collect();
+        let places = resource("make places for control groups", || found.layer.places(&names))?;
         let container = bundle::Container {
             criu: (tool.name == RuntimeName::Runc).then_some(&*options),
             hostname: name,
@@ -99,10 +101,10 @@ impl Wanted<'_> {
             open_files: getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX),
             expendable: process::expendable(),
             gvisor: tool.is_gvisor(),
-            groups: match tool.name {
-                RuntimeName::Runsc => bundle::Groups::Nobody,
-                RuntimeName::Crun => bundle::Groups::Each(&shown),
-                _ => bundle::Groups::Runtime,
+            groups: match &*shown {
+                _ if tool.is_gvisor() => Groups::Hidden,
+                [] => Groups::Mounted,
+                dirs => Groups::Bound(&places, dirs),
             },
             first: match &first {
                 First::Init(_, volumes) => bundle::First::Init(volumes),

@@ -66,6 +66,7 @@ pub(crate) const ALL: &[Promise] = &[
     real("limits_are_real", limits::limits_are_real),
     real("a_function_finds_its_limits", limits::a_function_finds_its_limits),
     real("processor_time_is_limited", limits::processor_time_is_limited),
+    container("little_is_beside_a_function", limits::little_is_beside_a_function),
     container("a_container_stays_inside", a_container_stays_inside),
     container("the_hosts_kernel_is_kept_shut", calls::the_hosts_kernel_is_kept_shut),
     real("a_greedy_function_hurts_itself_only", greedy::a_greedy_function_hurts_itself_only),
