@@ -196,6 +196,11 @@ impl Shared {
         self.forgotten.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether the revision is registered.
+    pub(crate) fn has_pool(&self, key: &RevisionKey) -> bool {
+        self.pools.read().unwrap_or_else(PoisonError::into_inner).contains_key(key)
+    }
+
     /// Every registered revision's pool.
     pub(crate) fn pools(&self) -> Vec<Arc<Pool>> {
         self.pools.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
@@ -362,8 +367,11 @@ impl Node {
             pool.close();
             let (of_thread, key) = (Arc::clone(shared), key.clone());
             let give_up = move || of_thread.standbys.give_up(Some(&key));
-            drop(shared.handle.spawn_blocking(give_up));
+            let given_up = shared.handle.spawn_blocking(give_up);
             pool.emptied().await;
+            if let Err(error) = given_up.await {
+                tracing::error!(%error, "VMMs spawned ahead not given up");
+            }
         }
         shared.forgotten().retain(|pool| pool.alive() > 0);
     }

@@ -139,11 +139,18 @@ impl Standbys {
         Some(gone)
     }
 
-    fn end(&self, revision: &RevisionKey, made: Option<Standby>) -> Option<Standby> {
+    /// `is_known`: whether the revision may still have starts, asked when nothing can be given up.
+    fn end(
+        &self,
+        revision: &RevisionKey,
+        made: Option<Standby>,
+        is_known: impl FnOnce() -> bool,
+    ) -> Option<Standby> {
         let mut state = self.state();
         state.making.remove(revision);
-        // Its snapshot may have gone while it was made, when nobody could give it up.
-        if state.closed || made.as_ref().is_some_and(|made| !made.is_of_use()) {
+        // Its snapshot or its revision may have gone while it was made, when nobody could give it up.
+        let is_of_use = |made: &Standby| made.is_of_use() && is_known();
+        if state.closed || !made.as_ref().is_some_and(is_of_use) {
             return made;
         }
         state.ready.extend(made);
@@ -163,15 +170,18 @@ pub(crate) fn refill(shared: &Shared, revision: &Revision) {
     if most == 0 || revision.runtime == RuntimeName::Sim {
         return;
     }
-    while let Some(gone) = shared.standbys.begin(&revision.key, most) {
+    let is_known = || shared.has_pool(&revision.key);
+    while is_known()
+        && let Some(gone) = shared.standbys.begin(&revision.key, most)
+    {
         drop(gone);
         let made = make(shared, revision).unwrap_or_else(|why| {
             tracing::debug!(revision = %revision.key, why, "no VMM spawned ahead");
             None
         });
         let is_made = made.is_some();
-        // If the node has closed meanwhile, it comes back and ends here.
-        drop(shared.standbys.end(&revision.key, made));
+        // If it is of no use any more, it comes back and ends here.
+        drop(shared.standbys.end(&revision.key, made, is_known));
         if !is_made {
             return;
         }

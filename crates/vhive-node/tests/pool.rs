@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use scene::{Counting, Scene, env, metric, register, sandbox_dirs, soon, wait_for};
 use vhive_api::{Bytes, Phase, RuntimeName, SandboxId, Span, StartKind};
 use vhive_node::{AcquireError, Runtimes};
+use vhive_sandbox::Deadline;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_hundred_at_once_start_no_more_than_the_limit_and_share_no_slot() {
@@ -296,7 +297,7 @@ async fn no_boot_is_told_of_where_there_is_no_room_for_one() {
     let node = scene.node().await;
     let key = register(&node, "busy", scene::reap);
     let lease = soon(node.acquire(&key)).await.expect("a slot");
-    scene::wait_for(|| log.has("snapshot has to wait"), |waits| *waits).await;
+    wait_for(|| log.has("snapshot has to wait"), |waits| *waits).await;
     assert!(!log.has("booting an instance for its snapshot"));
     drop(lease);
     soon(node.shutdown(Deadline::after(scene::PATIENCE))).await.expect("clean");
