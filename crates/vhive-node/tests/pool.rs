@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use scene::{Counting, Scene, env, metric, register, sandbox_dirs, soon, wait_for};
 use vhive_api::{Bytes, Phase, RuntimeName, SandboxId, Span, StartKind};
 use vhive_node::{AcquireError, Runtimes};
+use vhive_sandbox::Deadline;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_hundred_at_once_start_no_more_than_the_limit_and_share_no_slot() {
@@ -252,4 +253,52 @@ async fn who_waited_for_an_instance_may_go_on_with_the_connection_that_showed_it
     node.resize(&key, 1);
     wait_for(|| node.counts(&key).unwrap().ready, |n| *n == 1).await;
     assert!(soon(node.acquire(&key)).await.expect("a slot").connection().is_none());
+}
+
+/// Keeps what is logged on this thread.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<String>>>);
+
+impl Log {
+    fn has(&self, text: &str) -> bool {
+        self.0.lock().expect("whole").iter().any(|line| line.contains(text))
+    }
+}
+
+impl tracing::Subscriber for Log {
+    fn enabled(&self, _: &tracing::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+
+    fn event(&self, event: &tracing::Event<'_>) {
+        self.0.lock().expect("whole").push(format!("{event:?}"));
+    }
+
+    fn enter(&self, _: &tracing::span::Id) {}
+
+    fn exit(&self, _: &tracing::span::Id) {}
+}
+
+#[tokio::test]
+async fn no_boot_is_told_of_where_there_is_no_room_for_one() {
+    let mut scene = Scene::new();
+    scene.config.max_instances = 1;
+    scene.config.snapshots.idle_wait = Span(Duration::from_millis(20));
+    let log = Log::default();
+    let _logged = tracing::subscriber::set_default(log.clone());
+    let node = scene.node().await;
+    let key = register(&node, "busy", scene::reap);
+    let lease = soon(node.acquire(&key)).await.expect("a slot");
+    wait_for(|| log.has("snapshot has to wait"), |waits| *waits).await;
+    assert!(!log.has("booting an instance for its snapshot"));
+    drop(lease);
+    soon(node.shutdown(Deadline::after(scene::PATIENCE))).await.expect("clean");
 }

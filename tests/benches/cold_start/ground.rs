@@ -162,7 +162,13 @@ impl Ground {
     }
 
     fn invoke(&self, (function, service): (&str, &str), input: &str) -> Result<Sample> {
-        let input = input::of(function, input)?;
+        let mut input = input::of(function, input)?;
+        if !input.data.starts_with('@') {
+            // It may be longer than an argument of a program can be.
+            let file = self.state.join(format!("{service}-input.json"));
+            fs::write(&file, &input.data)?;
+            input.data = format!("@{}", file.display());
+        }
         let args = ["invoke", service, "-X", &input.method, "--path", &input.path];
         let reply = self.node.json(
             &[&args[..], &["-H", "content-type: application/json", "-d", &input.data]].concat(),

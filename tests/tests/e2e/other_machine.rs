@@ -51,7 +51,9 @@ fn e2e_microvm_a_snapshot_of_another_kernel_or_memory_size_costs_a_boot_and_name
         "e2e_microvm_a_snapshot_of_another_kernel_or_memory_size_costs_a_boot_and_names_the_field";
     let dir = Dir::new("other-machine");
     let Some(first) = node_with(test, &dir, "") else { return };
-    let policy = "vhive.dev/snapshot-policy: vanilla\n        autoscaling.knative.dev/window";
+    // One instance: on a busy host the autoscaler would start a second one while the first boots.
+    let policy = "vhive.dev/snapshot-policy: vanilla\n        \
+                  autoscaling.knative.dev/max-scale: \"1\"\n        autoscaling.knative.dev/window";
     let yaml = hello("hello", "").replace("autoscaling.knative.dev/window", policy);
     apply(&first, &dir, &yaml);
     assert_eq!(invoke(&first, "hello")["record"]["start"], "boot");
