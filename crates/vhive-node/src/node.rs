@@ -131,9 +131,6 @@ pub enum ResolveError {
     Pull(#[source] PullError),
 }
 
-/// Starts that wait for the reader of their snapshot at a time, the others behind them.
-const MOST_LOOKS: usize = 64;
-
 /// What every part of a node shares.
 pub(crate) struct Shared {
     pub(crate) config: Config,
@@ -142,8 +139,6 @@ pub(crate) struct Shared {
     pub(crate) budget: Arc<Budget>,
     /// One permit per start under way.
     pub(crate) turns: Arc<Semaphore>,
-    /// Limits starts that wait for the reader of their snapshot, each of which has a thread for that.
-    pub(crate) looks: Arc<Semaphore>,
     pub(crate) metrics: Metrics,
     pub(crate) records: Records,
     pub(crate) snapshots: Snapshots,
@@ -270,7 +265,6 @@ impl Node {
             changed: OnceLock::new(),
             budget: Budget::new(config.max_instances, config.max_memory()),
             turns: Arc::new(Semaphore::new(config.start_threads())),
-            looks: Arc::new(Semaphore::new(MOST_LOOKS)),
             metrics: Metrics::new(),
             config,
             tools,
@@ -352,10 +346,11 @@ impl Node {
     }
 
     /// Forgets a revision: refuses further requests, fails those that wait in vain, lets those in
-    /// flight finish, stops every instance. Resolves when nothing of it exists any more; dropping
-    /// the future does not stop that.
-    pub async fn forget(&self, key: &RevisionKey) {
-        let shared = &self.0.shared;
+    /// flight finish, stops every instance. That has begun when this returns: a revision that is
+    /// registered by the same key then is another one. The future resolves when nothing of it exists
+    /// any more; dropping it does not stop that.
+    pub fn forget(&self, key: &RevisionKey) -> impl Future<Output = ()> + Send + use<> {
+        let shared = Arc::clone(&self.0.shared);
         let removed = {
             let mut pools = shared.pools.write().unwrap_or_else(PoisonError::into_inner);
             let removed = pools.remove(key);
@@ -363,17 +358,21 @@ impl Node {
             shared.forgotten().extend(removed.clone());
             removed
         };
-        if let Some(pool) = removed {
+        let going = removed.map(|pool| {
             pool.close();
-            let (of_thread, key) = (Arc::clone(shared), key.clone());
+            let (of_thread, key) = (Arc::clone(&shared), key.clone());
             let give_up = move || of_thread.standbys.give_up(Some(&key));
-            let given_up = shared.handle.spawn_blocking(give_up);
-            pool.emptied().await;
-            if let Err(error) = given_up.await {
-                tracing::error!(%error, "VMMs spawned ahead not given up");
+            (pool, shared.handle.spawn_blocking(give_up))
+        });
+        async move {
+            if let Some((pool, given_up)) = going {
+                pool.emptied().await;
+                if let Err(error) = given_up.await {
+                    tracing::error!(%error, "VMMs spawned ahead not given up");
+                }
             }
+            shared.forgotten().retain(|pool| pool.alive() > 0);
         }
-        shared.forgotten().retain(|pool| pool.alive() > 0);
     }
 
     /// Lends a slot of an instance of the revision, starting one if none is there or under way

@@ -245,22 +245,9 @@ async fn cold(mut order: Order) {
         boots: order.boots,
         standby: order.standby.take(),
         turn: None,
-        looked: None,
+        has_waited: false,
     };
-    let read_by = work.read_by(work.deadline());
-    let mut look = None;
-    if work.waits_for_reader() {
-        look = Arc::clone(&order.shared.looks).acquire_owned().await.ok();
-    }
-    // Meanwhile it may have been read for others.
-    if work.waits_for_reader() {
-        let looked = order.shared.handle.spawn_blocking(move || work.look_first(read_by)).await;
-        work = match looked {
-            Ok(work) => work,
-            Err(join) => return order.fail(not_run(join)),
-        };
-    }
-    drop(look);
+    work.wait_for_reader().await;
     let asked = Instant::now();
     let turn = Arc::clone(&order.shared.turns).acquire_owned().await;
     let Ok(turn) = turn else { return order.fail(StartError::ShutDown) };

@@ -187,10 +187,13 @@ impl Snapshots {
         }
     }
 
-    /// Whether a start of this revision would have to wait until somebody has read its snapshot.
-    pub(crate) fn is_unread(&self, revision: &Revision) -> bool {
-        let stored = self.find(&SnapshotId::of(revision));
-        stored.is_some_and(|stored| stored.is_pending() && stored.is_of_use())
+    /// If the revision's snapshot has been left by an earlier node and is not read yet, has it read before
+    /// others; the future resolves when that is done, or will not be.
+    pub(crate) fn reading(&self, revision: &Revision) -> Option<impl Future<Output = ()> + use<>> {
+        let stored = self.find(&SnapshotId::of(revision)).filter(|stored| stored.is_of_use())?;
+        let tried = stored.tried();
+        let is_read = stored.is_pending() && self.have_read(&stored, true);
+        is_read.then(|| async move { stored.judged(tried).await })
     }
 
     /// Has a snapshot that an earlier node has left read in the background, so that no start waits for that.

@@ -10,6 +10,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use jiff::Timestamp;
+use tokio::sync::Notify;
 use vhive_api::SandboxId;
 use vhive_sandbox::snapshot::{Blame, MANIFEST, Mismatch, OpenError};
 use vhive_sandbox::{Deadline, Snapshot};
@@ -49,6 +50,8 @@ pub(crate) struct Stored {
     state: Mutex<State>,
     /// Notified when a verdict is there.
     judged: Condvar,
+    /// Told of the same.
+    told: Notify,
 }
 
 #[derive(Debug)]
@@ -74,6 +77,10 @@ pub(super) struct State {
 }
 
 impl State {
+    fn is_pending(&self) -> bool {
+        matches!(self.verdict, Verdict::Unread | Verdict::Reading)
+    }
+
     pub(super) fn is_held(&self) -> bool {
         self.holds > 0
     }
@@ -117,8 +124,8 @@ impl Stored {
             holds: 0,
             doomed: false,
         };
-        let (state, judged) = (Mutex::new(state), Condvar::new());
-        Ok(Arc::new(Self { id, snapshot, root: root.to_owned(), state, judged }))
+        let (state, judged, told) = (Mutex::new(state), Condvar::new(), Notify::new());
+        Ok(Arc::new(Self { id, snapshot, root: root.to_owned(), state, judged, told }))
     }
 
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
@@ -205,7 +212,21 @@ impl Stored {
 
     /// Whether it has not been read to its end.
     pub(super) fn is_pending(&self) -> bool {
-        matches!(self.state().verdict, Verdict::Unread | Verdict::Reading)
+        self.state().is_pending()
+    }
+
+    /// Resolves when it has been read, or tried to be since `tried`, or is about to go.
+    pub(super) async fn judged(&self, tried: u64) {
+        loop {
+            let told = self.told.notified();
+            {
+                let state = self.state();
+                if !state.is_pending() || state.tried != tried || state.doomed {
+                    return;
+                }
+            }
+            told.await;
+        }
     }
 
     /// Reads it as long as that is wanted. It may go meanwhile: nobody whose place it has waits for a reader.
@@ -249,6 +270,7 @@ impl Stored {
         };
         drop(state);
         self.judged.notify_all();
+        self.told.notify_waiters();
     }
 
     /// Whether every file is still there and as long as it was; costs a few system calls.
@@ -346,6 +368,7 @@ impl Stored {
         }
         // Whoever waits for a reader would wait in vain.
         self.judged.notify_all();
+        self.told.notify_waiters();
         if state.holds > 0 {
             // Should this process be killed, the next one does the rest. The last user cannot give the place
             // free before the lock is: what it takes for a mark would be another snapshot's then.

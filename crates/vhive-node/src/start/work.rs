@@ -23,7 +23,7 @@ use crate::guest;
 use crate::node::Shared;
 use crate::probe::{self, Passed, Probe, ProbeError};
 use crate::process;
-use crate::snapshots::{CloneToken, Doubt, Hold, StoredSnapshot, Unfit, chain};
+use crate::snapshots::{CloneToken, Doubt, Hold, StoredSnapshot, chain};
 use crate::standby::Standby;
 use crate::take::AfterReply;
 
@@ -41,12 +41,9 @@ pub(super) struct Work {
     pub(super) standby: Option<Standby>,
     /// Taken before it runs.
     pub(super) turn: Option<OwnedSemaphorePermit>,
-    /// The snapshot to come from, if that has been looked for before there was a turn.
-    pub(super) looked: Option<Looked>,
+    /// Whether it has waited for its snapshot's reader already.
+    pub(super) has_waited: bool,
 }
-
-/// A snapshot that a start may come from, held in its place; or none; or why not.
-type Looked = Result<Option<Hold>, Unfit>;
 
 /// A sandbox whose function is ready.
 pub(super) struct Brought {
@@ -149,8 +146,7 @@ impl Work {
     }
 
     /// Decides how to start.
-    fn way(&mut self, runtime: &dyn Runtime, deadline: Deadline) -> Way {
-        let looked = self.looked.take();
+    fn way(&self, runtime: &dyn Runtime, deadline: Deadline) -> Way {
         let revision = &self.revision;
         let boot = |fallback| Way { restore: None, fallback };
         if self.boots || revision.snapshot == SnapshotPolicy::Off {
@@ -164,10 +160,14 @@ impl Work {
                 None => nothing,
             }));
         };
-        // What was found before may have been retired while this start waited for its turn.
-        let looked =
-            looked.filter(|found| !matches!(found, Ok(Some(hold)) if !hold.stored().is_of_use()));
-        let hold = match looked.unwrap_or_else(|| self.look(restorer, self.read_by(deadline))) {
+        let guest = match guest::of(revision, self.shared.ground.state_dir()) {
+            Ok(guest) => guest,
+            Err(error) => return boot(Some(chain(&error))),
+        };
+        // With a turn, a start that has waited waits no more.
+        let now = Deadline::at(Instant::now());
+        let read_by = if self.has_waited { now } else { self.read_by(deadline) };
+        let hold = match self.shared.snapshots.usable(revision, (restorer, &guest), read_by) {
             Ok(Some(hold)) => hold,
             Ok(None) => return boot(None),
             Err(unfit) => return boot(Some(unfit.0)),
@@ -193,34 +193,23 @@ impl Work {
         Deadline::after(self.revision.start_deadline.unwrap_or(configured))
     }
 
-    /// Whether it would wait until somebody has read the snapshot that an earlier node has left.
-    pub(super) fn waits_for_reader(&self) -> bool {
-        !self.boots
-            && self.revision.snapshot != SnapshotPolicy::Off
-            && self.shared.snapshots.is_unread(&self.revision)
-    }
-
-    /// How long it waits for that reader: a boot must still be possible after that.
-    pub(super) fn read_by(&self, deadline: Deadline) -> Deadline {
+    /// How long it waits for its snapshot's reader: a boot must still be possible after that.
+    fn read_by(&self, deadline: Deadline) -> Deadline {
         let most = self.shared.config.snapshots.restore_deadline.0.min(deadline.left() / 4);
         deadline.or_after(most)
     }
 
-    /// Waits for that reader, without a turn: who can start meanwhile, does.
-    pub(super) fn look_first(mut self, read_by: Deadline) -> Self {
-        let runtime = self.shared.tools.runtimes.get(self.revision.runtime);
-        if let Some(restorer) = runtime.and_then(|runtime| runtime.restores()) {
-            self.looked = Some(self.look(restorer, read_by));
+    /// Waits until somebody has read the snapshot that an earlier node has left, or for as long as there is
+    /// time. Without a turn: who can start meanwhile, does.
+    pub(super) async fn wait_for_reader(&mut self) {
+        if self.boots || self.revision.snapshot == SnapshotPolicy::Off {
+            return;
         }
-        self
-    }
-
-    /// Looks for a snapshot that is sound and fits.
-    fn look(&self, restorer: &dyn Restore, read_by: Deadline) -> Looked {
-        let revision = &self.revision;
-        let guest = guest::of(revision, self.shared.ground.state_dir());
-        let guest = guest.map_err(|error| Unfit(chain(&error)))?;
-        self.shared.snapshots.usable(revision, (restorer, &guest), read_by)
+        let Some(read) = self.shared.snapshots.reading(&self.revision) else { return };
+        self.has_waited = true;
+        let by = self.read_by(self.deadline());
+        // If it is late, it is found unread.
+        let _in_time = tokio::time::timeout_at(by.instant().into(), read).await;
     }
 
     fn restore(

@@ -237,9 +237,10 @@ impl Services {
     }
 
     fn retire(&self, route: Arc<Route>) {
-        let node = self.node.clone();
+        // Begun at once: the next change may make a revision of the same name.
+        let gone = self.node.forget(&route.revision.key);
         tokio::spawn(async move {
-            node.forget(&route.revision.key).await;
+            gone.await;
             route.upstreams.retain(|_| false);
         });
     }

@@ -21,9 +21,10 @@ pub(super) struct Waits {
 }
 
 impl Core {
-    /// A snapshot is wanted of an instance that has served nobody: of one that is started for it.
+    /// A snapshot is wanted of an instance that has served nobody: of one that is started for it. After an
+    /// eviction not before the next request, whose instance asks again.
     pub(crate) fn want_alone(&mut self, now: Instant, out: &mut Vec<Action>) {
-        if self.waits.is_none() && !self.closing {
+        if self.waits.is_none() && !self.closing && !self.dormant {
             self.waits = Some(Waits { since: now, until: now, asked: 0, alone: true });
             self.look_at_waits(now, out);
         }

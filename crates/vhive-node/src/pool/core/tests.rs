@@ -373,6 +373,10 @@ fn a_wish_for_a_snapshot_ends_with_an_eviction_or_another_policy() {
     assert_eq!(wish(&mut core), [Action::Overdue]);
     ask(|out| _ = core.evict(now, out));
     assert_eq!((core.waits_since(), core.poke_at(now)), (None, None));
+    // Nor does the reply of one that was serving then wish for it again.
+    assert_eq!((wish(&mut core), core.waits_since()), (vec![], None));
+    // As the next request does.
+    core.dormant = false;
     for (policy, stays) in [((true, true), true), ((true, false), false), ((false, true), false)] {
         wish(&mut core);
         core.change_policy(policy.0, policy.1);
