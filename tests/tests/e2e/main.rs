@@ -3,6 +3,7 @@
 
 mod calls;
 mod clock;
+mod container_faults;
 mod dashboard;
 mod durable;
 mod examples;
