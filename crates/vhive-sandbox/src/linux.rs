@@ -40,6 +40,23 @@ pub(crate) fn make_readable(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Whose `/dev/kvm` is and who may open it: another one once it has come, gone, or been given to
+/// somebody else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct KvmDevice(Option<(u64, u32, u32, u32)>);
+
+impl KvmDevice {
+    /// As it is now.
+    pub(crate) fn now() -> Self {
+        Self::at(Path::new("/dev/kvm"))
+    }
+
+    fn at(path: &Path) -> Self {
+        let meta = fs::metadata(path).ok();
+        Self(meta.map(|it| (it.rdev(), it.mode(), it.uid(), it.gid())))
+    }
+}
+
 /// The release of the kernel that this host runs.
 pub(crate) fn host_kernel() -> String {
     rustix::system::uname().release().to_string_lossy().into_owned()
@@ -47,4 +64,26 @@ pub(crate) fn host_kernel() -> String {
 
 fn lacks(what: String, fix: &str) -> HostLacks {
     HostLacks { what, fix: fix.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_that_comes_goes_or_is_opened_is_another_one() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let path = dir.path().join("kvm");
+        let gone = KvmDevice::at(&path);
+        fs::write(&path, "").expect("written");
+        let mode =
+            |mode| fs::set_permissions(&path, fs::Permissions::from_mode(mode)).expect("set");
+        mode(0o600);
+        let closed = KvmDevice::at(&path);
+        mode(0o660);
+        let open = KvmDevice::at(&path);
+        assert!(gone != closed && closed != open && open == KvmDevice::at(&path));
+        fs::remove_file(&path).expect("removed");
+        assert_eq!(KvmDevice::at(&path), gone);
+    }
 }

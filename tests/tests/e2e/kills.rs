@@ -21,7 +21,8 @@ const KILLS: u32 = 200;
 const LANES: u64 = 2;
 
 /// Programs that sandboxes are made of; each says the node's tag on its command line.
-const PROGRAMS: [&str; 6] = ["qemu", "firecracker", "jailer", "runsc", "runc", "crun"];
+const PROGRAMS: [&str; 7] =
+    ["qemu", "firecracker", "jailer", "runsc", "runc", "crun", ".vhive-init"];
 
 /// A service whose sandboxes are killed.
 struct Victim {

@@ -4,6 +4,7 @@
 mod archives;
 mod calls;
 mod clock;
+mod container_faults;
 mod dashboard;
 mod durable;
 mod examples;

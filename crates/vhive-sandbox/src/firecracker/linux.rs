@@ -20,12 +20,15 @@ use crate::journal::{Journal, Milestone, WaitError};
 use crate::kernel::{self, KernelStore};
 use crate::linux;
 use crate::remembered;
-use crate::runtime::{Guest, HostLacks, SandboxSpec, Uses};
+use crate::runtime::{BootError, Guest, HostLacks, SandboxSpec, Uses};
 use crate::snapshot::{Platform, with_tsc};
 use crate::trial::Trial;
 
 /// How long a guest may take from Firecracker's start to its init; a fit host takes a fraction.
 const PATIENCE: Duration = Duration::from_secs(15);
+
+/// What is said of a Firecracker that somebody has killed before it had its guest.
+const KILLED: &str = "was killed by signal 9";
 
 /// Memory of that guest.
 const MEMORY: Bytes = Bytes::mib(256);
@@ -99,24 +102,43 @@ impl Linux {
         };
         let file = cache.join("firecracker.json");
         let is_good = |answer: &Answer| matches!(answer, Answer::Boots);
-        let answer = remembered::recall(&question, &file, is_good).unwrap_or_else(|| {
-            let answer = match probe(config, ground, (&linux, cache), PATIENCE) {
-                Ok(()) => Answer::Boots,
-                Err(reason) => Answer::Fails(reason),
-            };
-            tracing::info!(?answer, "a Linux guest was tried on Firecracker");
-            remembered::keep(&question, &answer, &file);
-            answer
-        });
+        let known = remembered::recall(&question, &file, is_good);
+        let (answer, counts) = known.map_or_else(
+            || {
+                let tried = match probe(config, ground, (&linux, cache), PATIENCE) {
+                    Ok(()) => (Answer::Boots, true),
+                    Err(Failed { reason, of_kvm }) => (Answer::Fails(reason), of_kvm),
+                };
+                tracing::info!(answer = ?tried.0, "a Linux guest was tried on Firecracker");
+                if tried.1 {
+                    remembered::keep(&question, &tried.0, &file);
+                }
+                tried
+            },
+            |answer| (answer, true),
+        );
         match answer {
             Answer::Boots => Ok(linux),
-            Answer::Fails(reason) => {
+            Answer::Fails(reason) if counts => {
                 let until = remembered::until(&file);
                 let what = format!("KVM here does not boot a Linux guest: {reason}; {until}");
                 Err(lacks(&what, "use runtimeClassName: qemu, or a bare-metal host"))
             }
+            Answer::Fails(reason) => {
+                let what = format!("a trial of Firecracker came to nothing: {reason}");
+                Err(lacks(&what, "try again"))
+            }
         }
     }
+}
+
+/// Why a guest did not say hello.
+#[derive(Debug)]
+struct Failed {
+    reason: String,
+    /// Whether it says something of KVM here: not what the host was short of, nor a trial that somebody
+    /// has killed, e.g. a node's sweep.
+    of_kvm: bool,
 }
 
 /// Boots a guest that says hello, and ends it.
@@ -125,9 +147,11 @@ fn probe(
     ground: &Ground,
     (linux, cache): (&Linux, &Path),
     most: Duration,
-) -> Result<(), String> {
-    let trial =
-        Trial::begin(cache).map_err(|error| format!("no directory for a trial: {error}"))?;
+) -> Result<(), Failed> {
+    let trial = Trial::begin(cache).map_err(|error| {
+        let reason = format!("no directory for a trial: {error}");
+        Failed { reason, of_kvm: false }
+    })?;
     let journal = Journal::new();
     let spec = SandboxSpec {
         id: SandboxId::random(),
@@ -155,7 +179,11 @@ fn probe(
         port: Port::Init(None),
     };
     let deadline = Deadline::after(most);
-    let vm = boot::launch(&wanted, &booted, deadline).map_err(|error| chain(&error))?;
+    let vm = boot::launch(&wanted, &booted, deadline).map_err(|error| {
+        let reason = chain(&error);
+        let spawned = matches!(error, BootError::Spawn { .. });
+        Failed { of_kvm: spawned && !reason.contains(KILLED), reason }
+    })?;
     match journal.wait(Milestone::KernelUp, deadline) {
         Ok(_) => Ok(()),
         Err(error) => {
@@ -168,11 +196,59 @@ fn probe(
             };
             // Firecracker's own last word, if it has logged any.
             let last = journal.tail(1).pop();
-            Err(last.map_or(what.clone(), |last| format!("{what}; {last}")))
+            let reason = last.map_or(what.clone(), |last| format!("{what}; {last}"));
+            Err(Failed { reason, of_kvm: !vm.supervised.was_killed() })
         }
     }
 }
 
 fn lacks(what: &str, fix: &str) -> HostLacks {
     HostLacks { what: what.to_owned(), fix: fix.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    #[test]
+    fn a_trial_that_somebody_kills_says_nothing_of_kvm() {
+        let test = "a_trial_that_somebody_kills_says_nothing_of_kvm";
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let open = |path: &Path, mode| {
+            fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("set");
+        };
+        open(dir.path(), 0o755);
+        let binary = dir.path().join("firecracker");
+        for (end, of_kvm) in [("kill -9 $$", false), ("exit 1", true)] {
+            let script = format!(
+                "#!/bin/sh\ncase $1 in --version) echo Firecracker v1.14.0; exit;;\n\
+                 --snapshot-version) echo v8.0.0; exit;; esac\n{end}\n"
+            );
+            fs::write(&binary, script).expect("written");
+            open(&binary, 0o755);
+            let config = FirecrackerConfig {
+                binary: binary.clone(),
+                use_jailer: false,
+                ..FirecrackerConfig::default()
+            };
+            let ground = match Ground::find(&config) {
+                Ok(ground) => ground,
+                Err(lacks) => return eprintln!("SKIP {test}: {lacks}"),
+            };
+            let linux = Linux {
+                digest: Digest::of(b"guest"),
+                vmlinux: binary.clone(),
+                initramfs: binary.clone(),
+                command_line: String::new(),
+                tsc_khz: 0,
+            };
+            let cache = dir.path().join("host");
+            let failed = probe(&config, &ground, (&linux, &cache), Duration::from_secs(10));
+            let failed = failed.expect_err("it runs nothing");
+            assert_eq!(failed.of_kvm, of_kvm, "{failed:?}");
+        }
+    }
 }

@@ -45,7 +45,9 @@ use crate::contract::chain;
 use crate::deadline::Deadline;
 use crate::journal::End;
 use crate::kernel::KernelStore;
+use crate::linux::KvmDevice;
 use crate::network::NetworkSlot;
+use crate::process::ProgramFile;
 use crate::qemu::{Accelerator, AcceleratorChoice};
 use crate::run_dir::{SandboxDir, SandboxRecord};
 use crate::runtime::{BootError, Guest, HostLacks, Restore, Runtime, Sandbox, SandboxSpec};
@@ -57,12 +59,15 @@ use linux::Linux;
 pub struct Firecracker {
     config: FirecrackerConfig,
     /// What all guests have in common; kept once it has been found.
-    ground: Mutex<Option<Arc<Ground>>>,
+    ground: Mutex<Option<(Host, Arc<Ground>)>>,
     /// Where guest kernels are, and where what is found out about the host is kept.
     kernels: Option<(KernelStore, PathBuf)>,
     /// What functions need besides; kept once it has been found.
-    linux: Mutex<Option<Arc<Linux>>>,
+    linux: Mutex<Option<(Arc<Ground>, Arc<Linux>)>>,
 }
+
+/// What is found out anew once it has changed: the programs, and who may use KVM.
+type Host = ([Option<ProgramFile>; 2], KvmDevice);
 
 impl Firecracker {
     /// A runtime for guests without an operating system. It looks at nothing before its first use.
@@ -98,25 +103,33 @@ impl Firecracker {
 
     fn ground(&self) -> Result<Arc<Ground>, HostLacks> {
         let mut known = self.ground.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(ground) = &*known {
+        let programs = [&self.config.binary, &self.config.jailer].map(|it| ProgramFile::of(it));
+        let now = (programs, KvmDevice::now());
+        if let Some((then, ground)) = &*known
+            && *then == now
+        {
             return Ok(Arc::clone(ground));
         }
-        let found = Ground::find(&self.config)?;
-        Ok(Arc::clone(known.insert(Arc::new(found))))
+        let found = Arc::new(Ground::find(&self.config)?);
+        *known = Some((now, Arc::clone(&found)));
+        Ok(found)
     }
 
     fn linux(&self) -> Result<Arc<Linux>, HostLacks> {
         let ground = self.ground()?;
         let mut known = self.linux.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(linux) = &*known {
+        if let Some((on, linux)) = &*known
+            && Arc::ptr_eq(on, &ground)
+        {
             return Ok(Arc::clone(linux));
         }
         let (kernels, cache) = self.kernels.as_ref().ok_or_else(|| HostLacks {
             what: "opened for guests without an operating system only".to_owned(),
             fix: "open it with guest kernels".to_owned(),
         })?;
-        let found = Linux::find(&self.config, &ground, (kernels, cache))?;
-        Ok(Arc::clone(known.insert(Arc::new(found))))
+        let found = Arc::new(Linux::find(&self.config, &ground, (kernels, cache))?);
+        *known = Some((ground, Arc::clone(&found)));
+        Ok(found)
     }
 
     /// The ground for a guest of this kind, with what is booted if it is Linux.
@@ -181,4 +194,43 @@ fn directory(spec: &SandboxSpec) -> Result<SandboxDir, BootError> {
         let step = format!("create the directory of sandbox {}", spec.id);
         BootError::Resource { step, source }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, Permissions};
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    #[test]
+    fn a_firecracker_that_is_replaced_is_noticed_by_the_node_that_runs() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let binary = dir.path().join("firecracker");
+        let install = |version: &str| {
+            let draft = dir.path().join("draft");
+            let script = format!(
+                "#!/bin/sh\ncase $1 in --version) echo Firecracker v{version};; *) echo v8.0.0;; esac\n"
+            );
+            fs::write(&draft, script).expect("written");
+            fs::set_permissions(&draft, Permissions::from_mode(0o755)).expect("set");
+            fs::rename(&draft, &binary).expect("renamed");
+        };
+        let config =
+            FirecrackerConfig { binary: binary.clone(), use_jailer: false, ..Default::default() };
+        let firecracker = Firecracker::new(config);
+        assert!(firecracker.check_bare().is_err(), "it is not installed");
+        install("1.14.0");
+        let first = match firecracker.about() {
+            Ok(about) => about,
+            Err(lacks) => {
+                let test = "a_firecracker_that_is_replaced_is_noticed_by_the_node_that_runs";
+                return eprintln!("SKIP {test}: {lacks}");
+            }
+        };
+        assert!(first.starts_with("Firecracker 1.14.0, "), "{first}");
+        install("1.15.2");
+        let second = firecracker.about().expect("it is as good");
+        assert!(second.starts_with("Firecracker 1.15.2, "), "{second}");
+    }
 }

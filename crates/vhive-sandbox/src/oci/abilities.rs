@@ -24,7 +24,8 @@ pub(super) struct Abilities {
     processors: bool,
     /// `checkpoint --compression`; these versions also keep the pages in a file of their own.
     compression: bool,
-    /// `restore --background`: memory is loaded while the sandbox goes on.
+    /// `restore --background`: memory is loaded while the sandbox goes on. Debian's versions (of 2022,
+    /// and of July 2024 in its backports) have none; all that they restore is there before they go on.
     background: bool,
 }
 

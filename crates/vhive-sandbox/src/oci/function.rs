@@ -7,6 +7,7 @@
 //!   the program                                                ─► refused by name if it is not there
 //! ```
 
+use std::collections::BTreeMap;
 use std::fs::{self, Permissions};
 use std::io;
 use std::os::unix::fs::{PermissionsExt as _, chown};
@@ -36,8 +37,9 @@ pub(super) struct Function {
     pub(super) account: Account,
     /// Number of the signal that asks it to stop.
     pub(super) stop_signal: i32,
-    /// Directories of the layer with their attributes, outer ones first; absolute.
-    directories: Vec<(PathBuf, Owned)>,
+    /// Directories of the layer with their attributes; absolute. An outer one comes before those in
+    /// it.
+    directories: BTreeMap<PathBuf, Owned>,
     /// Files of the layer with their content; absolute.
     files: Vec<(PathBuf, String)>,
 }
@@ -74,11 +76,18 @@ pub(super) fn prepare(
     if process.args.iter().any(|arg| arg.contains('\0')) {
         return Err(unfit(&step, "an argument has a zero byte in it".to_owned()));
     }
-    let mut layer = Layer { root, directories: Vec::new() };
+    let mut layer = Layer { root, directories: BTreeMap::new() };
     let failed = |error: io::Error| unfit("look into the image", error.to_string());
     let mut plain = true;
-    for (path, mode) in USUAL_DIRECTORIES.into_iter().chain(MOUNT_POINTS) {
-        plain &= layer.has(Path::new(path), mode).map_err(failed)?;
+    for (path, mode) in USUAL_DIRECTORIES {
+        // Whatever the image has there is as its maker wants it.
+        plain &= root.has(Path::new(path)).map_err(failed)?
+            || layer.make(Path::new(path), of_root(mode)).map_err(failed)?;
+    }
+    for (path, mode) in MOUNT_POINTS {
+        let step = format!("mount {path}, which in the image must be a directory");
+        let has = layer.has(Path::new(path), mode);
+        plain &= has.map_err(|error| unfit(&step, error.to_string()))?;
     }
     let step = format!("make working directory {}", cwd.display());
     plain &= layer.has(&cwd, 0o755).map_err(|error| unfit(&step, error.to_string()))?;
@@ -130,7 +139,7 @@ impl Function {
 /// The directories of a layer that is being put together.
 struct Layer<'a> {
     root: &'a Root,
-    directories: Vec<(PathBuf, Owned)>,
+    directories: BTreeMap<PathBuf, Owned>,
 }
 
 impl Layer<'_> {
@@ -152,29 +161,35 @@ impl Layer<'_> {
     }
 
     fn make(&mut self, path: &Path, last: Owned) -> io::Result<bool> {
-        let parts = path.components().skip(1);
         // A directory of the layer hides the attributes of the image's, so it must have the same.
+        let There::Directory(owned) = self.root.look(Path::new("/"))? else { return Ok(false) };
+        let mut wanted = vec![(PathBuf::from("/"), owned)];
+        // Step by step, each from where the last one has led: a path may have thousands.
+        let mut inside = Some(self.root.enter(Path::new("/"))?);
+        let mut parts = path.components().skip(1).peekable();
         let mut there = PathBuf::from("/");
-        let mut wanted = Vec::new();
-        match self.root.look(&there)? {
-            There::Directory(owned) => wanted.push((there.clone(), owned)),
-            There::Nothing | There::Other => return Ok(false),
-        }
-        for part in parts {
+        while let Some(part) = parts.next() {
             let Component::Normal(part) = part else { return Ok(false) };
             there.push(part);
-            let owned = match self.root.look(&there)? {
-                There::Directory(owned) => owned,
-                There::Nothing if there == path => last,
-                There::Nothing => of_root(0o755),
+            let found = match &inside {
+                Some(dir) => dir.look(Path::new(part))?,
+                None => There::Nothing,
+            };
+            let owned = match found {
+                There::Directory(owned) => {
+                    inside = inside.map(|dir| dir.enter(Path::new(part))).transpose()?;
+                    owned
+                }
+                There::Nothing => {
+                    inside = None;
+                    if parts.peek().is_none() { last } else { of_root(0o755) }
+                }
                 There::Other => return Ok(false),
             };
             wanted.push((there.clone(), owned));
         }
-        for directory in wanted {
-            if self.directories.iter().all(|(path, _)| *path != directory.0) {
-                self.directories.push(directory);
-            }
+        for (path, owned) in wanted {
+            self.directories.entry(path).or_insert(owned);
         }
         Ok(true)
     }
@@ -316,6 +331,36 @@ mod tests {
         let image = image();
         let process = Process { cwd: "/none/../up".to_owned(), ..process(&["tool"]) };
         assert_eq!(try_prepare(image.path(), process), Ok(None));
+    }
+
+    #[test]
+    fn a_file_where_a_directory_is_usual_stays_and_where_something_is_mounted_is_named() {
+        for (path, fits) in [("tmp", true), ("run", true), ("proc", false), ("dev", false)] {
+            let image = image();
+            fs::remove_dir(image.path().join(path)).expect("removed");
+            fs::write(image.path().join(path), "a file").expect("written");
+            match try_prepare(image.path(), process(&["tool"])) {
+                Ok(function) => {
+                    let function = function.expect("plain");
+                    assert!(fits && !function.directories.contains_key(&Path::new("/").join(path)));
+                }
+                Err(unfit) => {
+                    let wanted = format!("mount /{path}, which in the image must be a directory");
+                    assert!(!fits && unfit.step == wanted, "{unfit:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_working_directory_of_thousands_of_parts_is_made_in_time() {
+        let image = image();
+        let cwd = "/a".repeat(2000);
+        let begun = std::time::Instant::now();
+        let process = Process { cwd: cwd.clone(), ..process(&["tool"]) };
+        let function = try_prepare(image.path(), process).expect("fit").expect("plain");
+        assert!(begun.elapsed() < std::time::Duration::from_secs(2), "{:?}", begun.elapsed());
+        assert!(function.directories.contains_key(Path::new(&cwd)));
     }
 
     #[test]

@@ -1,15 +1,17 @@
 //! What is done from outside for a function that is its container's first process: noticing that it
 //! listens, and stopping it.
 
-use std::io;
-use std::net::{SocketAddr, TcpStream};
+use std::io::{self, PipeReader, PipeWriter};
+use std::net::SocketAddr;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use rustix::io::retry_on_intr;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::{Errno, retry_on_intr};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, connect, socket_with, sockopt};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 use vhive_api::SandboxId;
 
@@ -46,7 +48,7 @@ pub(super) struct Outside {
     netns: Arc<OwnedFd>,
     stop_signal: i32,
     journal: Arc<Journal>,
-    looking: Option<JoinHandle<()>>,
+    looking: Option<(JoinHandle<()>, PipeWriter)>,
 }
 
 impl Outside {
@@ -59,9 +61,10 @@ impl Outside {
         stop_signal: i32,
     ) -> io::Result<Self> {
         let (endpoint, theirs) = (sandbox.endpoint(), Arc::clone(&sandbox.journal));
+        let (enough, tell) = io::pipe()?;
         let looking = thread::Builder::new()
             .name("vhive-listening".to_owned())
-            .spawn(move || look_until_listening(endpoint, &theirs))?;
+            .spawn(move || look_until_listening(endpoint, &theirs, &enough))?;
         Ok(Self {
             tool: tool.clone(),
             id: sandbox.id.clone(),
@@ -69,7 +72,7 @@ impl Outside {
             netns: Arc::clone(&sandbox.netns),
             stop_signal,
             journal: Arc::clone(&sandbox.journal),
-            looking: Some(looking),
+            looking: Some((looking, tell)),
         })
     }
 
@@ -103,25 +106,27 @@ const KILL: i32 = 9;
 
 impl Drop for Outside {
     fn drop(&mut self) {
-        // The journal has an end by now, so it ends with its next look. It must not look at whoever
-        // gets the address next.
-        if let Some(looking) = self.looking.take()
-            && looking.join().is_err()
-        {
-            tracing::error!(sandbox = %self.id, "thread that looks at a port panicked");
+        // The journal has an end by now, so it looks no more, and this ends the look of now. It must not
+        // look at whoever gets the address next.
+        if let Some((looking, tell)) = self.looking.take() {
+            drop(tell);
+            if looking.join().is_err() {
+                tracing::error!(sandbox = %self.id, "thread that looks at a port panicked");
+            }
         }
     }
 }
 
-fn look_until_listening(endpoint: SocketAddr, journal: &Journal) {
+fn look_until_listening(endpoint: SocketAddr, journal: &Journal, enough: &PipeReader) {
     let begun = Instant::now();
     let mut time = LOOKS.0;
     loop {
         let looked = Instant::now();
-        match TcpStream::connect_timeout(&endpoint, time) {
-            Ok(_) => return journal.reach(Milestone::Listening, Instant::now()),
-            Err(error) if error.kind() == io::ErrorKind::TimedOut => time = (time * 2).min(LOOKS.1),
-            Err(_) => {}
+        match look(endpoint, time, enough) {
+            Ok(Look::Listens) => return journal.reach(Milestone::Listening, Instant::now()),
+            Ok(Look::Lost) => time = (time * 2).min(LOOKS.1),
+            Ok(Look::Enough) => return,
+            Ok(Look::Refused) | Err(_) => {}
         }
         let pause = (begun.elapsed() / PART).max(looked.elapsed() * REST);
         let pause = pause.clamp(PAUSES.0, PAUSES.1);
@@ -129,6 +134,41 @@ fn look_until_listening(endpoint: SocketAddr, journal: &Journal) {
             return;
         }
     }
+}
+
+/// What comes of connecting once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Look {
+    Listens,
+    Refused,
+    /// No answer in that time.
+    Lost,
+    /// Nobody wants to know any more.
+    Enough,
+}
+
+/// Tries to connect for so long at the most, until the other end of `enough` is closed.
+fn look(endpoint: SocketAddr, time: Duration, enough: &PipeReader) -> io::Result<Look> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let family = if endpoint.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let socket = socket_with(family, SocketType::STREAM, flags, None)?;
+    match connect(&socket, &endpoint) {
+        Ok(()) => return Ok(Look::Listens),
+        Err(Errno::INPROGRESS) => {}
+        Err(Errno::CONNREFUSED) => return Ok(Look::Refused),
+        Err(error) => return Err(error.into()),
+    }
+    let time = Timespec::try_from(time).map_err(io::Error::other)?;
+    let mut fds = [PollFd::new(&socket, PollFlags::OUT), PollFd::new(enough, PollFlags::IN)];
+    poll(&mut fds, Some(&time))?;
+    Ok(match fds.map(|fd| !fd.revents().is_empty()) {
+        [_, true] => Look::Enough,
+        [false, false] => Look::Lost,
+        [true, false] => match sockopt::socket_error(&socket)? {
+            Ok(()) => Look::Listens,
+            Err(_) => Look::Refused,
+        },
+    })
 }
 
 /// The parent of a container's first process: see `guest/vhive-init/src/reap.rs`.
@@ -174,7 +214,6 @@ mod tests {
     use std::os::fd::AsFd as _;
     use std::path::Path;
 
-    use rustix::event::{PollFd, PollFlags, Timespec, poll};
     use rustix::process::{PidfdFlags, pidfd_open};
 
     use super::*;
@@ -190,7 +229,9 @@ mod tests {
         drop(listener);
         let journal = Journal::new();
         let theirs = Arc::clone(&journal);
-        let looking = thread::spawn(move || look_until_listening(endpoint, &theirs));
+        let (enough, _tell) = io::pipe().expect("a pipe");
+        let again = enough.try_clone().expect("duplicated");
+        let looking = thread::spawn(move || look_until_listening(endpoint, &theirs, &enough));
         assert_eq!(journal.wait_end(Deadline::after(Duration::from_millis(30))), None);
         assert_eq!(journal.reached(Milestone::Listening), None);
         let _listener = TcpListener::bind(endpoint).expect("bound again");
@@ -201,13 +242,37 @@ mod tests {
         let ended = Journal::new();
         ended.end(End::Exited(1));
         let socket = std::net::UdpSocket::bind("127.0.0.1:0").expect("bound");
-        look_until_listening(socket.local_addr().expect("an address"), &ended);
+        look_until_listening(socket.local_addr().expect("an address"), &ended, &again);
         assert_eq!(ended.reached(Milestone::Listening), None);
+    }
+
+    #[test]
+    fn a_look_without_an_answer_ends_when_nobody_wants_to_know() {
+        // Whose queue is full answers nobody.
+        let family = AddressFamily::INET;
+        let deaf = socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None);
+        let deaf = deaf.expect("a socket");
+        let anywhere = SocketAddr::from(([127, 0, 0, 1], 0));
+        rustix::net::bind(&deaf, &anywhere).expect("bound");
+        rustix::net::listen(&deaf, 0).expect("listens");
+        let endpoint = TcpListener::from(deaf.try_clone().expect("duplicated")).local_addr();
+        let endpoint = endpoint.expect("an address");
+        let (enough, tell) = io::pipe().expect("a pipe");
+        let mut held = Vec::new();
+        let short = Duration::from_millis(100);
+        while look(endpoint, short, &enough).expect("looked") == Look::Listens {
+            held.push(std::net::TcpStream::connect_timeout(&endpoint, short));
+        }
+        let begun = Instant::now();
+        let looking = thread::spawn(move || look(endpoint, Duration::from_secs(60), &enough));
+        drop(tell);
+        assert_eq!(looking.join().expect("no panic").expect("looked"), Look::Enough);
+        assert!(begun.elapsed() < Duration::from_secs(20));
     }
 
     /// The parent of what a script leaves behind, which writes that one's number to a file; and the
     /// pipe by which it reports.
-    fn reaped(dir: &Path, script: &str) -> (Reaper, io::PipeReader) {
+    fn reaped(dir: &Path, script: &str) -> (Reaper, PipeReader) {
         let layer = Layer::make(&dir.join("cache")).expect("made");
         let (reader, writer) = io::pipe().expect("a pipe");
         let null = fs::File::options().write(true).open("/dev/null").expect("opened");
@@ -227,7 +292,7 @@ mod tests {
         (Reaper { child: child.expect("spawned"), bundle: dir.to_owned() }, reader)
     }
 
-    fn report(mut reader: io::PipeReader) -> String {
+    fn report(mut reader: PipeReader) -> String {
         let mut text = String::new();
         reader.read_to_string(&mut text).expect("read");
         text
@@ -269,7 +334,8 @@ mod tests {
         let (mut reaper, reader) = reaped(dir.path(), "mkfifo hold; echo $$ > command; cat hold");
         let number = || fs::read_to_string(dir.path().join("command")).ok()?.trim().parse().ok();
         let number = std::iter::repeat_with(number).take(1_000_000).flatten().next();
-        let command = pidfd_open(Pid::from_raw(number.expect("it runs")).expect("one"), PidfdFlags::empty());
+        let command =
+            pidfd_open(Pid::from_raw(number.expect("it runs")).expect("one"), PidfdFlags::empty());
         process::kill(reaper.pidfd());
         assert_eq!(reaper.ended(), Some(Exit::Signal(9)));
         let command = command.expect("it lived");

@@ -77,6 +77,21 @@ impl Root {
         })
     }
 
+    /// A directory in this one, to look into by its name alone.
+    pub(super) fn enter(&self, name: &Path) -> io::Result<Self> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW;
+        Ok(Self(self.find(name, flags, ResolveFlags::NO_SYMLINKS)?))
+    }
+
+    /// Whether there is anything at a path, links followed as from inside.
+    pub(super) fn has(&self, path: &Path) -> io::Result<bool> {
+        match self.stat(path) {
+            Ok(_) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     /// A file's text, or nothing: images without users have none.
     pub(super) fn text(&self, path: &Path, most: u64) -> String {
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;

@@ -41,6 +41,7 @@ use crate::contract::{chain, entropy};
 use crate::deadline::Deadline;
 use crate::journal::{End, Milestone, WaitError};
 use crate::kernel::KernelStore;
+use crate::linux::KvmDevice;
 use crate::network::NetworkSlot;
 use crate::process::ProgramFile;
 use crate::run_dir::{SandboxDir, SandboxRecord};
@@ -58,6 +59,9 @@ pub const LEAST_MEMORY: Bytes = Bytes::mib(96);
 /// How often a boot is tried whose guest does not reach its init.
 const ATTEMPTS: u32 = 2;
 
+/// What is found out anew once it has changed: the program, and who may use KVM.
+type Host = (Option<ProgramFile>, KvmDevice);
+
 /// The runtime.
 #[derive(Debug)]
 pub struct Qemu {
@@ -66,7 +70,7 @@ pub struct Qemu {
     /// Directory of what has been found out about the host.
     cache: PathBuf,
     /// What all boots have in common; kept once it has been found.
-    ground: Mutex<Option<(Option<ProgramFile>, Arc<Ground>)>>,
+    ground: Mutex<Option<(Host, Arc<Ground>)>>,
 }
 
 impl Qemu {
@@ -88,9 +92,9 @@ impl Qemu {
     fn ground(&self) -> Result<Arc<Ground>, HostLacks> {
         let mut known = self.ground.lock().unwrap_or_else(PoisonError::into_inner);
         // Snapshots name the version; one that has been replaced takes new ones.
-        let now = ProgramFile::of(&self.config.binary);
-        if let Some((file, ground)) = &*known
-            && *file == now
+        let now = (ProgramFile::of(&self.config.binary), KvmDevice::now());
+        if let Some((then, ground)) = &*known
+            && *then == now
         {
             return Ok(Arc::clone(ground));
         }
