@@ -41,7 +41,7 @@ struct Output {
     memory_mib: u64,
     /// As asked for.
     idle_ms: u64,
-    /// CPU time that the request's thread has used, in ms: never less than asked for.
+    /// CPU time that the work's thread has used, in ms: never less than asked for; 0 if there was no work.
     measured_cpu_ms: f64,
     /// From the start of the work to its end, in ms.
     measured_wall_ms: f64,
@@ -88,24 +88,24 @@ async fn use_up(input: Input) -> Result<Output, Reply> {
         let reason = format!("cpu_ms and idle_ms must be at most {MAX_MS}");
         return Err(Reply::bad_request(&reason));
     }
-    match host::free_memory_mib() {
-        Ok(free) if input.memory_mib <= free => {}
-        Ok(free) => {
-            return Err(Reply::bad_request(&format!("memory_mib must be at most {free} here")));
-        }
-        Err(error) => {
-            return Err(Reply::internal(&format!("cannot read /proc/meminfo: {error}")));
-        }
+    if input.memory_mib > 0 {
+        fits(input.memory_mib)?;
     }
     let begun = Instant::now();
     // A thread per request: two requests at a time share the CPU as two processes would, and the
     // clock of the thread counts one request only.
     let cpu = Duration::from_millis(input.cpu_ms);
     let memory = input.memory_mib << 20;
-    let (done, used) = match tokio::task::spawn_blocking(move || work::spend(cpu, memory)).await {
-        Ok(Ok(done)) => done,
-        Ok(Err(error)) => return Err(Reply::bad_request(&error)),
-        Err(error) => return Err(Reply::internal(&error)),
+    let is_nothing = input.cpu_ms == 0 && input.memory_mib == 0;
+    let (done, used) = if is_nothing {
+        // Not even a thread: what only waits is to cost nothing.
+        (host::touch(0).map_err(|error| Reply::internal(&error))?, Duration::ZERO)
+    } else {
+        match tokio::task::spawn_blocking(move || work::spend(cpu, memory)).await {
+            Ok(Ok(done)) => done,
+            Ok(Err(error)) => return Err(Reply::bad_request(&error)),
+            Err(error) => return Err(Reply::internal(&error)),
+        }
     };
     if input.idle_ms > 0 {
         tokio::time::sleep(Duration::from_millis(input.idle_ms)).await;
@@ -122,6 +122,15 @@ async fn use_up(input: Input) -> Result<Output, Reply> {
     })
 }
 
+/// Whether so much memory can be had.
+fn fits(memory_mib: u64) -> Result<(), Reply> {
+    match host::free_memory_mib() {
+        Ok(free) if memory_mib <= free => Ok(()),
+        Ok(free) => Err(Reply::bad_request(&format!("memory_mib must be at most {free} here"))),
+        Err(error) => Err(Reply::internal(&format!("cannot read /proc/meminfo: {error}"))),
+    }
+}
+
 fn main() -> ExitCode {
     vhive_function::run(Sleep)
 }
@@ -129,6 +138,14 @@ fn main() -> ExitCode {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn what_only_waits_uses_nothing() {
+        let input = Input { cpu_ms: 0, memory_mib: 0, idle_ms: 3 };
+        let output = use_up(input).await.expect("it is little");
+        assert_eq!((output.touched_bytes, output.measured_cpu_ms.to_bits()), (0, 0.0_f64.to_bits()));
+        assert!(output.measured_wall_ms >= 3.0);
+    }
 
     #[tokio::test]
     async fn work_of_a_trace_is_really_done() {

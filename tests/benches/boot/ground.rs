@@ -108,7 +108,7 @@ impl Ground {
         let listener = UnixListener::bind(&socket)?;
         let begin = Instant::now();
         let mut qemu = Command::new("qemu-system-x86_64");
-        qemu.args(["-machine", "microvm", "-accel", "tcg", "-cpu", "max,erms=off", "-smp", "1"]);
+        qemu.args(["-machine", "microvm", "-accel", "tcg", "-cpu", "max,erms=off,fsrm=off", "-smp", "1"]);
         qemu.args(["-m", &format!("{MEMORY_MIB}M")]);
         qemu.arg("-kernel").arg(&self.kernel.vmlinux).arg("-initrd").arg(&self.kernel.initramfs);
         qemu.args(["-append", &self.command_line, "-nodefaults", "-no-user-config", "-no-reboot"]);

@@ -15,7 +15,7 @@ use crate::rows::load;
 pub(crate) const VMM: Bound = Bound::AtMost { must: 20.0, goal: 10.0 };
 pub(crate) const X16: Bound = Bound::AtMost { must: 10.0, goal: 6.0 };
 const RESTORES: usize = 9;
-const ROUNDS: usize = 3;
+const ROUNDS: usize = 5;
 const AT_ONCE: usize = 16;
 /// How long `sleep` holds its instance: none is free before the last has been restored.
 const HOLD: &str = "/?idle_ms=6000";

@@ -36,8 +36,9 @@ impl Accelerator {
         match self {
             Self::Kvm => "host",
             // Without `rep movsb/stosb`, which is translated byte by byte, the kernel copies and
-            // clears by words: 7 % of a boot.
-            Self::Tcg => "max,erms=off",
+            // clears by words: 7 % of a boot. Newer QEMUs say that short ones are fast as well, and a
+            // kernel that sees this without the former does not get through its start.
+            Self::Tcg => "max,erms=off,fsrm=off",
         }
     }
 }
