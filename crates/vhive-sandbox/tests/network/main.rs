@@ -18,7 +18,7 @@ use std::net::SocketAddrV4;
 use std::time::{Duration, Instant};
 
 use guest::{Guest, PORT};
-use lab::{Lab, ask, connect, soon};
+use lab::{Lab, ask, connect, run, soon};
 use vhive_sandbox::Deadline;
 use vhive_sandbox::network::{NetworkConfig, NetworkPool, NetworkSlot, TakeError};
 
@@ -52,6 +52,22 @@ fn the_host_reaches_two_guests_that_have_the_same_address() {
     assert_eq!(ask(&mut first, "a").unwrap(), "one heard a");
     assert_eq!(ask(&mut second, "b").unwrap(), "two heard b");
     assert_eq!(ask(&mut first, "c").unwrap(), "one heard c");
+}
+
+#[test]
+fn a_slot_has_no_queue_for_each_processor() {
+    let Some(lab) = Lab::new("a_slot_has_no_queue_for_each_processor") else { return };
+    let pool = pool(&lab, "node", NetworkConfig::default());
+    let slot = pool.take(soon()).unwrap();
+    let list = "ip -details -oneline link show type veth";
+    let inside = run("nsenter", &format!("--net={} {list}", slot.netns().display()));
+    let outside = lab::ip(list.trim_start_matches("ip "));
+    let ours = outside.lines().filter(|line| line.contains(lab.root("node").tag()));
+    let pairs: Vec<&str> = inside.lines().chain(ours).collect();
+    assert!(pairs.len() >= 2, "{inside}{outside}");
+    for end in pairs {
+        assert!(end.contains(" numtxqueues 1 ") && end.contains(" numrxqueues 1 "), "{end}");
+    }
 }
 
 #[test]
@@ -145,7 +161,7 @@ fn traces() -> Vec<String> {
     let links = lab::ip("-o link");
     let name = |line: &str| line.split(':').nth(1).unwrap().to_owned();
     let mut all: Vec<String> = links.lines().map(name).collect();
-    all.push(lab::run("nft", "list ruleset"));
+    all.push(run("nft", "list ruleset"));
     // Interfaces learn only after a while that the other end is up.
     all.push(lab::ip("route").replace(" linkdown", ""));
     for link in ["wan0", "lan0", "all"] {
