@@ -122,6 +122,21 @@ async fn shutdown_also_waits_for_what_a_forgotten_revision_still_holds() {
 }
 
 #[tokio::test]
+async fn a_revision_registered_again_at_once_is_another_one() {
+    let scene = Scene::new();
+    let node = scene.node().await;
+    let key = register(&node, "again", |_| ());
+    let first = soon(node.acquire(&key)).await.expect("a slot");
+    // What remains to be waited for is not begun before the next one is there.
+    let gone = node.forget(&key);
+    assert_eq!(register(&node, "again", |_| ()), key);
+    let second = soon(node.acquire(&key)).await.expect("a slot of the next one");
+    drop(first);
+    soon(gone).await;
+    assert_eq!((second.ended().is_none(), sandbox_dirs(&node)), (true, 1));
+}
+
+#[tokio::test]
 async fn dropping_the_last_handle_stops_everything() {
     let scene = Scene::new();
     let node = scene.node().await;
