@@ -2,11 +2,12 @@
 //! against the runtime's own `run` of the same bundle with everything around it made beforehand.
 //!
 //! `gvisor-restore`: a heavy Python function's first reply after a restore, against a cold start.
-
 //!
 //! `density-hello-qemu`, `density-hello-runsc`, `density-hello-runc`, `density-hello-crun`: idle
 //! instances of `hello` in a given memory until no more fit.
 
+#[path = "containers/alone.rs"]
+mod alone;
 #[path = "containers/density.rs"]
 mod density;
 #[path = "containers/ground.rs"]

@@ -71,6 +71,12 @@ impl MemoryGroup {
         set.map_err(|source| HostError::Write { path, source })
     }
 
+    /// Its directory, in the hierarchy of the memory controller.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     /// Whether a sandbox of the node still has a group.
     #[must_use]
     pub fn is_used(&self) -> bool {

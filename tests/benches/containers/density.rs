@@ -90,7 +90,12 @@ pub(crate) fn measure(
         found.load.unwrap_or(f64::NAN),
         found.why.split(": ").last().unwrap_or_default(),
     );
-    Ok(Row::new(id, "part").value(bound, filled).note(note))
+    let functions = Path::new(env!("CARGO_MANIFEST_DIR")).join("../functions");
+    let peer = match crate::alone::part(&functions) {
+        Ok(part) => format!("hello by itself, in a group and in no container: {part:.2}"),
+        Err(error) => format!("none: {error:#}"),
+    };
+    Ok(Row::new(id, "part").value(bound, filled).peer(peer).note(note))
 }
 
 fn density(runtime: RuntimeName, limit: Bytes) -> Result<Density> {
