@@ -8,7 +8,8 @@ use crate::runtime::{BootError, RestoreError};
 const BEFORE: [&str; 2] = ["creating container:", "setting up network:"];
 
 /// What the command hears when gVisor, or what serves it files, is gone in the middle.
-const BROKEN_OFF: [&str; 4] = ["EOF", "connection reset by peer", "broken pipe", "input/output error"];
+const BROKEN_OFF: [&str; 4] =
+    ["EOF", "connection reset by peer", "broken pipe", "input/output error"];
 
 /// How the words of CRIU begin; who has been killed has none.
 pub(super) const CRIU: &str = "CRIU: ";
@@ -46,7 +47,8 @@ mod tests {
     fn only_a_refusal_is_held_against_the_snapshot() {
         let gvisor = Tool::runsc(GvisorConfig::default());
         let runc = Tool::runc(ContainerConfig::default());
-        let restoring = "runsc exited with code 128: starting container: restoring container \"a\": ";
+        let restoring =
+            "runsc exited with code 128: starting container: restoring container \"a\": ";
         for (tool, words, blamed) in [
             (&gvisor, "runsc was killed by signal 9: ", Blame::Host),
             (&gvisor, "runsc exited with code 128: creating container: cannot: EOF", Blame::Host),

@@ -269,7 +269,8 @@ mod tests {
         let (mut reaper, reader) = reaped(dir.path(), "mkfifo hold; echo $$ > command; cat hold");
         let number = || fs::read_to_string(dir.path().join("command")).ok()?.trim().parse().ok();
         let number = std::iter::repeat_with(number).take(1_000_000).flatten().next();
-        let command = pidfd_open(Pid::from_raw(number.expect("it runs")).expect("one"), PidfdFlags::empty());
+        let command =
+            pidfd_open(Pid::from_raw(number.expect("it runs")).expect("one"), PidfdFlags::empty());
         process::kill(reaper.pidfd());
         assert_eq!(reaper.ended(), Some(Exit::Signal(9)));
         let command = command.expect("it lived");

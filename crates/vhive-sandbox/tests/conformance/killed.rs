@@ -51,17 +51,13 @@ pub(crate) fn a_snapshot_that_is_killed_costs_itself(site: &Site) {
     for (word, seen) in each(&TAKING) {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let (spec, mut booted) = original(site);
-        let taken = meanwhile(&spec.id, word, seen, || {
-            restored::try_snapshot(&mut booted, dir.path())
-        });
+        let taken =
+            meanwhile(&spec.id, word, seen, || restored::try_snapshot(&mut booted, dir.path()));
         killed += u32::from(taken.1);
         match taken.0 {
-            Ok(snapshot) => serves(&restored::clone(
-                site,
-                &site.spec("never run"),
-                &snapshot,
-                MemoryMode::File,
-            )),
+            Ok(snapshot) => {
+                serves(&restored::clone(site, &site.spec("never run"), &snapshot, MemoryMode::File))
+            }
             Err(error) => {
                 let left = fs::read_dir(dir.path()).expect("readable").count();
                 assert_eq!(left, 0, "{word}: {error:?}");
@@ -92,12 +88,11 @@ pub(crate) fn a_restore_that_is_killed_costs_itself(site: &Site) {
         restores.restore(spec, &snapshot, restored::memory(MemoryMode::File), soon())
     };
     let mut killed = killed_restores(site, &RESTORING, at_once);
-    let ahead = |spec: &SandboxSpec| {
-        match restores.prespawn(spec, &snapshot, MemoryMode::File, soon())? {
+    let ahead =
+        |spec: &SandboxSpec| match restores.prespawn(spec, &snapshot, MemoryMode::File, soon())? {
             Some(waiting) => waiting.restore(restored::memory(MemoryMode::File), soon()),
             None => at_once(spec),
-        }
-    };
+        };
     killed += killed_restores(site, &WAITING, ahead);
     assert!(killed > 0, "nothing was found to be killed");
     snapshot.verify().expect("sound");
@@ -172,12 +167,11 @@ fn meanwhile<T>(id: &SandboxId, word: &str, seen: u32, act: impl FnOnce() -> T) 
 /// The process with a word on its command line that belongs to a sandbox: it, or its parent, names
 /// that one.
 fn find(id: &SandboxId, word: &str) -> Option<Pid> {
-    let numbers = fs::read_dir("/proc").expect("readable").filter_map(|entry| {
-        Pid::from_raw(entry.ok()?.file_name().to_str()?.parse().ok()?)
-    });
-    let words = |pid: Pid| {
-        fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).unwrap_or_default()
-    };
+    let numbers = fs::read_dir("/proc")
+        .expect("readable")
+        .filter_map(|entry| Pid::from_raw(entry.ok()?.file_name().to_str()?.parse().ok()?));
+    let words =
+        |pid: Pid| fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).unwrap_or_default();
     let names = |words: &[u8]| String::from_utf8_lossy(words).contains(id.as_str());
     numbers.filter(|pid| *pid != rustix::process::getpid()).find(|pid| {
         let own = words(*pid);
