@@ -12,7 +12,7 @@ use vhive_tests::node::{TestNode, vhive};
 
 use crate::microvm::{tag, traces};
 use crate::runtimes::offered;
-use crate::scene::{Dir, apply, code, node, said, service, skip};
+use crate::scene::{Dir, apply, code, invoke, node, said, service, skip};
 
 /// A functions directory with one function whose image is there.
 fn functions(dir: &Path) -> PathBuf {
