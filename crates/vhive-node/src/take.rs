@@ -210,6 +210,10 @@ impl AfterReply {
                     shared.metrics.recorded(self.runtime, "failed");
                 }
             }
+        } else if self.records && self.paging.discard_recording() {
+            // The snapshot has gone. The clone may live on for long, and would record all that time.
+            tracing::info!(%revision, "recording discarded: its snapshot has gone");
+            shared.metrics.recorded(self.runtime, "discarded");
         }
         self.stored.settle();
         shared.snapshots.has_grown(&self.stored);

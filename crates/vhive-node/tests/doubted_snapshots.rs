@@ -233,6 +233,8 @@ async fn a_clone_that_never_replies_well_keeps_no_snapshot_in_its_place() {
     lease.replied();
     soon(node.evict(&key)).await.expect("known");
     assert!(files(&scene).is_empty(), "{:?}", files(&scene));
+    let discarded = "vhive_recordings_total{runtime=\"sim\",outcome=\"discarded\"}";
+    assert_eq!(metric(&node, discarded), 1);
     assert_eq!(kinds(&node, &key, 2).await, [Boot, Record]);
     soon(node.shutdown(Deadline::after(PATIENCE))).await.expect("clean");
 }

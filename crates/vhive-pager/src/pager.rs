@@ -321,6 +321,12 @@ impl Session {
         self.vm.finish_recording()
     }
 
+    /// Ends the recording for nobody: what was recorded is dropped, and faults are served without adding to it.
+    /// False if there was none, or it was ended before.
+    pub fn discard_recording(&self) -> bool {
+        self.vm.finish_recording().is_some()
+    }
+
     /// What happened so far.
     #[must_use]
     pub fn stats(&self) -> PagerStats {

@@ -256,4 +256,9 @@ impl Paging for ClonePaging {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         Ok(working_set::number_of(&name))
     }
+
+    fn discard_recording(&self) -> bool {
+        // The kernel's page cache is there whether anybody records or not.
+        self.session.as_ref().is_some_and(Session::discard_recording)
+    }
 }

@@ -382,6 +382,12 @@ pub trait Paging: Send + Sync + fmt::Debug {
     /// # Errors
     /// [`RecordingError`]; the recording is lost, the sandbox runs on.
     fn finish_recording(&self) -> Result<Option<u32>, RecordingError>;
+
+    /// Ends the recording without writing anything, because there is no snapshot any more that it could belong
+    /// to; pages go on being served. False if nothing was being recorded (any more).
+    fn discard_recording(&self) -> bool {
+        false
+    }
 }
 
 /// Why a recording did not become a working set.

@@ -104,6 +104,10 @@ fn a_clone_answers_in_every_mode_and_its_figures_follow_the_configuration() {
         assert_eq!(paging.finish_recording().expect("written"), recorded, "{mode}");
         assert_eq!(paging.finish_recording().expect("done"), None, "{mode}");
     }
+    let up = clone(MemoryMode::Record).expect("restored");
+    let paging = up.sandbox.paging().expect("restored");
+    assert_eq!((paging.discard_recording(), paging.discard_recording()), (true, false));
+    assert_eq!(paging.finish_recording().expect("done"), None, "it was discarded");
     assert!(original.sandbox.paging().is_none());
 }
 

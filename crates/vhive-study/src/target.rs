@@ -261,17 +261,16 @@ impl Target {
         Ok(ours.is_some_and(|snapshot| snapshot["missed"] == true))
     }
 
-    /// The snapshot of the service's revision, as the node lists it.
+    /// The snapshot of the service's revision, as the node knows it. It is asked for by its identifier: snapshots
+    /// outlive their services, and that of an earlier service of this name has a revision of the same name.
     async fn snapshot(&self, service: &str, deadline: Deadline) -> Result<Option<Value>, ApiError> {
         let now = self.describe(service, deadline).await?;
-        let revision = now.pointer("/revision/key");
-        let all = self.door.json(Method::GET, "/vhive/v1/snapshots", None, deadline).await;
-        let all = match all {
-            Err(error) if error.is_not_found() => return Ok(None),
-            all => all?,
-        };
-        let mut all = all.as_array().into_iter().flatten();
-        Ok(all.find(|snapshot| snapshot.get("revision") == revision).cloned())
+        let Some(id) = now["snapshot"].as_str() else { return Ok(None) };
+        let path = format!("/vhive/v1/snapshots/{id}");
+        match self.door.json(Method::GET, &path, None, deadline).await {
+            Err(error) if error.is_not_found() => Ok(None),
+            found => found.map(Some),
+        }
     }
 
     /// Sends a request to a service.

@@ -185,8 +185,10 @@ impl Ground {
         Ok(Sample { record, account })
     }
 
-    /// Whether the service's next start from its snapshot records.
+    /// Whether the service's next start from its snapshot records. Its instances are stopped for that.
     pub(crate) fn will_record(&self, service: &str) -> Result<bool> {
+        // What the last start has missed is noted behind its reply; this waits for that.
+        self.node.ok(&["evict", service])?;
         Ok(self.node.json(&["snapshot", "show", service])?["missed"] == true)
     }
 

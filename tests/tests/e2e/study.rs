@@ -2,15 +2,17 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde_json::Value;
 use vhive_api::Digest;
 use vhive_pager::{FaultTrace, working_set};
+use vhive_study::{Deadline, Door, Target};
 use vhive_tests::node::{TestNode, vhive};
 
 use crate::microvm::{tag, traces};
 use crate::runtimes::offered;
-use crate::scene::{Dir, apply, code, node, said, service, skip};
+use crate::scene::{Dir, apply, code, invoke, node, said, service, skip};
 
 /// A functions directory with one function whose image is there.
 fn functions(dir: &Path) -> PathBuf {
@@ -276,6 +278,66 @@ fn e2e_a_study_of_pages_starts_lazily_from_the_snapshot_that_is_recorded() {
     assert_eq!(kept.matches("tiny-reap-00001").count(), 1, "both kinds have one: {kept}");
     let listed = node.json(&["get", "services"]).expect("listed");
     assert_eq!(listed["items"], serde_json::json!([]), "the study's services are gone");
+}
+
+/// Snapshots outlive their services, and the next service of that name has a revision of the same name.
+#[test]
+fn e2e_a_study_reads_the_working_set_of_its_own_snapshot_and_no_earlier_ones() {
+    if skip("e2e_a_study_reads_the_working_set_of_its_own_snapshot_and_no_earlier_ones") {
+        return;
+    }
+    let dir = Dir::new("pages-twice");
+    let functions = functions(dir.path());
+    let socket = dir.path().join("api.sock");
+    let node = node(&dir, &format!("[serving.api]\nsocket = {socket:?}\n"));
+    let paths = || -> Vec<String> {
+        let listed = node.json(&["snapshot", "ls"]).expect("listed");
+        let all = listed.as_array().expect("a list");
+        all.iter().filter_map(|one| Some(one["path"].as_str()?.to_owned())).collect()
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("one");
+    let deadline = Deadline::after(Duration::from_secs(60));
+    let target = runtime.block_on(Target::connect(Door::Socket(socket), "default", deadline));
+    let target = target.expect("it answers");
+    let policy = "vhive.dev/snapshot-policy: reap\n        autoscaling.knative.dev/window";
+    let (mut before, mut shadowed) = (Vec::new(), 0);
+    for edition in 0..8 {
+        let yaml = service("tiny-reap", &[&format!("EDITION={edition}")], "");
+        apply(&node, &dir, &yaml.replace("autoscaling.knative.dev/window", policy));
+        assert_eq!(
+            runtime.block_on(target.working_set("tiny-reap", deadline)).expect("asked"),
+            None
+        );
+        for start in ["boot", "record"] {
+            assert_eq!(invoke(&node, "tiny-reap")["record"]["start"], start, "{edition}");
+            node.ok(&["evict", "tiny-reap"]).expect("evicted");
+        }
+        let now = paths();
+        let new: Vec<&String> = now.iter().filter(|path| !before.contains(*path)).collect();
+        let [own] = new[..] else { panic!("one snapshot more: {now:?}") };
+        shadowed += u32::from(now.first() != Some(own));
+        let set = runtime.block_on(target.working_set("tiny-reap", deadline)).expect("asked");
+        assert_eq!(set, Some(Path::new(own).join("working-set.1")), "{edition}");
+        node.ok(&["delete", "tiny-reap"]).expect("deleted");
+        before = now;
+    }
+    assert!(shadowed > 0, "an earlier snapshot was listed before a later one");
+    // What a study says of the working set that it has read: that of `sim` is not the pager's, and is named.
+    for run in 0..2 {
+        let out = dir.path().join(format!("result-{run}"));
+        let (functions, to) = (functions.to_string_lossy(), out.to_string_lossy());
+        let args = ["study", "pages", "--functions-dir", &functions, "--functions", "tiny"];
+        let more = ["--kinds", "lazy,reap", "--repetitions", "1", "--keep-cache", "--out", &to];
+        node.ok(&[&args[..], &more].concat()).expect("measured");
+        let now = paths();
+        let own = now.iter().find(|path| !before.contains(*path)).expect("a snapshot of its own");
+        let facts = fs::read_to_string(out.join("study.json")).expect("facts");
+        let facts: Value = serde_json::from_str(&facts).expect("JSON");
+        let notes = facts["notes"].to_string();
+        assert!(notes.contains(own.as_str()), "{own} in {notes}");
+        assert!(!before.iter().any(|path| notes.contains(path.as_str())), "{before:?} in {notes}");
+        before = now;
+    }
 }
 
 #[test]

@@ -66,9 +66,20 @@ pub enum ImportError {
     /// It is larger than all snapshots may be.
     #[error("archive holds more than node.snapshots.max_bytes = {0}")]
     TooLarge(Bytes),
-    /// The disk would be too full.
-    #[error("archive not taken in")]
-    NoRoom(#[source] NoRoom),
+    /// The disk would be too full. How much more of it there is, an archive does not tell.
+    #[error(
+        "archive not taken in: no room for more than the {taken} written so far, of {free} still free on the \
+         disk of the snapshots {reserve} have to stay free; remove snapshots, or make room on that disk, and \
+         import it again"
+    )]
+    NoRoom {
+        /// What of it had been written, in bytes; it has been removed again.
+        taken: Bytes,
+        /// What was free beside that, in bytes.
+        free: Bytes,
+        /// What has to stay free, in bytes.
+        reserve: Bytes,
+    },
     /// There is one already, or it is just being taken.
     #[error("snapshot {0} is already there; remove it first")]
     Exists(SnapshotId),
@@ -182,11 +193,15 @@ impl<'a> Limits<'a> {
     /// does not tell where pages of zeros are.
     fn take(&mut self, bytes: u64) -> Result<(), ImportError> {
         let left = self.left.checked_sub(bytes);
-        self.left = left.ok_or(ImportError::TooLarge(Bytes(self.most)))?;
+        let left = left.ok_or(ImportError::TooLarge(Bytes(self.most)))?;
         if self.seen < bytes {
-            (self.room)(Bytes(STRETCH)).map_err(ImportError::NoRoom)?;
+            let taken = Bytes(self.most - self.left);
+            (self.room)(Bytes(STRETCH)).map_err(|NoRoom { free, reserve, .. }| {
+                ImportError::NoRoom { taken, free, reserve }
+            })?;
             self.seen = STRETCH;
         }
+        self.left = left;
         self.seen -= bytes;
         Ok(())
     }
@@ -344,7 +359,12 @@ mod tests {
         assert_eq!(asked.get(), 0, "they take up nothing");
         draft.copy(io::repeat(1).take(STRETCH), "first", &mut limits).unwrap();
         let error = draft.copy(io::repeat(1).take(2 * STRETCH), "memory", &mut limits).unwrap_err();
-        assert!(matches!(error, ImportError::NoRoom(_)), "{error}");
+        let taken = Bytes(2 * STRETCH);
+        assert!(matches!(error, ImportError::NoRoom { taken: t, .. } if t == taken), "{error}");
+        let text = error.to_string();
+        for part in ["no room", "2MiB written so far", "have to stay free", "import it again"] {
+            assert!(text.contains(part), "{part} in {text}");
+        }
         let written = fs::metadata(draft.dir.join("memory")).unwrap().len();
         assert_eq!(written, STRETCH, "nothing is written that there is no room for");
     }

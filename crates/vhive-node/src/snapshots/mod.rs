@@ -53,7 +53,9 @@ pub struct SnapshotId {
 }
 
 impl SnapshotId {
-    pub(crate) fn of(revision: &Revision) -> Self {
+    /// Of the snapshot that this revision has, or would have.
+    #[must_use]
+    pub fn of(revision: &Revision) -> Self {
         Self::of_owner(&owner(revision), revision.runtime)
     }
 

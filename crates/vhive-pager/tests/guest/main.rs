@@ -42,6 +42,7 @@ const TESTS: &[(&str, fn())] = &[
     ("many_guests_share_few_threads", many_guests),
     ("a_guest_that_does_not_fit_is_refused_and_killed", misfit),
     ("recording_ends_and_serving_goes_on", recording_ends),
+    ("a_discarded_recording_grows_no_more_and_serving_goes_on", recording_is_discarded),
 ];
 
 fn main() -> ExitCode {
@@ -455,6 +456,17 @@ fn misfit() {
     let refused = prepared.attach(guest.handoff(&memory), on_death);
     assert!(matches!(refused, Err(AttachError::Regions(_))));
     deaths.try_recv().expect("told before the descriptor was closed");
+}
+
+fn recording_is_discarded() {
+    let pager = pager();
+    let memory = Memory::new(12);
+    let mut served = serve(&pager, &memory, record(PrefetchPolicy::ReapPipelined));
+    served.guest.touch(&[(0, 5)], 1);
+    assert!(served.session.discard_recording());
+    assert_eq!(served.guest.sums(), memory.sums());
+    assert!(!served.session.discard_recording(), "nothing was added to it");
+    assert!(served.session.finish_recording().is_none());
 }
 
 fn recording_ends() {

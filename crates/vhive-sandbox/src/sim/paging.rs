@@ -97,6 +97,10 @@ impl Paging for SimPaging {
         let written = recording.write().map(Some);
         written.map_err(|error| RecordingError(error.to_string()))
     }
+
+    fn discard_recording(&self) -> bool {
+        self.recording.lock().unwrap_or_else(PoisonError::into_inner).take().is_some()
+    }
 }
 
 impl Recording {

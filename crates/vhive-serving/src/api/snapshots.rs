@@ -152,7 +152,7 @@ pub(super) async fn import(
             ImportError::TooLarge(_) => {
                 Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "RequestEntityTooLarge", text)
             }
-            ImportError::NoRoom(_) => {
+            ImportError::NoRoom { .. } => {
                 Problem::new(StatusCode::INSUFFICIENT_STORAGE, "InsufficientStorage", text)
             }
             ImportError::Write { .. } => Problem::internal(text),

@@ -14,7 +14,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use vhive_api::{InvocationRecord, SandboxId};
 use vhive_node::counters::{Counting, offered};
-use vhive_node::{InstanceStatus, Line, LogFollower, StartFailure, StartReport};
+use vhive_node::{InstanceStatus, Line, LogFollower, SnapshotId, StartFailure, StartReport};
 
 use super::State;
 use super::status::Problem;
@@ -76,6 +76,8 @@ pub(super) async fn describe(
     Ok(Json(json!({
         "service": objects::of_service(entry.stored.kind(), &services.catalog, &entry),
         "revision": latest.revision,
+        // By which it is listed, if there is one: other snapshots may bear the revision's name.
+        "snapshot": SnapshotId::of(&latest.revision).to_string(),
         "scaling": latest.rules,
         "ready": status.as_ref().map_or(0, |status| status.ready),
         "starting": status.as_ref().map_or(0, |status| status.starting),
