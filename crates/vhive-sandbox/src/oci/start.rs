@@ -91,8 +91,6 @@ impl Wanted<'_> {
         let (cgroup, group) = self.cgroup;
         let options = bundle.join(criu::OPTIONS);
         let shown = if tool.is_gvisor() { Vec::new() } else { group.shown() };
-        let names: Vec<&str> = shown.iter().map(|(name, _)| *name).collect();
-        let places = resource("make places for control groups", || found.layer.places(&names))?;
         let container = bundle::Container {
             criu: (tool.name == RuntimeName::Runc).then_some(&*options),
             hostname: name,
@@ -104,7 +102,7 @@ impl Wanted<'_> {
             groups: match &*shown {
                 _ if tool.is_gvisor() => Groups::Hidden,
                 [] => Groups::Mounted,
-                dirs => Groups::Bound(&places, dirs),
+                dirs => Groups::Bound(dirs),
             },
             first: match &first {
                 First::Init(_, volumes) => bundle::First::Init(volumes),

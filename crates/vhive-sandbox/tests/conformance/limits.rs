@@ -43,6 +43,10 @@ pub(crate) fn limits_are_real(site: &Site) {
     assert!(text.contains("OOM"), "{text}; {:?}", greedy.journal.tail(20));
 }
 
+/// Kinds of file systems, as statfs(2) names them.
+const TMPFS: &str = "1021994";
+const CGROUP2: &str = "63677270";
+
 /// Where programs look for what they may use, they find what was asked for, and nothing of the host:
 /// in their control groups or, in a machine, in the machine's size.
 pub(crate) fn a_function_finds_its_limits(site: &Site) {
@@ -55,6 +59,12 @@ pub(crate) fn a_function_finds_its_limits(site: &Site) {
         sed 's/^/cpu:/' cpu.max 2>/dev/null
         echo "cpu:$(grep -c ^processor /proc/cpuinfo) 1"
         sed 's/^/group:/' /proc/self/cgroup /proc/1/cgroup 2>/dev/null
+        test -e memory/memory.limit_in_bytes && echo "one:$(stat -f -c %t .)"
+        test -e memory.max && echo "two:$(stat -f -c %t .)"
+        for dir in . */; do
+            mkdir $dir/made 2>/dev/null && echo "written:mkdir $dir"
+            (echo 0 > $dir/cgroup.procs) 2>/dev/null && echo "written:procs $dir"; done
+        (echo > file) 2>/dev/null && echo written:file
         ls -d /sys/fs/cgroup/vhive* /sys/fs/cgroup/*/vhive* 2>/dev/null | sed 's/^/other:/'"#;
     let mut spec = site.spec(script);
     spec.cpu_millis = 1500;
@@ -76,6 +86,10 @@ pub(crate) fn a_function_finds_its_limits(site: &Site) {
     let of_host = |line: &&str| line.contains("vhive") || line.contains(spec.id.as_str());
     assert_eq!(tagged("group:").find(of_host), None, "{lines:?}");
     assert_eq!(tagged("other:").next(), None, "{lines:?}");
+    // Of which version they are, programs tell by the kind of the file system around them.
+    assert!(tagged("one:").all(|kind| kind == TMPFS), "{lines:?}");
+    assert!(tagged("two:").all(|kind| kind == CGROUP2), "{lines:?}");
+    assert_eq!(tagged("written:").next(), None, "{lines:?}");
 }
 
 /// What a container has beside its function is what its memory is charged with as well: nothing is
