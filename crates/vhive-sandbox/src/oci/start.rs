@@ -271,6 +271,11 @@ impl Ground {
         self.dir.path()
     }
 
+    /// Whether its memory limit has killed somebody.
+    pub(super) fn out_of_memory(&self) -> bool {
+        self.cgroup.out_of_memory().happened()
+    }
+
     /// Its network slot.
     pub(super) fn network(&self) -> &NetworkSlot {
         &self.network
