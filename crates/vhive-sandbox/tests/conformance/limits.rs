@@ -7,7 +7,7 @@ use vhive_api::guest::Stream;
 use vhive_sandbox::{End, cgroup};
 
 use crate::promises::wait_for_line;
-use crate::site::{Booted, Site, soon};
+use crate::site::{Booted, Site, image_with_files, soon};
 
 /// A machine's memory and processors are those asked for, processors rounded up.
 pub(crate) fn a_guest_has_the_size_asked_for(site: &Site) {
@@ -112,6 +112,17 @@ pub(crate) fn little_is_beside_a_function(site: &Site) {
     assert_eq!(tagged("threads:"), ["1", "1"], "{lines:?}");
     let kib = tagged("kib:").first().and_then(|kib| kib.parse::<u64>().ok());
     assert!(kib.is_some_and(|kib| kib < 16 << 10), "{lines:?}");
+}
+
+/// Where a container has file systems of its own, it does not matter what its image has.
+pub(crate) fn an_image_with_files_where_something_is_mounted_boots(site: &Site) {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let mut spec =
+        site.spec("cat /proc/1/comm >/dev/null && test -c /dev/null && ls /sys && echo fine");
+    spec.rootfs = image_with_files(dir.path(), &["proc", "dev", "sys"]);
+    let booted = site.boot(&spec);
+    assert_eq!(booted.journal.wait_end(soon()), Some(End::Exited(0)));
+    assert!(booted.lines(Stream::Stdout).iter().any(|line| line == "fine"));
 }
 
 /// Keeps two processors busy for three seconds, between two lines.
