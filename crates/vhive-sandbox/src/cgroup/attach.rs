@@ -59,7 +59,8 @@ mod tests {
 
     fn look(version: Version, controllers: &[Controller], own: &str) -> Option<PathBuf> {
         let (mount, controllers) = ("/sys/fs/cgroup/x".into(), controllers.to_vec());
-        let hierarchy = Hierarchy { mount, version, controllers, has_processors: false };
+        let names = Vec::new();
+        let hierarchy = Hierarchy { mount, version, names, controllers, has_processors: false };
         threads_file(&hierarchy, own)
     }
 

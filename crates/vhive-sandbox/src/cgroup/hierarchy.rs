@@ -52,6 +52,9 @@ impl Controller {
     }
 }
 
+/// The controllers of version 1 in which programs look for what they may use, and have used.
+const LOOKED_AT: [&str; 5] = ["cpu", "cpuacct", "cpuset", "memory", "pids"];
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Version {
     V1,
@@ -63,6 +66,8 @@ pub(super) enum Version {
 pub(super) struct Hierarchy {
     pub(super) mount: PathBuf,
     pub(super) version: Version,
+    /// Those of [`LOOKED_AT`] in it, if it is one of version 1's.
+    pub(super) names: Vec<&'static str>,
     /// Those of ours that it can limit.
     pub(super) controllers: Vec<Controller>,
     /// Whether it says which processors a group may use.
@@ -112,8 +117,13 @@ fn parse(mountinfo: &str) -> Vec<Hierarchy> {
         if !seen.insert((kind, options)) {
             continue;
         }
-        let has_processors = version == Version::V1 && options.split(',').any(|o| o == "cpuset");
-        all.push(Hierarchy { mount: mount.into(), version, controllers, has_processors });
+        let looked_at = |option| LOOKED_AT.into_iter().find(|name| *name == option);
+        let names: Vec<_> = match version {
+            Version::V1 => options.split(',').filter_map(looked_at).collect(),
+            Version::V2 => Vec::new(),
+        };
+        let has_processors = names.contains(&"cpuset");
+        all.push(Hierarchy { mount: mount.into(), version, names, controllers, has_processors });
     }
     all
 }
@@ -124,12 +134,16 @@ impl Hierarchy {
         self.version == Version::V2 || !self.controllers.is_empty()
     }
 
-    /// Whether it is one of version 1's in which programs look for what they may use, and have used.
-    pub(super) fn is_looked_at(&self) -> bool {
-        let name = self.mount.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
-        let counts_time = name.split(',').any(|name| name == "cpuacct");
-        let ours = !self.controllers.is_empty() || self.has_processors || counts_time;
-        self.version == Version::V1 && ours
+    /// The names under which programs look for it, wherever the host has it: of one with several
+    /// controllers all of them (`cpu,cpuacct`), then each.
+    pub(super) fn places(&self) -> Vec<String> {
+        match self.names.as_slice() {
+            [] | [_] => self.names.iter().map(|name| (*name).to_owned()).collect(),
+            several => {
+                let each = several.iter().map(|name| (*name).to_owned());
+                std::iter::once(several.join(",")).chain(each).collect()
+            }
+        }
     }
 
     /// Lets children of `group` be limited (v2 only). What cannot be delegated, e.g. because the
@@ -280,10 +294,17 @@ mod tests {
              32 25 0:32 / /sys/fs/cgroup/cpuacct rw - cgroup cgroup rw,cpuacct\n\
              33 25 0:33 / /sys/fs/cgroup/freezer rw - cgroup cgroup rw,freezer\n"
         );
-        let mut all = parse(&text);
-        all.retain(Hierarchy::is_looked_at);
-        let names: Vec<_> = all.iter().map(|h| h.mount.file_name().unwrap()).collect();
+        let names: Vec<_> = parse(&text).iter().flat_map(Hierarchy::places).collect();
         assert_eq!(names, ["cpu", "cpuset", "memory", "cpuacct"]);
+    }
+
+    #[test]
+    fn joint_controllers_are_found_under_every_name_wherever_they_are_mounted() {
+        let of = |line: &str| parse(line).iter().flat_map(Hierarchy::places).collect::<Vec<_>>();
+        let joint = of("1 1 0:1 / /dev/mine rw - cgroup cgroup rw,cpu,cpuacct,xattr,name=a\n");
+        assert_eq!(joint, ["cpu,cpuacct", "cpu", "cpuacct"]);
+        assert_eq!(of("1 1 0:1 / /dev/mine rw - cgroup cgroup ro,cpuacct\n"), ["cpuacct"]);
+        assert_eq!(of("1 1 0:1 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,net_cls\n"), [""; 0]);
     }
 
     #[test]
@@ -302,8 +323,8 @@ mod tests {
     #[test]
     fn version_two_spells_its_limits_otherwise() {
         let controllers = Controller::ALL.to_vec();
-        let (mount, version) = ("/cg".into(), Version::V2);
-        let two = Hierarchy { mount, version, controllers, has_processors: false };
+        let (mount, version, names) = ("/cg".into(), Version::V2, Vec::new());
+        let two = Hierarchy { mount, version, names, controllers, has_processors: false };
         let limits = Limits { memory: Some(Bytes(1)), tasks: Some(2), cpu_millis: Some(500) };
         let settings = two.settings(&limits);
         assert!(settings.contains(&("cpu.max", "50000 100000".to_owned())));
@@ -318,7 +339,9 @@ mod tests {
         let of = |version, controllers: &[Controller], memory: Option<u64>| {
             let (mount, controllers) = ("/cg".into(), controllers.to_vec());
             let limits = Limits { memory: memory.map(Bytes), ..Limits::default() };
-            Hierarchy { mount, version, controllers, has_processors: false }.without_swap(&limits)
+            let names = Vec::new();
+            Hierarchy { mount, version, names, controllers, has_processors: false }
+                .without_swap(&limits)
         };
         let memory = [Controller::Memory];
         assert_eq!(of(Version::V2, &memory, Some(7)), [("memory.swap.max", "0".to_owned())]);
@@ -333,7 +356,8 @@ mod tests {
         let group = tempfile::tempdir().expect("a temporary directory");
         let of = |version| {
             let (mount, controllers) = ("/cg".into(), Controller::ALL.to_vec());
-            let all = Hierarchy { mount, version, controllers, has_processors: false };
+            let names = Vec::new();
+            let all = Hierarchy { mount, version, names, controllers, has_processors: false };
             all.within(group.path()).controllers
         };
         assert_eq!(of(Version::V2), []);
@@ -350,8 +374,8 @@ mod tests {
         };
         let look = || {
             let (controllers, has_processors) = (Controller::ALL.to_vec(), false);
-            let mount = mount.path().to_owned();
-            Hierarchy { mount, version: Version::V2, controllers, has_processors }.delegable()
+            let (mount, version, names) = (mount.path().to_owned(), Version::V2, Vec::new());
+            Hierarchy { mount, version, names, controllers, has_processors }.delegable()
         };
         write("cgroup.procs", "1\n17\n");
         write("cgroup.subtree_control", "cpu hugetlb\n");

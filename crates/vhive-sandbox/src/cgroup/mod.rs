@@ -16,8 +16,9 @@ mod processors;
 mod share;
 mod usage;
 
-use std::fs;
+use std::fs::{self, Permissions};
 use std::io;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use rustix::process::Pid;
@@ -211,17 +212,41 @@ impl Cgroup {
         found.or_else(|| self.dirs.first()).map(|(_, dir)| dir.as_path())
     }
 
-    /// Version 1's groups in which programs look for what they may use, with the names of the
-    /// hierarchies' directories (`memory`, `cpu,cpuacct`); none where version 2 has the limits.
-    pub(crate) fn shown(&self) -> Vec<(&str, &Path)> {
-        let shown = self.dirs.iter().filter(|(hierarchy, _)| hierarchy.is_looked_at());
-        shown.filter_map(|(h, dir)| Some((h.mount.file_name()?.to_str()?, dir.as_path()))).collect()
+    /// Version 1's groups in which programs look for what they may use, by the names that they look
+    /// for (`memory`, `cpu,cpuacct`), and version 2's where that has some of the limits; none where it
+    /// has all.
+    pub(crate) fn shown(&self) -> Vec<(String, &Path)> {
+        shown(self.dirs.iter().map(|(hierarchy, dir)| (hierarchy, dir.as_path())))
     }
 
     /// The directories, one per hierarchy.
     pub fn dirs(&self) -> impl Iterator<Item = &Path> {
         self.dirs.iter().map(|(_, dir)| dir.as_path())
     }
+}
+
+/// Where a host with both versions has version 2's.
+const BESIDE: &str = "unified";
+
+fn shown<'a, T: Clone>(all: impl Iterator<Item = (&'a Hierarchy, T)> + Clone) -> Vec<(String, T)> {
+    let places =
+        |(h, at): (&Hierarchy, T)| h.places().into_iter().map(move |name| (name, at.clone()));
+    let mut shown: Vec<_> = all.clone().flat_map(places).collect();
+    let limits = |h: &Hierarchy| h.version == Version::V2 && !h.controllers.is_empty();
+    if !shown.is_empty() {
+        let two = all.filter(|(h, _)| limits(h));
+        shown.extend(two.map(|(_, at)| (BESIDE.to_owned(), at)));
+    }
+    shown
+}
+
+/// The names that a container sees of its control groups here, as [`Cgroup::shown`] gives them.
+///
+/// # Errors
+/// Any error of reading `/proc/self/mountinfo`.
+pub(crate) fn names_shown() -> io::Result<Vec<String>> {
+    let all = hierarchy::every()?;
+    Ok(shown(all.iter().map(|h| (h, ()))).into_iter().map(|(name, ())| name).collect())
 }
 
 /// Tells whether a group's memory limit has killed one of its processes, as long as the group is
@@ -307,11 +332,12 @@ fn make_both(root: &RunRoot, hierarchy: &Hierarchy, dir: &Path) -> io::Result<()
     let inherits = hierarchy.has_processors && hierarchy.version == Version::V1;
     // Another sandbox's end may remove the node's empty group between the two steps.
     for _ in 0..100 {
-        let made = fs::create_dir(parent);
+        let made = make_open(parent);
         hierarchy.delegate(parent);
         match made {
             Ok(()) => hierarchy.weigh(parent),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             Err(error) => return Err(error),
         }
         if inherits {
@@ -323,13 +349,20 @@ fn make_both(root: &RunRoot, hierarchy: &Hierarchy, dir: &Path) -> io::Result<()
                 pinned => pinned?,
             }
         }
-        match fs::create_dir(dir) {
+        match make_open(dir) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Ok(()) if inherits => return inherit_processors(dir),
             made => return made,
         }
     }
     Err(io::Error::new(io::ErrorKind::NotFound, "its parent keeps vanishing"))
+}
+
+/// Makes a group that everybody may look into, whatever the node's own mask is: it is shown to its
+/// function, which need not be root.
+fn make_open(dir: &Path) -> io::Result<()> {
+    fs::create_dir(dir)?;
+    fs::set_permissions(dir, Permissions::from_mode(0o755))
 }
 
 /// In version 1, a new group of the hierarchy `cpuset` has no processor, and takes no process

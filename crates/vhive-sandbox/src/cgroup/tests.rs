@@ -180,3 +180,41 @@ fn a_machine_in_parts_of_a_processor_has_its_limit_only_while_it_serves() {
         assert_eq!(now(), Some(serving), "{cpu_millis}: it serves again");
     }
 }
+
+#[test]
+fn a_group_is_open_whatever_the_nodes_mask_is() {
+    let base = tempfile::tempdir().expect("a temporary directory");
+    let Some(root) = root(base.path()) else { return };
+    let made = std::thread::spawn(move || {
+        // The mask is this thread's own then.
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_FS).expect("root may");
+        rustix::process::umask(rustix::fs::Mode::from(0o077));
+        let group = Cgroup::create_everywhere(&root, &SandboxId::random(), &Limits::default());
+        let group = group.expect("made");
+        let mode = |dir: &Path| fs::metadata(dir).expect("there").permissions().mode() & 0o777;
+        group.dirs().flat_map(|dir| [mode(dir), mode(dir.parent().expect("one"))]).collect()
+    });
+    let modes: Vec<u32> = made.join().expect("no panic");
+    assert!(!modes.is_empty() && modes.iter().all(|mode| *mode == 0o755), "{modes:?}");
+}
+
+#[test]
+fn version_two_is_shown_beside_version_one_where_it_has_limits() {
+    let hierarchy = |version, names: &[&'static str], controllers: &[Controller]| Hierarchy {
+        mount: PathBuf::new(),
+        version,
+        names: names.to_vec(),
+        controllers: controllers.to_vec(),
+        has_processors: false,
+    };
+    let names = |all: &[Hierarchy]| -> Vec<String> {
+        shown(all.iter().map(|h| (h, ()))).into_iter().map(|(name, ())| name).collect()
+    };
+    let one = hierarchy(Version::V1, &["cpu", "cpuacct"], &[Controller::Cpu]);
+    let two = hierarchy(Version::V2, &[], &[Controller::Memory]);
+    let idle = hierarchy(Version::V2, &[], &[]);
+    let joint = ["cpu,cpuacct", "cpu", "cpuacct"];
+    assert_eq!(names(&[one.clone(), idle]), joint);
+    assert_eq!(names(&[one, two.clone()]), [&joint[..], &["unified"]].concat());
+    assert_eq!(names(&[two]), [""; 0], "the runtime mounts it");
+}

@@ -49,6 +49,7 @@ use crate::linux::KvmDevice;
 use crate::network::NetworkSlot;
 use crate::process::ProgramFile;
 use crate::qemu::{Accelerator, AcceleratorChoice};
+use crate::remembered::Kept;
 use crate::run_dir::{SandboxDir, SandboxRecord};
 use crate::runtime::{BootError, Guest, HostLacks, Restore, Runtime, Sandbox, SandboxSpec};
 use ground::Ground;
@@ -63,7 +64,7 @@ pub struct Firecracker {
     /// Where guest kernels are, and where what is found out about the host is kept.
     kernels: Option<(KernelStore, PathBuf)>,
     /// What functions need besides; kept once it has been found.
-    linux: Mutex<Option<(Arc<Ground>, Arc<Linux>)>>,
+    linux: Mutex<Known<Ground, Linux>>,
 }
 
 /// What is found out anew once it has changed: the programs, and who may use KVM.
@@ -118,18 +119,11 @@ impl Firecracker {
     fn linux(&self) -> Result<Arc<Linux>, HostLacks> {
         let ground = self.ground()?;
         let mut known = self.linux.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((on, linux)) = &*known
-            && Arc::ptr_eq(on, &ground)
-        {
-            return Ok(Arc::clone(linux));
-        }
         let (kernels, cache) = self.kernels.as_ref().ok_or_else(|| HostLacks {
             what: "opened for guests without an operating system only".to_owned(),
             fix: "open it with guest kernels".to_owned(),
         })?;
-        let found = Arc::new(Linux::find(&self.config, &ground, (kernels, cache))?);
-        *known = Some((ground, Arc::clone(&found)));
-        Ok(found)
+        kept_on(&mut known, &ground, || Linux::find(&self.config, &ground, (kernels, cache)))
     }
 
     /// The ground for a guest of this kind, with what is booted if it is Linux.
@@ -138,6 +132,24 @@ impl Firecracker {
         let linux = (*guest == Guest::Linux).then(|| self.linux()).transpose().map_err(host)?;
         Ok((self.ground().map_err(host)?, linux))
     }
+}
+
+/// What has been found out, and what it stands on.
+type Known<G, T> = Option<(Arc<G>, Kept<T>)>;
+
+/// What is known on this ground, or what comes of looking: a trial takes seconds, so not even one that
+/// came to nothing is made anew for each who asks.
+fn kept_on<G, T>(
+    known: &mut Known<G, T>,
+    ground: &Arc<G>,
+    look: impl FnOnce() -> Result<T, HostLacks>,
+) -> Result<Arc<T>, HostLacks> {
+    let (on, kept) = known.get_or_insert_with(|| (Arc::clone(ground), Kept::default()));
+    if !Arc::ptr_eq(on, ground) {
+        *on = Arc::clone(ground);
+        kept.forget();
+    }
+    kept.or_look(look)
 }
 
 impl Runtime for Firecracker {
@@ -156,7 +168,7 @@ impl Runtime for Firecracker {
             // Somebody is finding it out.
             Err(TryLockError::WouldBlock) => return None,
         };
-        known.as_ref()?;
+        known.as_ref()?.1.get()?;
         let reason = "Firecracker knows no other, and has booted a guest".to_owned();
         Some(AcceleratorChoice { accelerator: Accelerator::Kvm, reason })
     }
@@ -202,6 +214,22 @@ mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
     use super::*;
+
+    #[test]
+    fn a_trial_that_came_to_nothing_is_not_made_for_each_who_asks() {
+        let (mut known, mut looks) = (None, 0);
+        let mut ask = |ground: &Arc<i32>| {
+            let lacks = || HostLacks { what: "a moment".to_owned(), fix: "try again".to_owned() };
+            let asked: Result<Arc<()>, _> = kept_on(&mut known, ground, || {
+                looks += 1;
+                Err(lacks())
+            });
+            assert_eq!(asked, Err(lacks()));
+            looks
+        };
+        let (first, other) = (Arc::new(1), Arc::new(1));
+        assert_eq!([&first, &first, &other, &other].map(&mut ask), [1, 1, 2, 2]);
+    }
 
     #[test]
     fn a_firecracker_that_is_replaced_is_noticed_by_the_node_that_runs() {

@@ -5,7 +5,8 @@ use super::tool::Tool;
 use crate::runtime::{BootError, RestoreError};
 
 /// gVisor's words for what comes before it reads any state.
-const BEFORE: [&str; 2] = ["creating container:", "setting up network:"];
+const BEFORE: [&str; 3] =
+    ["creating container:", "setting up network:", "connecting to control server"];
 
 /// What the command hears when gVisor, or what serves it files, is gone in the middle.
 const BROKEN_OFF: [&str; 4] =
@@ -17,8 +18,12 @@ pub(super) const CRIU: &str = "CRIU: ";
 /// How the words of a command go on that somebody has killed.
 const KILLED: &str = " was killed by signal ";
 
-/// The error for a command that has failed with these words.
-pub(super) fn failed(tool: &Tool, reason: String) -> RestoreError {
+/// What CRIU says of a process that is killed while it restores it.
+const ITS_TASK: &str = " killed by signal ";
+
+/// The error for a command that has failed with these words, in a sandbox whose memory was enough or
+/// not.
+pub(super) fn failed(tool: &Tool, reason: String, out_of_memory: bool) -> RestoreError {
     let program = tool.binary.display().to_string();
     let starts_so = reason.strip_prefix(&program).is_some_and(|words| words.starts_with(KILLED));
     let before = tool.is_gvisor() && BEFORE.iter().any(|words| reason.contains(words));
@@ -28,9 +33,9 @@ pub(super) fn failed(tool: &Tool, reason: String) -> RestoreError {
     let broken_off = if tool.is_gvisor() {
         BROKEN_OFF.iter().any(|words| reason.ends_with(words))
     } else {
-        !reason.starts_with(CRIU)
+        !reason.starts_with(CRIU) || reason.contains(ITS_TASK)
     };
-    if broken_off {
+    if broken_off || out_of_memory {
         RestoreError::BrokenOff { program, reason }
     } else {
         RestoreError::State { program, reason }
@@ -49,17 +54,22 @@ mod tests {
         let runc = Tool::runc(ContainerConfig::default());
         let restoring =
             "runsc exited with code 128: starting container: restoring container \"a\": ";
+        let gone = "runsc exited with code 128: starting container: connecting to control server at PID 7:";
         for (tool, words, blamed) in [
             (&gvisor, "runsc was killed by signal 9: ", Blame::Host),
             (&gvisor, "runsc exited with code 128: creating container: cannot: EOF", Blame::Host),
+            (&gvisor, &format!("{gone} connection refused"), Blame::Host),
             (&gvisor, &format!("{restoring}input/output error"), Blame::Either),
             (&gvisor, &format!("{restoring}statefile cannot be empty"), Blame::Snapshot),
             (&gvisor, "runsc exited with code 128: \tpkg/urpc.go:451 +0x6b", Blame::Snapshot),
             (&runc, "runc was killed by signal 9", Blame::Host),
             (&runc, "runc exited with code 1: read unixpacket @->@: EOF", Blame::Either),
+            (&runc, "CRIU: 17 killed by signal 9: Killed", Blame::Either),
             (&runc, "CRIU: Unable to read inventory", Blame::Snapshot),
         ] {
-            assert_eq!(failed(tool, words.to_owned()).blame(), blamed, "{words}");
+            assert_eq!(failed(tool, words.to_owned(), false).blame(), blamed, "{words}");
+            let starved = failed(tool, words.to_owned(), true).blame();
+            assert_ne!(starved, Blame::Snapshot, "{words}");
         }
     }
 }

@@ -47,9 +47,9 @@ pub(super) enum Groups<'a> {
     Hidden,
     /// Version 2's, mounted by the runtime.
     Mounted,
-    /// Version 1's, by their names, on places in a directory. The runtime would mount every hierarchy of
-    /// the host in memory of the container's, and all once more to close them.
-    Bound(&'a Path, &'a [(&'a str, &'a Path)]),
+    /// Version 1's, by their names, in a file system in memory: programs take its kind for the version.
+    /// The runtime would mount every hierarchy of the host there, and all once more to close them.
+    Bound(&'a [(String, &'a Path)]),
 }
 
 /// Its first process.
@@ -206,11 +206,14 @@ fn mounts(volumes: &[Volume], gvisor: bool, groups: Groups<'_>, bundle: &Path) -
             mounts.push(json!({ "destination": GROUPS, "type": "cgroup",
               "source": "cgroup", "options": ["nosuid", "noexec", "nodev", "relatime", "ro"] }));
         }
-        Groups::Bound(places, dirs) => {
-            let options = json!(["bind", "ro", "nosuid", "noexec", "nodev"]);
-            let bind = |to: &str, from: &Path| json!({ "destination": to, "type": "bind", "source": from, "options": options });
-            mounts.push(bind(GROUPS, places));
-            mounts.extend(dirs.iter().map(|(name, dir)| bind(&format!("{GROUPS}/{name}"), dir)));
+        Groups::Bound(dirs) => {
+            // The runtime makes the places in it, and closes it then.
+            mounts.push(json!({ "destination": GROUPS, "type": "tmpfs", "source": "tmpfs",
+              "options": ["nosuid", "noexec", "nodev", "ro", "mode=755", "size=64k"] }));
+            mounts.extend(dirs.iter().map(|(name, dir)| {
+                json!({ "destination": format!("{GROUPS}/{name}"), "type": "bind", "source": dir,
+                  "options": ["bind", "ro", "nosuid", "noexec", "nodev"] })
+            }));
         }
     }
     mounts.extend(volumes::places(volumes, bundle).map(|(volume, place)| {
@@ -309,7 +312,7 @@ mod tests {
     #[test]
     fn a_container_sees_its_own_control_groups_only_and_cannot_write_them() {
         let (memory, cpu) = (Path::new("/cg/memory/own"), Path::new("/cg/cpu,cpuacct/own"));
-        let dirs = [("memory", memory), ("cpu,cpuacct", cpu)];
+        let dirs = [("memory".to_owned(), memory), ("cpu,cpuacct".to_owned(), cpu)];
         let shown = |groups| {
             let config = config(&Container { groups, ..container() });
             assert!(config["linux"]["namespaces"].to_string().contains("cgroup"));
@@ -326,12 +329,9 @@ mod tests {
             all.iter().map(|(a, b)| ((*a).to_owned(), (*b).to_owned())).collect()
         };
         assert_eq!(shown(Groups::Mounted), pairs(&[("", "cgroup")]));
-        let bound = shown(Groups::Bound(Path::new("/places"), &dirs));
-        let wanted = [
-            ("", "/places"),
-            ("/memory", "/cg/memory/own"),
-            ("/cpu,cpuacct", "/cg/cpu,cpuacct/own"),
-        ];
+        let bound = shown(Groups::Bound(&dirs));
+        let wanted =
+            [("", "tmpfs"), ("/memory", "/cg/memory/own"), ("/cpu,cpuacct", "/cg/cpu,cpuacct/own")];
         assert_eq!(bound, pairs(&wanted), "the places come first");
         assert_eq!(shown(Groups::Hidden), []);
     }

@@ -9,6 +9,8 @@ use std::sync::mpsc::Sender;
 use std::thread;
 
 use nix::sched::{CloneFlags, unshare};
+use rustix::event::{PollFd, PollFlags, Timespec, epoll, poll};
+use rustix::io::retry_on_intr;
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
@@ -74,6 +76,8 @@ pub(super) struct Container {
     /// What follows once the command has made the container.
     then: Option<Next>,
     running: Option<(Pid, OwnedFd)>,
+    /// Readable once the second command or the first process has ended; while both are there.
+    either: Option<OwnedFd>,
     pid_file: PathBuf,
     /// The sandbox's identifier, which is the name of its groups.
     name: String,
@@ -129,6 +133,7 @@ impl Start {
             command: Some(self.run()?),
             then: self.second()?,
             running: None,
+            either: None,
             pid_file: pid_file(&self.bundle),
             name: self.name,
             tell,
@@ -355,7 +360,11 @@ impl Subject for Container {
 
     fn pidfd(&self) -> BorrowedFd<'_> {
         match (&self.command, &self.running) {
-            (Some(command), _) => command.pidfd(),
+            // A command that starts what has ended waits for it for ever.
+            (Some(command), Some(_)) => {
+                self.either.as_ref().map_or_else(|| command.pidfd(), OwnedFd::as_fd)
+            }
+            (Some(command), None) => command.pidfd(),
             (None, Some((_, pidfd))) => pidfd.as_fd(),
             (None, None) => unreachable!("one follows the other"),
         }
@@ -363,13 +372,23 @@ impl Subject for Container {
 
     fn ended(&mut self) -> Option<Exit> {
         let Some(mut command) = self.command.take() else { return Some(Exit::Unknown) };
+        if let Some((_, pidfd)) = self.running.as_ref().filter(|_| self.either.take().is_some())
+            && !has_ended(command.pidfd())
+            && has_ended(pidfd.as_fd())
+        {
+            end_command(&command);
+            command.wait();
+            return Some(Exit::Unknown);
+        }
         let exit = command.wait();
         match self.first_process() {
             Ok(made) if exit == Exit::Code(0) && self.then.is_some() && !self.doomed => {
-                self.running = Some(made);
                 self.command = self.then.take().and_then(Next::spawn);
-                if self.command.is_none() {
-                    // It waits, and nobody will start it.
+                let both = self.command.as_ref().map(|it| either(it.pidfd(), made.1.as_fd()));
+                self.either = both.and_then(Result::ok);
+                self.running = Some(made);
+                if self.either.is_none() {
+                    // It waits, and nobody will start it, or nobody would notice its end.
                     self.kill();
                 }
                 None
@@ -408,6 +427,25 @@ impl Drop for Container {
     }
 }
 
+/// A descriptor that is readable once one of two processes has ended.
+///
+/// # Source
+/// epoll(7): such a descriptor can itself be waited for.
+fn either(one: BorrowedFd<'_>, other: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let both = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+    for (number, pidfd) in [(1, one), (2, other)] {
+        epoll::add(&both, pidfd, epoll::EventData::new_u64(number), epoll::EventFlags::IN)?;
+    }
+    Ok(both)
+}
+
+/// Whether a process has.
+fn has_ended(pidfd: BorrowedFd<'_>) -> bool {
+    let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+    let fds = &mut [PollFd::new(&pidfd, PollFlags::IN)];
+    retry_on_intr(|| poll(fds, Some(&at_once))).is_ok_and(|ready| ready > 0)
+}
+
 /// Ends the command with its children: crun starts the container from one, which would go on.
 fn end_command(command: &Child) {
     // Nobody has reaped it, so its group's number is still its own.
@@ -425,7 +463,8 @@ mod tests {
         fs::write(&pid_file, std::process::id().to_string()).expect("written");
         let (tell, _) = std::sync::mpsc::channel();
         let name = name.to_owned();
-        Container { command: None, then: None, running: None, pid_file, name, tell, doomed: false }
+        let (command, then, running, either) = (None, None, None, None);
+        Container { command, then, running, either, pid_file, name, tell, doomed: false }
     }
 
     #[test]
@@ -434,6 +473,42 @@ mod tests {
         let id = vhive_api::SandboxId::random();
         let error = written(id.as_str(), dir.path()).first_process().expect_err("not its own");
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn a_command_that_starts_what_has_ended_is_ended() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let spawn = |words: &[&str]| {
+            let null = fs::File::options().write(true).open("/dev/null").expect("opened");
+            let child = process::spawn(&Launch {
+                program: Path::new(words[0]),
+                args: &words[1..].iter().map(OsString::from).collect::<Vec<_>>(),
+                environment: &[],
+                inherit: &[],
+                stdin: None,
+                stdout: null.as_fd(),
+                stderr: null.as_fd(),
+                confinement: None,
+            });
+            child.expect("spawned")
+        };
+        let mut made = spawn(&["sleep", "1000"]);
+        let mut container = written("none", dir.path());
+        let command = spawn(&["sleep", "1000"]);
+        let pidfd = made.pidfd().try_clone_to_owned().expect("duplicated");
+        container.either = Some(either(command.pidfd(), pidfd.as_fd()).expect("made"));
+        container.running = Some((made.pid(), pidfd));
+        container.command = Some(command);
+        let readable = |container: &Container, millis: i64| {
+            let pidfd = container.pidfd();
+            let most = Timespec { tv_sec: millis / 1000, tv_nsec: millis % 1000 * 1_000_000 };
+            poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&most)).expect("polled") > 0
+        };
+        assert!(!readable(&container, 50), "both run");
+        process::kill(made.pidfd());
+        assert!(readable(&container, 10_000), "nobody notices");
+        assert_eq!(container.ended(), Some(Exit::Unknown));
+        assert_eq!(made.wait(), Exit::Signal(9));
     }
 
     #[test]

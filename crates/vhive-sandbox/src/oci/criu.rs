@@ -33,9 +33,10 @@ use vhive_api::{Digest, SandboxId};
 
 use super::blame;
 use super::command;
+use super::layer;
 use super::probe::Found;
 use super::tool::Tool;
-use crate::cgroup::Cgroup;
+use crate::cgroup::{self, Cgroup};
 use crate::contract::{self, time_to_go_on};
 use crate::deadline::Deadline;
 use crate::host::processor;
@@ -83,11 +84,23 @@ pub(super) type Changes = Arc<OnceLock<OwnedFd>>;
 pub(super) fn platform(found: &Found, criu: &str) -> Platform {
     Platform {
         runtime: found.tool.name,
-        version: format!("{}, CRIU {criu}, Linux {}", found.version, host_kernel()),
+        version: format!("{}, CRIU {criu}, {}", found.version, surroundings()),
         cpu: processor(),
         kernel: Some(Digest::of(init_binary())),
         page_size: u32::try_from(rustix::param::page_size()).unwrap_or(0),
     }
+}
+
+/// What containers are saved and restored with besides: the kernel, and what is mounted in each of
+/// them, which is part of what is saved.
+pub(super) fn surroundings() -> String {
+    // Where that cannot be read no container is made.
+    let groups = cgroup::names_shown().unwrap_or_default();
+    surrounded_by(&host_kernel(), layer::EDITION, &groups)
+}
+
+fn surrounded_by(kernel: &str, edition: u32, groups: &[String]) -> String {
+    format!("Linux {kernel}, layer {edition}, groups {}", groups.join(" "))
 }
 
 /// Writes the options' file of a bundle.
@@ -323,6 +336,19 @@ mod tests {
         assert_eq!(last_error("(00.1) fine\n"), None);
         let said = own_words(Path::new("/no/such/log"), "exited with code 1".to_owned());
         assert_eq!(said, "exited with code 1");
+    }
+
+    #[test]
+    fn a_snapshot_is_for_the_mounts_that_it_was_taken_with() {
+        let of = |edition, groups: &[&str]| {
+            let groups: Vec<String> = groups.iter().map(|name| (*name).to_owned()).collect();
+            surrounded_by("6.1", edition, &groups)
+        };
+        let was = of(3, &["memory", "pids"]);
+        assert_ne!(was, of(4, &["memory", "pids"]));
+        assert_ne!(was, of(3, &["memory"]));
+        let now = cgroup::names_shown().expect("readable");
+        assert!(surroundings().ends_with(&now.join(" ")), "{now:?}");
     }
 
     #[test]

@@ -26,7 +26,6 @@ use crate::contract::{self, Conversation, chain, own_words};
 use crate::deadline::Deadline;
 use crate::journal::{Journal, Milestone};
 use crate::kernel::init_binary;
-use crate::linux::host_kernel;
 use crate::network::loopback_alone;
 use crate::process::Exit;
 use crate::remembered;
@@ -40,7 +39,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Question {
-    host_kernel: String,
+    /// The kernel, and what is mounted in a container.
+    host: String,
     runtime: String,
     criu: String,
     init: Digest,
@@ -61,7 +61,7 @@ pub(super) fn find(found: &Found, cache: &Path) -> Result<String, HostLacks> {
     }
     let criu = criu_version(&tool.criu)?;
     let question = Question {
-        host_kernel: host_kernel(),
+        host: criu::surroundings(),
         runtime: found.version.clone(),
         criu: criu.clone(),
         init: Digest::of(init_binary()),

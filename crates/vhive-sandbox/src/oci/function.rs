@@ -52,8 +52,16 @@ pub(super) struct Unfit {
     pub(super) reason: String,
 }
 
-/// Prepares a specification's process. None if the image has links where the layer must have
-/// directories: only from inside can that be followed.
+/// Whether an image has anything there. Below a file it has not, and nothing can be made.
+fn has(root: &Root, path: &Path) -> io::Result<bool> {
+    match root.has(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotADirectory => Ok(false),
+        has => has,
+    }
+}
+
+/// Prepares a specification's process. None if the image has links or files where the layer must have
+/// directories: that is left to an init, which finds its way from inside.
 pub(super) fn prepare(
     root: &Root,
     spec: &SandboxSpec,
@@ -81,13 +89,13 @@ pub(super) fn prepare(
     let mut plain = true;
     for (path, mode) in USUAL_DIRECTORIES {
         // Whatever the image has there is as its maker wants it.
-        plain &= root.has(Path::new(path)).map_err(failed)?
+        plain &= has(root, Path::new(path)).map_err(failed)?
             || layer.make(Path::new(path), of_root(mode)).map_err(failed)?;
     }
     for (path, mode) in MOUNT_POINTS {
-        let step = format!("mount {path}, which in the image must be a directory");
-        let has = layer.has(Path::new(path), mode);
-        plain &= has.map_err(|error| unfit(&step, error.to_string()))?;
+        // A file there is hidden by init's layer.
+        plain &= root.is_directory(Path::new(path)).unwrap_or(false)
+            || layer.make(Path::new(path), of_root(mode)).map_err(failed)?;
     }
     let step = format!("make working directory {}", cwd.display());
     plain &= layer.has(&cwd, 0o755).map_err(|error| unfit(&step, error.to_string()))?;
@@ -334,20 +342,16 @@ mod tests {
     }
 
     #[test]
-    fn a_file_where_a_directory_is_usual_stays_and_where_something_is_mounted_is_named() {
-        for (path, fits) in [("tmp", true), ("run", true), ("proc", false), ("dev", false)] {
+    fn a_file_where_a_directory_is_usual_stays_and_one_where_something_is_mounted_is_inits() {
+        let paths = [("tmp", true), ("run", true), ("proc", false), ("dev", false), ("var", false)];
+        for (path, plain) in paths {
             let image = image();
-            fs::remove_dir(image.path().join(path)).expect("removed");
+            fs::remove_dir_all(image.path().join(path)).expect("removed");
             fs::write(image.path().join(path), "a file").expect("written");
-            match try_prepare(image.path(), process(&["tool"])) {
-                Ok(function) => {
-                    let function = function.expect("plain");
-                    assert!(fits && !function.directories.contains_key(&Path::new("/").join(path)));
-                }
-                Err(unfit) => {
-                    let wanted = format!("mount /{path}, which in the image must be a directory");
-                    assert!(!fits && unfit.step == wanted, "{unfit:?}");
-                }
+            let function = try_prepare(image.path(), process(&["tool"])).expect(path);
+            assert_eq!(function.is_some(), plain, "{path}");
+            if let Some(function) = function {
+                assert!(!function.directories.contains_key(&Path::new("/").join(path)));
             }
         }
     }

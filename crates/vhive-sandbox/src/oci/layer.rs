@@ -4,7 +4,7 @@
 
 use std::fs::{self, Permissions};
 use std::io;
-use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use vhive_api::Digest;
@@ -16,8 +16,9 @@ use crate::runtime::HostLacks;
 /// The program's path in a container.
 pub(super) const INIT: &str = "/.vhive-init";
 
-/// To be counted up with what is beside the program.
-const EDITION: u32 = 2;
+/// To be counted up with what is beside the program, and with what is mounted in every container: a
+/// snapshot goes with it.
+pub(super) const EDITION: u32 = 3;
 
 /// The directories of a layer that has been made.
 #[derive(Clone, Debug)]
@@ -28,8 +29,6 @@ pub(super) struct Layer {
     pub(super) empty: PathBuf,
     /// To be below an image.
     pub(super) usual: PathBuf,
-    /// Directories of places for control groups.
-    groups: PathBuf,
 }
 
 impl Layer {
@@ -37,9 +36,8 @@ impl Layer {
     pub(super) fn make(cache: &Path) -> Result<Self, HostLacks> {
         let name = format!("init-{}-{EDITION}", &Digest::of(init_binary()).hex()[..16]);
         let dir = cache.join(&name);
-        let parts = ["layer", "empty", "usual", "groups"];
-        let [init, empty, usual, groups] = parts.map(|part| dir.join(part));
-        let layer = Self { init, empty, usual, groups };
+        let [init, empty, usual] = ["layer", "empty", "usual"].map(|part| dir.join(part));
+        let layer = Self { init, empty, usual };
         if !dir.exists() {
             publish(cache, &dir).map_err(|error| HostLacks {
                 what: format!("{} cannot be written ({error})", dir.display()),
@@ -47,25 +45,6 @@ impl Layer {
             })?;
         }
         Ok(layer)
-    }
-
-    /// A directory with a place for each of these control groups, for all containers that are shown
-    /// the same: a hierarchy of several controllers is found under the name of each.
-    pub(super) fn places(&self, names: &[&str]) -> io::Result<PathBuf> {
-        let dir = self.groups.join(names.join("+"));
-        // Somebody else may make it at the same time, with the same content.
-        for name in names {
-            fs::create_dir_all(dir.join(name))?;
-            for part in name.split(',').filter(|part| part != name) {
-                match symlink(name, dir.join(part)) {
-                    Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                        return Err(error);
-                    }
-                    _ => {}
-                }
-            }
-        }
-        Ok(dir)
     }
 }
 
@@ -120,20 +99,5 @@ mod tests {
         };
         let modes = ["", "tmp", "var", "var/tmp", "run"].map(mode);
         assert_eq!(modes, [0o755, 0o1777, 0o755, 0o1777, 0o755]);
-    }
-
-    #[test]
-    fn joint_controllers_have_a_place_under_each_name() {
-        let cache = tempfile::tempdir().expect("a directory");
-        let layer = Layer::make(cache.path()).expect("made");
-        let names = ["memory", "cpu,cpuacct"];
-        let places = layer.places(&names).expect("made");
-        assert_eq!(layer.places(&names).expect("there already"), places);
-        let joint = fs::canonicalize(places.join("cpu,cpuacct")).expect("there");
-        for part in ["cpu", "cpuacct"] {
-            assert_eq!(fs::canonicalize(places.join(part)).expect("there"), joint);
-        }
-        assert!(places.join("memory").is_dir());
-        assert_ne!(layer.places(&["memory"]).expect("made"), places);
     }
 }

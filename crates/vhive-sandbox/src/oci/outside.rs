@@ -333,9 +333,16 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let (mut reaper, reader) = reaped(dir.path(), "mkfifo hold; echo $$ > command; cat hold");
         let number = || fs::read_to_string(dir.path().join("command")).ok()?.trim().parse().ok();
-        let number = std::iter::repeat_with(number).take(1_000_000).flatten().next();
-        let command =
-            pidfd_open(Pid::from_raw(number.expect("it runs")).expect("one"), PidfdFlags::empty());
+        let until = Deadline::after(Duration::from_secs(10));
+        let number = loop {
+            match number() {
+                Some(number) => break number,
+                None => assert!(!until.passed(), "it does not run"),
+            }
+            let pause = Timespec { tv_sec: 0, tv_nsec: 2_000_000 };
+            poll(&mut [], Some(&pause)).expect("waited");
+        };
+        let command = pidfd_open(Pid::from_raw(number).expect("one"), PidfdFlags::empty());
         process::kill(reaper.pidfd());
         assert_eq!(reaper.ended(), Some(Exit::Signal(9)));
         let command = command.expect("it lived");

@@ -160,7 +160,7 @@ impl Oci {
             // By whomever, it says nothing of the state.
             return Err(BootError::Spawn { program, reason }.into());
         }
-        Err(blame::failed(&self.tool, reason))
+        Err(blame::failed(&self.tool, reason, ground.out_of_memory()))
     }
 }
 
@@ -228,7 +228,7 @@ impl Waiting {
                 let program = self.tool.binary.display().to_string();
                 return BootError::Spawn { program, reason }.into();
             }
-            blame::failed(&self.tool, reason)
+            blame::failed(&self.tool, reason, self.ground.out_of_memory())
         })?;
         journal.reach(Milestone::Restored, Instant::now());
         go_on(&self.started.supervised, &self.ground, &self.spec, deadline)

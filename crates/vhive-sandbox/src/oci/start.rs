@@ -91,8 +91,6 @@ impl Wanted<'_> {
         let (cgroup, group) = self.cgroup;
         let options = bundle.join(criu::OPTIONS);
         let shown = if tool.is_gvisor() { Vec::new() } else { group.shown() };
-        let names: Vec<&str> = shown.iter().map(|(name, _)| *name).collect();
-        let places = resource("make places for control groups", || found.layer.places(&names))?;
         let container = bundle::Container {
             criu: (tool.name == RuntimeName::Runc).then_some(&*options),
             hostname: name,
@@ -104,7 +102,7 @@ impl Wanted<'_> {
             groups: match &*shown {
                 _ if tool.is_gvisor() => Groups::Hidden,
                 [] => Groups::Mounted,
-                dirs => Groups::Bound(&places, dirs),
+                dirs => Groups::Bound(dirs),
             },
             first: match &first {
                 First::Init(_, volumes) => bundle::First::Init(volumes),
@@ -271,6 +269,11 @@ impl Ground {
     /// The sandbox's directory.
     pub(super) fn dir(&self) -> &Path {
         self.dir.path()
+    }
+
+    /// Whether its memory limit has killed somebody.
+    pub(super) fn out_of_memory(&self) -> bool {
+        self.cgroup.out_of_memory().happened()
     }
 
     /// Its network slot.

@@ -7,7 +7,7 @@ use vhive_api::guest::Stream;
 use vhive_sandbox::{End, cgroup};
 
 use crate::promises::wait_for_line;
-use crate::site::{Booted, Site, soon};
+use crate::site::{Booted, Site, image_with_files, soon};
 
 /// A machine's memory and processors are those asked for, processors rounded up.
 pub(crate) fn a_guest_has_the_size_asked_for(site: &Site) {
@@ -43,6 +43,10 @@ pub(crate) fn limits_are_real(site: &Site) {
     assert!(text.contains("OOM"), "{text}; {:?}", greedy.journal.tail(20));
 }
 
+/// Kinds of file systems, as statfs(2) names them.
+const TMPFS: &str = "1021994";
+const CGROUP2: &str = "63677270";
+
 /// Where programs look for what they may use, they find what was asked for, and nothing of the host:
 /// in their control groups or, in a machine, in the machine's size.
 pub(crate) fn a_function_finds_its_limits(site: &Site) {
@@ -55,6 +59,12 @@ pub(crate) fn a_function_finds_its_limits(site: &Site) {
         sed 's/^/cpu:/' cpu.max 2>/dev/null
         echo "cpu:$(grep -c ^processor /proc/cpuinfo) 1"
         sed 's/^/group:/' /proc/self/cgroup /proc/1/cgroup 2>/dev/null
+        test -e memory/memory.limit_in_bytes && echo "one:$(stat -f -c %t .)"
+        test -e memory.max && echo "two:$(stat -f -c %t .)"
+        for dir in . */; do
+            mkdir $dir/made 2>/dev/null && echo "written:mkdir $dir"
+            (echo 0 > $dir/cgroup.procs) 2>/dev/null && echo "written:procs $dir"; done
+        (echo > file) 2>/dev/null && echo written:file
         ls -d /sys/fs/cgroup/vhive* /sys/fs/cgroup/*/vhive* 2>/dev/null | sed 's/^/other:/'"#;
     let mut spec = site.spec(script);
     spec.cpu_millis = 1500;
@@ -76,16 +86,21 @@ pub(crate) fn a_function_finds_its_limits(site: &Site) {
     let of_host = |line: &&str| line.contains("vhive") || line.contains(spec.id.as_str());
     assert_eq!(tagged("group:").find(of_host), None, "{lines:?}");
     assert_eq!(tagged("other:").next(), None, "{lines:?}");
+    // Of which version they are, programs tell by the kind of the file system around them.
+    assert!(tagged("one:").all(|kind| kind == TMPFS), "{lines:?}");
+    assert!(tagged("two:").all(|kind| kind == CGROUP2), "{lines:?}");
+    assert_eq!(tagged("written:").next(), None, "{lines:?}");
 }
 
 /// What a container has beside its function is what its memory is charged with as well: nothing is
 /// mounted twice, and its first process has one thread and one heap (a further one takes 64 MiB of
 /// addresses).
 pub(crate) fn little_is_beside_a_function(site: &Site) {
-    // It listens, so nobody looks whether it does any more.
-    let script = "httpd -p 8080 -h /srv; sleep 1
+    // Init looks whether it listens first, and then does not any more.
+    let script = "look() { sed -n 's/^Threads:[[:space:]]*/threads:/p' /proc/1/status; }
+        sleep 0.3; look; httpd -p 8080 -h /srv; sleep 1; look
         cut -d' ' -f5 /proc/self/mountinfo | sort | uniq -d | sed 's/^/twice:/'
-        sed -n 's/^VmSize:[[:space:]]*\\([0-9]*\\) kB/kib:\\1/p; s/^Threads:[[:space:]]*/threads:/p' /proc/1/status
+        sed -n 's/^VmSize:[[:space:]]*\\([0-9]*\\) kB/kib:\\1/p' /proc/1/status
         echo end";
     let booted = site.boot(&site.spec(script));
     assert_eq!(booted.journal.wait_end(soon()), Some(End::Exited(0)));
@@ -94,9 +109,20 @@ pub(crate) fn little_is_beside_a_function(site: &Site) {
         lines.iter().filter_map(|line| line.strip_prefix(tag)).collect()
     };
     assert_eq!(tagged("twice:"), [""; 0], "{lines:?}");
-    assert_eq!(tagged("threads:"), ["1"], "{lines:?}");
+    assert_eq!(tagged("threads:"), ["1", "1"], "{lines:?}");
     let kib = tagged("kib:").first().and_then(|kib| kib.parse::<u64>().ok());
     assert!(kib.is_some_and(|kib| kib < 16 << 10), "{lines:?}");
+}
+
+/// Where a container has file systems of its own, it does not matter what its image has.
+pub(crate) fn an_image_with_files_where_something_is_mounted_boots(site: &Site) {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let mut spec =
+        site.spec("cat /proc/1/comm >/dev/null && test -c /dev/null && ls /sys && echo fine");
+    spec.rootfs = image_with_files(dir.path(), &["proc", "dev", "sys"]);
+    let booted = site.boot(&spec);
+    assert_eq!(booted.journal.wait_end(soon()), Some(End::Exited(0)));
+    assert!(booted.lines(Stream::Stdout).iter().any(|line| line == "fine"));
 }
 
 /// Keeps two processors busy for three seconds, between two lines.

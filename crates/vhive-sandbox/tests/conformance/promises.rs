@@ -73,6 +73,10 @@ pub(crate) const ALL: &[Promise] = &[
     real("a_sandbox_goes_before_its_node", greedy::a_sandbox_goes_before_its_node),
     real("nothing_of_the_host_is_seen", nothing_of_the_host_is_seen),
     real("a_killed_sandbox_is_noticed", a_killed_sandbox_is_noticed),
+    container(
+        "an_image_with_files_where_something_is_mounted_boots",
+        limits::an_image_with_files_where_something_is_mounted_boots,
+    ),
     container("a_start_that_is_killed_is_told", killed::a_start_that_is_killed_is_told),
     real("a_boot_ends_at_its_deadline", a_boot_ends_at_its_deadline),
     real("neighbours_are_out_of_reach", neighbours_are_out_of_reach),

@@ -308,6 +308,18 @@ fn pool(network: NetworkConfig, root: &RunRoot) -> Result<NetworkPool, String> {
     NetworkPool::open(&config, root).map_err(|error| error.to_string())
 }
 
+/// An image like the usual one, but with a file at each of these paths.
+pub(crate) fn image_with_files(dir: &Path, paths: &[&str]) -> PathBuf {
+    rootfs(dir).expect("as before");
+    let tree = dir.join("tree");
+    for path in paths {
+        let place = tree.join(path);
+        let _ = fs::remove_dir_all(&place);
+        fs::write(&place, "a file").expect("written");
+    }
+    pack(&tree, &dir.join("other.erofs")).expect("as before")
+}
+
 /// A root file system with busybox, a user, and a page for its web server.
 fn rootfs(dir: &Path) -> Result<PathBuf, String> {
     let busybox = Path::new("/bin/busybox");
@@ -340,9 +352,12 @@ fn rootfs(dir: &Path) -> Result<PathBuf, String> {
     let cgi = tree.join("srv/cgi-bin/fetch");
     fs::write(&cgi, script).expect("written");
     fs::set_permissions(&cgi, fs::Permissions::from_mode(0o755)).expect("set");
-    let image = dir.join("rootfs.erofs");
-    let made = Command::new("mkfs.erofs").arg(&image).arg(&tree).output();
+    pack(&tree, &dir.join("rootfs.erofs"))
+}
+
+fn pack(tree: &Path, image: &Path) -> Result<PathBuf, String> {
+    let made = Command::new("mkfs.erofs").arg(image).arg(tree).output();
     let made = made.map_err(|_| "no mkfs.erofs (Debian package erofs-utils)".to_owned())?;
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-    Ok(image)
+    Ok(image.to_owned())
 }
