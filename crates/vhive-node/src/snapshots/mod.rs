@@ -195,7 +195,7 @@ impl Snapshots {
         let stored = self.find(&SnapshotId::of(revision)).filter(|stored| stored.is_of_use())?;
         let tried = stored.tried();
         let is_read = stored.is_pending() && self.have_read(&stored, true);
-        is_read.then(|| async move { stored.judged(tried).await })
+        is_read.then_some(async move { stored.judged(tried).await })
     }
 
     /// Has a snapshot that an earlier node has left read in the background, so that no start waits for that.
