@@ -143,7 +143,10 @@ mod tests {
     async fn what_only_waits_uses_nothing() {
         let input = Input { cpu_ms: 0, memory_mib: 0, idle_ms: 3 };
         let output = use_up(input).await.expect("it is little");
-        assert_eq!((output.touched_bytes, output.measured_cpu_ms.to_bits()), (0, 0.0_f64.to_bits()));
+        assert_eq!(
+            (output.touched_bytes, output.measured_cpu_ms.to_bits()),
+            (0, 0.0_f64.to_bits())
+        );
         assert!(output.measured_wall_ms >= 3.0);
     }
 
