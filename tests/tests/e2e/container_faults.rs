@@ -1,7 +1,6 @@
 //! Nodes that are killed while a container of theirs is saved, by gVisor or by CRIU, or started from what
 //! was saved: nothing is left, nothing half-made is used, and the next node's start works.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::thread;
 
@@ -11,6 +10,7 @@ use vhive_tests::node::{TestNode, vhive};
 use crate::microvm::{invoke_cold, tag, traces};
 use crate::runtimes::{offered, on};
 use crate::scene::{Dir, apply, invoke};
+use crate::snapshot_faults::{below, is_draft, named};
 use crate::watch::{Watch, What};
 
 /// Failures are tried again at once, and no container is there but those that are asked for.
@@ -19,15 +19,6 @@ const CONFIG: &str = "[node]\nback_off_first = \"1ms\"\n\
                       [serving.autoscale]\nstable_window = \"60s\"\n";
 
 type Step = (&'static str, fn(&Path, What) -> bool);
-
-fn named(path: &Path, name: &str) -> bool {
-    path.file_name().is_some_and(|found| found == name)
-}
-
-/// A directory that is moved to its place when what is in it is whole.
-fn is_draft(path: &Path) -> bool {
-    path.components().any(|part| part.as_os_str().to_string_lossy().contains("draft-"))
-}
 
 fn in_image(path: &Path) -> bool {
     path.parent().is_some_and(|dir| named(dir, "image"))
@@ -43,18 +34,6 @@ const TAKING: &[Step] = &[
         what == What::Made && (named(path, "runsc") || named(path, "runc"))
     }),
 ];
-
-/// Files and directories below a directory.
-fn below(dir: &Path) -> Vec<PathBuf> {
-    let mut all = Vec::new();
-    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
-        all.push(entry.path());
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            all.extend(below(&entry.path()));
-        }
-    }
-    all
-}
 
 fn listed(node: &TestNode) -> usize {
     let all = node.json(&["snapshot", "ls"]).expect("listed");

@@ -31,7 +31,7 @@ fn snapshots(dir: &Dir) -> PathBuf {
 }
 
 /// Files and directories below a directory.
-fn below(dir: &Path) -> Vec<PathBuf> {
+pub(crate) fn below(dir: &Path) -> Vec<PathBuf> {
     let mut all = Vec::new();
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         all.push(entry.path());
@@ -42,11 +42,12 @@ fn below(dir: &Path) -> Vec<PathBuf> {
     all
 }
 
-fn is_draft(path: &Path) -> bool {
+/// A directory that is moved to its place when what is in it is whole.
+pub(crate) fn is_draft(path: &Path) -> bool {
     path.components().any(|part| part.as_os_str().to_string_lossy().contains("draft-"))
 }
 
-fn named(path: &Path, name: &str) -> bool {
+pub(crate) fn named(path: &Path, name: &str) -> bool {
     path.file_name().is_some_and(|found| found == name)
 }
 

@@ -1,8 +1,9 @@
 //! Ending the processes of a group and removing it.
 
+use std::collections::HashSet;
 use std::fs;
 use std::io::{self, Write as _};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -39,6 +40,18 @@ pub(super) fn remove(dir: &Path, deadline: Deadline) -> io::Result<()> {
     Err(io::Error::new(io::ErrorKind::ResourceBusy, "new processes keep appearing in it"))
 }
 
+/// Has no process born in a group any more, which whoever ends its processes would otherwise have to outrun. A
+/// group that is gone, or counts none, is fine.
+///
+/// # Source
+/// Linux, `Documentation/admin-guide/cgroup-v1/pids.rst`: a limit below what is there refuses new ones.
+pub(super) fn close(dir: &Path) {
+    if let Ok(mut file) = fs::File::options().write(true).open(dir.join("pids.max")) {
+        // Its processes are ended anyway, if with more rounds.
+        let _ = file.write_all(b"0");
+    }
+}
+
 /// Lets the processes of a group run that somebody has frozen: in version 1 not even SIGKILL reaches
 /// them else. A group that is gone, or cannot be frozen, is fine.
 pub(super) fn thaw(dir: &Path) {
@@ -52,17 +65,21 @@ pub(super) fn thaw(dir: &Path) {
 }
 
 fn end_members(dir: &Path, deadline: Deadline) -> io::Result<()> {
-    let mut dying = Vec::new();
-    for pid in members(dir)? {
-        let Ok(pidfd) = rustix::process::pidfd_open(pid, PidfdFlags::empty()) else { continue };
-        // The number may have been given to somebody else since it was read; the descriptor
-        // cannot be, so look again before using it.
-        if members(dir)?.contains(&pid) {
-            process::kill(std::os::fd::AsFd::as_fd(&pidfd));
-            dying.push(pidfd);
-        }
+    let open = |pid: Pid| {
+        rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok().map(|pidfd| (pid, pidfd))
+    };
+    let mut dying: Vec<(Pid, OwnedFd)> = members(dir)?.into_iter().filter_map(open).collect();
+    if dying.is_empty() {
+        return Ok(());
     }
-    dying.iter().try_for_each(|pidfd| wait_ended(pidfd, deadline))
+    // A number may have been given to somebody else since it was read; the descriptor cannot be, so
+    // look again before using it. Once for all: there may be thousands.
+    let still: HashSet<Pid> = members(dir)?.into_iter().collect();
+    dying.retain(|(pid, _)| still.contains(pid));
+    for (_, pidfd) in &dying {
+        process::kill(pidfd.as_fd());
+    }
+    dying.iter().try_for_each(|(_, pidfd)| wait_ended(pidfd, deadline))
 }
 
 fn members(dir: &Path) -> io::Result<Vec<Pid>> {

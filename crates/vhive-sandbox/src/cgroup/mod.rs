@@ -35,7 +35,7 @@ pub use usage::{CpuTime, cpu_time};
 
 /// How long killing and removing one group may take; a process that survives SIGKILL for so long
 /// hangs in the kernel, and is reported.
-const REMOVAL: std::time::Duration = std::time::Duration::from_secs(5);
+const REMOVAL: std::time::Duration = std::time::Duration::from_secs(30);
 
 /// `ESRCH`: no such process.
 const ENDED: i32 = rustix::io::Errno::SRCH.raw_os_error();
@@ -272,6 +272,7 @@ impl OutOfMemory {
 impl Drop for Cgroup {
     fn drop(&mut self) {
         let deadline = Deadline::after(REMOVAL);
+        self.dirs.iter().for_each(|(_, dir)| members::close(dir));
         self.thaw();
         for (_, dir) in &self.dirs {
             if let Err(error) = members::remove(dir, deadline) {
@@ -298,7 +299,10 @@ pub fn sweep(root: &RunRoot) -> io::Result<Vec<String>> {
     // Before any is killed: which hierarchy has frozen one is not known.
     for hierarchy in hierarchy::every()? {
         let entries = fs::read_dir(parent_of(root, &hierarchy)).into_iter().flatten();
-        entries.filter_map(Result::ok).for_each(|entry| members::thaw(&entry.path()));
+        entries.filter_map(Result::ok).for_each(|entry| {
+            members::close(&entry.path());
+            members::thaw(&entry.path());
+        });
     }
     for hierarchy in hierarchy::every()? {
         let parent = parent_of(root, &hierarchy);

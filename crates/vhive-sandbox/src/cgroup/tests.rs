@@ -56,6 +56,33 @@ fn limits_are_set_and_dropping_kills_and_removes() {
 }
 
 #[test]
+fn a_group_in_which_processes_keep_appearing_is_removed() {
+    let base = tempfile::tempdir().expect("a temporary directory");
+    let Some(root) = root(base.path()) else { return };
+    let limits = Limits { tasks: Some(600), ..Limits::default() };
+    let group = Cgroup::create(&root, &SandboxId::random(), &limits).expect("made");
+    let dirs: Vec<PathBuf> = group.dirs().map(Path::to_owned).collect();
+    let Some(pids) = dirs.iter().find(|dir| dir.join("pids.max").exists()) else {
+        eprintln!("SKIP cgroup: no pids controller");
+        return;
+    };
+    let mut child = Command::new("sh")
+        .args(["-c", "read go; bomb() { bomb | bomb & }; bomb; sleep 1000"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("spawned");
+    group.add(Pid::from_child(&child)).expect("added");
+    drop(child.stdin.take());
+    let many = || fs::read_to_string(pids.join("pids.current")).is_ok_and(|n| n.trim().len() == 3);
+    assert!(std::iter::repeat_with(many).take(1_000_000).any(|many| many), "no hundred at a time");
+    drop(group);
+    assert!(!child.wait().expect("reaped").success());
+    assert!(dirs.iter().all(|dir| !dir.exists()), "{dirs:?}");
+}
+
+#[test]
 fn a_sweep_removes_what_a_killed_node_left_and_nothing_else() {
     let base = tempfile::tempdir().expect("a temporary directory");
     let Some(mine) = root(&base.path().join("mine")) else { return };

@@ -182,7 +182,7 @@ fn meanwhile<T>(id: &SandboxId, word: &str, seen: u32, act: impl FnOnce() -> T) 
                 if let Some(pid) = found.filter(|_| looks >= seen)
                     && let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty())
                     // Still the same one, which the descriptor now stands for, and not too late.
-                    && find(id, word) == Some(pid)
+                    && is_it(id, word, pid)
                     && !done.load(Ordering::SeqCst)
                 {
                     return pidfd_send_signal(pidfd, Signal::KILL).is_ok();
@@ -197,20 +197,27 @@ fn meanwhile<T>(id: &SandboxId, word: &str, seen: u32, act: impl FnOnce() -> T) 
     })
 }
 
-/// The process with a word on its command line that belongs to a sandbox: it, or its parent, names
-/// that one.
+/// The process with a word on its command line that belongs to a sandbox. Those that have come last are
+/// looked at first: some live for a few milliseconds only.
 fn find(id: &SandboxId, word: &str) -> Option<Pid> {
-    let numbers = fs::read_dir("/proc")
-        .expect("readable")
-        .filter_map(|entry| Pid::from_raw(entry.ok()?.file_name().to_str()?.parse().ok()?));
+    let entries = fs::read_dir("/proc").expect("readable");
+    let number = |name: std::ffi::OsString| name.to_str()?.parse::<i32>().ok();
+    let mut numbers: Vec<i32> =
+        entries.filter_map(|entry| number(entry.ok()?.file_name())).collect();
+    numbers.sort_unstable_by(|a, b| b.cmp(a));
+    let own = rustix::process::getpid();
+    let mut others = numbers.into_iter().filter_map(Pid::from_raw).filter(|pid| *pid != own);
+    others.find(|pid| is_it(id, word, *pid))
+}
+
+/// Whether it has the word, and it, or its parent, names the sandbox.
+fn is_it(id: &SandboxId, word: &str, pid: Pid) -> bool {
     let words =
         |pid: Pid| fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).unwrap_or_default();
     let names = |words: &[u8]| String::from_utf8_lossy(words).contains(id.as_str());
-    numbers.filter(|pid| *pid != rustix::process::getpid()).find(|pid| {
-        let own = words(*pid);
-        let is_it = own.split(|byte| *byte == 0).any(|part| part == word.as_bytes());
-        is_it && (names(&own) || parent(*pid).is_some_and(|parent| names(&words(parent))))
-    })
+    let own = words(pid);
+    let has_it = own.split(|byte| *byte == 0).any(|part| part == word.as_bytes());
+    has_it && (names(&own) || parent(pid).is_some_and(|parent| names(&words(parent))))
 }
 
 /// # Source
