@@ -23,7 +23,7 @@
 //! // Start the VMM here; it sends its memory's userfaultfd.
 //! let deadline = Instant::now() + Duration::from_secs(10);
 //! let handoff = handshake::receive(&vmm, prepared.memory_bytes(), deadline)?;
-//! let session = prepared.attach(handoff, Box::new(|| eprintln!("kill the VMM here")))?;
+//! let session = prepared.attach(handoff, Box::new(|why| eprintln!("kill the VMM here: {why}")))?;
 //! session.may_resume(deadline)?;
 //! // Resume the guest, let it work, and end the recording with its reply.
 //! let trace = session.finish_recording().expect("it was recorded");

@@ -1,6 +1,6 @@
 //! Work by amount: how many turns a millisecond is, found once, and how far off that is later.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use vhive_function::host::{thread_cpu_time, turn};
 
@@ -18,17 +18,33 @@ pub(crate) struct Pace {
     pub(crate) per_ms: f64,
 }
 
+/// Of a machine whose clocks all stand still.
+const SLOWEST: Pace = Pace { per_ms: 1.0 };
+
 impl Pace {
-    /// Finds it: some ten milliseconds of work.
+    /// Finds it: some ten milliseconds of work. By this thread's CPU time, unless that comes in ticks longer
+    /// than the work, as gVisor's does (10 ms); then by the time that passes.
     pub(crate) fn find() -> Self {
+        let begun = Instant::now();
+        Self::by(thread_cpu_time).or_else(|| Self::by(|| begun.elapsed())).unwrap_or(SLOWEST)
+    }
+
+    /// None if the clock stands still during a round.
+    fn by(clock: impl Fn() -> Duration) -> Option<Self> {
+        let time_of = |turns| {
+            let begun = clock();
+            turn(turns);
+            Some(clock().saturating_sub(begun)).filter(|took| !took.is_zero())
+        };
         let mut turns = FIRST;
-        let mut took = time_of(turns);
+        let mut took = time_of(turns)?;
         while took < ROUND && turns < u64::MAX / 2 {
             turns *= 2;
-            took = time_of(turns);
+            took = time_of(turns)?;
         }
-        let fastest = (1..ROUNDS).map(|_| time_of(turns)).fold(took, Duration::min);
-        Self { per_ms: turns as f64 / (fastest.as_secs_f64() * 1e3) }
+        let fastest =
+            (1..ROUNDS).try_fold(took, |least, _| time_of(turns).map(|t| t.min(least)))?;
+        Some(Self { per_ms: turns as f64 / (fastest.as_secs_f64() * 1e3) })
     }
 
     /// Turns that take so long at this pace.
@@ -72,6 +88,16 @@ mod tests {
         // The fastest of five rounds is the pace, so nothing takes much less; more is the machine's affair.
         let took = pace.spin(20);
         assert!(took > Duration::from_millis(10), "{took:?} at {pace:?}");
+    }
+
+    #[test]
+    fn a_clock_of_ticks_is_no_measure() {
+        let begun = Instant::now();
+        let ticks = || Duration::from_secs(begun.elapsed().as_secs());
+        assert_eq!(Pace::by(ticks), None);
+        // However it is found, it is a number.
+        let passing = Pace::by(|| begun.elapsed()).expect("it does not stand still");
+        assert!(passing.per_ms.is_finite() && passing.per_ms > 100.0, "{passing:?}");
     }
 
     #[test]
