@@ -93,6 +93,9 @@ fn e2e_a_study_of_concurrent_starts_has_a_row_per_invocation() {
     }
     let dir = Dir::new("parallel");
     let functions = functions(dir.path());
+    // Who is busy for so long serves no second one that comes a little later.
+    let yaml = service("tiny", &["VHIVE_SIM_BOOT_MS=60", "VHIVE_SIM_REPLY_MS=400"], "");
+    fs::write(functions.join("tiny/service.yaml"), yaml).expect("written");
     let node = node(&dir, "");
     let out = dir.path().join("result");
     let args = [
