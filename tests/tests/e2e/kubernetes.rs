@@ -1,9 +1,10 @@
 //! Real clients of Kubernetes against a node: kubectl of several versions, and the Python client.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use vhive_tests::node::TestNode;
 
@@ -44,7 +45,16 @@ impl Kubectl<'_> {
     /// Begins what goes on until it is told to end.
     fn begin(&self, args: &[&str]) -> Going {
         let mut child = self.command(args).stdout(Stdio::piped()).spawn().expect("timeout runs");
-        let output = BufReader::new(child.stdout.take().expect("it is piped"));
+        let output = BufReader::new(readable(child.stdout.take().expect("it is piped")));
+        Going { what: format!("{} {args:?}", self.name), child, output }
+    }
+
+    /// Likewise, but what is read is the requests that it makes.
+    fn begin_noted(&self, args: &[&str]) -> Going {
+        let mut command = self.command(args);
+        let command = command.arg("-v=6").stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("timeout runs");
+        let output = BufReader::new(readable(child.stderr.take().expect("it is piped")));
         Going { what: format!("{} {args:?}", self.name), child, output }
     }
 
@@ -60,11 +70,16 @@ impl Kubectl<'_> {
     }
 }
 
+/// A pipe of either kind.
+fn readable(pipe: impl Into<OwnedFd>) -> File {
+    File::from(pipe.into())
+}
+
 /// A kubectl that watches or follows; ended at the latest by its half minute.
 struct Going {
     what: String,
     child: Child,
-    output: BufReader<ChildStdout>,
+    output: BufReader<File>,
 }
 
 impl Going {
@@ -246,7 +261,9 @@ fn watched_and_followed(kubectl: &Kubectl<'_>, node: &TestNode, name: &str) {
     kubectl.expect(&["label", &revision, "mine=yes"], "labeled");
     kubectl.expect(&["get", "rev", "-l", "mine=yes"], &format!("{name}-00002"));
     kubectl.expect(&["annotate", "route", name, "why=so"], "annotated");
-    let mut gone = kubectl.begin(&["wait", "--for=delete", &service, "--timeout=20s"]);
+    let mut gone = kubectl.begin_noted(&["wait", "--for=delete", &service, "--timeout=20s"]);
+    // What has gone before it looks is an error for older ones.
+    gone.until("watch=true");
     kubectl.expect(&["delete", &service], "deleted");
     gone.ends();
     // The instance has gone with it.
