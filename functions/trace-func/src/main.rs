@@ -45,13 +45,13 @@ struct Output {
     cpu_ms: u64,
     /// As asked for.
     memory_mib: u64,
-    /// CPU time that the work took, in ms.
+    /// CPU time that the work took, in ms, by a clock whose ticks are 10 ms under gVisor.
     measured_cpu_ms: f64,
     /// From the request's beginning to its end, in ms.
     measured_wall_ms: f64,
     /// Bytes of the pages that were written to.
     touched_bytes: u64,
-    /// How much longer than asked for the work took, in per cent of CPU time.
+    /// How much longer than asked for the work took, in per cent of CPU time, within a tick of its clock.
     #[serde(skip_serializing_if = "Option::is_none")]
     drift_percent: Option<f64>,
 }
