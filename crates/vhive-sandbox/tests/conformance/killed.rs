@@ -21,7 +21,10 @@ use crate::site::{Booted, Site, get, soon};
 const MOMENTS: [u32; 3] = [1, 3, 12];
 
 /// How often it is tried again to meet what has not been met at any of them.
-const TRIES: u32 = 10;
+const TRIES: u32 = 30;
+
+/// At every how manieth look all processes are looked at.
+const EVERYTHING: u32 = 8;
 
 /// How long nobody looks for it, between two looks.
 const PAUSE: Timespec = Timespec { tv_sec: 0, tv_nsec: 200_000 };
@@ -175,11 +178,14 @@ fn meanwhile<T>(id: &SandboxId, word: &str, seen: u32, act: impl FnOnce() -> T) 
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let killer = scope.spawn(|| {
-            let mut looks = 0;
-            while !done.load(Ordering::SeqCst) {
-                let found = find(id, word);
-                looks += u32::from(found.is_some());
-                if let Some(pid) = found.filter(|_| looks >= seen)
+            let mut met = 0;
+            for look in 0.. {
+                if done.load(Ordering::SeqCst) {
+                    break;
+                }
+                let found = find(id, word, look);
+                met += u32::from(found.is_some());
+                if let Some(pid) = found.filter(|_| met >= seen)
                     && let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty())
                     // Still the same one, which the descriptor now stands for, and not too late.
                     && is_it(id, word, pid)
@@ -197,17 +203,39 @@ fn meanwhile<T>(id: &SandboxId, word: &str, seen: u32, act: impl FnOnce() -> T) 
     })
 }
 
-/// The process with a word on its command line that belongs to a sandbox. Those that have come last are
-/// looked at first: some live for a few milliseconds only.
-fn find(id: &SandboxId, word: &str) -> Option<Pid> {
+/// The process with a word on its command line that belongs to a sandbox. The runtime's commands are
+/// children of this process and some live for a few milliseconds only: they and what they have started
+/// are looked at each time, which takes microseconds; all processes of the host only now and then, for
+/// what has lost its parent.
+fn find(id: &SandboxId, word: &str, look: u32) -> Option<Pid> {
+    let own = rustix::process::getpid();
+    let started = children(own).into_iter().flat_map(|child| {
+        let grandchildren = children(child);
+        std::iter::once(child).chain(grandchildren)
+    });
+    let hit = started.into_iter().find(|pid| is_it(id, word, *pid));
+    if hit.is_some() || !look.is_multiple_of(EVERYTHING) {
+        return hit;
+    }
     let entries = fs::read_dir("/proc").expect("readable");
     let number = |name: std::ffi::OsString| name.to_str()?.parse::<i32>().ok();
-    let mut numbers: Vec<i32> =
-        entries.filter_map(|entry| number(entry.ok()?.file_name())).collect();
-    numbers.sort_unstable_by(|a, b| b.cmp(a));
-    let own = rustix::process::getpid();
-    let mut others = numbers.into_iter().filter_map(Pid::from_raw).filter(|pid| *pid != own);
+    let numbers = entries.filter_map(|entry| number(entry.ok()?.file_name()));
+    let mut others = numbers.filter_map(Pid::from_raw).filter(|pid| *pid != own);
     others.find(|pid| is_it(id, word, *pid))
+}
+
+/// The children of a process, whichever of its threads has started them.
+///
+/// # Source
+/// proc_tid_children(5)
+fn children(of: Pid) -> Vec<Pid> {
+    let Ok(threads) = fs::read_dir(format!("/proc/{}/task", of.as_raw_nonzero())) else {
+        return Vec::new();
+    };
+    let lists = threads
+        .filter_map(|thread| fs::read_to_string(thread.ok()?.path().join("children")).ok())
+        .collect::<String>();
+    lists.split_whitespace().filter_map(|pid| Pid::from_raw(pid.parse().ok()?)).collect()
 }
 
 /// Whether it has the word, and it, or its parent, names the sandbox.
