@@ -27,6 +27,7 @@
 
 mod grpc;
 pub mod host;
+mod listener;
 mod message;
 mod serve;
 

@@ -18,6 +18,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Semaphore, watch};
 
+use crate::listener::Listener;
 use crate::{Function, Reply, Request, grpc};
 
 /// The body of every reply.
@@ -55,7 +56,7 @@ async fn accept<F: Function>(function: Arc<F>) -> io::Result<()> {
         tokio::select! {
             (accepted, place) = next => {
                 // An error concerns one connection: descriptors are left, as there is a place.
-                let Ok((stream, _)) = accepted else { continue };
+                let Ok(stream) = accepted else { continue };
                 let function = Arc::clone(&function);
                 let running = Arc::clone(&running);
                 let service = service_fn(move |request| {
@@ -104,11 +105,12 @@ impl Drop for Call {
     }
 }
 
-async fn listen() -> io::Result<TcpListener> {
+async fn listen() -> io::Result<Listener> {
     let host = std::env::var("HOST").unwrap_or_else(|_| "0.0.0.0".to_owned());
     let port = std::env::var("PORT").unwrap_or_else(|_| "8080".to_owned());
     let address = format!("{host}:{port}");
-    TcpListener::bind(&address).await.map_err(|error| {
+    let listener = TcpListener::bind(&address).await.and_then(Listener::new);
+    listener.map_err(|error| {
         io::Error::new(error.kind(), format!("cannot listen on {address}: {error}"))
     })
 }

@@ -29,6 +29,7 @@ mod mounts;
 mod netlink;
 mod network;
 mod process;
+mod quiet;
 mod reap;
 mod serial;
 mod supervise;
@@ -109,6 +110,7 @@ fn run(world: World, open: &mut Option<Channel>) -> Result<(), Failure> {
 
 fn run_machine(open: &mut Option<Channel>) -> Result<(), Failure> {
     mounts::mount_early()?;
+    quiet::housekeeping()?;
     let uevents = Uevents::open()?;
     let modules = Modules::of_initramfs()?;
     modules.load(Stage::Channel)?;

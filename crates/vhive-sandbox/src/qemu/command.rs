@@ -45,7 +45,7 @@ impl Accelerator {
 
 /// Number of the machine that [`arguments`] describes: to be raised when devices, their order or
 /// their properties change, since a snapshot restores only on the same machine.
-pub(super) const MACHINE: u32 = 1;
+pub(super) const MACHINE: u32 = 2;
 
 /// One microVM. Numbers of descriptors that QEMU inherits end in `_fd`.
 #[derive(Clone, Debug)]
@@ -134,7 +134,10 @@ pub(super) fn arguments(machine: &Machine<'_>) -> Vec<OsString> {
     }
     if let Some(Interface { tap_fd, mac }) = &machine.interface {
         option("-netdev", format!("tap,id=net0,fd={tap_fd}"));
-        option("-device", format!("virtio-net-device,netdev=net0,mac={mac},guest_announce=off"));
+        // A link whose state can be asked for is up twice in a guest's eyes, and what follows from the
+        // second time waits for a second: mostly for a clone.
+        let quiet = "guest_announce=off,status=off";
+        option("-device", format!("virtio-net-device,netdev=net0,mac={mac},{quiet}"));
     }
     words.extend(["-nodefaults", "-no-user-config", "-no-reboot"].map(str::to_owned));
     words.extend(["-display", "none"].map(str::to_owned));
