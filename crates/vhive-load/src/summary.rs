@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use crate::engine::Ran;
 use crate::row::{Outcome, Row};
+use crate::wire::GENERATOR;
 
 /// A send later than this is counted as late.
 const LATE_NS: u64 = 1_000_000;
@@ -88,6 +89,8 @@ pub struct Tally {
     connect: Times,
     function: Times,
     errors: BTreeMap<Box<str>, u64>,
+    /// Requests that this host had no means to send.
+    own_failures: u64,
     last_done_ns: u64,
 }
 
@@ -109,6 +112,7 @@ impl Tally {
             self.function.add(us.saturating_mul(1000));
         }
         if let Some(error) = &row.error {
+            self.own_failures += u64::from(error.starts_with(GENERATOR));
             let known = self.errors.contains_key(error) || self.errors.len() < ERRORS;
             let name = if known { error.clone() } else { "others".into() };
             *self.errors.entry(name).or_default() += 1;
@@ -138,6 +142,12 @@ impl Tally {
     #[must_use]
     pub const fn from_intended(&self) -> &Times {
         &self.total
+    }
+
+    /// Requests that the generator had no means to send: no file, no port.
+    #[must_use]
+    pub const fn own_failures(&self) -> u64 {
+        self.own_failures
     }
 
     /// One of the errors.
@@ -180,6 +190,7 @@ impl Tally {
             function: self.function.figures(),
             starts: BTreeMap::new(),
             starts_unknown: 0,
+            own_failures: self.own_failures,
             errors: self.errors.iter().map(|(name, n)| (name.to_string(), *n)).collect(),
             not_opened_ahead: ran.opened.failed.clone(),
             rows_lost: 0,
@@ -229,6 +240,8 @@ pub struct Summary {
     /// Replies of which it was asked how the instance was started, and is not known: the node had
     /// forgotten, or keeps no record of such requests.
     pub starts_unknown: u64,
+    /// Errors that are the generator's own: this host had no file or port left for a connection.
+    pub own_failures: u64,
     /// Errors by their text.
     pub errors: BTreeMap<String, u64>,
     /// Connections that could not be made ahead, and why.
@@ -299,6 +312,10 @@ impl Summary {
         }
         for (error, count) in &self.errors {
             put(&mut out, format_args!("error      {count} × {error}"));
+        }
+        if self.own_failures > 0 {
+            let text = "errors are the generator's own: this host had no means to send them";
+            put(&mut out, format_args!("warning    {} {text}", self.own_failures));
         }
         for why in &self.not_opened_ahead {
             put(&mut out, format_args!("warning    {why}"));

@@ -76,6 +76,15 @@ pub enum Verdict {
     Failed,
     /// The generator was late itself.
     GeneratorLate,
+    /// It had no file or port left for a connection.
+    GeneratorFailed,
+}
+
+impl Verdict {
+    /// Whether it says nothing of the function.
+    const fn is_generators(self) -> bool {
+        matches!(self, Self::GeneratorLate | Self::GeneratorFailed)
+    }
 }
 
 /// How one rate went.
@@ -177,12 +186,12 @@ pub async fn sweep(
         tell(&step);
         let verdict = step.verdict;
         steps.push(step);
-        if verdict == Verdict::GeneratorLate && late.replace(rate) != Some(rate) {
+        if verdict.is_generators() && late.replace(rate) != Some(rate) {
             // Once more: what else the machine does may have been the reason.
             continue;
         }
         search.tell(verdict == Verdict::Held);
-        if verdict == Verdict::GeneratorLate {
+        if verdict.is_generators() {
             // Faster than the generator is nothing that it can measure.
             search.most = rate;
         }
@@ -196,7 +205,9 @@ fn judge(rate: f64, tally: &Tally, ran: &Ran, most_us: f64) -> Step {
     let [p50_us, p99_us] = [0.5, 0.99].map(|q| tally.from_intended().quantile_us(q));
     let late_p99_us = tally.late().quantile_us(0.99);
     let failed = ran.sent - ok.min(ran.sent);
-    let verdict = if failed as f64 > ran.sent as f64 * MOST_FAILED {
+    let verdict = if tally.own_failures() as f64 > ran.sent as f64 * MOST_FAILED {
+        Verdict::GeneratorFailed
+    } else if failed as f64 > ran.sent as f64 * MOST_FAILED {
         Verdict::Failed
     } else if late_p99_us.is_some_and(|us| us > MOST_LATE_US) {
         Verdict::GeneratorLate

@@ -17,7 +17,7 @@ use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::Notify;
 
-use super::Shared;
+use super::{Shared, no_connection};
 use super::reply::{Reader, Reply};
 use crate::call::{self, Plain, Protocol};
 use crate::clock::nanos;
@@ -234,7 +234,7 @@ impl Pool {
         let connected = tokio::time::timeout(most, TcpStream::connect(address)).await;
         let stream = match connected {
             Ok(Ok(stream)) => stream,
-            Ok(Err(error)) => return Err(format!("cannot connect to {address}: {error}")),
+            Ok(Err(error)) => return Err(no_connection(address, &error)),
             Err(_) => return Err(format!("cannot connect to {address}: no answer in time")),
         };
         let took = nanos(begun.elapsed());

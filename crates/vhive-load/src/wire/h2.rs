@@ -16,7 +16,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::net::TcpStream;
 use tokio::sync::oneshot::{Receiver, Sender, channel};
 
-use super::Shared;
+use super::{Shared, no_connection};
 use crate::call::{self, Did, Plain, Protocol, Work};
 use crate::clock::nanos;
 use crate::collect::{End, Pending, locked};
@@ -267,7 +267,7 @@ impl Pool {
         let address = self.address;
         let why = |error: &dyn std::fmt::Display| format!("cannot connect to {address}: {error}");
         let stream = match tokio::time::timeout(most, TcpStream::connect(address)).await {
-            Ok(stream) => stream.map_err(|error| why(&error))?,
+            Ok(stream) => stream.map_err(|error| no_connection(address, &error))?,
             Err(_) => return Err(why(&"no answer in time")),
         };
         stream.set_nodelay(true).map_err(|error| why(&error))?;

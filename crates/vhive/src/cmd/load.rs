@@ -5,6 +5,7 @@ mod convert;
 mod deploy;
 mod experiments;
 mod fail;
+mod open_files;
 mod plan;
 mod starts;
 mod trace;
@@ -30,6 +31,7 @@ use self::args::{
     TraceArgs,
 };
 use self::fail::Failures;
+use self::open_files::make_room;
 pub(crate) use self::plan::with_plan;
 use self::starts::Starts;
 use crate::cli::{Format, Global};
@@ -106,7 +108,8 @@ async fn rps(
         Gaps::File(path) => from_file(path)?,
         Gaps::At(kind) => at_rate(*kind, args.rps, args.time.0, args.common.seed)?,
     };
-    let load = unless(stop, args.common.load()).await?;
+    let mut load = unless(stop, args.common.load()).await?;
+    make_room(&mut load);
     let shots = round_robin(&arrivals, load.targets.len());
     let files = args.common.files(&load);
     let mut run = Run::begin((global, config), &args.common.to, files, None)?;
@@ -134,6 +137,7 @@ async fn closed(
 ) -> anyhow::Result<ExitCode> {
     let mut load = unless(stop, args.common.load()).await?;
     load.connections = load.connections.max(args.clients);
+    make_room(&mut load);
     let files = args.common.files(&load);
     let mut run = Run::begin((global, config), &args.common.to, files, None)?;
     run.fail((global, config), args.fail.failures()?, &load);
@@ -379,7 +383,8 @@ fn complete(lost: Vec<(u64, OutputError)>) -> anyhow::Result<()> {
 }
 
 async fn sweep_rates(global: &Global, args: SweepArgs, stop: &Stop) -> anyhow::Result<ExitCode> {
-    let load: Load = unless(stop, args.common.load()).await?;
+    let mut load: Load = unless(stop, args.common.load()).await?;
+    make_room(&mut load);
     let dir = args.common.out.clone();
     std::fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
     let plan = args.plan();

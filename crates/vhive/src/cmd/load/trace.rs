@@ -11,7 +11,7 @@ use vhive_load::trace::files::{Durations, read_iat, write_iat};
 use vhive_load::trace::{Config as Experiment, Plan, azure2019, dag, sample};
 use vhive_load::{Flow, Flows, Load, Stop, Target, open_flows, open_loop};
 
-use super::Run;
+use super::{Run, make_room};
 use super::args::{SampleArgs, SynthArgs, To, TraceArgs};
 use crate::cli::{Format, Global};
 use crate::config::Config;
@@ -214,6 +214,7 @@ fn load(to: &To, experiment: &Experiment, plan: &Plan) -> anyhow::Result<Load> {
         load.patience = experiment.patience();
     }
     load.reads_replies = true;
+    make_room(&mut load);
     Ok(load)
 }
 
