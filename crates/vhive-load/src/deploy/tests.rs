@@ -1,0 +1,301 @@
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+
+use super::*;
+
+/// Keeps services as a platform would; those named `slow…` are never ready, `bad…` fail,
+/// `no…` are refused, `stale…` tell of what they were before until they are asked.
+/// Updates are checked as Knative's webhooks do.
+#[derive(Default)]
+struct Fake(RefCell<BTreeMap<String, Value>>);
+
+const CREATOR: &str = "serving.knative.dev/creator";
+const MODIFIER: &str = "serving.knative.dev/lastModifier";
+
+/// Sets what a server sets of itself, or refuses an update that would change it.
+fn defaulted(old: Option<&Value>, body: &mut Value) -> Result<(), (u16, Value)> {
+    let Some(old) = old else {
+        for key in [CREATOR, MODIFIER] {
+            set(&mut body["metadata"], "annotations", (key, "us"));
+        }
+        body["metadata"]["finalizers"] = json!(["routes.serving.knative.dev"]);
+        body["metadata"]["resourceVersion"] = json!("1");
+        return Ok(());
+    };
+    let version = |service: &Value| service["metadata"]["resourceVersion"].clone();
+    if version(old) != version(body) {
+        return Err((409, json!({"message": "the object has been modified"})));
+    }
+    let changed = old["spec"] != body["spec"];
+    if changed {
+        set(&mut body["metadata"], "annotations", (MODIFIER, "us"));
+    }
+    for key in [CREATOR, MODIFIER] {
+        let of = |service: &Value| service["metadata"]["annotations"][key].clone();
+        if of(old) != of(body) && !(changed && key == MODIFIER) {
+            let why = format!("annotation value is immutable: metadata.annotations.{key}");
+            return Err((400, json!({ "message": why })));
+        }
+    }
+    let next = version(old).as_str().and_then(|text| text.parse::<u64>().ok()).unwrap_or(0) + 1;
+    body["metadata"]["resourceVersion"] = json!(next.to_string());
+    Ok(())
+}
+
+/// What stands behind the label's name in a selector.
+fn selected(path: &str) -> Option<&str> {
+    path.split_once("?labelSelector=load.vhive.dev%2Fdeployed-from%3D").map(|(_, label)| label)
+}
+
+impl Api for Fake {
+    async fn call(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+    ) -> Result<(u16, Value), String> {
+        let mut all = self.0.borrow_mut();
+        let name = body.map_or(path.rsplit('/').next().unwrap_or_default(), |body| {
+            body["metadata"]["name"].as_str().unwrap_or_default()
+        });
+        let name = name.to_owned();
+        match (method.as_str(), body) {
+            ("GET", _) if path.contains('?') => {
+                let label = selected(path).expect("a selector");
+                let has = |one: &&Value| one["metadata"]["labels"][MARK] == label;
+                let items: Vec<Value> = all.values().filter(has).cloned().collect();
+                Ok((200, json!({ "items": items })))
+            }
+            ("GET", _) => {
+                // By now it has looked.
+                if let Some(one) = all.get_mut(&name) {
+                    let generation = one["metadata"]["generation"].clone();
+                    let stale = one["status"]["observedGeneration"] != generation;
+                    if stale {
+                        one["status"]["observedGeneration"] = generation;
+                        one["status"]["url"] = json!(format!("http://{name}.new.example.com"));
+                    }
+                }
+                let found = all.get(&name).map(|one| (200, one.clone()));
+                Ok(found.unwrap_or((404, json!({"message": "not found"}))))
+            }
+            ("DELETE", _) => Ok((200, all.remove(&name).unwrap_or_default())),
+            (_, Some(body)) if name.starts_with("no") => {
+                let _refused = body;
+                Ok((422, json!({"message": "spec.x: unknown field"})))
+            }
+            (_, Some(body)) => {
+                let mut body = body.clone();
+                if let Err(refused) = defaulted(all.get(&name), &mut body) {
+                    return Ok(refused);
+                }
+                let (status, reason) = match &name {
+                    name if name.starts_with("slow") => ("Unknown", "Pulling"),
+                    name if name.starts_with("bad") => ("False", "RevisionFailed"),
+                    _ => ("True", ""),
+                };
+                let old = all.get(&name).and_then(|old| old["metadata"]["generation"].as_u64());
+                let generation = old.unwrap_or(0) + 1;
+                body["metadata"]["generation"] = json!(generation);
+                let observed = generation - u64::from(name.starts_with("stale"));
+                body["status"] = json!({
+                    "observedGeneration": observed,
+                    "url": format!("http://{name}.default.example.com"),
+                    "conditions": [{"type": "Ready", "status": status, "reason": reason,
+                                    "message": "no such image"}],
+                });
+                all.insert(name, body.clone());
+                Ok((201, body))
+            }
+            _ => Err("nonsense".to_owned()),
+        }
+    }
+}
+
+const MANIFEST: &str = "apiVersion: serving.knative.dev/v1\nkind: Service\nmetadata: {name: x}\n\
+    spec: {template: {spec: {containers: [{image: i, ports: [{name: h2c, containerPort: 50051}]}]}}}\n";
+
+fn deployment(dir: &Path) -> Deployment {
+    let path = dir.join("functions.json");
+    std::fs::write(&path, "").unwrap();
+    Deployment {
+        mark: Mark::of(&path).unwrap(),
+        namespace: "default".to_owned(),
+        concurrency: 3,
+        patience: Duration::from_millis(400),
+        domain: None,
+        gateway: Some("127.0.0.1:9".to_owned()),
+    }
+}
+
+fn wanted(dir: &Path, names: &[&str]) -> Vec<Wanted> {
+    let manifest = dir.join("x.yaml");
+    std::fs::write(&manifest, MANIFEST).unwrap();
+    names
+        .iter()
+        .map(|name| {
+            let (name, manifest) = ((*name).to_owned(), manifest.clone());
+            Wanted { name, manifest, initial_scale: 0 }
+        })
+        .collect()
+}
+
+fn block_on<T>(work: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.unwrap().block_on(work)
+}
+
+#[test]
+fn only_what_is_ready_has_an_endpoint_and_each_failure_its_reason() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut wanted = wanted(dir.path(), &["a-0", "slow-0", "bad-0", "no-0", "a-1"]);
+    wanted[4].manifest = dir.path().join("absent.yaml");
+    wanted[0].initial_scale = 3;
+    let api = Fake::default();
+    let done = block_on(deployment(dir.path()).deploy(&api, &wanted));
+    let endpoint = done[0].1.as_ref().unwrap();
+    assert_eq!(endpoint.hostname, "a-0.default.example.com");
+    assert_eq!(endpoint.protocol, Some(Protocol::Grpc));
+    for (index, said) in [
+        (1, "not ready within"),
+        (2, "RevisionFailed"),
+        (3, "unknown field"),
+        (4, "absent.yaml"),
+    ] {
+        let why = done[index].1.as_ref().unwrap_err();
+        assert!(why.contains(said), "{why}");
+    }
+    let stored = api.0.borrow()["a-0"].clone();
+    assert_eq!(stored["metadata"]["annotations"][MARK], "functions.json");
+    let of_template = &stored["spec"]["template"]["metadata"]["annotations"];
+    assert_eq!((&of_template[TARGET], &of_template[INITIAL_SCALE]), (&"1".into(), &"3".into()));
+    let second = api.0.borrow()["slow-0"]["spec"]["template"]["metadata"].clone();
+    assert!(second["annotations"][INITIAL_SCALE].is_null(), "{second}");
+}
+
+#[test]
+fn what_is_said_of_an_earlier_generation_makes_nothing_ready() {
+    let dir = tempfile::tempdir().unwrap();
+    let wanted = wanted(dir.path(), &["stale-0"]);
+    let api = Fake::default();
+    let done = block_on(deployment(dir.path()).deploy(&api, &wanted));
+    let endpoint = done[0].1.as_ref().unwrap();
+    assert_eq!(endpoint.hostname, "stale-0.new.example.com", "what was said later counts");
+    for (service, current) in [
+        (json!({"metadata": {"generation": 2}, "status": {"observedGeneration": 1}}), false),
+        (json!({"metadata": {"generation": 2}, "status": {}}), false),
+        (json!({"metadata": {"generation": 2}, "status": {"observedGeneration": 2}}), true),
+        (json!({"metadata": {}, "status": {}}), true),
+    ] {
+        assert_eq!(is_current(&service), current, "{service}");
+    }
+}
+
+#[test]
+fn only_what_was_deployed_is_updated_and_deleted() {
+    let dir = tempfile::tempdir().unwrap();
+    let wanted = wanted(dir.path(), &["a-0", "own-0", "gone-0"]);
+    let api = Fake::default();
+    let own = json!({"metadata": {"name": "own-0"}});
+    api.0.borrow_mut().insert("own-0".to_owned(), own);
+    // Of the same name, in another directory.
+    let elsewhere = dir.path().join("elsewhere");
+    std::fs::create_dir(&elsewhere).unwrap();
+    let (other, deployment) = (deployment(&elsewhere), deployment(dir.path()));
+    assert_eq!(other.mark.name, deployment.mark.name);
+    let done = block_on(deployment.deploy(&api, &wanted[..2]));
+    assert!(done[0].1.is_ok() && done[1].1.as_ref().unwrap_err().contains("not deployed from"));
+    let again = block_on(deployment.deploy(&api, &wanted[..1]));
+    assert!(again[0].1.is_ok(), "an update");
+    let taken = block_on(other.deploy(&api, &wanted[..1]));
+    assert!(taken[0].1.as_ref().unwrap_err().contains("not deployed from this file"));
+    let left = block_on(other.delete(&api, &wanted[..1])).unwrap();
+    assert!(left[0].1.as_ref().unwrap_err().contains("left alone"));
+    // The file lists one less by now.
+    let deleted = block_on(deployment.delete(&api, &wanted[1..])).unwrap();
+    assert_eq!(deleted[0], ("a-0".to_owned(), Ok(true)));
+    assert_eq!(deleted[1], ("gone-0".to_owned(), Ok(false)));
+    assert!(deleted[2].1.as_ref().unwrap_err().contains("left alone"));
+    assert_eq!(api.0.borrow().keys().collect::<Vec<_>>(), ["own-0"]);
+}
+
+#[test]
+fn what_an_older_version_deployed_from_a_file_of_this_name_is_updated_and_deleted() {
+    let dir = tempfile::tempdir().unwrap();
+    let wanted = wanted(dir.path(), &["a-0", "b-0", "c-0"]);
+    let api = Fake::default();
+    for (name, file) in
+        [("a-0", "functions.json"), ("b-0", "functions.json"), ("c-0", "others.json")]
+    {
+        let old = json!({"metadata": {"name": name, "annotations": {MARK: file}}});
+        api.0.borrow_mut().insert(name.to_owned(), old);
+    }
+    let deployment = deployment(dir.path());
+    let done = block_on(deployment.deploy(&api, &wanted[..1]));
+    assert!(done[0].1.is_ok(), "{done:?}");
+    let label = api.0.borrow()["a-0"]["metadata"]["labels"][MARK].clone();
+    assert_eq!(label, deployment.mark.label.as_str(), "it is marked from then on");
+    let deleted = block_on(deployment.delete(&api, &wanted)).unwrap();
+    let left: Vec<_> = deleted.iter().filter(|(_, done)| done.is_err()).collect();
+    assert!(matches!(left.as_slice(), [(name, _)] if name == "c-0"), "{deleted:?}");
+    assert_eq!(api.0.borrow().keys().collect::<Vec<_>>(), ["c-0"]);
+}
+
+#[test]
+fn an_update_keeps_what_the_server_and_others_have_set() {
+    let dir = tempfile::tempdir().unwrap();
+    let wanted = wanted(dir.path(), &["a-0"]);
+    let api = Fake::default();
+    let deployment = deployment(dir.path());
+    let deploy = || block_on(deployment.deploy(&api, &wanted)).remove(0).1;
+    deploy().unwrap();
+    set(&mut api.0.borrow_mut().get_mut("a-0").unwrap()["metadata"], "labels", ("team", "x"));
+    deploy().unwrap();
+    // Of another spec, by way of its manifest.
+    let changed = MANIFEST.replace("image: i", "image: j").replace("name: x", "name: x, labels: {v: w}");
+    std::fs::write(&wanted[0].manifest, changed).unwrap();
+    deploy().unwrap();
+    let stored = api.0.borrow()["a-0"].clone();
+    let metadata = &stored["metadata"];
+    assert_eq!(metadata["annotations"][CREATOR], "us");
+    assert_eq!((&metadata["labels"]["team"], &metadata["labels"]["v"]), (&"x".into(), &"w".into()));
+    assert_eq!(metadata["labels"][MARK], deployment.mark.label.as_str());
+    assert_eq!(metadata["finalizers"], json!(["routes.serving.knative.dev"]));
+    assert_eq!(stored.pointer("/spec/template/spec/containers/0/image"), Some(&"j".into()));
+    // What is made anew without looking is refused, so that the test could fail.
+    let (bare, _) = deployment.manifest(&wanted[0]).unwrap();
+    let mut bare = bare;
+    bare["metadata"]["resourceVersion"] = metadata["resourceVersion"].clone();
+    let (status, why) =
+        block_on(api.call(Method::PUT, &deployment.path("a-0"), Some(&bare))).unwrap();
+    assert!(status == 400 && why["message"].as_str().unwrap().contains("immutable"), "{why}");
+}
+
+#[test]
+fn the_originals_file_is_read_and_mistakes_are_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("functions.json");
+    let read_text = |text: &str| {
+        std::fs::write(&path, text).unwrap();
+        read(&path, Path::new("yamls"))
+    };
+    let all = read_text(
+        r#"{"functions":[{"name":"helloworld","file":"helloworld.yaml","count":1,
+        "eventing":false,"applyScript":""},{"name":"pyaes","file":"pyaes.yaml","count":2}]}"#,
+    )
+    .unwrap();
+    let names: Vec<&str> = all.iter().map(|wanted| wanted.name.as_str()).collect();
+    assert_eq!(names, ["helloworld-0", "pyaes-0", "pyaes-1"]);
+    assert_eq!(all[2].manifest, Path::new("yamls/pyaes.yaml"));
+    let one =
+        |more: &str| format!(r#"{{"functions":[{{"name":"a","file":"f","count":1{more}}}]}}"#);
+    for (text, said) in [
+        (r#"{"functions":[]}"#.to_owned(), "0 services"),
+        (one(r#","eventing":true"#), "eventing"),
+        (one(r#","cuont":1"#), "is no list of functions"),
+        (one(r#"},{"name":"a","file":"g","count":1"#), "a-0 is listed twice"),
+    ] {
+        let error = read_text(&text).unwrap_err().to_string();
+        assert!(error.contains(said), "{error}");
+    }
+}
