@@ -183,11 +183,11 @@ impl Deployment {
             return Err(message(status, &new));
         }
         let url = self.ready(api, &path, new).await?;
-        let hostname = match &self.domain {
-            Some(domain) => format!("{}.{}.{domain}", wanted.name, self.namespace),
-            None => host(&url).ok_or_else(|| format!("its URL {url:?} has no host"))?.to_owned(),
+        let (hostname, address) = match &self.domain {
+            Some(domain) => (format!("{}.{}.{domain}", wanted.name, self.namespace), None),
+            None => place(&url)?,
         };
-        let (matchers, address) = (None, self.gateway.clone());
+        let (matchers, address) = (None, self.gateway.clone().or(address));
         Ok(Endpoint { hostname, eventing: false, matchers, address, protocol: Some(protocol) })
     }
 
@@ -321,10 +321,19 @@ fn message(status: u16, body: &Value) -> String {
     format!("status {status}: {text}")
 }
 
-fn host(url: &str) -> Option<&str> {
-    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
-    let host = rest.split(['/', ':']).next()?;
-    (!host.is_empty()).then_some(host)
+/// The host that a URL names, and where to connect when it names a port, too.
+fn place(url: &str) -> Result<(String, Option<String>), String> {
+    let none = || format!("its URL {url:?} has no host");
+    let url: http::Uri = url.parse().map_err(|_| none())?;
+    if url.scheme_str() == Some("https") {
+        return Err(format!(
+            "its URL {url} is of https, and the invoker speaks no TLS: switch the platform's TLS off, or name \
+             the domain of a gateway without it (`--gateway-url`)"
+        ));
+    }
+    let host = url.host().filter(|host| !host.is_empty()).ok_or_else(none)?;
+    let address = url.port_u16().filter(|port| *port != 80).map(|port| format!("{host}:{port}"));
+    Ok((host.to_owned(), address))
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use crate::call::Work;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Outcome {
-    /// With a reply whose status is below 400 (gRPC: 0).
+    /// With a reply whose status is 2xx, or 304 (gRPC: 200 and its own 0).
     Ok,
     /// With another reply, or none because something broke.
     Error,

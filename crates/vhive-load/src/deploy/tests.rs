@@ -272,6 +272,27 @@ fn an_update_keeps_what_the_server_and_others_have_set() {
 }
 
 #[test]
+fn a_url_is_a_host_and_its_port_or_refused() {
+    for (url, wanted) in [
+        ("http://f.default.example.com", Ok(("f.default.example.com", None))),
+        ("http://f.example.com:80/x", Ok(("f.example.com", None))),
+        ("http://f.example.com:8080", Ok(("f.example.com", Some("f.example.com:8080")))),
+        ("f.example.com:81", Ok(("f.example.com", Some("f.example.com:81")))),
+        ("https://f.example.com", Err("speaks no TLS")),
+        ("http://", Err("has no host")),
+        ("", Err("has no host")),
+    ] {
+        match (place(url), wanted) {
+            (Ok((host, address)), Ok(wanted)) => {
+                assert_eq!((host.as_str(), address.as_deref()), wanted, "{url}");
+            }
+            (Err(why), Err(said)) => assert!(why.contains(said), "{why}"),
+            (got, _) => panic!("{url}: {got:?}"),
+        }
+    }
+}
+
+#[test]
 fn the_originals_file_is_read_and_mistakes_are_named() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("functions.json");

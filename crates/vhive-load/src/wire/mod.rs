@@ -42,6 +42,21 @@ fn no_connection(address: SocketAddr, error: &std::io::Error) -> String {
     }
 }
 
+/// Whether a status says that the function was called and has succeeded; 304 is the answer to a request
+/// with a condition. A redirect is none: whoever sends it is not the function.
+const fn is_good(status: u16) -> bool {
+    matches!(status, 200..=299 | 304)
+}
+
+/// A status that is no success, in words.
+fn bad_status(status: u16, reason: Option<&str>) -> String {
+    match (status, reason) {
+        (_, Some(reason)) => format!("status {status}: {reason}"),
+        (300..=399, None) => format!("status {status}: a redirect, which is not followed"),
+        (_, None) => format!("status {status}"),
+    }
+}
+
 /// What every connection of a run needs.
 #[derive(Debug)]
 pub(crate) struct Shared {

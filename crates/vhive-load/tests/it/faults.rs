@@ -108,6 +108,10 @@ fn replies_that_break_off_or_are_none_are_errors() {
                 b"HTTP/1.1 503 Busy\r\nx-vhive-error: queue-full\r\ncontent-length: 0\r\n\r\n",
                 "503: queue-full",
             ),
+            (
+                b"HTTP/1.1 301 Moved\r\nlocation: https://x/\r\ncontent-length: 0\r\n\r\n",
+                "301: a redirect",
+            ),
         ] {
             let address = listen(move |_, mut stream| async move {
                 if head(&mut stream).await {
@@ -118,6 +122,26 @@ fn replies_that_break_off_or_are_none_are_errors() {
             let rows = run(&load(&address, Protocol::Http1), shots(3, 20)).await;
             assert!(rows.iter().all(|row| row.outcome == Outcome::Error), "{rows:?}");
             assert!(rows.iter().all(|row| error(row).contains(why)), "{why}: {rows:?}");
+        }
+    });
+}
+
+#[test]
+fn only_a_status_of_success_is_one() {
+    on_one_thread(async {
+        for (status, good) in [(204, true), (304, true), (302, false), (307, false), (404, false)] {
+            let address = listen(move |_, stream| async move {
+                let service = service_fn(move |_: Request<Incoming>| async move {
+                    Response::builder().status(status).body(Full::new(Bytes::new()))
+                });
+                let server = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+                drop(server.serve_connection(TokioIo::new(stream), service).await);
+            })
+            .await;
+            let rows = run(&load(&address, Protocol::H2c), shots(2, 1)).await;
+            assert!(rows.iter().all(|row| (row.outcome == Outcome::Ok) == good), "{rows:?}");
+            let told = |row: &Row| error(row).contains(&status.to_string());
+            assert!(rows.iter().all(|row| good || told(row)), "{rows:?}");
         }
     });
 }
