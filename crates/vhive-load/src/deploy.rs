@@ -18,6 +18,7 @@ use tokio::time::Instant;
 pub use self::functions::{FunctionsError, Wanted, read};
 use crate::call::Protocol;
 use crate::endpoints::Endpoint;
+use crate::stop::Stop;
 
 /// The mark of what was deployed from here: as a label, from which file of functions, by which it is
 /// found again; as an annotation, that file's name for people.
@@ -103,15 +104,32 @@ impl Deployment {
         format!("{}/{name}", self.all())
     }
 
-    /// Creates or updates every service and waits until it is ready; the results are in the order
-    /// of `wanted`.
-    pub async fn deploy(&self, api: &impl Api, wanted: &[Wanted]) -> Vec<Done<Endpoint>> {
-        let one = async |wanted: &Wanted| (wanted.name.clone(), self.deploy_one(api, wanted).await);
-        futures_util::stream::iter(wanted)
-            .map(one)
-            .buffered(self.concurrency.max(1))
-            .collect()
-            .await
+    /// Creates or updates every service and waits until it is ready; `tell` is called with each as it is
+    /// known. The results are in the order of `wanted`. Once it is stopped no more are begun, those under
+    /// way are not waited for, and those that were not begun have no result.
+    pub async fn deploy(
+        &self,
+        api: &impl Api,
+        wanted: &[Wanted],
+        stop: &Stop,
+        mut tell: impl FnMut(&Done<Endpoint>),
+    ) -> Vec<Done<Endpoint>> {
+        let one = async |(index, wanted): (usize, &Wanted)| {
+            let done = tokio::select! {
+                biased;
+                done = self.deploy_one(api, wanted) => done,
+                () = stop.asked() => Err("stopped before it was ready".to_owned()),
+            };
+            (index, (wanted.name.clone(), done))
+        };
+        let begun = futures_util::stream::iter(wanted.iter().enumerate())
+            .take_while(|_| std::future::ready(!stop.is_asked()));
+        // In any order: one that never gets ready holds none of the others up.
+        let all = begun.map(one).buffer_unordered(self.concurrency.max(1));
+        let told = all.inspect(|(_, done)| tell(done));
+        let mut all: Vec<(usize, Done<Endpoint>)> = told.collect().await;
+        all.sort_by_key(|(index, _)| *index);
+        all.into_iter().map(|(_, done)| done).collect()
     }
 
     /// Deletes every service that was deployed from the same file, whether that lists it still or

@@ -140,6 +140,10 @@ fn wanted(dir: &Path, names: &[&str]) -> Vec<Wanted> {
         .collect()
 }
 
+fn deploy(deployment: &Deployment, api: &Fake, wanted: &[Wanted]) -> Vec<Done<Endpoint>> {
+    block_on(deployment.deploy(api, wanted, &Stop::default(), |_| {}))
+}
+
 fn block_on<T>(work: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.unwrap().block_on(work)
@@ -152,7 +156,7 @@ fn only_what_is_ready_has_an_endpoint_and_each_failure_its_reason() {
     wanted[4].manifest = dir.path().join("absent.yaml");
     wanted[0].initial_scale = 3;
     let api = Fake::default();
-    let done = block_on(deployment(dir.path()).deploy(&api, &wanted));
+    let done = deploy(&deployment(dir.path()), &api, &wanted);
     let endpoint = done[0].1.as_ref().unwrap();
     assert_eq!(endpoint.hostname, "a-0.default.example.com");
     assert_eq!(endpoint.protocol, Some(Protocol::Grpc));
@@ -178,7 +182,7 @@ fn what_is_said_of_an_earlier_generation_makes_nothing_ready() {
     let dir = tempfile::tempdir().unwrap();
     let wanted = wanted(dir.path(), &["stale-0"]);
     let api = Fake::default();
-    let done = block_on(deployment(dir.path()).deploy(&api, &wanted));
+    let done = deploy(&deployment(dir.path()), &api, &wanted);
     let endpoint = done[0].1.as_ref().unwrap();
     assert_eq!(endpoint.hostname, "stale-0.new.example.com", "what was said later counts");
     for (service, current) in [
@@ -203,11 +207,11 @@ fn only_what_was_deployed_is_updated_and_deleted() {
     std::fs::create_dir(&elsewhere).unwrap();
     let (other, deployment) = (deployment(&elsewhere), deployment(dir.path()));
     assert_eq!(other.mark.name, deployment.mark.name);
-    let done = block_on(deployment.deploy(&api, &wanted[..2]));
+    let done = deploy(&deployment, &api, &wanted[..2]);
     assert!(done[0].1.is_ok() && done[1].1.as_ref().unwrap_err().contains("not deployed from"));
-    let again = block_on(deployment.deploy(&api, &wanted[..1]));
+    let again = deploy(&deployment, &api, &wanted[..1]);
     assert!(again[0].1.is_ok(), "an update");
-    let taken = block_on(other.deploy(&api, &wanted[..1]));
+    let taken = deploy(&other, &api, &wanted[..1]);
     assert!(taken[0].1.as_ref().unwrap_err().contains("not deployed from this file"));
     let left = block_on(other.delete(&api, &wanted[..1])).unwrap();
     assert!(left[0].1.as_ref().unwrap_err().contains("left alone"));
@@ -231,7 +235,7 @@ fn what_an_older_version_deployed_from_a_file_of_this_name_is_updated_and_delete
         api.0.borrow_mut().insert(name.to_owned(), old);
     }
     let deployment = deployment(dir.path());
-    let done = block_on(deployment.deploy(&api, &wanted[..1]));
+    let done = deploy(&deployment, &api, &wanted[..1]);
     assert!(done[0].1.is_ok(), "{done:?}");
     let label = api.0.borrow()["a-0"]["metadata"]["labels"][MARK].clone();
     assert_eq!(label, deployment.mark.label.as_str(), "it is marked from then on");
@@ -242,12 +246,55 @@ fn what_an_older_version_deployed_from_a_file_of_this_name_is_updated_and_delete
 }
 
 #[test]
+fn one_that_is_never_ready_holds_no_other_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let names: Vec<String> =
+        std::iter::once("slow-0".to_owned()).chain((0..9).map(|n| format!("a-{n}"))).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let wanted = wanted(dir.path(), &names);
+    let (api, mut told) = (Fake::default(), Vec::new());
+    let deployment = Deployment { concurrency: 2, ..deployment(dir.path()) };
+    let stop = Stop::default();
+    let done = block_on(
+        deployment.deploy(&api, &wanted, &stop, |(name, done)| told.push((name.clone(), done.is_ok()))),
+    );
+    assert_eq!(told.len(), 10);
+    assert_eq!(told[9], ("slow-0".to_owned(), false), "the others are told before: {told:?}");
+    let order: Vec<&str> = done.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(order, names, "results are in the order of the list");
+}
+
+#[test]
+fn a_stop_begins_no_more_and_keeps_what_is_ready() {
+    let dir = tempfile::tempdir().unwrap();
+    let wanted = wanted(dir.path(), &["a-0", "slow-0", "slow-1", "a-1"]);
+    let (api, stop) = (Fake::default(), Stop::default());
+    let patience = Duration::from_secs(600);
+    let deployment = Deployment { concurrency: 2, patience, ..deployment(dir.path()) };
+    let done = block_on(async {
+        let ask = async {
+            while api.0.borrow().len() < 3 {
+                tokio::task::yield_now().await;
+            }
+            stop.ask();
+        };
+        tokio::join!(deployment.deploy(&api, &wanted, &stop, |_| {}), ask).0
+    });
+    assert!(done[0].1.is_ok(), "{done:?}");
+    assert_eq!(done.len(), 3, "the last was not begun: {done:?}");
+    for (_, done) in &done[1..] {
+        assert!(done.as_ref().unwrap_err().contains("stopped"), "{done:?}");
+    }
+    assert!(!api.0.borrow().contains_key("a-1"));
+}
+
+#[test]
 fn an_update_keeps_what_the_server_and_others_have_set() {
     let dir = tempfile::tempdir().unwrap();
     let wanted = wanted(dir.path(), &["a-0"]);
     let api = Fake::default();
     let deployment = deployment(dir.path());
-    let deploy = || block_on(deployment.deploy(&api, &wanted)).remove(0).1;
+    let deploy = || deploy(&deployment, &api, &wanted).remove(0).1;
     deploy().unwrap();
     set(&mut api.0.borrow_mut().get_mut("a-0").unwrap()["metadata"], "labels", ("team", "x"));
     deploy().unwrap();

@@ -83,17 +83,17 @@ pub(crate) async fn run(
     command: Command,
 ) -> anyhow::Result<ExitCode> {
     match command {
-        // A signal ends it like any command; only sending has something to finish.
+        // A signal ends it like any command; only sending and deploying have something to finish.
         Command::Deploy(args) => deploy::run(global, config, args).await,
         Command::Convert(args) => convert::run(&args),
         Command::Synth(args) => trace::synth(&args),
         Command::Sample(args) => trace::sample(&args),
-        Command::Rps(args) => rps(global, config, args, &stop_on_signals()?).await,
-        Command::Closed(args) => closed(global, config, args, &stop_on_signals()?).await,
-        Command::Sweep(args) => sweep_rates(global, args, &stop_on_signals()?).await,
-        Command::Trace(args) => trace::run(global, config, args, &stop_on_signals()?).await,
+        Command::Rps(args) => rps(global, config, args, &stop_on_signals(STOPPING)?).await,
+        Command::Closed(args) => closed(global, config, args, &stop_on_signals(STOPPING)?).await,
+        Command::Sweep(args) => sweep_rates(global, args, &stop_on_signals(STOPPING)?).await,
+        Command::Trace(args) => trace::run(global, config, args, &stop_on_signals(STOPPING)?).await,
         Command::Experiments(args) => {
-            experiments::run(global, config, args, &stop_on_signals()?).await
+            experiments::run(global, config, args, &stop_on_signals(STOPPING)?).await
         }
     }
 }
@@ -435,15 +435,18 @@ async fn sweep_rates(global: &Global, args: SweepArgs, stop: &Stop) -> anyhow::R
     Ok(if done.knee.is_some() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+/// What is told of a signal while requests are sent.
+const STOPPING: &str = "stopping: replies under way are waited for until the next signal";
+
 /// The first signal ends the sending, the second the waiting for replies; files are finished
 /// either way.
-fn stop_on_signals() -> anyhow::Result<Stop> {
+fn stop_on_signals(told: &'static str) -> anyhow::Result<Stop> {
     let stop = Stop::default();
     for kind in [SignalKind::interrupt(), SignalKind::terminate()] {
         let (mut signals, stop) = (signal(kind)?, stop.clone());
         tokio::spawn(async move {
             while signals.recv().await.is_some() {
-                output::note("stopping: replies under way are waited for until the next signal");
+                output::note(told);
                 stop.ask();
             }
         });

@@ -7,11 +7,12 @@ use anyhow::{Context as _, bail};
 use http::Method;
 use serde_json::Value;
 use vhive_load::Endpoint;
-use vhive_load::deploy::{Api, Deployment, Mark, Wanted, read};
+use vhive_load::deploy::{Api, Deployment, Done, Mark, Wanted, read};
 use vhive_load::output::write_json;
 use vhive_load::trace::Config as Experiment;
 
 use super::args::DeployArgs;
+use super::stop_on_signals;
 use super::trace::planned;
 use crate::cli::Global;
 use crate::client::{Client, read_whole};
@@ -127,24 +128,19 @@ async fn through(
     if args.delete {
         return delete(api, deployment, wanted).await;
     }
-    let done = deployment.deploy(api, wanted).await;
-    let mut ready: Vec<Endpoint> = Vec::new();
-    let mut failed = 0;
-    for (name, result) in done {
-        match result {
-            Ok(endpoint) => {
-                output::line(format!("service/{name} ready  {}", endpoint.hostname));
-                ready.push(endpoint);
-            }
-            Err(why) => {
-                failed += 1;
-                output::note(format!("service/{name} failed: {why}"));
-            }
-        }
+    let stop = stop_on_signals("stopping: what is ready so far is written")?;
+    let tell = |(name, done): &Done<Endpoint>| match done {
+        Ok(endpoint) => output::line(format!("service/{name} ready  {}", endpoint.hostname)),
+        Err(why) => output::note(format!("service/{name} failed: {why}")),
+    };
+    let done = deployment.deploy(api, wanted, &stop, tell).await;
+    if done.len() < wanted.len() {
+        output::note(format!("stopped: {} services were not begun", wanted.len() - done.len()));
     }
+    let ready: Vec<Endpoint> = done.into_iter().filter_map(|(_, done)| done.ok()).collect();
     write(&args.endpoints, &ready)?;
     output::line(format!("{} of {} in {}", ready.len(), wanted.len(), args.endpoints.display()));
-    Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if ready.len() == wanted.len() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 async fn delete(
