@@ -30,6 +30,12 @@ const INITIAL_SCALE: &str = "autoscaling.knative.dev/initial-scale";
 /// How often a service that is not ready is asked again.
 const AGAIN: Duration = Duration::from_millis(250);
 
+/// How often something is asked for that a server or the way to it fails at; a server that begins anew is
+/// back by then.
+const TRIES: u32 = 20;
+/// How often a service is looked at again that somebody else has changed meanwhile.
+const ROUNDS: u32 = 4;
+
 /// Which file services were deployed from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mark {
@@ -159,7 +165,8 @@ impl Deployment {
     async fn deployed(&self, api: &impl Api) -> Result<BTreeSet<String>, String> {
         let selector = format!("{}%3D{}", MARK.replace('/', "%2F"), self.mark.label);
         let path = format!("{}?labelSelector={selector}", self.all());
-        let (status, list) = api.call(Method::GET, &path, None).await?;
+        let until = (Instant::now() + self.patience, TRIES);
+        let (status, list) = self.call(api, (Method::GET, &path, None), until).await?;
         if status != 200 {
             return Err(message(status, &list));
         }
@@ -180,27 +187,76 @@ impl Deployment {
         }
     }
 
-    async fn deploy_one(&self, api: &impl Api, wanted: &Wanted) -> Result<Endpoint, String> {
-        let (mut service, protocol) = self.manifest(wanted)?;
-        let path = self.path(&wanted.name);
-        let (status, old) = api.call(Method::GET, &path, None).await?;
-        let (status, new) = match status {
-            404 => api.call(Method::POST, &self.all(), Some(&service)).await?,
-            200 if !self.is_ours(&old) => {
-                return Err(
-                    "a service of this name is there that was not deployed from this file".into()
-                );
+    /// Calls, and again after what passes by itself, `tries` times at most, until the deadline.
+    async fn call(
+        &self,
+        api: &impl Api,
+        (method, path, body): (Method, &str, Option<&Value>),
+        (deadline, tries): (Instant, u32),
+    ) -> Result<(u16, Value), String> {
+        let mut last = None;
+        for _ in 0..tries {
+            let call = api.call(method.clone(), path, body);
+            last = Some(match tokio::time::timeout_at(deadline, call).await {
+                Ok(Ok((status, body))) if !passes(status) => return Ok((status, body)),
+                Ok(Ok((status, body))) => message(status, &body),
+                Ok(Err(why)) => why,
+                // What was said before says more.
+                Err(_) if last.is_some() => break,
+                Err(_) => format!("no answer within {:?}", self.patience),
+            });
+            if Instant::now() + AGAIN > deadline {
+                break;
             }
-            200 => {
-                keep(&old, &mut service);
-                api.call(Method::PUT, &path, Some(&service)).await?
-            }
-            _ => (status, old),
-        };
-        if !(200..300).contains(&status) {
-            return Err(message(status, &new));
+            tokio::time::sleep(AGAIN).await;
         }
-        let url = self.ready(api, &path, new).await?;
+        Err(last.unwrap_or_else(|| "not asked".to_owned()))
+    }
+
+    /// Creates or updates a service. Whoever else writes to it meanwhile, a controller its status, goes
+    /// before: then it is looked at again.
+    async fn put(
+        &self,
+        api: &impl Api,
+        (wanted, service): (&Wanted, &Value),
+        until: (Instant, u32),
+    ) -> Result<Value, String> {
+        let path = self.path(&wanted.name);
+        let mut refused = String::new();
+        for _ in 0..ROUNDS {
+            let (status, old) = self.call(api, (Method::GET, &path, None), until).await?;
+            let (status, new) = match status {
+                404 => {
+                    let all = self.all();
+                    self.call(api, (Method::POST, &all, Some(service)), until).await?
+                }
+                200 if !self.is_ours(&old) => {
+                    return Err(
+                        "a service of this name is there that was not deployed from this file".into()
+                    );
+                }
+                200 => {
+                    let mut service = service.clone();
+                    keep(&old, &mut service);
+                    self.call(api, (Method::PUT, &path, Some(&service)), until).await?
+                }
+                _ => (status, old),
+            };
+            match status {
+                200..=299 => return Ok(new),
+                409 => refused = message(status, &new),
+                _ => return Err(message(status, &new)),
+            }
+        }
+        Err(refused)
+    }
+
+    async fn deploy_one(&self, api: &impl Api, wanted: &Wanted) -> Result<Endpoint, String> {
+        let (service, protocol) = self.manifest(wanted)?;
+        let deadline = Instant::now() + self.patience;
+        let new = self.put(api, (wanted, &service), (deadline, TRIES)).await?;
+        let path = self.path(&wanted.name);
+        let url = self.ready(api, &path, new, deadline).await?;
         let (hostname, address) = match &self.domain {
             Some(domain) => (format!("{}.{}.{domain}", wanted.name, self.namespace), None),
             None => place(&url)?,
@@ -214,8 +270,8 @@ impl Deployment {
         api: &impl Api,
         path: &str,
         mut service: Value,
+        deadline: Instant,
     ) -> Result<String, String> {
-        let deadline = Instant::now() + self.patience;
         loop {
             let conditions = service.pointer("/status/conditions").and_then(Value::as_array);
             let ready = conditions.into_iter().flatten().find(|one| one["type"] == "Ready");
@@ -239,7 +295,8 @@ impl Deployment {
                     .to_owned());
             }
             tokio::time::sleep(AGAIN).await;
-            let (status, now) = api.call(Method::GET, path, None).await?;
+            let (status, now) =
+                self.call(api, (Method::GET, path, None), (deadline, u32::MAX)).await?;
             if status != 200 {
                 return Err(message(status, &now));
             }
@@ -249,7 +306,8 @@ impl Deployment {
 
     async fn delete_one(&self, api: &impl Api, name: &str) -> Result<bool, String> {
         let path = self.path(name);
-        let (status, there) = api.call(Method::GET, &path, None).await?;
+        let until = (Instant::now() + self.patience, TRIES);
+        let (status, there) = self.call(api, (Method::GET, &path, None), until).await?;
         match status {
             404 => return Ok(false),
             200 => {}
@@ -258,8 +316,9 @@ impl Deployment {
         if !self.is_ours(&there) {
             return Err("left alone: it was not deployed from this file".into());
         }
-        let (status, reply) = api.call(Method::DELETE, &path, None).await?;
-        if (200..300).contains(&status) { Ok(true) } else { Err(message(status, &reply)) }
+        let (status, reply) = self.call(api, (Method::DELETE, &path, None), until).await?;
+        // One that is gone by now went with an earlier try, whose answer was lost.
+        if matches!(status, 200..=299 | 404) { Ok(true) } else { Err(message(status, &reply)) }
     }
 
     /// The manifest under the service's name, and what it speaks.
@@ -332,6 +391,11 @@ fn is_current(service: &Value) -> bool {
     let number = |place: &str| service.pointer(place).and_then(Value::as_u64);
     let wanted = number("/metadata/generation");
     wanted.is_none_or(|wanted| number("/status/observedGeneration") >= Some(wanted))
+}
+
+/// Whether a status is one of the moment.
+const fn passes(status: u16) -> bool {
+    matches!(status, 429 | 500..=599)
 }
 
 fn message(status: u16, body: &Value) -> String {

@@ -1,4 +1,4 @@
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 
 use super::*;
@@ -6,8 +6,31 @@ use super::*;
 /// Keeps services as a platform would; those named `slow…` are never ready, `bad…` fail,
 /// `no…` are refused, `stale…` tell of what they were before until they are asked.
 /// Updates are checked as Knative's webhooks do.
+/// `mute…` is not answered, and `raced…` is changed by somebody else twice, each time after it was read.
 #[derive(Default)]
-struct Fake(RefCell<BTreeMap<String, Value>>);
+struct Fake(RefCell<BTreeMap<String, Value>>, Cell<u32>);
+
+/// A platform whose every third call comes to nothing.
+#[derive(Default)]
+struct Shaky(Fake, Cell<usize>);
+
+impl Api for Shaky {
+    async fn call(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+    ) -> Result<(u16, Value), String> {
+        self.1.set(self.1.get() + 1);
+        match self.1.get() % 9 {
+            3 => Err("connection reset".to_owned()),
+            6 => Ok((503, json!({"message": "not now"}))),
+            // It was done, and the answer is lost.
+            0 => self.0.call(method, path, body).await.and(Err("connection reset".to_owned())),
+            _ => self.0.call(method, path, body).await,
+        }
+    }
+}
 
 const CREATOR: &str = "serving.knative.dev/creator";
 const MODIFIER: &str = "serving.knative.dev/lastModifier";
@@ -54,6 +77,9 @@ impl Api for Fake {
         path: &str,
         body: Option<&Value>,
     ) -> Result<(u16, Value), String> {
+        if path.ends_with("/mute-0") {
+            std::future::pending::<()>().await;
+        }
         let mut all = self.0.borrow_mut();
         let name = body.map_or(path.rsplit('/').next().unwrap_or_default(), |body| {
             body["metadata"]["name"].as_str().unwrap_or_default()
@@ -77,6 +103,11 @@ impl Api for Fake {
                     }
                 }
                 let found = all.get(&name).map(|one| (200, one.clone()));
+                if name.starts_with("raced") && found.is_some() && self.1.get() < 2 {
+                    self.1.set(self.1.get() + 1);
+                    let metadata = &mut all.get_mut(&name).unwrap()["metadata"];
+                    metadata["resourceVersion"] = json!(format!("{}", 100 + self.1.get()));
+                }
                 Ok(found.unwrap_or((404, json!({"message": "not found"}))))
             }
             ("DELETE", _) => Ok((200, all.remove(&name).unwrap_or_default())),
@@ -140,7 +171,7 @@ fn wanted(dir: &Path, names: &[&str]) -> Vec<Wanted> {
         .collect()
 }
 
-fn deploy(deployment: &Deployment, api: &Fake, wanted: &[Wanted]) -> Vec<Done<Endpoint>> {
+fn deploy(deployment: &Deployment, api: &impl Api, wanted: &[Wanted]) -> Vec<Done<Endpoint>> {
     block_on(deployment.deploy(api, wanted, &Stop::default(), |_| {}))
 }
 
@@ -286,6 +317,45 @@ fn a_stop_begins_no_more_and_keeps_what_is_ready() {
         assert!(done.as_ref().unwrap_err().contains("stopped"), "{done:?}");
     }
     assert!(!api.0.borrow().contains_key("a-1"));
+}
+
+#[test]
+fn what_passes_by_itself_fails_no_service() {
+    let dir = tempfile::tempdir().unwrap();
+    let wanted = wanted(dir.path(), &["a-0", "stale-0", "a-1", "stale-1", "a-2", "bad-0"]);
+    let api = Shaky::default();
+    let patience = Duration::from_secs(60);
+    let deployment = Deployment { patience, ..deployment(dir.path()) };
+    for _ in 0..2 {
+        let done = deploy(&deployment, &api, &wanted);
+        assert!(done[..5].iter().all(|(_, done)| done.is_ok()), "{done:?}");
+        assert!(done[5].1.as_ref().unwrap_err().contains("RevisionFailed"), "{done:?}");
+    }
+    let deleted = block_on(deployment.delete(&api, &wanted)).unwrap();
+    assert!(deleted.iter().all(|(_, done)| done.is_ok()), "{deleted:?}");
+    assert!(api.0.0.borrow().is_empty() && api.1.get() > 20, "{} calls", api.1.get());
+}
+
+#[test]
+fn who_changes_a_service_meanwhile_goes_before_and_it_is_updated_all_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let wanted = wanted(dir.path(), &["raced-0"]);
+    let api = Fake::default();
+    let deployment = deployment(dir.path());
+    for _ in 0..2 {
+        let done = deploy(&deployment, &api, &wanted);
+        assert!(done[0].1.is_ok(), "{done:?}");
+    }
+    assert_eq!(api.1.get(), 2, "it was changed twice, and looked at again");
+}
+
+#[test]
+fn a_server_that_never_answers_is_waited_for_no_longer_than_asked() {
+    let dir = tempfile::tempdir().unwrap();
+    let wanted = wanted(dir.path(), &["mute-0", "a-0"]);
+    let done = deploy(&deployment(dir.path()), &Fake::default(), &wanted);
+    assert!(done[0].1.as_ref().unwrap_err().contains("no answer within 400ms"), "{done:?}");
+    assert!(done[1].1.is_ok(), "{done:?}");
 }
 
 #[test]

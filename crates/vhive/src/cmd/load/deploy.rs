@@ -71,7 +71,8 @@ pub(crate) async fn run(
     };
     let Some(path) = &args.kubeconfig else {
         let client = Client::new(config.api_socket());
-        let node: Value = client.get("/vhive/v1/node").await?;
+        let asked = tokio::time::timeout(args.timeout.0, client.get("/vhive/v1/node")).await;
+        let node: Value = asked.context("the node does not answer in time (`--timeout`)")??;
         deployment.gateway = node["gateway"].as_str().map(str::to_owned);
         return through(&client, &args, &deployment, &wanted).await;
     };
