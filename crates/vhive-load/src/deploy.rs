@@ -262,7 +262,8 @@ impl Deployment {
             None => place(&url)?,
         };
         let (matchers, address) = (None, self.gateway.clone().or(address));
-        Ok(Endpoint { hostname, eventing: false, matchers, address, protocol: Some(protocol) })
+        let (eventing, protocol) = (wanted.eventing, Some(protocol));
+        Ok(Endpoint { hostname, eventing, matchers, address, protocol })
     }
 
     async fn ready(

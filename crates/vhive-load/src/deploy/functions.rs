@@ -13,6 +13,8 @@ pub struct Wanted {
     pub manifest: PathBuf,
     /// Instances that it begins with; 0 leaves that to the manifest.
     pub initial_scale: u64,
+    /// Whether it answers by an event, which its endpoint says, too.
+    pub eventing: bool,
 }
 
 /// Why a file of functions cannot be used.
@@ -79,12 +81,9 @@ pub fn read(path: &Path, dir: &Path) -> Result<Vec<Wanted>, FunctionsError> {
     }
     let mut all: Vec<Wanted> = Vec::new();
     for Function { name, file, count, eventing, .. } in file.functions {
-        if eventing {
-            return Err(absurd(format!("{name}: eventing is not offered")));
-        }
         for index in 0..count {
             let (name, manifest) = (format!("{name}-{index}"), dir.join(&file));
-            all.push(Wanted { name, manifest, initial_scale: 0 });
+            all.push(Wanted { name, manifest, initial_scale: 0, eventing });
         }
     }
     let mut names: Vec<&str> = all.iter().map(|wanted| wanted.name.as_str()).collect();

@@ -166,7 +166,7 @@ fn wanted(dir: &Path, names: &[&str]) -> Vec<Wanted> {
         .iter()
         .map(|name| {
             let (name, manifest) = ((*name).to_owned(), manifest.clone());
-            Wanted { name, manifest, initial_scale: 0 }
+            Wanted { name, manifest, initial_scale: 0, eventing: false }
         })
         .collect()
 }
@@ -427,9 +427,14 @@ fn the_originals_file_is_read_and_mistakes_are_named() {
     assert_eq!(all[2].manifest, Path::new("yamls/pyaes.yaml"));
     let one =
         |more: &str| format!(r#"{{"functions":[{{"name":"a","file":"f","count":1{more}}}]}}"#);
+    let eventing = read_text(&one(r#","eventing":true"#)).unwrap();
+    assert!(eventing[0].eventing && !all[0].eventing);
+    std::fs::write(dir.path().join("f"), MANIFEST).unwrap();
+    let eventing = [Wanted { manifest: dir.path().join("f"), ..eventing[0].clone() }];
+    let done = deploy(&deployment(dir.path()), &Fake::default(), &eventing);
+    assert!(done[0].1.as_ref().unwrap().eventing, "its endpoint says so: {done:?}");
     for (text, said) in [
         (r#"{"functions":[]}"#.to_owned(), "0 services"),
-        (one(r#","eventing":true"#), "eventing"),
         (one(r#","cuont":1"#), "is no list of functions"),
         (one(r#"},{"name":"a","file":"g","count":1"#), "a-0 is listed twice"),
     ] {

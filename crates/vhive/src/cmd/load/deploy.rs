@@ -139,6 +139,13 @@ async fn through(
         output::note(format!("stopped: {} services were not begun", wanted.len() - done.len()));
     }
     let ready: Vec<Endpoint> = done.into_iter().filter_map(|(_, done)| done.ok()).collect();
+    let eventing = ready.iter().filter(|endpoint| endpoint.eventing).count();
+    if eventing > 0 {
+        output::note(format!(
+            "{eventing} of them answer by events (`eventing`), which `vhive load` does not wait for: it takes a \
+             list without them"
+        ));
+    }
     write(&args.endpoints, &ready)?;
     output::line(format!("{} of {} in {}", ready.len(), wanted.len(), args.endpoints.display()));
     Ok(if ready.len() == wanted.len() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
