@@ -49,9 +49,17 @@ impl Mark {
     /// That of a file.
     ///
     /// # Errors
-    /// When it is not there.
+    /// When its directory is not there.
     pub fn of(path: &Path) -> std::io::Result<Self> {
-        let whole = path.canonicalize()?;
+        let whole = match path.canonicalize() {
+            Ok(whole) => whole,
+            // What it listed can still be found.
+            Err(error) => {
+                let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty());
+                let dir = dir.unwrap_or(Path::new(".")).canonicalize()?;
+                dir.join(path.file_name().ok_or(error)?)
+            }
+        };
         let label = format!("{:016x}", fnv(whole.as_os_str().as_encoded_bytes()));
         let name = whole.file_name().unwrap_or_default().to_string_lossy().into_owned();
         Ok(Self { label, name })
@@ -96,6 +104,15 @@ pub struct Deployment {
     pub domain: Option<String>,
     /// Where the platform's gateway listens, if it is known.
     pub gateway: Option<String>,
+}
+
+/// A service that was to be deleted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Gone {
+    /// Whether it was there.
+    pub was_there: bool,
+    /// The name of its endpoint, as far as it is known.
+    pub hostname: Option<String>,
 }
 
 /// What came of a service.
@@ -147,7 +164,7 @@ impl Deployment {
         &self,
         api: &impl Api,
         wanted: &[Wanted],
-    ) -> Result<Vec<Done<bool>>, String> {
+    ) -> Result<Vec<Done<Gone>>, String> {
         let mut names = self.deployed(api).await?;
         let more =
             wanted.iter().map(|wanted| wanted.name.clone()).filter(|name| !names.contains(name));
@@ -185,6 +202,12 @@ impl Deployment {
             Some(label) => label == self.mark.label,
             None => mark("/metadata/annotations") == Some(&self.mark.name),
         }
+    }
+
+    /// The host name of a service in the domain that was asked for, if one was.
+    fn own_hostname(&self, name: &str) -> Option<String> {
+        let domain = self.domain.as_ref()?;
+        Some(format!("{name}.{}.{domain}", self.namespace))
     }
 
     /// Calls, and again after what passes by itself, `tries` times at most, until the deadline.
@@ -257,8 +280,8 @@ impl Deployment {
         let new = self.put(api, (wanted, &service), (deadline, TRIES)).await?;
         let path = self.path(&wanted.name);
         let url = self.ready(api, &path, new, deadline).await?;
-        let (hostname, address) = match &self.domain {
-            Some(domain) => (format!("{}.{}.{domain}", wanted.name, self.namespace), None),
+        let (hostname, address) = match self.own_hostname(&wanted.name) {
+            Some(hostname) => (hostname, None),
             None => place(&url)?,
         };
         let (matchers, address) = (None, self.gateway.clone().or(address));
@@ -305,12 +328,14 @@ impl Deployment {
         }
     }
 
-    async fn delete_one(&self, api: &impl Api, name: &str) -> Result<bool, String> {
+    async fn delete_one(&self, api: &impl Api, name: &str) -> Result<Gone, String> {
         let path = self.path(name);
         let until = (Instant::now() + self.patience, TRIES);
         let (status, there) = self.call(api, (Method::GET, &path, None), until).await?;
         match status {
-            404 => return Ok(false),
+            404 => {
+                return Ok(Gone { was_there: false, hostname: self.own_hostname(name) });
+            }
             200 => {}
             _ => return Err(message(status, &there)),
         }
@@ -319,7 +344,15 @@ impl Deployment {
         }
         let (status, reply) = self.call(api, (Method::DELETE, &path, None), until).await?;
         // One that is gone by now went with an earlier try, whose answer was lost.
-        if matches!(status, 200..=299 | 404) { Ok(true) } else { Err(message(status, &reply)) }
+        match status {
+            200..=299 | 404 => {
+                let url = there.pointer("/status/url").and_then(Value::as_str);
+                let of_url = || Some(place(url?).ok()?.0);
+                let hostname = self.own_hostname(name).or_else(of_url);
+                Ok(Gone { was_there: true, hostname })
+            }
+            _ => Err(message(status, &reply)),
+        }
     }
 
     /// The manifest under the service's name, and what it speaks.
@@ -397,6 +430,18 @@ fn is_current(service: &Value) -> bool {
 /// Whether a status is one of the moment.
 const fn passes(status: u16) -> bool {
     matches!(status, 429 | 500..=599)
+}
+
+/// Takes the lines of services that are gone out of a list of endpoints; `None` when it has none of them.
+/// What else a line says stays as it is.
+#[must_use]
+pub fn without(list: &Value, gone: &[Gone]) -> Option<Value> {
+    let is_gone = |line: &&Value| {
+        gone.iter().any(|gone| gone.hostname.is_some() && gone.hostname.as_deref() == line["hostname"].as_str())
+    };
+    let all = list.as_array()?;
+    let left: Vec<Value> = all.iter().filter(|line| !is_gone(line)).cloned().collect();
+    (left.len() < all.len()).then(|| left.into())
 }
 
 fn message(status: u16, body: &Value) -> String {

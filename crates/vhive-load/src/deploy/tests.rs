@@ -248,8 +248,9 @@ fn only_what_was_deployed_is_updated_and_deleted() {
     assert!(left[0].1.as_ref().unwrap_err().contains("left alone"));
     // The file lists one less by now.
     let deleted = block_on(deployment.delete(&api, &wanted[1..])).unwrap();
-    assert_eq!(deleted[0], ("a-0".to_owned(), Ok(true)));
-    assert_eq!(deleted[1], ("gone-0".to_owned(), Ok(false)));
+    let hostname = Some("a-0.default.example.com".to_owned());
+    assert_eq!(deleted[0], ("a-0".to_owned(), Ok(Gone { was_there: true, hostname })));
+    assert_eq!(deleted[1], ("gone-0".to_owned(), Ok(Gone { was_there: false, hostname: None })));
     assert!(deleted[2].1.as_ref().unwrap_err().contains("left alone"));
     assert_eq!(api.0.borrow().keys().collect::<Vec<_>>(), ["own-0"]);
 }
@@ -356,6 +357,38 @@ fn a_server_that_never_answers_is_waited_for_no_longer_than_asked() {
     let done = deploy(&deployment(dir.path()), &Fake::default(), &wanted);
     assert!(done[0].1.as_ref().unwrap_err().contains("no answer within 400ms"), "{done:?}");
     assert!(done[1].1.is_ok(), "{done:?}");
+}
+
+#[test]
+fn what_was_deployed_is_deleted_though_its_list_is_empty_broken_or_gone() {
+    let dir = tempfile::tempdir().unwrap();
+    let wanted = wanted(dir.path(), &["a-0", "a-1"]);
+    let (path, api) = (dir.path().join("functions.json"), Fake::default());
+    let before = deployment(dir.path());
+    for break_it in [
+        |path: &Path| std::fs::write(path, "[").unwrap(),
+        |path: &Path| std::fs::remove_file(path).unwrap(),
+    ] {
+        let _ready = deploy(&before, &api, &wanted);
+        break_it(&path);
+        assert!(read(&path, Path::new("yamls")).is_err());
+        let mark = Mark::of(&path).unwrap();
+        let deleted = block_on(Deployment { mark, ..before.clone() }.delete(&api, &[])).unwrap();
+        assert!(deleted.len() == 2 && deleted.iter().all(|(_, done)| done.is_ok()), "{deleted:?}");
+        assert!(api.0.borrow().is_empty());
+    }
+}
+
+#[test]
+fn what_is_deleted_has_no_endpoint_any_more() {
+    let line = |name: &str| json!({"hostname": name, "eventing": false, "more": 1});
+    let gone = |name: &str| Gone { was_there: true, hostname: Some(name.to_owned()) };
+    let list = json!([line("a.x"), line("b.x"), line("c.x")]);
+    let unknown = Gone { was_there: true, hostname: None };
+    let left = without(&list, &[gone("b.x"), gone("d.x"), unknown.clone()]);
+    assert_eq!(left, Some(json!([line("a.x"), line("c.x")])));
+    assert_eq!(without(&list, &[gone("d.x"), unknown]), None);
+    assert_eq!(without(&json!({"no": "list"}), &[gone("a.x")]), None);
 }
 
 #[test]
