@@ -172,6 +172,7 @@ impl Pending {
             target: self.shot.target,
             intended_ns: self.shot.at_ns,
             sent_ns: self.sent_ns.unwrap_or(end.done_ns),
+            sent: self.sent_ns.is_some(),
             connect_ns: self.connect_ns,
             first_byte_ns: end.first_byte_ns,
             done_ns: end.done_ns,

@@ -46,6 +46,9 @@ pub struct Row {
     /// When its first byte was handed to the kernel; for one that could not be sent, when that
     /// was known.
     pub sent_ns: u64,
+    /// Whether it was sent at all. One that was not has neither lateness nor latency.
+    #[serde(default = "yes")]
+    pub sent: bool,
     /// What setting up a connection took, where one had to be made for it: a part of the
     /// lateness, not of the latency.
     pub connect_ns: Option<u64>,
@@ -78,6 +81,10 @@ pub struct Row {
     pub function_memory_kib: Option<u64>,
 }
 
+const fn yes() -> bool {
+    true
+}
+
 impl Row {
     /// From the intended to the actual send.
     #[must_use]
@@ -85,7 +92,7 @@ impl Row {
         self.sent_ns.saturating_sub(self.intended_ns)
     }
 
-    /// From the actual send to the end.
+    /// From the actual send to the end; of one that was never sent, 0.
     #[must_use]
     pub const fn latency_ns(&self) -> u64 {
         self.done_ns.saturating_sub(self.sent_ns)

@@ -91,6 +91,8 @@ pub struct Tally {
     errors: BTreeMap<Box<str>, u64>,
     /// Requests that this host had no means to send.
     own_failures: u64,
+    /// Requests that were never sent, for want of a connection.
+    never_sent: u64,
     last_done_ns: u64,
 }
 
@@ -99,15 +101,20 @@ impl Tally {
     pub fn add(&mut self, row: &Row) {
         let outcome = row.outcome.as_str();
         *self.counts.entry(outcome).or_default() += 1;
-        self.latency.entry(outcome).or_default().add(row.latency_ns());
+        if row.sent {
+            self.latency.entry(outcome).or_default().add(row.latency_ns());
+        }
         if row.outcome == Outcome::Ok {
             self.total.add(row.total_ns());
         }
         match row.connect_ns {
             Some(ns) => self.connect.add(ns),
-            None => self.late.add(row.late_ns()),
+            // What was never sent was not late, but not at all.
+            None if row.sent => self.late.add(row.late_ns()),
+            None => {}
         }
-        self.over_late += u64::from(row.late_ns() > LATE_NS);
+        self.never_sent += u64::from(!row.sent);
+        self.over_late += u64::from(row.sent && row.late_ns() > LATE_NS);
         if let Some(us) = row.function_us {
             self.function.add(us.saturating_mul(1000));
         }
@@ -191,6 +198,7 @@ impl Tally {
             starts: BTreeMap::new(),
             starts_unknown: 0,
             own_failures: self.own_failures,
+            never_sent: self.never_sent,
             errors: self.errors.iter().map(|(name, n)| (name.to_string(), *n)).collect(),
             not_opened_ahead: ran.opened.failed.clone(),
             rows_lost: 0,
@@ -242,6 +250,9 @@ pub struct Summary {
     pub starts_unknown: u64,
     /// Errors that are the generator's own: this host had no file or port left for a connection.
     pub own_failures: u64,
+    /// Requests among them, and among time-outs and the unfinished, that found no connection and were never
+    /// sent: in no latency and no lateness.
+    pub never_sent: u64,
     /// Errors by their text.
     pub errors: BTreeMap<String, u64>,
     /// Connections that could not be made ahead, and why.
@@ -313,6 +324,10 @@ impl Summary {
         for (error, count) in &self.errors {
             put(&mut out, format_args!("error      {count} × {error}"));
         }
+        if self.never_sent > 0 {
+            let text = "requests found no connection, and were never sent";
+            put(&mut out, format_args!("warning    {} {text}", self.never_sent));
+        }
         if self.own_failures > 0 {
             let text = "errors are the generator's own: this host had no means to send them";
             put(&mut out, format_args!("warning    {} {text}", self.own_failures));
@@ -360,6 +375,7 @@ pub(crate) mod tests {
             target: 0,
             intended_ns: number * 1000,
             sent_ns: number * 1000 + 10,
+            sent: true,
             connect_ns: None,
             first_byte_ns: Some(number * 1000 + 500),
             done_ns: number * 1000 + 600,
@@ -392,6 +408,18 @@ pub(crate) mod tests {
         assert_eq!((ok.count, ok.max_us), (2, 0.59));
         assert_eq!((tally.late().count(), tally.over_late), (3, 1), "who connects is apart");
         assert_eq!(tally.completed_per_second(), 2.0 / 0.9);
+    }
+
+    #[test]
+    fn what_was_never_sent_has_no_time() {
+        let mut tally = Tally::default();
+        let mut never = row(1, Outcome::Error);
+        (never.sent, never.sent_ns, never.done_ns) = (false, 30_000_000_000, 30_000_000_000);
+        tally.add(&never);
+        tally.add(&row(2, Outcome::Error));
+        assert_eq!((tally.count(Outcome::Error), tally.never_sent), (2, 1));
+        assert_eq!(tally.latency(Outcome::Error).map(Times::count), Some(1));
+        assert_eq!((tally.late().count(), tally.over_late), (1, 0));
     }
 
     #[test]

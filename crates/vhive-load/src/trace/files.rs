@@ -167,7 +167,12 @@ impl Durations {
 
     fn line(&self, row: &Row) -> String {
         let clock = self.clock.get();
-        let start = clock.map_or(0, |clock| clock.epoch_us(row.sent_ns));
+        // The original's times are from before it connects: all that there is of what was never sent.
+        let (start_ns, response_ns, late) = match row.sent {
+            true => (row.sent_ns, row.latency_ns(), (row.late_ns() / 1000).to_string()),
+            false => (row.intended_ns, row.total_ns(), String::new()),
+        };
+        let start = clock.map_or(0, |clock| clock.epoch_us(start_ns));
         let index = usize::try_from(row.target).unwrap_or(usize::MAX);
         // What follows has the identity of what it follows.
         let intended_ns = row.flow_ns.unwrap_or(row.intended_ns);
@@ -185,11 +190,11 @@ impl Durations {
             "{head},{},{},{},{},{unreachable},{},{},false,,,,{},{},{},{},{},{}",
             u64::from(work.runtime_ms) * 1000,
             row.connect_ns.map_or(0, |ns| ns / 1000),
-            row.latency_ns() / 1000,
+            response_ns / 1000,
             row.function_us.map_or_else(String::new, |us| us.to_string()),
             row.outcome == Outcome::Timeout,
             row.function_memory_kib.map_or_else(String::new, |kib| (kib >> 10).to_string()),
-            row.late_ns() / 1000,
+            late,
             row.outcome.as_str(),
             row.status.map_or_else(String::new, |status| status.to_string()),
             work.memory_mib,

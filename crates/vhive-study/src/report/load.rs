@@ -37,9 +37,9 @@ const PARTS: [(f64, &str); 7] = [
 #[derive(Debug, Deserialize)]
 struct Line<'a> {
     intended_us: f64,
-    late_us: f64,
+    late_us: Option<f64>,
     connect_us: Option<f64>,
-    latency_us: f64,
+    latency_us: Option<f64>,
     total_us: f64,
     #[serde(borrow)]
     outcome: Cow<'a, str>,
@@ -51,7 +51,8 @@ struct Line<'a> {
 #[derive(Debug)]
 struct Sent {
     intended_us: f64,
-    late_us: f64,
+    /// None of one that was never sent.
+    late_us: Option<f64>,
     connect_us: Option<f64>,
     latency_us: f64,
     total_us: f64,
@@ -128,7 +129,8 @@ fn read(path: &Path) -> Result<(Vec<Sent>, bool), ResultError> {
         }
         let content = |source| ResultError::Content { path: path.to_owned(), line: number, source };
         let row: Line<'_> = serde_json::from_str(&line).map_err(content)?;
-        let Line { intended_us, late_us, connect_us, latency_us, total_us, .. } = row;
+        let Line { intended_us, late_us, connect_us, total_us, .. } = row;
+        let latency_us = row.latency_us.unwrap_or_default();
         let (outcome, start) = (word(&row.outcome), row.start.as_deref().map(&mut word));
         rows.push(Sent { intended_us, late_us, connect_us, latency_us, total_us, outcome, start });
     }
@@ -177,7 +179,7 @@ impl<'a> Run<'a> {
                 self.rows.len()
             ));
         }
-        let late = self.rows.iter().filter(|row| row.late_us > 1000.0).count();
+        let late = self.rows.iter().filter(|row| row.late_us > Some(1000.0)).count();
         if late * 100 > self.rows.len() {
             warnings.push(format!(
                 "{late} of {} requests left more than 1 ms late: the generator could not keep up.",
@@ -298,7 +300,7 @@ impl<'a> Run<'a> {
     }
 
     fn lateness(&self) -> Option<Chart> {
-        let late: Vec<f64> = self.rows.iter().map(|row| row.late_us / 1e3).collect();
+        let late: Vec<f64> = self.rows.iter().filter_map(|row| Some(row.late_us? / 1e3)).collect();
         let lines = [(format!("late n={}", late.len()), late)];
         let title = "How late requests left";
         let caption = "From the intended to the actual send, set-up of connections included: the \
