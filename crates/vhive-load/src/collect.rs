@@ -62,9 +62,14 @@ impl Collector {
         }
     }
 
+    /// How many are under way.
+    pub(crate) fn under_way(&self) -> u64 {
+        self.in_flight.load(Ordering::Acquire)
+    }
+
     /// Whether something is under way.
     pub(crate) fn has_any(&self) -> bool {
-        self.in_flight.load(Ordering::Acquire) > 0
+        self.under_way() > 0
     }
 
     /// As [`Collector::idle`], without sleeping.

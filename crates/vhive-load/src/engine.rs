@@ -30,6 +30,8 @@ const AFTER_ERROR: Duration = Duration::from_millis(10);
 const BEHIND: u64 = 100_000;
 /// … reads replies after so many sends.
 const IN_A_ROW: u32 = 8;
+/// How long replies are awaited before that is told.
+const TELLS_AFTER: Duration = Duration::from_secs(1);
 /// How long a name may take to be resolved.
 const RESOLVE: Duration = Duration::from_secs(10);
 /// Names that are looked up at a time.
@@ -58,6 +60,9 @@ pub struct Load {
     pub busy: bool,
     /// Whether replies are looked into for what the function says of itself.
     pub reads_replies: bool,
+    /// Told once, when replies are still awaited some time after the last send: how many, and how long they
+    /// are waited for at most.
+    pub tells_drain: Option<fn(u64, Duration)>,
     /// Set when the run begins; for whoever needs the time of its rows before it ends.
     pub clock: Arc<OnceLock<Clock>>,
 }
@@ -76,6 +81,7 @@ impl Load {
             spin: SPIN,
             busy: false,
             reads_replies: false,
+            tells_drain: None,
             clock: Arc::default(),
         }
     }
@@ -312,9 +318,17 @@ impl Run {
     async fn end(&self, load: &Load, stop: &Stop, count: impl FnOnce(Ran) -> Ran) -> Ran {
         let clock = self.collector.clock();
         let sending_ns = clock.now_ns();
+        let tells = async {
+            tokio::time::sleep(TELLS_AFTER).await;
+            if let Some(tell) = load.tells_drain {
+                tell(self.collector.under_way(), load.drain);
+            }
+            std::future::pending::<()>().await;
+        };
         tokio::select! {
             () = self.collector.idle() => {}
             () = self.collector.idle_awake(), if load.busy => {}
+            () = tells => {}
             () = tokio::time::sleep(load.drain) => {}
             () = stop.asked_twice() => {}
         }

@@ -172,6 +172,24 @@ fn a_drain_that_ends_tells_what_was_under_way() {
 }
 
 #[test]
+fn a_drain_that_lasts_is_told_once() {
+    static TOLD: std::sync::Mutex<Vec<(u64, Duration)>> = std::sync::Mutex::new(Vec::new());
+    on_one_thread(async {
+        let (address, _) = hello(Duration::from_millis(1500)).await;
+        let mut load = load(&address, Protocol::Http1);
+        load.tells_drain =
+            Some(|under_way, most| TOLD.lock().expect("whole").push((under_way, most)));
+        let rows = run(&load, shots(3, 1)).await;
+        assert!(rows.iter().all(|row| row.outcome == Outcome::Ok), "{rows:?}");
+        assert_eq!(*TOLD.lock().expect("whole"), [(3, load.drain)]);
+        let (address, _) = hello(Duration::ZERO).await;
+        load.targets[0].address = address;
+        run(&load, shots(3, 1)).await;
+        assert_eq!(TOLD.lock().expect("whole").len(), 1, "one that does not last is not");
+    });
+}
+
+#[test]
 fn no_more_connections_than_allowed_and_who_waits_is_late() {
     on_one_thread(async {
         let (address, connections) = hello(Duration::from_millis(50)).await;

@@ -13,6 +13,8 @@ use vhive_load::trace::convert::Start;
 use vhive_load::trace::synth::{Mode, Synth};
 use vhive_load::{Arrivals, GrpcCall, Load, Plain, Protocol, Target, endpoints, grpc};
 
+use crate::output;
+
 /// A time span: `30s`, or a bare number of seconds as the original has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Seconds(pub(crate) Duration);
@@ -76,9 +78,10 @@ pub(crate) struct To {
     /// The most that a request may take; 30s unless given.
     #[arg(long, alias = "grpcTimeout", value_name = "SPAN")]
     pub(crate) timeout: Option<Seconds>,
-    /// How long replies are waited for after the last send.
-    #[arg(long, default_value = "30s", value_name = "SPAN")]
-    pub(crate) drain: Seconds,
+    /// How long replies are waited for after the last send; twice the time-out unless given: by then each
+    /// request has connected and been answered, or has timed out.
+    #[arg(long, value_name = "SPAN")]
+    pub(crate) drain: Option<Seconds>,
     /// How long before a send the sender stops sleeping and watches the clock; 0 saves CPU time
     /// and costs precision.
     #[arg(long, default_value = "150us", value_name = "SPAN")]
@@ -113,14 +116,30 @@ impl To {
             }
         };
         let mut load = Load::to(endpoints.iter().map(target).collect());
-        load.patience = self.timeout.map_or(load.patience, |timeout| timeout.0);
-        load.drain = self.drain.0;
+        self.wait(&mut load, None);
+        load.tells_drain = Some(tell_drain);
         load.connections = self.connections;
         load.most_connections = self.max_connections;
         load.spin = self.spin.0;
         load.busy = self.busy;
         Ok(load)
     }
+}
+
+impl To {
+    /// Sets how long a request may take, `patience` unless it was asked for, and how long replies are waited
+    /// for: the longest are not to be cut off, which would make the rest look fast.
+    pub(crate) fn wait(&self, load: &mut Load, patience: Option<Duration>) {
+        let asked = self.timeout.map(|timeout| timeout.0);
+        load.patience = asked.or(patience).unwrap_or(load.patience);
+        load.drain = self.drain.map_or(load.patience.saturating_mul(2), |drain| drain.0);
+    }
+}
+
+fn tell_drain(under_way: u64, most: Duration) {
+    output::note(format!(
+        "{under_way} replies are awaited, {most:?} at most (`--drain`); a second Ctrl-C ends that"
+    ));
 }
 
 /// What all ways of sending the same request share.
@@ -598,6 +617,31 @@ mod tests {
         assert_eq!(all.into_iter().map(|one| (one.at, one.act)).collect::<Vec<_>>(), wanted);
         for bad in ["30s", "soon:x", "-3:x", "3:"] {
             assert!(fail(bad, "").is_err() && fail("", bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn replies_are_waited_for_as_long_as_a_request_may_take() {
+        #[derive(clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            to: To,
+        }
+        let seconds = |line: &str, experiment: Option<u64>| {
+            let words = ["x"].into_iter().chain(line.split_whitespace());
+            let to = <Line as clap::Parser>::parse_from(words).to;
+            let mut load = Load::to(Vec::new());
+            to.wait(&mut load, experiment.map(Duration::from_secs));
+            (load.patience.as_secs(), load.drain.as_secs())
+        };
+        for (line, experiment, wanted) in [
+            ("", None, (30, 60)),
+            ("--timeout 60s", None, (60, 120)),
+            ("", Some(900), (900, 1800)),
+            ("--timeout 3s", Some(900), (3, 6)),
+            ("--timeout 60s --drain 5", None, (60, 5)),
+        ] {
+            assert_eq!(seconds(line, experiment), wanted, "{line:?} {experiment:?}");
         }
     }
 

@@ -210,9 +210,7 @@ fn load(to: &To, experiment: &Experiment, plan: &Plan) -> anyhow::Result<Load> {
         Target { protocol, ..target }
     };
     load.targets = (0..functions).map(target).collect();
-    if to.timeout.is_none() {
-        load.patience = experiment.patience();
-    }
+    to.wait(&mut load, Some(experiment.patience()));
     load.reads_replies = true;
     make_room(&mut load);
     Ok(load)
