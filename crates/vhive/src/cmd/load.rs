@@ -46,6 +46,8 @@ const REPORT: &str = "report.html";
 /// What a run writes at its end only, or not at all: of an earlier one, it would be taken for this one's.
 const AT_THE_END: [&str; 6] =
     [SUMMARY, SWEEP, REPORT, "rows.parquet", "rows.parquet.part", fail::FILE];
+/// A p99 of fewer is but the longest.
+const FEW: u64 = 100;
 /// A file of rows that is longer, in bytes, has no report of itself: its rows would have to be in memory.
 const MOST_REPORTED: u64 = 512 << 20;
 
@@ -421,6 +423,14 @@ async fn sweep_rates(global: &Global, args: SweepArgs, stop: &Stop) -> anyhow::R
             match done.knee {
                 Some(knee) => output::line(format!("knee       {knee:.1}/s ({unloaded})")),
                 None => output::line(format!("knee       none ({unloaded})")),
+            }
+            if done.unloaded_replies < FEW {
+                let few = done.unloaded_replies;
+                output::line(format!("warning    the unloaded p99 is of {few} replies only"));
+            }
+            let few = done.steps.iter().filter(|step| step.sent < FEW).count();
+            if few > 0 {
+                output::line(format!("warning    {few} rates' p99 is of fewer than {FEW} requests"));
             }
             if done.stopped {
                 output::line("warning    stopped before the knee was known");

@@ -277,9 +277,19 @@ pub(crate) struct SweepArgs {
     /// How exactly the knee is wanted, as a share of it.
     #[arg(long, default_value_t = 0.1, value_name = "SHARE")]
     pub(crate) precision: f64,
-    /// How long each rate is sent.
+    /// How long each rate is sent, at least.
     #[arg(long, default_value = "5s", value_name = "SPAN")]
     pub(crate) time: Seconds,
+    /// Replies of one client alone, and twice as many requests at each rate, for which it is sent up to
+    /// twenty times longer.
+    #[arg(long, default_value_t = 100, value_name = "N")]
+    pub(crate) replies: u64,
+    /// Requests to each endpoint before anything is measured; the first is a cold start.
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub(crate) warm_up: u64,
+    /// What is waited for after these.
+    #[arg(long, default_value = "1s", value_name = "SPAN")]
+    pub(crate) settle: Seconds,
     /// `fixed` or `poisson`.
     #[arg(long, default_value = "poisson", value_name = "KIND")]
     pub(crate) arrivals: Arrivals,
@@ -524,6 +534,9 @@ impl SweepArgs {
             rates: (self.from, self.most),
             arrivals: self.arrivals,
             time: self.time.0,
+            replies: self.replies,
+            warm_up: self.warm_up,
+            settle: self.settle.0,
             within: self.within,
             precision: self.precision,
             seed: self.common.seed,
