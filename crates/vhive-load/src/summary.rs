@@ -197,6 +197,7 @@ impl Tally {
             function: self.function.figures(),
             starts: BTreeMap::new(),
             starts_unknown: 0,
+            records_missed: 0,
             own_failures: self.own_failures,
             never_sent: self.never_sent,
             errors: self.errors.iter().map(|(name, n)| (name.to_string(), *n)).collect(),
@@ -248,6 +249,8 @@ pub struct Summary {
     /// Replies of which it was asked how the instance was started, and is not known: the node had
     /// forgotten, or keeps no record of such requests.
     pub starts_unknown: u64,
+    /// How often the node was asked for its records in vain.
+    pub records_missed: u64,
     /// Errors that are the generator's own: this host had no file or port left for a connection.
     pub own_failures: u64,
     /// Requests among them, and among time-outs and the unfinished, that found no connection and were never
@@ -338,6 +341,10 @@ impl Summary {
         if self.starts_unknown > 0 {
             let text = "replies, the start of whose instance the node did not tell";
             put(&mut out, format_args!("warning    {} {text}", self.starts_unknown));
+        }
+        if self.records_missed > 0 {
+            let text = "times the node did not tell its records";
+            put(&mut out, format_args!("warning    {} {text}", self.records_missed));
         }
         if self.rows_lost > 0 {
             put(&mut out, format_args!("warning    {} rows could not be written", self.rows_lost));

@@ -250,7 +250,9 @@ impl Run {
         };
         let mut summary = rows.tally.summary(&ran);
         let starts = self.starts.map(|starts| {
-            let (starts, unknown) = rows.add_starts(&starts.end()?)?;
+            let known = starts.end()?;
+            summary.records_missed = known.missed;
+            let (starts, unknown) = rows.add_starts(&known.starts)?;
             summary.starts = starts.into_iter().collect();
             summary.starts_unknown = unknown;
             anyhow::Ok(())
