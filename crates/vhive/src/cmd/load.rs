@@ -387,6 +387,7 @@ fn complete(lost: Vec<(u64, OutputError)>) -> anyhow::Result<()> {
 }
 
 async fn sweep_rates(global: &Global, args: SweepArgs, stop: &Stop) -> anyhow::Result<ExitCode> {
+    args.check()?;
     let mut load: Load = unless(stop, args.common.load()).await?;
     make_room(&mut load);
     let dir = args.common.out.clone();

@@ -15,6 +15,10 @@ use vhive_load::{Arrivals, GrpcCall, Load, Plain, Protocol, Target, endpoints, g
 
 use crate::output;
 
+/// Names of the original's files.
+const LATENCIES: &str = "lat.csv";
+const DURATIONS: &str = "dur.csv";
+
 /// A time span: `30s`, or a bare number of seconds as the original has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Seconds(pub(crate) Duration);
@@ -178,13 +182,13 @@ pub(crate) struct Common {
     #[arg(long, default_value = ".", value_name = "DIR")]
     pub(crate) out: PathBuf,
     /// Name of the file of latencies, behind `rps<X>_`.
-    #[arg(long, default_value = "lat.csv", value_name = "NAME")]
+    #[arg(long, default_value = LATENCIES, value_name = "NAME")]
     pub(crate) latf: String,
     /// Write what functions say they took.
     #[arg(long, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true")]
     pub(crate) profile: bool,
     /// Name of the file of those durations.
-    #[arg(long, default_value = "dur.csv", value_name = "NAME")]
+    #[arg(long, default_value = DURATIONS, value_name = "NAME")]
     pub(crate) durf: String,
     /// The original's: tracing is not offered, so only `false`.
     #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true")]
@@ -529,6 +533,22 @@ pub(crate) struct DeployArgs {
 }
 
 impl SweepArgs {
+    /// Refuses what a sweep would take and do nothing with.
+    pub(crate) fn check(&self) -> anyhow::Result<()> {
+        let common = &self.common;
+        for (given, name, what) in [
+            (common.to.records, "--records", "run `vhive load rps` at one rate to tell starts apart"),
+            (common.profile, "--profile", "it keeps no functions' durations"),
+            (common.latf != LATENCIES, "--latf", "its latencies are in rows.csv"),
+            (common.durf != DURATIONS, "--durf", "it keeps no functions' durations"),
+        ] {
+            if given {
+                bail!("{name} is without effect in a sweep: {what}");
+            }
+        }
+        Ok(())
+    }
+
     pub(crate) fn plan(&self) -> Plan {
         Plan {
             rates: (self.from, self.most),
@@ -655,6 +675,24 @@ mod tests {
             ("--timeout 60s --drain 5", None, (60, 5)),
         ] {
             assert_eq!(seconds(line, experiment), wanted, "{line:?} {experiment:?}");
+        }
+    }
+
+    #[test]
+    fn what_a_sweep_does_nothing_with_is_refused_by_name() {
+        #[derive(clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            sweep: SweepArgs,
+        }
+        let check = |line: &str| {
+            let words = ["x"].into_iter().chain(line.split_whitespace());
+            <Line as clap::Parser>::parse_from(words).sweep.check()
+        };
+        check("--parquet --busy").expect("they have an effect");
+        for line in ["--records", "--profile", "--latf mine.csv", "--durf mine.csv"] {
+            let why = check(line).expect_err("refused").to_string();
+            assert!(line.starts_with(why.split(' ').next().unwrap_or("-")), "{line}: {why}");
         }
     }
 
