@@ -567,11 +567,7 @@ impl SweepArgs {
 impl Common {
     /// What is sent to whom.
     pub(crate) async fn load(&self) -> anyhow::Result<Load> {
-        if self.trace || self.zipkin.is_some() {
-            bail!(
-                "--trace and --zipkin: spans are not offered; `--records` tells where the time went"
-            );
-        }
+        self.spans()?;
         let mut load = self.to.load(None)?;
         load.plain = self.plain()?;
         load.reads_replies = self.profile;
@@ -580,6 +576,17 @@ impl Common {
             load.targets.iter_mut().for_each(|target| target.protocol = Protocol::Grpc);
         }
         Ok(load)
+    }
+
+    /// Spans are refused; where they would go, without them, has no effect in the original either.
+    fn spans(&self) -> anyhow::Result<()> {
+        if self.trace {
+            bail!("--trace: spans are not offered; `--records` tells where the time went");
+        }
+        if self.zipkin.is_some() {
+            output::note("without effect: --zipkin: there are no spans without --trace");
+        }
+        Ok(())
     }
 
     async fn call(&self, name: &str, load: &Load) -> anyhow::Result<GrpcCall> {
@@ -693,6 +700,25 @@ mod tests {
         for line in ["--records", "--profile", "--latf mine.csv", "--durf mine.csv"] {
             let why = check(line).expect_err("refused").to_string();
             assert!(line.starts_with(why.split(' ').next().unwrap_or("-")), "{line}: {why}");
+        }
+    }
+
+    #[test]
+    fn a_collector_of_spans_is_refused_only_where_there_would_be_spans() {
+        #[derive(clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            common: Common,
+        }
+        let spans = |line: &str| {
+            let words = ["x"].into_iter().chain(line.split_whitespace());
+            <Line as clap::Parser>::parse_from(words).common.spans()
+        };
+        for line in ["", "--trace=false", "--trace=false --zipkin http://z/x", "--zipkin http://z/x"] {
+            spans(line).expect("what scripts for the original pass");
+        }
+        for line in ["--trace", "--trace=true --zipkin http://z/x"] {
+            spans(line).expect_err("no spans");
         }
     }
 
