@@ -190,6 +190,9 @@ impl Config {
         if self.experiment_duration == 0 || columns > MOST_UNITS {
             return refuse("ExperimentDuration", "must be at least 1, and a day at most");
         }
+        if self.patience() > crate::LONGEST {
+            return refuse("GRPCFunctionTimeoutSeconds", "must be ten years at most");
+        }
         self.unit()?;
         self.protocol()?;
         self.distribution()?;
@@ -455,6 +458,16 @@ mod tests {
             let (before, after): (Vec<_>, Vec<_>) =
                 plan.shots().partition(|shot| shot.at_ns < from);
             assert_eq!([before.len() as u64, after.len() as u64], [per_minute, per_minute]);
+        }
+    }
+
+    #[test]
+    fn a_time_out_longer_than_any_run_is_refused() {
+        let text = |seconds: u64| format!(r#"{{"GRPCFunctionTimeoutSeconds": {seconds}}}"#);
+        assert_eq!(read(&text(900)).unwrap().patience(), Duration::from_secs(900));
+        for seconds in [u64::MAX, 315_360_001] {
+            let error = read(&text(seconds)).unwrap_err().to_string();
+            assert!(error.contains("GRPCFunctionTimeoutSeconds"), "{error}");
         }
     }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use http::{HeaderName, HeaderValue, Method};
+use vhive_load::LONGEST;
 use vhive_load::inject::{Act, Failure, FailureError};
 use vhive_load::output::Files;
 use vhive_load::sweep::Plan;
@@ -27,15 +28,29 @@ impl FromStr for Seconds {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        if let Ok(seconds) = text.parse::<f64>() {
-            let span = Duration::try_from_secs_f64(seconds);
-            return span.map(Self).map_err(|_| format!("{text} seconds are no time span"));
+        let span = match text.parse::<f64>() {
+            Ok(seconds) => Duration::try_from_secs_f64(seconds)
+                .map_err(|_| format!("{text} seconds are no time span"))?,
+            Err(_) => match text.parse::<vhive_api::Span>() {
+                Ok(span) => span.into(),
+                Err(error) => return Err(error.to_string()),
+            },
+        };
+        if span > LONGEST {
+            return Err(format!("{text} is longer than ten years, the most that is waited for"));
         }
-        match text.parse::<vhive_api::Span>() {
-            Ok(span) => Ok(Self(span.into())),
-            Err(error) => Err(error.to_string()),
-        }
+        Ok(Self(span))
     }
+}
+
+/// A number of something that each takes memory: a million at most.
+fn count<T: TryFrom<u64> + Clone + Send + Sync + 'static>(
+    least: u64,
+) -> clap::builder::RangedU64ValueParser<T>
+where
+    <T as TryFrom<u64>>::Error: Send + Sync + 'static + std::error::Error + ToString,
+{
+    clap::builder::RangedU64ValueParser::new().range(least..=1_000_000)
 }
 
 /// Where arrivals come from.
@@ -255,7 +270,7 @@ pub(crate) struct ClosedArgs {
     #[command(flatten)]
     pub(crate) common: Common,
     /// Requests under way at a time.
-    #[arg(long, default_value_t = 1, value_name = "N")]
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = count::<usize>(1))]
     pub(crate) clients: usize,
     /// How long is sent; a bare number counts seconds.
     #[arg(long, default_value = "5s", value_name = "SPAN")]
@@ -286,10 +301,10 @@ pub(crate) struct SweepArgs {
     pub(crate) time: Seconds,
     /// Replies of one client alone, and twice as many requests at each rate, for which it is sent up to
     /// twenty times longer.
-    #[arg(long, default_value_t = 100, value_name = "N")]
+    #[arg(long, default_value_t = 100, value_name = "N", value_parser = count::<u64>(1))]
     pub(crate) replies: u64,
     /// Requests to each endpoint before anything is measured; the first is a cold start.
-    #[arg(long, default_value_t = 1, value_name = "N")]
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = count::<u64>(0))]
     pub(crate) warm_up: u64,
     /// What is waited for after these.
     #[arg(long, default_value = "1s", value_name = "SPAN")]
@@ -723,11 +738,26 @@ mod tests {
     }
 
     #[test]
+    fn numbers_of_clients_that_make_no_run_are_refused() {
+        #[derive(Debug, clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            closed: ClosedArgs,
+        }
+        let parse = |text: &str| <Line as clap::Parser>::try_parse_from(["x", "--clients", text]);
+        assert_eq!(parse("2000").expect("taken").closed.clients, 2000);
+        for bad in ["0", "1000001", "1000000000000", "-1"] {
+            let why = parse(bad).expect_err("refused").to_string();
+            assert!(why.contains("--clients"), "{why}");
+        }
+    }
+
+    #[test]
     fn bare_numbers_count_seconds() {
         for (text, millis) in [("5", 5000), ("0.5", 500), ("30s", 30_000), ("2m", 120_000)] {
             assert_eq!(text.parse(), Ok(Seconds(Duration::from_millis(millis))), "{text}");
         }
-        for bad in ["-1", "x", "1y", "inf"] {
+        for bad in ["-1", "x", "1y", "inf", "1e19", "1e9", "315360001", "99999999999s"] {
             assert!(bad.parse::<Seconds>().is_err(), "{bad}");
         }
     }
