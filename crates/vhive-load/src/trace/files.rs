@@ -7,6 +7,7 @@ use std::sync::{Arc, OnceLock};
 
 use serde::{Deserialize, Serialize};
 
+use super::whole::Whole;
 use super::{Function, Invocation, Plan, Source, TraceError};
 use crate::arrivals::whole_nanos;
 use crate::call::Work;
@@ -64,9 +65,9 @@ pub fn write_iat(plan: &Plan, dir: &Path) -> io::Result<usize> {
         *last = shot.at_ns;
     }
     for (index, (_, one)) in all.iter().enumerate() {
-        let mut file = BufWriter::new(File::create(dir.join(format!("iat{index}.json")))?);
+        let mut file = Whole::begin(&dir.join(format!("iat{index}.json")))?;
         serde_json::to_writer(&mut file, one)?;
-        file.flush()?;
+        file.done()?;
     }
     Ok(all.len())
 }

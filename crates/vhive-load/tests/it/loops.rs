@@ -308,7 +308,15 @@ fn a_cold_start_is_neither_the_unloaded_time_nor_the_end_of_a_rate() {
                 seed: 1,
             };
             let stop = Stop::default();
-            let done = vhive_load::sweep::sweep(&load, &plan, &stop, &mut None, |_| {}).await;
+            let mut told = 0;
+            let tell = |_: &vhive_load::sweep::Step| {
+                told += 1;
+                if told == 2 {
+                    // A machine that is busy finds no knee for long.
+                    stop.ask();
+                }
+            };
+            let done = vhive_load::sweep::sweep(&load, &plan, &stop, &mut None, tell).await;
             done.expect("swept")
         };
         let delay = Duration::from_millis(20);
