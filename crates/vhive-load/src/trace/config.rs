@@ -62,6 +62,9 @@ pub struct Config {
     #[serde(rename = "VSwarm")]
     pub v_swarm: bool,
     pub dirigent_config_path: String,
+    /// Ours, and not of the file: whether a trace of exact times is refused for what cannot be.
+    #[serde(skip)]
+    pub strict: bool,
 }
 
 impl Default for Config {
@@ -98,6 +101,7 @@ impl Default for Config {
             depth: 0,
             v_swarm: false,
             dirigent_config_path: String::new(),
+            strict: false,
         }
     }
 }
@@ -298,13 +302,18 @@ impl Config {
         let (columns, units) = (self.columns(), self.units());
         let first = columns - units;
         let minutes = (unit.length().as_secs() * columns as u64).div_ceil(60);
+        let mut notes = Vec::new();
         let functions: Vec<Function> = match self.form() {
             Form::Rps => rps::functions(&self.rps(), minutes)?,
-            Form::Exact => azure2021::read(&self.trace_path, minutes)?,
+            Form::Exact => {
+                let exact = azure2021::read_all(&self.trace_path, minutes, self.strict)?;
+                notes = exact.notes();
+                exact.functions
+            }
             Form::Counts => azure2019::read(&self.trace_path, columns)?,
         };
         let distribution = self.distribution()?;
-        Ok(Plan { functions, unit, first, units, distribution, seed: self.seed })
+        Ok(Plan { functions, unit, first, units, distribution, seed: self.seed, notes })
     }
 
     fn form(&self) -> Form {

@@ -243,6 +243,7 @@ mod tests {
             units: 3,
             distribution: "exponential_shift".parse().unwrap(),
             seed: 5,
+            notes: Vec::new(),
         }
     }
 

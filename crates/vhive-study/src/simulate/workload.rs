@@ -401,6 +401,7 @@ mod tests {
                 units: 3,
                 distribution,
                 seed: 7,
+                notes: Vec::new(),
             };
             let workload = Workload::of(functions.clone(), 3, distribution, 7);
             for (index, target) in (0..2).zip(0_u32..) {

@@ -325,6 +325,10 @@ pub(crate) struct TraceArgs {
     /// Seed, instead of the configuration's.
     #[arg(long)]
     pub(crate) seed: Option<u64>,
+    /// Refuse a trace of exact times in which an invocation begins before the trace, or two of a function in
+    /// the same microsecond, as the original does; else these are left out or moved, and counted.
+    #[arg(long)]
+    pub(crate) strict: bool,
     /// Show what would be sent, and send nothing.
     #[arg(long, alias = "dryRun", num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true")]
     pub(crate) dry_run: bool,

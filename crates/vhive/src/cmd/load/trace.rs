@@ -29,6 +29,7 @@ pub(crate) async fn run(
 ) -> anyhow::Result<ExitCode> {
     let mut experiment = Experiment::read(&args.experiment)?;
     experiment.seed = args.seed.unwrap_or(experiment.seed);
+    experiment.strict = args.strict;
     let mut failures = args.fail.failures()?;
     if let Some(path) = &args.failure_config {
         failures.extend(FailureConfig::read(path)?.failures()?);
@@ -55,6 +56,7 @@ pub(crate) async fn run(
 /// The plan of a command line: the trace's arrivals, or those of earlier files.
 fn of_args(args: &TraceArgs, experiment: &Experiment) -> anyhow::Result<Planned> {
     let mut planned = planned(experiment)?;
+    planned.plan.notes.iter().for_each(output::note);
     if args.generated {
         let behind = read_iat(&mut planned.plan, &args.iat_dir)?;
         if behind > 0 {
@@ -121,7 +123,9 @@ impl Replay<'_> {
     /// # Errors
     /// When trace or endpoints cannot be used, no request succeeded, or rows could not be written.
     pub(super) async fn run(&self, stop: &Stop) -> anyhow::Result<ExitCode> {
-        self.send(planned(self.experiment)?, stop).await
+        let planned = planned(self.experiment)?;
+        planned.plan.notes.iter().for_each(output::note);
+        self.send(planned, stop).await
     }
 
     async fn send(&self, planned: Planned, stop: &Stop) -> anyhow::Result<ExitCode> {
