@@ -192,6 +192,7 @@ impl Pending {
             flow_ns: self.flow_ns,
             function_us: end.did.duration_us,
             function_memory_kib: end.did.memory_kib,
+            function_drift_percent: end.did.drift_percent,
         });
         if let Some(told) = self.told.take() {
             // Whoever waited may have given up.

@@ -63,11 +63,13 @@ pub(crate) struct Written<'a> {
     function_us: Option<u64>,
     function_memory_kib: Option<u64>,
     flow_us: Option<f64>,
+    function_drift_percent: Option<f64>,
 }
 
 pub(crate) const HEADINGS: &str = "number,endpoint,intended_us,late_us,connect_us,first_byte_us,latency_us,\
     total_us,outcome,start,status,grpc_status,error,id,body_bytes,requested_runtime_ms,\
-    requested_memory_mib,function_us,function_memory_kib,flow_us";
+    requested_memory_mib,function_us,function_memory_kib,flow_us,\
+    function_drift_percent";
 
 impl<'a> Written<'a> {
     pub(crate) fn of(row: &'a Row, targets: &'a [String], start: Option<&'a str>) -> Self {
@@ -94,6 +96,7 @@ impl<'a> Written<'a> {
             function_us: row.function_us,
             function_memory_kib: row.function_memory_kib,
             flow_us: row.flow_ns.map(us),
+            function_drift_percent: row.function_drift_percent,
         }
     }
 
@@ -114,7 +117,7 @@ impl<'a> Written<'a> {
         write!(out, "{},{},", field(self.id.unwrap_or_default()), self.body_bytes)?;
         write!(out, "{},{},", shown(self.requested_runtime_ms), shown(self.requested_memory_mib))?;
         write!(out, "{},{},", shown(self.function_us), shown(self.function_memory_kib))?;
-        writeln!(out, "{}", shown(self.flow_us))
+        writeln!(out, "{},{}", shown(self.flow_us), shown(self.function_drift_percent))
     }
 }
 

@@ -79,6 +79,9 @@ pub struct Row {
     pub function_us: Option<u64>,
     /// What it says of its memory, in KiB.
     pub function_memory_kib: Option<u64>,
+    /// How much longer than asked for it says that its work took, in per cent of CPU time.
+    #[serde(default)]
+    pub function_drift_percent: Option<f64>,
 }
 
 const fn yes() -> bool {

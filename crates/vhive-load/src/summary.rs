@@ -12,6 +12,9 @@ use crate::wire::GENERATOR;
 
 /// A send later than this is counted as late.
 const LATE_NS: u64 = 1_000_000;
+/// Functions whose work is further off than this in the median, in per cent, are another load than the
+/// one asked for.
+const FAR_OFF: f64 = 10.0;
 /// Kinds of errors that are told apart; the rest is counted together.
 const ERRORS: usize = 20;
 
@@ -75,6 +78,15 @@ pub struct Figures {
     pub max_us: f64,
 }
 
+/// How far the work of functions was from what was asked for, whichever way, in per cent of CPU time.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[expect(missing_docs, reason = "the names say it")]
+pub struct Drift {
+    pub count: u64,
+    pub p50_percent: f64,
+    pub p99_percent: f64,
+}
+
 /// Adds up rows as they come.
 #[derive(Clone, Debug, Default)]
 pub struct Tally {
@@ -88,6 +100,8 @@ pub struct Tally {
     over_late: u64,
     connect: Times,
     function: Times,
+    /// In thousandths of a per cent, whichever way.
+    drift: Times,
     errors: BTreeMap<Box<str>, u64>,
     /// Requests that this host had no means to send.
     own_failures: u64,
@@ -117,6 +131,9 @@ impl Tally {
         self.over_late += u64::from(row.sent && row.late_ns() > LATE_NS);
         if let Some(us) = row.function_us {
             self.function.add(us.saturating_mul(1000));
+        }
+        if let Some(percent) = row.function_drift_percent {
+            self.drift.add(crate::arrivals::whole_nanos(percent.abs() * 1e3));
         }
         if let Some(error) = &row.error {
             self.own_failures += u64::from(error.starts_with(GENERATOR));
@@ -195,6 +212,11 @@ impl Tally {
             connect_ahead: ahead.figures(),
             connect_for_a_request: self.connect.figures(),
             function: self.function.figures(),
+            function_drift: self.drift.figures().map(|figures| Drift {
+                count: figures.count,
+                p50_percent: figures.p50_us,
+                p99_percent: figures.p99_us,
+            }),
             starts: BTreeMap::new(),
             starts_unknown: 0,
             records_missed: 0,
@@ -244,6 +266,8 @@ pub struct Summary {
     pub connect_for_a_request: Option<Figures>,
     /// What functions say they took.
     pub function: Option<Figures>,
+    /// How far off they say that their work was from what was asked for.
+    pub function_drift: Option<Drift>,
     /// Latency by how the instance was started, where that is known.
     pub starts: BTreeMap<String, Figures>,
     /// Replies of which it was asked how the instance was started, and is not known: the node had
@@ -312,6 +336,16 @@ impl Summary {
         }
         for (kind, figures) in &self.starts {
             line(&mut out, &format!("  start: {kind}"), figures);
+        }
+        if let Some(Drift { p50_percent, p99_percent, .. }) = self.function_drift {
+            put(
+                &mut out,
+                format_args!("drift      {p50_percent:.1} % at the median, {p99_percent:.1} % p99, of the functions' work"),
+            );
+            if p50_percent > FAR_OFF {
+                let text = "the functions' work is not what was asked for: let them calibrate themselves again";
+                put(&mut out, format_args!("warning    {text}"));
+            }
         }
         if self.over_1ms_late > 0 {
             put(
@@ -397,6 +431,7 @@ pub(crate) mod tests {
             flow_ns: None,
             function_us: Some(number),
             function_memory_kib: None,
+            function_drift_percent: None,
         }
     }
 
@@ -415,6 +450,32 @@ pub(crate) mod tests {
         assert_eq!((ok.count, ok.max_us), (2, 0.59));
         assert_eq!((tally.late().count(), tally.over_late), (3, 1), "who connects is apart");
         assert_eq!(tally.completed_per_second(), 2.0 / 0.9);
+    }
+
+    #[test]
+    fn drift_counts_whichever_way_and_far_off_is_warned_of() {
+        let text = |drifts: [f64; 3]| {
+            let mut tally = Tally::default();
+            for (number, drift) in (0..).zip(drifts) {
+                let mut row = row(number, Outcome::Ok);
+                row.function_drift_percent = Some(drift);
+                tally.add(&row);
+            }
+            let (clock, opened) = (crate::Clock::start(), crate::Opened::default());
+            let (unsent, retries, unfollowed) = (0, 0, 0);
+            let (sending_ns, whole_ns, sent) = (1, 1, 3);
+            let ran =
+                Ran { clock, sent, retries, unsent, unfollowed, sending_ns, whole_ns, opened };
+            let summary = tally.summary(&ran);
+            let drift = summary.function_drift.unwrap();
+            assert_eq!(drift.count, 3);
+            ((drift.p50_percent * 10.0).round(), summary.text())
+        };
+        let (median, told) = text([-1.5, 0.5, 80.0]);
+        assert!((median - 15.0).abs() < 1e-9 && !told.contains("asked for"), "{median} {told}");
+        assert!(told.contains("drift      1.5 % at the median, 80"), "{told}");
+        let (median, told) = text([-25.0, -20.0, -30.0]);
+        assert!((median - 250.0).abs() < 1e-9 && told.contains("not what was asked for"), "{told}");
     }
 
     #[test]
