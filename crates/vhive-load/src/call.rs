@@ -83,6 +83,8 @@ pub struct Did {
     pub duration_us: Option<u64>,
     /// Memory that it used, in KiB.
     pub memory_kib: Option<u64>,
+    /// How much longer than asked for its work took, in per cent of CPU time.
+    pub drift_percent: Option<f64>,
 }
 
 /// # Source
@@ -170,11 +172,12 @@ pub(crate) fn did(protocol: Protocol, has_work: bool, body: &[u8]) -> Did {
             unframed::<message::FaasReply>(body).map_or_else(Did::default, |reply| Did {
                 duration_us: Some(reply.duration_in_micro_sec.into()),
                 memory_kib: Some(reply.memory_usage_in_kb.into()),
+                drift_percent: drift(&reply.message),
             })
         }
         (Protocol::Grpc, false) => {
             let text = unframed::<message::HelloReply>(body).unwrap_or_default().message;
-            Did { duration_us: last_number(&text), memory_kib: None }
+            Did { duration_us: last_number(&text), ..Did::default() }
         }
         (_, true) => {
             #[derive(Default, Deserialize)]
@@ -182,18 +185,26 @@ pub(crate) fn did(protocol: Protocol, has_work: bool, body: &[u8]) -> Did {
             struct Slept {
                 measured_wall_ms: Option<f64>,
                 touched_bytes: Option<u64>,
+                drift_percent: Option<f64>,
             }
             let slept: Slept = serde_json::from_slice(body).unwrap_or_default();
             let whole = |ms: f64| crate::arrivals::whole_nanos(ms * 1e6) / 1000;
             Did {
                 duration_us: slept.measured_wall_ms.map(whole),
                 memory_kib: slept.touched_bytes.map(|bytes| bytes >> 10),
+                drift_percent: slept.drift_percent,
             }
         }
         (_, false) => {
-            Did { duration_us: last_number(&String::from_utf8_lossy(body)), memory_kib: None }
+            Did { duration_us: last_number(&String::from_utf8_lossy(body)), ..Did::default() }
         }
     }
+}
+
+/// The drift that `functions/trace-func` puts into the words of its reply: `… - drift +1.25 %`.
+fn drift(text: &str) -> Option<f64> {
+    let number = text.rsplit_once("drift ")?.1.strip_suffix('%')?.trim();
+    number.parse().ok().filter(|drift: &f64| drift.is_finite())
 }
 
 /// The microseconds that vSwarm's relay appends to a reply, after `|` or white space.
@@ -232,6 +243,24 @@ mod tests {
             }
             assert_eq!(did(Protocol::Http1, true, broken), Did::default());
         }
+    }
+
+    #[test]
+    fn how_far_off_a_functions_work_was_is_read() {
+        let reply = |text: &str| message::FaasReply { message: text.to_owned(), ..Default::default() };
+        for (text, wanted) in [
+            ("OK - trace-func - drift +1.25 %", Some(1.25)),
+            ("OK - trace-func - drift -12.50 %", Some(-12.5)),
+            ("OK - trace-func", None),
+            ("drift %", None),
+            ("drift inf %", None),
+        ] {
+            let said = did(Protocol::Grpc, true, &frame(&reply(text)));
+            assert_eq!(said.drift_percent, wanted, "{text}");
+        }
+        let said = did(Protocol::Http1, true, br#"{"measured_wall_ms":5,"drift_percent":-2.5}"#);
+        assert_eq!(said.drift_percent, Some(-2.5));
+        assert_eq!(did(Protocol::Http1, true, br#"{"measured_wall_ms":5}"#).drift_percent, None);
     }
 
     #[test]

@@ -62,9 +62,14 @@ impl Collector {
         }
     }
 
+    /// How many are under way.
+    pub(crate) fn under_way(&self) -> u64 {
+        self.in_flight.load(Ordering::Acquire)
+    }
+
     /// Whether something is under way.
     pub(crate) fn has_any(&self) -> bool {
-        self.in_flight.load(Ordering::Acquire) > 0
+        self.under_way() > 0
     }
 
     /// As [`Collector::idle`], without sleeping.
@@ -172,6 +177,7 @@ impl Pending {
             target: self.shot.target,
             intended_ns: self.shot.at_ns,
             sent_ns: self.sent_ns.unwrap_or(end.done_ns),
+            sent: self.sent_ns.is_some(),
             connect_ns: self.connect_ns,
             first_byte_ns: end.first_byte_ns,
             done_ns: end.done_ns,
@@ -186,6 +192,7 @@ impl Pending {
             flow_ns: self.flow_ns,
             function_us: end.did.duration_us,
             function_memory_kib: end.did.memory_kib,
+            function_drift_percent: end.did.drift_percent,
         });
         if let Some(told) = self.told.take() {
             // Whoever waited may have given up.

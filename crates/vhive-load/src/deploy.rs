@@ -4,18 +4,21 @@
 //! # Source
 //! vSwarm `tools/deployer`, which writes the endpoints of failures too and deletes nothing.
 
+mod functions;
+
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use http::Method;
-use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
+pub use self::functions::{FunctionsError, Wanted, read};
 use crate::call::Protocol;
 use crate::endpoints::Endpoint;
+use crate::stop::Stop;
 
 /// The mark of what was deployed from here: as a label, from which file of functions, by which it is
 /// found again; as an annotation, that file's name for people.
@@ -27,16 +30,11 @@ const INITIAL_SCALE: &str = "autoscaling.knative.dev/initial-scale";
 /// How often a service that is not ready is asked again.
 const AGAIN: Duration = Duration::from_millis(250);
 
-/// Which services, from a file of functions.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Wanted {
-    /// `<function>-<index>`.
-    pub name: String,
-    /// Its manifest.
-    pub manifest: PathBuf,
-    /// Instances that it begins with; 0 leaves that to the manifest.
-    pub initial_scale: u64,
-}
+/// How often something is asked for that a server or the way to it fails at; a server that begins anew is
+/// back by then.
+const TRIES: u32 = 20;
+/// How often a service is looked at again that somebody else has changed meanwhile.
+const ROUNDS: u32 = 4;
 
 /// Which file services were deployed from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,9 +49,17 @@ impl Mark {
     /// That of a file.
     ///
     /// # Errors
-    /// When it is not there.
+    /// When its directory is not there.
     pub fn of(path: &Path) -> std::io::Result<Self> {
-        let whole = path.canonicalize()?;
+        let whole = match path.canonicalize() {
+            Ok(whole) => whole,
+            // What it listed can still be found.
+            Err(error) => {
+                let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty());
+                let dir = dir.unwrap_or(Path::new(".")).canonicalize()?;
+                dir.join(path.file_name().ok_or(error)?)
+            }
+        };
         let label = format!("{:016x}", fnv(whole.as_os_str().as_encoded_bytes()));
         let name = whole.file_name().unwrap_or_default().to_string_lossy().into_owned();
         Ok(Self { label, name })
@@ -67,86 +73,6 @@ impl Mark {
 pub(crate) fn fnv(bytes: &[u8]) -> u64 {
     let mix = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, mix)
-}
-
-/// Why a file of functions cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum FunctionsError {
-    /// It cannot be read.
-    #[error("cannot read {path}")]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// It is no such file.
-    #[error("{path} is no list of functions")]
-    Json {
-        /// The file.
-        path: PathBuf,
-        /// The unknown key or bad value, by line and column.
-        source: serde_json::Error,
-    },
-    /// What it lists makes no sense.
-    #[error("{path}: {problem}")]
-    Absurd {
-        /// The file.
-        path: PathBuf,
-        /// What.
-        problem: String,
-    },
-}
-
-/// The most services of one file.
-const MOST: u64 = 100_000;
-
-/// Reads a file of functions; manifests are in `dir`.
-///
-/// # Errors
-/// When it cannot be read, is malformed, or lists nothing.
-pub fn read(path: &Path, dir: &Path) -> Result<Vec<Wanted>, FunctionsError> {
-    #[derive(Deserialize)]
-    #[serde(deny_unknown_fields)]
-    struct File {
-        functions: Vec<Function>,
-    }
-    #[derive(Deserialize)]
-    #[serde(deny_unknown_fields)]
-    struct Function {
-        name: String,
-        file: String,
-        count: u64,
-        #[serde(default)]
-        eventing: bool,
-        #[serde(default, rename = "applyScript")]
-        _apply_script: Option<String>,
-    }
-    let text = std::fs::read_to_string(path)
-        .map_err(|source| FunctionsError::Read { path: path.to_owned(), source })?;
-    let file: File = serde_json::from_str(&text)
-        .map_err(|source| FunctionsError::Json { path: path.to_owned(), source })?;
-    let absurd = |problem| FunctionsError::Absurd { path: path.to_owned(), problem };
-    let total = file.functions.iter().fold(0_u64, |sum, one| sum.saturating_add(one.count));
-    if total == 0 || total > MOST {
-        return Err(absurd(format!("{total} services; 1 to {MOST} can be deployed")));
-    }
-    let mut all: Vec<Wanted> = Vec::new();
-    for Function { name, file, count, eventing, .. } in file.functions {
-        if eventing {
-            return Err(absurd(format!("{name}: eventing is not offered")));
-        }
-        for index in 0..count {
-            let (name, manifest) = (format!("{name}-{index}"), dir.join(&file));
-            all.push(Wanted { name, manifest, initial_scale: 0 });
-        }
-    }
-    let mut names: Vec<&str> = all.iter().map(|wanted| wanted.name.as_str()).collect();
-    names.sort_unstable();
-    if let Some(twice) = names.windows(2).find(|two| two[0] == two[1]) {
-        return Err(absurd(format!("the service {} is listed twice", twice[0])));
-    }
-    Ok(all)
 }
 
 /// Something that speaks Knative's API.
@@ -180,6 +106,15 @@ pub struct Deployment {
     pub gateway: Option<String>,
 }
 
+/// A service that was to be deleted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Gone {
+    /// Whether it was there.
+    pub was_there: bool,
+    /// The name of its endpoint, as far as it is known.
+    pub hostname: Option<String>,
+}
+
 /// What came of a service.
 pub type Done<T> = (String, Result<T, String>);
 
@@ -192,15 +127,32 @@ impl Deployment {
         format!("{}/{name}", self.all())
     }
 
-    /// Creates or updates every service and waits until it is ready; the results are in the order
-    /// of `wanted`.
-    pub async fn deploy(&self, api: &impl Api, wanted: &[Wanted]) -> Vec<Done<Endpoint>> {
-        let one = async |wanted: &Wanted| (wanted.name.clone(), self.deploy_one(api, wanted).await);
-        futures_util::stream::iter(wanted)
-            .map(one)
-            .buffered(self.concurrency.max(1))
-            .collect()
-            .await
+    /// Creates or updates every service and waits until it is ready; `tell` is called with each as it is
+    /// known. The results are in the order of `wanted`. Once it is stopped no more are begun, those under
+    /// way are not waited for, and those that were not begun have no result.
+    pub async fn deploy(
+        &self,
+        api: &impl Api,
+        wanted: &[Wanted],
+        stop: &Stop,
+        mut tell: impl FnMut(&Done<Endpoint>),
+    ) -> Vec<Done<Endpoint>> {
+        let one = async |(index, wanted): (usize, &Wanted)| {
+            let done = tokio::select! {
+                biased;
+                done = self.deploy_one(api, wanted) => done,
+                () = stop.asked() => Err("stopped before it was ready".to_owned()),
+            };
+            (index, (wanted.name.clone(), done))
+        };
+        let begun = futures_util::stream::iter(wanted.iter().enumerate())
+            .take_while(|_| std::future::ready(!stop.is_asked()));
+        // In any order: one that never gets ready holds none of the others up.
+        let all = begun.map(one).buffer_unordered(self.concurrency.max(1));
+        let told = all.inspect(|(_, done)| tell(done));
+        let mut all: Vec<(usize, Done<Endpoint>)> = told.collect().await;
+        all.sort_by_key(|(index, _)| *index);
+        all.into_iter().map(|(_, done)| done).collect()
     }
 
     /// Deletes every service that was deployed from the same file, whether that lists it still or
@@ -212,7 +164,7 @@ impl Deployment {
         &self,
         api: &impl Api,
         wanted: &[Wanted],
-    ) -> Result<Vec<Done<bool>>, String> {
+    ) -> Result<Vec<Done<Gone>>, String> {
         let mut names = self.deployed(api).await?;
         let more =
             wanted.iter().map(|wanted| wanted.name.clone()).filter(|name| !names.contains(name));
@@ -230,7 +182,8 @@ impl Deployment {
     async fn deployed(&self, api: &impl Api) -> Result<BTreeSet<String>, String> {
         let selector = format!("{}%3D{}", MARK.replace('/', "%2F"), self.mark.label);
         let path = format!("{}?labelSelector={selector}", self.all());
-        let (status, list) = api.call(Method::GET, &path, None).await?;
+        let until = (Instant::now() + self.patience, TRIES);
+        let (status, list) = self.call(api, (Method::GET, &path, None), until).await?;
         if status != 200 {
             return Err(message(status, &list));
         }
@@ -251,35 +204,89 @@ impl Deployment {
         }
     }
 
-    async fn deploy_one(&self, api: &impl Api, wanted: &Wanted) -> Result<Endpoint, String> {
-        let (mut service, protocol) = self.manifest(wanted)?;
-        let path = self.path(&wanted.name);
-        let (status, old) = api.call(Method::GET, &path, None).await?;
-        let (status, new) = match status {
-            404 => api.call(Method::POST, &self.all(), Some(&service)).await?,
-            200 if !self.is_ours(&old) => {
-                return Err(
-                    "a service of this name is there that was not deployed from this file".into()
-                );
+    /// The host name of a service in the domain that was asked for, if one was.
+    fn own_hostname(&self, name: &str) -> Option<String> {
+        let domain = self.domain.as_ref()?;
+        Some(format!("{name}.{}.{domain}", self.namespace))
+    }
+
+    /// Calls, and again after what passes by itself, `tries` times at most, until the deadline.
+    async fn call(
+        &self,
+        api: &impl Api,
+        (method, path, body): (Method, &str, Option<&Value>),
+        (deadline, tries): (Instant, u32),
+    ) -> Result<(u16, Value), String> {
+        let mut last = None;
+        for _ in 0..tries {
+            let call = api.call(method.clone(), path, body);
+            last = Some(match tokio::time::timeout_at(deadline, call).await {
+                Ok(Ok((status, body))) if !passes(status) => return Ok((status, body)),
+                Ok(Ok((status, body))) => message(status, &body),
+                Ok(Err(why)) => why,
+                // What was said before says more.
+                Err(_) if last.is_some() => break,
+                Err(_) => format!("no answer within {:?}", self.patience),
+            });
+            if Instant::now() + AGAIN > deadline {
+                break;
             }
-            200 => {
-                if let Some(version) = old.pointer("/metadata/resourceVersion") {
-                    service["metadata"]["resourceVersion"] = version.clone();
-                }
-                api.call(Method::PUT, &path, Some(&service)).await?
-            }
-            _ => (status, old),
-        };
-        if !(200..300).contains(&status) {
-            return Err(message(status, &new));
+            tokio::time::sleep(AGAIN).await;
         }
-        let url = self.ready(api, &path, new).await?;
-        let hostname = match &self.domain {
-            Some(domain) => format!("{}.{}.{domain}", wanted.name, self.namespace),
-            None => host(&url).ok_or_else(|| format!("its URL {url:?} has no host"))?.to_owned(),
+        Err(last.unwrap_or_else(|| "not asked".to_owned()))
+    }
+
+    /// Creates or updates a service. Whoever else writes to it meanwhile, a controller its status, goes
+    /// before: then it is looked at again.
+    async fn put(
+        &self,
+        api: &impl Api,
+        (wanted, service): (&Wanted, &Value),
+        until: (Instant, u32),
+    ) -> Result<Value, String> {
+        let path = self.path(&wanted.name);
+        let mut refused = String::new();
+        for _ in 0..ROUNDS {
+            let (status, old) = self.call(api, (Method::GET, &path, None), until).await?;
+            let (status, new) = match status {
+                404 => {
+                    let all = self.all();
+                    self.call(api, (Method::POST, &all, Some(service)), until).await?
+                }
+                200 if !self.is_ours(&old) => {
+                    return Err(
+                        "a service of this name is there that was not deployed from this file".into()
+                    );
+                }
+                200 => {
+                    let mut service = service.clone();
+                    keep(&old, &mut service);
+                    self.call(api, (Method::PUT, &path, Some(&service)), until).await?
+                }
+                _ => (status, old),
+            };
+            match status {
+                200..=299 => return Ok(new),
+                409 => refused = message(status, &new),
+                _ => return Err(message(status, &new)),
+            }
+        }
+        Err(refused)
+    }
+
+    async fn deploy_one(&self, api: &impl Api, wanted: &Wanted) -> Result<Endpoint, String> {
+        let (service, protocol) = self.manifest(wanted)?;
+        let deadline = Instant::now() + self.patience;
+        let new = self.put(api, (wanted, &service), (deadline, TRIES)).await?;
+        let path = self.path(&wanted.name);
+        let url = self.ready(api, &path, new, deadline).await?;
+        let (hostname, address) = match self.own_hostname(&wanted.name) {
+            Some(hostname) => (hostname, None),
+            None => place(&url)?,
         };
-        let (matchers, address) = (None, self.gateway.clone());
-        Ok(Endpoint { hostname, eventing: false, matchers, address, protocol: Some(protocol) })
+        let (matchers, address) = (None, self.gateway.clone().or(address));
+        let (eventing, protocol) = (wanted.eventing, Some(protocol));
+        Ok(Endpoint { hostname, eventing, matchers, address, protocol })
     }
 
     async fn ready(
@@ -287,8 +294,8 @@ impl Deployment {
         api: &impl Api,
         path: &str,
         mut service: Value,
+        deadline: Instant,
     ) -> Result<String, String> {
-        let deadline = Instant::now() + self.patience;
         loop {
             let conditions = service.pointer("/status/conditions").and_then(Value::as_array);
             let ready = conditions.into_iter().flatten().find(|one| one["type"] == "Ready");
@@ -312,7 +319,8 @@ impl Deployment {
                     .to_owned());
             }
             tokio::time::sleep(AGAIN).await;
-            let (status, now) = api.call(Method::GET, path, None).await?;
+            let (status, now) =
+                self.call(api, (Method::GET, path, None), (deadline, u32::MAX)).await?;
             if status != 200 {
                 return Err(message(status, &now));
             }
@@ -320,19 +328,31 @@ impl Deployment {
         }
     }
 
-    async fn delete_one(&self, api: &impl Api, name: &str) -> Result<bool, String> {
+    async fn delete_one(&self, api: &impl Api, name: &str) -> Result<Gone, String> {
         let path = self.path(name);
-        let (status, there) = api.call(Method::GET, &path, None).await?;
+        let until = (Instant::now() + self.patience, TRIES);
+        let (status, there) = self.call(api, (Method::GET, &path, None), until).await?;
         match status {
-            404 => return Ok(false),
+            404 => {
+                return Ok(Gone { was_there: false, hostname: self.own_hostname(name) });
+            }
             200 => {}
             _ => return Err(message(status, &there)),
         }
         if !self.is_ours(&there) {
             return Err("left alone: it was not deployed from this file".into());
         }
-        let (status, reply) = api.call(Method::DELETE, &path, None).await?;
-        if (200..300).contains(&status) { Ok(true) } else { Err(message(status, &reply)) }
+        let (status, reply) = self.call(api, (Method::DELETE, &path, None), until).await?;
+        // One that is gone by now went with an earlier try, whose answer was lost.
+        match status {
+            200..=299 | 404 => {
+                let url = there.pointer("/status/url").and_then(Value::as_str);
+                let of_url = || Some(place(url?).ok()?.0);
+                let hostname = self.own_hostname(name).or_else(of_url);
+                Ok(Gone { was_there: true, hostname })
+            }
+            _ => Err(message(status, &reply)),
+        }
     }
 
     /// The manifest under the service's name, and what it speaks.
@@ -368,6 +388,26 @@ impl Deployment {
     }
 }
 
+/// Lays the metadata that is to be over those that the server has. What it, or another, has set stays: it
+/// refuses an update that lacks some of that.
+///
+/// # Source
+/// Knative's `pkg/apis`, `ValidateCreatorAndModifier`: `serving.knative.dev/creator` never changes, and
+/// `…/lastModifier` only with the `spec`.
+fn keep(old: &Value, service: &mut Value) {
+    let Some(metadata) = service["metadata"].as_object_mut() else { return };
+    for part in ["annotations", "labels"] {
+        let mut all = old["metadata"][part].as_object().cloned().unwrap_or_default();
+        all.extend(metadata.get(part).and_then(Value::as_object).cloned().unwrap_or_default());
+        metadata.insert(part.to_owned(), all.into());
+    }
+    for part in ["finalizers", "resourceVersion"] {
+        if let Some(there) = old["metadata"].get(part) {
+            metadata.insert(part.to_owned(), there.clone());
+        }
+    }
+}
+
 /// Sets a label or an annotation.
 fn set(metadata: &mut Value, part: &str, (key, value): (&str, &str)) {
     let Some(metadata) = metadata.as_object_mut() else { return };
@@ -387,251 +427,42 @@ fn is_current(service: &Value) -> bool {
     wanted.is_none_or(|wanted| number("/status/observedGeneration") >= Some(wanted))
 }
 
+/// Whether a status is one of the moment.
+const fn passes(status: u16) -> bool {
+    matches!(status, 429 | 500..=599)
+}
+
+/// Takes the lines of services that are gone out of a list of endpoints; `None` when it has none of them.
+/// What else a line says stays as it is.
+#[must_use]
+pub fn without(list: &Value, gone: &[Gone]) -> Option<Value> {
+    let is_gone = |line: &&Value| {
+        gone.iter().any(|gone| gone.hostname.is_some() && gone.hostname.as_deref() == line["hostname"].as_str())
+    };
+    let all = list.as_array()?;
+    let left: Vec<Value> = all.iter().filter(|line| !is_gone(line)).cloned().collect();
+    (left.len() < all.len()).then(|| left.into())
+}
+
 fn message(status: u16, body: &Value) -> String {
     let text = body["message"].as_str().map_or_else(|| body.to_string(), str::to_owned);
     format!("status {status}: {text}")
 }
 
-fn host(url: &str) -> Option<&str> {
-    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
-    let host = rest.split(['/', ':']).next()?;
-    (!host.is_empty()).then_some(host)
+/// The host that a URL names, and where to connect when it names a port, too.
+fn place(url: &str) -> Result<(String, Option<String>), String> {
+    let none = || format!("its URL {url:?} has no host");
+    let url: http::Uri = url.parse().map_err(|_| none())?;
+    if url.scheme_str() == Some("https") {
+        return Err(format!(
+            "its URL {url} is of https, and the invoker speaks no TLS: switch the platform's TLS off, or name \
+             the domain of a gateway without it (`--gateway-url`)"
+        ));
+    }
+    let host = url.host().filter(|host| !host.is_empty()).ok_or_else(none)?;
+    let address = url.port_u16().filter(|port| *port != 80).map(|port| format!("{host}:{port}"));
+    Ok((host.to_owned(), address))
 }
 
 #[cfg(test)]
-mod tests {
-    use std::cell::RefCell;
-    use std::collections::BTreeMap;
-
-    use super::*;
-
-    /// Keeps services as a platform would; those named `slow…` are never ready, `bad…` fail,
-    /// `no…` are refused, `stale…` tell of what they were before until they are asked.
-    #[derive(Default)]
-    struct Fake(RefCell<BTreeMap<String, Value>>);
-
-    /// What stands behind the label's name in a selector.
-    fn selected(path: &str) -> Option<&str> {
-        path.split_once("?labelSelector=load.vhive.dev%2Fdeployed-from%3D").map(|(_, label)| label)
-    }
-
-    impl Api for Fake {
-        async fn call(
-            &self,
-            method: Method,
-            path: &str,
-            body: Option<&Value>,
-        ) -> Result<(u16, Value), String> {
-            let mut all = self.0.borrow_mut();
-            let name = body.map_or(path.rsplit('/').next().unwrap_or_default(), |body| {
-                body["metadata"]["name"].as_str().unwrap_or_default()
-            });
-            let name = name.to_owned();
-            match (method.as_str(), body) {
-                ("GET", _) if path.contains('?') => {
-                    let label = selected(path).expect("a selector");
-                    let has = |one: &&Value| one["metadata"]["labels"][MARK] == label;
-                    let items: Vec<Value> = all.values().filter(has).cloned().collect();
-                    Ok((200, json!({ "items": items })))
-                }
-                ("GET", _) => {
-                    // By now it has looked.
-                    if let Some(one) = all.get_mut(&name) {
-                        let generation = one["metadata"]["generation"].clone();
-                        let stale = one["status"]["observedGeneration"] != generation;
-                        if stale {
-                            one["status"]["observedGeneration"] = generation;
-                            one["status"]["url"] = json!(format!("http://{name}.new.example.com"));
-                        }
-                    }
-                    let found = all.get(&name).map(|one| (200, one.clone()));
-                    Ok(found.unwrap_or((404, json!({"message": "not found"}))))
-                }
-                ("DELETE", _) => Ok((200, all.remove(&name).unwrap_or_default())),
-                (_, Some(body)) if name.starts_with("no") => {
-                    let _refused = body;
-                    Ok((422, json!({"message": "spec.x: unknown field"})))
-                }
-                (_, Some(body)) => {
-                    let mut body = body.clone();
-                    let (status, reason) = match &name {
-                        name if name.starts_with("slow") => ("Unknown", "Pulling"),
-                        name if name.starts_with("bad") => ("False", "RevisionFailed"),
-                        _ => ("True", ""),
-                    };
-                    let old = all.get(&name).and_then(|old| old["metadata"]["generation"].as_u64());
-                    let generation = old.unwrap_or(0) + 1;
-                    body["metadata"]["generation"] = json!(generation);
-                    let observed = generation - u64::from(name.starts_with("stale"));
-                    body["status"] = json!({
-                        "observedGeneration": observed,
-                        "url": format!("http://{name}.default.example.com"),
-                        "conditions": [{"type": "Ready", "status": status, "reason": reason,
-                                        "message": "no such image"}],
-                    });
-                    all.insert(name, body.clone());
-                    Ok((201, body))
-                }
-                _ => Err("nonsense".to_owned()),
-            }
-        }
-    }
-
-    const MANIFEST: &str = "apiVersion: serving.knative.dev/v1\nkind: Service\nmetadata: {name: x}\n\
-        spec: {template: {spec: {containers: [{image: i, ports: [{name: h2c, containerPort: 50051}]}]}}}\n";
-
-    fn deployment(dir: &Path) -> Deployment {
-        let path = dir.join("functions.json");
-        std::fs::write(&path, "").unwrap();
-        Deployment {
-            mark: Mark::of(&path).unwrap(),
-            namespace: "default".to_owned(),
-            concurrency: 3,
-            patience: Duration::from_millis(400),
-            domain: None,
-            gateway: Some("127.0.0.1:9".to_owned()),
-        }
-    }
-
-    fn wanted(dir: &Path, names: &[&str]) -> Vec<Wanted> {
-        let manifest = dir.join("x.yaml");
-        std::fs::write(&manifest, MANIFEST).unwrap();
-        names
-            .iter()
-            .map(|name| {
-                let (name, manifest) = ((*name).to_owned(), manifest.clone());
-                Wanted { name, manifest, initial_scale: 0 }
-            })
-            .collect()
-    }
-
-    fn block_on<T>(work: impl Future<Output = T>) -> T {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        runtime.unwrap().block_on(work)
-    }
-
-    #[test]
-    fn only_what_is_ready_has_an_endpoint_and_each_failure_its_reason() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut wanted = wanted(dir.path(), &["a-0", "slow-0", "bad-0", "no-0", "a-1"]);
-        wanted[4].manifest = dir.path().join("absent.yaml");
-        wanted[0].initial_scale = 3;
-        let api = Fake::default();
-        let done = block_on(deployment(dir.path()).deploy(&api, &wanted));
-        let endpoint = done[0].1.as_ref().unwrap();
-        assert_eq!(endpoint.hostname, "a-0.default.example.com");
-        assert_eq!(endpoint.protocol, Some(Protocol::Grpc));
-        for (index, said) in [
-            (1, "not ready within"),
-            (2, "RevisionFailed"),
-            (3, "unknown field"),
-            (4, "absent.yaml"),
-        ] {
-            let why = done[index].1.as_ref().unwrap_err();
-            assert!(why.contains(said), "{why}");
-        }
-        let stored = api.0.borrow()["a-0"].clone();
-        assert_eq!(stored["metadata"]["annotations"][MARK], "functions.json");
-        let of_template = &stored["spec"]["template"]["metadata"]["annotations"];
-        assert_eq!((&of_template[TARGET], &of_template[INITIAL_SCALE]), (&"1".into(), &"3".into()));
-        let second = api.0.borrow()["slow-0"]["spec"]["template"]["metadata"].clone();
-        assert!(second["annotations"][INITIAL_SCALE].is_null(), "{second}");
-    }
-
-    #[test]
-    fn what_is_said_of_an_earlier_generation_makes_nothing_ready() {
-        let dir = tempfile::tempdir().unwrap();
-        let wanted = wanted(dir.path(), &["stale-0"]);
-        let api = Fake::default();
-        let done = block_on(deployment(dir.path()).deploy(&api, &wanted));
-        let endpoint = done[0].1.as_ref().unwrap();
-        assert_eq!(endpoint.hostname, "stale-0.new.example.com", "what was said later counts");
-        for (service, current) in [
-            (json!({"metadata": {"generation": 2}, "status": {"observedGeneration": 1}}), false),
-            (json!({"metadata": {"generation": 2}, "status": {}}), false),
-            (json!({"metadata": {"generation": 2}, "status": {"observedGeneration": 2}}), true),
-            (json!({"metadata": {}, "status": {}}), true),
-        ] {
-            assert_eq!(is_current(&service), current, "{service}");
-        }
-    }
-
-    #[test]
-    fn only_what_was_deployed_is_updated_and_deleted() {
-        let dir = tempfile::tempdir().unwrap();
-        let wanted = wanted(dir.path(), &["a-0", "own-0", "gone-0"]);
-        let api = Fake::default();
-        let own = json!({"metadata": {"name": "own-0"}});
-        api.0.borrow_mut().insert("own-0".to_owned(), own);
-        // Of the same name, in another directory.
-        let elsewhere = dir.path().join("elsewhere");
-        std::fs::create_dir(&elsewhere).unwrap();
-        let (other, deployment) = (deployment(&elsewhere), deployment(dir.path()));
-        assert_eq!(other.mark.name, deployment.mark.name);
-        let done = block_on(deployment.deploy(&api, &wanted[..2]));
-        assert!(done[0].1.is_ok() && done[1].1.as_ref().unwrap_err().contains("not deployed from"));
-        let again = block_on(deployment.deploy(&api, &wanted[..1]));
-        assert!(again[0].1.is_ok(), "an update");
-        let taken = block_on(other.deploy(&api, &wanted[..1]));
-        assert!(taken[0].1.as_ref().unwrap_err().contains("not deployed from this file"));
-        let left = block_on(other.delete(&api, &wanted[..1])).unwrap();
-        assert!(left[0].1.as_ref().unwrap_err().contains("left alone"));
-        // The file lists one less by now.
-        let deleted = block_on(deployment.delete(&api, &wanted[1..])).unwrap();
-        assert_eq!(deleted[0], ("a-0".to_owned(), Ok(true)));
-        assert_eq!(deleted[1], ("gone-0".to_owned(), Ok(false)));
-        assert!(deleted[2].1.as_ref().unwrap_err().contains("left alone"));
-        assert_eq!(api.0.borrow().keys().collect::<Vec<_>>(), ["own-0"]);
-    }
-
-    #[test]
-    fn what_an_older_version_deployed_from_a_file_of_this_name_is_updated_and_deleted() {
-        let dir = tempfile::tempdir().unwrap();
-        let wanted = wanted(dir.path(), &["a-0", "b-0", "c-0"]);
-        let api = Fake::default();
-        for (name, file) in
-            [("a-0", "functions.json"), ("b-0", "functions.json"), ("c-0", "others.json")]
-        {
-            let old = json!({"metadata": {"name": name, "annotations": {MARK: file}}});
-            api.0.borrow_mut().insert(name.to_owned(), old);
-        }
-        let deployment = deployment(dir.path());
-        let done = block_on(deployment.deploy(&api, &wanted[..1]));
-        assert!(done[0].1.is_ok(), "{done:?}");
-        let label = api.0.borrow()["a-0"]["metadata"]["labels"][MARK].clone();
-        assert_eq!(label, deployment.mark.label.as_str(), "it is marked from then on");
-        let deleted = block_on(deployment.delete(&api, &wanted)).unwrap();
-        let left: Vec<_> = deleted.iter().filter(|(_, done)| done.is_err()).collect();
-        assert!(matches!(left.as_slice(), [(name, _)] if name == "c-0"), "{deleted:?}");
-        assert_eq!(api.0.borrow().keys().collect::<Vec<_>>(), ["c-0"]);
-    }
-
-    #[test]
-    fn the_originals_file_is_read_and_mistakes_are_named() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("functions.json");
-        let read_text = |text: &str| {
-            std::fs::write(&path, text).unwrap();
-            read(&path, Path::new("yamls"))
-        };
-        let all = read_text(
-            r#"{"functions":[{"name":"helloworld","file":"helloworld.yaml","count":1,
-            "eventing":false,"applyScript":""},{"name":"pyaes","file":"pyaes.yaml","count":2}]}"#,
-        )
-        .unwrap();
-        let names: Vec<&str> = all.iter().map(|wanted| wanted.name.as_str()).collect();
-        assert_eq!(names, ["helloworld-0", "pyaes-0", "pyaes-1"]);
-        assert_eq!(all[2].manifest, Path::new("yamls/pyaes.yaml"));
-        let one =
-            |more: &str| format!(r#"{{"functions":[{{"name":"a","file":"f","count":1{more}}}]}}"#);
-        for (text, said) in [
-            (r#"{"functions":[]}"#.to_owned(), "0 services"),
-            (one(r#","eventing":true"#), "eventing"),
-            (one(r#","cuont":1"#), "is no list of functions"),
-            (one(r#"},{"name":"a","file":"g","count":1"#), "a-0 is listed twice"),
-        ] {
-            let error = read_text(&text).unwrap_err().to_string();
-            assert!(error.contains(said), "{error}");
-        }
-    }
-}
+mod tests;

@@ -9,6 +9,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures_util::{StreamExt as _, TryStreamExt as _};
+use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
@@ -30,8 +31,12 @@ const AFTER_ERROR: Duration = Duration::from_millis(10);
 const BEHIND: u64 = 100_000;
 /// … reads replies after so many sends.
 const IN_A_ROW: u32 = 8;
+/// How long replies are awaited before that is told.
+const TELLS_AFTER: Duration = Duration::from_secs(1);
 /// How long a name may take to be resolved.
 const RESOLVE: Duration = Duration::from_secs(10);
+/// How long one of a name's several addresses may take to be connected to.
+const REACH: Duration = Duration::from_secs(5);
 /// Names that are looked up at a time.
 const LOOK_UPS: usize = 16;
 
@@ -58,6 +63,9 @@ pub struct Load {
     pub busy: bool,
     /// Whether replies are looked into for what the function says of itself.
     pub reads_replies: bool,
+    /// Told once, when replies are still awaited some time after the last send: how many, and how long they
+    /// are waited for at most.
+    pub tells_drain: Option<fn(u64, Duration)>,
     /// Set when the run begins; for whoever needs the time of its rows before it ends.
     pub clock: Arc<OnceLock<Clock>>,
 }
@@ -76,6 +84,7 @@ impl Load {
             spin: SPIN,
             busy: false,
             reads_replies: false,
+            tells_drain: None,
             clock: Arc::default(),
         }
     }
@@ -260,8 +269,9 @@ impl Run {
         let addresses = tokio::select! {
             biased;
             () = stop.asked() => return Err(RunError::Stopped),
-            found = resolve(&load.targets) => found?,
+            found = resolve(&load.targets, load.patience.min(REACH)) => found?,
         };
+        let (addresses, instead) = addresses;
         let ended = CancellationToken::new();
         let collector = Arc::new(Collector::new(rows));
         let shared = Arc::new(Shared {
@@ -273,7 +283,8 @@ impl Run {
             plain: load.plain.clone(),
         });
         let wires = Arc::new(Wires::new(&shared, &load.targets, &addresses));
-        let opened = wires.open(load.connections, stop).await;
+        let mut opened = wires.open(load.connections, stop).await;
+        opened.failed.extend(instead);
         // A second run with the same load keeps its own.
         let _ = load.clock.set(collector.clock());
         tokio::spawn(flush(Arc::clone(&collector), ended.clone()));
@@ -312,9 +323,17 @@ impl Run {
     async fn end(&self, load: &Load, stop: &Stop, count: impl FnOnce(Ran) -> Ran) -> Ran {
         let clock = self.collector.clock();
         let sending_ns = clock.now_ns();
+        let tells = async {
+            tokio::time::sleep(TELLS_AFTER).await;
+            if let Some(tell) = load.tells_drain {
+                tell(self.collector.under_way(), load.drain);
+            }
+            std::future::pending::<()>().await;
+        };
         tokio::select! {
             () = self.collector.idle() => {}
             () = self.collector.idle_awake(), if load.busy => {}
+            () = tells => {}
             () = tokio::time::sleep(load.drain) => {}
             () = stop.asked_twice() => {}
         }
@@ -339,29 +358,89 @@ async fn flush(collector: Arc<Collector>, ended: CancellationToken) {
     }
 }
 
-/// Resolves every address once, before the run: a look-up is no part of a request's latency.
-async fn resolve(targets: &[Target]) -> Result<HashMap<String, SocketAddr>, RunError> {
+/// Resolves every address once, before the run: a look-up is no part of a request's latency. Of those of
+/// which another than the first was taken, it says so.
+async fn resolve(
+    targets: &[Target],
+    most: Duration,
+) -> Result<(HashMap<String, SocketAddr>, Vec<String>), RunError> {
     let mut by_address: BTreeMap<&str, &Target> = BTreeMap::new();
     for target in targets {
         by_address.entry(&target.address).or_insert(target);
     }
-    let looked = futures_util::stream::iter(by_address.into_values()).map(look_up);
-    looked.buffer_unordered(LOOK_UPS).try_collect().await
+    let look = async |target: &Target| {
+        let all = look_up(target).await?;
+        let (taken, instead) = reach(&all, most).await;
+        let told = instead.map(|why| format!("{}: {why}", target.address));
+        match taken {
+            Some(taken) => Ok(((target.address.clone(), taken), told)),
+            None => {
+                let source = std::io::Error::other("the name has no address");
+                let (hostname, address) = (target.hostname.clone(), target.address.clone());
+                Err(RunError::Resolve { hostname, address, source })
+            }
+        }
+    };
+    let looked = futures_util::stream::iter(by_address.into_values()).map(look);
+    let all: Vec<((String, SocketAddr), Option<String>)> =
+        looked.buffer_unordered(LOOK_UPS).try_collect().await?;
+    let (found, told): (HashMap<_, _>, Vec<_>) = all.into_iter().unzip();
+    Ok((found, told.into_iter().flatten().collect()))
 }
 
-async fn look_up(target: &Target) -> Result<(String, SocketAddr), RunError> {
-    let (hostname, address) = (target.hostname.clone(), target.address.clone());
-    let looked = tokio::time::timeout(RESOLVE, tokio::net::lookup_host(&target.address)).await;
-    let first = match looked {
-        Err(_) => return Err(RunError::ResolveTimeout { hostname, address }),
-        Ok(Ok(mut all)) => all.next(),
-        Ok(Err(source)) => return Err(RunError::Resolve { hostname, address, source }),
-    };
-    match first {
-        Some(first) => Ok((address, first)),
-        None => {
-            let source = std::io::Error::other("the name has no address");
-            Err(RunError::Resolve { hostname, address, source })
+/// The first address that can be connected to, or else the first; and what was said of those before it.
+/// `localhost` may be two, and a server listen at one.
+async fn reach(all: &[SocketAddr], most: Duration) -> (Option<SocketAddr>, Option<String>) {
+    let mut failed = Vec::new();
+    if all.len() > 1 {
+        for address in all {
+            match tokio::time::timeout(most, TcpStream::connect(address)).await {
+                Ok(Ok(_)) if failed.is_empty() => break,
+                Ok(Ok(_)) => {
+                    let why = format!("{}; {address} is taken instead", failed.join(", "));
+                    return (Some(*address), Some(why));
+                }
+                Ok(Err(error)) => failed.push(format!("{address}: {error}")),
+                Err(_) => failed.push(format!("{address}: no answer in time")),
+            }
         }
+    }
+    (all.first().copied(), None)
+}
+
+/// All addresses of a target.
+async fn look_up(target: &Target) -> Result<Vec<SocketAddr>, RunError> {
+    let (hostname, address) = (target.hostname.clone(), target.address.clone());
+    match tokio::time::timeout(RESOLVE, tokio::net::lookup_host(&target.address)).await {
+        Err(_) => Err(RunError::ResolveTimeout { hostname, address }),
+        Ok(Ok(all)) => Ok(all.collect()),
+        Ok(Err(source)) => Err(RunError::Resolve { hostname, address, source }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_several_addresses_one_that_answers_is_taken() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let bind = || std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            let address = |listener: &std::net::TcpListener| listener.local_addr().unwrap();
+            let (one, other, gone) = (bind(), bind(), bind());
+            let [one_at, other_at, nobody] = [&one, &other, &gone].map(address);
+            drop(gone);
+            let most = Duration::from_secs(5);
+            assert_eq!(reach(&[one_at, other_at], most).await, (Some(one_at), None));
+            let (taken, why) = reach(&[nobody, other_at], most).await;
+            assert_eq!(taken, Some(other_at));
+            let why = why.unwrap();
+            assert!(why.contains(&nobody.to_string()) && why.contains("is taken instead"), "{why}");
+            // Nobody is there, maybe not yet: the requests will tell.
+            assert_eq!(reach(&[nobody, nobody], most).await, (Some(nobody), None));
+            assert_eq!(reach(&[nobody], most).await, (Some(nobody), None));
+            assert_eq!(reach(&[], most).await, (None, None));
+        });
     }
 }

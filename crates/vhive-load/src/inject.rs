@@ -145,6 +145,9 @@ impl FailureConfig {
             return refuse("FailNode", "names nothing");
         }
         let at = Duration::from_secs(self.fail_at);
+        if at > crate::LONGEST {
+            return refuse("FailAt", "must be ten years at most");
+        }
         Ok(acts.into_iter().map(|act| Failure { at, act }).collect())
     }
 }
@@ -410,6 +413,7 @@ mod tests {
             (nodes.replace("a b.c", "-oProxyCommand=x"), "FailNode"),
             (nodes.replace("worker_node", "command"), "FailCommand"),
             (nodes.replace("FailAt\":3", "FailAt\":-3"), "-3"),
+            (nodes.replace("FailAt\":3", "FailAt\":18446744073709551615"), "FailAt"),
             (nodes.replace("FailAt", "FailedAt"), "FailedAt"),
         ] {
             let error = config(&text).unwrap_err();

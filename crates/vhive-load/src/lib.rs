@@ -47,3 +47,6 @@ pub use pacer::SPIN;
 pub use row::{Outcome, Row, Shot};
 pub use stop::{Steps, Stop};
 pub use wire::Opened;
+
+/// The most that is waited for, anywhere: ten years.
+pub const LONGEST: std::time::Duration = std::time::Duration::from_secs(10 * 365 * 86_400);

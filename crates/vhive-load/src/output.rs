@@ -46,10 +46,10 @@ pub(crate) struct Written<'a> {
     number: u64,
     endpoint: &'a str,
     intended_us: f64,
-    late_us: f64,
+    late_us: Option<f64>,
     connect_us: Option<f64>,
     first_byte_us: Option<f64>,
-    latency_us: f64,
+    latency_us: Option<f64>,
     total_us: f64,
     outcome: Outcome,
     start: Option<&'a str>,
@@ -63,11 +63,13 @@ pub(crate) struct Written<'a> {
     function_us: Option<u64>,
     function_memory_kib: Option<u64>,
     flow_us: Option<f64>,
+    function_drift_percent: Option<f64>,
 }
 
 pub(crate) const HEADINGS: &str = "number,endpoint,intended_us,late_us,connect_us,first_byte_us,latency_us,\
     total_us,outcome,start,status,grpc_status,error,id,body_bytes,requested_runtime_ms,\
-    requested_memory_mib,function_us,function_memory_kib,flow_us";
+    requested_memory_mib,function_us,function_memory_kib,flow_us,\
+    function_drift_percent";
 
 impl<'a> Written<'a> {
     pub(crate) fn of(row: &'a Row, targets: &'a [String], start: Option<&'a str>) -> Self {
@@ -77,10 +79,10 @@ impl<'a> Written<'a> {
             number: row.number,
             endpoint: targets.get(index).map_or("", String::as_str),
             intended_us: us(row.intended_ns),
-            late_us: us(row.late_ns()),
+            late_us: row.sent.then(|| us(row.late_ns())),
             connect_us: row.connect_ns.map(us),
             first_byte_us: row.first_byte_ns.map(|at| us(at.saturating_sub(row.sent_ns))),
-            latency_us: us(row.latency_ns()),
+            latency_us: row.sent.then(|| us(row.latency_ns())),
             total_us: us(row.total_ns()),
             outcome: row.outcome,
             start,
@@ -94,6 +96,7 @@ impl<'a> Written<'a> {
             function_us: row.function_us,
             function_memory_kib: row.function_memory_kib,
             flow_us: row.flow_ns.map(us),
+            function_drift_percent: row.function_drift_percent,
         }
     }
 
@@ -104,16 +107,17 @@ impl<'a> Written<'a> {
             self.number,
             field(self.endpoint),
             self.intended_us,
-            self.late_us
+            shown(self.late_us)
         )?;
         write!(out, "{},{},", shown(self.connect_us), shown(self.first_byte_us))?;
-        write!(out, "{},{},{},", self.latency_us, self.total_us, self.outcome.as_str())?;
+        write!(out, "{},{},", shown(self.latency_us), self.total_us)?;
+        write!(out, "{},", self.outcome.as_str())?;
         write!(out, "{},{},", self.start.unwrap_or_default(), shown(self.status))?;
         write!(out, "{},{},", shown(self.grpc_status), field(self.error.unwrap_or_default()))?;
         write!(out, "{},{},", field(self.id.unwrap_or_default()), self.body_bytes)?;
         write!(out, "{},{},", shown(self.requested_runtime_ms), shown(self.requested_memory_mib))?;
         write!(out, "{},{},", shown(self.function_us), shown(self.function_memory_kib))?;
-        writeln!(out, "{}", shown(self.flow_us))
+        writeln!(out, "{},{}", shown(self.flow_us), shown(self.function_drift_percent))
     }
 }
 
@@ -292,9 +296,11 @@ impl Open {
             out.write_all(b"\n")
         });
         self.csv.row(|out| written.csv(out));
-        // The original's latencies have those of failures, and none of what was under way.
+        // The original's latencies have those of failures, and none of what was under way. It counts from
+        // before it connects, which is all that there is of what could not be sent.
         if row.outcome != Outcome::Unfinished {
-            self.latencies.row(|out| writeln!(out, "{}", row.latency_ns() / 1000));
+            let ns = if row.sent { row.latency_ns() } else { row.total_ns() };
+            self.latencies.row(|out| writeln!(out, "{}", ns / 1000));
         }
         if let (Some(file), Some(us)) = (&mut self.durations, row.function_us) {
             file.row(|out| writeln!(out, "{us}"));

@@ -64,7 +64,7 @@ enum Kind {
 }
 
 /// A row's fields. What is not of its kind is absent.
-const COLUMNS: [(&str, Kind); 21] = [
+const COLUMNS: [(&str, Kind); 22] = [
     ("rate", Kind::Number),
     ("number", Kind::Integer),
     ("endpoint", Kind::Text),
@@ -86,6 +86,7 @@ const COLUMNS: [(&str, Kind); 21] = [
     ("function_us", Kind::Integer),
     ("function_memory_kib", Kind::Integer),
     ("flow_us", Kind::Number),
+    ("function_drift_percent", Kind::Number),
 ];
 
 /// A column of a row group: its values, and 1 or 0 for each row that has one or none.

@@ -8,7 +8,7 @@ use crate::call::Work;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Outcome {
-    /// With a reply whose status is below 400 (gRPC: 0).
+    /// With a reply whose status is 2xx, or 304 (gRPC: 200 and its own 0).
     Ok,
     /// With another reply, or none because something broke.
     Error,
@@ -46,6 +46,9 @@ pub struct Row {
     /// When its first byte was handed to the kernel; for one that could not be sent, when that
     /// was known.
     pub sent_ns: u64,
+    /// Whether it was sent at all. One that was not has neither lateness nor latency.
+    #[serde(default = "yes")]
+    pub sent: bool,
     /// What setting up a connection took, where one had to be made for it: a part of the
     /// lateness, not of the latency.
     pub connect_ns: Option<u64>,
@@ -76,6 +79,13 @@ pub struct Row {
     pub function_us: Option<u64>,
     /// What it says of its memory, in KiB.
     pub function_memory_kib: Option<u64>,
+    /// How much longer than asked for it says that its work took, in per cent of CPU time.
+    #[serde(default)]
+    pub function_drift_percent: Option<f64>,
+}
+
+const fn yes() -> bool {
+    true
 }
 
 impl Row {
@@ -85,7 +95,7 @@ impl Row {
         self.sent_ns.saturating_sub(self.intended_ns)
     }
 
-    /// From the actual send to the end.
+    /// From the actual send to the end; of one that was never sent, 0.
     #[must_use]
     pub const fn latency_ns(&self) -> u64 {
         self.done_ns.saturating_sub(self.sent_ns)

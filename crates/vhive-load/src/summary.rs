@@ -8,9 +8,13 @@ use serde::Serialize;
 
 use crate::engine::Ran;
 use crate::row::{Outcome, Row};
+use crate::wire::GENERATOR;
 
 /// A send later than this is counted as late.
 const LATE_NS: u64 = 1_000_000;
+/// Functions whose work is further off than this in the median, in per cent, are another load than the
+/// one asked for.
+const FAR_OFF: f64 = 10.0;
 /// Kinds of errors that are told apart; the rest is counted together.
 const ERRORS: usize = 20;
 
@@ -74,6 +78,15 @@ pub struct Figures {
     pub max_us: f64,
 }
 
+/// How far the work of functions was from what was asked for, whichever way, in per cent of CPU time.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[expect(missing_docs, reason = "the names say it")]
+pub struct Drift {
+    pub count: u64,
+    pub p50_percent: f64,
+    pub p99_percent: f64,
+}
+
 /// Adds up rows as they come.
 #[derive(Clone, Debug, Default)]
 pub struct Tally {
@@ -87,7 +100,13 @@ pub struct Tally {
     over_late: u64,
     connect: Times,
     function: Times,
+    /// In thousandths of a per cent, whichever way.
+    drift: Times,
     errors: BTreeMap<Box<str>, u64>,
+    /// Requests that this host had no means to send.
+    own_failures: u64,
+    /// Requests that were never sent, for want of a connection.
+    never_sent: u64,
     last_done_ns: u64,
 }
 
@@ -96,19 +115,28 @@ impl Tally {
     pub fn add(&mut self, row: &Row) {
         let outcome = row.outcome.as_str();
         *self.counts.entry(outcome).or_default() += 1;
-        self.latency.entry(outcome).or_default().add(row.latency_ns());
+        if row.sent {
+            self.latency.entry(outcome).or_default().add(row.latency_ns());
+        }
         if row.outcome == Outcome::Ok {
             self.total.add(row.total_ns());
         }
         match row.connect_ns {
             Some(ns) => self.connect.add(ns),
-            None => self.late.add(row.late_ns()),
+            // What was never sent was not late, but not at all.
+            None if row.sent => self.late.add(row.late_ns()),
+            None => {}
         }
-        self.over_late += u64::from(row.late_ns() > LATE_NS);
+        self.never_sent += u64::from(!row.sent);
+        self.over_late += u64::from(row.sent && row.late_ns() > LATE_NS);
         if let Some(us) = row.function_us {
             self.function.add(us.saturating_mul(1000));
         }
+        if let Some(percent) = row.function_drift_percent {
+            self.drift.add(crate::arrivals::whole_nanos(percent.abs() * 1e3));
+        }
         if let Some(error) = &row.error {
+            self.own_failures += u64::from(error.starts_with(GENERATOR));
             let known = self.errors.contains_key(error) || self.errors.len() < ERRORS;
             let name = if known { error.clone() } else { "others".into() };
             *self.errors.entry(name).or_default() += 1;
@@ -138,6 +166,12 @@ impl Tally {
     #[must_use]
     pub const fn from_intended(&self) -> &Times {
         &self.total
+    }
+
+    /// Requests that the generator had no means to send: no file, no port.
+    #[must_use]
+    pub const fn own_failures(&self) -> u64 {
+        self.own_failures
     }
 
     /// One of the errors.
@@ -178,8 +212,16 @@ impl Tally {
             connect_ahead: ahead.figures(),
             connect_for_a_request: self.connect.figures(),
             function: self.function.figures(),
+            function_drift: self.drift.figures().map(|figures| Drift {
+                count: figures.count,
+                p50_percent: figures.p50_us,
+                p99_percent: figures.p99_us,
+            }),
             starts: BTreeMap::new(),
             starts_unknown: 0,
+            records_missed: 0,
+            own_failures: self.own_failures,
+            never_sent: self.never_sent,
             errors: self.errors.iter().map(|(name, n)| (name.to_string(), *n)).collect(),
             not_opened_ahead: ran.opened.failed.clone(),
             rows_lost: 0,
@@ -224,11 +266,20 @@ pub struct Summary {
     pub connect_for_a_request: Option<Figures>,
     /// What functions say they took.
     pub function: Option<Figures>,
+    /// How far off they say that their work was from what was asked for.
+    pub function_drift: Option<Drift>,
     /// Latency by how the instance was started, where that is known.
     pub starts: BTreeMap<String, Figures>,
     /// Replies of which it was asked how the instance was started, and is not known: the node had
     /// forgotten, or keeps no record of such requests.
     pub starts_unknown: u64,
+    /// How often the node was asked for its records in vain.
+    pub records_missed: u64,
+    /// Errors that are the generator's own: this host had no file or port left for a connection.
+    pub own_failures: u64,
+    /// Requests among them, and among time-outs and the unfinished, that found no connection and were never
+    /// sent: in no latency and no lateness.
+    pub never_sent: u64,
     /// Errors by their text.
     pub errors: BTreeMap<String, u64>,
     /// Connections that could not be made ahead, and why.
@@ -286,6 +337,16 @@ impl Summary {
         for (kind, figures) in &self.starts {
             line(&mut out, &format!("  start: {kind}"), figures);
         }
+        if let Some(Drift { p50_percent, p99_percent, .. }) = self.function_drift {
+            put(
+                &mut out,
+                format_args!("drift      {p50_percent:.1} % at the median, {p99_percent:.1} % p99, of the functions' work"),
+            );
+            if p50_percent > FAR_OFF {
+                let text = "the functions' work is not what was asked for: let them calibrate themselves again";
+                put(&mut out, format_args!("warning    {text}"));
+            }
+        }
         if self.over_1ms_late > 0 {
             put(
                 &mut out,
@@ -300,12 +361,24 @@ impl Summary {
         for (error, count) in &self.errors {
             put(&mut out, format_args!("error      {count} × {error}"));
         }
+        if self.never_sent > 0 {
+            let text = "requests found no connection, and were never sent";
+            put(&mut out, format_args!("warning    {} {text}", self.never_sent));
+        }
+        if self.own_failures > 0 {
+            let text = "errors are the generator's own: this host had no means to send them";
+            put(&mut out, format_args!("warning    {} {text}", self.own_failures));
+        }
         for why in &self.not_opened_ahead {
             put(&mut out, format_args!("warning    {why}"));
         }
         if self.starts_unknown > 0 {
             let text = "replies, the start of whose instance the node did not tell";
             put(&mut out, format_args!("warning    {} {text}", self.starts_unknown));
+        }
+        if self.records_missed > 0 {
+            let text = "times the node did not tell its records";
+            put(&mut out, format_args!("warning    {} {text}", self.records_missed));
         }
         if self.rows_lost > 0 {
             put(&mut out, format_args!("warning    {} rows could not be written", self.rows_lost));
@@ -343,6 +416,7 @@ pub(crate) mod tests {
             target: 0,
             intended_ns: number * 1000,
             sent_ns: number * 1000 + 10,
+            sent: true,
             connect_ns: None,
             first_byte_ns: Some(number * 1000 + 500),
             done_ns: number * 1000 + 600,
@@ -357,6 +431,7 @@ pub(crate) mod tests {
             flow_ns: None,
             function_us: Some(number),
             function_memory_kib: None,
+            function_drift_percent: None,
         }
     }
 
@@ -375,6 +450,44 @@ pub(crate) mod tests {
         assert_eq!((ok.count, ok.max_us), (2, 0.59));
         assert_eq!((tally.late().count(), tally.over_late), (3, 1), "who connects is apart");
         assert_eq!(tally.completed_per_second(), 2.0 / 0.9);
+    }
+
+    #[test]
+    fn drift_counts_whichever_way_and_far_off_is_warned_of() {
+        let text = |drifts: [f64; 3]| {
+            let mut tally = Tally::default();
+            for (number, drift) in (0..).zip(drifts) {
+                let mut row = row(number, Outcome::Ok);
+                row.function_drift_percent = Some(drift);
+                tally.add(&row);
+            }
+            let (clock, opened) = (crate::Clock::start(), crate::Opened::default());
+            let (unsent, retries, unfollowed) = (0, 0, 0);
+            let (sending_ns, whole_ns, sent) = (1, 1, 3);
+            let ran =
+                Ran { clock, sent, retries, unsent, unfollowed, sending_ns, whole_ns, opened };
+            let summary = tally.summary(&ran);
+            let drift = summary.function_drift.unwrap();
+            assert_eq!(drift.count, 3);
+            ((drift.p50_percent * 10.0).round(), summary.text())
+        };
+        let (median, told) = text([-1.5, 0.5, 80.0]);
+        assert!((median - 15.0).abs() < 1e-9 && !told.contains("asked for"), "{median} {told}");
+        assert!(told.contains("drift      1.5 % at the median, 80"), "{told}");
+        let (median, told) = text([-25.0, -20.0, -30.0]);
+        assert!((median - 250.0).abs() < 1e-9 && told.contains("not what was asked for"), "{told}");
+    }
+
+    #[test]
+    fn what_was_never_sent_has_no_time() {
+        let mut tally = Tally::default();
+        let mut never = row(1, Outcome::Error);
+        (never.sent, never.sent_ns, never.done_ns) = (false, 30_000_000_000, 30_000_000_000);
+        tally.add(&never);
+        tally.add(&row(2, Outcome::Error));
+        assert_eq!((tally.count(Outcome::Error), tally.never_sent), (2, 1));
+        assert_eq!(tally.latency(Outcome::Error).map(Times::count), Some(1));
+        assert_eq!((tally.late().count(), tally.over_late), (1, 0));
     }
 
     #[test]

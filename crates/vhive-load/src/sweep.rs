@@ -17,6 +17,11 @@ const MOST_FAILED: f64 = 0.001;
 /// Lateness of the generator's own sends, p99, above which a rate says nothing of the function.
 const MOST_LATE_US: f64 = 1000.0;
 
+/// Something is sent so many times as long as asked for, at most, for want of replies.
+const LONGER: u32 = 20;
+/// Between two requests of a warm-up.
+const WARM_UP_GAP_NS: u64 = 50_000_000;
+
 /// Which rates are tried.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Search {
@@ -76,6 +81,15 @@ pub enum Verdict {
     Failed,
     /// The generator was late itself.
     GeneratorLate,
+    /// It had no file or port left for a connection.
+    GeneratorFailed,
+}
+
+impl Verdict {
+    /// Whether it says nothing of the function.
+    const fn is_generators(self) -> bool {
+        matches!(self, Self::GeneratorLate | Self::GeneratorFailed)
+    }
 }
 
 /// How one rate went.
@@ -102,6 +116,8 @@ pub struct Step {
 pub struct Sweep {
     /// p99 of one client, in µs.
     pub unloaded_p99_us: f64,
+    /// Of so many replies.
+    pub unloaded_replies: u64,
     /// The factor.
     pub within: f64,
     /// The highest rate that held.
@@ -119,8 +135,15 @@ pub struct Plan {
     pub rates: (f64, f64),
     /// How the gaps are made.
     pub arrivals: Arrivals,
-    /// How long each rate is sent.
+    /// How long each rate is sent, at least.
     pub time: Duration,
+    /// Replies that the unloaded p99 is of, at least, and half of those that a rate's is; for that many it
+    /// is sent for longer, up to twenty times.
+    pub replies: u64,
+    /// Requests to each endpoint before anything is measured: the first is a cold start.
+    pub warm_up: u64,
+    /// What is waited for after these.
+    pub settle: Duration,
     /// p99 may be so many times the unloaded one.
     pub within: f64,
     /// How exactly the knee is wanted, as a share.
@@ -143,8 +166,9 @@ pub enum SweepError {
     Unloaded(String),
 }
 
-/// Measures one client alone, then rates until the knee is known. `tell` is called with each; `rows`
-/// gets every row, and is left by an error.
+/// Warms every endpoint up, measures one client alone, then rates until the knee is known; one that does not hold is
+/// tried once more. `tell` is called with each; `rows` gets every row but those of the warm-up, and is left by
+/// an error.
 ///
 /// # Errors
 /// When nothing can be sent or nothing succeeds.
@@ -155,17 +179,20 @@ pub async fn sweep(
     rows: &mut Option<StepRows>,
     mut tell: impl FnMut(&Step),
 ) -> Result<Sweep, SweepError> {
-    let alone = |out| closed_loop(load, 1, plan.time, out, stop);
-    let (tally, _) = tallied((None, rows), alone).await?;
+    warm_up(load, plan, stop).await?;
+    let (tally, mut rounds) = (alone(load, plan, stop, rows).await?, 0);
     let unloaded = tally.latency(Outcome::Ok).and_then(|times| times.quantile_us(0.99));
     let why = || tally.first_error().unwrap_or("none was sent").to_owned();
     let unloaded_p99_us = unloaded.ok_or_else(|| SweepError::Unloaded(why()))?;
+    let unloaded_replies = tally.count(Outcome::Ok);
     let mut search = Search::new(plan.rates.0, plan.rates.1, plan.precision);
-    let (mut steps, mut late) = (Vec::new(), None);
+    let (mut steps, mut tried) = (Vec::new(), None);
     while let Some(rate) = search.next().filter(|_| !stop.is_asked()) {
-        let arrivals = at_rate(plan.arrivals, rate, plan.time, plan.seed)?;
+        let time = plan.time_of(rate);
+        let arrivals = at_rate(plan.arrivals, rate, time, plan.seed.wrapping_add(rounds))?;
         let shots = round_robin(&arrivals, load.targets.len());
-        let ran = tallied((Some(rate), rows), |out| open_loop(load, shots, out, stop)).await;
+        let send = |out| open_loop(load, shots, out, stop);
+        let ran = tallied((Some(rate), rows), Tally::default(), send).await;
         let (tally, ran) = match ran {
             Err(RunError::Stopped) => break,
             done => done?,
@@ -177,18 +204,66 @@ pub async fn sweep(
         tell(&step);
         let verdict = step.verdict;
         steps.push(step);
-        if verdict == Verdict::GeneratorLate && late.replace(rate) != Some(rate) {
-            // Once more: what else the machine does may have been the reason.
+        rounds += 1;
+        if verdict != Verdict::Held && tried.replace(rate) != Some(rate) {
+            // Once more: what else the machine does may have been the reason, or instances that had to
+            // start for this rate.
             continue;
         }
         search.tell(verdict == Verdict::Held);
-        if verdict == Verdict::GeneratorLate {
+        if verdict.is_generators() {
             // Faster than the generator is nothing that it can measure.
             search.most = rate;
         }
     }
     let (knee, stopped) = (search.knee(), search.next().is_some());
-    Ok(Sweep { unloaded_p99_us, within: plan.within, knee, steps, stopped })
+    let within = plan.within;
+    Ok(Sweep { unloaded_p99_us, unloaded_replies, within, knee, steps, stopped })
+}
+
+impl Plan {
+    /// How long a rate is sent: enough for its p99 to be one, but not for ever.
+    fn time_of(&self, rate: f64) -> Duration {
+        let wanted = Duration::try_from_secs_f64(2.0 * self.replies as f64 / rate);
+        let most = self.time.saturating_mul(LONGER);
+        wanted.unwrap_or(most).min(most).max(self.time)
+    }
+}
+
+/// Sends to each endpoint; nothing of it is counted.
+async fn warm_up(load: &Load, plan: &Plan, stop: &Stop) -> Result<(), RunError> {
+    let count = (load.targets.len() as u64).saturating_mul(plan.warm_up);
+    if count == 0 {
+        return Ok(());
+    }
+    let arrivals: Vec<u64> = (0..count).map(|nth| nth.saturating_mul(WARM_UP_GAP_NS)).collect();
+    let shots = round_robin(&arrivals, load.targets.len());
+    open_loop(load, shots, channel().0, stop).await?;
+    tokio::select! {
+        () = tokio::time::sleep(plan.settle) => {}
+        () = stop.asked() => {}
+    }
+    Ok(())
+}
+
+/// One client alone, until there are enough replies.
+async fn alone(
+    load: &Load,
+    plan: &Plan,
+    stop: &Stop,
+    rows: &mut Option<StepRows>,
+) -> Result<Tally, RunError> {
+    let mut all = Tally::default();
+    for _ in 0..LONGER {
+        let send = |out| closed_loop(load, 1, plan.time, out, stop);
+        (all, _) = tallied((None, rows), all, send).await?;
+        let ok = all.count(Outcome::Ok);
+        // A client that gets no reply at all gets none by waiting.
+        if ok >= plan.replies || ok == 0 || stop.is_asked() {
+            break;
+        }
+    }
+    Ok(all)
 }
 
 fn judge(rate: f64, tally: &Tally, ran: &Ran, most_us: f64) -> Step {
@@ -196,7 +271,9 @@ fn judge(rate: f64, tally: &Tally, ran: &Ran, most_us: f64) -> Step {
     let [p50_us, p99_us] = [0.5, 0.99].map(|q| tally.from_intended().quantile_us(q));
     let late_p99_us = tally.late().quantile_us(0.99);
     let failed = ran.sent - ok.min(ran.sent);
-    let verdict = if failed as f64 > ran.sent as f64 * MOST_FAILED {
+    let verdict = if tally.own_failures() as f64 > ran.sent as f64 * MOST_FAILED {
+        Verdict::GeneratorFailed
+    } else if failed as f64 > ran.sent as f64 * MOST_FAILED {
         Verdict::Failed
     } else if late_p99_us.is_some_and(|us| us > MOST_LATE_US) {
         Verdict::GeneratorLate
@@ -219,15 +296,15 @@ pub fn round_robin(arrivals: &[u64], targets: usize) -> Vec<Shot> {
     arrivals.iter().enumerate().map(shot).collect()
 }
 
-/// Runs, and adds its rows up; they are written, too, with their rate.
+/// Runs, and adds its rows up with those that there are; they are written, too, with their rate.
 async fn tallied<F: Future<Output = Result<Ran, RunError>>>(
     (rate, written): (Option<f64>, &mut Option<StepRows>),
+    mut tally: Tally,
     run: impl FnOnce(Sender<Vec<Row>>) -> F,
 ) -> Result<(Tally, Ran), RunError> {
     let (out, rows) = channel::<Vec<Row>>();
     let mut steps = written.take();
     let adds = std::thread::spawn(move || {
-        let mut tally = Tally::default();
         for batch in rows {
             batch.iter().for_each(|row| tally.add(row));
             if let Some(steps) = &mut steps {
@@ -256,6 +333,24 @@ mod tests {
             tried += 1;
         }
         (search.knee(), tried)
+    }
+
+    #[test]
+    fn a_rate_is_sent_until_its_p99_is_one() {
+        let plan = Plan {
+            rates: (1.0, 1.0),
+            arrivals: Arrivals::Fixed,
+            time: Duration::from_secs(5),
+            replies: 100,
+            warm_up: 0,
+            settle: Duration::ZERO,
+            within: 3.0,
+            precision: 0.1,
+            seed: 1,
+        };
+        for (rate, seconds) in [(1000.0, 5), (40.0, 5), (10.0, 20), (0.1, 100), (0.0, 100)] {
+            assert_eq!(plan.time_of(rate), Duration::from_secs(seconds), "{rate}");
+        }
     }
 
     #[test]

@@ -303,11 +303,11 @@ impl Samples {
             };
             for (metric, us) in [
                 ("latency ms", row.latency_us),
-                ("from intended ms", row.total_us),
+                ("from intended ms", Some(row.total_us)),
                 ("late ms", row.late_us),
             ] {
                 let what = What { group: group.clone(), metric };
-                values.entry(what).or_default().push(us / 1e3);
+                values.entry(what).or_default().extend(us.map(|us| us / 1e3));
             }
         }
         Ok(Self { kind: "load", facts, values })
@@ -333,9 +333,9 @@ impl Samples {
                 Some(rate) => format!("{} at {rate}/s", row.endpoint),
                 None => format!("{} alone", row.endpoint),
             };
-            for (metric, us) in [("from intended ms", row.total_us), ("late ms", row.late_us)] {
+            for (metric, us) in [("from intended ms", Some(row.total_us)), ("late ms", row.late_us)] {
                 let what = What { group: group.clone(), metric };
-                values.entry(what).or_default().push(us / 1e3);
+                values.entry(what).or_default().extend(us.map(|us| us / 1e3));
             }
         }
         Ok(Self { kind: "sweep", facts, values })
@@ -351,8 +351,8 @@ struct Sent {
     endpoint: String,
     outcome: String,
     start: Option<String>,
-    late_us: f64,
-    latency_us: f64,
+    late_us: Option<f64>,
+    latency_us: Option<f64>,
     total_us: f64,
 }
 

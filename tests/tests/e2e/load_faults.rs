@@ -1,11 +1,13 @@
 //! `vhive load` with bad input and a disk that fills: clear words, and no silent loss.
 
 use std::fs;
+use std::process::Command;
 
 use serde_json::{Value, json};
-use vhive_tests::node::vhive;
+use vhive_tests::node::{binary, vhive};
 
 use crate::load::{at, deploy, text, trace};
+use crate::load_peers::server;
 use crate::scene::{Dir, code, fill, mount, node, said, skip};
 
 #[test]
@@ -76,4 +78,33 @@ fn e2e_load_names_what_is_wrong_with_a_trace() {
     fs::write(dir.path().join("2021.csv"), "app,func,end_timestamp,duration\n").expect("written");
     let none = run(&json!({"TracePath": at(&dir, "2021.csv")}));
     assert!(none.contains("no invocation ends within 3 minutes"), "{none}");
+}
+
+/// `vhive load rps` at a server of 20 ms with more under way than the files that it may open.
+fn short_of_files(dir: &Dir, limits: &str, more: &[&str]) -> (Value, String) {
+    let (address, _) = server();
+    let endpoint = format!(r#"[{{"hostname":"f","address":"{address}","protocol":"http1"}}]"#);
+    fs::write(dir.path().join("endpoints.json"), endpoint).expect("written");
+    let shell = format!("{limits}; exec \"$0\" \"$@\"");
+    let binary = binary().expect("the binary").display().to_string();
+    let done = Command::new("sh")
+        .args(["-c", &shell, &binary, "-o", "json", "load", "rps"])
+        .args(["--endpoints", "endpoints.json", "--rps", "4000", "--time", "0.5", "--out", "out"])
+        .args(more)
+        .current_dir(dir.path())
+        .output()
+        .expect("runs");
+    let summary = serde_json::from_slice(&done.stdout).unwrap_or_else(|_| panic!("{}", said(&done)));
+    (summary, said(&done))
+}
+
+#[test]
+fn e2e_load_opens_as_many_files_as_it_may_and_no_more() {
+    let dir = Dir::new("load-files");
+    // 80 at a time on average: more than a soft limit of 64 has room for, and than a hard one.
+    let (raised, told) = short_of_files(&dir, "ulimit -Sn 64", &[]);
+    assert_eq!(raised["own_failures"], 0, "{told}");
+    let (kept, told) = short_of_files(&dir, "ulimit -n 96", &[]);
+    assert!(told.contains("at most 32 connections to one address instead of 4096"), "{told}");
+    assert_eq!((&kept["own_failures"], &kept["outcomes"]["error"]), (&json!(0), &json!(0)), "{told}");
 }

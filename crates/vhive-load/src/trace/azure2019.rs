@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use super::draw::{MEMORY_QUANTILES, Percentiles, RUNTIME_QUANTILES, Stats};
-use super::table::Table;
+use super::table::{Line, Table};
 use super::{Function, Source, TraceError, name};
 
 /// Reads the first `units` columns of every function.
@@ -60,9 +60,7 @@ pub fn each(dir: &Path, units: usize, mut take: impl FnMut(Function)) -> Result<
     let path = dir.join("invocations.csv");
     let table = Table::open(&path)?;
     let hash = table.column("HashFunction")?;
-    for needed in ["HashOwner", "HashApp"] {
-        table.column(needed)?;
-    }
+    let whose = [table.column("HashOwner")?, table.column("HashApp")?].map(Some);
     // Behind the trigger, or in its place.
     let first = table.optional("Trigger").map_or(3, |column| column + 1);
     let there = table.width().saturating_sub(first);
@@ -76,10 +74,24 @@ pub fn each(dir: &Path, units: usize, mut take: impl FnMut(Function)) -> Result<
         let counts: Result<Vec<u32>, _> =
             (first..first + units).map(|column| line.parse(column, "count")).collect();
         let missing = |file: &str| line.wrong(hash, &format!("{key:?} is not in {file}"));
-        let (runtime, mean) = runtimes.get(key).ok_or_else(|| missing("durations.csv"))?;
-        let (memory, _) = memories.get(key).ok_or_else(|| missing("memory.csv"))?;
-        let (runtime, memory) = (runtime.clone(), memory.clone());
-        let stats = Stats { runtime, memory, mean_runtime_ms: *mean };
+        let one_of = |all: &Known, file: &str| match all.get(key).map(Vec::as_slice) {
+            None | Some([]) => Err(missing(file)),
+            Some([only]) => Ok(only.clone()),
+            // The same function of several applications, or a name that two have.
+            Some(several) => {
+                let whose = owner(line, whose);
+                let own = several.iter().find(|one| one.whose == whose);
+                own.cloned().ok_or_else(|| {
+                    let lines: Vec<String> =
+                        several.iter().map(|one| one.line.to_string()).collect();
+                    let lines = lines.join(" and ");
+                    line.wrong(hash, &format!("{key:?} is in lines {lines} of {file}, of other owners"))
+                })
+            }
+        };
+        let runtime = one_of(&runtimes, "durations.csv")?;
+        let memory = one_of(&memories, "memory.csv")?.drawn;
+        let stats = Stats { runtime: runtime.drawn, memory, mean_runtime_ms: runtime.mean };
         let name = name(index, key);
         index += 1;
         take(Function { name, source: Source::Counts { counts: counts?, stats } });
@@ -92,26 +104,51 @@ pub fn each(dir: &Path, units: usize, mut take: impl FnMut(Function)) -> Result<
     Ok(())
 }
 
+/// What a line of durations or memory says.
+#[derive(Clone)]
+struct Entry {
+    whose: String,
+    line: u64,
+    drawn: Percentiles,
+    mean: f64,
+}
+
+/// That by the function's hash, which may be in several applications.
+type Known = HashMap<String, Vec<Entry>>;
+
+/// Owner and application of a line; nothing where the file does not tell them.
+fn owner(line: &Line<'_>, columns: [Option<usize>; 2]) -> String {
+    let text = |column: Option<usize>| column.map_or("", |column| line.text(column));
+    columns.map(text).join(",")
+}
+
 /// Percentiles (and a mean) by the function's hash.
 fn percentiles(
     path: &Path,
     names: &[&str],
     quantiles: &'static [f64],
     mean: Option<&str>,
-) -> Result<HashMap<String, (Percentiles, f64)>, TraceError> {
+) -> Result<Known, TraceError> {
     let table = Table::open(path)?;
     let hash = table.column("HashFunction")?;
     let columns: Result<Vec<usize>, _> = names.iter().map(|name| table.column(name)).collect();
     let columns = columns?;
     let mean = mean.map(|name| table.column(name)).transpose()?;
-    let mut all = HashMap::new();
+    let columns_of_owner = ["HashOwner", "HashApp"].map(|name| table.optional(name));
+    let mut all = Known::new();
     table.each(|line| {
         let values: Result<Vec<f64>, _> =
             columns.iter().map(|column| line.amount(*column)).collect();
         let drawn = Percentiles::new(quantiles, &values?);
         let drawn = drawn.ok_or_else(|| line.wrong(columns[0], "the percentiles fall"))?;
         let mean = mean.map_or(Ok(0.0), |column| line.amount(column))?;
-        all.insert(line.text(hash).to_owned(), (drawn, mean));
+        let (whose, number) = (owner(line, columns_of_owner), line.number());
+        let of_hash = all.entry(line.text(hash).to_owned()).or_default();
+        if let Some(other) = of_hash.iter().find(|one| one.whose == whose) {
+            let problem = format!("{:?} is in line {} as well", line.text(hash), other.line);
+            return Err(line.wrong(hash, &problem));
+        }
+        of_hash.push(Entry { whose, line: number, drawn, mean });
         Ok(())
     })?;
     Ok(all)
@@ -162,6 +199,30 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn a_function_of_two_applications_has_the_figures_of_each() {
+        let dir = tempfile::tempdir().unwrap();
+        // Both are called the same, in applications a and b.
+        let two = |text: String| text.replace("o,a,f1DEF", "o,b,f0abc");
+        write(dir.path(), |_, text| two(text));
+        let functions = read(dir.path(), 2).unwrap();
+        let medians: Vec<_> = functions
+            .iter()
+            .map(|function| match &function.source {
+                Source::Counts { stats, .. } => (stats.runtime.median(), stats.memory.median()),
+                Source::Exact(_) => panic!("counts"),
+            })
+            .collect();
+        assert_eq!(medians, [(3, 120), (20, 12)]);
+        let other = |name: &str, text: String| match name {
+            "invocations.csv" => two(text).replace("o,b,", "o,c,"),
+            _ => two(text),
+        };
+        write(dir.path(), other);
+        let error = read(dir.path(), 2).unwrap_err().to_string();
+        assert!(error.contains("is in lines 2 and 3 of durations.csv"), "{error}");
+    }
+
+    #[test]
     fn mistakes_have_a_line_and_a_column() {
         let dir = tempfile::tempdir().unwrap();
         for (file, from, to, said) in [
@@ -184,6 +245,18 @@ pub(crate) mod tests {
                 "durations.csv:2: column 8 (\"percentile_average_0\"): the percentiles fall",
             ),
             ("memory.csv", "f1DEF", "f", "not in memory.csv"),
+            (
+                "memory.csv",
+                "f1DEF",
+                "f0abc",
+                "memory.csv:3: column 3 (\"hashfunction\"): \"f0abc\" is in line 2 as well",
+            ),
+            (
+                "durations.csv",
+                "o,a,f1DEF",
+                "p,b,f0abc",
+                "invocations.csv:3: column 3 (\"hashfunction\"): \"f1DEF\" is not in durations.csv",
+            ),
         ] {
             write(
                 dir.path(),

@@ -15,25 +15,66 @@ use crate::call::Work;
 /// The trace tells no memory; the original takes this.
 const MEMORY_MIB: u32 = 200;
 
+/// A trace, and what of it is not as it is written.
+#[derive(Debug)]
+pub struct Exact {
+    /// The functions, in the order of their first line.
+    pub functions: Vec<Function>,
+    /// Invocations that are left out, for they begin before the trace does.
+    pub before: u64,
+    /// Invocations that are left out, for they end after the time that is read.
+    pub after: u64,
+    /// Invocations that were moved by some microseconds, for two of a function began together.
+    pub moved: u64,
+}
+
+impl Exact {
+    /// That for people, of which there may be nothing to tell.
+    #[must_use]
+    pub fn notes(&self) -> Vec<String> {
+        let all = [
+            (self.before, "invocations are left out: they begin before the trace"),
+            (self.after, "invocations are left out: they end after the experiment"),
+            (self.moved, "invocations are some microseconds later: two of a function begin together"),
+        ];
+        let told = all.iter().filter(|(count, _)| *count > 0);
+        told.map(|(count, text)| format!("{count} {text}")).collect()
+    }
+}
+
 /// Reads every invocation that begins and ends within `minutes`. Functions are in the order of
 /// their first line.
 ///
 /// # Errors
-/// By line and column; also two invocations of one function in the same microsecond, and one
-/// that begins before the trace.
+/// By line and column.
 pub fn read(path: &Path, minutes: u64) -> Result<Vec<Function>, TraceError> {
+    Ok(read_all(path, minutes, false)?.functions)
+}
+
+/// As [`read`], with what is left out or moved. `strict` refuses two invocations of one function in the
+/// same microsecond, and one that begins before the trace, as the original does.
+///
+/// # Errors
+/// By line and column.
+pub fn read_all(path: &Path, minutes: u64, strict: bool) -> Result<Exact, TraceError> {
     let table = Table::open(path)?;
     let [app, func] = [table.column("app")?, table.column("func")?];
     let [end, duration] = [table.column("end_timestamp")?, table.column("duration")?];
     let mut index: HashMap<(String, String), usize> = HashMap::new();
     let mut found: Vec<(String, Vec<(u64, Invocation)>)> = Vec::new();
     let most = minutes as f64 * 60.0;
+    let (mut before, mut after, mut moved) = (0, 0, 0);
     table.each(|line| {
         let (ended, lasted) = (line.amount(end)?, line.amount(duration)?);
         if ended > most {
+            after += 1;
             return Ok(());
         }
         let begun = ended - lasted;
+        if begun < 0.0 && !strict {
+            before += 1;
+            return Ok(());
+        }
         if begun < 0.0 {
             let problem = format!("{lasted} s long, it would begin before the trace");
             return Err(line.wrong(duration, &problem));
@@ -56,11 +97,21 @@ pub fn read(path: &Path, minutes: u64) -> Result<Vec<Function>, TraceError> {
     let mut functions = Vec::new();
     for (name, mut invocations) in found {
         invocations.sort_by_key(|(line, invocation)| (invocation.at_ns, *line));
-        for two in invocations.windows(2) {
-            if two[0].1.at_ns == two[1].1.at_ns {
-                let problem = format!("begins in the same microsecond as line {}", two[0].0);
-                return Err(TraceError::Line { path: path.to_owned(), line: two[1].0, problem });
+        let mut last: Option<(u64, u64)> = None;
+        for (line, invocation) in &mut invocations {
+            let together = last.filter(|(_, at_ns)| invocation.at_ns <= *at_ns);
+            match together {
+                Some((other, _)) if strict => {
+                    let problem = format!("begins in the same microsecond as line {other}");
+                    return Err(TraceError::Line { path: path.to_owned(), line: *line, problem });
+                }
+                Some((_, at_ns)) => {
+                    invocation.at_ns = at_ns.saturating_add(1000);
+                    moved += 1;
+                }
+                None => {}
             }
+            last = Some((*line, invocation.at_ns));
         }
         let all = invocations.into_iter().map(|(_, invocation)| invocation).collect();
         functions.push(Function { name, source: Source::Exact(all) });
@@ -69,7 +120,7 @@ pub fn read(path: &Path, minutes: u64) -> Result<Vec<Function>, TraceError> {
         let problem = format!("no invocation ends within {minutes} minutes");
         return Err(TraceError::File { path: path.to_owned(), problem });
     }
-    Ok(functions)
+    Ok(Exact { functions, before, after, moved })
 }
 
 #[cfg(test)]
@@ -77,10 +128,14 @@ mod tests {
     use super::*;
 
     fn read_text(rows: &str) -> Result<Vec<Function>, TraceError> {
+        Ok(read_with(rows, true)?.functions)
+    }
+
+    fn read_with(rows: &str, strict: bool) -> Result<Exact, TraceError> {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("trace.csv");
         std::fs::write(&path, format!("app,func,end_timestamp,duration\n{rows}")).unwrap();
-        read(&path, 1)
+        read_all(&path, 1, strict)
     }
 
     #[test]
@@ -94,6 +149,19 @@ mod tests {
         assert_eq!(first[1].work, Work { runtime_ms: 250, memory_mib: 200 });
         let Source::Exact(second) = &functions[1].source else { panic!("exact") };
         assert_eq!(second[0].work.runtime_ms, 1, "nothing takes no time");
+    }
+
+    #[test]
+    fn what_is_outside_or_together_is_left_out_or_moved_and_counted() {
+        let rows = "a,f,5,9\na,f,5,1\na,f,5,1\nb,f,5,1\na,f,5,0.999999\na,f,500,1\na,f,501,1\n";
+        let all = read_with(rows, false).unwrap();
+        assert_eq!((all.before, all.after, all.moved), (1, 2, 2));
+        let Source::Exact(first) = &all.functions[0].source else { panic!("exact") };
+        let times: Vec<u64> = first.iter().map(|invocation| invocation.at_ns / 1000).collect();
+        assert_eq!(times, [4_000_000, 4_000_001, 4_000_002], "the one behind has to move, too");
+        assert_eq!(all.notes().len(), 3, "{:?}", all.notes());
+        let whole = read_with("a,f,5,1\n", false).unwrap();
+        assert_eq!((whole.before, whole.after, whole.moved, whole.notes().len()), (0, 0, 0, 0));
     }
 
     #[test]

@@ -62,6 +62,9 @@ pub struct Config {
     #[serde(rename = "VSwarm")]
     pub v_swarm: bool,
     pub dirigent_config_path: String,
+    /// Ours, and not of the file: whether a trace of exact times is refused for what cannot be.
+    #[serde(skip)]
+    pub strict: bool,
 }
 
 impl Default for Config {
@@ -98,6 +101,7 @@ impl Default for Config {
             depth: 0,
             v_swarm: false,
             dirigent_config_path: String::new(),
+            strict: false,
         }
     }
 }
@@ -189,6 +193,9 @@ impl Config {
         let columns = self.columns();
         if self.experiment_duration == 0 || columns > MOST_UNITS {
             return refuse("ExperimentDuration", "must be at least 1, and a day at most");
+        }
+        if self.patience() > crate::LONGEST {
+            return refuse("GRPCFunctionTimeoutSeconds", "must be ten years at most");
         }
         self.unit()?;
         self.protocol()?;
@@ -295,13 +302,18 @@ impl Config {
         let (columns, units) = (self.columns(), self.units());
         let first = columns - units;
         let minutes = (unit.length().as_secs() * columns as u64).div_ceil(60);
+        let mut notes = Vec::new();
         let functions: Vec<Function> = match self.form() {
             Form::Rps => rps::functions(&self.rps(), minutes)?,
-            Form::Exact => azure2021::read(&self.trace_path, minutes)?,
+            Form::Exact => {
+                let exact = azure2021::read_all(&self.trace_path, minutes, self.strict)?;
+                notes = exact.notes();
+                exact.functions
+            }
             Form::Counts => azure2019::read(&self.trace_path, columns)?,
         };
         let distribution = self.distribution()?;
-        Ok(Plan { functions, unit, first, units, distribution, seed: self.seed })
+        Ok(Plan { functions, unit, first, units, distribution, seed: self.seed, notes })
     }
 
     fn form(&self) -> Form {
@@ -455,6 +467,16 @@ mod tests {
             let (before, after): (Vec<_>, Vec<_>) =
                 plan.shots().partition(|shot| shot.at_ns < from);
             assert_eq!([before.len() as u64, after.len() as u64], [per_minute, per_minute]);
+        }
+    }
+
+    #[test]
+    fn a_time_out_longer_than_any_run_is_refused() {
+        let text = |seconds: u64| format!(r#"{{"GRPCFunctionTimeoutSeconds": {seconds}}}"#);
+        assert_eq!(read(&text(900)).unwrap().patience(), Duration::from_secs(900));
+        for seconds in [u64::MAX, 315_360_001] {
+            let error = read(&text(seconds)).unwrap_err().to_string();
+            assert!(error.contains("GRPCFunctionTimeoutSeconds"), "{error}");
         }
     }
 

@@ -7,6 +7,7 @@ use std::sync::{Arc, OnceLock};
 
 use serde::{Deserialize, Serialize};
 
+use super::whole::Whole;
 use super::{Function, Invocation, Plan, Source, TraceError};
 use crate::arrivals::whole_nanos;
 use crate::call::Work;
@@ -64,9 +65,9 @@ pub fn write_iat(plan: &Plan, dir: &Path) -> io::Result<usize> {
         *last = shot.at_ns;
     }
     for (index, (_, one)) in all.iter().enumerate() {
-        let mut file = BufWriter::new(File::create(dir.join(format!("iat{index}.json")))?);
+        let mut file = Whole::begin(&dir.join(format!("iat{index}.json")))?;
         serde_json::to_writer(&mut file, one)?;
-        file.flush()?;
+        file.done()?;
     }
     Ok(all.len())
 }
@@ -167,7 +168,12 @@ impl Durations {
 
     fn line(&self, row: &Row) -> String {
         let clock = self.clock.get();
-        let start = clock.map_or(0, |clock| clock.epoch_us(row.sent_ns));
+        // The original's times are from before it connects: all that there is of what was never sent.
+        let (start_ns, response_ns, late) = match row.sent {
+            true => (row.sent_ns, row.latency_ns(), (row.late_ns() / 1000).to_string()),
+            false => (row.intended_ns, row.total_ns(), String::new()),
+        };
+        let start = clock.map_or(0, |clock| clock.epoch_us(start_ns));
         let index = usize::try_from(row.target).unwrap_or(usize::MAX);
         // What follows has the identity of what it follows.
         let intended_ns = row.flow_ns.unwrap_or(row.intended_ns);
@@ -185,11 +191,11 @@ impl Durations {
             "{head},{},{},{},{},{unreachable},{},{},false,,,,{},{},{},{},{},{}",
             u64::from(work.runtime_ms) * 1000,
             row.connect_ns.map_or(0, |ns| ns / 1000),
-            row.latency_ns() / 1000,
+            response_ns / 1000,
             row.function_us.map_or_else(String::new, |us| us.to_string()),
             row.outcome == Outcome::Timeout,
             row.function_memory_kib.map_or_else(String::new, |kib| (kib >> 10).to_string()),
-            row.late_ns() / 1000,
+            late,
             row.outcome.as_str(),
             row.status.map_or_else(String::new, |status| status.to_string()),
             work.memory_mib,
@@ -237,6 +243,7 @@ mod tests {
             units: 3,
             distribution: "exponential_shift".parse().unwrap(),
             seed: 5,
+            notes: Vec::new(),
         }
     }
 

@@ -24,6 +24,7 @@ pub mod rps;
 pub mod sample;
 pub mod synth;
 mod table;
+mod whole;
 
 use std::path::PathBuf;
 use std::time::Duration;

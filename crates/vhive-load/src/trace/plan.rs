@@ -20,6 +20,8 @@ pub struct Plan {
     pub distribution: Distribution,
     /// Of everything that is drawn.
     pub seed: u64,
+    /// What of the trace is not as it is written there, for people.
+    pub notes: Vec<String>,
 }
 
 impl Plan {
@@ -190,6 +192,7 @@ mod tests {
             units,
             distribution: distribution.parse().unwrap(),
             seed,
+            notes: Vec::new(),
         }
     }
 

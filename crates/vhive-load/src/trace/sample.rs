@@ -5,11 +5,10 @@
 //! Ustiugov et al., *Enabling In-Vitro Serverless Systems Research* (2023); invitro `sampler/`.
 
 use std::collections::HashSet;
-use std::fs::File;
-use std::io::BufWriter;
 use std::path::Path;
 
 use super::table::Table;
+use super::whole::{Whole, all_done};
 use super::{Function, Source, TraceError};
 use crate::rng::Rng;
 
@@ -126,13 +125,13 @@ pub fn write(from: &Path, to: &Path, sample: &Sample) -> Result<(), TraceError> 
     };
     std::fs::create_dir_all(to).map_err(unwritten(to))?;
     let chosen: HashSet<usize> = sample.functions.iter().copied().collect();
-    let mut keys = HashSet::new();
+    let (mut keys, mut files) = (HashSet::new(), Vec::new());
     for name in ["invocations.csv", "durations.csv", "memory.csv"] {
         let (source, target) = (from.join(name), to.join(name));
         let table = Table::open(&source)?;
         let hash = table.column("HashFunction")?;
-        let file = File::create(&target).map_err(unwritten(&target))?;
-        let mut out = csv::Writer::from_writer(BufWriter::new(file));
+        let file = Whole::begin(&target).map_err(unwritten(&target))?;
+        let mut out = csv::Writer::from_writer(file);
         let told = |error: csv::Error| unwritten(&target)(error.into());
         out.write_record(table.as_they_are()).map_err(told)?;
         let mut index = 0;
@@ -150,9 +149,11 @@ pub fn write(from: &Path, to: &Path, sample: &Sample) -> Result<(), TraceError> 
             index += 1;
             if keep { out.write_record(line.fields()).map_err(told) } else { Ok(()) }
         })?;
-        out.flush().map_err(unwritten(&target))?;
+        let out = out.into_inner().map_err(|error| unwritten(&target)(error.into_error()))?;
+        files.push(out);
     }
-    Ok(())
+    let invocations = files.remove(0);
+    all_done(files, invocations).map_err(unwritten(to))
 }
 
 #[cfg(test)]

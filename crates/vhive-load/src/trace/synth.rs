@@ -5,13 +5,13 @@
 //! invitro `tools/trace_synthesizer/synthesizer.py`, whose modes 0, 1 and 2 the first three are; the
 //! fourth is ours ([`day`](super::day)).
 
-use std::fs::File;
-use std::io::{self, BufWriter, Write};
+use std::io::{self, Write};
 use std::path::Path;
 use std::str::FromStr;
 
 use super::TraceError;
 use super::day::Day;
+use super::whole::{Whole, all_done};
 
 /// Columns of a day.
 const MINUTES: usize = 1440;
@@ -168,7 +168,7 @@ impl Synth {
     }
 
     fn write_files(&self, dir: &Path) -> io::Result<()> {
-        let file = |name: &str| File::create(dir.join(name)).map(BufWriter::new);
+        let file = |name: &str| Whole::begin(&dir.join(name));
         let mut invocations = file("invocations.csv")?;
         write!(invocations, "HashOwner,HashApp,HashFunction,Trigger")?;
         for minute in 1..=MINUTES {
@@ -197,9 +197,7 @@ impl Synth {
             write!(memory, "{key},1,{}", made.memory.0)?;
             put_all(&mut memory, made.memory.1)?;
         }
-        invocations.flush()?;
-        durations.flush()?;
-        memory.flush()
+        all_done([durations, memory], invocations)
     }
 }
 

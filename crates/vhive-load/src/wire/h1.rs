@@ -17,7 +17,7 @@ use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::Notify;
 
-use super::Shared;
+use super::{Shared, bad_status, is_good, no_connection};
 use super::reply::{Reader, Reply};
 use crate::call::{self, Plain, Protocol};
 use crate::clock::nanos;
@@ -234,7 +234,7 @@ impl Pool {
         let connected = tokio::time::timeout(most, TcpStream::connect(address)).await;
         let stream = match connected {
             Ok(Ok(stream)) => stream,
-            Ok(Err(error)) => return Err(format!("cannot connect to {address}: {error}")),
+            Ok(Err(error)) => return Err(no_connection(address, &error)),
             Err(_) => return Err(format!("cannot connect to {address}: no answer in time")),
         };
         let took = nanos(begun.elapsed());
@@ -357,15 +357,9 @@ impl Pool {
 }
 
 fn finish(pending: Pending, reply: Reply, done_ns: u64) {
-    let bad = reply.status >= 400;
-    let error = bad.then(|| {
-        let reason = reply.reason.as_deref();
-        let text = reason.map_or_else(
-            || format!("status {}", reply.status),
-            |reason| format!("status {}: {reason}", reply.status),
-        );
-        text.into_boxed_str()
-    });
+    let bad = !is_good(reply.status);
+    let error =
+        bad.then(|| bad_status(reply.status, reply.reason.as_deref()).into_boxed_str());
     let end = End {
         done_ns,
         first_byte_ns: Some(reply.first_byte_ns),

@@ -16,7 +16,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::net::TcpStream;
 use tokio::sync::oneshot::{Receiver, Sender, channel};
 
-use super::Shared;
+use super::{Shared, bad_status, is_good, no_connection};
 use crate::call::{self, Did, Plain, Protocol, Work};
 use crate::clock::nanos;
 use crate::collect::{End, Pending, locked};
@@ -267,7 +267,7 @@ impl Pool {
         let address = self.address;
         let why = |error: &dyn std::fmt::Display| format!("cannot connect to {address}: {error}");
         let stream = match tokio::time::timeout(most, TcpStream::connect(address)).await {
-            Ok(stream) => stream.map_err(|error| why(&error))?,
+            Ok(stream) => stream.map_err(|error| no_connection(address, &error))?,
             Err(_) => return Err(why(&"no answer in time")),
         };
         stream.set_nodelay(true).map_err(|error| why(&error))?;
@@ -356,9 +356,8 @@ async fn read(
     let status = head.status.as_u16();
     let grpc_status =
         if grpc { field("grpc-status").and_then(|text| text.parse().ok()) } else { None };
-    let reason = field("x-vhive-error").map_or_else(String::new, |reason| format!(": {reason}"));
     let error = match grpc_status {
-        _ if status >= 400 => Some(format!("status {status}{reason}")),
+        _ if !is_good(status) => Some(bad_status(status, field("x-vhive-error").as_deref())),
         None if grpc => Some("the reply has no grpc-status".to_owned()),
         Some(code) if code != 0 => {
             Some(format!("grpc-status {code}: {}", field("grpc-message").unwrap_or_default()))

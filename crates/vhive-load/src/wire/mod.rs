@@ -12,6 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use http::Method;
+use rustix::io::Errno;
 use tokio_util::sync::CancellationToken;
 
 use crate::call::{self, Plain, Protocol, Target};
@@ -23,6 +24,38 @@ use crate::stop::Stop;
 const AHEAD: Duration = Duration::from_secs(5);
 /// Addresses that are connected to ahead at a time.
 const AT_A_TIME: usize = 16;
+
+/// Begins the error of a request that the generator itself had no means to send.
+pub(crate) const GENERATOR: &str = "generator: ";
+
+/// Why there is no connection. What this host lacks is no failure of the function.
+fn no_connection(address: SocketAddr, error: &std::io::Error) -> String {
+    const OWN: [(Errno, &str); 3] = [
+        (Errno::MFILE, "raise `ulimit -n`, or lower --max-connections"),
+        (Errno::NFILE, "the host has no more files to open"),
+        (Errno::ADDRNOTAVAIL, "no local port is free; keep connections, or lower the rate"),
+    ];
+    let own = OWN.iter().find(|(own, _)| error.raw_os_error() == Some(own.raw_os_error()));
+    match own {
+        Some((_, next)) => format!("{GENERATOR}cannot connect to {address}: {error}; {next}"),
+        None => format!("cannot connect to {address}: {error}"),
+    }
+}
+
+/// Whether a status says that the function was called and has succeeded; 304 is the answer to a request
+/// with a condition. A redirect is none: whoever sends it is not the function.
+const fn is_good(status: u16) -> bool {
+    matches!(status, 200..=299 | 304)
+}
+
+/// A status that is no success, in words.
+fn bad_status(status: u16, reason: Option<&str>) -> String {
+    match (status, reason) {
+        (_, Some(reason)) => format!("status {status}: {reason}"),
+        (300..=399, None) => format!("status {status}: a redirect, which is not followed"),
+        (_, None) => format!("status {status}"),
+    }
+}
 
 /// What every connection of a run needs.
 #[derive(Debug)]
@@ -162,5 +195,24 @@ impl Wires {
             }
         }
         self.expiry.abandon();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_this_host_lacks_is_told_as_the_generators_own() {
+        let address = SocketAddr::from(([127, 0, 0, 1], 80));
+        let told = |errno: Errno| {
+            no_connection(address, &std::io::Error::from_raw_os_error(errno.raw_os_error()))
+        };
+        for own in [Errno::MFILE, Errno::NFILE, Errno::ADDRNOTAVAIL] {
+            let told = told(own);
+            assert!(told.starts_with("generator: cannot connect to 127.0.0.1:80: "), "{told}");
+        }
+        let refused = told(Errno::CONNREFUSED);
+        assert!(refused.starts_with("cannot connect to 127.0.0.1:80: "), "{refused}");
     }
 }

@@ -12,6 +12,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpListener;
+use vhive_load::output::{Files, Writer};
 use vhive_load::{Outcome, Protocol, Row, RunError, Stop, Target, open_loop};
 
 use crate::peer::{HELLO, head, hello, listen, load, on_one_thread, run, shots};
@@ -51,8 +52,36 @@ fn nobody_there_at_all_is_told_per_request() {
             let rows = run(&load(&address, protocol), shots(5, 2)).await;
             assert!(rows.iter().all(|row| row.outcome == Outcome::Error && row.status.is_none()));
             assert!(rows.iter().all(|row| error(row).contains("cannot connect")), "{rows:?}");
+            never_sent(&rows);
         }
     });
+}
+
+/// What was never sent has no latency of nothing in any file.
+fn never_sent(rows: &[Row]) {
+    assert!(rows.iter().all(|row| !row.sent), "{rows:?}");
+    let dir = tempfile::tempdir().expect("made");
+    let files = Files {
+        dir: dir.path().to_owned(),
+        latencies: "lat.csv".to_owned(),
+        durations: None,
+        targets: vec!["f".to_owned()],
+    };
+    let (writer, out) = Writer::begin(files, None).expect("begun");
+    out.send(rows.to_vec()).expect("taken");
+    drop(out);
+    let done = writer.end();
+    let latencies = std::fs::read_to_string(done.name_latencies().expect("named")).expect("read");
+    let wanted: String = rows.iter().map(|row| format!("{}\n", row.total_ns() / 1000)).collect();
+    assert_eq!(latencies, wanted, "from before it connects, as the original");
+    let text = std::fs::read_to_string(dir.path().join("rows.jsonl")).expect("rows");
+    for line in text.lines() {
+        let row: serde_json::Value = serde_json::from_str(line).expect("a row");
+        assert!(row["latency_us"].is_null() && row["late_us"].is_null(), "{row}");
+        assert!(row["total_us"].as_f64().is_some_and(|us| us > 0.0), "{row}");
+    }
+    assert_eq!(done.tally.late().count(), 0);
+    assert!(done.tally.latency(Outcome::Error).is_none());
 }
 
 #[test]
@@ -108,6 +137,10 @@ fn replies_that_break_off_or_are_none_are_errors() {
                 b"HTTP/1.1 503 Busy\r\nx-vhive-error: queue-full\r\ncontent-length: 0\r\n\r\n",
                 "503: queue-full",
             ),
+            (
+                b"HTTP/1.1 301 Moved\r\nlocation: https://x/\r\ncontent-length: 0\r\n\r\n",
+                "301: a redirect",
+            ),
         ] {
             let address = listen(move |_, mut stream| async move {
                 if head(&mut stream).await {
@@ -118,6 +151,26 @@ fn replies_that_break_off_or_are_none_are_errors() {
             let rows = run(&load(&address, Protocol::Http1), shots(3, 20)).await;
             assert!(rows.iter().all(|row| row.outcome == Outcome::Error), "{rows:?}");
             assert!(rows.iter().all(|row| error(row).contains(why)), "{why}: {rows:?}");
+        }
+    });
+}
+
+#[test]
+fn only_a_status_of_success_is_one() {
+    on_one_thread(async {
+        for (status, good) in [(204, true), (304, true), (302, false), (307, false), (404, false)] {
+            let address = listen(move |_, stream| async move {
+                let service = service_fn(move |_: Request<Incoming>| async move {
+                    Response::builder().status(status).body(Full::new(Bytes::new()))
+                });
+                let server = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+                drop(server.serve_connection(TokioIo::new(stream), service).await);
+            })
+            .await;
+            let rows = run(&load(&address, Protocol::H2c), shots(2, 1)).await;
+            assert!(rows.iter().all(|row| (row.outcome == Outcome::Ok) == good), "{rows:?}");
+            let told = |row: &Row| error(row).contains(&status.to_string());
+            assert!(rows.iter().all(|row| good || told(row)), "{rows:?}");
         }
     });
 }

@@ -172,6 +172,24 @@ fn a_drain_that_ends_tells_what_was_under_way() {
 }
 
 #[test]
+fn a_drain_that_lasts_is_told_once() {
+    static TOLD: std::sync::Mutex<Vec<(u64, Duration)>> = std::sync::Mutex::new(Vec::new());
+    on_one_thread(async {
+        let (address, _) = hello(Duration::from_millis(1500)).await;
+        let mut load = load(&address, Protocol::Http1);
+        load.tells_drain =
+            Some(|under_way, most| TOLD.lock().expect("whole").push((under_way, most)));
+        let rows = run(&load, shots(3, 1)).await;
+        assert!(rows.iter().all(|row| row.outcome == Outcome::Ok), "{rows:?}");
+        assert_eq!(*TOLD.lock().expect("whole"), [(3, load.drain)]);
+        let (address, _) = hello(Duration::ZERO).await;
+        load.targets[0].address = address;
+        run(&load, shots(3, 1)).await;
+        assert_eq!(TOLD.lock().expect("whole").len(), 1, "one that does not last is not");
+    });
+}
+
+#[test]
 fn no_more_connections_than_allowed_and_who_waits_is_late() {
     on_one_thread(async {
         let (address, connections) = hello(Duration::from_millis(50)).await;
@@ -213,6 +231,9 @@ fn the_knee_of_a_server_of_one_at_a_time_is_found() {
             rates: (40.0, 640.0),
             arrivals: vhive_load::Arrivals::Fixed,
             time: Duration::from_millis(300),
+            replies: 20,
+            warm_up: 0,
+            settle: Duration::ZERO,
             within: 4.0,
             precision: 0.5,
             seed: 1,
@@ -244,5 +265,73 @@ fn the_knee_of_a_server_of_one_at_a_time_is_found() {
         let held =
             |step: &vhive_load::sweep::Step| step.verdict == vhive_load::sweep::Verdict::Held;
         assert!(done.steps.iter().all(|step| step.rate < 300.0 || !held(step)), "{done:?}");
+    });
+}
+
+/// Answers after `delay`, but once, when `slow` says so of the requests so far and those under way, after
+/// a second.
+async fn once_slow(delay: Duration, slow: fn(u64, u64) -> bool) -> String {
+    let counts = std::sync::Arc::new([0, 0, 0].map(std::sync::atomic::AtomicU64::new));
+    listen(move |_, mut stream| {
+        let counts = std::sync::Arc::clone(&counts);
+        async move {
+            let [all, under_way, slept] = &*counts;
+            while head(&mut stream).await {
+                let before = all.fetch_add(1, Ordering::SeqCst);
+                let others = under_way.fetch_add(1, Ordering::SeqCst);
+                let is_slow = slow(before, others) && slept.fetch_add(1, Ordering::SeqCst) == 0;
+                tokio::time::sleep(if is_slow { Duration::from_secs(1) } else { delay }).await;
+                under_way.fetch_sub(1, Ordering::SeqCst);
+                if stream.write_all(HELLO).await.is_err() {
+                    return;
+                }
+            }
+        }
+    })
+    .await
+}
+
+#[test]
+fn a_cold_start_is_neither_the_unloaded_time_nor_the_end_of_a_rate() {
+    on_one_thread(async {
+        let sweep = async |address: &str, warm_up: u64| {
+            let load = load(address, Protocol::Http1);
+            let plan = vhive_load::sweep::Plan {
+                rates: (200.0, 200.0),
+                arrivals: vhive_load::Arrivals::Fixed,
+                time: Duration::from_millis(100),
+                replies: 20,
+                warm_up,
+                settle: Duration::ZERO,
+                within: 4.0,
+                precision: 10.0,
+                seed: 1,
+            };
+            let stop = Stop::default();
+            let mut told = 0;
+            let tell = |_: &vhive_load::sweep::Step| {
+                told += 1;
+                if told == 2 {
+                    // A machine that is busy finds no knee for long.
+                    stop.ask();
+                }
+            };
+            let done = vhive_load::sweep::sweep(&load, &plan, &stop, &mut None, tell).await;
+            done.expect("swept")
+        };
+        let delay = Duration::from_millis(20);
+        for (warm_up, is_cold) in [(0, true), (1, false)] {
+            let address = once_slow(delay, |before, _| before == 0).await;
+            let done = sweep(&address, warm_up).await;
+            assert_eq!(done.unloaded_p99_us > 900_000.0, is_cold, "{warm_up}: {done:?}");
+            assert!(done.unloaded_replies >= 20, "for longer than asked: {done:?}");
+        }
+        // An instance more, for the first rate: it is tried once again before it counts as too fast.
+        let address = once_slow(delay, |_, others| others > 0).await;
+        let steps = sweep(&address, 1).await.steps;
+        let rates: Vec<f64> = steps.iter().map(|step| step.rate).collect();
+        assert_eq!(rates[..2], [200.0, 200.0], "{steps:?}");
+        assert!(steps[0].p99_us > Some(900_000.0), "{steps:?}");
+        assert!(steps[1].p99_us < Some(900_000.0), "{steps:?}");
     });
 }

@@ -33,30 +33,37 @@ const PARTS: [(f64, &str); 7] = [
     (1.0, "all"),
 ];
 
+/// Functions whose work is further off than this, in per cent, are warned of.
+const FAR_OFF: f64 = 10.0;
+
 /// What of a row is read.
 #[derive(Debug, Deserialize)]
 struct Line<'a> {
     intended_us: f64,
-    late_us: f64,
+    late_us: Option<f64>,
     connect_us: Option<f64>,
-    latency_us: f64,
+    latency_us: Option<f64>,
     total_us: f64,
     #[serde(borrow)]
     outcome: Cow<'a, str>,
     #[serde(borrow)]
     start: Option<Cow<'a, str>>,
+    #[serde(default)]
+    function_drift_percent: Option<f64>,
 }
 
 /// The same in memory, where there may be millions: each word is there once.
 #[derive(Debug)]
 struct Sent {
     intended_us: f64,
-    late_us: f64,
+    /// None of one that was never sent.
+    late_us: Option<f64>,
     connect_us: Option<f64>,
     latency_us: f64,
     total_us: f64,
     outcome: Arc<str>,
     start: Option<Arc<str>>,
+    drift_percent: Option<f64>,
 }
 
 /// Whether a directory holds a run of `vhive load`.
@@ -128,9 +135,20 @@ fn read(path: &Path) -> Result<(Vec<Sent>, bool), ResultError> {
         }
         let content = |source| ResultError::Content { path: path.to_owned(), line: number, source };
         let row: Line<'_> = serde_json::from_str(&line).map_err(content)?;
-        let Line { intended_us, late_us, connect_us, latency_us, total_us, .. } = row;
+        let Line { intended_us, late_us, connect_us, total_us, .. } = row;
+        let latency_us = row.latency_us.unwrap_or_default();
+        let drift_percent = row.function_drift_percent;
         let (outcome, start) = (word(&row.outcome), row.start.as_deref().map(&mut word));
-        rows.push(Sent { intended_us, late_us, connect_us, latency_us, total_us, outcome, start });
+        rows.push(Sent {
+            intended_us,
+            late_us,
+            connect_us,
+            latency_us,
+            total_us,
+            outcome,
+            start,
+            drift_percent,
+        });
     }
 }
 
@@ -177,11 +195,19 @@ impl<'a> Run<'a> {
                 self.rows.len()
             ));
         }
-        let late = self.rows.iter().filter(|row| row.late_us > 1000.0).count();
+        let late = self.rows.iter().filter(|row| row.late_us > Some(1000.0)).count();
         if late * 100 > self.rows.len() {
             warnings.push(format!(
                 "{late} of {} requests left more than 1 ms late: the generator could not keep up.",
                 self.rows.len()
+            ));
+        }
+        let drifts: Vec<f64> =
+            self.rows.iter().filter_map(|row| Some(row.drift_percent?.abs())).collect();
+        if let Some(off) = median(&drifts).filter(|off| *off > FAR_OFF) {
+            warnings.push(format!(
+                "The functions' work took {off:.1} % more or less CPU time than asked for, at the median: it is \
+                 another load."
             ));
         }
         let opened = self.rows.iter().filter(|row| row.connect_us.is_some()).count();
@@ -298,7 +324,7 @@ impl<'a> Run<'a> {
     }
 
     fn lateness(&self) -> Option<Chart> {
-        let late: Vec<f64> = self.rows.iter().map(|row| row.late_us / 1e3).collect();
+        let late: Vec<f64> = self.rows.iter().filter_map(|row| Some(row.late_us? / 1e3)).collect();
         let lines = [(format!("late n={}", late.len()), late)];
         let title = "How late requests left";
         let caption = "From the intended to the actual send, set-up of connections included: the \

@@ -109,6 +109,14 @@ impl Sweep {
             warnings.push("It was stopped before the knee was known.".to_owned());
         }
         let late = self.steps.iter().filter(|step| step.verdict == "generator-late").count();
+        let lacked = self.steps.iter().filter(|step| step.verdict == "generator-failed").count();
+        if lacked > 0 {
+            warnings.push(format!(
+                "At {lacked} of {} rates the generator had no file or port left for a connection: they say \
+                 nothing of the function.",
+                self.steps.len()
+            ));
+        }
         if late > 0 {
             warnings.push(format!(
                 "At {late} of {} rates the generator itself was late: they say nothing of the function.",

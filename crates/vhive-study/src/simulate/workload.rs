@@ -291,8 +291,8 @@ struct Sent {
     id: Option<String>,
     endpoint: String,
     intended_us: f64,
-    late_us: f64,
-    latency_us: f64,
+    late_us: Option<f64>,
+    latency_us: Option<f64>,
     start: Option<String>,
     requested_runtime_ms: Option<u32>,
     requested_memory_mib: Option<u32>,
@@ -300,9 +300,14 @@ struct Sent {
 }
 
 impl Sent {
-    /// When it was sent.
+    /// When it was sent, or was to be, in microseconds.
+    fn at_us(&self) -> f64 {
+        self.intended_us + self.late_us.unwrap_or_default()
+    }
+
+    /// The same in nanoseconds.
     fn at(&self) -> Ns {
-        whole((self.intended_us + self.late_us) * 1e3)
+        whole(self.at_us() * 1e3)
     }
 }
 
@@ -335,12 +340,12 @@ fn sent(
     let most = MINUTE.saturating_mul(minutes as u64);
     let warm = |rows: &[Sent]| -> Vec<f64> {
         let warm = rows.iter().filter(|row| row.start.as_deref() == Some("warm"));
-        warm.map(|row| row.latency_us).collect()
+        warm.filter_map(|row| row.latency_us).collect()
     };
     let of_all: Vec<f64> = endpoints.values().flat_map(|rows| warm(rows)).collect();
     let of_all = median(&of_all).unwrap_or(1000.0);
     let function = |(name, mut rows): (String, Vec<Sent>)| {
-        rows.sort_by(|a, b| (a.intended_us + a.late_us).total_cmp(&(b.intended_us + b.late_us)));
+        rows.sort_by(|a, b| a.at_us().total_cmp(&b.at_us()));
         let usual = median(&warm(&rows)).unwrap_or(of_all);
         let one = |row: &Sent| {
             let id = row.id.as_deref().and_then(|id| id.parse().ok());
@@ -396,6 +401,7 @@ mod tests {
                 units: 3,
                 distribution,
                 seed: 7,
+                notes: Vec::new(),
             };
             let workload = Workload::of(functions.clone(), 3, distribution, 7);
             for (index, target) in (0..2).zip(0_u32..) {

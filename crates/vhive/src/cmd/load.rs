@@ -5,6 +5,7 @@ mod convert;
 mod deploy;
 mod experiments;
 mod fail;
+mod open_files;
 mod plan;
 mod starts;
 mod trace;
@@ -30,6 +31,7 @@ use self::args::{
     TraceArgs,
 };
 use self::fail::Failures;
+use self::open_files::make_room;
 pub(crate) use self::plan::with_plan;
 use self::starts::Starts;
 use crate::cli::{Format, Global};
@@ -44,6 +46,8 @@ const REPORT: &str = "report.html";
 /// What a run writes at its end only, or not at all: of an earlier one, it would be taken for this one's.
 const AT_THE_END: [&str; 6] =
     [SUMMARY, SWEEP, REPORT, "rows.parquet", "rows.parquet.part", fail::FILE];
+/// A p99 of fewer is but the longest.
+const FEW: u64 = 100;
 /// A file of rows that is longer, in bytes, has no report of itself: its rows would have to be in memory.
 const MOST_REPORTED: u64 = 512 << 20;
 
@@ -81,17 +85,17 @@ pub(crate) async fn run(
     command: Command,
 ) -> anyhow::Result<ExitCode> {
     match command {
-        // A signal ends it like any command; only sending has something to finish.
+        // A signal ends it like any command; only sending and deploying have something to finish.
         Command::Deploy(args) => deploy::run(global, config, args).await,
         Command::Convert(args) => convert::run(&args),
         Command::Synth(args) => trace::synth(&args),
         Command::Sample(args) => trace::sample(&args),
-        Command::Rps(args) => rps(global, config, args, &stop_on_signals()?).await,
-        Command::Closed(args) => closed(global, config, args, &stop_on_signals()?).await,
-        Command::Sweep(args) => sweep_rates(global, args, &stop_on_signals()?).await,
-        Command::Trace(args) => trace::run(global, config, args, &stop_on_signals()?).await,
+        Command::Rps(args) => rps(global, config, args, &stop_on_signals(STOPPING)?).await,
+        Command::Closed(args) => closed(global, config, args, &stop_on_signals(STOPPING)?).await,
+        Command::Sweep(args) => sweep_rates(global, args, &stop_on_signals(STOPPING)?).await,
+        Command::Trace(args) => trace::run(global, config, args, &stop_on_signals(STOPPING)?).await,
         Command::Experiments(args) => {
-            experiments::run(global, config, args, &stop_on_signals()?).await
+            experiments::run(global, config, args, &stop_on_signals(STOPPING)?).await
         }
     }
 }
@@ -106,7 +110,8 @@ async fn rps(
         Gaps::File(path) => from_file(path)?,
         Gaps::At(kind) => at_rate(*kind, args.rps, args.time.0, args.common.seed)?,
     };
-    let load = unless(stop, args.common.load()).await?;
+    let mut load = unless(stop, args.common.load()).await?;
+    make_room(&mut load);
     let shots = round_robin(&arrivals, load.targets.len());
     let files = args.common.files(&load);
     let mut run = Run::begin((global, config), &args.common.to, files, None)?;
@@ -134,6 +139,7 @@ async fn closed(
 ) -> anyhow::Result<ExitCode> {
     let mut load = unless(stop, args.common.load()).await?;
     load.connections = load.connections.max(args.clients);
+    make_room(&mut load);
     let files = args.common.files(&load);
     let mut run = Run::begin((global, config), &args.common.to, files, None)?;
     run.fail((global, config), args.fail.failures()?, &load);
@@ -244,7 +250,9 @@ impl Run {
         };
         let mut summary = rows.tally.summary(&ran);
         let starts = self.starts.map(|starts| {
-            let (starts, unknown) = rows.add_starts(&starts.end()?)?;
+            let known = starts.end()?;
+            summary.records_missed = known.missed;
+            let (starts, unknown) = rows.add_starts(&known.starts)?;
             summary.starts = starts.into_iter().collect();
             summary.starts_unknown = unknown;
             anyhow::Ok(())
@@ -379,7 +387,9 @@ fn complete(lost: Vec<(u64, OutputError)>) -> anyhow::Result<()> {
 }
 
 async fn sweep_rates(global: &Global, args: SweepArgs, stop: &Stop) -> anyhow::Result<ExitCode> {
-    let load: Load = unless(stop, args.common.load()).await?;
+    args.check()?;
+    let mut load: Load = unless(stop, args.common.load()).await?;
+    make_room(&mut load);
     let dir = args.common.out.clone();
     std::fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
     let plan = args.plan();
@@ -417,6 +427,14 @@ async fn sweep_rates(global: &Global, args: SweepArgs, stop: &Stop) -> anyhow::R
                 Some(knee) => output::line(format!("knee       {knee:.1}/s ({unloaded})")),
                 None => output::line(format!("knee       none ({unloaded})")),
             }
+            if done.unloaded_replies < FEW {
+                let few = done.unloaded_replies;
+                output::line(format!("warning    the unloaded p99 is of {few} replies only"));
+            }
+            let few = done.steps.iter().filter(|step| step.sent < FEW).count();
+            if few > 0 {
+                output::line(format!("warning    {few} rates' p99 is of fewer than {FEW} requests"));
+            }
             if done.stopped {
                 output::line("warning    stopped before the knee was known");
             }
@@ -430,15 +448,18 @@ async fn sweep_rates(global: &Global, args: SweepArgs, stop: &Stop) -> anyhow::R
     Ok(if done.knee.is_some() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+/// What is told of a signal while requests are sent.
+const STOPPING: &str = "stopping: replies under way are waited for until the next signal";
+
 /// The first signal ends the sending, the second the waiting for replies; files are finished
 /// either way.
-fn stop_on_signals() -> anyhow::Result<Stop> {
+fn stop_on_signals(told: &'static str) -> anyhow::Result<Stop> {
     let stop = Stop::default();
     for kind in [SignalKind::interrupt(), SignalKind::terminate()] {
         let (mut signals, stop) = (signal(kind)?, stop.clone());
         tokio::spawn(async move {
             while signals.recv().await.is_some() {
-                output::note("stopping: replies under way are waited for until the next signal");
+                output::note(told);
                 stop.ask();
             }
         });

@@ -1,8 +1,7 @@
 //! Traces of single requests, as Azure's of 2021: `app,func,end_timestamp,duration`.
 
 use std::collections::HashMap;
-use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use super::{Converted, Window};
@@ -10,6 +9,7 @@ use crate::arrivals::whole_nanos;
 use crate::output::field;
 use crate::trace::TraceError;
 use crate::trace::table::{Line, Table};
+use crate::trace::whole::Whole;
 
 /// IBM's timestamps begin at 4:59:59 of the first day.
 ///
@@ -82,7 +82,7 @@ impl Events {
         }
         self.all.sort_unstable();
         let failed = |source| TraceError::Write { path: to.to_owned(), source };
-        let mut out = BufWriter::new(File::create(to).map_err(failed)?);
+        let mut out = Whole::begin(to).map_err(failed)?;
         let mut put = || {
             writeln!(out, "app,func,end_timestamp,duration")?;
             for (end, begin, index) in &self.all {
@@ -91,9 +91,9 @@ impl Events {
                 let (app, func) = (field(app), field(func));
                 writeln!(out, "{app},{func},{},{}", seconds(*end), seconds(end - begin))?;
             }
-            out.flush()
+            Ok(())
         };
-        put().map_err(failed)?;
+        put().and_then(|()| out.done()).map_err(failed)?;
         Ok(Converted {
             functions: self.names.len(),
             invocations: self.all.len() as u64,

@@ -1,13 +1,13 @@
 //! Huawei 2023: one file per day and metric, one column per function, one line per minute or second.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{self, BufWriter, Write};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use super::{Converted, Window};
 use crate::trace::draw::{MEMORY_QUANTILES, RUNTIME_QUANTILES};
 use crate::trace::table::{Line, Table};
+use crate::trace::whole::{Whole, all_done};
 use crate::trace::{MOST_UNITS, TraceError, Unit};
 
 /// What is converted.
@@ -197,7 +197,7 @@ fn quantile(sorted: &[f64], q: f64) -> f64 {
 }
 
 fn write(dir: &Path, functions: &BTreeMap<String, Function>, units: usize) -> io::Result<()> {
-    let file = |name: &str| File::create(dir.join(name)).map(BufWriter::new);
+    let file = |name: &str| Whole::begin(&dir.join(name));
     let percent = |q: f64| (q * 100.0).round();
     let mut invocations = file("invocations.csv")?;
     write!(invocations, "HashOwner,HashApp,HashFunction,Trigger")?;
@@ -242,9 +242,7 @@ fn write(dir: &Path, functions: &BTreeMap<String, Function>, units: usize) -> io
         writeln!(durations)?;
         writeln!(memory)?;
     }
-    invocations.flush()?;
-    durations.flush()?;
-    memory.flush()
+    all_done([durations, memory], invocations)
 }
 
 #[cfg(test)]

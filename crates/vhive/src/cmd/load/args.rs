@@ -6,12 +6,19 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use http::{HeaderName, HeaderValue, Method};
+use vhive_load::LONGEST;
 use vhive_load::inject::{Act, Failure, FailureError};
 use vhive_load::output::Files;
 use vhive_load::sweep::Plan;
 use vhive_load::trace::convert::Start;
 use vhive_load::trace::synth::{Mode, Synth};
 use vhive_load::{Arrivals, GrpcCall, Load, Plain, Protocol, Target, endpoints, grpc};
+
+use crate::output;
+
+/// Names of the original's files.
+const LATENCIES: &str = "lat.csv";
+const DURATIONS: &str = "dur.csv";
 
 /// A time span: `30s`, or a bare number of seconds as the original has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,15 +28,29 @@ impl FromStr for Seconds {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        if let Ok(seconds) = text.parse::<f64>() {
-            let span = Duration::try_from_secs_f64(seconds);
-            return span.map(Self).map_err(|_| format!("{text} seconds are no time span"));
+        let span = match text.parse::<f64>() {
+            Ok(seconds) => Duration::try_from_secs_f64(seconds)
+                .map_err(|_| format!("{text} seconds are no time span"))?,
+            Err(_) => match text.parse::<vhive_api::Span>() {
+                Ok(span) => span.into(),
+                Err(error) => return Err(error.to_string()),
+            },
+        };
+        if span > LONGEST {
+            return Err(format!("{text} is longer than ten years, the most that is waited for"));
         }
-        match text.parse::<vhive_api::Span>() {
-            Ok(span) => Ok(Self(span.into())),
-            Err(error) => Err(error.to_string()),
-        }
+        Ok(Self(span))
     }
+}
+
+/// A number of something that each takes memory: a million at most.
+fn count<T: TryFrom<u64> + Clone + Send + Sync + 'static>(
+    least: u64,
+) -> clap::builder::RangedU64ValueParser<T>
+where
+    <T as TryFrom<u64>>::Error: Send + Sync + 'static + std::error::Error + ToString,
+{
+    clap::builder::RangedU64ValueParser::new().range(least..=1_000_000)
 }
 
 /// Where arrivals come from.
@@ -76,9 +97,10 @@ pub(crate) struct To {
     /// The most that a request may take; 30s unless given.
     #[arg(long, alias = "grpcTimeout", value_name = "SPAN")]
     pub(crate) timeout: Option<Seconds>,
-    /// How long replies are waited for after the last send.
-    #[arg(long, default_value = "30s", value_name = "SPAN")]
-    pub(crate) drain: Seconds,
+    /// How long replies are waited for after the last send; twice the time-out unless given: by then each
+    /// request has connected and been answered, or has timed out.
+    #[arg(long, value_name = "SPAN")]
+    pub(crate) drain: Option<Seconds>,
     /// How long before a send the sender stops sleeping and watches the clock; 0 saves CPU time
     /// and costs precision.
     #[arg(long, default_value = "150us", value_name = "SPAN")]
@@ -113,14 +135,30 @@ impl To {
             }
         };
         let mut load = Load::to(endpoints.iter().map(target).collect());
-        load.patience = self.timeout.map_or(load.patience, |timeout| timeout.0);
-        load.drain = self.drain.0;
+        self.wait(&mut load, None);
+        load.tells_drain = Some(tell_drain);
         load.connections = self.connections;
         load.most_connections = self.max_connections;
         load.spin = self.spin.0;
         load.busy = self.busy;
         Ok(load)
     }
+}
+
+impl To {
+    /// Sets how long a request may take, `patience` unless it was asked for, and how long replies are waited
+    /// for: the longest are not to be cut off, which would make the rest look fast.
+    pub(crate) fn wait(&self, load: &mut Load, patience: Option<Duration>) {
+        let asked = self.timeout.map(|timeout| timeout.0);
+        load.patience = asked.or(patience).unwrap_or(load.patience);
+        load.drain = self.drain.map_or(load.patience.saturating_mul(2), |drain| drain.0);
+    }
+}
+
+fn tell_drain(under_way: u64, most: Duration) {
+    output::note(format!(
+        "{under_way} replies are awaited, {most:?} at most (`--drain`); a second Ctrl-C ends that"
+    ));
 }
 
 /// What all ways of sending the same request share.
@@ -159,13 +197,13 @@ pub(crate) struct Common {
     #[arg(long, default_value = ".", value_name = "DIR")]
     pub(crate) out: PathBuf,
     /// Name of the file of latencies, behind `rps<X>_`.
-    #[arg(long, default_value = "lat.csv", value_name = "NAME")]
+    #[arg(long, default_value = LATENCIES, value_name = "NAME")]
     pub(crate) latf: String,
     /// Write what functions say they took.
     #[arg(long, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true")]
     pub(crate) profile: bool,
     /// Name of the file of those durations.
-    #[arg(long, default_value = "dur.csv", value_name = "NAME")]
+    #[arg(long, default_value = DURATIONS, value_name = "NAME")]
     pub(crate) durf: String,
     /// The original's: tracing is not offered, so only `false`.
     #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true")]
@@ -232,7 +270,7 @@ pub(crate) struct ClosedArgs {
     #[command(flatten)]
     pub(crate) common: Common,
     /// Requests under way at a time.
-    #[arg(long, default_value_t = 1, value_name = "N")]
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = count::<usize>(1))]
     pub(crate) clients: usize,
     /// How long is sent; a bare number counts seconds.
     #[arg(long, default_value = "5s", value_name = "SPAN")]
@@ -258,9 +296,19 @@ pub(crate) struct SweepArgs {
     /// How exactly the knee is wanted, as a share of it.
     #[arg(long, default_value_t = 0.1, value_name = "SHARE")]
     pub(crate) precision: f64,
-    /// How long each rate is sent.
+    /// How long each rate is sent, at least.
     #[arg(long, default_value = "5s", value_name = "SPAN")]
     pub(crate) time: Seconds,
+    /// Replies of one client alone, and twice as many requests at each rate, for which it is sent up to
+    /// twenty times longer.
+    #[arg(long, default_value_t = 100, value_name = "N", value_parser = count::<u64>(1))]
+    pub(crate) replies: u64,
+    /// Requests to each endpoint before anything is measured; the first is a cold start.
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = count::<u64>(0))]
+    pub(crate) warm_up: u64,
+    /// What is waited for after these.
+    #[arg(long, default_value = "1s", value_name = "SPAN")]
+    pub(crate) settle: Seconds,
     /// `fixed` or `poisson`.
     #[arg(long, default_value = "poisson", value_name = "KIND")]
     pub(crate) arrivals: Arrivals,
@@ -277,6 +325,10 @@ pub(crate) struct TraceArgs {
     /// Seed, instead of the configuration's.
     #[arg(long)]
     pub(crate) seed: Option<u64>,
+    /// Refuse a trace of exact times in which an invocation begins before the trace, or two of a function in
+    /// the same microsecond, as the original does; else these are left out or moved, and counted.
+    #[arg(long)]
+    pub(crate) strict: bool,
     /// Show what would be sent, and send nothing.
     #[arg(long, alias = "dryRun", num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true")]
     pub(crate) dry_run: bool,
@@ -500,11 +552,30 @@ pub(crate) struct DeployArgs {
 }
 
 impl SweepArgs {
+    /// Refuses what a sweep would take and do nothing with.
+    pub(crate) fn check(&self) -> anyhow::Result<()> {
+        let common = &self.common;
+        for (given, name, what) in [
+            (common.to.records, "--records", "run `vhive load rps` at one rate to tell starts apart"),
+            (common.profile, "--profile", "it keeps no functions' durations"),
+            (common.latf != LATENCIES, "--latf", "its latencies are in rows.csv"),
+            (common.durf != DURATIONS, "--durf", "it keeps no functions' durations"),
+        ] {
+            if given {
+                bail!("{name} is without effect in a sweep: {what}");
+            }
+        }
+        Ok(())
+    }
+
     pub(crate) fn plan(&self) -> Plan {
         Plan {
             rates: (self.from, self.most),
             arrivals: self.arrivals,
             time: self.time.0,
+            replies: self.replies,
+            warm_up: self.warm_up,
+            settle: self.settle.0,
             within: self.within,
             precision: self.precision,
             seed: self.common.seed,
@@ -515,11 +586,7 @@ impl SweepArgs {
 impl Common {
     /// What is sent to whom.
     pub(crate) async fn load(&self) -> anyhow::Result<Load> {
-        if self.trace || self.zipkin.is_some() {
-            bail!(
-                "--trace and --zipkin: spans are not offered; `--records` tells where the time went"
-            );
-        }
+        self.spans()?;
         let mut load = self.to.load(None)?;
         load.plain = self.plain()?;
         load.reads_replies = self.profile;
@@ -528,6 +595,17 @@ impl Common {
             load.targets.iter_mut().for_each(|target| target.protocol = Protocol::Grpc);
         }
         Ok(load)
+    }
+
+    /// Spans are refused; where they would go, without them, has no effect in the original either.
+    fn spans(&self) -> anyhow::Result<()> {
+        if self.trace {
+            bail!("--trace: spans are not offered; `--records` tells where the time went");
+        }
+        if self.zipkin.is_some() {
+            output::note("without effect: --zipkin: there are no spans without --trace");
+        }
+        Ok(())
     }
 
     async fn call(&self, name: &str, load: &Load) -> anyhow::Result<GrpcCall> {
@@ -602,11 +680,88 @@ mod tests {
     }
 
     #[test]
+    fn replies_are_waited_for_as_long_as_a_request_may_take() {
+        #[derive(clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            to: To,
+        }
+        let seconds = |line: &str, experiment: Option<u64>| {
+            let words = ["x"].into_iter().chain(line.split_whitespace());
+            let to = <Line as clap::Parser>::parse_from(words).to;
+            let mut load = Load::to(Vec::new());
+            to.wait(&mut load, experiment.map(Duration::from_secs));
+            (load.patience.as_secs(), load.drain.as_secs())
+        };
+        for (line, experiment, wanted) in [
+            ("", None, (30, 60)),
+            ("--timeout 60s", None, (60, 120)),
+            ("", Some(900), (900, 1800)),
+            ("--timeout 3s", Some(900), (3, 6)),
+            ("--timeout 60s --drain 5", None, (60, 5)),
+        ] {
+            assert_eq!(seconds(line, experiment), wanted, "{line:?} {experiment:?}");
+        }
+    }
+
+    #[test]
+    fn what_a_sweep_does_nothing_with_is_refused_by_name() {
+        #[derive(clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            sweep: SweepArgs,
+        }
+        let check = |line: &str| {
+            let words = ["x"].into_iter().chain(line.split_whitespace());
+            <Line as clap::Parser>::parse_from(words).sweep.check()
+        };
+        check("--parquet --busy").expect("they have an effect");
+        for line in ["--records", "--profile", "--latf mine.csv", "--durf mine.csv"] {
+            let why = check(line).expect_err("refused").to_string();
+            assert!(line.starts_with(why.split(' ').next().unwrap_or("-")), "{line}: {why}");
+        }
+    }
+
+    #[test]
+    fn a_collector_of_spans_is_refused_only_where_there_would_be_spans() {
+        #[derive(clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            common: Common,
+        }
+        let spans = |line: &str| {
+            let words = ["x"].into_iter().chain(line.split_whitespace());
+            <Line as clap::Parser>::parse_from(words).common.spans()
+        };
+        for line in ["", "--trace=false", "--trace=false --zipkin http://z/x", "--zipkin http://z/x"] {
+            spans(line).expect("what scripts for the original pass");
+        }
+        for line in ["--trace", "--trace=true --zipkin http://z/x"] {
+            spans(line).expect_err("no spans");
+        }
+    }
+
+    #[test]
+    fn numbers_of_clients_that_make_no_run_are_refused() {
+        #[derive(Debug, clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            closed: ClosedArgs,
+        }
+        let parse = |text: &str| <Line as clap::Parser>::try_parse_from(["x", "--clients", text]);
+        assert_eq!(parse("2000").expect("taken").closed.clients, 2000);
+        for bad in ["0", "1000001", "1000000000000", "-1"] {
+            let why = parse(bad).expect_err("refused").to_string();
+            assert!(why.contains("--clients"), "{why}");
+        }
+    }
+
+    #[test]
     fn bare_numbers_count_seconds() {
         for (text, millis) in [("5", 5000), ("0.5", 500), ("30s", 30_000), ("2m", 120_000)] {
             assert_eq!(text.parse(), Ok(Seconds(Duration::from_millis(millis))), "{text}");
         }
-        for bad in ["-1", "x", "1y", "inf"] {
+        for bad in ["-1", "x", "1y", "inf", "1e19", "1e9", "315360001", "99999999999s"] {
             assert!(bad.parse::<Seconds>().is_err(), "{bad}");
         }
     }

@@ -5,13 +5,15 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
 use http::Method;
+use serde::Serialize;
 use serde_json::Value;
 use vhive_load::Endpoint;
-use vhive_load::deploy::{Api, Deployment, Mark, Wanted, read};
+use vhive_load::deploy::{Api, Deployment, Done, Gone, Mark, Wanted, read, without};
 use vhive_load::output::write_json;
 use vhive_load::trace::Config as Experiment;
 
 use super::args::DeployArgs;
+use super::stop_on_signals;
 use super::trace::planned;
 use crate::cli::Global;
 use crate::client::{Client, read_whole};
@@ -55,7 +57,15 @@ pub(crate) async fn run(
     config: &Config,
     args: DeployArgs,
 ) -> anyhow::Result<ExitCode> {
-    let mut wanted = read(&args.json, &args.path)?;
+    let mut wanted = match read(&args.json, &args.path) {
+        // What was deployed is found by its label.
+        Err(why) if args.delete => {
+            let why = anyhow::Error::new(why);
+            output::note(format!("only what carries the label is deleted: {why:#}"));
+            Vec::new()
+        }
+        read => read?,
+    };
     if let Some(path) = &args.experiment {
         begin_with(&mut wanted, path)?;
     }
@@ -70,7 +80,8 @@ pub(crate) async fn run(
     };
     let Some(path) = &args.kubeconfig else {
         let client = Client::new(config.api_socket());
-        let node: Value = client.get("/vhive/v1/node").await?;
+        let asked = tokio::time::timeout(args.timeout.0, client.get("/vhive/v1/node")).await;
+        let node: Value = asked.context("the node does not answer in time (`--timeout`)")??;
         deployment.gateway = node["gateway"].as_str().map(str::to_owned);
         return through(&client, &args, &deployment, &wanted).await;
     };
@@ -125,52 +136,70 @@ async fn through(
     wanted: &[Wanted],
 ) -> anyhow::Result<ExitCode> {
     if args.delete {
-        return delete(api, deployment, wanted).await;
+        return delete(api, args, deployment, wanted).await;
     }
-    let done = deployment.deploy(api, wanted).await;
-    let mut ready: Vec<Endpoint> = Vec::new();
-    let mut failed = 0;
-    for (name, result) in done {
-        match result {
-            Ok(endpoint) => {
-                output::line(format!("service/{name} ready  {}", endpoint.hostname));
-                ready.push(endpoint);
-            }
-            Err(why) => {
-                failed += 1;
-                output::note(format!("service/{name} failed: {why}"));
-            }
-        }
+    let stop = stop_on_signals("stopping: what is ready so far is written")?;
+    let tell = |(name, done): &Done<Endpoint>| match done {
+        Ok(endpoint) => output::line(format!("service/{name} ready  {}", endpoint.hostname)),
+        Err(why) => output::note(format!("service/{name} failed: {why}")),
+    };
+    let done = deployment.deploy(api, wanted, &stop, tell).await;
+    if done.len() < wanted.len() {
+        output::note(format!("stopped: {} services were not begun", wanted.len() - done.len()));
+    }
+    let ready: Vec<Endpoint> = done.into_iter().filter_map(|(_, done)| done.ok()).collect();
+    let eventing = ready.iter().filter(|endpoint| endpoint.eventing).count();
+    if eventing > 0 {
+        output::note(format!(
+            "{eventing} of them answer by events (`eventing`), which `vhive load` does not wait for: it takes a \
+             list without them"
+        ));
     }
     write(&args.endpoints, &ready)?;
     output::line(format!("{} of {} in {}", ready.len(), wanted.len(), args.endpoints.display()));
-    Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if ready.len() == wanted.len() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 async fn delete(
     client: &impl Api,
+    args: &DeployArgs,
     deployment: &Deployment,
     wanted: &[Wanted],
 ) -> anyhow::Result<ExitCode> {
     let mut code = ExitCode::SUCCESS;
     let done = deployment.delete(client, wanted).await.map_err(anyhow::Error::msg);
+    let mut gone = Vec::new();
     for (name, result) in done.context("cannot list the services")? {
         match result {
-            Ok(true) => output::line(format!("service/{name} deleted")),
-            Ok(false) => output::line(format!("service/{name} is not there")),
+            Ok(one) => {
+                let what = if one.was_there { "deleted" } else { "is not there" };
+                output::line(format!("service/{name} {what}"));
+                gone.push(one);
+            }
             Err(why) => {
                 code = ExitCode::FAILURE;
                 output::note(format!("service/{name}: {why}"));
             }
         }
     }
+    forget(&args.endpoints, &gone)?;
     Ok(code)
 }
 
+/// Takes what is gone out of the list of endpoints, if there is one.
+fn forget(path: &Path, gone: &[Gone]) -> anyhow::Result<()> {
+    let text = std::fs::read(path).unwrap_or_default();
+    let list: Value = serde_json::from_slice(&text).unwrap_or_default();
+    let Some(left) = without(&list, gone) else { return Ok(()) };
+    write(path, &left)?;
+    output::line(format!("what is gone was taken out of {}", path.display()));
+    Ok(())
+}
+
 /// By rename: an invoker never reads half a list.
-fn write(path: &Path, endpoints: &[Endpoint]) -> anyhow::Result<()> {
+fn write(path: &Path, endpoints: &impl Serialize) -> anyhow::Result<()> {
     let draft = path.with_extension("json.part");
-    write_json(&draft, &endpoints)?;
+    write_json(&draft, endpoints)?;
     std::fs::rename(&draft, path).with_context(|| format!("cannot write {}", path.display()))
 }
 

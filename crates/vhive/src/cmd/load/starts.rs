@@ -13,6 +13,8 @@ use crate::client::Client;
 
 /// How long the node is not asked: it keeps the newest thousand records or so.
 const SELDOM: Duration = Duration::from_secs(1);
+/// How long it may take to answer.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// As often at most.
 const OFTEN: Duration = Duration::from_millis(50);
 
@@ -25,10 +27,19 @@ struct Record {
     start: Option<String>,
 }
 
+/// What the node told.
+#[derive(Debug, Default)]
+pub(crate) struct Known {
+    /// Invocation → kind of start.
+    pub(crate) starts: HashMap<String, String>,
+    /// How often it was asked in vain: what it forgot meanwhile is missing.
+    pub(crate) missed: u64,
+}
+
 /// A thread that asks: reading records would delay sends on theirs.
 #[derive(Debug)]
 pub(crate) struct Starts {
-    thread: JoinHandle<anyhow::Result<HashMap<String, String>>>,
+    thread: JoinHandle<anyhow::Result<Known>>,
     end: oneshot::Sender<()>,
 }
 
@@ -41,8 +52,8 @@ impl Starts {
         Ok(Self { thread, end })
     }
 
-    /// Invocation → kind of start, of all that were seen.
-    pub(crate) fn end(self) -> anyhow::Result<HashMap<String, String>> {
+    /// All that was seen. An error only when the node never told anything.
+    pub(crate) fn end(self) -> anyhow::Result<Known> {
         // A thread that has failed waits for nothing.
         let _ = self.end.send(());
         let known = self.thread.join().expect("asking does not panic");
@@ -53,23 +64,43 @@ impl Starts {
 async fn collect(
     client: &Client,
     mut ended: oneshot::Receiver<()>,
-) -> anyhow::Result<HashMap<String, String>> {
-    let (mut known, mut seen) = (HashMap::new(), HashSet::new());
+) -> anyhow::Result<Known> {
+    let (mut known, mut seen) = (Known::default(), HashSet::new());
+    let mut failed: Option<anyhow::Error> = None;
+    let mut told = false;
     let (mut last, mut pause) = (false, OFTEN);
     while !last {
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
             _ = &mut ended => last = true,
         }
-        let records: Vec<Record> = client.get("/vhive/v1/records?limit=100000").await?;
+        let asked = client.get::<Vec<Record>>("/vhive/v1/records?limit=100000");
+        let records = match tokio::time::timeout(PATIENCE, asked).await {
+            Ok(Ok(records)) => records,
+            // It may be begun anew just now, on purpose even.
+            bad => {
+                known.missed += 1;
+                failed = Some(match bad {
+                    Ok(Err(why)) => why,
+                    _ => anyhow::anyhow!("no answer within {PATIENCE:?}"),
+                });
+                pause = (pause * 2).clamp(OFTEN, SELDOM);
+                continue;
+            }
+        };
+        told = true;
         let all = records.len();
         let is_old = |record: &&Record| seen.contains(&record.id);
         let new = all - records.iter().filter(is_old).count();
         seen = records.iter().map(|record| record.id.clone()).collect();
         pause = after(pause, all, new);
-        known.extend(records.into_iter().filter_map(|record| Some((record.id, record.start?))));
+        let starts = records.into_iter().filter_map(|record| Some((record.id, record.start?)));
+        known.starts.extend(starts);
     }
-    Ok(known)
+    match failed {
+        Some(why) if !told => Err(why),
+        _ => Ok(known),
+    }
 }
 
 /// The next pause, when `new` of `all` records that the node keeps were not known: most are new where
@@ -100,6 +131,56 @@ mod tests {
             pause = after(pause, 1024, new);
         }
         lost / sent
+    }
+
+    /// A node's socket that answers each connection with the next of these, and from the last on with that.
+    fn node(replies: Vec<&'static str>) -> (tempfile::TempDir, PathBuf) {
+        use std::io::{Read as _, Write as _};
+        let dir = tempfile::tempdir().expect("a directory");
+        let socket = dir.path().join("node.sock");
+        let listener = std::os::unix::net::UnixListener::bind(&socket).expect("bound");
+        std::thread::spawn(move || {
+            let last = replies.last().copied().unwrap_or_default();
+            let mut replies = replies.into_iter();
+            while let Ok((mut stream, _)) = listener.accept() {
+                let _head = stream.read(&mut [0; 4096]);
+                let reply = replies.next().unwrap_or(last);
+                // Whoever asked may be gone.
+                let _ = stream.write_all(reply.as_bytes());
+            }
+        });
+        (dir, socket)
+    }
+
+    fn records(id: &str) -> String {
+        let body = format!(r#"[{{"id":"{id}","start":"boot"}}]"#);
+        let length = body.len();
+        format!("HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}")
+    }
+
+    #[test]
+    fn what_was_told_before_a_node_went_and_after_it_came_is_kept() {
+        let [a, b] = ["a", "b"].map(|id| &*records(id).leak());
+        let busy = "HTTP/1.1 503 Busy\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+        let asked = |replies: Vec<&'static str>| {
+            let (_dir, socket) = node(replies);
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            runtime.expect("a runtime").block_on(async {
+                let (end, ended) = oneshot::channel();
+                let wait = async {
+                    // Four polls, at 50, 100, 200 and 400 ms after one another.
+                    tokio::time::sleep(OFTEN * 20).await;
+                    drop(end);
+                };
+                tokio::join!(collect(&Client::new(socket), ended), wait).0
+            })
+        };
+        // The second poll is cut, the third refused.
+        let known = asked(vec![a, "", busy, b]).expect("it told something");
+        let mut ids: Vec<&str> = known.starts.keys().map(String::as_str).collect();
+        ids.sort_unstable();
+        assert_eq!((ids, known.missed), (vec!["a", "b"], 2));
+        assert!(asked(vec![busy]).is_err(), "it never told anything");
     }
 
     #[test]

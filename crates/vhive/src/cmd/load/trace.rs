@@ -11,7 +11,7 @@ use vhive_load::trace::files::{Durations, read_iat, write_iat};
 use vhive_load::trace::{Config as Experiment, Plan, azure2019, dag, sample};
 use vhive_load::{Flow, Flows, Load, Stop, Target, open_flows, open_loop};
 
-use super::Run;
+use super::{Run, make_room};
 use super::args::{SampleArgs, SynthArgs, To, TraceArgs};
 use crate::cli::{Format, Global};
 use crate::config::Config;
@@ -29,6 +29,7 @@ pub(crate) async fn run(
 ) -> anyhow::Result<ExitCode> {
     let mut experiment = Experiment::read(&args.experiment)?;
     experiment.seed = args.seed.unwrap_or(experiment.seed);
+    experiment.strict = args.strict;
     let mut failures = args.fail.failures()?;
     if let Some(path) = &args.failure_config {
         failures.extend(FailureConfig::read(path)?.failures()?);
@@ -55,6 +56,7 @@ pub(crate) async fn run(
 /// The plan of a command line: the trace's arrivals, or those of earlier files.
 fn of_args(args: &TraceArgs, experiment: &Experiment) -> anyhow::Result<Planned> {
     let mut planned = planned(experiment)?;
+    planned.plan.notes.iter().for_each(output::note);
     if args.generated {
         let behind = read_iat(&mut planned.plan, &args.iat_dir)?;
         if behind > 0 {
@@ -121,7 +123,9 @@ impl Replay<'_> {
     /// # Errors
     /// When trace or endpoints cannot be used, no request succeeded, or rows could not be written.
     pub(super) async fn run(&self, stop: &Stop) -> anyhow::Result<ExitCode> {
-        self.send(planned(self.experiment)?, stop).await
+        let planned = planned(self.experiment)?;
+        planned.plan.notes.iter().for_each(output::note);
+        self.send(planned, stop).await
     }
 
     async fn send(&self, planned: Planned, stop: &Stop) -> anyhow::Result<ExitCode> {
@@ -210,10 +214,9 @@ fn load(to: &To, experiment: &Experiment, plan: &Plan) -> anyhow::Result<Load> {
         Target { protocol, ..target }
     };
     load.targets = (0..functions).map(target).collect();
-    if to.timeout.is_none() {
-        load.patience = experiment.patience();
-    }
+    to.wait(&mut load, Some(experiment.patience()));
     load.reads_replies = true;
+    make_room(&mut load);
     Ok(load)
 }
 

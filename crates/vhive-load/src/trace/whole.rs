@@ -1,0 +1,128 @@
+//! Files of a trace that are there whole, or not at all: one that is cut at a line's end would be read as a
+//! smaller trace.
+
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+/// A file under another name, `<name>.part`, until it is whole. One that is dropped before is removed.
+#[derive(Debug)]
+pub(super) struct Whole {
+    out: BufWriter<File>,
+    path: PathBuf,
+    /// None of what is no file, such as a pipe: that is written to as it is.
+    draft: Option<PathBuf>,
+}
+
+impl Whole {
+    pub(super) fn begin(path: &Path) -> io::Result<Self> {
+        let is_file = fs::metadata(path).map_or(true, |there| there.is_file());
+        let draft = is_file.then(|| {
+            let mut name = path.as_os_str().to_owned();
+            name.push(OsString::from(".part"));
+            PathBuf::from(name)
+        });
+        let out = BufWriter::new(File::create(draft.as_deref().unwrap_or(path))?);
+        Ok(Self { out, path: path.to_owned(), draft })
+    }
+
+    /// It is whole: gives it its name.
+    pub(super) fn done(mut self) -> io::Result<()> {
+        self.out.flush()?;
+        match &self.draft {
+            Some(draft) => fs::rename(draft, &self.path)?,
+            None => return Ok(()),
+        }
+        self.draft = None;
+        Ok(())
+    }
+}
+
+impl Write for Whole {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.out.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}
+
+impl Drop for Whole {
+    fn drop(&mut self) {
+        if let Some(draft) = &self.draft {
+            let _ = fs::remove_file(draft);
+        }
+    }
+}
+
+/// Several are whole, of which `last` makes a trace of the others: there is none, rather than one of old and
+/// new files.
+pub(super) fn all_done(
+    others: impl IntoIterator<Item = Whole>,
+    mut last: Whole,
+) -> io::Result<()> {
+    last.flush()?;
+    if last.draft.is_some() {
+        match fs::remove_file(&last.path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    others.into_iter().try_for_each(Whole::done)?;
+    last.done()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(dir: &Path) -> Vec<String> {
+        let name = |entry: fs::DirEntry| entry.file_name().to_string_lossy().into_owned();
+        let mut names: Vec<String> = fs::read_dir(dir).unwrap().flatten().map(name).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn a_file_that_is_not_whole_is_not_there_and_hurts_no_earlier_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.csv");
+        fs::write(&path, "old").unwrap();
+        let mut cut = Whole::begin(&path).unwrap();
+        cut.write_all(&[b'x'; 100_000]).unwrap();
+        assert_eq!(names(dir.path()), ["a.csv", "a.csv.part"]);
+        assert_eq!(fs::read_to_string(&path).unwrap(), "old");
+        drop(cut);
+        assert_eq!(names(dir.path()), ["a.csv"]);
+        let mut whole = Whole::begin(&path).unwrap();
+        whole.write_all(b"new").unwrap();
+        whole.done().unwrap();
+        assert_eq!((names(dir.path()), fs::read_to_string(&path).unwrap()), (vec!["a.csv".to_owned()], "new".to_owned()));
+    }
+
+    #[test]
+    fn a_trace_is_there_once_all_its_files_are() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["a", "last"] {
+            fs::write(dir.path().join(name), "old").unwrap();
+        }
+        let begin = |name: &str| Whole::begin(&dir.path().join(name)).unwrap();
+        // Its name is taken by a directory meanwhile: it cannot be given it.
+        let stuck = begin("b");
+        fs::create_dir(dir.path().join("b")).unwrap();
+        assert!(all_done([begin("a"), stuck], begin("last")).is_err());
+        assert_eq!(names(dir.path()), ["a", "b"], "no trace of old and new files");
+        fs::remove_dir(dir.path().join("b")).unwrap();
+        all_done([begin("a"), begin("b")], begin("last")).unwrap();
+        assert_eq!(names(dir.path()), ["a", "b", "last"]);
+    }
+
+    #[test]
+    fn what_is_no_file_is_written_to_as_it_is() {
+        let mut out = Whole::begin(Path::new("/dev/null")).unwrap();
+        out.write_all(b"x").unwrap();
+        out.done().unwrap();
+    }
+}
