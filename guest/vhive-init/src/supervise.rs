@@ -8,9 +8,8 @@
 //!   hook is over ►┘                      └──► Prepared, Resumed
 //! ```
 
-use std::io::{self, Read};
+use std::io::{self, PipeReader, Read as _};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::process::Child;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -18,7 +17,7 @@ use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::Pid;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{WaitOptions, WaitStatus, wait};
+use rustix::process::{WaitOptions, WaitStatus, kill_process, wait};
 use vhive_api::guest::{FromGuest, Hooks, Identity, Process, Stream, ToGuest};
 use vhive_api::inside::Lines;
 
@@ -30,7 +29,7 @@ use crate::failure::{Failure, Step as _};
 use crate::hook::{self, Call};
 use crate::listen::{Looks, Watch};
 use crate::network::Names;
-use crate::process;
+use crate::process::{self, Child};
 
 /// Bytes queued for the host above which the function's output has to wait in its pipes.
 const BACKLOG: usize = 64 << 10;
@@ -63,7 +62,7 @@ pub(crate) struct Supervisor<'a> {
 /// What there is to know about the function.
 #[derive(Debug)]
 pub(crate) struct Function {
-    pub(crate) stop_signal: Signal,
+    pub(crate) stop_signal: rustix::process::Signal,
     pub(crate) port: u16,
     pub(crate) hooks: Hooks,
     pub(crate) names: Names,
@@ -96,12 +95,9 @@ struct Hook {
 /// One output stream of the function until it is closed.
 struct Output {
     stream: Stream,
-    pipe: Box<dyn Pipe>,
+    pipe: PipeReader,
     lines: Lines,
 }
-
-trait Pipe: Read + AsFd {}
-impl<T: Read + AsFd> Pipe for T {}
 
 impl std::fmt::Debug for Output {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -126,13 +122,14 @@ impl<'a> Supervisor<'a> {
         listening: Watch,
         function: Function,
     ) -> Self {
-        let pid = Pid::from_raw(child.id().cast_signed());
-        let mut outputs = Vec::new();
-        let mut add = |stream, pipe: Option<Box<dyn Pipe>>| {
-            outputs.extend(pipe.map(|pipe| Output { stream, pipe, lines: Lines::default() }));
-        };
-        add(Stream::Stdout, child.stdout.map(|pipe| Box::new(pipe) as Box<dyn Pipe>));
-        add(Stream::Stderr, child.stderr.map(|pipe| Box::new(pipe) as Box<dyn Pipe>));
+        let Child { pid, outputs: pipes } = child;
+        let streams = [Stream::Stdout, Stream::Stderr].into_iter();
+        let outputs = streams.zip(pipes.into_iter().flatten()).map(|(stream, pipe)| Output {
+            stream,
+            pipe,
+            lines: Lines::default(),
+        });
+        let outputs = outputs.collect();
         let listening = Some(listening);
         Self {
             channel,
@@ -276,7 +273,10 @@ impl<'a> Supervisor<'a> {
             ToGuest::Stop { grace_ms } => {
                 let at = Instant::now().checked_add(Duration::from_millis(grace_ms));
                 self.kill_at = [self.kill_at, at].into_iter().flatten().min();
-                signal(self.pid, self.function.stop_signal);
+                if let Some(pid) = rustix::process::Pid::from_raw(self.pid.as_raw()) {
+                    // It has just died.
+                    let _ = kill_process(pid, self.function.stop_signal);
+                }
                 Ok(())
             }
             ToGuest::Run { command, timeout_ms } => {
@@ -297,7 +297,7 @@ impl<'a> Supervisor<'a> {
         };
         match started {
             Ok(child) => {
-                let pid = Pid::from_raw(child.id().cast_signed());
+                let pid = child.pid;
                 let kill_at = Instant::now() + timeout.min(LONGEST_COMMAND);
                 self.beside = Some(Beside { pid, kill_at, killed: false });
             }
@@ -313,7 +313,7 @@ impl<'a> Supervisor<'a> {
             }
             Some(command) => {
                 let child = process::beside(&self.function.process, &command, self.function.world)?;
-                let pid = Pid::from_raw(child.id().cast_signed());
+                let pid = child.pid;
                 let kill_at = Instant::now() + hook::PATIENCE;
                 self.beside = Some(Beside { pid, kill_at, killed: false });
                 None
@@ -431,8 +431,7 @@ impl<'a> Supervisor<'a> {
             self.reap()?;
             self.channel.receive()?;
         }
-        let out_of_memory =
-            code == KILLED && self.function.entropy.is_some() && kernel_has_killed();
+        let out_of_memory = self.function.entropy.is_some() && kernel_has_killed();
         self.channel.queue(&FromGuest::Exited { at_ns: clock::now_ns(), code, out_of_memory });
         self.channel.finish(until)
     }
@@ -440,9 +439,6 @@ impl<'a> Supervisor<'a> {
 
 /// Longest that a command of the host's may run.
 const LONGEST_COMMAND: Duration = Duration::from_secs(3600);
-
-/// The exit code of a process that was killed.
-const KILLED: i32 = 128 + 9;
 
 /// Whether the guest's kernel has killed a process for want of memory.
 fn kernel_has_killed() -> bool {

@@ -24,7 +24,7 @@ use crate::contract::{Conversation, Supervised, become_clone, chain, own_words};
 use crate::deadline::Deadline;
 use crate::journal::{End, Milestone};
 use crate::runtime::{
-    BootError, HostLacks, Memory, Paging, Prespawned, RecordingError, Restore, RestoreError,
+    BootError, Guest, HostLacks, Memory, Paging, Prespawned, RecordingError, Restore, RestoreError,
     Sandbox, SandboxSpec,
 };
 use crate::snapshot::{Mismatch, Platform, Snapshot};
@@ -34,7 +34,7 @@ impl Restore for Oci {
         &[MemoryMode::File]
     }
 
-    fn platform(&self) -> Result<Platform, HostLacks> {
+    fn platform(&self, _: &Guest) -> Result<Platform, HostLacks> {
         let found = self.found()?;
         if self.tool.is_gvisor() {
             return Ok(gvisor::platform(&found));
