@@ -556,7 +556,11 @@ impl SweepArgs {
     pub(crate) fn check(&self) -> anyhow::Result<()> {
         let common = &self.common;
         for (given, name, what) in [
-            (common.to.records, "--records", "run `vhive load rps` at one rate to tell starts apart"),
+            (
+                common.to.records,
+                "--records",
+                "run `vhive load rps` at one rate to tell starts apart",
+            ),
             (common.profile, "--profile", "it keeps no functions' durations"),
             (common.latf != LATENCIES, "--latf", "its latencies are in rows.csv"),
             (common.durf != DURATIONS, "--durf", "it keeps no functions' durations"),
@@ -733,7 +737,9 @@ mod tests {
             let words = ["x"].into_iter().chain(line.split_whitespace());
             <Line as clap::Parser>::parse_from(words).common.spans()
         };
-        for line in ["", "--trace=false", "--trace=false --zipkin http://z/x", "--zipkin http://z/x"] {
+        for line in
+            ["", "--trace=false", "--trace=false --zipkin http://z/x", "--zipkin http://z/x"]
+        {
             spans(line).expect("what scripts for the original pass");
         }
         for line in ["--trace", "--trace=true --zipkin http://z/x"] {

@@ -61,10 +61,7 @@ impl Starts {
     }
 }
 
-async fn collect(
-    client: &Client,
-    mut ended: oneshot::Receiver<()>,
-) -> anyhow::Result<Known> {
+async fn collect(client: &Client, mut ended: oneshot::Receiver<()>) -> anyhow::Result<Known> {
     let (mut known, mut seen) = (Known::default(), HashSet::new());
     let mut failed: Option<anyhow::Error> = None;
     let mut told = false;

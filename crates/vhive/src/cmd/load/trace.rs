@@ -11,8 +11,8 @@ use vhive_load::trace::files::{Durations, read_iat, write_iat};
 use vhive_load::trace::{Config as Experiment, Plan, azure2019, dag, sample};
 use vhive_load::{Flow, Flows, Load, Stop, Target, open_flows, open_loop};
 
-use super::{Run, make_room};
 use super::args::{SampleArgs, SynthArgs, To, TraceArgs};
+use super::{Run, make_room};
 use crate::cli::{Format, Global};
 use crate::config::Config;
 use crate::output;
