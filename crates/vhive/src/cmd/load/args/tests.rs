@@ -88,7 +88,9 @@ fn numbers_of_clients_that_make_no_run_are_refused() {
         #[command(flatten)]
         closed: ClosedArgs,
     }
-    let parse = |text: &str| <Line as clap::Parser>::try_parse_from(["x", "--clients", text]);
+    let parse = |text: &str| {
+        <Line as clap::Parser>::try_parse_from(["x".to_owned(), format!("--clients={text}")])
+    };
     assert_eq!(parse("2000").expect("taken").closed.clients, 2000);
     for bad in ["0", "1000001", "1000000000000", "-1"] {
         let why = parse(bad).expect_err("refused").to_string();
