@@ -247,7 +247,8 @@ mod tests {
 
     #[test]
     fn how_far_off_a_functions_work_was_is_read() {
-        let reply = |text: &str| message::FaasReply { message: text.to_owned(), ..Default::default() };
+        let reply =
+            |text: &str| message::FaasReply { message: text.to_owned(), ..Default::default() };
         for (text, wanted) in [
             ("OK - trace-func - drift +1.25 %", Some(1.25)),
             ("OK - trace-func - drift -12.50 %", Some(-12.5)),

@@ -255,7 +255,8 @@ impl Deployment {
                 }
                 200 if !self.is_ours(&old) => {
                     return Err(
-                        "a service of this name is there that was not deployed from this file".into()
+                        "a service of this name is there that was not deployed from this file"
+                            .into(),
                     );
                 }
                 200 => {
@@ -437,7 +438,9 @@ const fn passes(status: u16) -> bool {
 #[must_use]
 pub fn without(list: &Value, gone: &[Gone]) -> Option<Value> {
     let is_gone = |line: &&Value| {
-        gone.iter().any(|gone| gone.hostname.is_some() && gone.hostname.as_deref() == line["hostname"].as_str())
+        gone.iter().any(|gone| {
+            gone.hostname.is_some() && gone.hostname.as_deref() == line["hostname"].as_str()
+        })
     };
     let all = list.as_array()?;
     let left: Vec<Value> = all.iter().filter(|line| !is_gone(line)).cloned().collect();

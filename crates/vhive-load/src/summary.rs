@@ -340,7 +340,9 @@ impl Summary {
         if let Some(Drift { p50_percent, p99_percent, .. }) = self.function_drift {
             put(
                 &mut out,
-                format_args!("drift      {p50_percent:.1} % at the median, {p99_percent:.1} % p99, of the functions' work"),
+                format_args!(
+                    "drift      {p50_percent:.1} % at the median, {p99_percent:.1} % p99, of the functions' work"
+                ),
             );
             if p50_percent > FAR_OFF {
                 let text = "the functions' work is not what was asked for: let them calibrate themselves again";

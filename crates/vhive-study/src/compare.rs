@@ -333,7 +333,8 @@ impl Samples {
                 Some(rate) => format!("{} at {rate}/s", row.endpoint),
                 None => format!("{} alone", row.endpoint),
             };
-            for (metric, us) in [("from intended ms", Some(row.total_us)), ("late ms", row.late_us)] {
+            for (metric, us) in [("from intended ms", Some(row.total_us)), ("late ms", row.late_us)]
+            {
                 let what = What { group: group.clone(), metric };
                 values.entry(what).or_default().extend(us.map(|us| us / 1e3));
             }

@@ -102,8 +102,13 @@ fn e2e_load_is_deployed_sent_at_its_rate_and_deleted() {
     assert_eq!(text(&dir.path().join("out").join(&latencies[0])).lines().count(), 80);
 
     let json = at(&dir, "functions.json");
-    let deleted = node.vhive(&["load", "deploy", "--json", &json, "--delete"]).expect("runs");
+    // Its list is broken meanwhile: what was deployed is found all the same.
+    fs::write(&json, "{").expect("written");
+    let args = ["load", "deploy", "--json", &json, "--endpoints", &endpoints, "--delete"];
+    let deleted = node.vhive(&args).expect("runs");
     assert_eq!(code(&deleted), 0, "{}", said(&deleted));
+    let listed: Value = serde_json::from_str(&text(Path::new(&endpoints))).expect("JSON");
+    assert_eq!(listed, serde_json::json!([]), "what is gone has no line");
     let left = node.json(&["get", "services"]).expect("listed");
     let names: Vec<&Value> = left["items"]
         .as_array()

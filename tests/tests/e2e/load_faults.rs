@@ -94,7 +94,8 @@ fn short_of_files(dir: &Dir, limits: &str, more: &[&str]) -> (Value, String) {
         .current_dir(dir.path())
         .output()
         .expect("runs");
-    let summary = serde_json::from_slice(&done.stdout).unwrap_or_else(|_| panic!("{}", said(&done)));
+    let summary =
+        serde_json::from_slice(&done.stdout).unwrap_or_else(|_| panic!("{}", said(&done)));
     (summary, said(&done))
 }
 
@@ -106,5 +107,9 @@ fn e2e_load_opens_as_many_files_as_it_may_and_no_more() {
     assert_eq!(raised["own_failures"], 0, "{told}");
     let (kept, told) = short_of_files(&dir, "ulimit -n 96", &[]);
     assert!(told.contains("at most 32 connections to one address instead of 4096"), "{told}");
-    assert_eq!((&kept["own_failures"], &kept["outcomes"]["error"]), (&json!(0), &json!(0)), "{told}");
+    assert_eq!(
+        (&kept["own_failures"], &kept["outcomes"]["error"]),
+        (&json!(0), &json!(0)),
+        "{told}"
+    );
 }

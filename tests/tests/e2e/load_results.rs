@@ -113,7 +113,17 @@ fn e2e_load_sweeps_leave_their_rows() {
     let endpoints = deploy(&node, &dir);
     let sweep = |out: &str| {
         let args = ["load", "sweep", "--endpoints", &endpoints, "--from", "20", "--most", "40"];
-        let more = ["--time", "1", "--within", "100", "--out", &at(&dir, out), "--parquet"];
+        let more = [
+            "--replies",
+            "20",
+            "--time",
+            "1",
+            "--within",
+            "100",
+            "--out",
+            &at(&dir, out),
+            "--parquet",
+        ];
         let done = node.vhive(&[&args[..], &more].concat()).expect("runs");
         // Whether a rate holds depends on what the machine does besides.
         assert!(

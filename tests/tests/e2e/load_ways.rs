@@ -123,7 +123,7 @@ fn e2e_load_sends_in_each_way_and_writes_what_it_says() {
     assert!(lines.lines().count() as u64 == ok && lines.lines().all(|line| line == "55"));
 
     // A sweep up to where it may go, by a plan in a file.
-    let plan = "from = 20\nmost = 40\ntime = '1s'\nwithin = 1000.0\nprotocol = 'grpc'\nrps = 1\n";
+    let plan = "from = 20\nmost = 40\nreplies = 20\ntime = '1s'\nwithin = 1000.0\nprotocol = 'grpc'\nrps = 1\n";
     fs::write(dir.path().join("bad.toml"), plan).expect("written");
     fs::write(dir.path().join("plan.toml"), plan.replace("rps = 1\n", "")).expect("written");
     let bad = vhive(dir.path(), &["load", "sweep", "--plan", &at(&dir, "bad.toml")]).expect("runs");

@@ -191,12 +191,9 @@ fn only_what_is_ready_has_an_endpoint_and_each_failure_its_reason() {
     let endpoint = done[0].1.as_ref().unwrap();
     assert_eq!(endpoint.hostname, "a-0.default.example.com");
     assert_eq!(endpoint.protocol, Some(Protocol::Grpc));
-    for (index, said) in [
-        (1, "not ready within"),
-        (2, "RevisionFailed"),
-        (3, "unknown field"),
-        (4, "absent.yaml"),
-    ] {
+    for (index, said) in
+        [(1, "not ready within"), (2, "RevisionFailed"), (3, "unknown field"), (4, "absent.yaml")]
+    {
         let why = done[index].1.as_ref().unwrap_err();
         assert!(why.contains(said), "{why}");
     }
@@ -288,7 +285,8 @@ fn one_that_is_never_ready_holds_no_other_up() {
     let deployment = Deployment { concurrency: 2, ..deployment(dir.path()) };
     let stop = Stop::default();
     let done = block_on(
-        deployment.deploy(&api, &wanted, &stop, |(name, done)| told.push((name.clone(), done.is_ok()))),
+        deployment
+            .deploy(&api, &wanted, &stop, |(name, done)| told.push((name.clone(), done.is_ok()))),
     );
     assert_eq!(told.len(), 10);
     assert_eq!(told[9], ("slow-0".to_owned(), false), "the others are told before: {told:?}");
@@ -402,7 +400,8 @@ fn an_update_keeps_what_the_server_and_others_have_set() {
     set(&mut api.0.borrow_mut().get_mut("a-0").unwrap()["metadata"], "labels", ("team", "x"));
     deploy().unwrap();
     // Of another spec, by way of its manifest.
-    let changed = MANIFEST.replace("image: i", "image: j").replace("name: x", "name: x, labels: {v: w}");
+    let changed =
+        MANIFEST.replace("image: i", "image: j").replace("name: x", "name: x, labels: {v: w}");
     std::fs::write(&wanted[0].manifest, changed).unwrap();
     deploy().unwrap();
     let stored = api.0.borrow()["a-0"].clone();

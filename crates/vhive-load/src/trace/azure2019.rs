@@ -85,7 +85,10 @@ pub fn each(dir: &Path, units: usize, mut take: impl FnMut(Function)) -> Result<
                     let lines: Vec<String> =
                         several.iter().map(|one| one.line.to_string()).collect();
                     let lines = lines.join(" and ");
-                    line.wrong(hash, &format!("{key:?} is in lines {lines} of {file}, of other owners"))
+                    line.wrong(
+                        hash,
+                        &format!("{key:?} is in lines {lines} of {file}, of other owners"),
+                    )
                 })
             }
         };

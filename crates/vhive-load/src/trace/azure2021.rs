@@ -35,7 +35,10 @@ impl Exact {
         let all = [
             (self.before, "invocations are left out: they begin before the trace"),
             (self.after, "invocations are left out: they end after the experiment"),
-            (self.moved, "invocations are some microseconds later: two of a function begin together"),
+            (
+                self.moved,
+                "invocations are some microseconds later: two of a function begin together",
+            ),
         ];
         let told = all.iter().filter(|(count, _)| *count > 0);
         told.map(|(count, text)| format!("{count} {text}")).collect()

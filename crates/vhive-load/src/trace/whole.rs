@@ -59,10 +59,7 @@ impl Drop for Whole {
 
 /// Several are whole, of which `last` makes a trace of the others: there is none, rather than one of old and
 /// new files.
-pub(super) fn all_done(
-    others: impl IntoIterator<Item = Whole>,
-    mut last: Whole,
-) -> io::Result<()> {
+pub(super) fn all_done(others: impl IntoIterator<Item = Whole>, mut last: Whole) -> io::Result<()> {
     last.flush()?;
     if last.draft.is_some() {
         match fs::remove_file(&last.path) {
@@ -99,7 +96,10 @@ mod tests {
         let mut whole = Whole::begin(&path).unwrap();
         whole.write_all(b"new").unwrap();
         whole.done().unwrap();
-        assert_eq!((names(dir.path()), fs::read_to_string(&path).unwrap()), (vec!["a.csv".to_owned()], "new".to_owned()));
+        assert_eq!(
+            (names(dir.path()), fs::read_to_string(&path).unwrap()),
+            (vec!["a.csv".to_owned()], "new".to_owned())
+        );
     }
 
     #[test]

@@ -17,8 +17,8 @@ use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::Notify;
 
-use super::{Shared, bad_status, is_good, no_connection};
 use super::reply::{Reader, Reply};
+use super::{Shared, bad_status, is_good, no_connection};
 use crate::call::{self, Plain, Protocol};
 use crate::clock::nanos;
 use crate::collect::{End, Pending, locked};
@@ -358,8 +358,7 @@ impl Pool {
 
 fn finish(pending: Pending, reply: Reply, done_ns: u64) {
     let bad = !is_good(reply.status);
-    let error =
-        bad.then(|| bad_status(reply.status, reply.reason.as_deref()).into_boxed_str());
+    let error = bad.then(|| bad_status(reply.status, reply.reason.as_deref()).into_boxed_str());
     let end = End {
         done_ns,
         first_byte_ns: Some(reply.first_byte_ns),

@@ -433,7 +433,9 @@ async fn sweep_rates(global: &Global, args: SweepArgs, stop: &Stop) -> anyhow::R
             }
             let few = done.steps.iter().filter(|step| step.sent < FEW).count();
             if few > 0 {
-                output::line(format!("warning    {few} rates' p99 is of fewer than {FEW} requests"));
+                output::line(format!(
+                    "warning    {few} rates' p99 is of fewer than {FEW} requests"
+                ));
             }
             if done.stopped {
                 output::line("warning    stopped before the knee was known");

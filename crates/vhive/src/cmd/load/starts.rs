@@ -61,10 +61,7 @@ impl Starts {
     }
 }
 
-async fn collect(
-    client: &Client,
-    mut ended: oneshot::Receiver<()>,
-) -> anyhow::Result<Known> {
+async fn collect(client: &Client, mut ended: oneshot::Receiver<()>) -> anyhow::Result<Known> {
     let (mut known, mut seen) = (Known::default(), HashSet::new());
     let mut failed: Option<anyhow::Error> = None;
     let mut told = false;
@@ -168,11 +165,12 @@ mod tests {
             runtime.expect("a runtime").block_on(async {
                 let (end, ended) = oneshot::channel();
                 let wait = async {
-                    // Four polls, at 50, 100, 200 and 400 ms after one another.
+                    // Long enough for the four polls, whose pauses are 50 to 200 ms.
                     tokio::time::sleep(OFTEN * 20).await;
                     drop(end);
                 };
-                tokio::join!(collect(&Client::new(socket), ended), wait).0
+                let client = Client::new(socket);
+                tokio::join!(collect(&client, ended), wait).0
             })
         };
         // The second poll is cut, the third refused.

@@ -5,14 +5,15 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
 use serde_json::json;
+use vhive_load::LONGEST;
 use vhive_load::inject::{Failure, FailureConfig};
 use vhive_load::output::Files;
 use vhive_load::trace::files::{Durations, read_iat, write_iat};
 use vhive_load::trace::{Config as Experiment, Plan, azure2019, dag, sample};
 use vhive_load::{Flow, Flows, Load, Stop, Target, open_flows, open_loop};
 
-use super::{Run, make_room};
 use super::args::{SampleArgs, SynthArgs, To, TraceArgs};
+use super::{Run, make_room};
 use crate::cli::{Format, Global};
 use crate::config::Config;
 use crate::output;
@@ -137,7 +138,13 @@ impl Replay<'_> {
         if plan.total() == 0 {
             bail!("the trace has no invocation in the time that is sent");
         }
-        let load = load(self.to, experiment, &plan)?;
+        let mut load = load(self.to, experiment, &plan)?;
+        if self.to.drain.is_none() {
+            // The last workflow's steps come after one another, one of them twice.
+            let steps = flows.iter().map(|flow| flow.depth_and_width().0.saturating_add(1));
+            let steps = steps.max().unwrap_or(1);
+            load.drain = load.drain.saturating_mul(steps).min(LONGEST);
+        }
         let dir = rows_dir(experiment);
         for made in [&experiment.output_dir(), &dir] {
             std::fs::create_dir_all(made)
