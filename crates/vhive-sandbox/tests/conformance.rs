@@ -13,6 +13,8 @@
 
 #[path = "conformance/calls.rs"]
 mod calls;
+#[path = "conformance/full.rs"]
+mod full;
 #[path = "conformance/greedy.rs"]
 mod greedy;
 #[path = "conformance/killed.rs"]
@@ -24,6 +26,8 @@ mod lab;
 mod limits;
 #[path = "conformance/outward.rs"]
 mod outward;
+#[path = "conformance/processors.rs"]
+mod processors;
 #[path = "conformance/promises.rs"]
 mod promises;
 #[path = "conformance/restored.rs"]
