@@ -410,21 +410,18 @@ fn e2e_microvm_studies_tell_of_real_starts_and_compare_real_pages() {
 }
 
 #[test]
-fn e2e_microvm_sixty_four_clones_start_at_once() {
-    let test = "e2e_microvm_sixty_four_clones_start_at_once";
+fn e2e_microvm_sixty_four_requests_at_once_are_served_by_clones() {
+    let test = "e2e_microvm_sixty_four_requests_at_once_are_served_by_clones";
     let dir = Dir::new("microvm-parallel");
     if let Some(lacks) = crate::microvm::missing(&dir) {
         eprintln!("SKIP {test}: {lacks}");
         return;
     }
     let functions = Path::new(env!("CARGO_MANIFEST_DIR")).join("../functions");
-    let place = functions.join("nano").to_string_lossy().into_owned();
-    let built = vhive(dir.path(), &["image", "build", &place]).expect("runs");
-    assert!(built.status.success(), "{}", said(&built));
     let node = TestNode::start(dir.path(), "").expect("the node starts");
     let out = dir.path().join("result");
     let (functions, to) = (functions.to_string_lossy(), out.to_string_lossy());
-    let args = ["study", "parallel", "--functions-dir", &functions, "--functions", "nano"];
+    let args = ["study", "parallel", "--functions-dir", &functions, "--functions", "hello"];
     let more = ["--kinds", "snapshot", "--repetitions", "1", "--max", "64", "--keep-cache"];
     node.ok(&[&args[..], &more, &["--out", &to]].concat()).expect("measured");
     let rows = rows(&out);
@@ -435,12 +432,10 @@ fn e2e_microvm_sixty_four_clones_start_at_once() {
         assert!(row["error"].is_null() && row["record"]["status"] == 200, "{row}");
         assert!(row["record"]["fallback"].is_null(), "{row}");
     }
-    // Who is done early serves one that still waits.
-    let cloned = |row: &&&Value| row["record"]["start"] == "snapshot";
-    let sandboxes: std::collections::BTreeSet<&str> =
-        of_64.iter().filter_map(|row| row["record"]["sandbox"].as_str()).collect();
-    let clones = of_64.iter().filter(cloned).count();
-    assert!(clones > 16 && sandboxes.len() > 16, "{clones} in {} sandboxes", sandboxes.len());
+    // Who is done early serves one that still waits: there are fewer clones than requests.
+    let of_a_clone = |row: &&&Value| row["record"]["start"] == "snapshot";
+    let served = of_64.iter().filter(of_a_clone).count();
+    assert!(served > 32, "{served} of 64 are of clones");
     assert!(node.stop().expect("ends").success());
     assert_eq!(traces(&tag(&dir)), [""; 0]);
 }

@@ -8,12 +8,14 @@ use std::process::Command;
 use vhive_api::MemoryMode;
 use vhive_sandbox::SnapshotDraft;
 
-use crate::promises::HTTPD;
 use crate::restored;
 use crate::site::{Site, get, soon};
 
-/// Less than any guest's memory, and more than a runtime's first small files.
+/// Less than the function holds, and more than a runtime's first small files.
 const SIZE: &str = "size=4m";
+
+/// A web server beside ten mebibytes that are no zeros.
+const SCRIPT: &str = "x=$(seq 1 1500000); (sleep 100000; echo $x) & exec httpd -f -p 8080 -h /srv";
 
 /// A file system of its own, gone with its value.
 struct Mounted(PathBuf);
@@ -41,7 +43,7 @@ pub(crate) fn a_snapshot_on_a_full_disk_costs_itself(site: &Site) {
     fs::create_dir(&small).expect("made");
     fs::create_dir(&large).expect("made");
     let mounted = Mounted::new(&small);
-    let mut spec = site.spec(HTTPD);
+    let mut spec = site.spec(SCRIPT);
     spec.uses.snapshots = true;
     let mut original = site.boot(&spec);
     original.listening();

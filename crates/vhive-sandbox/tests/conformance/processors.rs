@@ -9,14 +9,18 @@ use vhive_sandbox::Memory;
 use crate::restored::{ask, clone_by, faults_are_told, finish, modes, original_of, snapshot};
 use crate::site::{Booted, Site};
 
-/// What the two do at once: each on a processor of its own reads files, and says on which one it ran.
+/// What the two do at once: each on a processor of its own reads a file, and says on which one it ran. (The
+/// web server's scripts are told of no child that has ended, so `wait` would wait for ever.)
 const SCRIPTS: &str = r#"
     mkdir -p /srv/cgi-bin /data; seq 1 200000 > /data/1; seq 200000 400000 > /data/2
     script() { { echo '#!/bin/sh'; echo "printf 'Content-Type: text/plain\r\n\r\n'"; echo "$2"; } \
         > /srv/cgi-bin/$1; chmod 755 /srv/cgi-bin/$1; }
-    script both 'for cpu in 1 2; do
-            busybox taskset $cpu sh -c "sha256sum /data/$cpu > /tmp/$cpu; busybox cut -d\  -f39 /proc/self/stat >> /tmp/$cpu" &
-        done; wait; cat /tmp/1 /tmp/2'
+    script both 'busybox rm -f /tmp/1 /tmp/2
+        for cpu in 1 2; do
+            busybox taskset $cpu sh -c "sha256sum /data/$cpu > /tmp/new$cpu
+                busybox cut -d\  -f39 /proc/self/stat >> /tmp/new$cpu; busybox mv /tmp/new$cpu /tmp/$cpu" &
+        done
+        until [ -e /tmp/1 ] && [ -e /tmp/2 ]; do sleep 0.02; done; cat /tmp/1 /tmp/2'
     script clocks 'for n in 1 2 3 4 5 6 7 8; do for cpu in 1 2; do
             busybox taskset $cpu busybox adjtimex | sed -n "s/.*time.tv_u*sec: *//p"; busybox taskset $cpu cat /proc/uptime
         done; done'

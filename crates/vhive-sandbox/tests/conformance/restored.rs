@@ -52,10 +52,13 @@ const SCRIPTS: &str = r#"
         cat /tmp/heard /tmp/over'
     exec httpd -f -p 8080 -h /srv"#;
 
-/// How far a clock that was set may be off, in seconds.
-const MOST_BEHIND: f64 = 0.1;
+/// How far the clock of a clone may be off, in seconds: it is told the time, and then brings in the pages
+/// by which it is set.
+const MOST_BEHIND: f64 = 1.0;
 /// How long after the snapshot its clones are made; much more than that.
-const LATER: Duration = Duration::from_secs(2);
+const LATER: Duration = Duration::from_secs(4);
+/// By how much a snapshot may set the clock of its original back, in seconds.
+const MOST_LOST: f64 = 0.2;
 
 fn restores(site: &Site) -> &dyn Restore {
     site.runtime.restores().expect("the table says so")
@@ -372,7 +375,7 @@ pub(crate) fn clones_are_somebody_else(site: &Site) {
     let before = behind(&original);
     let snapshot = snapshot(&mut original, dir.path());
     let after = behind(&original);
-    assert!(after.0 - before.1 < MOST_BEHIND, "{after:?} s behind, {before:?} before");
+    assert!(after.0 - before.1 < MOST_LOST, "{after:?} s behind, {before:?} before");
     let taken = Duration::from_nanos(snapshot.manifest().guest_ns);
     // A clock that nobody sets goes on from the snapshot, and would be wrong by as much.
     let (_hold, tick) = std::sync::mpsc::channel::<()>();
