@@ -1,11 +1,11 @@
 //! Cold starts of the demo functions in real microVMs: by boot, from a snapshot, recorded and
 //! prefetched. `faults-same`, `faults-other`, `record-cost`, `reap-memory-speedup`, `reap-speedup`,
-//! `snapshot-vs-boot`; of `hello` alone `restore-vmm` and `restore-x16`.
+//! `snapshot-vs-boot`; of `hello` alone `restore-vmm`, of `sleep` alone `restore-x16`.
 //!
 //! The product's binary runs as a node of its own, with the kernel and images that `make demo` has
 //! left. Every time is taken from the node's records; every start must have been of the kind asked
 //! for. Before a measured start the service has no instance and the snapshots' files are dropped
-//! from the page cache. `sleep` is left out: its time is a parameter.
+//! from the page cache. `sleep` is in no other row: its time is a parameter.
 //!
 //! `VHIVE_BENCH_FUNCTIONS=hello,pyaes` measures only these, and says so.
 

@@ -436,12 +436,23 @@ fn replace(mut draft: Out, path: &Path) -> Result<(), OutputError> {
 /// # Errors
 /// When it cannot be written.
 pub fn write_json(path: &Path, value: &impl Serialize) -> Result<(), OutputError> {
-    let mut out = Out::new(path.to_owned())?;
-    out.put(|out| {
-        serde_json::to_writer_pretty(&mut *out, value)?;
-        out.write_all(b"\n")?;
-        out.flush()
-    })
+    let draft = path.with_extension("json.part");
+    let written = Out::new(draft.clone()).and_then(|mut out| {
+        out.put(|out| {
+            serde_json::to_writer_pretty(&mut *out, value)?;
+            out.write_all(b"\n")?;
+            out.flush()
+        })
+    });
+    let renamed = written.and_then(|()| {
+        let renamed = std::fs::rename(&draft, path);
+        renamed.map_err(|source| OutputError { path: path.to_owned(), source })
+    });
+    if renamed.is_err() {
+        // It is half a file, or none.
+        let _ = std::fs::remove_file(&draft);
+    }
+    renamed
 }
 
 #[cfg(test)]

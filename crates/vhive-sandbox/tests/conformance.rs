@@ -15,6 +15,8 @@
 mod afterlife;
 #[path = "conformance/calls.rs"]
 mod calls;
+#[path = "conformance/full.rs"]
+mod full;
 #[path = "conformance/greedy.rs"]
 mod greedy;
 #[path = "conformance/killed.rs"]
@@ -26,6 +28,8 @@ mod lab;
 mod limits;
 #[path = "conformance/outward.rs"]
 mod outward;
+#[path = "conformance/processors.rs"]
+mod processors;
 #[path = "conformance/promises.rs"]
 mod promises;
 #[path = "conformance/restored.rs"]

@@ -14,6 +14,7 @@ use vhive_api::{Counter, Phase};
 use crate::analysis::counters;
 use crate::load::Load;
 use crate::row::{LOADS, ROWS, ResultError, Row, STUDY, lines, lines_if_there, text};
+use crate::run::RunFacts;
 use crate::simulate::{SIMULATION, Simulation};
 use crate::stats::{self, Difference};
 
@@ -21,6 +22,8 @@ use crate::stats::{self, Difference};
 pub const SUMMARY: &str = "summary.json";
 /// Name of the file that `vhive load sweep` leaves beside its rows.
 pub(crate) const SWEEP: &str = "sweep.json";
+/// The fact that a result is not whole, and how much of it there is.
+const CUT_SHORT: &str = "cut short";
 
 /// Why two results cannot be compared.
 #[derive(Debug, thiserror::Error)]
@@ -272,8 +275,11 @@ impl Samples {
     }
 
     fn simulation(dir: &Path) -> Result<Self, CompareError> {
-        let facts = facts(&dir.join(SIMULATION), &["vhive", "plan", "functions", "measured"])?;
+        let mut facts = facts(&dir.join(SIMULATION), &["vhive", "plan", "functions", "measured"])?;
         let simulation = Simulation::read(dir)?;
+        if simulation.missing() > 0 {
+            facts.insert(CUT_SHORT.to_owned(), format!("{} policies", simulation.outcomes.len()));
+        }
         let mut values = BTreeMap::new();
         for one in &simulation.outcomes {
             for (metric, figure) in [
@@ -290,11 +296,13 @@ impl Samples {
     }
 
     fn load(dir: &Path) -> Result<Self, CompareError> {
-        let facts = facts(
-            &dir.join(SUMMARY),
-            &["vhive", "host", "planned", "sending_seconds", "outcomes", "load_before"],
-        )?;
+        let path = dir.join(SUMMARY);
+        let chosen = ["vhive", "host", "planned", "sending_seconds", "outcomes", "load_before"];
+        let mut facts = facts(&path, &chosen)?;
         let (rows, _) = lines::<Sent>(&dir.join(ROWS))?;
+        if RunFacts::read(&path)?.is_cut_short() {
+            facts.insert(CUT_SHORT.to_owned(), format!("{} rows", rows.len()));
+        }
         let mut values: BTreeMap<What, Vec<f64>> = BTreeMap::new();
         for row in rows.iter().filter(|row| row.outcome == "ok") {
             let group = match &row.start {
@@ -315,19 +323,24 @@ impl Samples {
 
     fn sweep(dir: &Path) -> Result<Self, CompareError> {
         let path = dir.join(SWEEP);
-        let facts = facts(&path, &["vhive", "host", "within", "load_before"])?;
+        let mut facts = facts(&path, &["vhive", "host", "within", "load_before"])?;
         let content = |source| ResultError::Content { path: path.clone(), line: 1, source };
         let found: Knee = serde_json::from_str(&text(&path)?).map_err(content)?;
+        let (rows, _) = lines::<Sent>(&dir.join(ROWS))?;
+        let cut = RunFacts::read(&path)?.is_cut_short();
+        if cut {
+            facts.insert(CUT_SHORT.to_owned(), format!("{} rows", rows.len()));
+        }
         let mut values: BTreeMap<What, Vec<f64>> = BTreeMap::new();
         let group = "sweep".to_owned();
-        values.insert(
-            What { group: group.clone(), metric: "unloaded p99 ms" },
-            vec![found.unloaded_p99_us / 1e3],
-        );
-        if let Some(knee) = found.knee {
+        if let Some(us) = found.unloaded_p99_us {
+            let what = What { group: group.clone(), metric: "unloaded p99 ms" };
+            values.insert(what, vec![us / 1e3]);
+        }
+        // What had held when it was killed is no knee.
+        if let Some(knee) = found.knee.filter(|_| !cut) {
             values.insert(What { group, metric: "knee/s" }, vec![knee]);
         }
-        let (rows, _) = lines::<Sent>(&dir.join(ROWS))?;
         for row in rows.iter().filter(|row| row.outcome == "ok") {
             let group = match row.rate {
                 Some(rate) => format!("{} at {rate}/s", row.endpoint),
@@ -361,7 +374,7 @@ struct Sent {
 #[derive(Debug, Deserialize)]
 struct Knee {
     knee: Option<f64>,
-    unloaded_p99_us: f64,
+    unloaded_p99_us: Option<f64>,
 }
 
 /// The chosen facts of a file, flat.

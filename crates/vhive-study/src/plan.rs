@@ -440,6 +440,15 @@ mod tests {
     }
 
     #[test]
+    fn every_prefetch_policy_can_be_studied() {
+        for policy in PrefetchPolicy::ALL {
+            let named = Kind::ALL.iter().any(|kind| kind.policies().1 == Some(policy));
+            // The default one is what `reap` asks for.
+            assert!(named || policy == PrefetchPolicy::default(), "no kind for {policy}");
+        }
+    }
+
+    #[test]
     fn kinds_are_read_back() {
         for kind in Kind::ALL {
             assert_eq!(kind.as_str().parse(), Ok(kind));

@@ -1,10 +1,13 @@
 //! What stands beside the figures of a run of `vhive load`, in its `summary.json`.
 
+use std::path::Path;
+
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use vhive_load::pin::{PinError, pin};
 
 use crate::host::{Host, load_average};
+use crate::row::{ResultError, text};
 
 /// Facts of a run; a summary of an earlier program has none.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -51,6 +54,21 @@ impl RunFacts {
             load_before: load_average(),
             load_after: None,
         })
+    }
+
+    /// Those of a summary.
+    ///
+    /// # Errors
+    /// When it cannot be read, or is none.
+    pub fn read(path: &Path) -> Result<Self, ResultError> {
+        let content = |source| ResultError::Content { path: path.to_owned(), line: 1, source };
+        serde_json::from_str(&text(path)?).map_err(content)
+    }
+
+    /// Whether the run ended before its time: whoever killed it left its rows.
+    #[must_use]
+    pub const fn is_cut_short(&self) -> bool {
+        self.vhive.is_some() && self.ended.is_none()
     }
 
     /// The same at the end of the run.

@@ -9,6 +9,7 @@ mod cmd;
 mod config;
 mod exit;
 mod output;
+mod stops;
 
 use std::process::ExitCode;
 

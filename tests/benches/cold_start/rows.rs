@@ -246,10 +246,14 @@ pub(crate) fn load() -> String {
 
 /// Faults left after prefetching, in per cent of those recorded.
 fn left(samples: &Samples, recorded: Series, left: Series) -> f64 {
-    let recorded = all(samples, recorded, Sample::faults);
-    let left = all(samples, left, Sample::faults);
-    let shares: Vec<f64> = left.iter().zip(&recorded).map(|(l, r)| l / r * 100.0).collect();
-    median(&shares)
+    let of = |series: Series| samples.get(&series).into_iter().flatten().map(Sample::faults);
+    median(&shares(of(recorded), of(left)))
+}
+
+/// What is left of each recording in its own repetition: a lost sample costs its pair, and no other.
+fn shares(recorded: impl Iterator<Item = f64>, left: impl Iterator<Item = f64>) -> Vec<f64> {
+    let pairs = recorded.zip(left).filter(|(r, l)| r.is_finite() && l.is_finite() && *r > 0.0);
+    pairs.map(|(recorded, left)| left / recorded * 100.0).collect()
 }
 
 fn all(samples: &Samples, series: Series, of: impl Fn(&Sample) -> f64) -> Vec<f64> {

@@ -5,6 +5,7 @@ mod archives;
 mod calls;
 mod clock;
 mod container_faults;
+mod cut_short;
 mod dashboard;
 mod durable;
 mod examples;

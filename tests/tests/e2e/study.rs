@@ -2,13 +2,15 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use vhive_api::Digest;
 use vhive_pager::{FaultTrace, working_set};
 use vhive_study::{Deadline, Door, Target};
-use vhive_tests::node::{TestNode, vhive};
+use vhive_tests::node::{TestNode, command, vhive};
 
 use crate::microvm::{tag, traces};
 use crate::runtimes::offered;
@@ -123,6 +125,41 @@ fn e2e_a_study_of_concurrent_starts_has_a_row_per_invocation() {
     assert_eq!(rows.len(), 2 * (1 + 2 + 4));
     assert_eq!((of("boot"), of("snapshot")), (7, 7), "each has an instance of its own");
     assert!(out.join("levels.svg").exists());
+}
+
+/// As when the connection breaks over which somebody watches a study of hours.
+#[test]
+fn e2e_a_study_whose_terminal_is_closed_ends_in_order() {
+    if skip("e2e_a_study_whose_terminal_is_closed_ends_in_order") {
+        return;
+    }
+    let dir = Dir::new("study-hup");
+    let functions = functions(dir.path());
+    let node = node(&dir, "");
+    let out = dir.path().join("result");
+    let mut study = command(dir.path()).expect("a command");
+    study.args(["study", "cold-start", "--functions-dir"]).arg(&functions);
+    study.args(["--functions", "tiny", "--kinds", "boot,warm", "--repetitions", "500"]);
+    study.args(["--keep-cache", "--out"]).arg(&out);
+    study.stdout(Stdio::null()).stderr(Stdio::piped());
+    let study = study.spawn().expect("runs");
+    let begun = std::time::Instant::now();
+    let (_hold, ticks) = std::sync::mpsc::channel::<()>();
+    let measured = || fs::read_to_string(out.join("rows.jsonl")).is_ok_and(|rows| !rows.is_empty());
+    while !measured() && begun.elapsed() < Duration::from_secs(60) {
+        let _ = ticks.recv_timeout(Duration::from_millis(10));
+    }
+    assert!(measured(), "no row ever came");
+    kill_process(Pid::from_child(&study), Signal::HUP).expect("told");
+    let done = study.wait_with_output().expect("ends");
+    // Not by the signal: what it has changed was put back.
+    assert_eq!(code(&done), 1, "{done:?}");
+    assert!(said(&done).contains("SIGHUP"), "{}", said(&done));
+    let listed = node.json(&["get", "services"]).expect("listed");
+    assert_eq!(listed["items"], serde_json::json!([]), "the study's services are gone");
+    let rows = rows(&out);
+    assert!((1..1000).contains(&rows.len()), "{} rows", rows.len());
+    assert!(out.join("report.html").exists());
 }
 
 #[test]
@@ -368,6 +405,37 @@ fn e2e_microvm_studies_tell_of_real_starts_and_compare_real_pages() {
     study("cold-start", &["boot", "warm", "snapshot", "record"]);
     let out = study("pages", &["lazy", "reap"]);
     vhive_tests::results::check_pages(&out, "hello").expect("compared page by page");
+    assert!(node.stop().expect("ends").success());
+    assert_eq!(traces(&tag(&dir)), [""; 0]);
+}
+
+#[test]
+fn e2e_microvm_sixty_four_requests_at_once_are_served_by_clones() {
+    let test = "e2e_microvm_sixty_four_requests_at_once_are_served_by_clones";
+    let dir = Dir::new("microvm-parallel");
+    if let Some(lacks) = crate::microvm::missing(&dir) {
+        eprintln!("SKIP {test}: {lacks}");
+        return;
+    }
+    let functions = Path::new(env!("CARGO_MANIFEST_DIR")).join("../functions");
+    let node = TestNode::start(dir.path(), "").expect("the node starts");
+    let out = dir.path().join("result");
+    let (functions, to) = (functions.to_string_lossy(), out.to_string_lossy());
+    let args = ["study", "parallel", "--functions-dir", &functions, "--functions", "hello"];
+    let more = ["--kinds", "snapshot", "--repetitions", "1", "--max", "64", "--keep-cache"];
+    node.ok(&[&args[..], &more, &["--out", &to]].concat()).expect("measured");
+    let rows = rows(&out);
+    assert_eq!(rows.len(), 127, "1, 2, 4 … 64");
+    let of_64: Vec<&Value> = rows.iter().filter(|row| row["level"] == 64).collect();
+    assert_eq!(of_64.len(), 64);
+    for row in &of_64 {
+        assert!(row["error"].is_null() && row["record"]["status"] == 200, "{row}");
+        assert!(row["record"]["fallback"].is_null(), "{row}");
+    }
+    // Who is done early serves one that still waits: there are fewer clones than requests.
+    let of_a_clone = |row: &&&Value| row["record"]["start"] == "snapshot";
+    let served = of_64.iter().filter(of_a_clone).count();
+    assert!(served > 32, "{served} of 64 are of clones");
     assert!(node.stop().expect("ends").success());
     assert_eq!(traces(&tag(&dir)), [""; 0]);
 }

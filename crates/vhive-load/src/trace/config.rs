@@ -14,6 +14,7 @@ use super::{
 };
 use crate::arrivals::whole_nanos;
 use crate::call::{Protocol, Work};
+use crate::files_of_trace;
 use crate::flow::Flow;
 
 /// Its keys, all of them; unknown ones are refused by name. What is missing is the original's
@@ -323,6 +324,15 @@ impl Config {
             Form::Exact
         } else {
             Form::Counts
+        }
+    }
+
+    /// The files that the plan and its workflows are made of.
+    #[must_use]
+    pub fn trace_files(&self) -> Vec<PathBuf> {
+        match self.form() {
+            Form::Rps => Vec::new(),
+            Form::Exact | Form::Counts => files_of_trace(&self.trace_path),
         }
     }
 

@@ -13,16 +13,17 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::Config;
 use super::config::ConfigError;
 use crate::deploy::fnv;
+use crate::fingerprint;
 
 /// The most experiments of one file.
 const MOST: usize = 10_000;
-/// What says that an experiment is finished, and with which configuration.
+/// What says that an experiment is finished, and what it was run with.
 const DONE: &str = "done.json";
 
 /// The original's file.
@@ -343,26 +344,61 @@ impl Study {
     }
 }
 
+/// What an experiment is run with; a result of something else is not its own.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Given(Value);
+
+/// That an experiment is finished.
+#[derive(Debug, Deserialize, Serialize)]
+struct Done {
+    given: Value,
+    failed_share: f64,
+}
+
 impl Experiment {
     fn mark(&self) -> PathBuf {
         self.config.output_dir().join(DONE)
     }
 
-    /// Whether an earlier run has finished it, with the same configuration and scripts.
+    /// What it was run with besides its configuration: the trace's files, as they are now, and `others`
+    /// (endpoints, options), which the caller knows.
+    ///
+    /// # Errors
+    /// When a file of the trace cannot be read.
+    pub fn given(&self, others: &Value) -> io::Result<Given> {
+        let mut trace = Map::new();
+        for path in self.config.trace_files() {
+            let word = fingerprint(&path)?;
+            trace.insert(path.to_string_lossy().into_owned(), json!(word));
+        }
+        let Self { merged, .. } = self;
+        Ok(Given(json!({ "experiment": merged, "trace": trace, "others": others })))
+    }
+
+    /// Whether an earlier run has finished it, given the same: configuration, scripts, trace and the rest.
     #[must_use]
-    pub fn is_done(&self) -> bool {
-        let text = std::fs::read(self.mark()).ok();
-        let done: Option<Value> = text.and_then(|text| serde_json::from_slice(&text).ok());
-        done.as_ref() == Some(&self.merged)
+    pub fn is_done(&self, given: &Given) -> bool {
+        self.done().is_some_and(|done| done.given == given.0)
+    }
+
+    /// Which share of the requests failed when it was finished.
+    #[must_use]
+    pub fn failed_share(&self) -> Option<f64> {
+        self.done().map(|done| done.failed_share)
+    }
+
+    fn done(&self) -> Option<Done> {
+        serde_json::from_slice(&std::fs::read(self.mark()).ok()?).ok()
     }
 
     /// It has been finished; its files are whole.
     ///
     /// # Errors
     /// When that cannot be written.
-    pub fn set_done(&self) -> io::Result<()> {
+    pub fn set_done(&self, given: &Given, failed_share: f64) -> io::Result<()> {
         let draft = self.mark().with_extension("json.part");
-        std::fs::write(&draft, self.merged.to_string())?;
+        let done = Done { given: given.0.clone(), failed_share };
+        std::fs::write(&draft, serde_json::to_vec(&done)?)?;
         std::fs::rename(draft, self.mark())
     }
 
@@ -467,12 +503,13 @@ mod tests {
         let (_dir, all) = unpack(&study).unwrap();
         assert!(all.iter().all(|one| one.name.len() == 2 + 200), "{}", all[0].name);
         assert_ne!(all[0].name, all[1].name);
+        let given = |one: &Experiment| one.given(&Value::Null).unwrap();
         for one in &all {
             one.begin().unwrap();
-            assert!(!one.is_done());
-            one.set_done().unwrap();
+            assert!(!one.is_done(&given(one)));
+            one.set_done(&given(one), 0.0).unwrap();
         }
-        assert!(all.iter().all(Experiment::is_done));
+        assert!(all.iter().all(|one| one.is_done(&given(one))));
     }
 
     #[test]
@@ -518,23 +555,37 @@ mod tests {
     }
 
     #[test]
-    fn what_is_done_is_known_until_the_configuration_changes() {
+    fn what_is_done_is_known_until_what_it_was_run_with_changes() {
         let study = |seed: u32| {
-            format!(r#"{{"Name":"s","OutputDir":"DIR/out","Config":{{"Seed":{seed}}}}}"#)
+            format!(
+                r#"{{"Name":"s","OutputDir":"DIR/out","TracesDir":"DIR/traces",
+                "Config":{{"Seed":{seed}}}}}"#
+            )
         };
         let (dir, all) = unpack(&study(1)).unwrap();
         let one = &all[0];
-        assert!(!one.is_done());
+        let invocations = dir.path().join("traces/a/invocations.csv");
+        std::fs::write(&invocations, "1").unwrap();
+        let endpoints = json!({ "endpoints": "3 bytes" });
+        let given = || one.given(&endpoints).unwrap();
+        assert!(!one.is_done(&given()));
         one.begin().unwrap();
-        one.set_done().unwrap();
-        assert!(one.is_done());
+        one.set_done(&given(), 0.25).unwrap();
+        assert!(one.is_done(&given()) && one.failed_share() == Some(0.25));
+        assert!(!one.is_done(&one.given(&json!({})).unwrap()), "other endpoints");
+        std::fs::write(&invocations, "2").unwrap();
+        assert!(!one.is_done(&given()), "another trace at the same place");
+        std::fs::write(&invocations, "1").unwrap();
+        std::fs::write(dir.path().join("traces/a/notes.txt"), "x").unwrap();
+        assert!(one.is_done(&given()), "the same, written again; what is not read does not matter");
         let (_other, changed) = unpack(&study(2)).unwrap();
         let mut changed = changed[0].clone();
         changed.config.output_path_prefix.clone_from(&one.config.output_path_prefix);
-        assert!(!changed.is_done(), "done with another seed");
-        std::fs::write(dir.path().join("out/s/s/done.json"), "{").unwrap();
-        assert!(!one.is_done(), "half a mark is none");
+        assert!(!changed.is_done(&changed.given(&endpoints).unwrap()), "done with another seed");
+        let mark = one.mark();
+        std::fs::write(&mark, "{").unwrap();
+        assert!(!one.is_done(&given()), "half a mark is none");
         one.begin().unwrap();
-        assert!(!dir.path().join("out/s/s/done.json").exists());
+        assert!(!mark.exists());
     }
 }

@@ -9,10 +9,12 @@ use vhive_sandbox::{BootError, Deadline, End, Milestone, RunError, Uses};
 
 use crate::afterlife;
 use crate::calls;
+use crate::full;
 use crate::greedy;
 use crate::killed;
 use crate::limits;
 use crate::outward;
+use crate::processors;
 use crate::restored;
 use crate::site::{Booted, Site, get, soon};
 use crate::traces::Held;
@@ -125,6 +127,14 @@ pub(crate) const ALL: &[Promise] = &[
         lab: true,
         ..clone("a_clone_reaches_what_is_allowed", outward::a_clone_reaches_what_is_allowed)
     },
+    Promise {
+        machine: Some(true),
+        ..clone(
+            "a_guest_with_two_processors_is_restored",
+            processors::a_guest_with_two_processors_is_restored,
+        )
+    },
+    clone("a_snapshot_on_a_full_disk_costs_itself", full::a_snapshot_on_a_full_disk_costs_itself),
     Promise {
         machine: Some(true),
         ..clone("own_connections_end_when_used", restored::own_connections_end_when_used)

@@ -32,6 +32,7 @@ const SCRIPTS: &str = r#"
     script names 'hostname; cat /etc/hostname; sed 1,2d /etc/hosts'
     script random 'cat /proc/sys/kernel/random/uuid; head -c 16 /dev/urandom | od -An -tx1'
     script clocks 'date +%s; cat /proc/uptime'
+    script wall 'busybox adjtimex > /tmp/wall 2> /dev/null && sed -n "s/.*time.tv_u*sec: *//p" /tmp/wall || date +%s'
     script busy 'while :; do :; done & a=$!; while :; do :; done & sleep 3; kill $! $a; echo enough'
     script limits 'cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/memory/memory.limit_in_bytes 2> /dev/null
         sed s/^/group:/ /proc/self/cgroup 2> /dev/null; echo file:$(cat /etc/app/conf)
@@ -51,6 +52,14 @@ const SCRIPTS: &str = r#"
         cat /tmp/heard /tmp/over'
     exec httpd -f -p 8080 -h /srv"#;
 
+/// How far the clock of a clone may be off, in seconds: it is told the time, and then brings in the pages
+/// by which it is set.
+const MOST_BEHIND: f64 = 1.0;
+/// How long after the snapshot its clones are made; much more than that.
+const LATER: Duration = Duration::from_secs(4);
+/// By how much a snapshot may set the clock of its original back, in seconds.
+const MOST_LOST: f64 = 0.2;
+
 fn restores(site: &Site) -> &dyn Restore {
     site.runtime.restores().expect("the table says so")
 }
@@ -65,8 +74,17 @@ pub(crate) fn owner() -> Owner {
 
 /// Boots the scripts, until they listen.
 fn original(site: &Site, hooks: Hooks) -> (SandboxSpec, Booted) {
-    let mut spec = site.spec(SCRIPTS);
-    spec.hooks = hooks;
+    original_of(site, SCRIPTS, |spec| spec.hooks = hooks)
+}
+
+/// Boots these ones, with a spec of their own.
+pub(crate) fn original_of(
+    site: &Site,
+    scripts: &str,
+    change: impl FnOnce(&mut SandboxSpec),
+) -> (SandboxSpec, Booted) {
+    let mut spec = site.spec(scripts);
+    change(&mut spec);
     spec.uses.snapshots = true;
     let booted = site.boot(&spec);
     booted.listening();
@@ -93,7 +111,7 @@ pub(crate) fn clone(site: &Site, spec: &SandboxSpec, from: &Snapshot, mode: Memo
     clone_by(site, spec, from, memory(mode))
 }
 
-fn clone_by(site: &Site, spec: &SandboxSpec, from: &Snapshot, memory: Memory) -> Booted {
+pub(crate) fn clone_by(site: &Site, spec: &SandboxSpec, from: &Snapshot, memory: Memory) -> Booted {
     let sandbox = restores(site).restore(spec, from, memory, soon());
     let sandbox = sandbox.unwrap_or_else(|error| {
         let tail = spec.journal.tail(50).join("\n");
@@ -102,13 +120,13 @@ fn clone_by(site: &Site, spec: &SandboxSpec, from: &Snapshot, memory: Memory) ->
     Booted { sandbox, journal: Arc::clone(&spec.journal) }
 }
 
-fn ask(booted: &Booted, script: &str) -> Vec<String> {
+pub(crate) fn ask(booted: &Booted, script: &str) -> Vec<String> {
     let reply = get(booted.endpoint(), &format!("/cgi-bin/{script}"));
     reply.lines().map(str::to_owned).collect()
 }
 
 /// The modes in an order in which each has what it needs: recording comes before prefetching.
-fn modes(site: &Site) -> Vec<MemoryMode> {
+pub(crate) fn modes(site: &Site) -> Vec<MemoryMode> {
     let offered = restores(site).memory_modes();
     let order = [MemoryMode::File, MemoryMode::Lazy, MemoryMode::Record, MemoryMode::Prefetch];
     assert!(offered.contains(&MemoryMode::File));
@@ -116,14 +134,14 @@ fn modes(site: &Site) -> Vec<MemoryMode> {
 }
 
 /// Ends a recording, if this clone makes one.
-fn finish(clone: &Booted) {
+pub(crate) fn finish(clone: &Booted) {
     if let Some(paging) = clone.sandbox.paging() {
         paging.finish_recording().expect("written");
     }
 }
 
 /// Where a pager serves the memory, the timeline of its faults agrees with its figures.
-fn faults_are_told(clone: &Booted, began: Instant) {
+pub(crate) fn faults_are_told(clone: &Booted, began: Instant) {
     let paging = clone.sandbox.paging().expect("a restored sandbox's memory arrives somehow");
     let (arrival, since) = (paging.arrival(began), began.elapsed());
     let Some(timeline) = arrival.timeline else { return };
@@ -334,15 +352,35 @@ pub(crate) fn disks_part_at_the_snapshot(site: &Site) {
     }
 }
 
-/// Clones of one snapshot have names, randomness and the right time of their own.
+/// How far a guest's wall clock is behind this host's, in seconds: at least, and at most, since reading
+/// it takes time; gVisor, which has no adjtimex(2), tells whole seconds.
+fn behind(booted: &Booted) -> (f64, f64) {
+    let now = || SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs_f64();
+    let (before, lines, after) = (now(), ask(booted, "wall"), now());
+    let number = |text: &String| -> f64 { text.trim().parse().expect("a number") };
+    let wall = match lines.as_slice() {
+        [seconds] => (number(seconds), number(seconds) + 1.0),
+        [seconds, micros] => [number(seconds) + number(micros) / 1e6; 2].into(),
+        other => panic!("{other:?}"),
+    };
+    (before - wall.1, after - wall.0)
+}
+
+/// Clones of one snapshot have names, randomness and the right time of their own; the original has it
+/// again after it has stood still.
 pub(crate) fn clones_are_somebody_else(site: &Site) {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let (spec, mut original) = original(site, Hooks::default());
     assert_eq!(ask(&original, "names")[0], spec.id.as_str());
+    let before = behind(&original);
     let snapshot = snapshot(&mut original, dir.path());
+    let after = behind(&original);
+    assert!(after.0 - before.1 < MOST_LOST, "{after:?} s behind, {before:?} before");
     let taken = Duration::from_nanos(snapshot.manifest().guest_ns);
+    // A clock that nobody sets goes on from the snapshot, and would be wrong by as much.
+    let (_hold, tick) = std::sync::mpsc::channel::<()>();
+    let _ = tick.recv_timeout(LATER);
     let mut random = ask(&original, "random");
-    let now = || SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs();
     for mode in modes(site) {
         for _ in 0..2 {
             let spec = site.spec("never run");
@@ -352,9 +390,9 @@ pub(crate) fn clones_are_somebody_else(site: &Site) {
             let id = spec.id.as_str();
             assert_eq!((names[0].as_str(), names[1].as_str()), (id, id), "{mode}");
             assert!(names[2].ends_with(id), "{mode}: {names:?}");
+            let (least, most) = behind(&clone);
+            assert!(least < MOST_BEHIND && most > -MOST_BEHIND, "{mode}: {least} to {most} s");
             let clocks = ask(&clone, "clocks");
-            let wall: u64 = clocks[0].parse().expect("seconds");
-            assert!(now().abs_diff(wall) <= 2, "{mode}: {wall} at {}", now());
             let uptime = clocks[1].split(' ').next().and_then(|text| text.parse().ok());
             let uptime = Duration::from_secs_f64(uptime.expect("seconds"));
             // Its own time has stood still in between.

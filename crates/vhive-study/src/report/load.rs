@@ -11,16 +11,20 @@ use serde::Deserialize;
 use vhive_load::Steps;
 
 use crate::compare::SUMMARY;
-use crate::row::{ROWS, ResultError, text};
+use crate::row::{ROWS, ResultError};
 use crate::run::RunFacts;
 use crate::stats::{median, upper_percent};
 
+use super::injected::{self, Injected};
 use super::palette::{BLUE, Fill, ORANGE, PURPLE, Pattern, dashes, series};
 use super::svg::{Anchor, Chart, Scale, Svg, WIDTH, short};
-use super::{Built, ReportError, html};
+use super::{Built, ReportError, html, outcomes};
 
 /// Stretches that a run is cut into.
-const STRETCHES: usize = 120;
+pub(super) const STRETCHES: usize = 120;
+/// What is to be minded of a run that was killed.
+pub(super) const CUT_SHORT: &str = "The run was cut short (or still goes on): what was under way or not \
+     yet sent is not in its rows.";
 const HEADINGS: [&str; 8] = ["start", "ok", "mean ms", "p50", "p90", "p99", "p99.9", "greatest"];
 /// Parts of all at which distributions are drawn, and their names.
 const PARTS: [(f64, &str); 7] = [
@@ -39,6 +43,8 @@ const FAR_OFF: f64 = 10.0;
 /// What of a row is read.
 #[derive(Debug, Deserialize)]
 struct Line<'a> {
+    #[serde(borrow, default)]
+    endpoint: Cow<'a, str>,
     intended_us: f64,
     late_us: Option<f64>,
     connect_us: Option<f64>,
@@ -54,14 +60,15 @@ struct Line<'a> {
 
 /// The same in memory, where there may be millions: each word is there once.
 #[derive(Debug)]
-struct Sent {
-    intended_us: f64,
+pub(super) struct Sent {
+    pub(super) endpoint: Arc<str>,
+    pub(super) intended_us: f64,
     /// None of one that was never sent.
     late_us: Option<f64>,
     connect_us: Option<f64>,
-    latency_us: f64,
+    pub(super) latency_us: f64,
     total_us: f64,
-    outcome: Arc<str>,
+    pub(super) outcome: Arc<str>,
     start: Option<Arc<str>>,
     drift_percent: Option<f64>,
 }
@@ -74,11 +81,20 @@ pub(super) fn is_one(dir: &Path) -> bool {
 /// Makes the report of a run.
 pub(super) fn build(dir: &Path, steps: &Steps) -> Result<Built, ReportError> {
     let (rows, cut) = read(&dir.join(ROWS))?;
-    let facts = facts(&dir.join(SUMMARY))?;
-    let run = Run::of(&rows);
-    let charts: Vec<Chart> =
-        [run.over_time(), run.distribution(), run.lateness()].into_iter().flatten().collect();
+    let facts = RunFacts::read(&dir.join(SUMMARY))?;
+    let injected = injected::read(dir)?;
+    let run = Run::of(&rows, &injected);
+    let charts = [
+        run.over_time(),
+        outcomes::chart(&rows, &injected, run.end_s),
+        run.distribution(),
+        run.lateness(),
+    ];
+    let charts: Vec<Chart> = charts.into_iter().flatten().collect();
     let mut warnings = run.warnings();
+    if facts.is_cut_short() {
+        warnings.push(CUT_SHORT.to_owned());
+    }
     warnings.extend(busy(&facts));
     if cut {
         warnings.push("The last row was cut off and is left out.".to_owned());
@@ -94,12 +110,6 @@ pub(super) fn build(dir: &Path, steps: &Steps) -> Result<Built, ReportError> {
         findings: Vec::new(),
         warnings,
     })
-}
-
-/// What stands beside the figures.
-fn facts(path: &Path) -> Result<RunFacts, ResultError> {
-    let content = |source| ResultError::Content { path: path.to_owned(), line: 1, source };
-    serde_json::from_str(&text(path)?).map_err(content)
 }
 
 pub(super) fn busy(facts: &RunFacts) -> Option<String> {
@@ -138,8 +148,10 @@ fn read(path: &Path) -> Result<(Vec<Sent>, bool), ResultError> {
         let Line { intended_us, late_us, connect_us, total_us, .. } = row;
         let latency_us = row.latency_us.unwrap_or_default();
         let drift_percent = row.function_drift_percent;
+        let endpoint = word(&row.endpoint);
         let (outcome, start) = (word(&row.outcome), row.start.as_deref().map(&mut word));
         rows.push(Sent {
+            endpoint,
             intended_us,
             late_us,
             connect_us,
@@ -160,12 +172,17 @@ struct Kind<'a> {
 
 struct Run<'a> {
     rows: &'a [Sent],
+    injected: &'a [Injected],
+    /// Until the last request was to be sent, or something was broken on purpose, in seconds.
+    end_s: f64,
     kinds: Vec<Kind<'a>>,
     failures: BTreeMap<&'a str, usize>,
 }
 
 impl<'a> Run<'a> {
-    fn of(rows: &'a [Sent]) -> Self {
+    fn of(rows: &'a [Sent], injected: &'a [Injected]) -> Self {
+        let sent = rows.iter().map(|row| row.intended_us / 1e6);
+        let end_s = sent.chain(injected.iter().filter_map(Injected::at)).fold(0.0, f64::max);
         let mut kinds: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
         let mut failures: BTreeMap<&str, usize> = BTreeMap::new();
         for row in rows {
@@ -177,7 +194,7 @@ impl<'a> Run<'a> {
             }
         }
         let kinds = kinds.into_iter().map(|(name, latency)| Kind { name, latency });
-        Self { rows, kinds: kinds.collect(), failures }
+        Self { rows, injected, end_s, kinds: kinds.collect(), failures }
     }
 
     fn ok(&self) -> impl Iterator<Item = &'a Sent> {
@@ -249,7 +266,7 @@ impl<'a> Run<'a> {
 
     /// Latency over time: each stretch's median and p99, and single cold starts.
     fn over_time(&self) -> Option<Chart> {
-        let end = self.rows.iter().map(|row| row.intended_us).fold(0.0, f64::max) / 1e6;
+        let end = self.end_s;
         let values = || self.ok().map(|row| row.latency_us / 1e3).filter(|ms| *ms > 0.0);
         let (low, high) = values().fold((f64::MAX, 0.0_f64), |(l, h), v| (l.min(v), h.max(v)));
         if high <= 0.0 || end <= 0.0 {
@@ -274,14 +291,7 @@ impl<'a> Run<'a> {
         let mut cold = Vec::new();
         for row in self.ok() {
             let ms = row.latency_us / 1e3;
-            let share = row.intended_us / 1e6 / end * STRETCHES as f64;
-            #[expect(
-                clippy::cast_possible_truncation,
-                clippy::cast_sign_loss,
-                reason = "`as` saturates"
-            )]
-            let at = (share as usize).min(STRETCHES - 1);
-            stretches[at].push(ms);
+            stretches[stretch(row, end)].push(ms);
             if row.start.as_deref().is_some_and(|start| start != "warm") {
                 cold.push((across.at(row.intended_us / 1e6), down.at(ms)));
             }
@@ -298,6 +308,7 @@ impl<'a> Run<'a> {
         svg.marks(&shown, 3, (PURPLE, true));
         svg.path(&line(|all| upper_percent(all, 1.0)), ORANGE, "6 3");
         svg.path(&line(median), BLUE, "");
+        injected::mark(&mut svg, self.injected, &across, (top, bottom));
         let caption = format!(
             "Successful requests by when they were to be sent, in {STRETCHES} stretches; n = {}. Cold starts are \
              known only with --records; {} of them are marked.",
@@ -350,6 +361,8 @@ impl<'a> Run<'a> {
         page.push_str(&html::drawn(charts));
         page.push_str("<h2 id=\"numbers\">All numbers</h2>\n");
         page.push_str(&html::table(&HEADINGS, &self.table(), 1));
+        page.push_str(&outcomes::by_endpoint(self.rows));
+        page.push_str(&injected::section(self.injected));
         page.push_str(
             "<h2 id=\"method\">Method</h2>\n<p>Open loop, unless the run was closed: each request \
              was sent at its time, whatever came of those before. Latency is from the actual send to the reply's \
@@ -359,6 +372,13 @@ impl<'a> Run<'a> {
         page.push_str(html::END);
         page
     }
+}
+
+/// In which stretch of a run that is so long, in seconds, a request was to be sent.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "`as` saturates")]
+pub(super) fn stretch(row: &Sent, end_s: f64) -> usize {
+    let share = row.intended_us / 1e6 / end_s * STRETCHES as f64;
+    (share as usize).min(STRETCHES - 1)
 }
 
 /// Host and command, where the summary has them.
@@ -471,10 +491,81 @@ mod tests {
         let page = fs::read_to_string(&built.report).expect("a page");
         let xml = page.strip_prefix("<!DOCTYPE html>\n").expect("is HTML 5");
         roxmltree::Document::parse(xml).expect("well-formed");
-        for chart in ["over-time", "latency", "lateness"] {
+        for chart in ["over-time", "outcomes", "latency", "lateness"] {
             let svg = fs::read_to_string(dir.path().join(format!("{chart}.svg"))).expect("drawn");
             crate::report::tests::assert_needs_no_colour(chart, &svg);
             assert!(page.contains(&format!("id=\"{chart}\"")), "{chart}");
         }
+    }
+    #[test]
+    fn a_run_that_was_killed_has_a_report_and_a_comparison_of_its_rows() {
+        let dir = tempfile::tempdir().expect("made");
+        let row = |n: u32| {
+            format!(
+                "{{\"number\":{n},\"endpoint\":\"a\",\"intended_us\":{n},\"late_us\":1.0,\
+                 \"connect_us\":null,\"latency_us\":5.0,\"total_us\":6.0,\"outcome\":\"ok\",\
+                 \"start\":null}}\n"
+            )
+        };
+        let rows: String = (0..40).map(row).collect();
+        fs::write(dir.path().join(ROWS), format!("{rows}{{\"cut")).expect("written");
+        let facts = RunFacts::begin(Vec::new(), None, None).expect("no CPUs are asked for");
+        let begun = serde_json::to_string(&facts).expect("serialises");
+        fs::write(dir.path().join(SUMMARY), &begun).expect("written");
+        let is_told = |built: &Built| built.warnings.iter().any(|text| text == CUT_SHORT);
+        let built = super::super::build(dir.path()).expect("built");
+        assert!(is_told(&built) && built.table[0][1] == "40", "{built:?}");
+        let whole = tempfile::tempdir().expect("made");
+        fs::write(whole.path().join(ROWS), &rows).expect("written");
+        let ended = serde_json::to_string(&facts.end()).expect("serialises");
+        fs::write(whole.path().join(SUMMARY), ended).expect("written");
+        assert!(!is_told(&super::super::build(whole.path()).expect("built")));
+        let found = crate::compare::Comparison::of(dir.path(), whole.path(), 1).expect("compared");
+        assert!(found.lines.iter().all(|line| line.a.n == 40 && !line.median.is_clear()));
+        let told: Vec<&str> = found.facts.iter().map(|fact| fact.name.as_str()).collect();
+        assert!(told.contains(&"cut short"), "{told:?}");
+    }
+
+    #[test]
+    fn failures_are_seen_when_they_came_and_where() {
+        let dir = tempfile::tempdir().expect("made");
+        let row = |n: u32| {
+            let failed = (100..140).contains(&n) && n.is_multiple_of(2);
+            let endpoint = if n.is_multiple_of(2) { "<b>.test" } else { "a.test" };
+            let outcome = if failed { "error" } else { "ok" };
+            format!(
+                "{{\"number\":{n},\"endpoint\":\"{endpoint}\",\"intended_us\":{}.0,\
+                 \"late_us\":1.0,\"connect_us\":null,\"latency_us\":5000.0,\"total_us\":5001.0,\
+                 \"outcome\":\"{outcome}\",\"start\":null}}\n",
+                n * 100_000
+            )
+        };
+        fs::write(dir.path().join(ROWS), (0..300).map(row).collect::<String>()).expect("written");
+        fs::write(dir.path().join(SUMMARY), "{}").expect("written");
+        let failures = "[{\"at_s\":10.0,\"what\":\"kill <it>\",\"begun_us\":10000100,\
+                        \"done_us\":10000900,\"error\":null,\"said\":\"\"},\
+                        {\"at_s\":99.0,\"what\":\"late\",\"begun_us\":null,\"done_us\":null,\
+                        \"error\":null,\"said\":\"\"}]";
+        fs::write(dir.path().join("failures.json"), failures).expect("written");
+        let built = super::super::build(dir.path()).expect("built");
+        let page = fs::read_to_string(&built.report).expect("a page");
+        let xml = page.strip_prefix("<!DOCTYPE html>\n").expect("is HTML 5");
+        roxmltree::Document::parse(xml).expect("well-formed");
+        for needed in ["id=\"endpoints\"", "&lt;b&gt;.test", "id=\"injected\"", "kill &lt;it&gt;"] {
+            assert!(page.contains(needed), "{needed}");
+        }
+        assert!(page.contains("the run ended before"));
+        for chart in ["over-time", "outcomes"] {
+            let svg = fs::read_to_string(dir.path().join(format!("{chart}.svg"))).expect("drawn");
+            crate::report::tests::assert_needs_no_colour(chart, &svg);
+            assert_eq!(svg.matches("class=\"injected\"").count(), 1, "{chart}: what was begun");
+        }
+        let svg = fs::read_to_string(dir.path().join("outcomes.svg")).expect("drawn");
+        // 20 failures from 10 s to 13.8 s, in stretches of a quarter of a second.
+        let bars = svg.matches(" error, ").count();
+        assert!((10..=20).contains(&bars), "{bars} stretches with failures");
+        assert!(!svg.contains("timeout"), "what has not happened is not in the legend");
+        fs::write(dir.path().join("failures.json"), "[").expect("written");
+        assert!(super::super::build(dir.path()).is_err(), "half a file is named");
     }
 }

@@ -29,8 +29,8 @@ const HEADINGS: [&str; 12] = [
 pub(super) fn build(dir: &Path, steps: &Steps) -> Result<Built, ReportError> {
     let simulation = Simulation::read(dir)?;
     let charts = charts(&simulation.outcomes);
-    let page = page(&simulation, &charts);
-    let mut warnings = simulation.facts.warnings.clone();
+    let mut warnings = warnings(&simulation);
+    let page = page(&simulation, &charts, &warnings);
     let texts = [("report.html", page.as_str()), ("rows.csv", &rows_csv(&simulation.outcomes))];
     let files = super::write((dir, steps), &texts, &charts, &mut warnings)?;
     Ok(Built {
@@ -41,6 +41,19 @@ pub(super) fn build(dir: &Path, steps: &Steps) -> Result<Built, ReportError> {
         findings: findings(&simulation.outcomes),
         warnings,
     })
+}
+
+fn warnings(simulation: &Simulation) -> Vec<String> {
+    let mut warnings = simulation.facts.warnings.clone();
+    let (done, missing) = (simulation.outcomes.len(), simulation.missing());
+    if missing > 0 {
+        warnings.push(format!(
+            "The simulation was cut short: {done} of {} policies are here. The same command with this \
+             directory as --out goes on with the rest.",
+            done + missing
+        ));
+    }
+    warnings
 }
 
 fn percent(part: f64, whole: f64) -> String {
@@ -77,6 +90,9 @@ fn is_beaten(one: &Outcome, all: &[Outcome]) -> bool {
 }
 
 fn findings(outcomes: &[Outcome]) -> Vec<String> {
+    if outcomes.is_empty() {
+        return Vec::new();
+    }
     let best: Vec<String> =
         outcomes.iter().filter(|one| !is_beaten(one, outcomes)).map(Outcome::label).collect();
     let beaten: Vec<String> =
@@ -214,7 +230,7 @@ fn over_time(outcomes: &[Outcome]) -> Option<Chart> {
     })
 }
 
-fn page(simulation: &Simulation, charts: &[Chart]) -> String {
+fn page(simulation: &Simulation, charts: &[Chart], warnings: &[String]) -> String {
     let Simulation { facts, outcomes } = simulation;
     let nodes = match facts.plan.cluster.nodes {
         0 => "one node without a limit".to_owned(),
@@ -226,7 +242,7 @@ fn page(simulation: &Simulation, charts: &[Chart]) -> String {
     );
     let mut page = html::begin("Policies in virtual time", &below);
     page.push_str(&html::list("Findings", "findings", &findings(outcomes)));
-    page.push_str(&html::list("Warnings", "warnings", &facts.warnings));
+    page.push_str(&html::list("Warnings", "warnings", warnings));
     page.push_str(&html::drawn(charts));
     let rows: Vec<Vec<String>> = outcomes.iter().map(row).collect();
     page.push_str("<h2 id=\"numbers\">All policies</h2>\n");
@@ -380,7 +396,7 @@ mod tests {
     use std::fs;
 
     use super::*;
-    use crate::simulate::{SimPlan, Starts, TracePlan, Workload, simulate};
+    use crate::simulate::{SimPlan, SimWriter, Starts, TracePlan, Workload, simulate};
 
     #[test]
     fn a_simulation_has_a_report_that_is_made_again_from_its_rows() {
@@ -395,9 +411,14 @@ mod tests {
         let facts = SimFacts::new(&plan, &workload, &starts, None);
         let outcomes = simulate(&plan, (&workload, &starts), |_| ());
         let dir = tempfile::tempdir().expect("made");
-        Simulation { facts, outcomes: outcomes.clone() }.write(dir.path()).expect("written");
+        let (mut writer, done) = SimWriter::begin(dir.path(), &facts).expect("a new one");
+        assert!(done.is_empty());
+        let cut = super::super::build(dir.path()).expect("built without a row");
+        assert!(cut.table.is_empty() && cut.warnings.iter().any(|w| w.contains("0 of 6")));
+        outcomes.iter().for_each(|one| writer.row(one).expect("written"));
         let built = super::super::build(dir.path()).expect("built");
         assert_eq!(built.table.len(), outcomes.len());
+        assert!(!built.warnings.iter().any(|warning| warning.contains("cut short")));
         assert!(built.table.iter().all(|row| row.len() == HEADINGS.len()));
         let first = fs::read_to_string(&built.report).expect("a page");
         let xml = first.strip_prefix("<!DOCTYPE html>\n").expect("is HTML 5");

@@ -141,6 +141,15 @@ impl Svg {
         ));
     }
 
+    /// An upright line of short dashes, of this class.
+    pub(super) fn upright(&mut self, x: f64, (top, bottom): (f64, f64), class: &str) {
+        let (x, top, bottom) = (number(x), number(top), number(bottom));
+        self.push(&format!(
+            "<line class=\"{class}\" x1=\"{x}\" y1=\"{top}\" x2=\"{x}\" y2=\"{bottom}\" \
+             stroke=\"currentColor\" stroke-width=\"1.4\" stroke-dasharray=\"3 2\"/>\n"
+        ));
+    }
+
     /// A line through points.
     pub(super) fn path(&mut self, points: &[(f64, f64)], colour: &str, dashes: &str) {
         let points: Vec<String> =

@@ -7,8 +7,9 @@ use vhive_load::Steps;
 
 use crate::compare::SWEEP;
 use crate::csv;
-use crate::row::{ResultError, text};
+use crate::row::{ROWS, ResultError, lines_if_there, text};
 use crate::run::RunFacts;
+use crate::stats::upper_percent;
 
 use super::palette::{BLUE, GREY, VERMILLION};
 use super::svg::{Anchor, Chart, Scale, Svg, WIDTH, short};
@@ -21,7 +22,8 @@ const HEADINGS: [&str; 7] =
 
 #[derive(Debug, Deserialize)]
 struct Sweep {
-    unloaded_p99_us: f64,
+    /// Of one that was cut short, that of its rows.
+    unloaded_p99_us: Option<f64>,
     within: f64,
     knee: Option<f64>,
     steps: Vec<Step>,
@@ -51,6 +53,9 @@ pub(super) fn build(dir: &Path, steps: &Steps) -> Result<Built, ReportError> {
     let path = dir.join(SWEEP);
     let content = |source| ResultError::Content { path: path.clone(), line: 1, source };
     let mut sweep: Sweep = serde_json::from_str(&text(&path)?).map_err(content)?;
+    if sweep.unloaded_p99_us.is_none() {
+        sweep.unloaded_p99_us = alone(&dir.join(ROWS))?;
+    }
     sweep.steps.sort_by(|a, b| a.rate.total_cmp(&b.rate));
     let charts: Vec<Chart> = sweep.chart().into_iter().collect();
     let mut warnings = sweep.warnings();
@@ -65,6 +70,22 @@ pub(super) fn build(dir: &Path, steps: &Steps) -> Result<Built, ReportError> {
         findings: sweep.findings(),
         warnings,
     })
+}
+
+/// What of a row of one client alone is needed.
+#[derive(Debug, Deserialize)]
+struct Alone {
+    rate: Option<f64>,
+    outcome: String,
+    latency_us: f64,
+}
+
+/// The p99 of one client alone, in microseconds, as the rows say.
+fn alone(rows: &Path) -> Result<Option<f64>, ResultError> {
+    let (rows, _) = lines_if_there::<Alone>(rows)?;
+    let alone = rows.iter().filter(|row| row.rate.is_none() && row.outcome == "ok");
+    let latency: Vec<f64> = alone.map(|row| row.latency_us).collect();
+    Ok(upper_percent(&latency, 1.0))
 }
 
 impl Step {
@@ -87,17 +108,21 @@ impl Step {
 }
 
 impl Sweep {
-    fn limit_ms(&self) -> f64 {
-        self.unloaded_p99_us * self.within / 1e3
+    fn limit_ms(&self) -> Option<f64> {
+        Some(self.unloaded_p99_us? * self.within / 1e3)
     }
 
     fn findings(&self) -> Vec<String> {
         let limit = format!(
             "p99 within {}× that of one client alone, {} ms",
             short(self.within),
-            short(self.unloaded_p99_us / 1e3)
+            super::figures::cell(self.unloaded_p99_us.map(|us| us / 1e3))
         );
         vec![match self.knee {
+            Some(held) if self.facts.is_cut_short() => {
+                let held = short(held);
+                format!("The highest rate that was seen to hold is {held} a second ({limit}).")
+            }
             Some(knee) => format!("The knee is at {} requests a second ({limit}).", short(knee)),
             None => format!("No rate that was tried held ({limit})."),
         }]
@@ -105,7 +130,9 @@ impl Sweep {
 
     fn warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();
-        if self.stopped {
+        if self.facts.is_cut_short() {
+            warnings.push(load::CUT_SHORT.to_owned());
+        } else if self.stopped {
             warnings.push("It was stopped before the knee was known.".to_owned());
         }
         let late = self.steps.iter().filter(|step| step.verdict == "generator-late").count();
@@ -130,8 +157,7 @@ impl Sweep {
     fn chart(&self) -> Option<Chart> {
         let known =
             || self.steps.iter().filter_map(|step| Some((step, step.p50_us?, step.p99_us?)));
-        let ms =
-            || known().flat_map(|(_, p50, p99)| [p50 / 1e3, p99 / 1e3]).chain([self.limit_ms()]);
+        let ms = || known().flat_map(|(_, p50, p99)| [p50 / 1e3, p99 / 1e3]).chain(self.limit_ms());
         let low = ms().filter(|ms| *ms > 0.0).fold(f64::MAX, f64::min);
         let high = ms().fold(0.0, f64::max);
         let rates = || known().map(|(step, ..)| step.rate);
@@ -150,9 +176,10 @@ impl Sweep {
         svg.axis(&across, (top, bottom), "requests a second, logarithmic");
         let italic = "font-style=\"italic\"";
         svg.styled((left - 60.0, top - 8.0), Anchor::Start, italic, "latency, ms (log)");
-        let limit = down.at(self.limit_ms());
-        svg.path(&[(left, limit), (right, limit)], GREY, "6 4");
-        svg.text((right + 6.0, limit + 4.0), Anchor::Start, "the limit");
+        if let Some(limit) = self.limit_ms().map(|ms| down.at(ms)) {
+            svg.path(&[(left, limit), (right, limit)], GREY, "6 4");
+            svg.text((right + 6.0, limit + 4.0), Anchor::Start, "the limit");
+        }
         let line = |of: fn((f64, f64)) -> f64| -> Vec<(f64, f64)> {
             known()
                 .map(|(step, p50, p99)| (across.at(step.rate), down.at(of((p50, p99)) / 1e3)))
@@ -254,5 +281,41 @@ mod tests {
         assert!(dir.path().join("sweep.svg").exists() && dir.path().join("sweep.csv").exists());
         fs::write(dir.path().join(SWEEP), "{}").expect("written");
         assert!(super::super::build(dir.path()).is_err());
+    }
+
+    #[test]
+    fn a_sweep_that_was_killed_has_a_report_of_the_rates_that_it_has_tried() {
+        let dir = tempfile::tempdir().expect("made");
+        let facts = RunFacts::begin(Vec::new(), None, None).expect("no CPUs are asked for");
+        let mut begun = serde_json::to_value(&facts).expect("serialises");
+        begun["within"] = 3.0.into();
+        begun["stopped"] = true.into();
+        begun["steps"] = serde_json::json!([]);
+        fs::write(dir.path().join(SWEEP), begun.to_string()).expect("written");
+        let built = super::super::build(dir.path()).expect("built, of nothing");
+        assert!(built.table.is_empty() && built.findings[0].contains("No rate"), "{built:?}");
+        let row = |rate: Option<f64>, us: u32| {
+            let row = serde_json::json!({
+                "rate": rate, "number": us, "endpoint": "a", "outcome": "ok", "start": null,
+                "late_us": 1.0, "latency_us": us, "total_us": us,
+            });
+            format!("{row}\n")
+        };
+        let alone = (0..100).map(|_| row(None, 2000));
+        let rows: String = alone.chain((0..30).map(|_| row(Some(10.0), 2500))).collect();
+        fs::write(dir.path().join(ROWS), rows).expect("written");
+        begun["knee"] = 10.0.into();
+        begun["steps"] = serde_json::json!([{
+            "rate": 10.0, "sent": 30, "failed": 0, "p50_us": 2500.0, "p99_us": 2500.0,
+            "late_p99_us": 1.0, "verdict": "held",
+        }]);
+        fs::write(dir.path().join(SWEEP), begun.to_string()).expect("written");
+        let built = super::super::build(dir.path()).expect("built");
+        assert!(built.findings[0].contains("seen to hold is 10 a second"), "{:?}", built.findings);
+        assert!(built.findings[0].contains(", 2 ms"), "{:?}", built.findings);
+        assert!(built.warnings.iter().any(|warning| warning == load::CUT_SHORT));
+        let found = crate::compare::Comparison::of(dir.path(), dir.path(), 1).expect("compared");
+        assert!(!found.lines.is_empty());
+        assert!(found.lines.iter().all(|line| line.what.metric != "knee/s"));
     }
 }

@@ -17,7 +17,7 @@
 //! | `cell.rs`, `cell/*.rs`, `free.rs`, `meter.rs` | one function: queue, instances, their starts, the policy that is asked |
 //! | `alone.rs`, `together.rs`, `turns.rs`, `events.rs` | time, and what surrounds functions |
 //! | `tally.rs`, `histogram.rs` | what adds up |
-//! | `result.rs` | rows and facts |
+//! | `result.rs`, `writer.rs` | rows and facts, and their files |
 //!
 //! What decides is `vhive-policy`, which the node runs too. What the node does with a decision is
 //! modelled here; how well, is measured (`sim-vs-live`).
@@ -36,6 +36,7 @@ mod tally;
 mod together;
 mod turns;
 mod workload;
+mod writer;
 
 #[cfg(test)]
 mod tests;
@@ -46,6 +47,9 @@ pub use plan::{
 pub use result::{Latency, Minute, Outcome, SIMULATION, SimFacts, Simulation};
 pub use starts::{Measured, Profile, Starts, StartsError};
 pub use workload::{Workload, WorkloadError};
+pub use writer::{BeginError, SimWriter};
+
+use std::convert::Infallible;
 
 use cell::Common;
 use together::{Nodes, TurnsOf};
@@ -65,9 +69,30 @@ struct Job {
 /// done, in the plan's order.
 pub fn simulate(
     plan: &SimPlan,
-    (workload, starts): (&Workload, &Starts),
+    inputs: (&Workload, &Starts),
     mut tell: impl FnMut(&Outcome),
 ) -> Vec<Outcome> {
+    let mut all = Vec::new();
+    let done = simulate_rest(plan, inputs, 0, |outcome| {
+        tell(&outcome);
+        all.push(outcome);
+        Ok::<(), Infallible>(())
+    });
+    let Ok(()) = done;
+    all
+}
+
+/// Likewise without the first so many, which are `done`. What `tell` cannot take ends it: those that
+/// follow are not begun.
+///
+/// # Errors
+/// What `tell` says.
+pub fn simulate_rest<E>(
+    plan: &SimPlan,
+    (workload, starts): (&Workload, &Starts),
+    done: usize,
+    mut tell: impl FnMut(Outcome) -> Result<(), E>,
+) -> Result<(), E> {
     let threads = match plan.threads {
         0 => std::thread::available_parallelism().map_or(1, usize::from),
         threads => threads,
@@ -92,29 +117,38 @@ pub fn simulate(
     };
     // Where nothing couples functions a run takes all threads, else one.
     let at_a_time = if coupled { threads } else { 1 };
-    let mut outcomes = Vec::new();
-    for jobs in jobs(plan, workload.begins(starts)).chunks(at_a_time.max(1)) {
+    let all = jobs(plan, workload.begins(starts));
+    for jobs in all.get(done..).unwrap_or_default().chunks(at_a_time.max(1)) {
         std::thread::scope(|scope| {
             let running: Vec<_> = jobs.iter().map(|job| scope.spawn(|| run(job))).collect();
-            for one in running {
-                match one.join() {
-                    Ok(outcome) => {
-                        tell(&outcome);
-                        outcomes.push(outcome);
-                    }
-                    Err(panic) => std::panic::resume_unwind(panic),
-                }
-            }
-        });
+            running.into_iter().try_for_each(|one| match one.join() {
+                Ok(outcome) => tell(outcome),
+                Err(panic) => std::panic::resume_unwind(panic),
+            })
+        })?;
     }
-    outcomes
+    Ok(())
+}
+
+/// Labels of all outcomes that a plan has, in their order.
+fn labels(plan: &SimPlan) -> Vec<String> {
+    let of = |policy: &PolicyPlan| {
+        let label = policy.label();
+        let on = move |placement: Option<Placement>| result::label(&label, placement);
+        placements(plan).into_iter().map(on).collect::<Vec<_>>()
+    };
+    plan.policies.iter().flat_map(of).collect()
+}
+
+fn placements(plan: &SimPlan) -> Vec<Option<Placement>> {
+    match plan.cluster.nodes {
+        0 => vec![None],
+        _ => plan.cluster.placements.iter().copied().map(Some).collect(),
+    }
 }
 
 fn jobs(plan: &SimPlan, begins: cell::Ns) -> Vec<Job> {
-    let placements: Vec<Option<Placement>> = match plan.cluster.nodes {
-        0 => vec![None],
-        _ => plan.cluster.placements.iter().copied().map(Some).collect(),
-    };
+    let placements = placements(plan);
     let job = |policy: &PolicyPlan, placement: Option<Placement>| Job {
         policy: policy.label(),
         common: Common {

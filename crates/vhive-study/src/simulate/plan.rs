@@ -6,7 +6,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use vhive_api::{Bytes, MemoryMode, PrefetchPolicy, SnapshotPolicy, Span};
+use vhive_api::{Bytes, MemoryMode, PrefetchPolicy, RuntimeName, SnapshotPolicy, Span};
 use vhive_policy::autoscale::{Aggregation, Metric, PolicyKind, Rules};
 use vhive_policy::placement::Placement;
 
@@ -32,6 +32,9 @@ pub struct SimPlan {
     pub trace: TracePlan,
     /// Files with measured starts: JSON lines of records, or of a study's rows.
     pub starts: Vec<PathBuf>,
+    /// Of them, those in this runtime only; absent = each function in each runtime is one by itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub runtime: Option<RuntimeName>,
     /// What holds for every function.
     pub function: FunctionPlan,
     /// On what they run.
@@ -348,6 +351,7 @@ impl Default for SimPlan {
             threads: 0,
             trace: TracePlan::default(),
             starts: vec![PathBuf::from("studies/simulate-starts.jsonl")],
+            runtime: None,
             function: FunctionPlan::default(),
             cluster: ClusterPlan::default(),
             tick: Span(Duration::from_secs(1)),

@@ -6,11 +6,12 @@
 //!       rows.csv         the same, flat; made by the report
 //! ```
 
-use std::fs;
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use vhive_api::{PrefetchPolicy, SnapshotPolicy, StartKind};
+use vhive_load::{files_of_trace, fingerprint};
 use vhive_policy::placement::Placement;
 
 use super::plan::SimPlan;
@@ -182,10 +183,14 @@ impl Outcome {
     /// Its name in tables.
     #[must_use]
     pub fn label(&self) -> String {
-        self.placement.map_or_else(
-            || self.policy.clone(),
-            |placement| format!("{}, {placement}", self.policy),
-        )
+        label(&self.policy, self.placement)
+    }
+}
+
+pub(super) fn label(policy: &str, placement: Option<Placement>) -> String {
+    match placement {
+        None => policy.to_owned(),
+        Some(placement) => format!("{policy}, {placement}"),
     }
 }
 
@@ -203,6 +208,9 @@ pub struct SimFacts {
     pub functions: usize,
     /// Starts that were drawn from.
     pub measured: Vec<Measured>,
+    /// The files that were read, and what tells whether they are still the same.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub inputs: BTreeMap<PathBuf, String>,
     /// The host that simulated; it has no influence on the figures.
     pub host: Host,
     /// What a reader should mind.
@@ -227,10 +235,18 @@ impl SimFacts {
             plan: plan.clone(),
             functions: workload.functions.len(),
             measured: starts.measured(),
+            inputs: inputs(plan),
             host: Host::look(revision),
             warnings,
         }
     }
+}
+
+/// What can be read once only, or no more, tells nothing.
+fn inputs(plan: &SimPlan) -> BTreeMap<PathBuf, String> {
+    let trace = plan.trace.path.iter().flat_map(|path| files_of_trace(path));
+    let of = |path: PathBuf| Some((path.clone(), fingerprint(&path).ok()??));
+    trace.chain(plan.starts.iter().cloned()).filter_map(of).collect()
 }
 
 fn warn(plan: &SimPlan) -> Vec<String> {
@@ -282,41 +298,24 @@ pub struct Simulation {
 }
 
 impl Simulation {
-    /// Writes it into a new directory.
-    ///
-    /// # Errors
-    /// When a file cannot be written, or the directory already holds a result.
-    pub fn write(&self, dir: &Path) -> Result<(), ResultError> {
-        let failed = |path: &Path| {
-            let path = path.to_owned();
-            |source| ResultError::Write { path, source }
-        };
-        fs::create_dir_all(dir).map_err(failed(dir))?;
-        let path = dir.join(ROWS);
-        let mut rows = String::new();
-        for outcome in &self.outcomes {
-            rows.push_str(&serde_json::to_string(outcome).expect("rows serialise"));
-            rows.push('\n');
-        }
-        let mut file = fs::File::create_new(&path).map_err(failed(&path))?;
-        std::io::Write::write_all(&mut file, rows.as_bytes()).map_err(failed(&path))?;
-        let path = dir.join(SIMULATION);
-        let mut facts = serde_json::to_string_pretty(&self.facts).expect("facts serialise");
-        facts.push('\n');
-        fs::write(&path, facts).map_err(failed(&path))?;
-        Ok(())
+    /// How many policies are missing: a simulation that was cut short, or still goes on, has not all of
+    /// its plan's.
+    #[must_use]
+    pub fn missing(&self) -> usize {
+        super::labels(&self.facts.plan).len().saturating_sub(self.outcomes.len())
     }
 
     /// Reads one.
     ///
     /// # Errors
-    /// The first file or line that cannot be used.
+    /// The first file or line that cannot be used. A last line without its end is left out, as its policy
+    /// is in a simulation that ended before.
     pub fn read(dir: &Path) -> Result<Self, ResultError> {
         let path = dir.join(SIMULATION);
         let json = crate::row::text(&path)?;
         let content = |source| ResultError::Content { path, line: 1, source };
         let facts = serde_json::from_str(&json).map_err(content)?;
-        let (outcomes, _) = crate::row::lines(&dir.join(ROWS))?;
+        let (outcomes, _) = crate::row::lines_if_there(&dir.join(ROWS))?;
         Ok(Self { facts, outcomes })
     }
 }

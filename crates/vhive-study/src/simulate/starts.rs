@@ -1,6 +1,6 @@
 //! How long starts take, and how much memory an instance has: from measured records.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use vhive_api::{
     InvocationId, InvocationRecord, MemoryMode, Outcome, Phase, PhaseSpan, PrefetchPolicy,
-    StartKind,
+    RuntimeName, StartKind,
 };
 use vhive_load::rng::Rng;
 
@@ -39,6 +39,14 @@ pub enum StartsError {
         /// Why it is no record.
         #[source]
         source: serde_json::Error,
+    },
+    /// None is of the runtime that is wanted.
+    #[error("no start in {wanted} was measured, but in {}", known.join(", "))]
+    NoRuntime {
+        /// The one that is wanted.
+        wanted: RuntimeName,
+        /// Those of the records.
+        known: Vec<&'static str>,
     },
     /// Nothing can start.
     #[error("no function has a boot among the records; the first start of a function is one")]
@@ -187,6 +195,15 @@ impl Profile {
     }
 }
 
+/// Whose starts are alike: a function's in one sandbox and namespace. What another runtime starts, or a
+/// function of the same name that is somebody else's, is not drawn for it.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Whose {
+    function: String,
+    runtime: &'static str,
+    namespace: String,
+}
+
 /// One measured invocation.
 struct Invoked {
     function: String,
@@ -213,20 +230,41 @@ impl Starts {
         }
     }
 
-    /// Reads files of JSON lines: records as the node writes them, or rows of studies.
+    /// Reads files of JSON lines: records as the node writes them, or rows of studies. Each function is one
+    /// by itself in each runtime and namespace.
     ///
     /// # Errors
-    /// The first file or line that cannot be used.
+    /// The first file or line that cannot be used. A last line that was cut off is left out.
     pub fn read(paths: &[PathBuf]) -> Result<Self, StartsError> {
-        let mut all = Vec::new();
+        Self::read_of(paths, None)
+    }
+
+    /// Likewise, of one runtime only, if it is named.
+    ///
+    /// # Errors
+    /// Likewise, and when there are none of that runtime.
+    pub fn read_of(paths: &[PathBuf], runtime: Option<RuntimeName>) -> Result<Self, StartsError> {
+        let (mut all, mut warnings) = (Vec::new(), Vec::new());
         for path in paths {
-            read(path, &mut all)?;
+            if read(path, &mut all)? {
+                let shown = path.display();
+                warnings.push(format!("The last line of {shown} was cut off and is left out."));
+            }
         }
-        Self::of(all)
+        if let Some(wanted) = runtime {
+            let known: BTreeSet<&str> = all.iter().map(|one| one.record.runtime.as_str()).collect();
+            all.retain(|one| one.record.runtime == wanted);
+            if all.is_empty() && !known.is_empty() {
+                return Err(StartsError::NoRuntime { wanted, known: known.into_iter().collect() });
+            }
+        }
+        let mut starts = Self::of(all)?;
+        starts.warnings.extend(warnings);
+        Ok(starts)
     }
 
     fn of(all: Vec<Invoked>) -> Result<Self, StartsError> {
-        let mut functions: BTreeMap<String, Vec<Invoked>> = BTreeMap::new();
+        let mut functions: BTreeMap<Whose, Vec<Invoked>> = BTreeMap::new();
         let began = |one: &Invoked| {
             let at = i64::try_from(one.record.at.as_nanosecond()).ok();
             at.map(|at| (one.record.id, at))
@@ -240,11 +278,16 @@ impl Starts {
         let mut took: Vec<_> = all.iter().filter(warm).filter_map(took).collect();
         took.sort_unstable();
         for one in all {
-            functions.entry(one.function.clone()).or_default().push(one);
+            let whose = Whose {
+                function: one.function.clone(),
+                runtime: one.record.runtime.as_str(),
+                namespace: one.record.namespace.clone(),
+            };
+            functions.entry(whose).or_default().push(one);
         }
-        let mut warnings = Vec::new();
+        let (names, mut warnings) = names(functions.keys());
         let mut profiles = Vec::new();
-        for (name, all) in functions {
+        for (name, all) in names.into_iter().zip(functions.into_values()) {
             let warm: Vec<f64> = all
                 .iter()
                 .filter(|one| one.record.start == Some(StartKind::Warm))
@@ -345,29 +388,75 @@ impl Starts {
     }
 }
 
-fn read(path: &Path, all: &mut Vec<Invoked>) -> Result<(), StartsError> {
+/// What each is called: its function, and what tells it from others of that name; and a warning about
+/// each name that there is more than once.
+fn names<'a>(all: impl Iterator<Item = &'a Whose> + Clone) -> (Vec<String>, Vec<String>) {
+    let mut by_function: BTreeMap<&str, Vec<&Whose>> = BTreeMap::new();
+    for whose in all.clone() {
+        by_function.entry(&whose.function).or_default().push(whose);
+    }
+    let several = |alike: &[&Whose]| {
+        let runtimes: BTreeSet<&str> = alike.iter().map(|one| one.runtime).collect();
+        let namespaces: BTreeSet<&str> = alike.iter().map(|one| one.namespace.as_str()).collect();
+        [runtimes, namespaces].map(|of| of.len() > 1)
+    };
+    let name = |whose: &Whose| {
+        let [runtimes, namespaces] = several(&by_function[whose.function.as_str()]);
+        let words = [(runtimes, whose.runtime), (namespaces, whose.namespace.as_str())];
+        let words = words.iter().filter(|(told, _)| *told).map(|(_, word)| *word);
+        let words: Vec<&str> = words.collect();
+        if words.is_empty() {
+            whose.function.clone()
+        } else {
+            format!("{} ({})", whose.function, words.join(", "))
+        }
+    };
+    let warning = |(function, alike): (&&str, &Vec<&Whose>)| {
+        (alike.len() > 1).then(|| {
+            let names: Vec<String> = alike.iter().map(|whose| name(whose)).collect();
+            format!(
+                "{function} was measured in several sandboxes or namespaces: simulated functions are \
+                 {}, each by itself. --runtime chooses one runtime.",
+                names.join(", ")
+            )
+        })
+    };
+    (all.map(name).collect(), by_function.iter().filter_map(warning).collect())
+}
+
+/// Adds what a file has; `true` when its last line was cut off.
+fn read(path: &Path, all: &mut Vec<Invoked>) -> Result<bool, StartsError> {
     let failed = |source| StartsError::Read { path: path.to_owned(), source };
-    let file = BufReader::new(fs::File::open(path).map_err(failed)?);
-    for (number, line) in file.lines().enumerate() {
-        let line = line.map_err(failed)?;
-        if line.trim().is_empty() {
+    let mut file = BufReader::new(fs::File::open(path).map_err(failed)?);
+    let (mut line, mut number) = (Vec::new(), 0);
+    loop {
+        line.clear();
+        number += 1;
+        if file.read_until(b'\n', &mut line).map_err(failed)? == 0 {
+            return Ok(false);
+        }
+        if line.trim_ascii().is_empty() {
             continue;
         }
-        if let Ok(row) = serde_json::from_str::<Row>(&line) {
+        if let Ok(row) = serde_json::from_slice::<Row>(&line) {
             let counts = row.left_out().is_none();
             if let Some(record) = row.record.filter(|_| counts) {
                 all.push(Invoked { function: row.function, record, memory: row.pss_bytes });
             }
             continue;
         }
-        let record: InvocationRecord = serde_json::from_str(&line).map_err(|source| {
-            StartsError::Line { path: path.to_owned(), line: number + 1, source }
-        })?;
-        if record.outcome == Outcome::Replied {
-            all.push(Invoked { function: record.service.clone(), record, memory: None });
+        match serde_json::from_slice::<InvocationRecord>(&line) {
+            Ok(record) if record.outcome == Outcome::Replied => {
+                all.push(Invoked { function: record.service.clone(), record, memory: None });
+            }
+            Ok(_) => {}
+            // Who writes it was killed, or is about to write the rest.
+            Err(_) if !line.ends_with(b"\n") => return Ok(true),
+            Err(source) => {
+                return Err(StartsError::Line { path: path.to_owned(), line: number, source });
+            }
         }
     }
-    Ok(())
 }
 
 fn span(record: &InvocationRecord, phase: Phase) -> Option<&PhaseSpan> {
@@ -502,12 +591,64 @@ mod tests {
     }
 
     #[test]
+    fn each_runtime_and_namespace_has_starts_of_its_own() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("x.jsonl");
+        let rows = fs::read_to_string(sample()).expect("rows");
+        let with = |key: &str, value: &str| -> String {
+            let row = |line: &str| {
+                let mut row: serde_json::Value = serde_json::from_str(line).expect("a row");
+                if row["record"].is_object() {
+                    row["record"][key] = value.into();
+                }
+                format!("{row}\n")
+            };
+            rows.lines().map(row).collect()
+        };
+        fs::write(&path, format!("{}{}", with("runtime", "runc"), with("runtime", "qemu")))
+            .expect("written");
+        let read = |runtime| Starts::read_of(std::slice::from_ref(&path), runtime);
+        let both = read(None).expect("starts");
+        let alone = Starts::read(&[sample()]).expect("rows");
+        let names: Vec<&str> = both.profiles.iter().map(|one| one.name.as_str()).collect();
+        let function = &alone.profiles[0].name;
+        assert_eq!(names, [format!("{function} (qemu)"), format!("{function} (runc)")]);
+        let boots = |starts: &Starts, nth: u64| starts.profile(nth).of(StartKind::Boot).len();
+        assert_eq!([boots(&both, 0), boots(&both, 1)], [boots(&alone, 0); 2]);
+        assert!(both.warnings().iter().any(|warning| warning.contains("--runtime")));
+        let one = read(Some(RuntimeName::Runc)).expect("starts");
+        assert_eq!(one.measured(), alone.measured(), "its name has no addition");
+        let error = read(Some(RuntimeName::Firecracker)).expect_err("none").to_string();
+        assert!(error.contains("firecracker") && error.contains("qemu, runc"), "{error}");
+        fs::write(&path, format!("{}{}", with("namespace", "a"), with("namespace", "b")))
+            .expect("written");
+        let names = read(None).expect("starts").profiles.into_iter().map(|one| one.name);
+        assert_eq!(
+            names.collect::<Vec<_>>(),
+            [format!("{function} (a)"), format!("{function} (b)")]
+        );
+    }
+
+    #[test]
     fn what_is_no_record_is_named() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("x.jsonl");
         fs::write(&path, "\n{\"a\":1}\n").expect("written");
         let error = Starts::read(std::slice::from_ref(&path)).expect_err("no record").to_string();
         assert!(error.contains("x.jsonl:2"), "{error}");
+        let rows = fs::read_to_string(sample()).expect("rows");
+        let whole = Starts::read(&[sample()]).expect("rows").measured();
+        let half = rows.lines().next().expect("a row").get(..200).expect("a long one");
+        fs::write(&path, format!("{rows}{half}")).expect("written");
+        let cut = Starts::read(std::slice::from_ref(&path)).expect("what is whole");
+        assert_eq!(cut.measured(), whole);
+        assert!(cut.warnings().iter().any(|warning| warning.contains("x.jsonl was cut off")));
+        fs::write(&path, format!("{half}\n{rows}")).expect("written");
+        let error = Starts::read(std::slice::from_ref(&path)).expect_err("not at the end");
+        assert!(error.to_string().contains("x.jsonl:1"), "{error}");
+        fs::write(&path, rows.trim_end()).expect("written");
+        let unended = Starts::read(std::slice::from_ref(&path)).expect("whole");
+        assert_eq!(unended.measured(), whole, "a line that is whole counts");
         fs::write(&path, "").expect("written");
         assert!(matches!(Starts::read(&[path]), Err(StartsError::NoBoot)));
     }

@@ -8,13 +8,13 @@ mod fail;
 mod open_files;
 mod plan;
 mod starts;
+mod sweep_file;
 mod trace;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
-use tokio::signal::unix::{SignalKind, signal};
 use vhive_load::arrivals::{at_rate, from_file};
 use vhive_load::inject::Failure;
 use vhive_load::output::{Also, Files, OutputError, Rows, Writer, write_json};
@@ -37,13 +37,14 @@ use self::starts::Starts;
 use crate::cli::{Format, Global};
 use crate::config::Config;
 use crate::output;
+use crate::stops::Stops;
 
 /// Names of the files of a run, and of a sweep.
 const ROWS: &str = "rows.jsonl";
 const SUMMARY: &str = "summary.json";
 const SWEEP: &str = "sweep.json";
 const REPORT: &str = "report.html";
-/// What a run writes at its end only, or not at all: of an earlier one, it would be taken for this one's.
+/// What is of a run as a whole: of an earlier one, it would be taken for this one's.
 const AT_THE_END: [&str; 6] =
     [SUMMARY, SWEEP, REPORT, "rows.parquet", "rows.parquet.part", fail::FILE];
 /// A p99 of fewer is but the longest.
@@ -215,6 +216,8 @@ impl Run {
         forget(&dir);
         let starts = to.records.then(|| Starts::begin(config.api_socket())).transpose()?;
         let (writer, rows) = Writer::begin(files, also)?;
+        // Of a run that is killed, the rows are whole: with these facts they are a result.
+        write_json(&dir.join(SUMMARY), &facts)?;
         Ok(Self { dir, writer, rows, starts, failures: None, parquet: to.parquet, facts })
     }
 
@@ -238,6 +241,8 @@ impl Run {
             Ok(ran) => ran,
             Err(error) => {
                 rows.drop_latencies();
+                // Facts of nothing: its absence is told by the error.
+                let _ = std::fs::remove_file(self.dir.join(SUMMARY));
                 // Why it has not begun comes last.
                 if let Some(Err(why)) = injected {
                     output::note(format!("{why:#}"));
@@ -401,7 +406,9 @@ async fn sweep_rates(global: &Global, args: SweepArgs, stop: &Stop) -> anyhow::R
     if table {
         output::line("RATE/S     SENT      FAILED  P50 US      P99 US      LATE P99 US  VERDICT");
     }
+    let mut so_far = sweep_file::SoFar::begin(&dir.join(SWEEP), plan.within, facts.clone())?;
     let done = sweep::sweep(&load, &plan, stop, &mut rows, |step| {
+        so_far.add(step);
         let us = |us: Option<f64>| us.map_or_else(|| "-".to_owned(), |us| format!("{us:.1}"));
         if table {
             output::line(format!(
@@ -416,7 +423,8 @@ async fn sweep_rates(global: &Global, args: SweepArgs, stop: &Stop) -> anyhow::R
             ));
         }
     })
-    .await?;
+    .await
+    .inspect_err(|_| so_far.forget())?;
     let written = write_json(&dir.join(SWEEP), &Told { figures: &done, facts: facts.end() });
     match global.output {
         Format::Json => output::json(&done)?,
@@ -457,15 +465,14 @@ const STOPPING: &str = "stopping: replies under way are waited for until the nex
 /// either way.
 fn stop_on_signals(told: &'static str) -> anyhow::Result<Stop> {
     let stop = Stop::default();
-    for kind in [SignalKind::interrupt(), SignalKind::terminate()] {
-        let (mut signals, stop) = (signal(kind)?, stop.clone());
-        tokio::spawn(async move {
-            while signals.recv().await.is_some() {
-                output::note(told);
-                stop.ask();
-            }
-        });
-    }
+    let (mut stops, asked) = (Stops::heard()?, stop.clone());
+    tokio::spawn(async move {
+        loop {
+            stops.came().await;
+            output::note(told);
+            asked.ask();
+        }
+    });
     Ok(stop)
 }
 

@@ -10,7 +10,6 @@ use bytes::Bytes;
 use http::Method;
 use http_body_util::BodyExt as _;
 use serde_json::Value;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use vhive_api::RuntimeName;
 use vhive_node::{Collected, SnapshotInfo};
 
@@ -19,6 +18,7 @@ use crate::cli::Format;
 use crate::client::{FileBody, refused};
 use crate::exit::Exit;
 use crate::output;
+use crate::stops::Stops;
 
 /// Arguments of `vhive snapshot`.
 #[derive(Debug, clap::Args)]
@@ -233,53 +233,9 @@ async fn export(context: &Context, info: &SnapshotInfo, file: &Path) -> anyhow::
     };
     tokio::select! {
         copied = copied => copied?,
-        () = came(&mut stops.interrupt) => bail!("interrupted"),
-        () = came(&mut stops.terminate) => bail!("SIGTERM"),
-        () = came(&mut stops.hang_up) => bail!("SIGHUP"),
+        why = stops.came() => bail!("{why}"),
     }
     out.complete(file).with_context(there)
-}
-
-/// The signals that end an export in order; none for one that does what it always does.
-#[derive(Default)]
-struct Stops {
-    interrupt: Option<Signal>,
-    terminate: Option<Signal>,
-    hang_up: Option<Signal>,
-}
-
-impl Stops {
-    /// All but those that this program was told to ignore when it was started, as `nohup` does.
-    fn heard() -> io::Result<Self> {
-        // Without it none is taken to be ignored.
-        let ignored = ignored(&fs::read_to_string("/proc/self/status").unwrap_or_default());
-        let hear = |kind: SignalKind| {
-            let heard = ignored >> (kind.as_raw_value() - 1) & 1 == 0;
-            heard.then(|| signal(kind)).transpose()
-        };
-        Ok(Self {
-            interrupt: hear(SignalKind::interrupt())?,
-            terminate: hear(SignalKind::terminate())?,
-            hang_up: hear(SignalKind::hangup())?,
-        })
-    }
-}
-
-/// The set of ignored signals in a process's `status`, the first one in the lowest bit.
-///
-/// # Source
-/// `proc_pid_status(5)`, `SigIgn`.
-fn ignored(status: &str) -> u64 {
-    let line = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
-    line.and_then(|set| u64::from_str_radix(set.trim(), 16).ok()).unwrap_or(0)
-}
-
-/// Waits for a signal; forever for one that is not heard.
-async fn came(signal: &mut Option<Signal>) {
-    match signal {
-        Some(signal) => drop(signal.recv().await),
-        None => std::future::pending().await,
-    }
 }
 
 /// Whether an archive that goes there is written as it comes, instead of to a draft.
@@ -380,12 +336,5 @@ mod tests {
         out.write_all(b"into nothing").expect("written");
         out.complete(Path::new("/dev/null")).expect("completed");
         assert!(!fs::metadata("/dev/null").expect("there").is_file());
-    }
-
-    #[test]
-    fn the_set_of_ignored_signals_is_read() {
-        let status = "Name:\tvhive\nSigBlk:\tffffffffffffffff\nSigIgn:\t0000000000001001\n";
-        assert_eq!(ignored(status), 1 | 1 << 12, "SIGHUP and SIGPIPE");
-        assert_eq!((ignored(""), ignored("SigIgn:\tmany\n")), (0, 0));
     }
 }

@@ -8,7 +8,6 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use tokio::signal::unix::{SignalKind, signal};
 use vhive_api::{Bytes, RuntimeName};
 use vhive_study::plan::{COLD_START, Cache, Counters, PAGES, PARALLEL, RUNTIMES};
 use vhive_study::{
@@ -21,6 +20,7 @@ use crate::cli::Global;
 use crate::config::Config;
 use crate::exit::Exit;
 use crate::output;
+use crate::stops::Stops;
 
 /// How long the node may take to answer the first question.
 const CONNECT: Duration = Duration::from_secs(10);
@@ -179,8 +179,7 @@ impl Own {
 
 /// Measures until done or interrupted.
 async fn measure(session: &mut Session, name: StudyName) -> anyhow::Result<()> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut stops = Stops::heard()?;
     let work = async {
         match name {
             StudyName::ColdStart | StudyName::Pages => cold_start::run(session).await,
@@ -190,8 +189,7 @@ async fn measure(session: &mut Session, name: StudyName) -> anyhow::Result<()> {
     };
     tokio::select! {
         done = work => Ok::<(), StudyError>(done?)?,
-        _ = terminate.recv() => anyhow::bail!("SIGTERM"),
-        _ = interrupt.recv() => anyhow::bail!("interrupted"),
+        why = stops.came() => anyhow::bail!("{why}"),
     }
     Ok(())
 }

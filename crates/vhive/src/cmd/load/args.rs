@@ -6,13 +6,14 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use http::{HeaderName, HeaderValue, Method};
+use serde_json::{Value, json};
 use vhive_load::LONGEST;
 use vhive_load::inject::{Act, Failure, FailureError};
 use vhive_load::output::Files;
 use vhive_load::sweep::Plan;
 use vhive_load::trace::convert::Start;
 use vhive_load::trace::synth::{Mode, Synth};
-use vhive_load::{Arrivals, GrpcCall, Load, Plain, Protocol, Target, endpoints, grpc};
+use vhive_load::{Arrivals, GrpcCall, Load, Plain, Protocol, Target, endpoints, fingerprint, grpc};
 
 use crate::output;
 
@@ -121,6 +122,13 @@ pub(crate) struct To {
 }
 
 impl To {
+    /// What a result depends on: the options, and what the endpoints' file says now.
+    pub(crate) fn given(&self) -> Value {
+        let endpoints = fingerprint(&self.endpoints).ok().flatten();
+        // Whatever options there are: one that is forgotten here would let old results pass for new ones.
+        json!({ "endpoints": endpoints, "options": format!("{self:?}") })
+    }
+
     /// One target per endpoint, in their order, and defaults. `port` is what goes before 80.
     pub(crate) fn load(&self, port: Option<u16>) -> anyhow::Result<Load> {
         let port = self.port.or(port).unwrap_or(80);
@@ -366,6 +374,9 @@ pub(crate) struct MultiArgs {
     /// Run again what an earlier run has finished.
     #[arg(long)]
     pub(crate) again: bool,
+    /// Run again what an earlier run has finished with more failed requests than this share (0 to 1).
+    #[arg(long, value_name = "SHARE")]
+    pub(crate) retry_above: Option<f64>,
     /// Show the experiments, and run none.
     #[arg(long, alias = "dryRun", num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true")]
     pub(crate) dry_run: bool,

@@ -4,12 +4,12 @@
 use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context as _, bail};
-use serde_json::json;
+use serde_json::{Value, json};
 use vhive_load::Stop;
-use vhive_load::trace::multi::{Experiment, Multi};
+use vhive_load::trace::multi::{Experiment, Given, Multi};
 
 use super::args::MultiArgs;
-use super::trace::{Replay, planned};
+use super::trace::{Replay, planned, rows_dir};
 use crate::cli::{Format, Global};
 use crate::config::Config;
 use crate::output;
@@ -31,12 +31,25 @@ pub(crate) async fn run(
     for one in &all {
         planned(&one.config).with_context(|| format!("experiment {}", one.name))?;
     }
-    let waits = |one: &Experiment| args.again || !one.is_done();
+    let others = args.to.given();
+    let given = |one: &Experiment| {
+        one.given(&others).with_context(|| format!("cannot read the trace of {}", one.name))
+    };
+    let given: Vec<Given> = all.iter().map(given).collect::<Result<_, _>>()?;
+    let bad = |one: &Experiment| match (args.retry_above, one.failed_share()) {
+        (Some(most), Some(share)) => share > most,
+        _ => false,
+    };
+    let waits: Vec<bool> = all
+        .iter()
+        .zip(&given)
+        .map(|(one, given)| args.again || !one.is_done(given) || bad(one))
+        .collect();
     if args.dry_run {
-        show(global, &all, waits)?;
+        show(global, &all, &waits)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let left = all.iter().filter(|one| waits(one)).count();
+    let left = waits.iter().filter(|waits| **waits).count();
     if left < all.len() {
         output::note(format!(
             "{} of {} experiments were finished before",
@@ -46,16 +59,16 @@ pub(crate) async fn run(
     }
     script(&multi.pre_script).context("PreScript")?;
     let (mut failed, mut skipped_study) = (0, None);
-    for (number, one) in all.iter().enumerate() {
+    for (number, (one, given)) in all.iter().zip(&given).enumerate() {
         let study = one.name.split('/').next().unwrap_or_default();
-        if !waits(one) || skipped_study == Some(study) {
+        if !waits[number] || skipped_study == Some(study) {
             continue;
         }
         output::note(format!("[{}/{}] {}", number + 1, all.len(), one.name));
         let replay =
             Replay { global, config, to: &args.to, experiment: &one.config, failures: Vec::new() };
         let tries = if args.fail_fast { 1 } else { 2 };
-        if !attempt(&replay, one, tries, stop).await? {
+        if !attempt(&replay, (one, given), tries, stop).await? {
             if stop.is_asked() {
                 bail!("stopped; run it again to go on with {}", one.name);
             }
@@ -65,17 +78,21 @@ pub(crate) async fn run(
         }
     }
     script(&multi.post_script).context("PostScript")?;
-    output::line(format!(
-        "{} experiments finished",
-        all.iter().filter(|one| one.is_done()).count()
-    ));
+    let finished = || all.iter().zip(&given).filter(|(one, given)| one.is_done(given));
+    for (one, _) in finished() {
+        let share = one.failed_share().unwrap_or_default();
+        if share > 0.0 {
+            output::line(format!("{}: {:.2} % of the requests failed", one.name, 100.0 * share));
+        }
+    }
+    output::line(format!("{} experiments finished", finished().count()));
     Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// Whether it was finished within so many tries.
 async fn attempt(
     replay: &Replay<'_>,
-    one: &Experiment,
+    (one, given): (&Experiment, &Given),
     tries: u32,
     stop: &Stop,
 ) -> anyhow::Result<bool> {
@@ -99,7 +116,9 @@ async fn attempt(
         }
         match ran {
             Ok(_) => {
-                one.set_done()
+                let share = failed_share(one)
+                    .with_context(|| format!("cannot tell what of {} failed", one.name))?;
+                one.set_done(given, share)
                     .with_context(|| format!("cannot say that {} is finished", one.name))?;
                 return Ok(true);
             }
@@ -109,20 +128,27 @@ async fn attempt(
     Ok(false)
 }
 
-fn show(
-    global: &Global,
-    all: &[Experiment],
-    waits: impl Fn(&Experiment) -> bool,
-) -> anyhow::Result<()> {
+/// Which share of its requests has not succeeded, as its summary says.
+fn failed_share(one: &Experiment) -> anyhow::Result<f64> {
+    let path = rows_dir(&one.config).join(super::SUMMARY);
+    let summary: Value = serde_json::from_slice(&std::fs::read(path)?)?;
+    let outcomes = summary["outcomes"].as_object().context("a summary without outcomes")?;
+    let count = |value: &Value| value.as_u64().unwrap_or_default();
+    let all: u64 = outcomes.values().map(count).sum();
+    let good = outcomes.get("ok").map_or(0, count);
+    Ok(if all > 0 { all.saturating_sub(good) as f64 / all as f64 } else { 0.0 })
+}
+
+fn show(global: &Global, all: &[Experiment], waits: &[bool]) -> anyhow::Result<()> {
     if global.output == Format::Json {
-        let one = |one: &Experiment| {
-            let out = &one.config.output_path_prefix;
-            json!({ "name": one.name, "out": out, "finished": !waits(one) })
+        let one = |(one, waits): (&Experiment, &bool)| {
+            let (out, share) = (&one.config.output_path_prefix, one.failed_share());
+            json!({ "name": one.name, "out": out, "finished": !waits, "failed_share": share })
         };
-        return output::json(&all.iter().map(one).collect::<Vec<_>>());
+        return output::json(&all.iter().zip(waits).map(one).collect::<Vec<_>>());
     }
-    for one in all {
-        let state = if waits(one) { "to run" } else { "finished" };
+    for (one, waits) in all.iter().zip(waits) {
+        let state = if *waits { "to run" } else { "finished" };
         output::line(format!("{state:<9} {}", one.name));
     }
     Ok(())

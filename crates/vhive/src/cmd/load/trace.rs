@@ -227,7 +227,7 @@ fn load(to: &To, experiment: &Experiment, plan: &Plan) -> anyhow::Result<Load> {
     Ok(load)
 }
 
-fn rows_dir(experiment: &Experiment) -> PathBuf {
+pub(super) fn rows_dir(experiment: &Experiment) -> PathBuf {
     experiment.output("rows").with_extension("")
 }
 

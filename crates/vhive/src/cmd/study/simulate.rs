@@ -4,11 +4,11 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use anyhow::{Context as _, bail};
-use vhive_api::Bytes;
+use anyhow::Context as _;
+use vhive_api::{Bytes, RuntimeName};
 use vhive_study::simulate::{
-    Memory, PolicyPlan, SIMULATE, SimFacts, SimPlan, Simulation, Starts, TraceKind, Workload,
-    simulate,
+    Memory, PolicyPlan, SIMULATE, SimFacts, SimPlan, SimWriter, Starts, TraceKind, Workload,
+    simulate_rest,
 };
 
 use super::default_out;
@@ -38,6 +38,9 @@ pub(crate) struct Args {
     /// Files with measured starts, instead of the plan's: JSON lines of records or of a study's rows.
     #[arg(long, value_delimiter = ',', value_name = "FILES")]
     starts: Option<Vec<PathBuf>>,
+    /// Only the starts in this runtime; else each function in each runtime is one by itself.
+    #[arg(long, value_name = "NAME")]
+    runtime: Option<RuntimeName>,
     /// Policies, instead of the plan's: `kpa:60s,fixed:10m,histogram:10m`. How instances start may
     /// follow each: `fixed:10m/lazy,fixed:10m/reap-serial`.
     #[arg(long, value_delimiter = ',', value_name = "POLICIES")]
@@ -65,7 +68,7 @@ pub(crate) struct Args {
     /// Threads, instead of the plan's; they do not change the result.
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
-    /// Where the result goes; a new directory.
+    /// Where the result goes: a new directory, or that of the same simulation which was cut short.
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
     /// Print the commented default plan and do nothing else.
@@ -73,7 +76,7 @@ pub(crate) struct Args {
     print_plan: bool,
 }
 
-/// Simulates, writes the result and makes its report.
+/// Simulates, writes each policy's result as it is done, and makes the report.
 ///
 /// # Errors
 /// What cannot be read or written.
@@ -86,26 +89,35 @@ pub(super) fn run(global: &Global, args: Args) -> anyhow::Result<ExitCode> {
     let out = args.out.clone().unwrap_or_else(|| default_out("simulate"));
     override_plan(&mut plan, args);
     plan.validate()?;
-    if out.join("rows.jsonl").exists() {
-        bail!("{} already holds a result; give another --out", out.display());
-    }
-    let starts = Starts::read(&plan.starts).context(
+    let starts = Starts::read_of(&plan.starts, plan.runtime).context(
         "no measured starts; name rows.jsonl of `vhive study cold-start` or records with --starts",
     )?;
     let workload = Workload::load(&plan)?;
     let facts = SimFacts::new(&plan, &workload, &starts, crate::REVISION);
     let mut begun = Instant::now();
-    let outcomes = simulate(&plan, (&workload, &starts), |outcome| {
+    let (mut writer, done) = SimWriter::begin(&out, &facts)?;
+    if !done.is_empty() {
+        let shown = out.display();
+        output::note(format!(
+            "{} policies were done before; the rest follows in {shown}",
+            done.len()
+        ));
+    }
+    let told = simulate_rest(&plan, (&workload, &starts), done.len(), |outcome| {
         let seconds = begun.elapsed().as_secs_f64();
         let rate = outcome.invocations as f64 / seconds.max(1e-9) / 1e6;
+        let written = writer.row(&outcome);
         output::note(format!(
             "{}: {} invocations in {seconds:.1} s, {rate:.2} million a second",
             outcome.label(),
             outcome.invocations
         ));
         begun = Instant::now();
+        written
     });
-    Simulation { facts, outcomes }.write(&out)?;
+    told.with_context(|| {
+        format!("ended early; the same command with --out {} goes on", out.display())
+    })?;
     report::build(global, &out)?;
     Ok(ExitCode::SUCCESS)
 }
@@ -131,6 +143,7 @@ fn override_plan(plan: &mut SimPlan, args: Args) {
     plan.cluster.start_threads = args.start_threads.unwrap_or(plan.cluster.start_threads);
     plan.seed = args.seed.unwrap_or(plan.seed);
     plan.threads = args.threads.unwrap_or(plan.threads);
+    plan.runtime = args.runtime.or(plan.runtime);
     if let Some(starts) = args.starts {
         plan.starts = starts;
     }

@@ -1,0 +1,54 @@
+//! `sweep.json` while a sweep goes on: one that is killed is a result of the rates that it has tried.
+
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use vhive_load::output::{OutputError, write_json};
+use vhive_load::sweep::{Step, Verdict};
+use vhive_study::run::RunFacts;
+
+use crate::output;
+
+/// The file, without what is known at the end only.
+#[derive(Debug, Serialize)]
+pub(super) struct SoFar {
+    #[serde(skip)]
+    path: PathBuf,
+    within: f64,
+    /// The highest rate that has held.
+    knee: Option<f64>,
+    steps: Vec<Step>,
+    stopped: bool,
+    #[serde(flatten)]
+    facts: RunFacts,
+}
+
+impl SoFar {
+    /// Writes it for a sweep that is about to begin.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub(super) fn begin(path: &Path, within: f64, facts: RunFacts) -> Result<Self, OutputError> {
+        let (path, steps) = (path.to_owned(), Vec::new());
+        let so_far = Self { path, within, knee: None, steps, stopped: true, facts };
+        write_json(&so_far.path, &so_far)?;
+        Ok(so_far)
+    }
+
+    /// A rate has been tried.
+    pub(super) fn add(&mut self, step: &Step) {
+        if step.verdict == Verdict::Held {
+            self.knee = Some(self.knee.map_or(step.rate, |knee| knee.max(step.rate)));
+        }
+        self.steps.push(step.clone());
+        // The end of the sweep writes it once more, and fails if it cannot.
+        if let Err(error) = write_json(&self.path, self) {
+            output::note(format!("{:#}", anyhow::Error::new(error)));
+        }
+    }
+
+    /// The sweep came to nothing.
+    pub(super) fn forget(&self) {
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
