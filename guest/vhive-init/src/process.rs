@@ -3,14 +3,18 @@
 //! # Source
 //! OCI image-spec `config.md`, runtime-spec `config.md` (process).
 
-use std::io;
+use std::ffi::{CString, OsString};
+use std::fs::File;
+use std::io::{self, PipeReader};
+use std::os::fd::AsRawFd as _;
+use std::os::unix::ffi::OsStringExt as _;
 use std::os::unix::fs::PermissionsExt as _;
-use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 use std::thread;
 
-use nix::sys::signal::Signal;
+use nix::spawn::{PosixSpawnAttr, PosixSpawnFileActions, PosixSpawnFlags, posix_spawn};
+use nix::sys::signal::{SigSet, Signal};
+use nix::unistd::Pid;
 use rustix::process::{Gid, Resource, Rlimit, Uid, setrlimit};
 use rustix::thread::{
     CapabilitySet, remove_capability_from_bounding_set, set_thread_groups, set_thread_res_gid,
@@ -29,21 +33,45 @@ const LIMIT: Rlimit = Rlimit { current: Some(OPEN_FILES.0), maximum: Some(OPEN_F
 /// Bytes of the spawning thread's stack, ten times of what it needs. It stays with init.
 const STACK: usize = 128 << 10;
 
+/// A process that has been started.
+#[derive(Debug)]
+pub(crate) struct Child {
+    pub(crate) pid: Pid,
+    /// The reading ends of its standard output and standard error.
+    pub(crate) outputs: Option<[PipeReader; 2]>,
+}
+
+/// What is done with what a process writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Output {
+    Read,
+    Lost,
+}
+
+/// What is to be spawned, in the system's terms.
+struct Launch {
+    program: CString,
+    args: Vec<CString>,
+    /// In the order in which the program finds them: the standard library would sort them.
+    env: Vec<CString>,
+    output: Output,
+}
+
 /// Starts the process with its output on pipes and nothing to read.
 pub(crate) fn start(process: &Process, world: World) -> Result<Child, Failure> {
-    run(process, &process.args, Stdio::piped, world)
+    run(process, &process.args, Output::Read, world)
 }
 
 /// Starts another program as the process' user, with its variables and nothing to read. Its output
 /// is lost.
 pub(crate) fn beside(process: &Process, args: &[String], world: World) -> Result<Child, Failure> {
-    run(process, args, Stdio::null, world)
+    run(process, args, Output::Lost, world)
 }
 
 fn run(
     process: &Process,
     args: &[String],
-    output: fn() -> Stdio,
+    output: Output,
     world: World,
 ) -> Result<Child, Failure> {
     let name = args.first().map_or("", String::as_str);
@@ -54,23 +82,23 @@ fn run(
     std::fs::create_dir_all(cwd).step(format!("make working directory {cwd}"))?;
     let path = env.iter().rev().find(|(name, _)| name == "PATH").map_or("", |(_, path)| path);
     let program = find_program(name, path, Path::new(cwd)).step(step())?;
-    let mut command = Command::new(&program);
-    command.arg0(name).args(args.iter().skip(1));
-    command.env_clear().envs(env);
-    command.stdin(Stdio::null()).stdout(output()).stderr(output());
-    command.process_group(0);
+    let strings = |words: &mut dyn Iterator<Item = Vec<u8>>| {
+        words.map(CString::new).collect::<Result<Vec<_>, _>>().step(step())
+    };
+    let launch = Launch {
+        program: CString::new(OsString::from(&program).into_vec()).step(step())?,
+        args: strings(&mut args.iter().map(|arg| arg.as_bytes().to_vec()))?,
+        env: strings(&mut env.iter().map(|(name, value)| format!("{name}={value}").into_bytes()))?,
+        output,
+    };
     let place = (PathBuf::from(cwd), world);
-    spawn_as(command, &user, place).map_err(|error| explain(&error, &program)).step(step())
+    spawn_as(launch, &user, place).map_err(|error| explain(&error, &program)).step(step())
 }
 
 /// Spawns from a thread that has the user's credentials and the working directory, so that the
 /// child is born with them. (The standard library would drop the supplementary groups, or need an
 /// unsafe hook; and for any of it, it would copy init's memory first, which takes gVisor 25 ms.)
-fn spawn_as(
-    mut command: Command,
-    user: &Account,
-    (cwd, world): (PathBuf, World),
-) -> io::Result<Child> {
+fn spawn_as(launch: Launch, user: &Account, (cwd, world): (PathBuf, World)) -> io::Result<Child> {
     let user = user.clone();
     let spawner = thread::Builder::new().name("spawn".to_owned()).stack_size(STACK);
     let spawner = spawner.spawn(move || {
@@ -86,12 +114,49 @@ fn spawn_as(
         set_thread_res_gid(gid, gid, gid)?;
         set_thread_res_uid(uid, uid, uid)?;
         rustix::process::chdir(&cwd)?;
-        command.spawn()
+        spawn(&launch)
     })?;
     let spawned = spawner.join();
     // The thread has moved all of init.
     rustix::process::chdir("/")?;
     spawned.unwrap_or_else(|_| Err(io::Error::other("init's spawning thread panicked")))
+}
+
+/// Spawns as the calling thread's user. Of that user are the pipes as well, or the program could not
+/// open its own `/dev/stdout` by name.
+fn spawn(launch: &Launch) -> io::Result<Child> {
+    let null = File::options().read(true).write(true).open("/dev/null")?;
+    let mut actions = PosixSpawnFileActions::init()?;
+    actions.add_dup2(null.as_raw_fd(), 0)?;
+    // All of these are closed in the program.
+    let (outputs, _writers) = match launch.output {
+        Output::Read => {
+            let [(out, out_writer), (err, err_writer)] = [io::pipe()?, io::pipe()?];
+            actions.add_dup2(out_writer.as_raw_fd(), 1)?;
+            actions.add_dup2(err_writer.as_raw_fd(), 2)?;
+            (Some([out, err]), Some([out_writer, err_writer]))
+        }
+        Output::Lost => {
+            actions.add_dup2(null.as_raw_fd(), 1)?;
+            actions.add_dup2(null.as_raw_fd(), 2)?;
+            (None, None)
+        }
+    };
+    let mut attributes = PosixSpawnAttr::init()?;
+    attributes.set_flags(
+        PosixSpawnFlags::POSIX_SPAWN_SETPGROUP
+            | PosixSpawnFlags::POSIX_SPAWN_SETSIGDEF
+            | PosixSpawnFlags::POSIX_SPAWN_SETSIGMASK,
+    )?;
+    attributes.set_pgroup(Pid::from_raw(0))?;
+    // Init ignores the one and blocks others; a program expects neither.
+    let mut default = SigSet::empty();
+    default.add(Signal::SIGPIPE);
+    attributes.set_sigdefault(&default)?;
+    attributes.set_sigmask(&SigSet::empty())?;
+    let Launch { program, args, env, .. } = launch;
+    let pid = posix_spawn(program.as_c_str(), &actions, &attributes, args, env)?;
+    Ok(Child { pid, outputs })
 }
 
 fn explain(error: &io::Error, program: &Path) -> String {

@@ -8,9 +8,8 @@
 //!   hook is over ►┘                      └──► Prepared, Resumed
 //! ```
 
-use std::io::{self, Read};
+use std::io::{self, PipeReader, Read as _};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::process::Child;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -30,7 +29,7 @@ use crate::failure::{Failure, Step as _};
 use crate::hook::{self, Call};
 use crate::listen::{Looks, Watch};
 use crate::network::Names;
-use crate::process;
+use crate::process::{self, Child};
 
 /// Bytes queued for the host above which the function's output has to wait in its pipes.
 const BACKLOG: usize = 64 << 10;
@@ -96,12 +95,9 @@ struct Hook {
 /// One output stream of the function until it is closed.
 struct Output {
     stream: Stream,
-    pipe: Box<dyn Pipe>,
+    pipe: PipeReader,
     lines: Lines,
 }
-
-trait Pipe: Read + AsFd {}
-impl<T: Read + AsFd> Pipe for T {}
 
 impl std::fmt::Debug for Output {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -126,13 +122,14 @@ impl<'a> Supervisor<'a> {
         listening: Watch,
         function: Function,
     ) -> Self {
-        let pid = Pid::from_raw(child.id().cast_signed());
-        let mut outputs = Vec::new();
-        let mut add = |stream, pipe: Option<Box<dyn Pipe>>| {
-            outputs.extend(pipe.map(|pipe| Output { stream, pipe, lines: Lines::default() }));
-        };
-        add(Stream::Stdout, child.stdout.map(|pipe| Box::new(pipe) as Box<dyn Pipe>));
-        add(Stream::Stderr, child.stderr.map(|pipe| Box::new(pipe) as Box<dyn Pipe>));
+        let Child { pid, outputs: pipes } = child;
+        let streams = [Stream::Stdout, Stream::Stderr].into_iter();
+        let outputs = streams.zip(pipes.into_iter().flatten()).map(|(stream, pipe)| Output {
+            stream,
+            pipe,
+            lines: Lines::default(),
+        });
+        let outputs = outputs.collect();
         let listening = Some(listening);
         Self {
             channel,
@@ -297,7 +294,7 @@ impl<'a> Supervisor<'a> {
         };
         match started {
             Ok(child) => {
-                let pid = Pid::from_raw(child.id().cast_signed());
+                let pid = child.pid;
                 let kill_at = Instant::now() + timeout.min(LONGEST_COMMAND);
                 self.beside = Some(Beside { pid, kill_at, killed: false });
             }
@@ -313,7 +310,7 @@ impl<'a> Supervisor<'a> {
             }
             Some(command) => {
                 let child = process::beside(&self.function.process, &command, self.function.world)?;
-                let pid = Pid::from_raw(child.id().cast_signed());
+                let pid = child.pid;
                 let kill_at = Instant::now() + hook::PATIENCE;
                 self.beside = Some(Beside { pid, kill_at, killed: false });
                 None

@@ -56,6 +56,7 @@ pub(crate) const ALL: &[Promise] = &[
     any("stops_when_asked", stops_when_asked),
     any("many_starts_leave_nothing", many_starts_leave_nothing),
     real("process_is_as_configured", process_is_as_configured),
+    real("streams_are_the_users_own", streams_are_the_users_own),
     real("what_the_image_lacks_is_made", what_the_image_lacks_is_made),
     real("files_are_where_they_are_wanted", files_are_where_they_are_wanted),
     real("commands_run_beside_the_function", commands_run_beside_the_function),
@@ -212,7 +213,7 @@ fn process_is_as_configured(site: &Site) {
     let text = |text: &str| text.to_owned();
     let mut spec = site.spec_of(Process {
         args: ["/bin/sh", "-c", script, "zero", "two words", "", "ünï"].map(text).to_vec(),
-        env: ["PATH=/bin", "B=2", "A=1 and more", "EMPTY="].map(text).to_vec(),
+        env: ["B=2", "A=0", "EMPTY=", "A=1 and more", "PATH=/bin"].map(text).to_vec(),
         user: text("alice"),
         cwd: text("/home/alice"),
         ..Process::default()
@@ -226,11 +227,9 @@ fn process_is_as_configured(site: &Site) {
         lines.iter().filter_map(|line| line.strip_prefix(tag).map(text)).collect()
     };
     assert_eq!(tagged("arg:"), ["zero", "two words", "", "ünï"]);
-    let mut variables = tagged("env:");
-    variables.sort();
-    // Like every container runtime, init adds HOME from the image's passwd.
-    let expected = ["A=1 and more", "B=2", "EMPTY=", "HOME=/home/alice", "PATH=/bin"];
-    assert_eq!(variables, expected);
+    // In this order; like every container runtime, HOME is added from the image's passwd.
+    let expected = ["B=2", "A=1 and more", "EMPTY=", "PATH=/bin", "HOME=/home/alice"];
+    assert_eq!(tagged("env:"), expected);
     assert_eq!(tagged("cwd:"), ["/home/alice"]);
     assert_eq!(tagged("id:"), ["1234:2345"]);
     assert_eq!(tagged("groups:"), ["2345 3456"]);
@@ -244,6 +243,21 @@ fn process_is_as_configured(site: &Site) {
     }
     let inside: u64 = tagged("time:")[0].parse().expect("a number");
     assert!(inside.abs_diff(now) <= 2, "{inside} inside, {now} outside");
+}
+
+/// Whoever the function runs as opens its outputs by their names, as the logs of many images do, has
+/// nothing to read, and the usual mask.
+fn streams_are_the_users_own(site: &Site) {
+    let script = "echo out > /dev/stdout; echo err > /dev/stderr; umask; read x || echo end";
+    for user in ["alice", ""] {
+        let mut spec = site.spec(script);
+        spec.process.user = user.to_owned();
+        let booted = site.boot(&spec);
+        assert_eq!(booted.journal.wait_end(soon()), Some(End::Exited(0)));
+        let said = booted.lines(Stream::Stderr);
+        assert_eq!(booted.lines(Stream::Stdout), ["out", "0022", "end"], "{user:?}: {said:?}");
+        assert_eq!(said, ["err"], "{user:?}");
+    }
 }
 
 /// A function finds its working directory and the usual ones, and what the image has is as it was.
