@@ -16,6 +16,7 @@
 
 mod bare;
 pub mod cgroup;
+mod command;
 mod contract;
 pub mod deadline;
 pub mod firecracker;

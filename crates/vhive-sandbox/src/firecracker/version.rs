@@ -2,8 +2,9 @@
 
 use std::fmt;
 use std::path::Path;
-use std::process::Command;
 
+use crate::command;
+use crate::deadline::Deadline;
 use crate::runtime::HostLacks;
 
 /// The least version that is driven. Earlier ones call snapshots a preview, and know no PCI.
@@ -99,13 +100,7 @@ pub(super) fn snapshot_format(binary: &Path) -> Result<Version, HostLacks> {
 }
 
 fn ask(binary: &Path, option: &str) -> Result<String, HostLacks> {
-    let said = Command::new(binary).arg(option).output();
-    let fix = "reinstall Firecracker";
-    let said = said.map_err(|error| lacks(format!("{}: {error}", binary.display()), fix))?;
-    if !said.status.success() {
-        return Err(lacks(format!("{} {option}: {}", binary.display(), said.status), fix));
-    }
-    Ok(String::from_utf8_lossy(&said.stdout).into_owned())
+    command::ask(binary, option, "reinstall Firecracker", Deadline::after(command::PATIENCE))
 }
 
 fn lacks(what: String, fix: &str) -> HostLacks {

@@ -1,19 +1,18 @@
 //! Running a command to its end: one of the runtime's on a sandbox that is there, or another.
 
 use std::ffi::OsString;
-use std::io::{self, Read as _};
+use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::thread;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::retry_on_intr;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::container::{hide_from_gvisor, part_from_mounts};
 use super::tool::Tool;
+use crate::command::to_end;
 use crate::deadline::Deadline;
-use crate::process::{self, Exit, Launch};
+use crate::process::Exit;
 
 /// Runs it in the sandbox's network namespace, where gVisor's control socket is and which CRIU takes
 /// for its own, and waits until it has ended. At the deadline it is killed.
@@ -73,37 +72,4 @@ pub(super) fn run(
     deadline: Deadline,
 ) -> io::Result<(Exit, String)> {
     to_end(binary, words, None, deadline)
-}
-
-fn to_end(
-    binary: &Path,
-    words: &[OsString],
-    stdin: Option<BorrowedFd<'_>>,
-    deadline: Deadline,
-) -> io::Result<(Exit, String)> {
-    let (mut said, output) = io::pipe()?;
-    rustix::io::ioctl_fionbio(&said, true)?;
-    let mut child = process::spawn(&Launch {
-        program: binary,
-        args: words,
-        environment: &[],
-        inherit: &[],
-        stdin,
-        stdout: output.as_fd(),
-        stderr: output.as_fd(),
-        confinement: None,
-    })?;
-    drop(output);
-    let left = Timespec::try_from(deadline.left()).map_err(io::Error::other)?;
-    let pidfd = child.pidfd();
-    if retry_on_intr(|| poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&left)))? == 0 {
-        // With what it has started, e.g. CRIU: its group is its own.
-        let _ = rustix::process::kill_process_group(child.pid(), rustix::process::Signal::KILL);
-        return Err(io::ErrorKind::TimedOut.into());
-    }
-    let exit = child.wait();
-    let mut text = Vec::new();
-    // Whatever it left behind may still hold the pipe: what is there by now is enough.
-    let _ = said.read_to_end(&mut text);
-    Ok((exit, String::from_utf8_lossy(&text).trim().to_owned()))
 }

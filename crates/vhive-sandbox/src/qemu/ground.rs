@@ -3,7 +3,6 @@
 use std::ffi::OsStr;
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::accelerator::{self, AcceleratorChoice, Question};
@@ -14,6 +13,8 @@ use super::vm::Guest;
 use vhive_api::RuntimeName;
 use vhive_pager::{Pager, PagerConfig, PagerError};
 
+use crate::command as asked;
+use crate::deadline::Deadline;
 use crate::host::{features, processor};
 use crate::kernel::{self, KernelStore};
 use crate::linux;
@@ -119,13 +120,8 @@ fn find(program: &Path, path: &OsStr) -> Option<PathBuf> {
 /// The first line of what QEMU says about itself.
 fn version(binary: &Path) -> Result<String, HostLacks> {
     let fix = "reinstall the Debian package qemu-system-x86";
-    let said = Command::new(binary).arg("--version").output();
-    let said = said.map_err(|e| lacks(&format!("{}: {e}", binary.display()), fix))?;
-    if !said.status.success() {
-        return Err(lacks(&format!("{} {}", binary.display(), said.status), fix));
-    }
-    let text = String::from_utf8_lossy(&said.stdout);
-    Ok(text.lines().next().unwrap_or_default().to_owned())
+    let said = asked::ask(binary, "--version", fix, Deadline::after(asked::PATIENCE))?;
+    Ok(said.lines().next().unwrap_or_default().to_owned())
 }
 
 #[cfg(test)]
