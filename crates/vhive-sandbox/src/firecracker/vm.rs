@@ -155,10 +155,13 @@ impl Vm {
         let mut api = Api::new(stream);
         let instance = api.instance(deadline).map_err(|error| failed(chain(&error)))?;
         let version = ground.version.to_string();
-        if instance.state != "Not started" || !instance.vmm_version.starts_with(&version) {
-            let (state, its) = (instance.state, instance.vmm_version);
-            let error = format!("it is {its} ({state}), and was {version}: restart vhive");
-            return Err(failed(error));
+        let (state, its) = (instance.state, instance.vmm_version);
+        if !its.starts_with(&version) {
+            let what = "it has just been replaced, and the next start finds the new one";
+            return Err(failed(format!("it is {its}, and was {version}: {what}")));
+        }
+        if state != "Not started" {
+            return Err(failed(format!("it has a guest before it was given one ({state})")));
         }
         let share = MachineShare::new(cgroup, spec.cpu_millis);
         Ok((Self { supervised, api, jail, serial, share }, listener))
