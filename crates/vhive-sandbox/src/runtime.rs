@@ -176,11 +176,13 @@ pub trait Restore: Send + Sync {
     /// The modes that this host and runtime offer; [`MemoryMode::File`] is always among them.
     fn memory_modes(&self) -> &[MemoryMode];
 
-    /// What snapshots are taken on and must agree with.
+    /// What snapshots of such guests are taken on and must agree with, but for what
+    /// [`Guest::platform`] knows.
     ///
     /// # Errors
-    /// [`HostLacks`] if the runtime cannot be offered.
-    fn platform(&self) -> Result<Platform, HostLacks>;
+    /// [`HostLacks`] if the runtime cannot be offered for them, be it for a moment only: that says
+    /// nothing of any snapshot.
+    fn platform(&self, guest: &Guest) -> Result<Platform, HostLacks>;
 
     /// Spawns a VMM that waits to become a clone whose memory arrives by `mode` (the three modes
     /// that the pager serves count as one). None if the runtime cannot separate the two.

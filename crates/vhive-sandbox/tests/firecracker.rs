@@ -400,6 +400,10 @@ fn a_function_is_refused_by_name_where_linux_does_not_boot() {
     assert!(cache.path().join("firecracker.json").exists());
     let begun = Instant::now();
     assert_eq!(firecracker().check_host(), Err(lacks.clone()));
+    // No snapshot of a function is judged by it, and those of other guests are as they were.
+    assert_eq!(firecracker().platform(&Guest::Linux), Err(lacks.clone()));
+    let bare = Guest::Bare { kernel: PathBuf::new() };
+    assert_eq!(firecracker().platform(&bare).map(|platform| platform.kernel), Ok(None));
     assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
     let error = firecracker().boot(&spec, soon()).expect_err("refused");
     assert!(matches!(error, BootError::Host { lacks: its, .. } if its == lacks));
@@ -458,7 +462,7 @@ fn the_contract_is_kept_over_the_serial_port_also_by_clones() {
     assert_eq!(last, format!("{:0>200}", LINES - 1));
     expect_no_byte_dropped(sandbox.processes()[0]);
     let snapshot = lab.snapshot(&mut *sandbox);
-    let platform = lab.firecracker.platform().expect("it is fit");
+    let platform = lab.firecracker.platform(&Guest::Linux).expect("it is fit");
     assert_eq!(snapshot.manifest().platform, platform);
     stopped(sandbox, &spec);
     drop(spec);

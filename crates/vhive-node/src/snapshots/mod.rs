@@ -152,7 +152,7 @@ impl Snapshots {
         let id = SnapshotId::of(revision);
         let Some(hold) = self.find(&id).and_then(|stored| stored.hold()) else { return Ok(None) };
         let stored = hold.stored();
-        let platform = restorer.platform().map_err(|lacks| Unfit(lacks.to_string()))?;
+        let platform = restorer.platform(guest).map_err(|lacks| Unfit(lacks.to_string()))?;
         let platform = guest.platform(platform).map_err(|error| Unfit(error.to_string()))?;
         let began = Instant::now();
         if let Err(error) = stored.look() {

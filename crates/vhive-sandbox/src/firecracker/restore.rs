@@ -45,10 +45,12 @@ impl Restore for Firecracker {
         if served { all } else { &all[..1] }
     }
 
-    fn platform(&self) -> Result<Platform, HostLacks> {
+    fn platform(&self, guest: &Guest) -> Result<Platform, HostLacks> {
         let platform = &self.ground()?.platform;
-        // Without, there are no functions' snapshots to be told apart.
-        Ok(self.linux().map_or_else(|_| platform.clone(), |linux| linux.on(platform)))
+        match guest {
+            Guest::Linux => Ok(self.linux()?.on(platform)),
+            Guest::Bare { .. } => Ok(platform.clone()),
+        }
     }
 
     fn prespawn(

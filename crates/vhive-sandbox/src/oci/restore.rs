@@ -23,10 +23,7 @@ use super::{Oci, blame, command, criu};
 use crate::contract::{Conversation, Supervised, become_clone, chain, own_words};
 use crate::deadline::Deadline;
 use crate::journal::{End, Milestone};
-use crate::runtime::{
-    BootError, HostLacks, Memory, Paging, Prespawned, RecordingError, Restore, RestoreError,
-    Sandbox, SandboxSpec,
-};
+use crate::runtime::{BootError, Guest, HostLacks, Memory, Paging, Prespawned, RecordingError, Restore, RestoreError, Sandbox, SandboxSpec};
 use crate::snapshot::{Mismatch, Platform, Snapshot};
 
 impl Restore for Oci {
@@ -34,7 +31,7 @@ impl Restore for Oci {
         &[MemoryMode::File]
     }
 
-    fn platform(&self) -> Result<Platform, HostLacks> {
+    fn platform(&self, _: &Guest) -> Result<Platform, HostLacks> {
         let found = self.found()?;
         if self.tool.is_gvisor() {
             return Ok(gvisor::platform(&found));

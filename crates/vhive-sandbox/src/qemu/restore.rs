@@ -48,7 +48,7 @@ impl Restore for Qemu {
         if served { all } else { &all[..1] }
     }
 
-    fn platform(&self) -> Result<Platform, HostLacks> {
+    fn platform(&self, _: &Guest) -> Result<Platform, HostLacks> {
         Ok(self.ground()?.platform.clone())
     }
 

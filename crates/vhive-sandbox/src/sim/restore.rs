@@ -16,10 +16,7 @@ use super::serve::{Server, UnitNo};
 use super::{Sim, SimSnapshot, Steps, pass};
 use crate::deadline::Deadline;
 use crate::journal::Milestone;
-use crate::runtime::{
-    Checkpoint, HostLacks, Memory, Restore, RestoreError, Runtime as _, Sandbox, SandboxSpec,
-    SnapshotError,
-};
+use crate::runtime::{Checkpoint, Guest, HostLacks, Memory, Restore, RestoreError, Runtime as _, Sandbox, SandboxSpec, SnapshotError};
 use crate::snapshot::{
     DraftError, MEMORY, MemoryShape, Platform, Snapshot, SnapshotDraft, VM_STATE,
 };
@@ -56,7 +53,7 @@ impl Restore for Sim {
         &self.config.snapshot.modes
     }
 
-    fn platform(&self) -> Result<Platform, HostLacks> {
+    fn platform(&self, _: &Guest) -> Result<Platform, HostLacks> {
         self.check_host().map(|()| self.config.snapshot.platform())
     }
 

@@ -226,7 +226,8 @@ fn snapshot(booted: &mut Booted, dir: &Path) -> Snapshot {
 /// The snapshot's manifest agrees with what a restore of this guest needs.
 fn fits(site: &Site, kernel: &Kernel, snapshot: &Snapshot) {
     let spec = kernel.spec(site);
-    let platform = site.runtime.restores().expect("it restores").platform().expect("offered");
+    let platform = site.runtime.restores().expect("it restores").platform(&spec.guest);
+    let platform = platform.expect("offered");
     let on = spec.guest.platform(platform.clone()).expect("read");
     let shape = snapshot.manifest().shape;
     snapshot.manifest().check(&owner(), &on, shape).expect("fits");

@@ -17,7 +17,7 @@ use vhive_node::{Node, Runtimes};
 use vhive_sandbox::sim::{Sim, SimConfig};
 use vhive_sandbox::snapshot::Platform;
 use vhive_sandbox::{
-    BootError, Checkpoint, Deadline, End, HostLacks, Journal, Memory, Milestone, Restore,
+    BootError, Checkpoint, Deadline, End, Guest, HostLacks, Journal, Memory, Milestone, Restore,
     RestoreError, Runtime, Sandbox, SandboxSpec, Snapshot, SnapshotDraft, SnapshotError,
 };
 use vhive_serving::{Config, Serving};
@@ -329,7 +329,7 @@ impl Restore for InProcess {
         &[MemoryMode::File]
     }
 
-    fn platform(&self) -> Result<Platform, HostLacks> {
+    fn platform(&self, _: &Guest) -> Result<Platform, HostLacks> {
         Err(HostLacks { what: "no snapshots".to_owned(), fix: "none".to_owned() })
     }
 
