@@ -14,6 +14,7 @@ pub enum RuntimeName {
     /// Firecracker; needs a usable `/dev/kvm`.
     Firecracker,
     /// gVisor; `gvisor` is an alias.
+    #[serde(alias = "gvisor")]
     Runsc,
     /// A plain container by runc.
     Runc,
@@ -88,5 +89,24 @@ impl FromStr for RuntimeName {
         }
         let found = Self::ALL.into_iter().find(|name| name.as_str() == text);
         found.ok_or_else(|| ParseRuntimeError(text.to_owned()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_runtime_is_known_by_its_names_wherever_it_is_written() {
+        for name in RuntimeName::ALL {
+            let json = serde_json::to_string(&name).expect("a word");
+            assert_eq!(json, format!("{:?}", name.as_str()));
+            assert_eq!(serde_json::from_str::<RuntimeName>(&json).expect("read"), name);
+            assert_eq!(name.as_str().parse(), Ok(name));
+        }
+        assert_eq!("gvisor".parse(), Ok(RuntimeName::Runsc));
+        let read = serde_json::from_str::<RuntimeName>("\"gvisor\"").expect("an alias");
+        assert_eq!(read, RuntimeName::Runsc);
+        assert!(serde_json::from_str::<RuntimeName>("\"gVisor\"").is_err());
     }
 }
