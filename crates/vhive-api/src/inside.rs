@@ -57,19 +57,42 @@ const SIGNALS: [&str; 31] = [
     "XCPU", "XFSZ", "VTALRM", "PROF", "WINCH", "IO", "PWR", "SYS",
 ];
 
+/// Other names of some.
+const ALIASES: [(&str, &str); 3] = [("CLD", "CHLD"), ("IOT", "ABRT"), ("POLL", "IO")];
+
+/// Real-time signals as the GNU C library counts them: it keeps the kernel's first two.
+const REAL_TIME: std::ops::RangeInclusive<i32> = 34..=64;
+
 /// The number of the image's stop signal: a name with or without `SIG`, or a number; SIGTERM if it
 /// says nothing. None if there is no such signal.
 ///
 /// # Source
-/// signal(7), x86-64.
+/// signal(7), x86-64; `RTMIN+3` and `RTMAX-3` as kill(1) has them.
 #[must_use]
 pub fn stop_signal(text: &str) -> Option<i32> {
     let text = text.trim().to_ascii_uppercase();
+    if text.is_empty() {
+        return stop_signal("TERM");
+    }
     let name = text.strip_prefix("SIG").unwrap_or(&text);
-    let name = if text.is_empty() { "TERM" } else { name };
-    let named = SIGNALS.iter().position(|known| *known == name).map(|at| at + 1);
-    let number = named.or_else(|| text.parse().ok().filter(|n| (1..=SIGNALS.len()).contains(n)));
-    number.and_then(|number| i32::try_from(number).ok())
+    let usual = i32::try_from(SIGNALS.len()).unwrap_or(0);
+    if let Ok(number) = text.parse() {
+        return ((1..=usual).contains(&number) || REAL_TIME.contains(&number)).then_some(number);
+    }
+    // Only digits: what is parsed takes a sign as well.
+    let steps = |digits: &str, sign: char| {
+        let digits = digits.strip_prefix(sign)?;
+        digits.bytes().all(|byte| byte.is_ascii_digit()).then(|| digits.parse::<i32>().ok())?
+    };
+    let offset = |end: &str, sign| if end.is_empty() { Some(0) } else { steps(end, sign) };
+    let from_least = || REAL_TIME.start().checked_add(offset(name.strip_prefix("RTMIN")?, '+')?);
+    let from_most = || REAL_TIME.end().checked_sub(offset(name.strip_prefix("RTMAX")?, '-')?);
+    if let Some(number) = from_least().or_else(from_most) {
+        return REAL_TIME.contains(&number).then_some(number);
+    }
+    let name = ALIASES.iter().find(|(alias, _)| *alias == name).map_or(name, |(_, known)| known);
+    let number = SIGNALS.iter().position(|known| *known == name)? + 1;
+    i32::try_from(number).ok()
 }
 
 /// What `/etc/hosts` says: the function's own address and name, and the names of the gateway.
@@ -119,7 +142,22 @@ mod tests {
         {
             assert_eq!(stop_signal(text), Some(signal), "{text:?}");
         }
-        for text in ["SIGNONE", "0", "-9", "999", "SIG", "32"] {
+        for (text, signal) in [
+            ("SIGRTMIN+3", 37),
+            ("rtmin", 34),
+            ("SIGRTMAX-30", 34),
+            ("RTMAX", 64),
+            ("37", 37),
+            ("SIGCLD", 17),
+            ("IOT", 6),
+            ("SIGPOLL", 29),
+        ] {
+            assert_eq!(stop_signal(text), Some(signal), "{text:?}");
+        }
+        for text in [
+            "SIGNONE", "0", "-9", "999", "SIG", "32", "33", "65", "RTMIN+31", "RTMAX-31", "RTMIN-1",
+            "RTMIN+", "RTMAX+1", "RTMIN++1", "RTMIN+99999999999",
+        ] {
             assert_eq!(stop_signal(text), None, "{text:?}");
         }
     }

@@ -21,6 +21,9 @@ pub enum ProcessError {
     /// A text that is handed to the system as a C string holds a zero byte.
     #[error("{0} contains a zero byte")]
     ZeroByte(String),
+    /// The image's stop signal is none.
+    #[error("the image wants to be stopped by {0:?}, which is no signal: rebuild it with e.g. SIGTERM")]
+    StopSignal(String),
     /// What `$(NAME)` stands for adds up to too much.
     #[error("command, arguments and variables take more than {MOST} bytes once expanded")]
     TooLong,
@@ -71,6 +74,9 @@ pub fn process(image: &ImageConfig, revision: &Revision) -> Result<Process, Proc
         volumes: revision.volumes.clone(),
         gateway_names: revision.calls.names.clone(),
     };
+    if vhive_api::inside::stop_signal(&process.stop_signal).is_none() {
+        return Err(ProcessError::StopSignal(process.stop_signal));
+    }
     let texts = process.args.iter().chain(&process.env).chain([&process.user, &process.cwd]);
     if let Some(bad) = texts.into_iter().find(|text| text.contains('\0')) {
         return Err(ProcessError::ZeroByte(format!("{bad:?}")));
@@ -190,6 +196,18 @@ mod tests {
             assert_eq!((process.user.as_str(), process.cwd.as_str()), ("nobody", "/app"));
             assert_eq!(process.stop_signal, "SIGINT");
         }
+    }
+
+    #[test]
+    fn an_image_that_wants_to_be_stopped_by_no_signal_is_refused_before_it_is_started() {
+        let with = |signal: Option<&str>| {
+            let image = ImageConfig { stop_signal: signal.map(str::to_owned), ..image() };
+            process(&image, &revision("one"))
+        };
+        for fit in [None, Some("SIGRTMIN+3"), Some("37"), Some("SIGCLD")] {
+            assert!(with(fit).is_ok(), "{fit:?}");
+        }
+        assert_eq!(with(Some("SIGNO")), Err(ProcessError::StopSignal("SIGNO".to_owned())));
     }
 
     #[test]

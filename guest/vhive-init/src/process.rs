@@ -20,6 +20,7 @@ use rustix::thread::{
     CapabilitySet, remove_capability_from_bounding_set, set_thread_groups, set_thread_res_gid,
     set_thread_res_uid,
 };
+use rustix_libc_wrappers::process::SignalExt as _;
 use vhive_api::guest::Process;
 use vhive_api::inside::{self, Account, OPEN_FILES, environment};
 
@@ -193,8 +194,8 @@ fn find_program(name: &str, path: &str, cwd: &Path) -> Result<PathBuf, String> {
 }
 
 /// The image's stop signal: a name with or without `SIG`, or a number.
-pub(crate) fn stop_signal(text: &str) -> Result<Signal, Failure> {
-    let signal = inside::stop_signal(text).and_then(|number| Signal::try_from(number).ok());
+pub(crate) fn stop_signal(text: &str) -> Result<rustix::process::Signal, Failure> {
+    let signal = inside::stop_signal(text).and_then(rustix::process::Signal::from_raw);
     signal.ok_or_else(|| format!("unknown signal {text:?}")).step("read the stop signal")
 }
 

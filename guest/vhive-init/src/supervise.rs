@@ -17,7 +17,7 @@ use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::Pid;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{WaitOptions, WaitStatus, wait};
+use rustix::process::{WaitOptions, WaitStatus, kill_process, wait};
 use vhive_api::guest::{FromGuest, Hooks, Identity, Process, Stream, ToGuest};
 use vhive_api::inside::Lines;
 
@@ -62,7 +62,7 @@ pub(crate) struct Supervisor<'a> {
 /// What there is to know about the function.
 #[derive(Debug)]
 pub(crate) struct Function {
-    pub(crate) stop_signal: Signal,
+    pub(crate) stop_signal: rustix::process::Signal,
     pub(crate) port: u16,
     pub(crate) hooks: Hooks,
     pub(crate) names: Names,
@@ -273,7 +273,10 @@ impl<'a> Supervisor<'a> {
             ToGuest::Stop { grace_ms } => {
                 let at = Instant::now().checked_add(Duration::from_millis(grace_ms));
                 self.kill_at = [self.kill_at, at].into_iter().flatten().min();
-                signal(self.pid, self.function.stop_signal);
+                if let Some(pid) = rustix::process::Pid::from_raw(self.pid.as_raw()) {
+                    // It has just died.
+                    let _ = kill_process(pid, self.function.stop_signal);
+                }
                 Ok(())
             }
             ToGuest::Run { command, timeout_ms } => {

@@ -22,6 +22,9 @@ use crate::runtime::SandboxSpec;
 /// What a runtime mounts over.
 const MOUNT_POINTS: [(&str, u32); 3] = [("/proc", 0o755), ("/dev", 0o755), ("/sys", 0o755)];
 
+/// The last signal that has a name of its own, SIGSYS.
+const LAST_WITH_A_NAME: i32 = 31;
+
 /// Whose a directory is that the image lacks.
 const fn of_root(mode: u32) -> Owned {
     Owned { mode, uid: 0, gid: 0 }
@@ -61,7 +64,8 @@ fn has(root: &Root, path: &Path) -> io::Result<bool> {
 }
 
 /// Prepares a specification's process. None if the image has links or files where the layer must have
-/// directories: that is left to an init, which finds its way from inside.
+/// directories, or wants to be stopped by a real-time signal: that is left to an init, which does it from
+/// inside.
 pub(super) fn prepare(
     root: &Root,
     spec: &SandboxSpec,
@@ -100,6 +104,8 @@ pub(super) fn prepare(
     let step = format!("make working directory {}", cwd.display());
     plain &= layer.has(&cwd, 0o755).map_err(|error| unfit(&step, error.to_string()))?;
     plain &= layer.replaces(Path::new("/etc")).map_err(failed)?;
+    // gVisor's `kill` knows no real-time signals; an init does.
+    plain &= stop <= LAST_WITH_A_NAME;
     if !plain {
         return Ok(None);
     }

@@ -470,6 +470,11 @@ fn stop_has_a_grace_period(site: &Site) {
     assert_eq!(polite.journal.ended(), Some(End::Exited(3)));
     assert_eq!(polite.lines(Stream::Stdout), ["ready", "got usr1"]);
     drop(polite);
+    // Nobody traps that one here; it ends a process as the others do.
+    let mut real_time = boot("SIGRTMIN+3");
+    real_time.sandbox.stop(soon());
+    assert_eq!(real_time.journal.ended(), Some(End::Exited(128 + 37)));
+    drop(real_time);
     let mut stubborn = boot("");
     let deadline = Deadline::after(Duration::from_secs(4));
     stubborn.sandbox.stop(deadline);
