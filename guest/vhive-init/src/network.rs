@@ -22,6 +22,7 @@ pub(crate) fn configure(network: Option<&GuestNetwork>, uevents: &Uevents) -> Re
     };
     let interface = uevents.until(|| index_of("eth0"))?;
     no_ipv6("eth0").step(step)?;
+    low_ports_for_all().step(step)?;
     netlink.address(interface, network.address, network.prefix).step(step)?;
     netlink.up(interface).step(step)?;
     netlink.default_route(interface, network.gateway).step(step)
@@ -37,6 +38,12 @@ fn no_ipv6(interface: &str) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         written => written,
     }
+}
+
+/// Lets whoever is not root listen on ports below 1024, as container engines do: there is nobody else's
+/// to be taken for.
+fn low_ports_for_all() -> io::Result<()> {
+    fs::write("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0")
 }
 
 fn index_of(interface: &str) -> Option<u32> {

@@ -37,6 +37,7 @@ pub(super) fn make(slot: &OwnedFd) -> io::Result<OwnedFd> {
         unshare(CloneFlags::CLONE_NEWNET)?;
         let inner = namespace::current()?;
         super::slot::no_ipv6()?;
+        low_ports_for_all()?;
         let mut inside = Netlink::route()?;
         let mut changes = Netlink::link_changes()?;
         let here = links::End { name: OUTER, mac: GATEWAY_MAC };
@@ -66,6 +67,18 @@ pub(super) fn make(slot: &OwnedFd) -> io::Result<OwnedFd> {
         Ok(inner)
     })
 }
+
+/// Lets whoever is not root listen on ports below 1024: there is nobody else's to be taken for. Other
+/// container engines do so too, and images count on it.
+fn low_ports_for_all() -> io::Result<()> {
+    std::fs::write(LEAST_FREE_PORT, "0")
+}
+
+/// Of the network namespace of who writes it.
+///
+/// # Source
+/// Linux, `Documentation/networking/ip-sysctl.rst`.
+const LEAST_FREE_PORT: &str = "/proc/sys/net/ipv4/ip_unprivileged_port_start";
 
 /// Makes a namespace that has a loopback interface and nothing else, for containers that are only
 /// tried out.
