@@ -22,6 +22,12 @@ pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bi
 /// Open files: the soft limit that old programs expect, and room for those that ask for more.
 pub const OPEN_FILES: (u64, u64) = (1024, 1 << 19);
 
+/// Bytes of a stack that grows by itself: the soft limit. There is no hard one.
+pub const STACK: u64 = 8 << 20;
+
+/// Bytes that may be locked into memory.
+pub const LOCKED: u64 = 8 << 20;
+
 /// The directories that programs expect, with their modes: made where the image has none.
 pub const USUAL_DIRECTORIES: [(&str, u32); 3] =
     [("/tmp", 0o1777), ("/var/tmp", 0o1777), ("/run", 0o755)];
@@ -155,8 +161,21 @@ mod tests {
             assert_eq!(stop_signal(text), Some(signal), "{text:?}");
         }
         for text in [
-            "SIGNONE", "0", "-9", "999", "SIG", "32", "33", "65", "RTMIN+31", "RTMAX-31", "RTMIN-1",
-            "RTMIN+", "RTMAX+1", "RTMIN++1", "RTMIN+99999999999",
+            "SIGNONE",
+            "0",
+            "-9",
+            "999",
+            "SIG",
+            "32",
+            "33",
+            "65",
+            "RTMIN+31",
+            "RTMAX-31",
+            "RTMIN-1",
+            "RTMIN+",
+            "RTMAX+1",
+            "RTMIN++1",
+            "RTMIN+99999999999",
         ] {
             assert_eq!(stop_signal(text), None, "{text:?}");
         }

@@ -22,7 +22,9 @@ pub enum ProcessError {
     #[error("{0} contains a zero byte")]
     ZeroByte(String),
     /// The image's stop signal is none.
-    #[error("the image wants to be stopped by {0:?}, which is no signal: rebuild it with e.g. SIGTERM")]
+    #[error(
+        "the image wants to be stopped by {0:?}, which is no signal: rebuild it with e.g. SIGTERM"
+    )]
     StopSignal(String),
     /// What `$(NAME)` stands for adds up to too much.
     #[error("command, arguments and variables take more than {MOST} bytes once expanded")]

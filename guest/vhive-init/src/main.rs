@@ -141,7 +141,10 @@ fn serve(
     let stop_signal = process::stop_signal(&config.process.stop_signal)?;
     let children = supervise::watch_children()?;
     let child = process::start(&config.process, world)?;
-    channel.queue(&FromGuest::Started { at_ns: clock::now_ns(), pid: child.pid.as_raw().cast_unsigned() });
+    channel.queue(&FromGuest::Started {
+        at_ns: clock::now_ns(),
+        pid: child.pid.as_raw().cast_unsigned(),
+    });
     channel.flush()?;
     let listening = listen::watch(config.port, world)?;
     tidy();

@@ -22,14 +22,19 @@ use rustix::thread::{
 };
 use rustix_libc_wrappers::process::SignalExt as _;
 use vhive_api::guest::Process;
-use vhive_api::inside::{self, Account, OPEN_FILES, environment};
+use vhive_api::inside::{self, Account, LOCKED, OPEN_FILES, environment};
 
 use crate::World;
 use crate::failure::{Failure, Step as _};
 use crate::user;
 
-/// Open files: the soft limit that old programs expect, and room for those that ask for more.
-const LIMIT: Rlimit = Rlimit { current: Some(OPEN_FILES.0), maximum: Some(OPEN_FILES.1) };
+/// What a machine's function may have, as a container's has it from its runtime.
+const LIMITS: [(Resource, Rlimit); 4] = [
+    (Resource::Nofile, Rlimit { current: Some(OPEN_FILES.0), maximum: Some(OPEN_FILES.1) }),
+    (Resource::Core, Rlimit { current: Some(0), maximum: Some(0) }),
+    (Resource::Stack, Rlimit { current: Some(inside::STACK), maximum: None }),
+    (Resource::Memlock, Rlimit { current: Some(LOCKED), maximum: Some(LOCKED) }),
+];
 
 /// Bytes of the spawning thread's stack, ten times of what it needs. It stays with init.
 const STACK: usize = 128 << 10;
@@ -69,12 +74,7 @@ pub(crate) fn beside(process: &Process, args: &[String], world: World) -> Result
     run(process, args, Output::Lost, world)
 }
 
-fn run(
-    process: &Process,
-    args: &[String],
-    output: Output,
-    world: World,
-) -> Result<Child, Failure> {
+fn run(process: &Process, args: &[String], output: Output, world: World) -> Result<Child, Failure> {
     let name = args.first().map_or("", String::as_str);
     let step = || format!("start {name}");
     let user = user::look_up(&process.user).step(step())?;
@@ -107,7 +107,7 @@ fn spawn_as(launch: Launch, user: &Account, (cwd, world): (PathBuf, World)) -> i
             // What init may do that a container's function may not: give a clone its name.
             remove_capability_from_bounding_set(CapabilitySet::SYS_ADMIN)?;
         } else {
-            setrlimit(Resource::Nofile, LIMIT)?;
+            LIMITS.into_iter().try_for_each(|(resource, limit)| setrlimit(resource, limit))?;
         }
         let groups: Vec<Gid> = user.groups.iter().map(|gid| Gid::from_raw(*gid)).collect();
         let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));

@@ -6,9 +6,10 @@
 
 use std::path::Path;
 
+use rustix::process::{Resource, getrlimit};
 use serde_json::{Value, json};
 use vhive_api::guest::Volume;
-use vhive_api::inside::OPEN_FILES;
+use vhive_api::inside::{LOCKED, OPEN_FILES, STACK};
 
 use super::function::Function;
 use super::layer::INIT;
@@ -24,8 +25,8 @@ pub(super) struct Container<'a> {
     pub(super) cgroup: &'a str,
     /// What it may use: those limits that hold in them.
     pub(super) limits: Limits,
-    /// Most open files that the host lets anybody have.
-    pub(super) open_files: u64,
+    /// The hard limits of the node, which are not raised.
+    pub(super) most: Most,
     /// How readily the kernel ends it when the host runs out of memory.
     pub(super) expendable: i32,
     /// Where options of CRIU are; none for runtimes that it does not save.
@@ -37,6 +38,40 @@ pub(super) struct Container<'a> {
     pub(super) first: First<'a>,
     /// The bundle's directory, in which its files are (gVisor's init makes them inside).
     pub(super) bundle: &'a Path,
+}
+
+/// What the host lets anybody have.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Most {
+    pub(super) open_files: u64,
+    /// Bytes of a stack.
+    pub(super) stack: u64,
+    /// Bytes locked into memory.
+    pub(super) locked: u64,
+}
+
+impl Most {
+    pub(super) fn of_the_node() -> Self {
+        let hard = |limit| getrlimit(limit).maximum.unwrap_or(u64::MAX);
+        Self {
+            open_files: hard(Resource::Nofile),
+            stack: hard(Resource::Stack),
+            locked: hard(Resource::Memlock),
+        }
+    }
+
+    /// The limits of a container's processes, the same however the node was started, as far as it goes.
+    /// No core file: the host's kernel would write it, or hand it with all that was asked of the
+    /// function to a program of the host's.
+    fn limits(self) -> Value {
+        let limit = |kind: &str, soft: u64, hard: u64| json!({ "type": kind, "soft": soft.min(hard), "hard": hard });
+        json!([
+            limit("RLIMIT_NOFILE", OPEN_FILES.0, OPEN_FILES.1.min(self.open_files)),
+            limit("RLIMIT_CORE", 0, 0),
+            limit("RLIMIT_STACK", STACK, self.stack),
+            limit("RLIMIT_MEMLOCK", LOCKED, LOCKED.min(self.locked)),
+        ])
+    }
 }
 
 /// How a container's control groups are shown to it, read-only: Java, Go, Node and others look in them
@@ -89,8 +124,7 @@ const CAPABILITIES: [&str; 13] = [
 
 /// The file's content.
 pub(super) fn config(container: &Container<'_>) -> Value {
-    let Container { hostname, cgroup, limits, open_files, expendable, gvisor, first, .. } =
-        container;
+    let Container { hostname, cgroup, limits, most, expendable, gvisor, first, .. } = container;
     let (criu, bundle) = (container.criu, container.bundle);
     let namespaces = ["pid", "ipc", "uts", "mount"];
     let mut namespaces: Vec<Value> =
@@ -131,7 +165,7 @@ pub(super) fn config(container: &Container<'_>) -> Value {
     }
     let mut config = json!({
         "ociVersion": "1.0.2",
-        "process": process(*first, *gvisor, (*open_files, *expendable)),
+        "process": process(*first, *gvisor, (*most, *expendable)),
         "root": { "path": "rootfs", "readonly": false },
         "hostname": hostname,
         "mounts": match first {
@@ -146,13 +180,12 @@ pub(super) fn config(container: &Container<'_>) -> Value {
     config
 }
 
-fn process(first: First<'_>, gvisor: bool, (open_files, expendable): (u64, i32)) -> Value {
+fn process(first: First<'_>, gvisor: bool, (most, expendable): (Most, i32)) -> Value {
     let mut capabilities = CAPABILITIES.to_vec();
     capabilities.push("CAP_SYS_CHROOT");
-    let hard = OPEN_FILES.1.min(open_files);
     let mut process = json!({
         "terminal": false,
-        "rlimits": [{ "type": "RLIMIT_NOFILE", "soft": OPEN_FILES.0.min(hard), "hard": hard }],
+        "rlimits": most.limits(),
         "noNewPrivileges": false,
         "oomScoreAdj": expendable,
     });
@@ -245,7 +278,7 @@ mod tests {
             hostname: "abc",
             cgroup: "/vhive-1/abc",
             limits,
-            open_files: 4096,
+            most: Most { open_files: 4096, stack: u64::MAX, locked: 64 << 10 },
             expendable: 500,
             criu: None,
             gvisor: false,
@@ -280,7 +313,15 @@ mod tests {
         let resources = &config["linux"]["resources"];
         assert_eq!(resources["memory"]["limit"], 64 << 20);
         assert_eq!(resources["cpu"], json!({ "quota": 150_000, "period": 100_000 }));
-        assert_eq!(config["process"]["rlimits"][0]["hard"], 4096);
+        let limits = config["process"]["rlimits"].as_array().expect("a list");
+        let soft_and_hard = |kind: &str| {
+            let limit = limits.iter().find(|limit| limit["type"] == kind).expect(kind);
+            (limit["soft"].as_u64(), limit["hard"].as_u64())
+        };
+        assert_eq!(soft_and_hard("RLIMIT_NOFILE"), (Some(1024), Some(4096)));
+        assert_eq!(soft_and_hard("RLIMIT_CORE"), (Some(0), Some(0)));
+        assert_eq!(soft_and_hard("RLIMIT_STACK"), (Some(8 << 20), Some(u64::MAX)));
+        assert_eq!(soft_and_hard("RLIMIT_MEMLOCK"), (Some(64 << 10), Some(64 << 10)));
     }
 
     #[test]

@@ -23,7 +23,10 @@ use super::{Oci, blame, command, criu};
 use crate::contract::{Conversation, Supervised, become_clone, chain, own_words};
 use crate::deadline::Deadline;
 use crate::journal::{End, Milestone};
-use crate::runtime::{BootError, Guest, HostLacks, Memory, Paging, Prespawned, RecordingError, Restore, RestoreError, Sandbox, SandboxSpec};
+use crate::runtime::{
+    BootError, Guest, HostLacks, Memory, Paging, Prespawned, RecordingError, Restore, RestoreError,
+    Sandbox, SandboxSpec,
+};
 use crate::snapshot::{Mismatch, Platform, Snapshot};
 
 impl Restore for Oci {

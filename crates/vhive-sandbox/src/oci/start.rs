@@ -9,11 +9,11 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::Instant;
 
-use rustix::process::{Pid, Resource, getrlimit};
+use rustix::process::Pid;
 use vhive_api::guest::{GuestConfig, Volume};
 use vhive_api::{RuntimeName, SandboxId};
 
-use super::bundle::{self, Groups};
+use super::bundle::{self, Groups, Most};
 use super::container::{OWN_LAYER, Start, Verb, reaper};
 use super::criu::{self, Changes, Criu};
 use super::form::{self, FirstProcess};
@@ -96,7 +96,7 @@ impl Wanted<'_> {
             hostname: name,
             cgroup: &cgroup,
             limits,
-            open_files: getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX),
+            most: Most::of_the_node(),
             expendable: process::expendable(),
             gvisor: tool.is_gvisor(),
             groups: match &*shown {

@@ -16,7 +16,10 @@ use super::serve::{Server, UnitNo};
 use super::{Sim, SimSnapshot, Steps, pass};
 use crate::deadline::Deadline;
 use crate::journal::Milestone;
-use crate::runtime::{Checkpoint, Guest, HostLacks, Memory, Restore, RestoreError, Runtime as _, Sandbox, SandboxSpec, SnapshotError};
+use crate::runtime::{
+    Checkpoint, Guest, HostLacks, Memory, Restore, RestoreError, Runtime as _, Sandbox,
+    SandboxSpec, SnapshotError,
+};
 use crate::snapshot::{
     DraftError, MEMORY, MemoryShape, Platform, Snapshot, SnapshotDraft, VM_STATE,
 };

@@ -57,6 +57,11 @@ pub(crate) const ALL: &[Promise] = &[
     any("many_starts_leave_nothing", many_starts_leave_nothing),
     real("process_is_as_configured", process_is_as_configured),
     real("streams_are_the_users_own", streams_are_the_users_own),
+    real(
+        "limits_of_processes_are_the_same_everywhere",
+        limits_of_processes_are_the_same_everywhere,
+    ),
+    real("low_ports_are_free_to_all", low_ports_are_free_to_all),
     real("what_the_image_lacks_is_made", what_the_image_lacks_is_made),
     real("files_are_where_they_are_wanted", files_are_where_they_are_wanted),
     real("commands_run_beside_the_function", commands_run_beside_the_function),
@@ -258,6 +263,24 @@ fn streams_are_the_users_own(site: &Site) {
         assert_eq!(booted.lines(Stream::Stdout), ["out", "0022", "end"], "{user:?}: {said:?}");
         assert_eq!(said, ["err"], "{user:?}");
     }
+}
+
+/// No core files, and otherwise what programs expect: in KiB as a shell tells them.
+fn limits_of_processes_are_the_same_everywhere(site: &Site) {
+    let script = "ulimit -Sc; ulimit -Hc; ulimit -Ss; ulimit -Sl; ulimit -Sn";
+    let booted = site.boot(&site.spec(script));
+    assert_eq!(booted.journal.wait_end(soon()), Some(End::Exited(0)));
+    assert_eq!(booted.lines(Stream::Stdout), ["0", "0", "8192", "8192", "1024"]);
+}
+
+/// Who is not root listens where the web does, as in other container engines.
+fn low_ports_are_free_to_all(site: &Site) {
+    let mut spec = site.spec("exec httpd -f -p 80 -h /srv");
+    spec.process.user = "alice".to_owned();
+    spec.port = 80;
+    let booted = site.boot(&spec);
+    booted.listening();
+    assert_eq!(get(booted.endpoint(), "/index.html"), "hello from inside\n");
 }
 
 /// A function finds its working directory and the usual ones, and what the image has is as it was.
