@@ -125,7 +125,8 @@ pub enum FromGuest {
         at_ns: u64,
         /// Exit code, or 128 + signal number.
         code: i32,
-        /// It was killed because the guest's memory was used up.
+        /// The guest's memory was used up, and a process was killed: this one, if the code says that it
+        /// was killed.
         #[serde(default)]
         out_of_memory: bool,
     },

@@ -55,6 +55,8 @@ pub enum End {
     Exited(i32),
     /// The function was killed because it used more memory than it was given.
     OutOfMemory,
+    /// The function's process ended so, after its memory limit had killed another one of its processes.
+    ShortOfMemory(i32),
     /// Init, VMM or runtime failed at a step.
     Failed {
         /// The step, e.g. `mount root`.
@@ -70,6 +72,11 @@ impl fmt::Display for End {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Exited(code) => write!(f, "the function exited with code {code}"),
+            Self::ShortOfMemory(code) => write!(
+                f,
+                "the function exited with code {code}, after its memory limit had killed one of its \
+                 processes (OOM); give it more"
+            ),
             Self::OutOfMemory => f.write_str(
                 "the function used more memory than its limit and was killed (OOM); give it more",
             ),

@@ -431,8 +431,7 @@ impl<'a> Supervisor<'a> {
             self.reap()?;
             self.channel.receive()?;
         }
-        let out_of_memory =
-            code == KILLED && self.function.entropy.is_some() && kernel_has_killed();
+        let out_of_memory = self.function.entropy.is_some() && kernel_has_killed();
         self.channel.queue(&FromGuest::Exited { at_ns: clock::now_ns(), code, out_of_memory });
         self.channel.finish(until)
     }
@@ -440,9 +439,6 @@ impl<'a> Supervisor<'a> {
 
 /// Longest that a command of the host's may run.
 const LONGEST_COMMAND: Duration = Duration::from_secs(3600);
-
-/// The exit code of a process that was killed.
-const KILLED: i32 = 128 + 9;
 
 /// Whether the guest's kernel has killed a process for want of memory.
 fn kernel_has_killed() -> bool {

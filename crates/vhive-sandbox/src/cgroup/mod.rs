@@ -11,6 +11,7 @@
 
 mod attach;
 mod hierarchy;
+mod kills;
 mod members;
 mod processors;
 mod share;
@@ -29,6 +30,7 @@ use crate::run_dir::RunRoot;
 use hierarchy::{Hierarchy, Version};
 
 pub use hierarchy::{Controller, quota_us};
+pub(crate) use kills::Kills;
 pub use processors::{PinError, check_cpus};
 pub(crate) use share::MachineShare;
 pub use usage::{CpuTime, cpu_time};
@@ -198,7 +200,7 @@ impl Cgroup {
     #[must_use]
     pub fn out_of_memory(&self) -> OutOfMemory {
         // The first is version 1's, the second version 2's.
-        let files = ["memory.oom_control", "memory.events"];
+        let files = ["memory.oom_control", EVENTS];
         let all = self.dirs().flat_map(|dir| files.map(|file| dir.join(file)));
         OutOfMemory { files: all.filter(|file| file.exists()).collect() }
     }
@@ -260,13 +262,25 @@ impl OutOfMemory {
     /// Whether it has.
     #[must_use]
     pub fn happened(&self) -> bool {
-        let texts = self.files.iter().filter_map(|file| fs::read_to_string(file).ok());
-        let kills = |text: String| {
-            let count = text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.parse().ok());
-            count.is_some_and(|count: u64| count > 0)
-        };
-        texts.into_iter().any(kills)
+        kills_of(self) > 0
     }
+
+    /// What tells of each that follows.
+    pub(crate) fn watch(&self) -> Kills {
+        Kills::of(self)
+    }
+}
+
+/// Version 2's file of what has happened to a group's memory.
+const EVENTS: &str = "memory.events";
+
+/// How many it has killed.
+fn kills_of(limit: &OutOfMemory) -> u64 {
+    let texts = limit.files.iter().filter_map(|file| fs::read_to_string(file).ok());
+    let kills = |text: String| {
+        text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.parse::<u64>().ok())
+    };
+    texts.filter_map(kills).max().unwrap_or(0)
 }
 
 impl Drop for Cgroup {

@@ -65,7 +65,16 @@ pub(crate) struct Conversation {
 }
 
 /// The exit code of a function that was killed.
-pub(super) const KILLED: i32 = 128 + 9;
+const KILLED: i32 = 128 + 9;
+
+/// How a function has ended whose limit has killed one of its processes or not.
+pub(super) const fn end_of(code: i32, out_of_memory: bool) -> End {
+    match (code, out_of_memory) {
+        (KILLED, true) => End::OutOfMemory,
+        (code, true) => End::ShortOfMemory(code),
+        (code, false) => End::Exited(code),
+    }
+}
 
 #[derive(Clone, Copy, Debug)]
 struct Hello {
@@ -170,12 +179,7 @@ impl Conversation {
 
     fn exited(&self, code: i32, out_of_memory: bool) {
         let by_limit = || self.limit.as_ref().is_some_and(OutOfMemory::happened);
-        let killed = code == KILLED;
-        self.journal.end(if killed && (out_of_memory || by_limit()) {
-            End::OutOfMemory
-        } else {
-            End::Exited(code)
-        });
+        self.journal.end(end_of(code, out_of_memory || by_limit()));
     }
 
     fn fail(&self, step: String, reason: String) {
@@ -250,6 +254,22 @@ mod tests {
         let exited = FromGuest::Exited { at_ns: 0, code: 3, out_of_memory: false };
         assert_eq!(talk.receive(exited, t0 + ms(9)), Ok(Next::Over));
         assert_eq!(journal.ended(), Some(End::Exited(3)));
+    }
+
+    #[test]
+    fn an_end_says_whether_memory_was_short_whoever_was_killed_for_it() {
+        for (code, out_of_memory, end) in [
+            (137, true, End::OutOfMemory),
+            (137, false, End::Exited(137)),
+            (1, true, End::ShortOfMemory(1)),
+            (1, false, End::Exited(1)),
+        ] {
+            let (journal, now) = (Journal::new(), Instant::now());
+            let mut talk = greeted(&journal, now);
+            let exited = FromGuest::Exited { at_ns: 0, code, out_of_memory };
+            assert_eq!(talk.receive(exited, now), Ok(Next::Over));
+            assert_eq!(journal.ended(), Some(end));
+        }
     }
 
     #[test]

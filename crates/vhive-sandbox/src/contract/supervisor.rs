@@ -21,20 +21,24 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::process::Pid;
 use vhive_api::guest::{Stream, ToGuest, write_frame};
 
 use super::alone::Alone;
-use super::conversation::{Answer, Conversation, KILLED as KILLED_CODE, Next};
+use super::conversation::{Answer, Conversation, Next, end_of};
 use super::streams::{Frames, Lines};
-use crate::cgroup::OutOfMemory;
+use crate::cgroup::{Kills, OutOfMemory};
 use crate::deadline::Deadline;
 use crate::journal::{End, Journal};
 use crate::process::{Child, Exit};
 
 /// How long a killed process may take to end: one that takes longer hangs in the kernel.
 const KILLED: Duration = Duration::from_secs(10);
+
+/// What the console says when a process of the function's has been killed and the function goes on.
+const KILLED_ONE: &str =
+    "a process of the function's went over the memory limit and was killed (OOM); give it more";
 
 /// What is supervised: one process, or several that take each other's place. Dropping it reaps
 /// what is left of it.
@@ -95,6 +99,9 @@ pub(crate) struct Outputs {
     pub(crate) from_guest: File,
     /// To the guest's init, if there is one.
     pub(crate) to_guest: Option<File>,
+    /// What tells that the limit on the function's memory has killed one of its processes, where the
+    /// others go on then.
+    pub(crate) kills: Option<Kills>,
 }
 
 /// Who speaks out of a sandbox.
@@ -332,6 +339,9 @@ impl Session {
                     subject.kill();
                 }
             }
+            if self.outputs.kills.as_mut().is_some_and(|kills| kills.look(ready.memory)) {
+                self.journal.line(Stream::Console, KILLED_ONE.to_owned());
+            }
             self.flush();
             if self.read(ready.readable) == Fate::End {
                 subject.kill();
@@ -349,7 +359,7 @@ impl Session {
 
     /// Waits until there is something to do.
     fn wait(&self, subject: &impl Subject) -> io::Result<Ready> {
-        let Outputs { console, errors, from_guest, to_guest } = &self.outputs;
+        let Outputs { console, errors, from_guest, to_guest, kills } = &self.outputs;
         let pidfd = subject.pidfd();
         let mut fds = vec![
             PollFd::new(&pidfd, PollFlags::IN),
@@ -371,8 +381,13 @@ impl Session {
         {
             fds.push(PollFd::new(to_guest, PollFlags::OUT));
         }
+        let others = fds.len();
+        let notices = kills.iter().flat_map(Kills::sources);
+        fds.extend(notices.map(|(fd, flags)| PollFd::from_borrowed_fd(fd, flags)));
+        let again = kills.as_ref().and_then(Kills::again);
+        let again = again.and_then(|again| Timespec::try_from(again).ok());
         loop {
-            match poll(&mut fds, None) {
+            match poll(&mut fds, again.as_ref()) {
                 Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
                 Ok(_) => break,
@@ -384,7 +399,8 @@ impl Session {
             readable[at] = fd.revents().intersects(news);
         }
         let ended = !fds[0].revents().is_empty();
-        Ok(Ready { ended, woken: !fds[1].revents().is_empty(), readable })
+        let memory = fds[others..].iter().any(|fd| !fd.revents().is_empty());
+        Ok(Ready { ended, woken: !fds[1].revents().is_empty(), memory, readable })
     }
 
     /// Whether nothing more can be taken from a source for now.
@@ -527,8 +543,7 @@ impl Session {
         }
         let by_limit = words.limit.as_ref().is_some_and(OutOfMemory::happened);
         if let (true, Exit::Code(code)) = (ran, exit) {
-            let killed = code == KILLED_CODE && by_limit;
-            return journal.end(if killed { End::OutOfMemory } else { End::Exited(code) });
+            return journal.end(end_of(code, by_limit));
         }
         let name = words.name;
         self.journal.end(End::Vanished(match (exit, self.last_error) {
@@ -551,6 +566,8 @@ const CHANNEL: usize = 2;
 struct Ready {
     ended: bool,
     woken: bool,
+    /// There is news of the memory limit.
+    memory: bool,
     readable: [bool; 3],
 }
 

@@ -206,6 +206,7 @@ impl Streams {
                 errors,
                 from_guest: OwnedFd::from(io::pipe()?.0).into(),
                 to_guest: Some(OwnedFd::from(to_guest).into()),
+                kills: None,
             };
             let (stdout, stderr) = (stdout.into(), stderr.into());
             return Ok(Self { stdin: None, stdout, stderr, outputs, serial: None });
@@ -217,6 +218,7 @@ impl Streams {
             errors,
             from_guest: OwnedFd::from(from_guest).into(),
             to_guest: Some(OwnedFd::from(to_guest).into()),
+            kills: None,
         };
         let serial = Some(stdout.try_clone()?.into());
         let (stdin, stdout) = (Some(stdin.into()), stdout.into());

@@ -150,7 +150,9 @@ impl Wanted<'_> {
             stderr: stderr.into(),
         };
         let from_guest = OwnedFd::from(from_guest).into();
-        let outputs = Outputs { console, errors, from_guest, to_guest };
+        // Of gVisor the whole sandbox is killed.
+        let kills = (!tool.is_gvisor()).then(|| limit.watch());
+        let outputs = Outputs { console, errors, from_guest, to_guest, kills };
         let words = Words {
             name: tool.name.as_str(),
             out_of_memory: "the container used more memory than its limit and was killed (OOM)",

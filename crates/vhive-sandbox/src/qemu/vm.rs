@@ -191,6 +191,7 @@ impl Spawned {
             errors,
             from_guest: from_guest.into(),
             to_guest: Some(to_guest.into()),
+            kills: None,
         };
         let journal = Arc::clone(wanted.journal);
         let conversation = if is_clone {

@@ -1,8 +1,9 @@
 //! Promises about what a function may use, and what it sees of that.
 
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use vhive_api::Bytes;
+use vhive_api::{Bytes, RuntimeName};
 use vhive_api::guest::Stream;
 use vhive_sandbox::{End, cgroup};
 
@@ -41,6 +42,35 @@ pub(crate) fn limits_are_real(site: &Site) {
     let end = greedy.journal.wait_end(soon()).expect("ended");
     let text = end.to_string();
     assert!(text.contains("OOM"), "{text}; {:?}", greedy.journal.tail(20));
+}
+
+/// That a function goes on without one of its processes is no mystery: while it lives the console says
+/// why, at least where the limit is the host's, and so does its end.
+pub(crate) fn a_killed_child_is_told(site: &Site) {
+    let hog = "dd if=/dev/zero bs=30M count=1 | sleep 60 &";
+    let worker = "dd if=/dev/zero of=/dev/null bs=80M count=1 2>/dev/null";
+    let script = format!("{hog} {hog} sleep 2; {worker}; echo worker $?; while :; do sleep 1; done");
+    let mut spec = site.spec(&format!("trap 'exit 3' TERM; {script}"));
+    spec.memory = Bytes::mib(128);
+    let mut booted = site.boot(&spec);
+    // Of gVisor, whose kernel has all of the memory, the host kills everything.
+    if site.runtime.name() == RuntimeName::Runsc {
+        let end = booted.journal.wait_end(soon()).expect("ended").to_string();
+        assert!(end.contains("OOM"), "{end}");
+        return;
+    }
+    wait_for_line(&booted, "worker 137");
+    if !site.runtime.name().is_machine() {
+        let deadline = soon();
+        let (_hold, tick) = mpsc::channel::<()>();
+        while booted.lines(Stream::Console).is_empty() && !deadline.passed() {
+            let _ = tick.recv_timeout(Duration::from_millis(20));
+        }
+        let said = booted.lines(Stream::Console);
+        assert!(said.len() == 1 && said[0].contains("memory limit"), "{said:?}");
+    }
+    booted.sandbox.stop(soon());
+    assert_eq!(booted.journal.ended(), Some(End::ShortOfMemory(3)));
 }
 
 /// Kinds of file systems, as statfs(2) names them.

@@ -70,6 +70,7 @@ pub(crate) const ALL: &[Promise] = &[
     real("stop_has_a_grace_period", stop_has_a_grace_period),
     machine("a_guest_has_the_size_asked_for", limits::a_guest_has_the_size_asked_for),
     real("limits_are_real", limits::limits_are_real),
+    real("a_killed_child_is_told", limits::a_killed_child_is_told),
     real("a_function_finds_its_limits", limits::a_function_finds_its_limits),
     real("processor_time_is_limited", limits::processor_time_is_limited),
     container("little_is_beside_a_function", limits::little_is_beside_a_function),
