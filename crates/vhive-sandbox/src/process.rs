@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use nix::spawn::{PosixSpawnAttr, PosixSpawnFileActions, PosixSpawnFlags, posix_spawnp};
 use nix::sys::signal::{SigSet, Signal as NixSignal};
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitOptions};
+use serde::Deserialize as _;
 
 /// What to run, as whom, and with which descriptors.
 #[derive(Debug)]
@@ -47,6 +48,25 @@ pub struct Confinement {
     pub uid: u32,
     /// One more group, e.g. the one that may open `/dev/kvm`.
     pub extra_group: Option<u32>,
+}
+
+/// How many user numbers follow a configured first one: 2^24.
+pub const UIDS: u32 = 1 << 24;
+
+/// Reads the first of [`UIDS`] user numbers of which none is anybody's.
+///
+/// # Errors
+/// If the system's own users, or the number that stands for nobody in particular, would be among
+/// them.
+pub(crate) fn first_uid<'de, D: serde::Deserializer<'de>>(from: D) -> Result<u32, D::Error> {
+    use serde::de::Error as _;
+    let first = u32::deserialize(from)?;
+    let most = u32::MAX - UIDS;
+    if (1 << 16..=most).contains(&first) {
+        return Ok(first);
+    }
+    let what = format!("first_uid is {first}, and must be from 65536 to {most}");
+    Err(D::Error::custom(what))
 }
 
 impl Confinement {

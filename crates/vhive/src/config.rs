@@ -8,6 +8,7 @@ use vhive_sandbox::RunRoot;
 use vhive_sandbox::firecracker::FirecrackerConfig;
 use vhive_sandbox::network::NetworkConfig;
 use vhive_sandbox::oci::{ContainerConfig, GvisorConfig};
+use vhive_sandbox::process::UIDS;
 use vhive_sandbox::qemu::QemuConfig;
 use vhive_sandbox::sim::SimConfig;
 
@@ -55,6 +56,7 @@ impl Config {
                     .with_context(|| format!("cannot use the configuration {}", path.display()))?
             }
         };
+        users_apart(config.qemu.first_uid, config.firecracker.first_uid)?;
         if let Some(dir) = &global.state_dir {
             config.node.state_dir = dir.clone();
         }
@@ -89,6 +91,16 @@ impl Config {
     }
 }
 
+/// That no QEMU has the user of a Firecracker.
+fn users_apart(qemu: u32, firecracker: u32) -> anyhow::Result<()> {
+    anyhow::ensure!(
+        qemu.abs_diff(firecracker) >= UIDS,
+        "the users of QEMU (qemu.first_uid = {qemu}) and Firecracker (firecracker.first_uid = \
+         {firecracker}) overlap: let {UIDS} numbers be between the two"
+    );
+    Ok(())
+}
+
 /// The path without symbolic links, of which the last parts need not exist yet: client and node
 /// derive the same names from it.
 fn canonical(path: &Path) -> std::io::Result<PathBuf> {
@@ -110,6 +122,19 @@ mod tests {
     fn the_documented_default_is_the_default() {
         let documented: Config = toml::from_str(DEFAULT_TEXT).expect("the default is TOML");
         assert_eq!(documented, Config::default());
+    }
+
+    #[test]
+    fn users_of_two_runtimes_do_not_overlap() {
+        let first = QemuConfig::default().first_uid;
+        assert!(users_apart(first, FirecrackerConfig::default().first_uid).is_ok());
+        assert!(
+            users_apart(first, first + UIDS).is_ok() && users_apart(first + UIDS, first).is_ok()
+        );
+        for other in [first, first + UIDS - 1, first - UIDS + 1] {
+            let error = users_apart(first, other).expect_err("they overlap").to_string();
+            assert!(error.contains("firecracker.first_uid"), "{error}");
+        }
     }
 
     #[test]

@@ -5,8 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use vhive_api::{Bytes, SandboxId};
 
-/// How many user numbers follow `first_uid`: 2^24.
-const UIDS: u32 = 1 << 24;
+use crate::process::UIDS;
 
 /// The section `[firecracker]`.
 #[expect(clippy::struct_excessive_bools, reason = "switches that are independent of each other")]
@@ -22,6 +21,7 @@ pub struct FirecrackerConfig {
     pub use_jailer: bool,
     /// First of the 16,777,216 user and group numbers of which each Firecracker gets one. No user
     /// may have a number in that range.
+    #[serde(deserialize_with = "crate::process::first_uid")]
     pub first_uid: u32,
     /// Memory that a Firecracker may use besides its guest's; it is ended if it needs more.
     pub overhead: Bytes,

@@ -6,10 +6,9 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use vhive_api::{Bytes, SandboxId, Span};
 
-use super::command::Accelerator;
+use crate::process::UIDS;
 
-/// How many user numbers follow `first_uid`: 2^24.
-const UIDS: u32 = 1 << 24;
+use super::command::Accelerator;
 
 /// The section `[qemu]`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,6 +22,7 @@ pub struct QemuConfig {
     pub hello_deadline: Span,
     /// First of the 16,777,216 user and group numbers of which each QEMU gets one. No user may
     /// have a number in that range.
+    #[serde(deserialize_with = "crate::process::first_uid")]
     pub first_uid: u32,
     /// Memory that a QEMU may use besides its guest's; it is ended if it needs more.
     pub overhead: Bytes,
@@ -77,6 +77,22 @@ impl QemuConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_number_of_somebody_elses_is_configured() {
+        let read = |first: u64| {
+            let text = format!(r#"{{ "first_uid": {first} }}"#);
+            serde_json::from_str::<QemuConfig>(&text).map_err(|error| error.to_string())
+        };
+        let last = u64::from(u32::MAX);
+        for first in [65_536, 1_900_000_000, last - (1 << 24)] {
+            assert_eq!(read(first).map(|config| u64::from(config.first_uid)), Ok(first));
+        }
+        for first in [0, 1, 65_535, last - (1 << 24) + 1, last] {
+            let refused = read(first).expect_err("not a range of nobody's");
+            assert!(refused.contains("must be from 65536 to 4278190079"), "{refused}");
+        }
+    }
 
     #[test]
     fn each_sandbox_has_a_user_of_its_own_in_the_range() {

@@ -3,8 +3,8 @@
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use vhive_api::{Bytes, RuntimeName};
 use vhive_api::guest::Stream;
+use vhive_api::{Bytes, RuntimeName};
 use vhive_sandbox::{End, cgroup};
 
 use crate::promises::wait_for_line;
@@ -49,7 +49,8 @@ pub(crate) fn limits_are_real(site: &Site) {
 pub(crate) fn a_killed_child_is_told(site: &Site) {
     let hog = "dd if=/dev/zero bs=30M count=1 | sleep 60 &";
     let worker = "dd if=/dev/zero of=/dev/null bs=80M count=1 2>/dev/null";
-    let script = format!("{hog} {hog} sleep 2; {worker}; echo worker $?; while :; do sleep 1; done");
+    let script =
+        format!("{hog} {hog} sleep 2; {worker}; echo worker $?; while :; do sleep 1; done");
     let mut spec = site.spec(&format!("trap 'exit 3' TERM; {script}"));
     spec.memory = Bytes::mib(128);
     let mut booted = site.boot(&spec);
