@@ -13,6 +13,9 @@ pub(crate) struct Traces {
     mounts: BTreeSet<String>,
     files: BTreeSet<String>,
     sockets: BTreeSet<String>,
+    /// Processes, whosever children, by number and name: their command line, control groups or
+    /// mounts are of this node. What holds a namespace of a sandbox's is one of them.
+    pub(crate) processes: BTreeSet<String>,
 }
 
 /// What a process has open and running, which is not to grow with the sandboxes that it has had.
@@ -38,7 +41,9 @@ impl Traces {
     /// Whether each kind has grown that a running sandbox must show in.
     pub(crate) fn is_more_than(&self, before: &Self) -> bool {
         let grown = |now: &BTreeSet<String>, then: &BTreeSet<String>| now.len() > then.len();
-        grown(&self.cgroups, &before.cgroups) && grown(&self.files, &before.files)
+        grown(&self.cgroups, &before.cgroups)
+            && grown(&self.files, &before.files)
+            && grown(&self.processes, &before.processes)
     }
 
     /// What there was not before. What was still going then may be gone.
@@ -50,6 +55,7 @@ impl Traces {
             mounts: new(&self.mounts, &before.mounts),
             files: new(&self.files, &before.files),
             sockets: new(&self.sockets, &before.sockets),
+            processes: new(&self.processes, &before.processes),
         }
     }
 
@@ -77,8 +83,38 @@ impl Traces {
                 .collect(),
             files: listed(root.sandboxes()).collect(),
             sockets: sockets.lines().filter(ours).map(str::to_owned).collect(),
+            processes: processes(root),
         }
     }
+}
+
+fn processes(root: &RunRoot) -> BTreeSet<String> {
+    let place = root.dir().display().to_string();
+    let tag = format!("vhive-{}", root.tag());
+    let own = std::process::id().to_string();
+    let mounts = fs::read_link("/proc/self/ns/mnt").expect("readable");
+    let mut found = BTreeSet::new();
+    for entry in fs::read_dir("/proc").expect("readable").filter_map(Result::ok) {
+        let (dir, number) = (entry.path(), entry.file_name());
+        let number = number.to_string_lossy();
+        if number == own || !number.bytes().all(|byte| byte.is_ascii_digit()) {
+            continue;
+        }
+        // It may end while it is looked at.
+        let text = |file: &str| fs::read(dir.join(file)).unwrap_or_default();
+        let mentions = |file: &str| {
+            let text = text(file);
+            let text = String::from_utf8_lossy(&text);
+            text.contains(&place) || text.contains(&tag)
+        };
+        // Those of the host's are looked at once, as this process sees them.
+        let elsewhere = fs::read_link(dir.join("ns/mnt")).is_ok_and(|its| its != mounts);
+        if mentions("cmdline") || mentions("cgroup") || (elsewhere && mentions("mountinfo")) {
+            let name = text("comm");
+            found.insert(format!("{number} {}", String::from_utf8_lossy(&name).trim()));
+        }
+    }
+    found
 }
 
 fn children() -> BTreeSet<String> {
