@@ -11,6 +11,8 @@
     reason = "tests fail by panicking, and tell why they skip"
 )]
 
+#[path = "conformance/afterlife.rs"]
+mod afterlife;
 #[path = "conformance/calls.rs"]
 mod calls;
 #[path = "conformance/greedy.rs"]

@@ -7,6 +7,7 @@ use vhive_api::RuntimeName;
 use vhive_api::guest::{Content, Process, Stream, Volume, VolumeFile};
 use vhive_sandbox::{BootError, Deadline, End, Milestone, RunError, Uses};
 
+use crate::afterlife;
 use crate::calls;
 use crate::greedy;
 use crate::killed;
@@ -94,6 +95,10 @@ pub(crate) const ALL: &[Promise] = &[
     },
     machine("the_vmm_is_nobody", the_vmm_is_nobody),
     clone("a_clone_answers_as_the_original", restored::a_clone_answers_as_the_original),
+    clone(
+        "a_clone_lives_and_ends_as_its_original",
+        afterlife::a_clone_lives_and_ends_as_its_original,
+    ),
     clone("every_policy_brings_the_same_memory", restored::every_policy_brings_the_same_memory),
     clone("recordings_are_merged", restored::recordings_are_merged),
     clone("a_waiting_vmm_goes_on", restored::a_waiting_vmm_goes_on),
