@@ -10,7 +10,8 @@ use anyhow::Context as _;
 use crate::shell::{self, cargo};
 
 /// The order of the columns.
-const RUNTIMES: [&str; 7] = ["qemu", "firecracker", "runsc", "runsc-init", "runc", "crun", "sim"];
+const RUNTIMES: [&str; 8] =
+    ["qemu", "firecracker", "runsc", "runsc-init", "runsc-ptrace", "runc", "crun", "sim"];
 
 pub(crate) fn run() -> anyhow::Result<()> {
     let results = shell::root().join("target/conformance.tsv");
@@ -70,7 +71,10 @@ fn page(pairs: &[(&str, &str)], told: &BTreeMap<&str, &str>) -> String {
         }
         text.push('\n');
     }
-    text.push_str("\nAn empty field: the promise is about something that the runtime has not.\n");
+    text.push_str(
+        "\nAn empty field: the promise is about something that the runtime has not, or the runtime is one of the\n\
+         table in another form, of which enough is run to see that it works.\n",
+    );
     for (at, note) in notes.iter().enumerate() {
         let _ = writeln!(text, "\n{}. {note}", at + 1);
     }
