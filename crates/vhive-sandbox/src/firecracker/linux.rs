@@ -121,14 +121,28 @@ impl Linux {
             Answer::Boots => Ok(linux),
             Answer::Fails(reason) if counts => {
                 let until = remembered::until(&file);
-                let what = format!("KVM here does not boot a Linux guest: {reason}; {until}");
-                Err(lacks(&what, "use runtimeClassName: qemu, or a bare-metal host"))
+                Err(refusal(config, &format!("{reason}; {until}")))
             }
             Answer::Fails(reason) => {
                 let what = format!("a trial of Firecracker came to nothing: {reason}");
                 Err(lacks(&what, "try again"))
             }
         }
+    }
+}
+
+/// What is said of a trial in which no guest said hello. A template is for some models of processor
+/// only, and which these are is Firecracker's to know: where there is one it is the first suspect.
+fn refusal(config: &FirecrackerConfig, reason: &str) -> HostLacks {
+    match config.cpu_template {
+        Some(template) => {
+            let with = format!("firecracker.cpu_template = {template:?}");
+            lacks(&format!("no Linux guest boots with {with}: {reason}"), "leave the template out")
+        }
+        None => lacks(
+            &format!("KVM here does not boot a Linux guest: {reason}"),
+            "use runtimeClassName: qemu, or a bare-metal host",
+        ),
     }
 }
 
@@ -212,6 +226,16 @@ mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
     use super::*;
+    use crate::firecracker::CpuTemplate;
+
+    #[test]
+    fn a_template_is_the_first_suspect() {
+        let with = |cpu_template| FirecrackerConfig { cpu_template, ..Default::default() };
+        let plain = refusal(&with(None), "why").to_string();
+        assert!(plain.starts_with("KVM here does not boot a Linux guest: why; use "), "{plain}");
+        let other = refusal(&with(Some(CpuTemplate::T2CL)), "why").to_string();
+        assert!(other.contains("cpu_template = T2CL: why; leave the template out"), "{other}");
+    }
 
     #[test]
     fn a_trial_that_somebody_kills_says_nothing_of_kvm() {
