@@ -1,6 +1,8 @@
 # Thin: everything real is in cargo and xtask. `make demo` and `make test` do all the set-up themselves.
 SHELL := /bin/sh
-SUDO := $(shell [ "$$(id -u)" = 0 ] || echo "sudo env PATH=$$PATH VHIVE_REQUIRE=$$VHIVE_REQUIRE")
+# What sudo is to let through, where it is set.
+PASSED = $(foreach name,VHIVE_REQUIRE VHIVE_FIRECRACKER VHIVE_SEED VHIVE_BENCH_FUNCTIONS,$(if $($(name)),$(name)='$($(name))'))
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo "sudo env PATH=$$PATH $(PASSED)")
 XTASK = cargo run --quiet --release --package xtask --
 
 .PHONY: demo test bench clean setup-demo setup-test setup-bench

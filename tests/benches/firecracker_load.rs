@@ -72,9 +72,7 @@ fn main() -> Result<()> {
 
 fn config() -> FirecrackerConfig {
     let config = FirecrackerConfig { metrics: true, ..FirecrackerConfig::default() };
-    let Some(binary) = std::env::var_os("VHIVE_FIRECRACKER").map(PathBuf::from) else {
-        return config;
-    };
+    let Some(binary) = vhive_tests::node::named_firecracker() else { return config };
     let jailer = binary.with_file_name("jailer");
     FirecrackerConfig { binary, jailer, ..config }
 }

@@ -55,8 +55,7 @@ impl TestNode {
     /// # Errors
     /// As [`TestNode::start`].
     pub fn start_in(dir: &Path, config: &str, env: &[(&str, &OsStr)]) -> anyhow::Result<Self> {
-        fs::create_dir_all(dir)?;
-        fs::write(dir.join("vhive.toml"), config)?;
+        configure(dir, config)?;
         let log = File::options().create(true).append(true).open(dir.join("node.log"))?;
         let mut command = command(dir)?;
         command.args(["--log", "info", "-o", "json", "node"]);
@@ -245,6 +244,32 @@ pub fn command(dir: &Path) -> anyhow::Result<Command> {
         command.arg("--config").arg(config);
     }
     Ok(command)
+}
+
+/// The Firecracker that `VHIVE_FIRECRACKER` names, with its jailer beside it; none = those in `PATH`.
+#[must_use]
+pub fn named_firecracker() -> Option<PathBuf> {
+    std::env::var_os("VHIVE_FIRECRACKER").filter(|path| !path.is_empty()).map(PathBuf::from)
+}
+
+/// Writes the configuration that commands on `dir` use from now on.
+///
+/// # Errors
+/// Any I/O error.
+pub fn configure(dir: &Path, config: &str) -> std::io::Result<()> {
+    fs::create_dir_all(dir)?;
+    fs::write(dir.join("vhive.toml"), with_firecracker(config))
+}
+
+/// A configuration with that Firecracker, unless it says something of Firecracker itself.
+fn with_firecracker(config: &str) -> String {
+    match named_firecracker() {
+        Some(binary) if !config.contains("[firecracker]") => {
+            let jailer = binary.with_file_name("jailer");
+            format!("{config}\n[firecracker]\nbinary = {binary:?}\njailer = {jailer:?}\n")
+        }
+        _ => config.to_owned(),
+    }
 }
 
 /// Runs a `vhive` command on the state directory below `dir`.

@@ -4,7 +4,8 @@ use std::fs::{self, File};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use vhive_tests::node::{TestNode, vhive};
@@ -79,10 +80,43 @@ pub(crate) fn tag(dir: &Dir) -> String {
     vhive_sandbox::RunRoot::of_state_dir(&state).tag().to_owned()
 }
 
+/// Processes whose control groups are of this node, or that live among its mounts, whatever they are
+/// called: a `criu swrk` says nothing of itself.
+fn strays(tag: &str) -> Vec<String> {
+    let own = fs::read_link("/proc/self/ns/mnt").expect("readable");
+    let all = fs::read_dir("/proc").expect("listed").flatten().map(|entry| entry.path());
+    let is_one = |dir: &PathBuf| {
+        let mentions = |file: &str| {
+            let text = fs::read(dir.join(file)).unwrap_or_default();
+            String::from_utf8_lossy(&text).contains(tag)
+        };
+        let elsewhere = || fs::read_link(dir.join("ns/mnt")).is_ok_and(|its| its != own);
+        mentions("cgroup") || (elsewhere() && mentions("mountinfo"))
+    };
+    let name = |dir: PathBuf| {
+        let comm = fs::read_to_string(dir.join("comm")).unwrap_or_default();
+        format!("process {}: {}", dir.display(), comm.trim())
+    };
+    all.filter(|dir| dir.join("mountinfo").exists()).filter(is_one).map(name).collect()
+}
+
+/// Those of them that stay: another node's sandbox sees a mount until it has been taken from it too.
+fn lasting_strays(tag: &str) -> Vec<String> {
+    let deadline = Instant::now() + Duration::from_secs(5);
+    let (_hold, tick) = mpsc::channel::<()>();
+    loop {
+        let found = strays(tag);
+        if found.is_empty() || Instant::now() > deadline {
+            return found;
+        }
+        let _ = tick.recv_timeout(Duration::from_millis(50));
+    }
+}
+
 /// Everything on the host that carries a node's tag: processes, namespaces, links, control groups,
 /// firewall tables, run directories.
 pub(crate) fn traces(tag: &str) -> Vec<String> {
-    let mut found = Vec::new();
+    let mut found = lasting_strays(tag);
     for process in fs::read_dir("/proc").expect("listed").flatten() {
         let command = fs::read(process.path().join("cmdline")).unwrap_or_default();
         let command = String::from_utf8_lossy(&command).replace('\0', " ");

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
-use vhive_tests::node::{TestNode, vhive};
+use vhive_tests::node::{TestNode, configure, vhive};
 
 use crate::microvm::{hello, invoke_cold, prepare, tag, traces};
 use crate::scene::{Dir, apply, invoke};
@@ -16,6 +16,8 @@ pub(crate) fn offered(test: &str, dir: &Dir) -> Vec<String> {
         return Vec::new();
     }
     prepare(dir);
+    // The doctor is asked about the programs that the node will run.
+    configure(dir.path(), "").expect("written");
     let doctor = vhive(dir.path(), &["-o", "json", "doctor"]).expect("runs");
     let answer: Value = serde_json::from_slice(&doctor.stdout).expect("doctor's JSON");
     let lines = answer["runtimes"].as_array().expect("a list");

@@ -74,7 +74,8 @@ fn firecracker() -> Result<Arc<dyn Runtime>, String> {
 /// The program that `VHIVE_FIRECRACKER` names, with its jailer beside it; else both are looked up
 /// in `PATH`.
 pub(crate) fn firecracker_config() -> FirecrackerConfig {
-    let Some(binary) = std::env::var_os("VHIVE_FIRECRACKER").map(PathBuf::from) else {
+    let named = std::env::var_os("VHIVE_FIRECRACKER").filter(|path| !path.is_empty());
+    let Some(binary) = named.map(PathBuf::from) else {
         return FirecrackerConfig::default();
     };
     let jailer = binary.with_file_name("jailer");
