@@ -17,6 +17,8 @@ mod afterlife;
 mod calls;
 #[path = "conformance/greedy.rs"]
 mod greedy;
+#[path = "conformance/inside.rs"]
+mod inside;
 #[path = "conformance/killed.rs"]
 mod killed;
 #[path = "network/lab.rs"]
