@@ -240,8 +240,14 @@ fn process_is_as_configured(site: &Site) {
     };
     assert_eq!(tagged("arg:"), ["zero", "two words", "", "ünï"]);
     // In this order; like every container runtime, HOME is added from the image's passwd.
-    let expected = ["B=2", "A=1 and more", "EMPTY=", "PATH=/bin", "HOME=/home/alice"];
-    assert_eq!(tagged("env:"), expected);
+    let mut expected = ["B=2", "A=1 and more", "EMPTY=", "PATH=/bin", "HOME=/home/alice"];
+    let mut variables = tagged("env:");
+    if site.runtime.name() == RuntimeName::Runsc && spec.uses == Uses::default() {
+        // Where no init of ours is inside, gVisor hands them over as they come out of its map.
+        expected.sort_unstable();
+        variables.sort();
+    }
+    assert_eq!(variables, expected);
     assert_eq!(tagged("cwd:"), ["/home/alice"]);
     assert_eq!(tagged("id:"), ["1234:2345"]);
     assert_eq!(tagged("groups:"), ["2345 3456"]);
