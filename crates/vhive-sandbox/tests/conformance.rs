@@ -19,6 +19,8 @@ mod calls;
 mod full;
 #[path = "conformance/greedy.rs"]
 mod greedy;
+#[path = "conformance/inside.rs"]
+mod inside;
 #[path = "conformance/killed.rs"]
 mod killed;
 #[path = "network/lab.rs"]

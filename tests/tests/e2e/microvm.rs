@@ -91,7 +91,7 @@ fn strays(tag: &str) -> Vec<String> {
             String::from_utf8_lossy(&text).contains(tag)
         };
         let elsewhere = || fs::read_link(dir.join("ns/mnt")).is_ok_and(|its| its != own);
-        mentions("cgroup") || (elsewhere() && mentions("mountinfo"))
+        mentions("cgroup") || (is_orphan(dir) && elsewhere() && mentions("mountinfo"))
     };
     let name = |dir: PathBuf| {
         let comm = fs::read_to_string(dir.join("comm")).unwrap_or_default();
@@ -100,7 +100,24 @@ fn strays(tag: &str) -> Vec<String> {
     all.filter(|dir| dir.join("mountinfo").exists()).filter(is_one).map(name).collect()
 }
 
-/// Those of them that stay: another node's sandbox sees a mount until it has been taken from it too.
+/// Whether a process has been left to whoever inherits: children of another node may see a mount of
+/// this one's if they were started while it was there.
+fn is_orphan(dir: &Path) -> bool {
+    let parent_of = |dir: &Path| {
+        let status = fs::read_to_string(dir.join("status")).ok()?;
+        let line = status.lines().find_map(|line| line.strip_prefix("PPid:"))?;
+        line.trim().parse::<u32>().ok()
+    };
+    let mut heirs = vec![1];
+    let mut next = parent_of(Path::new("/proc/self"));
+    while let Some(parent) = next.filter(|parent| *parent > 1) {
+        heirs.push(parent);
+        next = parent_of(&Path::new("/proc").join(parent.to_string()));
+    }
+    parent_of(dir).is_some_and(|parent| heirs.contains(&parent))
+}
+
+/// Those of them that stay: what is just ending is given its time.
 fn lasting_strays(tag: &str) -> Vec<String> {
     let deadline = Instant::now() + Duration::from_secs(5);
     let (_hold, tick) = mpsc::channel::<()>();

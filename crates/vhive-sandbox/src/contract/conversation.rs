@@ -67,6 +67,10 @@ pub(crate) struct Conversation {
 /// The exit code of a function that was killed.
 const KILLED: i32 = 128 + 9;
 
+/// What the console says when a process of the function's has been killed and the function goes on.
+pub(super) const KILLED_ONE: &str =
+    "a process of the function's went over the memory limit and was killed (OOM); give it more";
+
 /// How a function has ended whose limit has killed one of its processes or not.
 pub(super) const fn end_of(code: i32, out_of_memory: bool) -> End {
     match (code, out_of_memory) {

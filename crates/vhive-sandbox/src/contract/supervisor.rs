@@ -26,7 +26,7 @@ use rustix::process::Pid;
 use vhive_api::guest::{Stream, ToGuest, write_frame};
 
 use super::alone::Alone;
-use super::conversation::{Answer, Conversation, Next, end_of};
+use super::conversation::{Answer, Conversation, KILLED_ONE, Next, end_of};
 use super::streams::{Frames, Lines};
 use crate::cgroup::{Kills, OutOfMemory};
 use crate::deadline::Deadline;
@@ -35,10 +35,6 @@ use crate::process::{Child, Exit};
 
 /// How long a killed process may take to end: one that takes longer hangs in the kernel.
 const KILLED: Duration = Duration::from_secs(10);
-
-/// What the console says when a process of the function's has been killed and the function goes on.
-const KILLED_ONE: &str =
-    "a process of the function's went over the memory limit and was killed (OOM); give it more";
 
 /// What is supervised: one process, or several that take each other's place. Dropping it reaps
 /// what is left of it.

@@ -250,14 +250,17 @@ impl Site {
         if let Some(pool) = &self.pool {
             pool.close();
         }
-        let left = || Traces::of(&self.root).since(&self.before);
         let (_hold, tick) = mpsc::channel::<()>();
         let deadline = Deadline::after(Duration::from_secs(5));
-        // Other tests' sandboxes, on the same host, see a mount until it has been taken from them too.
-        while !left().processes.is_empty() && !deadline.passed() {
+        // What is just ending is given its time.
+        let left = loop {
+            let left = Traces::of(&self.root).since(&self.before);
+            if left.processes.is_empty() || deadline.passed() {
+                break left;
+            }
             let _ = tick.recv_timeout(Duration::from_millis(50));
-        }
-        assert_eq!(left(), Traces::default());
+        };
+        assert_eq!(left, Traces::default());
     }
 }
 

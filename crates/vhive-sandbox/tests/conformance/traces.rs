@@ -91,30 +91,55 @@ impl Traces {
 fn processes(root: &RunRoot) -> BTreeSet<String> {
     let place = root.dir().display().to_string();
     let tag = format!("vhive-{}", root.tag());
-    let own = std::process::id().to_string();
+    let own = std::process::id();
     let mounts = fs::read_link("/proc/self/ns/mnt").expect("readable");
-    let mut found = BTreeSet::new();
-    for entry in fs::read_dir("/proc").expect("readable").filter_map(Result::ok) {
-        let (dir, number) = (entry.path(), entry.file_name());
-        let number = number.to_string_lossy();
-        if number == own || !number.bytes().all(|byte| byte.is_ascii_digit()) {
-            continue;
-        }
-        // It may end while it is looked at.
-        let text = |file: &str| fs::read(dir.join(file)).unwrap_or_default();
-        let mentions = |file: &str| {
-            let text = text(file);
-            let text = String::from_utf8_lossy(&text);
-            text.contains(&place) || text.contains(&tag)
-        };
-        // Those of the host's are looked at once, as this process sees them.
-        let elsewhere = fs::read_link(dir.join("ns/mnt")).is_ok_and(|its| its != mounts);
-        if mentions("cmdline") || mentions("cgroup") || (elsewhere && mentions("mountinfo")) {
-            let name = text("comm");
-            found.insert(format!("{number} {}", String::from_utf8_lossy(&name).trim()));
-        }
+    let all = fs::read_dir("/proc").expect("readable").filter_map(Result::ok);
+    let all = all.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    // A process may end while it is looked at.
+    let mentions = |pid: &u32, file: &str| {
+        let text = fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
+        text.contains(&place) || text.contains(&tag)
+    };
+    // Those of the host's are looked at once, as this process sees them.
+    let elsewhere =
+        |pid: &u32| fs::read_link(format!("/proc/{pid}/ns/mnt")).is_ok_and(|its| its != mounts);
+    let found = all.filter(|pid| *pid != own).filter(|pid| {
+        mentions(pid, "cmdline")
+            || mentions(pid, "cgroup")
+            || (elsewhere(pid) && mentions(pid, "mountinfo"))
+    });
+    let found: BTreeSet<u32> = found.collect();
+    let mut heirs = vec![1];
+    let mut next = own;
+    while let Some(parent) = parent_of(next).filter(|parent| *parent > 1) {
+        heirs.push(parent);
+        next = parent;
     }
-    found
+    // Whose child it is tells it from the processes of another test, which see a mount of this one's if
+    // they were started while it was there: this one's are its own, or were left to whoever inherits.
+    let is_ours = |pid: &&u32| {
+        let mut top = **pid;
+        loop {
+            match parent_of(top) {
+                Some(parent) if parent == own => return true,
+                Some(parent) if !heirs.contains(&parent) => top = parent,
+                Some(_) => return found.contains(&top),
+                // It has just ended.
+                None => return false,
+            }
+        }
+    };
+    let name = |pid: &u32| {
+        let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        format!("{pid} {}", name.trim())
+    };
+    found.iter().filter(is_ours).map(name).collect()
+}
+
+fn parent_of(pid: u32) -> Option<u32> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    status.lines().find_map(|line| line.strip_prefix("PPid:")?.trim().parse().ok())
 }
 
 fn children() -> BTreeSet<String> {
