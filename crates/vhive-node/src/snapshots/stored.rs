@@ -329,8 +329,10 @@ impl Stored {
     }
 
     /// Notes on disk, for the next node, that it was used now; and how large it has become.
-    pub(crate) fn settle(&self) {
-        let dir = self.snapshot.dir();
+    pub(crate) fn settle(self: &Arc<Self>) {
+        // Once it has gone, another may lie in its place.
+        let Some(hold) = self.hold() else { return };
+        let dir = hold.snapshot().dir();
         let touched =
             File::open(dir).and_then(|dir| dir.set_modified(std::time::SystemTime::now()));
         let sets = touched.and_then(|()| Ok((working_sets(dir)?, allocated(dir)?)));
@@ -345,8 +347,10 @@ impl Stored {
 
     /// Removes its working sets up to this one, so that the next start records afresh. What others have
     /// recorded since that one was used stays.
-    pub(crate) fn forget_working_sets(&self, newest: Option<u32>) {
+    pub(crate) fn forget_working_sets(self: &Arc<Self>, newest: Option<u32>) {
         let Some(newest) = newest else { return };
+        // Once it has gone, another may lie in its place, with working sets of the same numbers.
+        let Some(_hold) = self.hold() else { return };
         let gone = {
             let mut state = self.state();
             let later = state.working_sets.split_off(&(newest.saturating_add(1)));
@@ -459,15 +463,16 @@ impl Drop for CloneToken {
     }
 }
 
-/// By what it shows that files have been written or replaced: device, inode, length, and time of the
-/// last change. What a disk does to them by itself does not show.
+/// By what it shows that files have been written or replaced: device, inode, length, and when the inode was changed
+/// last. That time can be set by nobody, unlike the content's, which whoever puts a copy back sets to what it was.
+/// What a disk does to them by itself does not show.
 type Stamps = Vec<(u64, u64, u64, i64, i64)>;
 
 /// None if a file is not there: that is noticed otherwise.
 fn stamps(snapshot: &Snapshot) -> Option<Stamps> {
     let stamp = |name: &String| {
         let meta = fs::metadata(snapshot.dir().join(name)).ok()?;
-        Some((meta.dev(), meta.ino(), meta.len(), meta.mtime(), meta.mtime_nsec()))
+        Some((meta.dev(), meta.ino(), meta.len(), meta.ctime(), meta.ctime_nsec()))
     };
     snapshot.manifest().files.keys().map(stamp).collect()
 }
