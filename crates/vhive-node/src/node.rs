@@ -9,20 +9,21 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
-use vhive_api::{Digest, Revision, RevisionKey, RuntimeName, SandboxId, SnapshotPolicy};
+use vhive_api::{Digest, Revision, RevisionKey, RuntimeName, SandboxId};
 use vhive_image::{FindError, ImageStore, PullError, PullOptions};
 use vhive_sandbox::cgroup::{PinError, check_cpus};
 use vhive_sandbox::network::NetworkPool;
-use vhive_sandbox::{Deadline, RunRoot, Runtime};
+use vhive_sandbox::{Deadline, Guest, RunRoot, Runtime};
 
 use crate::config::{Config, ConfigError};
 use crate::drain::{self, ShutdownError};
+use crate::guest;
 use crate::limits::{Budget, Room};
 use crate::logs::{self, InstanceLog, LogFollower};
 use crate::metrics::Metrics;
 use crate::pool::{AcquireError, Lease, Pool};
 use crate::records::Records;
-use crate::snapshots::{SnapshotId, SnapshotInfo, Snapshots, StoreError};
+use crate::snapshots::{ImportError, SnapshotId, SnapshotInfo, Snapshots, StoreError};
 use crate::standby::Standbys;
 use crate::status::{Instance, RevisionCounts, RevisionStanding, RevisionStatus};
 use crate::sweep::{Ground, GroundError};
@@ -173,10 +174,19 @@ impl Shared {
         }
     }
 
-    /// Has the revision's snapshot read in the background if an earlier node has left it.
-    fn read_ahead(&self, revision: &Revision) {
-        if revision.snapshot != SnapshotPolicy::Off {
-            self.snapshots.read_ahead(&SnapshotId::of(revision));
+    /// Looks whether the revision's snapshot, if there is one, fits what it would be restored on now. Blocks,
+    /// perhaps for seconds.
+    pub(crate) fn look_whether_it_fits(&self, revision: &Revision) {
+        if !self.snapshots.has(revision) {
+            return;
+        }
+        let runtime = self.tools.runtimes.get(revision.runtime);
+        let Some(restorer) = runtime.and_then(|runtime| runtime.restores()) else { return };
+        match guest::of(revision, self.ground.state_dir()) {
+            Ok(guest) => self.snapshots.look_whether_it_fits(revision, (restorer, &guest)),
+            Err(error) => {
+                tracing::debug!(revision = %revision.key, %error, "its guest is not there")
+            }
         }
     }
 
@@ -326,13 +336,12 @@ impl Node {
     /// holds from the next start on.
     pub fn register(&self, revision: Arc<Revision>) {
         let shared = &self.0.shared;
-        shared.read_ahead(&revision);
         let mut pools = shared.pools.write().unwrap_or_else(PoisonError::into_inner);
         if let Some(pool) = pools.get(&revision.key) {
             let pool = Arc::clone(pool);
             drop(pools);
             pool.update(revision);
-            pool.snapshot_ahead();
+            pool.look_at_snapshot();
             return;
         }
         let key = revision.key.clone();
@@ -342,7 +351,7 @@ impl Node {
         }
         pools.insert(key, Arc::clone(&pool));
         drop(pools);
-        pool.snapshot_ahead();
+        pool.look_at_snapshot();
     }
 
     /// Forgets a revision: refuses further requests, fails those that wait in vain, lets those in
@@ -422,9 +431,19 @@ impl Node {
     ) -> Result<(SnapshotInfo, bool), CreateError> {
         let pool = self.pool(key).ok_or_else(|| AcquireError::Unknown(key.clone()))?;
         let revision = pool.view().revision;
-        let runtime = self.0.shared.tools.runtimes.get(revision.runtime);
-        if runtime.is_some_and(|runtime| runtime.restores().is_none()) {
+        let (shared, of_thread) = (Arc::clone(&self.0.shared), Arc::clone(&revision));
+        let can = shared.handle.clone().spawn_blocking(move || {
+            let runtime = shared.tools.runtimes.get(of_thread.runtime);
+            shared.look_whether_it_fits(&of_thread);
+            runtime.is_none_or(|runtime| runtime.restores().is_some())
+        });
+        if !can.await.unwrap_or(false) {
             return Err(TakeError::Unsupported(revision.runtime).into());
+        }
+        // One that nobody has read yet may be damaged. If reading takes long, it is told that it is unread.
+        if let Some(read) = self.snapshots().reading(&revision) {
+            let most = self.0.shared.config.snapshots.restore_deadline.0;
+            let _in_time = tokio::time::timeout(most, read).await;
         }
         let known = self.snapshots().get(&SnapshotId::of(&revision));
         if let Some(info) = known.filter(|info| info.stale.is_none()) {
@@ -432,6 +451,27 @@ impl Node {
         }
         let taken = pool.create_snapshot().await??;
         Ok((taken, true))
+    }
+
+    /// Takes in an archive as [`Snapshots::import`] does, and looks whether it fits what this node has. Blocks.
+    ///
+    /// # Errors
+    /// [`ImportError`].
+    pub fn import_snapshot(&self, from: impl io::Read) -> Result<SnapshotInfo, ImportError> {
+        let shared = &self.0.shared;
+        let info = self.snapshots().import(from)?;
+        let id = info.id();
+        let of = shared.pools().into_iter().map(|pool| pool.revision());
+        if let Some(revision) = of.into_iter().find(|revision| SnapshotId::of(revision) == id) {
+            shared.look_whether_it_fits(&revision);
+        } else if let Some(runtime) = self.runtimes().get(id.runtime)
+            && let Some(restorer) = runtime.restores()
+        {
+            let bare = guest::bare(shared.ground.state_dir());
+            let guests: Vec<Guest> = [Guest::Linux].into_iter().chain(bare.ok()).collect();
+            self.snapshots().look_whether_it_may_fit(&id, restorer, &guests);
+        }
+        Ok(self.snapshots().get(&id).unwrap_or(info))
     }
 
     /// Registers the door's way of closing its idle connections to an instance; called on a blocking

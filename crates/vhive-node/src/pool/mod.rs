@@ -22,8 +22,7 @@ use jiff::Timestamp;
 use rustix::process::Pid;
 use tokio::sync::{oneshot, watch};
 use vhive_api::{
-    Bytes, MemoryFigures, Revision, RevisionKey, RuntimeName, SandboxId, SnapshotAt,
-    SnapshotPolicy, StartKind,
+    Bytes, MemoryFigures, Revision, RevisionKey, RuntimeName, SandboxId, SnapshotAt, SnapshotPolicy,
 };
 use vhive_sandbox::{Journal, Paging, Sandbox};
 
@@ -144,6 +143,8 @@ pub(crate) struct Running {
     pub(crate) turn: Arc<Turn>,
     /// A connection to it on which nothing has been said.
     pub(crate) connection: Option<TcpStream>,
+    /// A snapshot of it may be asked for.
+    pub(crate) saves: bool,
 }
 
 /// A start that the pool has asked for.
@@ -348,6 +349,11 @@ impl Pool {
         *self.alive.borrow()
     }
 
+    /// What its instances are started from now.
+    pub(crate) fn revision(&self) -> Arc<Revision> {
+        Arc::clone(&self.state().revision)
+    }
+
     pub(crate) fn counts(&self) -> Counts {
         self.state().core.counts()
     }
@@ -421,10 +427,7 @@ impl Pool {
         report: Arc<StartReport>,
         after: Option<AfterReply>,
     ) {
-        let restores = self.shared.tools.runtimes.get(running.revision.runtime);
-        let restores = restores.is_some_and(|runtime| runtime.restores().is_some());
-        let occasion = (restores && report.kind == StartKind::Boot)
-            .then(|| Occasion::of(Arc::clone(&running.revision)));
+        let occasion = running.saves.then(|| Occasion::of(Arc::clone(&running.revision)));
         let wanted = occasion.as_ref().is_some_and(|occasion| occasion.comes(&self.shared));
         let (revision, endpoint) = (Arc::clone(&running.revision), running.sandbox.endpoint());
         let (journal, turn, instance) = {

@@ -15,6 +15,7 @@
 
 mod archive;
 mod evict;
+mod fit;
 mod info;
 mod open;
 mod readers;
@@ -30,10 +31,11 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use vhive_api::{Bytes, Digest, Revision, RuntimeName, SnapshotPolicy};
-use vhive_sandbox::snapshot::{Blame, DraftError, MemoryShape, Owner};
-use vhive_sandbox::{Deadline, Guest, Restore, Snapshot, SnapshotDraft};
+use vhive_sandbox::snapshot::{Blame, DraftError, Owner};
+use vhive_sandbox::{Deadline, Snapshot, SnapshotDraft};
 
 pub use self::archive::{ExportError, ImportError};
+use self::fit::On;
 pub use self::info::{Collected, SnapshotInfo, StaleField};
 pub use self::open::StoreError;
 use self::readers::Readers;
@@ -146,14 +148,13 @@ impl Snapshots {
     pub(crate) fn usable(
         &self,
         revision: &Revision,
-        (restorer, guest): (&dyn Restore, &Guest),
+        on: On<'_>,
         deadline: Deadline,
     ) -> Result<Option<Hold>, Unfit> {
         let id = SnapshotId::of(revision);
         let Some(hold) = self.find(&id).and_then(|stored| stored.hold()) else { return Ok(None) };
         let stored = hold.stored();
-        let platform = restorer.platform().map_err(|lacks| Unfit(lacks.to_string()))?;
-        let platform = guest.platform(platform).map_err(|error| Unfit(error.to_string()))?;
+        let platform = fit::platform(on)?;
         let began = Instant::now();
         if let Err(error) = stored.look() {
             let why = chain(&error);
@@ -164,16 +165,7 @@ impl Snapshots {
             }
             return Err(Unfit(why));
         }
-        // Guests have whole mebibytes.
-        let memory = Bytes::mib(revision.memory.mib_ceil());
-        let shape = MemoryShape { memory, vcpus: revision.vcpus() };
-        let fits = stored.snapshot.manifest().check(&owner(revision), &platform, shape);
-        if let Err(mismatch) = fits {
-            stored.set_stale(mismatch);
-        }
-        if let Some(mismatch) = &stored.state().stale {
-            return Err(Unfit(format!("snapshot does not fit: {mismatch}")));
-        }
+        self.compare(stored, revision, &platform)?;
         stored.notice_writes();
         let tried = stored.tried();
         let is_read = self.have_read(stored, true);
@@ -199,8 +191,10 @@ impl Snapshots {
     }
 
     /// Has a snapshot that an earlier node has left read in the background, so that no start waits for that.
-    pub(crate) fn read_ahead(&self, id: &SnapshotId) {
-        if let Some(stored) = self.find(id) {
+    pub(crate) fn read_ahead(&self, revision: &Revision) {
+        if let Some(stored) =
+            self.find(&SnapshotId::of(revision)).filter(|stored| stored.is_of_use())
+        {
             // If nobody does, the first start asks again.
             let _is_read = self.have_read(&stored, false);
         }

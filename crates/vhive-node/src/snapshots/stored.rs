@@ -60,6 +60,8 @@ pub(super) struct State {
     /// Of the files of which it is known that they are sound.
     stamps: Option<Stamps>,
     pub(super) stale: Option<Mismatch>,
+    /// The runtime itself has said so when it was to restore it: no comparison takes that back.
+    refused: bool,
     pub(super) working_sets: BTreeSet<u32>,
     /// Allocated on disk.
     pub(super) bytes: u64,
@@ -112,6 +114,7 @@ impl Stored {
             stamps: sound.then(|| stamps(&snapshot)).flatten(),
             verdict: if sound { Verdict::Sound } else { Verdict::Unread },
             stale: None,
+            refused: false,
             working_sets: working_sets(snapshot.dir())?,
             bytes: allocated(snapshot.dir())?,
             used: Timestamp::try_from(modified).unwrap_or(Timestamp::UNIX_EPOCH),
@@ -283,13 +286,30 @@ impl Stored {
         Err(OpenError::Damaged { path, what: "it has been replaced".to_owned() })
     }
 
-    /// It does not fit this node and is not used any more.
-    pub(crate) fn set_stale(&self, mismatch: Mismatch) {
+    /// Notes in what it does not fit this node now, if in anything; true if it is of use no more, or again.
+    pub(super) fn set_fit(&self, found: Option<Mismatch>) -> bool {
         let mut state = self.state();
-        if state.stale.is_none() {
-            tracing::warn!(snapshot = %self.id, %mismatch, "snapshot is stale");
-            state.stale = Some(mismatch);
+        if state.refused {
+            return false;
         }
+        let news = state.stale.is_some() != found.is_some();
+        match &found {
+            Some(mismatch) if news => {
+                tracing::warn!(snapshot = %self.id, %mismatch, "snapshot is stale");
+            }
+            None if news => tracing::info!(snapshot = %self.id, "snapshot fits again"),
+            _ => {}
+        }
+        state.stale = found;
+        news
+    }
+
+    /// The runtime says that it does not fit: it is not used any more.
+    pub(crate) fn refuse(&self, mismatch: Mismatch) {
+        tracing::warn!(snapshot = %self.id, %mismatch, "snapshot is stale");
+        let mut state = self.state();
+        state.refused = true;
+        state.stale = Some(mismatch);
     }
 
     /// A restore succeeded.

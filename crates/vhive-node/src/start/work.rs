@@ -57,6 +57,8 @@ pub(super) struct Brought {
     pub(super) after: Option<AfterReply>,
     /// A connection to it on which nothing has been said.
     pub(super) connection: Option<TcpStream>,
+    /// Its snapshot may be wanted, and can be taken.
+    pub(super) saves: bool,
 }
 
 /// Times of a successful start that are not in the journal.
@@ -142,6 +144,8 @@ impl Work {
             clone_of: None,
             after: None,
             connection: up.ready.connection,
+            // To ask may take seconds: here nobody else waits for it.
+            saves: self.revision.snapshot != SnapshotPolicy::Off && runtime.restores().is_some(),
         })
     }
 
@@ -246,7 +250,7 @@ impl Work {
         tracing::warn!(%revision, sandbox = %self.id, %mode, why, "restore failed; booting instead");
         self.shared.metrics.fell_back(self.revision.runtime);
         if let Failed::Restore(RestoreError::Mismatch(mismatch)) = failed {
-            stored.set_stale(mismatch.clone());
+            stored.refuse(mismatch.clone());
         }
         if blame == Blame::Snapshot {
             self.shared.snapshots.retire(stored, &why);
@@ -283,6 +287,7 @@ impl Work {
             clone_of: Some(stored.clone_token()),
             after,
             connection: up.ready.connection,
+            saves: false,
         }
     }
 
