@@ -23,7 +23,7 @@ use crate::logs::{self, InstanceLog, LogFollower};
 use crate::metrics::Metrics;
 use crate::pool::{AcquireError, Lease, Pool};
 use crate::records::Records;
-use crate::snapshots::{ImportError, SnapshotId, SnapshotInfo, Snapshots, StoreError};
+use crate::snapshots::{Disowned, ImportError, SnapshotId, SnapshotInfo, Snapshots, StoreError};
 use crate::standby::Standbys;
 use crate::status::{Instance, RevisionCounts, RevisionStanding, RevisionStatus};
 use crate::sweep::{Ground, GroundError};
@@ -382,6 +382,51 @@ impl Node {
             }
             shared.forgotten().retain(|pool| pool.alive() > 0);
         }
+    }
+
+    /// Removes what snapshots there are of a revision that has been deleted, and keeps none that is being taken of
+    /// its instances; to be called behind [`Node::forget`], or for one that is not registered. From when this
+    /// returns, a revision by the same key comes from none of them. The future resolves when their files have gone,
+    /// or will go with their last user; dropping it does not stop that.
+    pub fn disown(&self, key: &RevisionKey) -> impl Future<Output = ()> + Send + use<> {
+        let shared = &self.0.shared;
+        for pool in shared.all_pools().iter().filter(|pool| pool.key() == key) {
+            pool.deleted().set();
+        }
+        self.discard(shared.snapshots.disown(key, true))
+    }
+
+    /// Removes what a revision by this key that there was before has left: to be called before a new one is
+    /// registered. What is marked as kept stays for it. Like [`Node::disown`] otherwise.
+    pub fn disown_earlier(&self, key: &RevisionKey) -> impl Future<Output = ()> + Send + use<> {
+        self.discard(self.0.shared.snapshots.disown(key, false))
+    }
+
+    fn discard(&self, gone: Disowned) -> impl Future<Output = ()> + Send + use<> {
+        let store = self.snapshots().clone();
+        let discard = (!gone.is_empty())
+            .then(|| self.0.shared.handle.spawn_blocking(move || store.discard_all(gone)));
+        async move {
+            if let Some(discard) = discard
+                && let Err(error) = discard.await
+            {
+                tracing::error!(%error, "snapshots not removed; the next node lists them");
+            }
+        }
+    }
+
+    /// Marks the snapshots of a revision as there for whoever makes it again, before it is deleted.
+    pub async fn keep_snapshots(&self, key: &RevisionKey) {
+        let (store, key) = (self.snapshots().clone(), key.clone());
+        if let Err(error) = self.0.shared.handle.spawn_blocking(move || store.keep(&key)).await {
+            tracing::error!(%error, "snapshots not marked");
+        }
+    }
+
+    /// Registers who knows which revisions there are, registered or not: snapshots of others are listed as
+    /// orphans, and [`Snapshots::collect`] removes them. Only the first registration counts.
+    pub fn on_owner(&self, is_known: impl Fn(&RevisionKey) -> bool + Send + Sync + 'static) {
+        self.snapshots().on_owner(is_known);
     }
 
     /// Lends a slot of an instance of the revision, starting one if none is there or under way

@@ -20,7 +20,7 @@ use vhive_sandbox::{Deadline, Paging, Replay, SnapshotError};
 use crate::footprint::Footprint;
 use crate::node::Shared;
 use crate::pool::{Gone, Pool, Running};
-use crate::snapshots::{KeepError, NoRoom, SnapshotInfo, StoredSnapshot, Taking, chain};
+use crate::snapshots::{Deleted, KeepError, NoRoom, SnapshotInfo, StoredSnapshot, Taking, chain};
 use crate::standby;
 use crate::start::{missed, panic_text};
 
@@ -79,7 +79,7 @@ pub(crate) fn spawn(shared: Arc<Shared>, pool: Arc<Pool>, job: TakeJob) {
 fn take(shared: &Arc<Shared>, pool: &Arc<Pool>, job: TakeJob) {
     let TakeJob { no, id, revision, mut running, tell, counted } = job;
     let began = Instant::now();
-    let written = write(shared, &revision, &id, &mut running);
+    let written = write((shared, pool.deleted()), &revision, &id, &mut running);
     let lost = matches!(
         &written,
         Err(TakeError::Panicked(_)) | Err(TakeError::Checkpoint(SnapshotError::Lost(_)))
@@ -95,7 +95,7 @@ fn take(shared: &Arc<Shared>, pool: &Arc<Pool>, job: TakeJob) {
             tracing::info!(revision = %key, ?withheld, ?took, %bytes, "snapshot taken");
             "taken"
         }
-        Err(TakeError::Busy | TakeError::Unwell) => "dropped",
+        Err(TakeError::Busy | TakeError::Unwell | TakeError::Keep(KeepError::Deleted)) => "dropped",
         Err(error) => {
             let why = chain(error);
             tracing::warn!(revision = %key, sandbox = %id, why, lost, "snapshot not taken");
@@ -119,12 +119,12 @@ fn take(shared: &Arc<Shared>, pool: &Arc<Pool>, job: TakeJob) {
 type Written = (Taking, vhive_sandbox::SnapshotDraft);
 
 fn write(
-    shared: &Shared,
+    (shared, deleted): (&Shared, &Deleted),
     revision: &Revision,
     id: &SandboxId,
     running: &mut Running,
 ) -> Result<Written, TakeError> {
-    let taking = shared.snapshots.begin(revision).ok_or(TakeError::Busy)?;
+    let taking = shared.snapshots.begin(revision, deleted).ok_or(TakeError::Busy)?;
     let needed = takes(revision, running);
     let unsupported = TakeError::Unsupported(revision.runtime);
     let checkpoint = running.sandbox.checkpoint().ok_or(unsupported)?;

@@ -488,6 +488,29 @@ async fn a_snapshot_may_be_removed_while_it_is_used() {
 }
 
 #[tokio::test]
+async fn a_snapshot_that_is_being_taken_of_a_deleted_revision_is_not_kept() {
+    let mut scene = Scene::new();
+    scene.sim.snapshot.checkpoint = vhive_api::Span(std::time::Duration::from_millis(200));
+    let node = scene.node().await;
+    let key = register(&node, "one", reap);
+    soon(node.acquire(&key)).await.expect("a slot").replied();
+    wait_for(|| files(&scene).len(), |count| *count > 1).await;
+    assert!(node.snapshots().list().is_empty(), "it is being written");
+    let gone = node.forget(&key);
+    soon(node.disown(&key)).await;
+    // The next one of this name has nothing to do with that, nor has it to wait longer than for its end.
+    let key = register(&node, "one", reap);
+    soon(gone).await;
+    assert!(node.snapshots().list().is_empty() && files(&scene).is_empty(), "{:?}", files(&scene));
+    let text = node.metrics();
+    assert!(
+        text.contains("vhive_snapshot_taken_total{runtime=\"sim\",outcome=\"dropped\"} 1"),
+        "{text}"
+    );
+    assert_eq!(kinds(&node, &key, 2).await, [Boot, Record]);
+}
+
+#[tokio::test]
 async fn many_clones_of_one_snapshot_at_once() {
     let scene = Scene::new();
     let node = scene.node().await;

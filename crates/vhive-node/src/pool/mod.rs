@@ -38,7 +38,7 @@ use self::users::Users;
 use crate::counters::Watch;
 use crate::limits::{Full, NoRoom, Reservation};
 use crate::node::Shared;
-use crate::snapshots::CloneToken;
+use crate::snapshots::{CloneToken, Deleted};
 use crate::standby::Standby;
 use crate::start::{self, StartFailure, StartReport};
 use crate::status::RevisionStanding;
@@ -235,6 +235,8 @@ pub(crate) struct Pool {
     /// Sandboxes that exist: starting, ready, or being stopped; and what is being done behind
     /// replies.
     alive: watch::Sender<u32>,
+    /// Whether the revision has been deleted, and not only left unused.
+    deleted: Deleted,
 }
 
 /// What to do once the pool's lock is released.
@@ -272,6 +274,7 @@ impl Pool {
             state: Mutex::new(state),
             told: watch::Sender::new(0),
             alive: watch::Sender::new(0),
+            deleted: Deleted::default(),
         })
     }
 
@@ -347,6 +350,15 @@ impl Pool {
     /// Sandboxes that exist, in whatever state.
     pub(crate) fn alive(&self) -> u32 {
         *self.alive.borrow()
+    }
+
+    /// Of which revision it is.
+    pub(crate) fn key(&self) -> &RevisionKey {
+        &self.key
+    }
+
+    pub(crate) fn deleted(&self) -> &Deleted {
+        &self.deleted
     }
 
     /// What its instances are started from now.

@@ -18,6 +18,7 @@ mod evict;
 mod fit;
 mod info;
 mod open;
+mod owners;
 mod readers;
 mod room;
 mod stored;
@@ -38,6 +39,8 @@ pub use self::archive::{ExportError, ImportError};
 use self::fit::On;
 pub use self::info::{Collected, SnapshotInfo, StaleField};
 pub use self::open::StoreError;
+use self::owners::Owners;
+pub(crate) use self::owners::{Deleted, Disowned};
 use self::readers::Readers;
 pub use self::room::NoRoom;
 pub(crate) use self::stored::{CloneToken, Doubt, Hold, Stored as StoredSnapshot, chain};
@@ -93,6 +96,7 @@ struct Inner {
     state: Mutex<State>,
     /// Told when a snapshot has left the store.
     gone: OnceLock<Box<dyn Fn() + Send + Sync>>,
+    owners: Owners,
 }
 
 impl Drop for Inner {
@@ -134,8 +138,8 @@ impl Snapshots {
         let max_bytes = config.snapshots.max_bytes.0;
         let state = State { entries, retired, ..State::default() };
         let (readers, state) = (Arc::default(), Mutex::new(state));
-        let (wishes, gone) = (AtomicU64::new(0), OnceLock::new());
-        let inner = Inner { dir, max_bytes, back_off, readers, wishes, state, gone };
+        let (wishes, gone, owners) = (AtomicU64::new(0), OnceLock::new(), Owners::default());
+        let inner = Inner { dir, max_bytes, back_off, readers, wishes, state, gone, owners };
         let store = Self(Arc::new(inner));
         store.collect();
         Ok(store)
@@ -265,19 +269,20 @@ impl Snapshots {
         }
     }
 
-    /// Begins to take one, if nobody else is at it and none is there that fits.
-    pub(crate) fn begin(&self, revision: &Revision) -> Option<Taking> {
-        self.begin_for(SnapshotId::of(revision), owner(revision))
+    /// Begins to take one, if nobody else is at it and none is there that fits. It is not kept if the revision
+    /// is deleted meanwhile.
+    pub(crate) fn begin(&self, revision: &Revision, deleted: &Deleted) -> Option<Taking> {
+        self.begin_for(SnapshotId::of(revision), owner(revision), deleted.clone())
     }
 
-    fn begin_for(&self, id: SnapshotId, owner: Owner) -> Option<Taking> {
+    fn begin_for(&self, id: SnapshotId, owner: Owner, deleted: Deleted) -> Option<Taking> {
         let mut state = self.state();
         let there = state.entries.get(&id).is_some_and(|stored| stored.state().stale.is_none());
         if there || !state.taking.insert(id) {
             return None;
         }
         drop(state);
-        Some(Taking { store: self.clone(), id, owner, done: false })
+        Some(Taking { store: self.clone(), id, owner, deleted, done: false })
     }
 
     fn find(&self, id: &SnapshotId) -> Option<Arc<Stored>> {
@@ -288,10 +293,22 @@ impl Snapshots {
         self.0.dir.join(id.digest.hex()).join(id.runtime.as_str())
     }
 
-    /// Enters what has been published at its place. One that did not fit has made room before.
-    fn enter(&self, id: SnapshotId, snapshot: Snapshot, sound: bool) -> io::Result<Arc<Stored>> {
-        let stored = Stored::new(id, snapshot, &self.0.dir, sound)?;
+    /// Enters what has been published at its place, or takes it away if its revision has been deleted. One that
+    /// did not fit has made room before.
+    fn enter(
+        &self,
+        id: SnapshotId,
+        snapshot: Snapshot,
+        deleted: &Deleted,
+    ) -> Result<Arc<Stored>, KeepError> {
+        let stored = Stored::new(id, snapshot, &self.0.dir, true).map_err(KeepError::Read)?;
         let mut state = self.state();
+        // Under the same lock as `disown` looks for what is there: one of the two finds it.
+        if deleted.is_set() {
+            drop(state);
+            self.discard(&stored);
+            return Err(KeepError::Deleted);
+        }
         state.failed.remove(&id);
         state.entries.insert(id, Arc::clone(&stored));
         drop(state);
@@ -354,6 +371,7 @@ pub(crate) struct Taking {
     store: Snapshots,
     id: SnapshotId,
     owner: Owner,
+    deleted: Deleted,
     done: bool,
 }
 
@@ -384,6 +402,9 @@ pub enum KeepError {
     /// It could not be looked at once it was in its place.
     #[error("snapshot cannot be read back")]
     Read(#[source] io::Error),
+    /// Nobody may start from it.
+    #[error("its revision has been deleted meanwhile")]
+    Deleted,
 }
 
 impl Taking {
@@ -398,6 +419,9 @@ impl Taking {
 
     /// Puts the complete draft in its place. Blocks for writing and reading all of it.
     pub(crate) fn publish(mut self, draft: SnapshotDraft) -> Result<SnapshotInfo, KeepError> {
+        if self.deleted.is_set() {
+            return Err(KeepError::Deleted);
+        }
         let bytes = stored::allocated(draft.dir()).map_err(KeepError::Read)?;
         let most = self.store.0.max_bytes;
         if bytes > most {
@@ -416,9 +440,9 @@ impl Taking {
             }
             error => KeepError::Draft(error),
         })?;
-        let stored = self.store.enter(self.id, snapshot, true).map_err(KeepError::Read)?;
+        let stored = self.store.enter(self.id, snapshot, &self.deleted)?;
         self.done = true;
-        Ok(SnapshotInfo::of(&stored))
+        Ok(self.store.info(&stored))
     }
 }
 
@@ -427,7 +451,8 @@ impl Drop for Taking {
         let place = self.store.place(&self.id);
         let mut state = self.store.state();
         state.taking.remove(&self.id);
-        if !self.done {
+        // That it was in vain is no fault of a revision that is made again.
+        if !self.done && !self.deleted.is_set() {
             let new = || self.store.0.back_off;
             let gate = state.failed.entry(self.id).or_insert_with(new);
             let era = gate.era();

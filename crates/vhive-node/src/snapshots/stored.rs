@@ -16,6 +16,7 @@ use vhive_sandbox::snapshot::{Blame, MANIFEST, Mismatch, OpenError};
 use vhive_sandbox::{Deadline, Snapshot};
 
 use super::SnapshotId;
+use super::owners::KEPT;
 use crate::start::{Facts, panic_text};
 
 /// Beginning of a working set's name.
@@ -62,6 +63,8 @@ pub(super) struct State {
     pub(super) stale: Option<Mismatch>,
     /// The runtime itself has said so when it was to restore it: no comparison takes that back.
     refused: bool,
+    /// It may outlive its revision.
+    pub(super) kept: bool,
     pub(super) working_sets: BTreeSet<u32>,
     /// Allocated on disk.
     pub(super) bytes: u64,
@@ -115,6 +118,7 @@ impl Stored {
             verdict: if sound { Verdict::Sound } else { Verdict::Unread },
             stale: None,
             refused: false,
+            kept: snapshot.dir().join(KEPT).exists(),
             working_sets: working_sets(snapshot.dir())?,
             bytes: allocated(snapshot.dir())?,
             used: Timestamp::try_from(modified).unwrap_or(Timestamp::UNIX_EPOCH),

@@ -53,7 +53,7 @@ enum Verb {
         /// Where from; `-` is standard input.
         file: PathBuf,
     },
-    /// Removes stale ones, and the least used ones beyond the configured size.
+    /// Removes stale ones, orphans, and the least used ones beyond the configured size.
     Gc,
 }
 
@@ -175,6 +175,8 @@ async fn list(context: &Context) -> anyhow::Result<()> {
 fn state(info: &SnapshotInfo) -> String {
     match &info.stale {
         Some(stale) => format!("stale ({})", stale.field),
+        None if info.orphan && info.kept => "kept".to_owned(),
+        None if info.orphan => "orphan".to_owned(),
         None if info.verified => "sound".to_owned(),
         None => "unread".to_owned(),
     }
