@@ -11,6 +11,7 @@ use super::{SnapshotId, Snapshots};
 
 /// One snapshot, for people and programs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[expect(clippy::struct_excessive_bools, reason = "each holds or not, whatever the others do")]
 pub struct SnapshotInfo {
     /// Digest of its owner: the namespace and the revision's digest.
     pub digest: Digest,

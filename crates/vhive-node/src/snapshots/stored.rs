@@ -56,6 +56,7 @@ pub(crate) struct Stored {
 }
 
 #[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each holds or not, whatever the others do")]
 pub(super) struct State {
     pub(super) verdict: Verdict,
     /// Of the files of which it is known that they are sound.
