@@ -333,7 +333,10 @@ fn e2e_a_study_reads_the_working_set_of_its_own_snapshot_and_no_earlier_ones() {
         let args = ["study", "pages", "--functions-dir", &functions, "--functions", "tiny"];
         let more = ["--kinds", "lazy,reap", "--repetitions", "1", "--keep-cache", "--out", &to];
         node.ok(&[&args[..], &more].concat()).expect("measured");
-        assert!(paths().is_empty(), "a study's snapshots, and all of that name, go with its services");
+        assert!(
+            paths().is_empty(),
+            "a study's snapshots, and all of that name, go with its services"
+        );
         let facts = fs::read_to_string(out.join("study.json")).expect("facts");
         let facts: Value = serde_json::from_str(&facts).expect("JSON");
         let notes = facts["notes"].to_string();
