@@ -140,6 +140,8 @@ pub(crate) struct Shared {
     pub(crate) budget: Arc<Budget>,
     /// One permit per start under way.
     pub(crate) turns: Arc<Semaphore>,
+    /// One permit per snapshot that is being taken.
+    pub(crate) takes: Arc<Semaphore>,
     pub(crate) metrics: Metrics,
     pub(crate) records: Records,
     pub(crate) snapshots: Snapshots,
@@ -275,6 +277,7 @@ impl Node {
             changed: OnceLock::new(),
             budget: Budget::new(config.max_instances, config.max_memory()),
             turns: Arc::new(Semaphore::new(config.start_threads())),
+            takes: Arc::new(Semaphore::new(config.start_threads())),
             metrics: Metrics::new(),
             config,
             tools,
@@ -560,7 +563,9 @@ impl Node {
     /// A revision's instances, queue, last start and last failure. Reads `/proc` per instance.
     #[must_use]
     pub fn status(&self, key: &RevisionKey) -> Option<RevisionStatus> {
-        self.pool(key).map(|pool| RevisionStatus::of(pool.view(), self.run_root()))
+        let status = self.pool(key).map(|pool| RevisionStatus::of(pool.view(), self.run_root()))?;
+        let not_taken = self.snapshots().not_taken(&status.revision);
+        Some(RevisionStatus { not_taken, ..status })
     }
 
     /// A revision's figures alone.

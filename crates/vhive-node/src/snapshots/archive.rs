@@ -15,7 +15,7 @@ use vhive_sandbox::snapshot::{MANIFEST, Manifest, OpenError};
 use super::owners::{Deleted, KEPT};
 use super::room::NoRoom;
 use super::stored::{WORKING_SET, remove_any, working_set};
-use super::{KeepError, SnapshotId, SnapshotInfo, Snapshots, open, room};
+use super::{KeepError, SnapshotId, SnapshotInfo, Snapshots, open};
 
 /// Beginning of the name of a directory that an archive is read into.
 pub(super) const IMPORT: &str = "import-";
@@ -120,7 +120,7 @@ impl Snapshots {
         };
         open::make_dir(&dir).map_err(write(&dir))?;
         let draft = Draft { dir: dir.clone() };
-        let room = |needed| room::look(&self.0.dir, needed);
+        let room = |needed| self.0.reserved.look(&self.0.dir, needed);
         draft.fill(from, &mut Limits::new(self.0.max_bytes, &room))?;
         let snapshot = Snapshot::open(&dir).map_err(ImportError::Unsound)?;
         snapshot.verify().map_err(ImportError::Unsound)?;

@@ -15,6 +15,7 @@
 
 mod archive;
 mod evict;
+mod failed;
 mod fit;
 mod info;
 mod open;
@@ -36,6 +37,8 @@ use vhive_sandbox::snapshot::{Blame, DraftError, Owner};
 use vhive_sandbox::{Deadline, Snapshot, SnapshotDraft};
 
 pub use self::archive::{ExportError, ImportError};
+use self::failed::Failed;
+pub use self::failed::NotTaken;
 use self::fit::On;
 pub use self::info::{Collected, SnapshotInfo, StaleField};
 pub use self::open::StoreError;
@@ -43,6 +46,7 @@ use self::owners::Owners;
 pub(crate) use self::owners::{Deleted, Disowned};
 use self::readers::Readers;
 pub use self::room::NoRoom;
+use self::room::{Reserved, Room};
 pub(crate) use self::stored::{CloneToken, Doubt, Hold, Stored as StoredSnapshot, chain};
 use self::stored::{Stored, Unsound};
 use crate::config::Config;
@@ -97,6 +101,7 @@ struct Inner {
     /// Told when a snapshot has left the store.
     gone: OnceLock<Box<dyn Fn() + Send + Sync>>,
     owners: Owners,
+    reserved: Reserved,
 }
 
 impl Drop for Inner {
@@ -109,7 +114,7 @@ impl Drop for Inner {
 struct State {
     entries: BTreeMap<SnapshotId, Arc<Stored>>,
     taking: HashSet<SnapshotId>,
-    failed: HashMap<SnapshotId, BackOff>,
+    failed: HashMap<SnapshotId, Failed>,
     retired: u64,
 }
 
@@ -139,7 +144,9 @@ impl Snapshots {
         let state = State { entries, retired, ..State::default() };
         let (readers, state) = (Arc::default(), Mutex::new(state));
         let (wishes, gone, owners) = (AtomicU64::new(0), OnceLock::new(), Owners::default());
-        let inner = Inner { dir, max_bytes, back_off, readers, wishes, state, gone, owners };
+        let reserved = Reserved::default();
+        let inner =
+            Inner { dir, max_bytes, back_off, readers, wishes, state, gone, owners, reserved };
         let store = Self(Arc::new(inner));
         store.collect();
         Ok(store)
@@ -237,7 +244,7 @@ impl Snapshots {
         if there || state.taking.contains(&id) {
             return Wanted::No;
         }
-        let gate = state.failed.get(&id);
+        let gate = state.failed.get(&id).map(|failed| &failed.gate);
         gate.and_then(|gate| gate.closed_until(now)).map_or(Wanted::Now, Wanted::From)
     }
 
@@ -255,11 +262,6 @@ impl Snapshots {
     pub(crate) fn fits(&self, revision: &Revision) -> bool {
         let stored = self.find(&SnapshotId::of(revision));
         stored.is_some_and(|stored| stored.state().stale.is_none())
-    }
-
-    /// Whether the disk has room for one that takes up so much while it is written.
-    pub(crate) fn has_room(&self, needed: Bytes) -> Result<(), NoRoom> {
-        room::look(&self.0.dir, needed)
     }
 
     /// A snapshot has grown: others may have to go.
@@ -282,7 +284,7 @@ impl Snapshots {
             return None;
         }
         drop(state);
-        Some(Taking { store: self.clone(), id, owner, deleted, done: false })
+        Some(Taking { store: self.clone(), id, owner, deleted, room: None, done: false })
     }
 
     fn find(&self, id: &SnapshotId) -> Option<Arc<Stored>> {
@@ -372,6 +374,8 @@ pub(crate) struct Taking {
     id: SnapshotId,
     owner: Owner,
     deleted: Deleted,
+    /// On the disk, while it is written.
+    room: Option<Room>,
     done: bool,
 }
 
@@ -408,6 +412,12 @@ pub enum KeepError {
 }
 
 impl Taking {
+    /// Reserves what it takes up on the disk while it is written.
+    pub(crate) fn reserve(&mut self, needed: Bytes) -> Result<(), NoRoom> {
+        self.room = Some(self.store.0.reserved.reserve(&self.store.0.dir, needed)?);
+        Ok(())
+    }
+
     /// A draft for the runtime to write into.
     pub(crate) fn draft(&self) -> Result<SnapshotDraft, DraftError> {
         let place = self.store.place(&self.id);
@@ -453,10 +463,11 @@ impl Drop for Taking {
         state.taking.remove(&self.id);
         // That it was in vain is no fault of a revision that is made again.
         if !self.done && !self.deleted.is_set() {
-            let new = || self.store.0.back_off;
-            let gate = state.failed.entry(self.id).or_insert_with(new);
-            let era = gate.era();
-            gate.fail(era, Instant::now());
+            let gate = self.store.0.back_off;
+            let new = || Failed { gate, why: "it was given up".to_owned() };
+            let failed = state.failed.entry(self.id).or_insert_with(new);
+            let era = failed.gate.era();
+            failed.gate.fail(era, Instant::now());
         }
         drop(state);
         if !self.done {

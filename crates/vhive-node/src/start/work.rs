@@ -173,7 +173,11 @@ impl Work {
         let read_by = if self.has_waited { now } else { self.read_by(deadline) };
         let hold = match self.shared.snapshots.usable(revision, (restorer, &guest), read_by) {
             Ok(Some(hold)) => hold,
-            Ok(None) => return boot(None),
+            Ok(None) => {
+                // Without a try before this there is nothing to tell.
+                let not_taken = self.shared.snapshots.not_taken(revision);
+                return boot(not_taken.map(|not_taken| format!("no snapshot: {}", not_taken.why)));
+            }
             Err(unfit) => return boot(Some(unfit.0)),
         };
         let decide = |can| decide(revision, &hold, can);
