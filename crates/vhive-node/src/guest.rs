@@ -10,6 +10,11 @@ use vhive_sandbox::{Guest, nano};
 pub(crate) fn of(revision: &Revision, state_dir: &Path) -> io::Result<Guest> {
     match revision.guest {
         GuestName::Linux => Ok(Guest::Linux),
-        GuestName::Nano => Ok(Guest::Bare { kernel: nano::write_to(&state_dir.join("guests"))? }),
+        GuestName::Nano => bare(state_dir),
     }
+}
+
+/// The guest without an operating system, its file put below the state directory.
+pub(crate) fn bare(state_dir: &Path) -> io::Result<Guest> {
+    Ok(Guest::Bare { kernel: nano::write_to(&state_dir.join("guests"))? })
 }

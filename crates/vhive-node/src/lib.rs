@@ -60,8 +60,8 @@ pub use node::{CreateError, Node, OpenError, ResolveError, Runtimes, Tools};
 pub use pool::{AcquireError, InstanceState, Lease};
 pub use records::Records;
 pub use snapshots::{
-    Collected, ExportError, ImportError, KeepError, NoRoom, SnapshotId, SnapshotInfo, Snapshots,
-    StaleField, StoreError,
+    Collected, ExportError, ImportError, KeepError, NoRoom, NotTaken, SnapshotId, SnapshotInfo,
+    Snapshots, StaleField, StoreError,
 };
 pub use start::{StartError, StartFailure, StartPhase, StartReport};
 pub use status::{Instance, InstanceStatus, RevisionCounts, RevisionStanding, RevisionStatus};

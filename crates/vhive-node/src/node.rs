@@ -9,20 +9,21 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
-use vhive_api::{Digest, Revision, RevisionKey, RuntimeName, SandboxId, SnapshotPolicy};
+use vhive_api::{Digest, Revision, RevisionKey, RuntimeName, SandboxId};
 use vhive_image::{FindError, ImageStore, PullError, PullOptions};
 use vhive_sandbox::cgroup::{PinError, check_cpus};
 use vhive_sandbox::network::NetworkPool;
-use vhive_sandbox::{Deadline, RunRoot, Runtime};
+use vhive_sandbox::{Deadline, Guest, RunRoot, Runtime};
 
 use crate::config::{Config, ConfigError};
 use crate::drain::{self, ShutdownError};
+use crate::guest;
 use crate::limits::{Budget, Room};
 use crate::logs::{self, InstanceLog, LogFollower};
 use crate::metrics::Metrics;
 use crate::pool::{AcquireError, Lease, Pool};
 use crate::records::Records;
-use crate::snapshots::{SnapshotId, SnapshotInfo, Snapshots, StoreError};
+use crate::snapshots::{Disowned, ImportError, SnapshotId, SnapshotInfo, Snapshots, StoreError};
 use crate::standby::Standbys;
 use crate::status::{Instance, RevisionCounts, RevisionStanding, RevisionStatus};
 use crate::sweep::{Ground, GroundError};
@@ -139,6 +140,8 @@ pub(crate) struct Shared {
     pub(crate) budget: Arc<Budget>,
     /// One permit per start under way.
     pub(crate) turns: Arc<Semaphore>,
+    /// One permit per snapshot that is being taken.
+    pub(crate) takes: Arc<Semaphore>,
     pub(crate) metrics: Metrics,
     pub(crate) records: Records,
     pub(crate) snapshots: Snapshots,
@@ -173,10 +176,19 @@ impl Shared {
         }
     }
 
-    /// Has the revision's snapshot read in the background if an earlier node has left it.
-    fn read_ahead(&self, revision: &Revision) {
-        if revision.snapshot != SnapshotPolicy::Off {
-            self.snapshots.read_ahead(&SnapshotId::of(revision));
+    /// Looks whether the revision's snapshot, if there is one, fits what it would be restored on now. Blocks,
+    /// perhaps for seconds.
+    pub(crate) fn look_whether_it_fits(&self, revision: &Revision) {
+        if !self.snapshots.has(revision) {
+            return;
+        }
+        let runtime = self.tools.runtimes.get(revision.runtime);
+        let Some(restorer) = runtime.and_then(|runtime| runtime.restores()) else { return };
+        match guest::of(revision, self.ground.state_dir()) {
+            Ok(guest) => self.snapshots.look_whether_it_fits(revision, (restorer, &guest)),
+            Err(error) => {
+                tracing::debug!(revision = %revision.key, %error, "its guest is not there")
+            }
         }
     }
 
@@ -265,6 +277,7 @@ impl Node {
             changed: OnceLock::new(),
             budget: Budget::new(config.max_instances, config.max_memory()),
             turns: Arc::new(Semaphore::new(config.start_threads())),
+            takes: Arc::new(Semaphore::new(config.start_threads())),
             metrics: Metrics::new(),
             config,
             tools,
@@ -326,13 +339,12 @@ impl Node {
     /// holds from the next start on.
     pub fn register(&self, revision: Arc<Revision>) {
         let shared = &self.0.shared;
-        shared.read_ahead(&revision);
         let mut pools = shared.pools.write().unwrap_or_else(PoisonError::into_inner);
         if let Some(pool) = pools.get(&revision.key) {
             let pool = Arc::clone(pool);
             drop(pools);
             pool.update(revision);
-            pool.snapshot_ahead();
+            pool.look_at_snapshot();
             return;
         }
         let key = revision.key.clone();
@@ -342,7 +354,7 @@ impl Node {
         }
         pools.insert(key, Arc::clone(&pool));
         drop(pools);
-        pool.snapshot_ahead();
+        pool.look_at_snapshot();
     }
 
     /// Forgets a revision: refuses further requests, fails those that wait in vain, lets those in
@@ -373,6 +385,51 @@ impl Node {
             }
             shared.forgotten().retain(|pool| pool.alive() > 0);
         }
+    }
+
+    /// Removes what snapshots there are of a revision that has been deleted, and keeps none that is being taken of
+    /// its instances; to be called behind [`Node::forget`], or for one that is not registered. From when this
+    /// returns, a revision by the same key comes from none of them. The future resolves when their files have gone,
+    /// or will go with their last user; dropping it does not stop that.
+    pub fn disown(&self, key: &RevisionKey) -> impl Future<Output = ()> + Send + use<> {
+        let shared = &self.0.shared;
+        for pool in shared.all_pools().iter().filter(|pool| pool.key() == key) {
+            pool.deleted().set();
+        }
+        self.discard(shared.snapshots.disown(key, true))
+    }
+
+    /// Removes what a revision by this key that there was before has left: to be called before a new one is
+    /// registered. What is marked as kept stays for it. Like [`Node::disown`] otherwise.
+    pub fn disown_earlier(&self, key: &RevisionKey) -> impl Future<Output = ()> + Send + use<> {
+        self.discard(self.0.shared.snapshots.disown(key, false))
+    }
+
+    fn discard(&self, gone: Disowned) -> impl Future<Output = ()> + Send + use<> {
+        let store = self.snapshots().clone();
+        let discard = (!gone.is_empty())
+            .then(|| self.0.shared.handle.spawn_blocking(move || store.discard_all(gone)));
+        async move {
+            if let Some(discard) = discard
+                && let Err(error) = discard.await
+            {
+                tracing::error!(%error, "snapshots not removed; the next node lists them");
+            }
+        }
+    }
+
+    /// Marks the snapshots of a revision as there for whoever makes it again, before it is deleted.
+    pub async fn keep_snapshots(&self, key: &RevisionKey) {
+        let (store, key) = (self.snapshots().clone(), key.clone());
+        if let Err(error) = self.0.shared.handle.spawn_blocking(move || store.keep(&key)).await {
+            tracing::error!(%error, "snapshots not marked");
+        }
+    }
+
+    /// Registers who knows which revisions there are, registered or not: snapshots of others are listed as
+    /// orphans, and [`Snapshots::collect`] removes them. Only the first registration counts.
+    pub fn on_owner(&self, is_known: impl Fn(&RevisionKey) -> bool + Send + Sync + 'static) {
+        self.snapshots().on_owner(is_known);
     }
 
     /// Lends a slot of an instance of the revision, starting one if none is there or under way
@@ -422,9 +479,19 @@ impl Node {
     ) -> Result<(SnapshotInfo, bool), CreateError> {
         let pool = self.pool(key).ok_or_else(|| AcquireError::Unknown(key.clone()))?;
         let revision = pool.view().revision;
-        let runtime = self.0.shared.tools.runtimes.get(revision.runtime);
-        if runtime.is_some_and(|runtime| runtime.restores().is_none()) {
+        let (shared, of_thread) = (Arc::clone(&self.0.shared), Arc::clone(&revision));
+        let can = shared.handle.clone().spawn_blocking(move || {
+            let runtime = shared.tools.runtimes.get(of_thread.runtime);
+            shared.look_whether_it_fits(&of_thread);
+            runtime.is_none_or(|runtime| runtime.restores().is_some())
+        });
+        if !can.await.unwrap_or(false) {
             return Err(TakeError::Unsupported(revision.runtime).into());
+        }
+        // One that nobody has read yet may be damaged. If reading takes long, it is told that it is unread.
+        if let Some(read) = self.snapshots().reading(&revision) {
+            let most = self.0.shared.config.snapshots.restore_deadline.0;
+            let _in_time = tokio::time::timeout(most, read).await;
         }
         let known = self.snapshots().get(&SnapshotId::of(&revision));
         if let Some(info) = known.filter(|info| info.stale.is_none()) {
@@ -432,6 +499,27 @@ impl Node {
         }
         let taken = pool.create_snapshot().await??;
         Ok((taken, true))
+    }
+
+    /// Takes in an archive as [`Snapshots::import`] does, and looks whether it fits what this node has. Blocks.
+    ///
+    /// # Errors
+    /// [`ImportError`].
+    pub fn import_snapshot(&self, from: impl io::Read) -> Result<SnapshotInfo, ImportError> {
+        let shared = &self.0.shared;
+        let info = self.snapshots().import(from)?;
+        let id = info.id();
+        let of = shared.pools().into_iter().map(|pool| pool.revision());
+        if let Some(revision) = of.into_iter().find(|revision| SnapshotId::of(revision) == id) {
+            shared.look_whether_it_fits(&revision);
+        } else if let Some(runtime) = self.runtimes().get(id.runtime)
+            && let Some(restorer) = runtime.restores()
+        {
+            let bare = guest::bare(shared.ground.state_dir());
+            let guests: Vec<Guest> = [Guest::Linux].into_iter().chain(bare.ok()).collect();
+            self.snapshots().look_whether_it_may_fit(&id, restorer, &guests);
+        }
+        Ok(self.snapshots().get(&id).unwrap_or(info))
     }
 
     /// Registers the door's way of closing its idle connections to an instance; called on a blocking
@@ -475,7 +563,9 @@ impl Node {
     /// A revision's instances, queue, last start and last failure. Reads `/proc` per instance.
     #[must_use]
     pub fn status(&self, key: &RevisionKey) -> Option<RevisionStatus> {
-        self.pool(key).map(|pool| RevisionStatus::of(pool.view(), self.run_root()))
+        let status = self.pool(key).map(|pool| RevisionStatus::of(pool.view(), self.run_root()))?;
+        let not_taken = self.snapshots().not_taken(&status.revision);
+        Some(RevisionStatus { not_taken, ..status })
     }
 
     /// A revision's figures alone.

@@ -371,6 +371,7 @@ impl Order {
             origin: brought.clone_of,
             turn: Arc::default(),
             connection: brought.connection,
+            saves: brought.saves,
         };
         self.pool.started(self.no, running, Arc::new(report), brought.after);
     }

@@ -12,6 +12,7 @@ use vhive_sandbox::RunRoot;
 use crate::counters::{self, Counting, Watch, Whose};
 use crate::footprint::Footprint;
 use crate::pool::{Counts, InstanceState, PoolView};
+use crate::snapshots::NotTaken;
 use crate::start::{StartFailure, StartReport};
 
 /// A revision's instances and queue at the time of asking.
@@ -33,6 +34,8 @@ pub struct RevisionStatus {
     pub last_start: Option<Arc<StartReport>>,
     /// The last failed start, with its console's tail.
     pub last_failure: Option<Arc<StartFailure>>,
+    /// Why it has no snapshot, if one has been tried to take.
+    pub not_taken: Option<NotTaken>,
     /// Every instance, oldest first.
     pub instances: Vec<InstanceStatus>,
 }
@@ -170,6 +173,7 @@ impl RevisionStatus {
             in_flight: view.counts.leases,
             last_start: view.last_start,
             last_failure: view.last_failure,
+            not_taken: None,
             instances: instances.collect(),
         }
     }

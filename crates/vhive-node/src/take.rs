@@ -10,7 +10,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use vhive_api::{
     Bytes, MemoryFigures, MemoryMode, PrefetchPolicy, Revision, RuntimeName, SandboxId,
 };
@@ -20,7 +20,7 @@ use vhive_sandbox::{Deadline, Paging, Replay, SnapshotError};
 use crate::footprint::Footprint;
 use crate::node::Shared;
 use crate::pool::{Gone, Pool, Running};
-use crate::snapshots::{KeepError, NoRoom, SnapshotInfo, StoredSnapshot, Taking, chain};
+use crate::snapshots::{Deleted, KeepError, NoRoom, SnapshotInfo, StoredSnapshot, Taking, chain};
 use crate::standby;
 use crate::start::{missed, panic_text};
 
@@ -33,6 +33,11 @@ pub enum TakeError {
     /// The instance is being asked whether it lives, or was not well when it was asked last.
     #[error("the instance's liveness probe has not been answered well; it is tried again later")]
     Unwell,
+    /// Others were being taken all the time.
+    #[error(
+        "as many snapshots as may be taken at a time were being taken until its deadline; it is tried again later"
+    )]
+    NoTurn,
     /// The runtime cannot take any.
     #[error("runtime {0} takes no snapshots")]
     Unsupported(RuntimeName),
@@ -70,16 +75,36 @@ pub(crate) struct TakeJob {
     pub(crate) counted: Gone,
 }
 
-/// Takes it on a blocking thread; the pool gets the instance back in any case.
+/// Takes it on a blocking thread, in its turn: of many at once each would be slowed by the others. The pool gets the
+/// instance back in any case.
 pub(crate) fn spawn(shared: Arc<Shared>, pool: Arc<Pool>, job: TakeJob) {
     let handle = shared.handle.clone();
-    drop(handle.spawn_blocking(move || take(&shared, &pool, job)));
+    // With the wait for the turn: who asks for the instance meanwhile waits no longer than for one snapshot.
+    let deadline = Deadline::after(shared.config.snapshots.take_deadline.0);
+    handle.clone().spawn(async move {
+        let turn = Arc::clone(&shared.takes).acquire_owned();
+        let turn = tokio::time::timeout_at(deadline.instant().into(), turn).await;
+        let turn = turn.ok().and_then(Result::ok);
+        drop(handle.spawn_blocking(move || take(&shared, &pool, job, (turn, deadline))));
+    });
 }
 
-fn take(shared: &Arc<Shared>, pool: &Arc<Pool>, job: TakeJob) {
+fn take(
+    shared: &Arc<Shared>,
+    pool: &Arc<Pool>,
+    job: TakeJob,
+    (turn, deadline): (Option<OwnedSemaphorePermit>, Deadline),
+) {
     let TakeJob { no, id, revision, mut running, tell, counted } = job;
     let began = Instant::now();
-    let written = write(shared, &revision, &id, &mut running);
+    let written = match &turn {
+        Some(_) => write((shared, pool.deleted()), (&revision, &id), &mut running, deadline),
+        None => {
+            // Counts as a try that came to nothing, so that another one is made.
+            drop(shared.snapshots.begin(&revision, pool.deleted()));
+            Err(TakeError::NoTurn)
+        }
+    };
     let lost = matches!(
         &written,
         Err(TakeError::Panicked(_)) | Err(TakeError::Checkpoint(SnapshotError::Lost(_)))
@@ -95,9 +120,10 @@ fn take(shared: &Arc<Shared>, pool: &Arc<Pool>, job: TakeJob) {
             tracing::info!(revision = %key, ?withheld, ?took, %bytes, "snapshot taken");
             "taken"
         }
-        Err(TakeError::Busy | TakeError::Unwell) => "dropped",
+        Err(TakeError::Busy | TakeError::Unwell | TakeError::Keep(KeepError::Deleted)) => "dropped",
         Err(error) => {
             let why = chain(error);
+            shared.snapshots.explain(&revision, &why);
             tracing::warn!(revision = %key, sandbox = %id, why, lost, "snapshot not taken");
             if lost { "lost" } else { "failed" }
         }
@@ -106,6 +132,7 @@ fn take(shared: &Arc<Shared>, pool: &Arc<Pool>, job: TakeJob) {
         pool.saved();
     }
     shared.metrics.snapshot_taken(revision.runtime, outcome);
+    drop(turn);
     if let Some(tell) = tell {
         // Whoever asked may have gone.
         drop(tell.send(kept));
@@ -119,22 +146,21 @@ fn take(shared: &Arc<Shared>, pool: &Arc<Pool>, job: TakeJob) {
 type Written = (Taking, vhive_sandbox::SnapshotDraft);
 
 fn write(
-    shared: &Shared,
-    revision: &Revision,
-    id: &SandboxId,
+    (shared, deleted): (&Shared, &Deleted),
+    (revision, id): (&Revision, &SandboxId),
     running: &mut Running,
+    deadline: Deadline,
 ) -> Result<Written, TakeError> {
-    let taking = shared.snapshots.begin(revision).ok_or(TakeError::Busy)?;
+    let mut taking = shared.snapshots.begin(revision, deleted).ok_or(TakeError::Busy)?;
     let needed = takes(revision, running);
     let unsupported = TakeError::Unsupported(revision.runtime);
     let checkpoint = running.sandbox.checkpoint().ok_or(unsupported)?;
-    shared.snapshots.has_room(needed).map_err(TakeError::NoRoom)?;
+    taking.reserve(needed).map_err(TakeError::NoRoom)?;
     let mut draft = taking.draft().map_err(TakeError::Begin)?;
     // A try of the liveness probe comes to its end first, and the next one waits: nobody talks to it.
     let turn = Arc::clone(&running.turn);
     let _turn = turn.take(PROBED).ok_or(TakeError::Unwell)?;
     shared.quiesce(&revision.key, id);
-    let deadline = Deadline::after(shared.config.snapshots.take_deadline.0);
     let written = catch_unwind(AssertUnwindSafe(|| checkpoint.snapshot_into(&mut draft, deadline)));
     match written {
         Ok(Ok(())) => Ok((taking, draft)),

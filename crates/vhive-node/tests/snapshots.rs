@@ -161,8 +161,12 @@ async fn a_snapshot_that_cannot_be_taken_costs_at_most_its_instance() {
         assert_eq!(*lease.sandbox() == first, goes_on, "{fault}");
         lease.replied();
         soon(node.evict(&key)).await.expect("known");
-        // Not tried again before the back-off has passed.
-        assert_eq!(invoke(&node, &key).await.0.kind, Boot);
+        // Not tried again before the back-off has passed, and whoever asks is told why there is none.
+        let told = node.status(&key).expect("known").not_taken.expect("it says why");
+        assert!(told.again_in.is_some(), "{told:?}");
+        let (report, _) = invoke(&node, &key).await;
+        let why = report.fallback.expect("it says why");
+        assert_eq!((report.kind, why), (Boot, format!("no snapshot: {}", told.why)), "{fault}");
     }
     assert!(node.snapshots().list().is_empty());
     assert!(files(&scene).is_empty(), "{:?}", files(&scene));
@@ -345,6 +349,57 @@ async fn a_snapshot_may_be_removed_while_it_is_used() {
     assert!(!node.snapshots().remove(&info.id()).expect("nothing to do"));
     soon(node.evict(&key)).await.expect("known");
     assert_eq!(kinds(&node, &key, 2).await, [Boot, Record]);
+}
+
+#[tokio::test]
+async fn a_snapshot_that_is_being_taken_of_a_deleted_revision_is_not_kept() {
+    let mut scene = Scene::new();
+    scene.sim.snapshot.checkpoint = vhive_api::Span(std::time::Duration::from_millis(200));
+    let node = scene.node().await;
+    let key = register(&node, "one", reap);
+    soon(node.acquire(&key)).await.expect("a slot").replied();
+    wait_for(|| files(&scene).len(), |count| *count > 1).await;
+    assert!(node.snapshots().list().is_empty(), "it is being written");
+    let gone = node.forget(&key);
+    soon(node.disown(&key)).await;
+    // The next one of this name has nothing to do with that, nor has it to wait longer than for its end.
+    let key = register(&node, "one", reap);
+    soon(gone).await;
+    assert!(node.snapshots().list().is_empty() && files(&scene).is_empty(), "{:?}", files(&scene));
+    let text = node.metrics();
+    assert!(
+        text.contains("vhive_snapshot_taken_total{runtime=\"sim\",outcome=\"dropped\"} 1"),
+        "{text}"
+    );
+    assert_eq!(kinds(&node, &key, 2).await, [Boot, Record]);
+}
+
+#[tokio::test]
+async fn so_many_snapshots_are_taken_at_a_time_and_the_others_in_their_turn() {
+    let mut scene = Scene::new();
+    scene.config.start_threads = 2;
+    scene.sim.snapshot.checkpoint = vhive_api::Span(std::time::Duration::from_millis(100));
+    let node = scene.node().await;
+    let (now, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let began = std::time::Instant::now();
+    let keys: Vec<_> = (0..6).map(|at| register(&node, &format!("one-{at}"), reap)).collect();
+    let drafts = || {
+        let names = files(&scene)
+            .into_iter()
+            .filter_map(|path| path.file_name()?.to_str().map(str::to_owned));
+        names.filter(|name| name.starts_with("draft-")).count()
+    };
+    for key in &keys {
+        soon(node.acquire(key)).await.expect("a slot").replied();
+    }
+    while node.snapshots().list().len() < keys.len() {
+        now.store(drafts(), Ordering::SeqCst);
+        most.fetch_max(now.load(Ordering::SeqCst), Ordering::SeqCst);
+        assert!(began.elapsed() < PATIENCE, "{:?}", node.snapshots().list());
+        tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+    }
+    assert!((1..=2).contains(&most.load(Ordering::SeqCst)), "{most:?} at a time");
+    assert!(began.elapsed() >= std::time::Duration::from_millis(300), "three after another");
 }
 
 #[tokio::test]

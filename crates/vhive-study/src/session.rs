@@ -189,7 +189,7 @@ impl Session {
         let edition = if self.shares(what.kind) {
             // Who switches policies changes it and nothing else: the revision keeps its name and its snapshot.
             if self.services.get(&service).is_some_and(|kind| *kind != what.kind) {
-                self.target.delete(&service, self.step_deadline()).await?;
+                self.target.put_aside(&service, self.step_deadline()).await?;
             }
             format!("{}-pages", self.run)
         } else {

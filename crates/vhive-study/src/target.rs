@@ -130,10 +130,30 @@ impl Target {
     /// # Errors
     /// When the node refuses.
     pub async fn delete(&self, service: &str, deadline: Deadline) -> Result<(), ApiError> {
+        self.take_away(service, "", deadline).await
+    }
+
+    /// Likewise, but its snapshots stay for whoever makes the same again.
+    ///
+    /// # Errors
+    /// When the node refuses.
+    pub async fn put_aside(&self, service: &str, deadline: Deadline) -> Result<(), ApiError> {
+        self.take_away(service, "?keepSnapshots=true", deadline).await
+    }
+
+    async fn take_away(
+        &self,
+        service: &str,
+        how: &str,
+        deadline: Deadline,
+    ) -> Result<(), ApiError> {
         let path = format!("{}/{service}", self.services());
         let gone = match self.door.json(Method::GET, &path, None, deadline).await {
             Ok(found) if !is_ours(&found) => return Ok(()),
-            Ok(_) => self.door.json(Method::DELETE, &path, None, deadline).await,
+            Ok(_) => {
+                let path = format!("{path}{how}");
+                self.door.json(Method::DELETE, &path, None, deadline).await
+            }
             Err(error) => Err(error),
         };
         match gone {
@@ -261,8 +281,8 @@ impl Target {
         Ok(ours.is_some_and(|snapshot| snapshot["missed"] == true))
     }
 
-    /// The snapshot of the service's revision, as the node knows it. It is asked for by its identifier: snapshots
-    /// outlive their services, and that of an earlier service of this name has a revision of the same name.
+    /// The snapshot of the service's revision, as the node knows it. It is asked for by its identifier: that of
+    /// an earlier service of this name may still be there, and has a revision of the same name.
     async fn snapshot(&self, service: &str, deadline: Deadline) -> Result<Option<Value>, ApiError> {
         let now = self.describe(service, deadline).await?;
         let Some(id) = now["snapshot"].as_str() else { return Ok(None) };

@@ -94,9 +94,10 @@ fn short_of_files(dir: &Dir, limits: &str, more: &[&str]) -> (Value, String) {
         .current_dir(dir.path())
         .output()
         .expect("runs");
-    let summary =
-        serde_json::from_slice(&done.stdout).unwrap_or_else(|_| panic!("{}", said(&done)));
-    (summary, said(&done))
+    let told = said(&done);
+    let summary = serde_json::from_slice(&done.stdout);
+    assert!(summary.is_ok(), "{told}");
+    (summary.expect("it is"), told)
 }
 
 #[test]

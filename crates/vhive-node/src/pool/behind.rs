@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use tokio::sync::oneshot;
-use vhive_api::{Revision, SnapshotAt};
+use vhive_api::{Revision, SnapshotAt, SnapshotPolicy};
 use vhive_sandbox::Journal;
 
 use super::core::{InstanceNo, Refusal};
@@ -103,24 +103,46 @@ impl Pool {
         told.await.map_err(|_| closing())
     }
 
-    /// Takes the snapshot now, of an instance that nobody has asked for anything, if the revision wants
-    /// it so and there is none.
-    pub(crate) fn snapshot_ahead(self: &Arc<Self>) {
-        let revision = Arc::clone(&self.state().revision);
-        let runtime = self.shared.tools.runtimes.get(revision.runtime);
-        let possible = runtime.is_some_and(|runtime| runtime.restores().is_some());
-        if revision.snapshot_at == SnapshotAt::Ready
-            && revision.missing.is_none()
-            && possible
-            && self.shared.snapshots.wanted(&revision, Instant::now()) == Wanted::Now
-        {
-            self.run(|state, out| state.core.want_alone(Instant::now(), out));
+    /// Looks whether what an earlier node has left, or this one under another description, still fits, and has it
+    /// read. Takes a snapshot, of an instance that nobody has asked for anything, if the revision wants it so and
+    /// there is none. In the background: a runtime may have to be found out about, which takes seconds.
+    pub(crate) fn look_at_snapshot(self: &Arc<Self>) {
+        let revision = self.revision();
+        if revision.snapshot == SnapshotPolicy::Off {
+            return;
         }
+        let ahead = revision.snapshot_at == SnapshotAt::Ready && revision.missing.is_none();
+        if !ahead && !self.shared.snapshots.has(&revision) {
+            return;
+        }
+        let pool = Arc::clone(self);
+        drop(self.shared.handle.spawn_blocking(move || {
+            let shared = &pool.shared;
+            shared.look_whether_it_fits(&revision);
+            shared.snapshots.read_ahead(&revision);
+            let runtime = || shared.tools.runtimes.get(revision.runtime);
+            let wanted = || shared.snapshots.wanted(&revision, Instant::now()) == Wanted::Now;
+            if ahead && wanted() && runtime().is_some_and(|runtime| runtime.restores().is_some()) {
+                pool.run(|state, out| state.core.want_alone(Instant::now(), out));
+            }
+        }));
     }
 
     /// A snapshot has waited for long enough: an instance is started for it, if there is room.
     pub(super) fn overdue(self: &Arc<Self>) {
-        let revision = Arc::clone(&self.state().revision);
+        let revision = self.revision();
+        if !self.shared.snapshots.has(&revision) {
+            return self.prepare_overdue();
+        }
+        let pool = Arc::clone(self);
+        drop(self.shared.handle.spawn_blocking(move || {
+            pool.shared.look_whether_it_fits(&revision);
+            pool.prepare_overdue();
+        }));
+    }
+
+    fn prepare_overdue(self: &Arc<Self>) {
+        let revision = self.revision();
         let now = Instant::now();
         if self.shared.snapshots.fits(&revision) {
             self.saved();

@@ -22,8 +22,7 @@ use jiff::Timestamp;
 use rustix::process::Pid;
 use tokio::sync::{oneshot, watch};
 use vhive_api::{
-    Bytes, MemoryFigures, Revision, RevisionKey, RuntimeName, SandboxId, SnapshotAt,
-    SnapshotPolicy, StartKind,
+    Bytes, MemoryFigures, Revision, RevisionKey, RuntimeName, SandboxId, SnapshotAt, SnapshotPolicy,
 };
 use vhive_sandbox::{Journal, Paging, Sandbox};
 
@@ -39,7 +38,7 @@ use self::users::Users;
 use crate::counters::Watch;
 use crate::limits::{Full, NoRoom, Reservation};
 use crate::node::Shared;
-use crate::snapshots::CloneToken;
+use crate::snapshots::{CloneToken, Deleted};
 use crate::standby::Standby;
 use crate::start::{self, StartFailure, StartReport};
 use crate::status::RevisionStanding;
@@ -144,6 +143,8 @@ pub(crate) struct Running {
     pub(crate) turn: Arc<Turn>,
     /// A connection to it on which nothing has been said.
     pub(crate) connection: Option<TcpStream>,
+    /// A snapshot of it may be asked for.
+    pub(crate) saves: bool,
 }
 
 /// A start that the pool has asked for.
@@ -234,6 +235,8 @@ pub(crate) struct Pool {
     /// Sandboxes that exist: starting, ready, or being stopped; and what is being done behind
     /// replies.
     alive: watch::Sender<u32>,
+    /// Whether the revision has been deleted, and not only left unused.
+    deleted: Deleted,
 }
 
 /// What to do once the pool's lock is released.
@@ -271,6 +274,7 @@ impl Pool {
             state: Mutex::new(state),
             told: watch::Sender::new(0),
             alive: watch::Sender::new(0),
+            deleted: Deleted::default(),
         })
     }
 
@@ -348,6 +352,20 @@ impl Pool {
         *self.alive.borrow()
     }
 
+    /// Of which revision it is.
+    pub(crate) fn key(&self) -> &RevisionKey {
+        &self.key
+    }
+
+    pub(crate) fn deleted(&self) -> &Deleted {
+        &self.deleted
+    }
+
+    /// What its instances are started from now.
+    pub(crate) fn revision(&self) -> Arc<Revision> {
+        Arc::clone(&self.state().revision)
+    }
+
     pub(crate) fn counts(&self) -> Counts {
         self.state().core.counts()
     }
@@ -421,10 +439,7 @@ impl Pool {
         report: Arc<StartReport>,
         after: Option<AfterReply>,
     ) {
-        let restores = self.shared.tools.runtimes.get(running.revision.runtime);
-        let restores = restores.is_some_and(|runtime| runtime.restores().is_some());
-        let occasion = (restores && report.kind == StartKind::Boot)
-            .then(|| Occasion::of(Arc::clone(&running.revision)));
+        let occasion = running.saves.then(|| Occasion::of(Arc::clone(&running.revision)));
         let wanted = occasion.as_ref().is_some_and(|occasion| occasion.comes(&self.shared));
         let (revision, endpoint) = (Arc::clone(&running.revision), running.sandbox.endpoint());
         let (journal, turn, instance) = {

@@ -12,9 +12,10 @@ use vhive_api::{Bytes, RuntimeName, SandboxId};
 use vhive_sandbox::Snapshot;
 use vhive_sandbox::snapshot::{MANIFEST, Manifest, OpenError};
 
+use super::owners::{Deleted, KEPT};
 use super::room::NoRoom;
 use super::stored::{WORKING_SET, remove_any, working_set};
-use super::{SnapshotId, SnapshotInfo, Snapshots, open, room};
+use super::{KeepError, SnapshotId, SnapshotInfo, Snapshots, open};
 
 /// Beginning of the name of a directory that an archive is read into.
 pub(super) const IMPORT: &str = "import-";
@@ -119,7 +120,7 @@ impl Snapshots {
         };
         open::make_dir(&dir).map_err(write(&dir))?;
         let draft = Draft { dir: dir.clone() };
-        let room = |needed| room::look(&self.0.dir, needed);
+        let room = |needed| self.0.reserved.look(&self.0.dir, needed);
         draft.fill(from, &mut Limits::new(self.0.max_bytes, &room))?;
         let snapshot = Snapshot::open(&dir).map_err(ImportError::Unsound)?;
         snapshot.verify().map_err(ImportError::Unsound)?;
@@ -129,10 +130,12 @@ impl Snapshots {
             return Err(ImportError::Content(what.to_owned()));
         }
         let id = SnapshotId::of_owner(&manifest.owner, manifest.platform.runtime);
-        let taking = self.begin_for(id, manifest.owner.clone());
+        let taking = self.begin_for(id, manifest.owner.clone(), Deleted::default());
         let mut taking = taking.ok_or(ImportError::Exists(id))?;
         // A failure here is not the revision's.
         taking.done = true;
+        // It may well be here before its revision.
+        File::create(dir.join(KEPT)).map_err(write(&dir))?;
         let place = self.place(&id);
         let beside = place.parent().unwrap_or(&self.0.dir);
         open::make_dir(beside).map_err(write(beside))?;
@@ -146,9 +149,12 @@ impl Snapshots {
             },
         )?;
         let snapshot = Snapshot::open(&place).map_err(ImportError::Unsound)?;
-        let stored = self.enter(id, snapshot, true).map_err(write(&place))?;
+        let stored = self.enter(id, snapshot, &taking.deleted).map_err(|error| match error {
+            KeepError::Read(source) => ImportError::Write { path: place.clone(), source },
+            error => ImportError::Write { path: place.clone(), source: io::Error::other(error) },
+        })?;
         tracing::info!(snapshot = %id, "snapshot imported");
-        Ok(SnapshotInfo::of(&stored))
+        Ok(self.info(&stored))
     }
 }
 

@@ -11,6 +11,7 @@ use super::{SnapshotId, Snapshots};
 
 /// One snapshot, for people and programs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[expect(clippy::struct_excessive_bools, reason = "each holds or not, whatever the others do")]
 pub struct SnapshotInfo {
     /// Digest of its owner: the namespace and the revision's digest.
     pub digest: Digest,
@@ -38,6 +39,12 @@ pub struct SnapshotInfo {
     pub held: bool,
     /// Whether its content has been compared with its digests since the node began.
     pub verified: bool,
+    /// Whether its revision is no more.
+    #[serde(default)]
+    pub orphan: bool,
+    /// Whether it may outlive its revision, or be there before it: it was taken in, or left by a deletion.
+    #[serde(default)]
+    pub kept: bool,
     /// Why it is of no use here any more.
     pub stale: Option<StaleField>,
     /// The last start by prefetching missed so much that the next one records again.
@@ -60,7 +67,7 @@ pub struct StaleField {
 }
 
 impl SnapshotInfo {
-    pub(super) fn of(stored: &Stored) -> Self {
+    fn of(stored: &Stored, orphan: bool) -> Self {
         let manifest = stored.snapshot.manifest();
         let state = stored.state();
         Self {
@@ -76,6 +83,8 @@ impl SnapshotInfo {
             working_sets: state.working_sets.iter().copied().collect(),
             clones: state.clones,
             held: state.is_held(),
+            orphan,
+            kept: state.kept,
             verified: state.verdict == Verdict::Sound,
             stale: state.stale.as_ref().map(|mismatch| StaleField {
                 field: mismatch.field.to_owned(),
@@ -111,13 +120,17 @@ impl Snapshots {
     #[must_use]
     pub fn list(&self) -> Vec<SnapshotInfo> {
         let all: Vec<_> = self.state().entries.values().cloned().collect();
-        all.iter().map(|stored| SnapshotInfo::of(stored)).collect()
+        all.iter().map(|stored| self.info(stored)).collect()
     }
 
     /// One of them.
     #[must_use]
     pub fn get(&self, id: &SnapshotId) -> Option<SnapshotInfo> {
-        self.find(id).map(|stored| SnapshotInfo::of(&stored))
+        self.find(id).map(|stored| self.info(&stored))
+    }
+
+    pub(super) fn info(&self, stored: &Stored) -> SnapshotInfo {
+        SnapshotInfo::of(stored, self.is_orphan(stored))
     }
 
     /// Removes one; false if there is none. Instances that came from it go on; if somebody is just
@@ -133,10 +146,16 @@ impl Snapshots {
         gone
     }
 
-    /// Removes stale snapshots, and then those used least recently until the rest fits the
-    /// configured size.
+    /// Removes stale snapshots and those of revisions that are no more, and then those used least recently until
+    /// the rest fits the configured size.
     pub fn collect(&self) -> Collected {
-        self.collect_but(None)
+        let orphans = self.take_orphans();
+        let (removed, freed) = orphans.figures();
+        self.discard_all(orphans);
+        let mut collected = self.collect_but(None);
+        collected.removed += removed;
+        collected.freed.0 += freed;
+        collected
     }
 
     pub(super) fn collect_but(&self, spared: Option<SnapshotId>) -> Collected {

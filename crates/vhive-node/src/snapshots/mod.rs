@@ -15,8 +15,11 @@
 
 mod archive;
 mod evict;
+mod failed;
+mod fit;
 mod info;
 mod open;
+mod owners;
 mod readers;
 mod room;
 mod stored;
@@ -30,14 +33,20 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use vhive_api::{Bytes, Digest, Revision, RuntimeName, SnapshotPolicy};
-use vhive_sandbox::snapshot::{Blame, DraftError, MemoryShape, Owner};
-use vhive_sandbox::{Deadline, Guest, Restore, Snapshot, SnapshotDraft};
+use vhive_sandbox::snapshot::{Blame, DraftError, Owner};
+use vhive_sandbox::{Deadline, Snapshot, SnapshotDraft};
 
 pub use self::archive::{ExportError, ImportError};
+use self::failed::Failed;
+pub use self::failed::NotTaken;
+use self::fit::On;
 pub use self::info::{Collected, SnapshotInfo, StaleField};
 pub use self::open::StoreError;
+use self::owners::Owners;
+pub(crate) use self::owners::{Deleted, Disowned};
 use self::readers::Readers;
 pub use self::room::NoRoom;
+use self::room::{Reserved, Room};
 pub(crate) use self::stored::{CloneToken, Doubt, Hold, Stored as StoredSnapshot, chain};
 use self::stored::{Stored, Unsound};
 use crate::config::Config;
@@ -91,6 +100,8 @@ struct Inner {
     state: Mutex<State>,
     /// Told when a snapshot has left the store.
     gone: OnceLock<Box<dyn Fn() + Send + Sync>>,
+    owners: Owners,
+    reserved: Reserved,
 }
 
 impl Drop for Inner {
@@ -103,7 +114,7 @@ impl Drop for Inner {
 struct State {
     entries: BTreeMap<SnapshotId, Arc<Stored>>,
     taking: HashSet<SnapshotId>,
-    failed: HashMap<SnapshotId, BackOff>,
+    failed: HashMap<SnapshotId, Failed>,
     retired: u64,
 }
 
@@ -132,8 +143,10 @@ impl Snapshots {
         let max_bytes = config.snapshots.max_bytes.0;
         let state = State { entries, retired, ..State::default() };
         let (readers, state) = (Arc::default(), Mutex::new(state));
-        let (wishes, gone) = (AtomicU64::new(0), OnceLock::new());
-        let inner = Inner { dir, max_bytes, back_off, readers, wishes, state, gone };
+        let (wishes, gone, owners) = (AtomicU64::new(0), OnceLock::new(), Owners::default());
+        let reserved = Reserved::default();
+        let inner =
+            Inner { dir, max_bytes, back_off, readers, wishes, state, gone, owners, reserved };
         let store = Self(Arc::new(inner));
         store.collect();
         Ok(store)
@@ -146,14 +159,13 @@ impl Snapshots {
     pub(crate) fn usable(
         &self,
         revision: &Revision,
-        (restorer, guest): (&dyn Restore, &Guest),
+        on: On<'_>,
         deadline: Deadline,
     ) -> Result<Option<Hold>, Unfit> {
         let id = SnapshotId::of(revision);
         let Some(hold) = self.find(&id).and_then(|stored| stored.hold()) else { return Ok(None) };
         let stored = hold.stored();
-        let platform = restorer.platform(guest).map_err(|lacks| Unfit(lacks.to_string()))?;
-        let platform = guest.platform(platform).map_err(|error| Unfit(error.to_string()))?;
+        let platform = fit::platform(on)?;
         let began = Instant::now();
         if let Err(error) = stored.look() {
             let why = chain(&error);
@@ -164,16 +176,7 @@ impl Snapshots {
             }
             return Err(Unfit(why));
         }
-        // Guests have whole mebibytes.
-        let memory = Bytes::mib(revision.memory.mib_ceil());
-        let shape = MemoryShape { memory, vcpus: revision.vcpus() };
-        let fits = stored.snapshot.manifest().check(&owner(revision), &platform, shape);
-        if let Err(mismatch) = fits {
-            stored.set_stale(mismatch);
-        }
-        if let Some(mismatch) = &stored.state().stale {
-            return Err(Unfit(format!("snapshot does not fit: {mismatch}")));
-        }
+        self.compare(stored, revision, &platform)?;
         stored.notice_writes();
         let tried = stored.tried();
         let is_read = self.have_read(stored, true);
@@ -199,8 +202,10 @@ impl Snapshots {
     }
 
     /// Has a snapshot that an earlier node has left read in the background, so that no start waits for that.
-    pub(crate) fn read_ahead(&self, id: &SnapshotId) {
-        if let Some(stored) = self.find(id) {
+    pub(crate) fn read_ahead(&self, revision: &Revision) {
+        if let Some(stored) =
+            self.find(&SnapshotId::of(revision)).filter(|stored| stored.is_of_use())
+        {
             // If nobody does, the first start asks again.
             let _is_read = self.have_read(&stored, false);
         }
@@ -239,7 +244,7 @@ impl Snapshots {
         if there || state.taking.contains(&id) {
             return Wanted::No;
         }
-        let gate = state.failed.get(&id);
+        let gate = state.failed.get(&id).map(|failed| &failed.gate);
         gate.and_then(|gate| gate.closed_until(now)).map_or(Wanted::Now, Wanted::From)
     }
 
@@ -259,11 +264,6 @@ impl Snapshots {
         stored.is_some_and(|stored| stored.state().stale.is_none())
     }
 
-    /// Whether the disk has room for one that takes up so much while it is written.
-    pub(crate) fn has_room(&self, needed: Bytes) -> Result<(), NoRoom> {
-        room::look(&self.0.dir, needed)
-    }
-
     /// A snapshot has grown: others may have to go.
     pub(crate) fn has_grown(&self, stored: &Stored) {
         if self.figures().bytes > self.0.max_bytes {
@@ -271,19 +271,20 @@ impl Snapshots {
         }
     }
 
-    /// Begins to take one, if nobody else is at it and none is there that fits.
-    pub(crate) fn begin(&self, revision: &Revision) -> Option<Taking> {
-        self.begin_for(SnapshotId::of(revision), owner(revision))
+    /// Begins to take one, if nobody else is at it and none is there that fits. It is not kept if the revision
+    /// is deleted meanwhile.
+    pub(crate) fn begin(&self, revision: &Revision, deleted: &Deleted) -> Option<Taking> {
+        self.begin_for(SnapshotId::of(revision), owner(revision), deleted.clone())
     }
 
-    fn begin_for(&self, id: SnapshotId, owner: Owner) -> Option<Taking> {
+    fn begin_for(&self, id: SnapshotId, owner: Owner, deleted: Deleted) -> Option<Taking> {
         let mut state = self.state();
         let there = state.entries.get(&id).is_some_and(|stored| stored.state().stale.is_none());
         if there || !state.taking.insert(id) {
             return None;
         }
         drop(state);
-        Some(Taking { store: self.clone(), id, owner, done: false })
+        Some(Taking { store: self.clone(), id, owner, deleted, room: None, done: false })
     }
 
     fn find(&self, id: &SnapshotId) -> Option<Arc<Stored>> {
@@ -294,10 +295,22 @@ impl Snapshots {
         self.0.dir.join(id.digest.hex()).join(id.runtime.as_str())
     }
 
-    /// Enters what has been published at its place. One that did not fit has made room before.
-    fn enter(&self, id: SnapshotId, snapshot: Snapshot, sound: bool) -> io::Result<Arc<Stored>> {
-        let stored = Stored::new(id, snapshot, &self.0.dir, sound)?;
+    /// Enters what has been published at its place, or takes it away if its revision has been deleted. One that
+    /// did not fit has made room before.
+    fn enter(
+        &self,
+        id: SnapshotId,
+        snapshot: Snapshot,
+        deleted: &Deleted,
+    ) -> Result<Arc<Stored>, KeepError> {
+        let stored = Stored::new(id, snapshot, &self.0.dir, true).map_err(KeepError::Read)?;
         let mut state = self.state();
+        // Under the same lock as `disown` looks for what is there: one of the two finds it.
+        if deleted.is_set() {
+            drop(state);
+            self.discard(&stored);
+            return Err(KeepError::Deleted);
+        }
         state.failed.remove(&id);
         state.entries.insert(id, Arc::clone(&stored));
         drop(state);
@@ -360,6 +373,9 @@ pub(crate) struct Taking {
     store: Snapshots,
     id: SnapshotId,
     owner: Owner,
+    deleted: Deleted,
+    /// On the disk, while it is written.
+    room: Option<Room>,
     done: bool,
 }
 
@@ -390,9 +406,18 @@ pub enum KeepError {
     /// It could not be looked at once it was in its place.
     #[error("snapshot cannot be read back")]
     Read(#[source] io::Error),
+    /// Nobody may start from it.
+    #[error("its revision has been deleted meanwhile")]
+    Deleted,
 }
 
 impl Taking {
+    /// Reserves what it takes up on the disk while it is written.
+    pub(crate) fn reserve(&mut self, needed: Bytes) -> Result<(), NoRoom> {
+        self.room = Some(self.store.0.reserved.reserve(&self.store.0.dir, needed)?);
+        Ok(())
+    }
+
     /// A draft for the runtime to write into.
     pub(crate) fn draft(&self) -> Result<SnapshotDraft, DraftError> {
         let place = self.store.place(&self.id);
@@ -404,6 +429,9 @@ impl Taking {
 
     /// Puts the complete draft in its place. Blocks for writing and reading all of it.
     pub(crate) fn publish(mut self, draft: SnapshotDraft) -> Result<SnapshotInfo, KeepError> {
+        if self.deleted.is_set() {
+            return Err(KeepError::Deleted);
+        }
         let bytes = stored::allocated(draft.dir()).map_err(KeepError::Read)?;
         let most = self.store.0.max_bytes;
         if bytes > most {
@@ -422,9 +450,9 @@ impl Taking {
             }
             error => KeepError::Draft(error),
         })?;
-        let stored = self.store.enter(self.id, snapshot, true).map_err(KeepError::Read)?;
+        let stored = self.store.enter(self.id, snapshot, &self.deleted)?;
         self.done = true;
-        Ok(SnapshotInfo::of(&stored))
+        Ok(self.store.info(&stored))
     }
 }
 
@@ -433,11 +461,13 @@ impl Drop for Taking {
         let place = self.store.place(&self.id);
         let mut state = self.store.state();
         state.taking.remove(&self.id);
-        if !self.done {
-            let new = || self.store.0.back_off;
-            let gate = state.failed.entry(self.id).or_insert_with(new);
-            let era = gate.era();
-            gate.fail(era, Instant::now());
+        // That it was in vain is no fault of a revision that is made again.
+        if !self.done && !self.deleted.is_set() {
+            let gate = self.store.0.back_off;
+            let new = || Failed { gate, why: "it was given up".to_owned() };
+            let failed = state.failed.entry(self.id).or_insert_with(new);
+            let era = failed.gate.era();
+            failed.gate.fail(era, Instant::now());
         }
         drop(state);
         if !self.done {

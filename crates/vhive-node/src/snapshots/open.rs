@@ -12,6 +12,7 @@ use vhive_sandbox::snapshot::{Blame, MANIFEST, OpenError};
 use vhive_sandbox::{Snapshot, SnapshotDraft};
 
 use super::archive::IMPORT;
+use super::owners::KEPT;
 use super::stored::{REMOVED, Stored, TOMBSTONE, chain, working_set};
 use super::{SnapshotId, stored};
 
@@ -114,8 +115,10 @@ fn look_at(path: &Path, digest: Digest, root: &Path) -> Result<Found, OpenError>
         let entry = entry.map_err(read)?;
         let name = entry.file_name();
         let name = name.to_string_lossy();
-        let known =
-            name == MANIFEST || manifest.files.contains_key(&*name) || working_set(&name).is_some();
+        let known = name == MANIFEST
+            || name == KEPT
+            || manifest.files.contains_key(&*name)
+            || working_set(&name).is_some();
         if !known {
             // A working set that was being written.
             stored::remove_any(&entry.path()).map_err(read)?;

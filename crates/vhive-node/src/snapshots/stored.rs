@@ -16,6 +16,7 @@ use vhive_sandbox::snapshot::{Blame, MANIFEST, Mismatch, OpenError};
 use vhive_sandbox::{Deadline, Snapshot};
 
 use super::SnapshotId;
+use super::owners::KEPT;
 use crate::start::{Facts, panic_text};
 
 /// Beginning of a working set's name.
@@ -55,11 +56,16 @@ pub(crate) struct Stored {
 }
 
 #[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each holds or not, whatever the others do")]
 pub(super) struct State {
     pub(super) verdict: Verdict,
     /// Of the files of which it is known that they are sound.
     stamps: Option<Stamps>,
     pub(super) stale: Option<Mismatch>,
+    /// The runtime itself has said so when it was to restore it: no comparison takes that back.
+    refused: bool,
+    /// It may outlive its revision.
+    pub(super) kept: bool,
     pub(super) working_sets: BTreeSet<u32>,
     /// Allocated on disk.
     pub(super) bytes: u64,
@@ -112,6 +118,8 @@ impl Stored {
             stamps: sound.then(|| stamps(&snapshot)).flatten(),
             verdict: if sound { Verdict::Sound } else { Verdict::Unread },
             stale: None,
+            refused: false,
+            kept: snapshot.dir().join(KEPT).exists(),
             working_sets: working_sets(snapshot.dir())?,
             bytes: allocated(snapshot.dir())?,
             used: Timestamp::try_from(modified).unwrap_or(Timestamp::UNIX_EPOCH),
@@ -283,13 +291,30 @@ impl Stored {
         Err(OpenError::Damaged { path, what: "it has been replaced".to_owned() })
     }
 
-    /// It does not fit this node and is not used any more.
-    pub(crate) fn set_stale(&self, mismatch: Mismatch) {
+    /// Notes in what it does not fit this node now, if in anything; true if it is of use no more, or again.
+    pub(super) fn set_fit(&self, found: Option<Mismatch>) -> bool {
         let mut state = self.state();
-        if state.stale.is_none() {
-            tracing::warn!(snapshot = %self.id, %mismatch, "snapshot is stale");
-            state.stale = Some(mismatch);
+        if state.refused {
+            return false;
         }
+        let news = state.stale.is_some() != found.is_some();
+        match &found {
+            Some(mismatch) if news => {
+                tracing::warn!(snapshot = %self.id, %mismatch, "snapshot is stale");
+            }
+            None if news => tracing::info!(snapshot = %self.id, "snapshot fits again"),
+            _ => {}
+        }
+        state.stale = found;
+        news
+    }
+
+    /// The runtime says that it does not fit: it is not used any more.
+    pub(crate) fn refuse(&self, mismatch: Mismatch) {
+        tracing::warn!(snapshot = %self.id, %mismatch, "snapshot is stale");
+        let mut state = self.state();
+        state.refused = true;
+        state.stale = Some(mismatch);
     }
 
     /// A restore succeeded.
@@ -329,8 +354,10 @@ impl Stored {
     }
 
     /// Notes on disk, for the next node, that it was used now; and how large it has become.
-    pub(crate) fn settle(&self) {
-        let dir = self.snapshot.dir();
+    pub(crate) fn settle(self: &Arc<Self>) {
+        // Once it has gone, another may lie in its place.
+        let Some(hold) = self.hold() else { return };
+        let dir = hold.snapshot().dir();
         let touched =
             File::open(dir).and_then(|dir| dir.set_modified(std::time::SystemTime::now()));
         let sets = touched.and_then(|()| Ok((working_sets(dir)?, allocated(dir)?)));
@@ -345,8 +372,10 @@ impl Stored {
 
     /// Removes its working sets up to this one, so that the next start records afresh. What others have
     /// recorded since that one was used stays.
-    pub(crate) fn forget_working_sets(&self, newest: Option<u32>) {
+    pub(crate) fn forget_working_sets(self: &Arc<Self>, newest: Option<u32>) {
         let Some(newest) = newest else { return };
+        // Once it has gone, another may lie in its place, with working sets of the same numbers.
+        let Some(_hold) = self.hold() else { return };
         let gone = {
             let mut state = self.state();
             let later = state.working_sets.split_off(&(newest.saturating_add(1)));
@@ -459,15 +488,16 @@ impl Drop for CloneToken {
     }
 }
 
-/// By what it shows that files have been written or replaced: device, inode, length, and time of the
-/// last change. What a disk does to them by itself does not show.
+/// By what it shows that files have been written or replaced: device, inode, length, and when the inode was changed
+/// last. That time can be set by nobody, unlike the content's, which whoever puts a copy back sets to what it was.
+/// What a disk does to them by itself does not show.
 type Stamps = Vec<(u64, u64, u64, i64, i64)>;
 
 /// None if a file is not there: that is noticed otherwise.
 fn stamps(snapshot: &Snapshot) -> Option<Stamps> {
     let stamp = |name: &String| {
         let meta = fs::metadata(snapshot.dir().join(name)).ok()?;
-        Some((meta.dev(), meta.ino(), meta.len(), meta.mtime(), meta.mtime_nsec()))
+        Some((meta.dev(), meta.ino(), meta.len(), meta.ctime(), meta.ctime_nsec()))
     };
     snapshot.manifest().files.keys().map(stamp).collect()
 }

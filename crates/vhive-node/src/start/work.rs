@@ -57,6 +57,8 @@ pub(super) struct Brought {
     pub(super) after: Option<AfterReply>,
     /// A connection to it on which nothing has been said.
     pub(super) connection: Option<TcpStream>,
+    /// Its snapshot may be wanted, and can be taken.
+    pub(super) saves: bool,
 }
 
 /// Times of a successful start that are not in the journal.
@@ -142,6 +144,8 @@ impl Work {
             clone_of: None,
             after: None,
             connection: up.ready.connection,
+            // To ask may take seconds: here nobody else waits for it.
+            saves: self.revision.snapshot != SnapshotPolicy::Off && runtime.restores().is_some(),
         })
     }
 
@@ -169,7 +173,11 @@ impl Work {
         let read_by = if self.has_waited { now } else { self.read_by(deadline) };
         let hold = match self.shared.snapshots.usable(revision, (restorer, &guest), read_by) {
             Ok(Some(hold)) => hold,
-            Ok(None) => return boot(None),
+            Ok(None) => {
+                // Without a try before this there is nothing to tell.
+                let not_taken = self.shared.snapshots.not_taken(revision);
+                return boot(not_taken.map(|not_taken| format!("no snapshot: {}", not_taken.why)));
+            }
             Err(unfit) => return boot(Some(unfit.0)),
         };
         let decide = |can| decide(revision, &hold, can);
@@ -246,7 +254,7 @@ impl Work {
         tracing::warn!(%revision, sandbox = %self.id, %mode, why, "restore failed; booting instead");
         self.shared.metrics.fell_back(self.revision.runtime);
         if let Failed::Restore(RestoreError::Mismatch(mismatch)) = failed {
-            stored.set_stale(mismatch.clone());
+            stored.refuse(mismatch.clone());
         }
         if blame == Blame::Snapshot {
             self.shared.snapshots.retire(stored, &why);
@@ -283,6 +291,7 @@ impl Work {
             clone_of: Some(stored.clone_token()),
             after,
             connection: up.ready.connection,
+            saves: false,
         }
     }
 

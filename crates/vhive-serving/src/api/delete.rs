@@ -58,7 +58,7 @@ pub(super) async fn collection(
     let namespace = namespace.as_str();
     let mut request = Request { shared: &shared, kind, namespace, name: "", call: &call };
     let options = options(&request, &body?)?;
-    let removal = Removal { dry_run: is_dry(&request, &options)?, seen: Seen::default() };
+    let removal = Removal { dry_run: is_dry(&request, &options)?, ..Removal::default() };
     expect_cascade(kind, &options, &call)?;
     shared.services.settle().await;
     let mut items = all(&shared, kind, Some(namespace));
@@ -84,7 +84,8 @@ async fn delete(request: &Request<'_>, body: &Bytes) -> Result<Response, Problem
     let text = |pointer| options.pointer(pointer).and_then(Value::as_str).map(str::to_owned);
     let seen =
         Seen { version: text("/preconditions/resourceVersion"), uid: text("/preconditions/uid") };
-    let removal = Removal { seen, dry_run: is_dry(request, &options)? };
+    let keep_snapshots = call.query.keep_snapshots();
+    let removal = Removal { seen, dry_run: is_dry(request, &options)?, keep_snapshots };
     expect_cascade(kind, &options, call)?;
     shared.services.settle().await;
     let found = find(shared, kind, namespace, name);

@@ -29,6 +29,7 @@ pub(super) struct Query {
     pub(super) include_object: String,
     field_validation: String,
     pub(super) propagation_policy: String,
+    keep_snapshots: String,
 }
 
 impl Query {
@@ -43,6 +44,11 @@ impl Query {
     /// Whether a watch begins with what there is.
     pub(super) fn initial_events(&self) -> bool {
         is_true(&self.send_initial_events)
+    }
+
+    /// Whether a deletion leaves the snapshots for whoever makes the same again. Our own.
+    pub(super) fn keep_snapshots(&self) -> bool {
+        is_true(&self.keep_snapshots)
     }
 
     pub(super) fn force(&self) -> bool {

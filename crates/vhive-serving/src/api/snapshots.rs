@@ -67,7 +67,7 @@ pub(super) async fn create(
             let error = GatewayError::from(error);
             Problem::new(error.told().status, "InstanceFailed", error.text().trim_end())
         }
-        CreateError::Take(error @ (TakeError::Busy | TakeError::Unwell)) => {
+        CreateError::Take(error @ (TakeError::Busy | TakeError::Unwell | TakeError::NoTurn)) => {
             Problem::new(StatusCode::CONFLICT, "Conflict", chain(&error))
         }
         CreateError::Take(error @ TakeError::Unsupported(_)) => {
@@ -140,11 +140,11 @@ pub(super) async fn import(
     shared: State,
     body: Body,
 ) -> Result<(StatusCode, Json<SnapshotInfo>), Problem> {
-    let store = shared.services.node.snapshots().clone();
+    let node = shared.services.node.clone();
     let stream = body.into_data_stream().map_err(io::Error::other);
     let reader = SyncIoBridge::new(StreamReader::new(stream));
     let reader = io::BufReader::with_capacity(PIECE, reader);
-    let taken = blocking(move || store.import(reader)).await?;
+    let taken = blocking(move || node.import_snapshot(reader)).await?;
     let info = taken.map_err(|error| {
         let text = chain(&error);
         match error {

@@ -14,7 +14,9 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use vhive_api::{InvocationRecord, SandboxId};
 use vhive_node::counters::{Counting, offered};
-use vhive_node::{InstanceStatus, Line, LogFollower, SnapshotId, StartFailure, StartReport};
+use vhive_node::{
+    InstanceStatus, Line, LogFollower, NotTaken, SnapshotId, StartFailure, StartReport,
+};
 
 use super::State;
 use super::status::Problem;
@@ -78,6 +80,7 @@ pub(super) async fn describe(
         "revision": latest.revision,
         // By which it is listed, if there is one: other snapshots may bear the revision's name.
         "snapshot": SnapshotId::of(&latest.revision).to_string(),
+        "no_snapshot": status.as_ref().and_then(|status| status.not_taken.as_ref()).map(not_taken),
         "scaling": latest.rules,
         "ready": status.as_ref().map_or(0, |status| status.ready),
         "starting": status.as_ref().map_or(0, |status| status.starting),
@@ -88,6 +91,11 @@ pub(super) async fn describe(
         "last_start": last_start.map(start),
         "last_failure": last_failure.map(failure),
     })))
+}
+
+/// Why there is no snapshot, and when the next try may be made.
+fn not_taken(not_taken: &NotTaken) -> Value {
+    json!({"why": not_taken.why, "again_in_s": not_taken.again_in.map(|wait| wait.as_secs())})
 }
 
 fn instance(instance: &InstanceStatus, query: &DescribeQuery) -> Value {

@@ -167,6 +167,14 @@ impl Services {
         });
         let standings: Arc<[Standing]> = standings.collect();
         self.note_ages(&stored);
+        let added = stored
+            .revisions
+            .iter()
+            .filter(|one| told.iter().any(|(uid, what)| *uid == one.uid && *what == What::Added));
+        for one in added {
+            // What was there under its name is somebody else's.
+            drop(self.node.disown_earlier(&one.revision.key));
+        }
         let (entry, turnover) = self.catalog.put(Arc::new(stored), standings, version, now);
         self.turn_over(turnover);
         let what = if before.is_none() { What::Added } else { What::Modified };
@@ -183,6 +191,7 @@ impl Services {
             if entry.stored.revisions.iter().any(|kept| kept.uid == revision.uid) {
                 continue;
             }
+            drop(self.node.disown(&revision.revision.key));
             let (version, kind) = (self.next_version(), Kind::Revision);
             let standing = Standing { version, ..standing.clone() };
             let object = objects::revision(&entry, revision, &standing);
@@ -226,7 +235,15 @@ impl Services {
         }
         let key = (namespace.to_owned(), name.to_owned());
         self.on_disk(move |store| store.remove(&key.0, &key.1)).await?;
+        if removal.keep_snapshots {
+            for one in &entry.stored.revisions {
+                self.node.keep_snapshots(&one.revision.key).await;
+            }
+        }
         let entry = self.take_service(namespace, name).ok_or_else(not_found)?;
+        if !removal.keep_snapshots {
+            self.take_snapshots(&entry).await;
+        }
         tracing::info!(kind = kind.as_str(), name, namespace, "service removed");
         self.review();
         self.lead_after(&entry.stored, Timestamp::now()).await;
@@ -250,6 +267,17 @@ impl Services {
         }
         self.changes.publish(changes);
         Some(entry)
+    }
+
+    /// Removes the snapshots of a service that has been taken. The lock for changes is held until they are out
+    /// of their places, so that whoever makes the same again finds none.
+    pub(super) async fn take_snapshots(&self, entry: &Entry) {
+        // All begun at once.
+        let revisions = entry.stored.revisions.iter();
+        let gone: Vec<_> = revisions.map(|one| self.node.disown(&one.revision.key)).collect();
+        for gone in gone {
+            gone.await;
+        }
     }
 
     /// Removes a revision that requests cannot reach.
@@ -323,6 +351,8 @@ pub(crate) struct Removal {
     pub(crate) seen: Seen,
     /// Says whether it could be; nothing is changed.
     pub(crate) dry_run: bool,
+    /// Leaves a service's snapshots for whoever makes the same again.
+    pub(crate) keep_snapshots: bool,
 }
 
 /// What a client has seen of an object that it wants changed or removed.

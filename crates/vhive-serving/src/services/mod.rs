@@ -184,6 +184,8 @@ impl Services {
         let pending: Arc<Pending> = Arc::default();
         let told = Arc::clone(&pending);
         node.on_change(move |revision| told.add(revision));
+        let known = Arc::clone(&catalog);
+        node.on_owner(move |revision| known.of_revision(revision).is_some());
         let services = Self {
             node,
             catalog,

@@ -109,7 +109,9 @@ impl Services {
             }
         }
         for entry in self.catalog.list(Some(&name)) {
-            self.take_service(&name, &entry.stored.name);
+            if let Some(entry) = self.take_service(&name, &entry.stored.name) {
+                self.take_snapshots(&entry).await;
+            }
         }
         for kind in [DataKind::ConfigMap, DataKind::Secret] {
             for data in self.data.list(kind, Some(&name)) {

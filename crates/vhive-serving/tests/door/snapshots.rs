@@ -261,3 +261,135 @@ async fn no_snapshot_is_taken_behind_a_reply_that_says_that_the_function_is_sick
     }
     world.stop().await;
 }
+
+async fn listed(world: &World) -> Vec<Value> {
+    let (status, all) = world.api("GET", SNAPSHOTS, None).await;
+    assert_eq!(status, 200, "{all}");
+    all.as_array().unwrap().clone()
+}
+
+/// How the last of so many requests to `one` came to an instance; nothing of that is left.
+async fn kind(world: &World, requests: usize) -> StartKind {
+    assert_eq!(world.get("one").await.status, 200);
+    let records = world.records(|records| records.len() >= requests).await;
+    evict(world, "one").await;
+    records[requests - 1].start.unwrap()
+}
+
+const SERVICES: &str = "/apis/serving.knative.dev/v1/namespaces/default/services";
+const REVISIONS: &str = "/apis/serving.knative.dev/v1/namespaces/default/revisions";
+
+#[tokio::test]
+async fn the_snapshots_of_what_is_deleted_go_with_it() {
+    let world = World::new().await;
+    let one = format!("{SERVICES}/one");
+    assert_eq!(world.apply("one", reap).await.0, 201);
+    assert_eq!(kind(&world, 1).await, StartKind::Boot);
+    let path = only(&world).await["path"].as_str().unwrap().to_owned();
+    assert_eq!(within(world.api("DELETE", &format!("{one}?dryRun=All"), None)).await.0, 200);
+    assert!(std::fs::exists(&path).unwrap() && listed(&world).await.len() == 1);
+    assert_eq!(within(world.api("DELETE", &one, None)).await.0, 200);
+    assert!(listed(&world).await.is_empty() && !std::fs::exists(&path).unwrap());
+    // Whoever makes the same again, perhaps somebody else, starts from nothing of it.
+    assert_eq!(world.apply("one", reap).await.0, 201);
+    assert_eq!(kind(&world, 2).await, StartKind::Boot);
+
+    // A change makes another revision; the snapshot of the earlier one is there for who goes back to it.
+    let (_, mut document) = world.api("GET", &one, None).await;
+    document["spec"]["template"]["spec"]["timeoutSeconds"] = Value::from(50);
+    assert_eq!(world.api("PUT", &one, Some(&document)).await.0, 200);
+    assert_eq!(kind(&world, 3).await, StartKind::Boot);
+    assert_eq!(listed(&world).await.len(), 2);
+    let first = format!("{REVISIONS}/one-00001");
+    let (status, told) = within(world.api("DELETE", &first, None)).await;
+    assert_eq!(status, 200, "{told}");
+    assert_eq!(only(&world).await["revision"]["name"], "one-00002");
+
+    // What a deletion is told to leave is there for whoever makes the same again.
+    let (status, told) = within(world.api("DELETE", &one, None)).await;
+    assert_eq!(status, 200, "{told}");
+    assert_eq!(world.apply("one", reap).await.0, 201);
+    assert_eq!(kind(&world, 4).await, StartKind::Boot);
+    let left = format!("{one}?keepSnapshots=true");
+    assert_eq!(within(world.api("DELETE", &left, None)).await.0, 200);
+    let info = only(&world).await;
+    assert_eq!((&info["orphan"], &info["kept"]), (&Value::from(true), &Value::from(true)));
+    let (_, done) = world.api("POST", &format!("{SNAPSHOTS}/gc"), None).await;
+    assert_eq!(done["removed"], 0, "{done}");
+    assert_eq!(world.apply("one", reap).await.0, 201);
+    assert_eq!(kind(&world, 5).await, StartKind::Record);
+    assert_eq!(only(&world).await["orphan"], false);
+    // With its service it goes all the same.
+    assert_eq!(within(world.api("DELETE", &one, None)).await.0, 200);
+    assert!(listed(&world).await.is_empty());
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn the_snapshots_of_a_namespace_go_with_it_and_with_nothing_else() {
+    let dir = Arc::new(tempfile::tempdir().unwrap());
+    let setup = || {
+        let sim = vhive_sandbox::sim::Sim::new(vhive_sandbox::sim::SimConfig::default());
+        Setup::again(Runtimes::new().with(sim), Arc::clone(&dir))
+    };
+    let world = setup().start().await;
+    for namespace in ["doomed", "doomed-not"] {
+        let mut document = crate::support::service("one");
+        reap(&mut document);
+        let services = SERVICES.replace("default", namespace);
+        assert_eq!(world.api("POST", &services, Some(&document)).await.0, 201);
+        let create = format!("/vhive/v1/namespaces/{namespace}/services/one/snapshot");
+        assert_eq!(within(world.api("POST", &create, None)).await.0, 201);
+    }
+    assert_eq!(listed(&world).await.len(), 2);
+    world.stop().await;
+    // A node that ends deletes nothing.
+    let world = setup().start().await;
+    let all = listed(&world).await;
+    assert!(all.len() == 2 && all.iter().all(|one| one["orphan"] == false), "{all:?}");
+    let doomed = "/api/v1/namespaces/doomed";
+    assert_eq!(within(world.api("DELETE", doomed, None)).await.0, 200);
+    assert_eq!(only(&world).await["revision"]["namespace"], "doomed-not");
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn an_orphan_of_an_earlier_node_is_told_collected_and_used_by_nobody() {
+    let dir = Arc::new(tempfile::tempdir().unwrap());
+    let setup = || {
+        let sim = vhive_sandbox::sim::Sim::new(vhive_sandbox::sim::SimConfig::default());
+        Setup::again(Runtimes::new().with(sim), Arc::clone(&dir))
+    };
+    let world = setup().start().await;
+    assert_eq!(world.apply("one", reap).await.0, 201);
+    assert_eq!(kind(&world, 1).await, StartKind::Boot);
+    let place = std::path::PathBuf::from(only(&world).await["path"].as_str().unwrap());
+    let aside = dir.path().join("aside");
+    // As a node leaves it that is killed between a deletion and this.
+    let copy = |from: &std::path::Path, to: &std::path::Path| {
+        std::fs::create_dir_all(to).unwrap();
+        for entry in std::fs::read_dir(from).unwrap().flatten() {
+            std::fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+        }
+    };
+    copy(&place, &aside);
+    let one = format!("{SERVICES}/one");
+    assert_eq!(within(world.api("DELETE", &one, None)).await.0, 200);
+    world.stop().await;
+
+    copy(&aside, &place);
+    let world = setup().start().await;
+    assert_eq!(only(&world).await["orphan"], true);
+    let (_, done) = world.api("POST", &format!("{SNAPSHOTS}/gc"), None).await;
+    assert_eq!(done["removed"], 1, "{done}");
+    assert!(listed(&world).await.is_empty() && !place.exists());
+    world.stop().await;
+
+    copy(&aside, &place);
+    let world = setup().start().await;
+    assert_eq!(world.apply("one", reap).await.0, 201);
+    assert_eq!(kind(&world, 1).await, StartKind::Boot, "it is another one's");
+    assert_eq!(kind(&world, 2).await, StartKind::Record);
+    assert_eq!(only(&world).await["orphan"], false);
+    world.stop().await;
+}

@@ -21,6 +21,9 @@ pub(crate) struct Args {
     /// YAML or JSON file with the objects to delete; `-` for standard input.
     #[arg(long, short, value_name = "FILE", conflicts_with = "names")]
     filename: Vec<PathBuf>,
+    /// Leaves services' snapshots for whoever makes the same again.
+    #[arg(long)]
+    keep_snapshots: bool,
 }
 
 /// Deletes each: by name in order, stopping at the first that cannot be deleted; those of files
@@ -34,7 +37,7 @@ pub(crate) async fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCo
             Some((kind, name)) => (kind_of(kind)?, name),
             None => ("Service", name.as_str()),
         };
-        delete(context, kind, context.global.namespace(), name).await?;
+        delete(context, args, (kind, context.global.namespace(), name)).await?;
     }
     let mut absent = None;
     for path in args.filename.iter().rev() {
@@ -42,7 +45,7 @@ pub(crate) async fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCo
         for object in objects_in(path)?.iter().rev() {
             let done = async {
                 let (kind, namespace, name) = place_of(object, context.global.namespace())?;
-                delete(context, kind_of(&kind)?, &namespace, &name).await
+                delete(context, args, (kind_of(&kind)?, &namespace, &name)).await
             };
             match done.await {
                 Err(error) if matches!(error.downcast_ref(), Some(Exit::NotFound(_))) => {
@@ -56,8 +59,13 @@ pub(crate) async fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCo
     absent.map_or(Ok(ExitCode::SUCCESS), Err)
 }
 
-async fn delete(context: &Context, kind: &str, namespace: &str, name: &str) -> anyhow::Result<()> {
-    let path = format!("{}/{name}", path_of(kind, namespace));
+async fn delete(
+    context: &Context,
+    args: &Args,
+    (kind, namespace, name): (&str, &str, &str),
+) -> anyhow::Result<()> {
+    let how = if args.keep_snapshots { "?keepSnapshots=true" } else { "" };
+    let path = format!("{}/{name}{how}", path_of(kind, namespace));
     let _: Value = context.client.json(Method::DELETE, &path, None).await?;
     output::line(format!("{}/{name} deleted", kind.to_lowercase()));
     Ok(())

@@ -29,6 +29,13 @@ struct Described {
     instances: Vec<Value>,
     last_start: Option<Start>,
     last_failure: Option<Failure>,
+    no_snapshot: Option<NotTaken>,
+}
+
+#[derive(Debug, Deserialize)]
+struct NotTaken {
+    why: String,
+    again_in_s: Option<u64>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -69,6 +76,17 @@ pub(crate) async fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCo
     Ok(ExitCode::SUCCESS)
 }
 
+/// Why there is no snapshot, if one has been tried to take.
+fn not_taken(why: Option<&NotTaken>) -> String {
+    why.map_or_else(String::new, |NotTaken { why, again_in_s }| {
+        let next = match again_in_s {
+            Some(seconds) => format!("next try in {seconds} s"),
+            None => "tried again at the next occasion".to_owned(),
+        };
+        format!(" (not taken: {why}; {next})")
+    })
+}
+
 fn print(described: &Described) {
     let text = |value: &Value, at: &str| {
         value.pointer(at).map_or_else(
@@ -83,7 +101,7 @@ fn print(described: &Described) {
         ("revision", text(revision, "/key/name")),
         ("image", text(revision, "/image")),
         ("runtime", text(revision, "/runtime")),
-        ("snapshots", text(revision, "/snapshot")),
+        ("snapshots", text(revision, "/snapshot") + &not_taken(described.no_snapshot.as_ref())),
         ("ready", described.ready.to_string()),
         ("starting", described.starting.to_string()),
         ("in flight", described.in_flight.to_string()),

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -52,7 +53,7 @@ enum Verb {
         /// Where from; `-` is standard input.
         file: PathBuf,
     },
-    /// Removes stale ones, and the least used ones beyond the configured size.
+    /// Removes stale ones, orphans, and the least used ones beyond the configured size.
     Gc,
 }
 
@@ -174,6 +175,8 @@ async fn list(context: &Context) -> anyhow::Result<()> {
 fn state(info: &SnapshotInfo) -> String {
     match &info.stale {
         Some(stale) => format!("stale ({})", stale.field),
+        None if info.orphan && info.kept => "kept".to_owned(),
+        None if info.orphan => "orphan".to_owned(),
         None if info.verified => "sound".to_owned(),
         None => "unread".to_owned(),
     }
@@ -268,7 +271,9 @@ impl Out {
         let mut path = to.as_os_str().to_owned();
         path.push(format!(".{}.part", std::process::id()));
         let path = PathBuf::from(path);
-        let file = File::create(&path)?;
+        // A guest's memory with whatever secrets are in it is for who has asked for it alone, as the node keeps it;
+        // and nothing that somebody has put there is written through.
+        let file = File::options().write(true).create_new(true).mode(0o600).open(&path)?;
         Ok(Self::Draft(Draft { path, file }))
     }
 
@@ -336,5 +341,26 @@ mod tests {
         out.write_all(b"into nothing").expect("written");
         out.complete(Path::new("/dev/null")).expect("completed");
         assert!(!fs::metadata("/dev/null").expect("there").is_file());
+    }
+
+    #[test]
+    fn an_archive_is_for_who_has_asked_for_it_and_goes_through_no_link() {
+        use std::os::unix::fs::{PermissionsExt as _, symlink};
+
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let to = dir.path().join("hello.tar");
+        let mut out = Out::begin(&to).expect("begun");
+        out.write_all(b"memory").expect("written");
+        out.complete(&to).expect("completed");
+        let mode = fs::metadata(&to).expect("there").permissions().mode();
+        assert_eq!(mode & 0o7777, 0o600);
+        // Whoever knows the number of the process knows the name of the draft.
+        let others = dir.path().join("others");
+        fs::write(&others, "not ours").expect("written");
+        let planted = dir.path().join(format!("hello.tar.{}.part", std::process::id()));
+        symlink(&others, planted).expect("linked");
+        let refused = Out::begin(&to).err().map(|error| error.kind());
+        assert_eq!(refused, Some(io::ErrorKind::AlreadyExists));
+        assert_eq!(fs::read_to_string(&others).expect("there"), "not ours");
     }
 }

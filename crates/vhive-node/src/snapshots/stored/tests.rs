@@ -1,3 +1,4 @@
+use std::io::Write as _;
 use std::time::Duration;
 
 use vhive_api::{Bytes, Digest, RevisionKey, RuntimeName};
@@ -11,6 +12,10 @@ const ID: fn() -> SnapshotId =
 
 /// A snapshot with nothing in it, at its place in a store.
 fn published(root: &Path) -> Snapshot {
+    published_with(root, |_| {})
+}
+
+fn published_with(root: &Path, fill: impl FnOnce(&mut SnapshotDraft)) -> Snapshot {
     let owner = Owner {
         revision: RevisionKey::new("default", "one"),
         digest: Digest::of(b"revision"),
@@ -25,6 +30,7 @@ fn published(root: &Path) -> Snapshot {
         kernel: None,
         page_size: 4096,
     };
+    fill(&mut draft);
     draft.describe(platform, MemoryShape { memory: Bytes::mib(1), vcpus: 1 }, None, 0);
     draft.publish(&beside.join("sim")).expect("its place is free")
 }
@@ -51,6 +57,46 @@ fn who_is_late_forgets_no_working_set_that_others_have_recorded_since() {
     assert!(stored.set_missed(Some(2), true) && stored.facts().missed);
     stored.forget_working_sets(Some(2));
     assert_eq!((stored.newest(), set(2).exists()), (None, false));
+}
+
+#[test]
+fn who_comes_from_a_removed_snapshot_touches_nothing_of_the_one_in_its_place() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let set = |of: &Path| of.join(format!("{WORKING_SET}1"));
+    let old = stored(dir.path());
+    fs::write(set(old.snapshot.dir()), "pages").expect("written");
+    old.settle();
+    old.doom().expect("doomed");
+    let new = published(dir.path());
+    assert_eq!(new.dir(), old.snapshot.dir(), "it has the place of the old one");
+    fs::write(set(new.dir()), "pages").expect("written");
+    let touched = || fs::metadata(new.dir()).and_then(|meta| meta.modified()).expect("there");
+    let before = touched();
+    old.forget_working_sets(Some(1));
+    old.settle();
+    assert!(set(new.dir()).exists(), "nobody but its own clones knows whether it is of use");
+    assert_eq!(touched(), before, "nor has it been used");
+}
+
+#[test]
+fn what_is_written_shows_also_when_its_time_is_set_back() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let snapshot = published_with(dir.path(), |draft| {
+        let mut memory = draft.file("memory").expect("made");
+        memory.write_all(b"as it was").expect("written");
+    });
+    let stored = Stored::new(ID(), snapshot, dir.path(), true).expect("looked at");
+    stored.notice_writes();
+    assert!(!stored.is_pending(), "nobody has written");
+    let memory = stored.snapshot.dir().join("memory");
+    let was = fs::metadata(&memory).and_then(|meta| meta.modified()).expect("there");
+    // As whoever restores a backup over it does, in the same file.
+    let file = File::options().write(true).open(&memory).expect("opened");
+    (&file).write_all(b"something").expect("written");
+    file.set_modified(was).expect("set");
+    assert_eq!(fs::metadata(&memory).and_then(|meta| meta.modified()).expect("there"), was);
+    stored.notice_writes();
+    assert!(stored.is_pending(), "it is to be read again");
 }
 
 #[test]
