@@ -20,7 +20,7 @@ use crate::flow::{Flows, Walker};
 use crate::pacer::{Pacer, SPIN};
 use crate::row::{Outcome, Row, Shot};
 use crate::stop::Stop;
-use crate::wire::{Opened, Shared, Wires};
+use crate::wire::{Opened, Shared, Wires, pools};
 
 /// How long rows stay with the sender before they are handed over.
 const FLUSH: Duration = Duration::from_millis(250);
@@ -56,6 +56,11 @@ pub struct Load {
     /// Connections to one address at a time, at most; requests that find no room on one wait, and
     /// are late.
     pub most_connections: usize,
+    /// Connections in all, at most: as many files as the process may have open beside others. Each address has an equal
+    /// share.
+    pub most_in_all: usize,
+    /// Set to that share by the first request that waits because of it.
+    pub short_of: Arc<OnceLock<usize>>,
     /// How long before a send the sender stops sleeping; 0 never spins.
     pub spin: Duration,
     /// Whether the sender stays awake while replies are awaited: they are then timed without a
@@ -81,6 +86,8 @@ impl Load {
             drain: Duration::from_secs(30),
             connections: 8,
             most_connections: 4096,
+            most_in_all: usize::MAX,
+            short_of: Arc::default(),
             spin: SPIN,
             busy: false,
             reads_replies: false,
@@ -274,10 +281,12 @@ impl Run {
         let (addresses, instead) = addresses;
         let ended = CancellationToken::new();
         let collector = Arc::new(Collector::new(rows));
+        let (most_connections, is_short) = share(load, pools(&load.targets, &addresses));
         let shared = Arc::new(Shared {
             collector: Arc::clone(&collector),
             patience: load.patience,
-            most_connections: load.most_connections.max(load.connections).max(1),
+            most_connections,
+            short_of: is_short.then(|| Arc::clone(&load.short_of)),
             keep_body: load.reads_replies,
             abandon: CancellationToken::new(),
             plain: load.plain.clone(),
@@ -346,6 +355,13 @@ impl Run {
         let (sent, retries, unsent, unfollowed) = (0, 0, 0, 0);
         count(Ran { clock, sent, retries, unsent, unfollowed, sending_ns, whole_ns, opened })
     }
+}
+
+/// Connections to one of so many addresses at a time, and whether they are fewer than asked for.
+fn share(load: &Load, pools: usize) -> (usize, bool) {
+    let asked = load.most_connections.max(load.connections).max(1);
+    let share = (load.most_in_all / pools.max(1)).max(1);
+    (asked.min(share), share < asked)
 }
 
 async fn flush(collector: Arc<Collector>, ended: CancellationToken) {
@@ -421,6 +437,22 @@ async fn look_up(target: &Target) -> Result<Vec<SocketAddr>, RunError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn connections_are_kept_to_the_files_that_may_be_open() {
+        for ((in_all, pools), (ahead, most), wanted) in [
+            ((960, 1), (8, 4096), (960, true)),
+            ((960, 3), (8, 4096), (320, true)),
+            ((960, 3), (8, 320), (320, false)),
+            ((960, 1), (2000, 10), (960, true)),
+            ((1 << 20, 2), (2000, 4096), (4096, false)),
+            ((1, 5), (8, 4096), (1, true)),
+        ] {
+            let mut load = Load::to(Vec::new());
+            (load.connections, load.most_connections, load.most_in_all) = (ahead, most, in_all);
+            assert_eq!(share(&load, pools), wanted, "{in_all} / {pools}");
+        }
+    }
 
     #[test]
     fn of_several_addresses_one_that_answers_is_taken() {

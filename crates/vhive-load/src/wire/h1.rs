@@ -174,10 +174,7 @@ impl Pool {
 
     /// A place for one more connection, if there may be one.
     fn place(self: &Arc<Self>) -> Option<Place> {
-        let most = self.shared.most_connections;
-        let more = |open: usize| (open < most).then_some(open + 1);
-        let taken = self.open.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
-        taken.is_ok().then(|| Place(Arc::clone(self)))
+        self.shared.one_more(&self.open).then(|| Place(Arc::clone(self)))
     }
 
     /// Gives a connection that has become free to the next request, or keeps it.

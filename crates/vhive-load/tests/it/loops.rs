@@ -209,6 +209,23 @@ fn no_more_connections_than_allowed_and_who_waits_is_late() {
 }
 
 #[test]
+fn several_addresses_share_the_files_that_may_be_open() {
+    on_one_thread(async {
+        let (address, connections) = hello(Duration::from_millis(20)).await;
+        let (other, others) = hello(Duration::from_millis(20)).await;
+        let mut load = load(&address, Protocol::Http1);
+        load.targets.push(Target { address: other, ..load.targets[0].clone() });
+        load.most_in_all = 3;
+        let shots: Vec<Shot> =
+            (0..8).map(|n| Shot { at_ns: 0, target: n % 2, work: None, nth: 0 }).collect();
+        let rows = run(&load, shots).await;
+        assert!(rows.iter().all(|row| row.outcome == Outcome::Ok), "{rows:?}");
+        assert_eq!([connections, others].map(|made| made.load(Ordering::Relaxed)), [1, 1]);
+        assert_eq!(load.short_of.get(), Some(&1));
+    });
+}
+
+#[test]
 fn the_knee_of_a_server_of_one_at_a_time_is_found() {
     on_one_thread(async {
         // 10 ms each, one at a time: 100 a second at most, whatever the machine does.

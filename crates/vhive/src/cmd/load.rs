@@ -31,7 +31,7 @@ use self::args::{
     TraceArgs,
 };
 use self::fail::Failures;
-use self::open_files::make_room;
+use self::open_files::{make_room, tell_room};
 pub(crate) use self::plan::with_plan;
 use self::starts::Starts;
 use crate::cli::{Format, Global};
@@ -117,6 +117,7 @@ async fn rps(
     let mut run = Run::begin((global, config), &args.common.to, files, None)?;
     run.fail((global, config), args.fail.failures()?, &load);
     let ran = open_loop(&load, shots, run.rows.clone(), stop).await;
+    tell_room(&load);
     run.end(global, ran, stop).await
 }
 
@@ -144,6 +145,7 @@ async fn closed(
     let mut run = Run::begin((global, config), &args.common.to, files, None)?;
     run.fail((global, config), args.fail.failures()?, &load);
     let ran = closed_loop(&load, args.clients, args.time.0, run.rows.clone(), stop).await;
+    tell_room(&load);
     run.end(global, ran, stop).await
 }
 
@@ -416,7 +418,9 @@ async fn sweep_rates(global: &Global, args: SweepArgs, stop: &Stop) -> anyhow::R
             ));
         }
     })
-    .await?;
+    .await;
+    tell_room(&load);
+    let done = done?;
     let written = write_json(&dir.join(SWEEP), &Told { figures: &done, facts: facts.end() });
     match global.output {
         Format::Json => output::json(&done)?,

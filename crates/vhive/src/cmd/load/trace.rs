@@ -13,7 +13,7 @@ use vhive_load::trace::{Config as Experiment, Plan, azure2019, dag, sample};
 use vhive_load::{Flow, Flows, Load, Stop, Target, open_flows, open_loop};
 
 use super::args::{SampleArgs, SynthArgs, To, TraceArgs};
-use super::{Run, make_room};
+use super::{Run, make_room, tell_room};
 use crate::cli::{Format, Global};
 use crate::config::Config;
 use crate::output;
@@ -164,6 +164,7 @@ impl Replay<'_> {
             None => open_loop(&load, plan.shots(), run.rows.clone(), stop).await,
             Some(follows) => open_flows(&load, plan.shots(), follows, run.rows.clone(), stop).await,
         };
+        tell_room(&load);
         output::note(format!("the original's columns in {}", path.display()));
         run.end(self.global, ran, stop).await
     }
