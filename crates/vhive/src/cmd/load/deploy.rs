@@ -107,7 +107,9 @@ fn begin_with(wanted: &mut [Wanted], experiment: &Path) -> anyhow::Result<()> {
     if experiment.warmup_duration == 0 {
         bail!("WarmupDuration is 0, so the experiment says not how many instances to begin with");
     }
-    let busy = planned(&experiment)?.busy();
+    let planned = planned(&experiment)?;
+    planned.tell();
+    let busy = planned.busy();
     if busy.iter().all(Option::is_none) {
         output::note("without effect: --experiment: its trace has no minute before the warm-up");
     }
