@@ -192,7 +192,7 @@ pub async fn sweep(
         let arrivals = at_rate(plan.arrivals, rate, time, plan.seed.wrapping_add(rounds))?;
         let shots = round_robin(&arrivals, load.targets.len());
         let send = |out| open_loop(load, shots, out, stop);
-        let ran = tallied((Some(rate), rows), Tally::default(), send).await;
+        let ran = tallied((Some(rate), rounds), rows, Tally::default(), send).await;
         let (tally, ran) = match ran {
             Err(RunError::Stopped) => break,
             done => done?,
@@ -254,9 +254,9 @@ async fn alone(
     rows: &mut Option<StepRows>,
 ) -> Result<Tally, RunError> {
     let mut all = Tally::default();
-    for _ in 0..LONGER {
+    for round in 0..LONGER {
         let send = |out| closed_loop(load, 1, plan.time, out, stop);
-        (all, _) = tallied((None, rows), all, send).await?;
+        (all, _) = tallied((None, u64::from(round)), rows, all, send).await?;
         let ok = all.count(Outcome::Ok);
         // A client that gets no reply at all gets none by waiting.
         if ok >= plan.replies || ok == 0 || stop.is_asked() {
@@ -296,9 +296,10 @@ pub fn round_robin(arrivals: &[u64], targets: usize) -> Vec<Shot> {
     arrivals.iter().enumerate().map(shot).collect()
 }
 
-/// Runs, and adds its rows up with those that there are; they are written, too, with their rate.
+/// Runs, and adds its rows up with those that there are; they are written, too, with their rate and try.
 async fn tallied<F: Future<Output = Result<Ran, RunError>>>(
-    (rate, written): (Option<f64>, &mut Option<StepRows>),
+    of: (Option<f64>, u64),
+    written: &mut Option<StepRows>,
     mut tally: Tally,
     run: impl FnOnce(Sender<Vec<Row>>) -> F,
 ) -> Result<(Tally, Ran), RunError> {
@@ -308,7 +309,7 @@ async fn tallied<F: Future<Output = Result<Ran, RunError>>>(
         for batch in rows {
             batch.iter().for_each(|row| tally.add(row));
             if let Some(steps) = &mut steps {
-                steps.add(rate, &batch);
+                steps.add(of, &batch);
             }
         }
         (tally, steps)
