@@ -17,7 +17,13 @@ pub(super) struct Whole {
 
 impl Whole {
     pub(super) fn begin(path: &Path) -> io::Result<Self> {
-        let is_file = fs::metadata(path).map_or(true, |there| there.is_file());
+        let is_link = fs::symlink_metadata(path).is_ok_and(|there| there.is_symlink());
+        // Such as `/dev/stdout`: whoever opened that file holds it, not its name.
+        let is_open = is_link && ["/dev", "/proc"].iter().any(|dir| path.starts_with(dir));
+        let is_file = !is_open && fs::metadata(path).map_or(true, |there| there.is_file());
+        // A link stays one: what it leads to is replaced.
+        let target = (is_link && is_file).then(|| fs::canonicalize(path));
+        let path = &target.and_then(Result::ok).unwrap_or_else(|| path.to_owned());
         let draft = is_file.then(|| {
             let mut name = path.as_os_str().to_owned();
             name.push(OsString::from(".part"));
@@ -117,6 +123,28 @@ mod tests {
         fs::remove_dir(dir.path().join("b")).unwrap();
         all_done([begin("a"), begin("b")], begin("last")).unwrap();
         assert_eq!(names(dir.path()), ["a", "b", "last"]);
+    }
+
+    #[test]
+    fn a_link_stays_one_and_what_it_leads_to_is_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let [link, target] = ["link", "target"].map(|name| dir.path().join(name));
+        fs::write(&target, "old").unwrap();
+        std::os::unix::fs::symlink("target", &link).unwrap();
+        let mut out = Whole::begin(&link).unwrap();
+        out.write_all(b"new").unwrap();
+        assert_eq!(names(dir.path()), ["link", "target", "target.part"]);
+        out.done().unwrap();
+        assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+        assert_eq!(fs::read_to_string(&target).unwrap(), "new");
+        // A file that is open, by the name of its descriptor: as standard output may be.
+        let open = File::options().write(true).truncate(true).open(&target).unwrap();
+        let name = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&open));
+        let mut out = Whole::begin(Path::new(&name)).unwrap();
+        out.write_all(b"more").unwrap();
+        assert_eq!(names(dir.path()), ["link", "target"]);
+        out.done().unwrap();
+        assert_eq!(open.metadata().unwrap().len(), 4, "it is the very file that was open");
     }
 
     #[test]
