@@ -10,6 +10,12 @@ use std::path::{Path, PathBuf};
 #[derive(Debug)]
 pub(super) struct Whole {
     out: BufWriter<File>,
+    draft: Draft,
+}
+
+/// Its names, without the file being open.
+#[derive(Debug)]
+pub(super) struct Draft {
     path: PathBuf,
     /// None of what is no file, such as a pipe: that is written to as it is.
     draft: Option<PathBuf>,
@@ -30,15 +36,25 @@ impl Whole {
             PathBuf::from(name)
         });
         let out = BufWriter::new(File::create(draft.as_deref().unwrap_or(path))?);
-        Ok(Self { out, path: path.to_owned(), draft })
+        Ok(Self { out, draft: Draft { path: path.to_owned(), draft } })
+    }
+
+    /// All of it is written; its name it has not yet.
+    pub(super) fn written(mut self) -> io::Result<Draft> {
+        self.out.flush()?;
+        Ok(self.draft)
     }
 
     /// It is whole: gives it its name.
-    pub(super) fn done(mut self) -> io::Result<()> {
-        self.out.flush()?;
-        match &self.draft {
-            Some(draft) => fs::rename(draft, &self.path)?,
-            None => return Ok(()),
+    pub(super) fn done(self) -> io::Result<()> {
+        self.written()?.name()
+    }
+}
+
+impl Draft {
+    fn name(mut self) -> io::Result<()> {
+        if let Some(draft) = &self.draft {
+            fs::rename(draft, &self.path)?;
         }
         self.draft = None;
         Ok(())
@@ -55,7 +71,7 @@ impl Write for Whole {
     }
 }
 
-impl Drop for Whole {
+impl Drop for Draft {
     fn drop(&mut self) {
         if let Some(draft) = &self.draft {
             let _ = fs::remove_file(draft);
@@ -65,16 +81,21 @@ impl Drop for Whole {
 
 /// Several are whole, of which `last` makes a trace of the others: there is none, rather than one of old and
 /// new files.
-pub(super) fn all_done(others: impl IntoIterator<Item = Whole>, mut last: Whole) -> io::Result<()> {
-    last.flush()?;
+pub(super) fn all_done(others: impl IntoIterator<Item = Whole>, last: Whole) -> io::Result<()> {
+    let others: io::Result<Vec<Draft>> = others.into_iter().map(Whole::written).collect();
+    name_all(others?, last.written()?)
+}
+
+/// As [`all_done`], for more than may be open at a time.
+pub(super) fn name_all(others: impl IntoIterator<Item = Draft>, last: Draft) -> io::Result<()> {
     if last.draft.is_some() {
         match fs::remove_file(&last.path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
     }
-    others.into_iter().try_for_each(Whole::done)?;
-    last.done()
+    others.into_iter().try_for_each(Draft::name)?;
+    last.name()
 }
 
 #[cfg(test)]
