@@ -111,7 +111,9 @@ pub struct Deployment {
 pub struct Gone {
     /// Whether it was there.
     pub was_there: bool,
-    /// The name of its endpoint, as far as it is known.
+    /// What the name of its endpoint begins with, whichever domain it was deployed in.
+    pub prefix: String,
+    /// The whole name, as far as it is known: a platform may name it otherwise.
     pub hostname: Option<String>,
 }
 
@@ -207,7 +209,12 @@ impl Deployment {
     /// The host name of a service in the domain that was asked for, if one was.
     fn own_hostname(&self, name: &str) -> Option<String> {
         let domain = self.domain.as_ref()?;
-        Some(format!("{name}.{}.{domain}", self.namespace))
+        Some(format!("{}{domain}", self.prefix(name)))
+    }
+
+    /// What host names of a service begin with.
+    fn prefix(&self, name: &str) -> String {
+        format!("{name}.{}.", self.namespace)
     }
 
     /// Calls, and again after what passes by itself, `tries` times at most, until the deadline.
@@ -335,7 +342,8 @@ impl Deployment {
         let (status, there) = self.call(api, (Method::GET, &path, None), until).await?;
         match status {
             404 => {
-                return Ok(Gone { was_there: false, hostname: self.own_hostname(name) });
+                let (prefix, hostname) = (self.prefix(name), None);
+                return Ok(Gone { was_there: false, prefix, hostname });
             }
             200 => {}
             _ => return Err(message(status, &there)),
@@ -348,9 +356,8 @@ impl Deployment {
         match status {
             200..=299 | 404 => {
                 let url = there.pointer("/status/url").and_then(Value::as_str);
-                let of_url = || Some(place(url?).ok()?.0);
-                let hostname = self.own_hostname(name).or_else(of_url);
-                Ok(Gone { was_there: true, hostname })
+                let hostname = url.and_then(|url| Some(place(url).ok()?.0));
+                Ok(Gone { was_there: true, prefix: self.prefix(name), hostname })
             }
             _ => Err(message(status, &reply)),
         }
@@ -438,8 +445,9 @@ const fn passes(status: u16) -> bool {
 #[must_use]
 pub fn without(list: &Value, gone: &[Gone]) -> Option<Value> {
     let is_gone = |line: &&Value| {
+        let name = line["hostname"].as_str().unwrap_or_default();
         gone.iter().any(|gone| {
-            gone.hostname.is_some() && gone.hostname.as_deref() == line["hostname"].as_str()
+            name.starts_with(&gone.prefix) || gone.hostname.as_deref() == Some(name)
         })
     };
     let all = list.as_array()?;

@@ -246,8 +246,10 @@ fn only_what_was_deployed_is_updated_and_deleted() {
     // The file lists one less by now.
     let deleted = block_on(deployment.delete(&api, &wanted[1..])).unwrap();
     let hostname = Some("a-0.default.example.com".to_owned());
-    assert_eq!(deleted[0], ("a-0".to_owned(), Ok(Gone { was_there: true, hostname })));
-    assert_eq!(deleted[1], ("gone-0".to_owned(), Ok(Gone { was_there: false, hostname: None })));
+    let gone = |name: &str, was_there, hostname| {
+        (name.to_owned(), Ok(Gone { was_there, prefix: format!("{name}.default."), hostname }))
+    };
+    assert_eq!(deleted[..2], [gone("a-0", true, hostname), gone("gone-0", false, None)]);
     assert!(deleted[2].1.as_ref().unwrap_err().contains("left alone"));
     assert_eq!(api.0.borrow().keys().collect::<Vec<_>>(), ["own-0"]);
 }
@@ -380,13 +382,36 @@ fn what_was_deployed_is_deleted_though_its_list_is_empty_broken_or_gone() {
 #[test]
 fn what_is_deleted_has_no_endpoint_any_more() {
     let line = |name: &str| json!({"hostname": name, "eventing": false, "more": 1});
-    let gone = |name: &str| Gone { was_there: true, hostname: Some(name.to_owned()) };
-    let list = json!([line("a.x"), line("b.x"), line("c.x")]);
-    let unknown = Gone { was_there: true, hostname: None };
-    let left = without(&list, &[gone("b.x"), gone("d.x"), unknown.clone()]);
-    assert_eq!(left, Some(json!([line("a.x"), line("c.x")])));
-    assert_eq!(without(&list, &[gone("d.x"), unknown]), None);
-    assert_eq!(without(&json!({"no": "list"}), &[gone("a.x")]), None);
+    let gone = |name: &str, hostname: Option<&str>| Gone {
+        was_there: true,
+        prefix: format!("{name}.default."),
+        hostname: hostname.map(str::to_owned),
+    };
+    let list = json!([line("a.default.x"), line("b.default.y"), line("b.x"), line("ab.default.x")]);
+    let left = without(&list, &[gone("b", Some("b.x")), gone("d", None), gone("a", None)]);
+    assert_eq!(left, Some(json!([line("ab.default.x")])));
+    assert_eq!(without(&list, &[gone("d", Some("d.x"))]), None);
+    assert_eq!(without(&json!({"no": "list"}), &[gone("a", None)]), None);
+}
+
+#[test]
+fn what_is_deleted_in_another_domain_or_once_more_has_no_endpoint_either() {
+    let dir = tempfile::tempdir().unwrap();
+    let wanted = wanted(dir.path(), &["a-0"]);
+    let plain = deployment(dir.path());
+    let of_domain = Deployment { domain: Some("own.test".to_owned()), ..plain.clone() };
+    for [by, then] in [[&plain, &of_domain], [&of_domain, &plain]] {
+        let api = Fake::default();
+        let endpoint = deploy(by, &api, &wanted).remove(0).1.unwrap();
+        let list = json!([endpoint]);
+        // The second time it is gone already, as after a deletion that was interrupted.
+        for was_there in [true, false] {
+            let (_, gone) = block_on(then.delete(&api, &wanted)).unwrap().remove(0);
+            let gone = gone.unwrap();
+            assert_eq!(gone.was_there, was_there);
+            assert_eq!(without(&list, &[gone]), Some(json!([])));
+        }
+    }
 }
 
 #[test]
