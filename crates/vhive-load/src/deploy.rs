@@ -23,6 +23,10 @@ use crate::stop::Stop;
 /// The mark of what was deployed from here: as a label, from which file of functions, by which it is
 /// found again; as an annotation, that file's name for people.
 const MARK: &str = "load.vhive.dev/deployed-from";
+/// The labels and annotations that a manifest had when it was deployed, as JSON: those that it has no more go.
+const KEYS: &str = "load.vhive.dev/keys";
+/// What of a service's metadata is a map of names to values.
+const MAPS: [&str; 2] = ["annotations", "labels"];
 /// As the original asks for: one request at a time on each instance is what scaling aims at.
 const TARGET: &str = "autoscaling.knative.dev/target";
 /// How many instances a revision begins with.
@@ -375,6 +379,10 @@ impl Deployment {
         }
         service["metadata"]["name"] = json!(wanted.name);
         service["metadata"]["namespace"] = json!(self.namespace);
+        let keys = |part: &&str| service["metadata"][*part].as_object().map(|all| all.keys().collect());
+        let keys: Vec<Option<Vec<&String>>> = MAPS.iter().map(keys).collect();
+        let keys = json!(keys).to_string();
+        set(&mut service["metadata"], "annotations", (KEYS, &keys));
         set(&mut service["metadata"], "labels", (MARK, &self.mark.label));
         set(&mut service["metadata"], "annotations", (MARK, &self.mark.name));
         let Some(template) = service.pointer_mut("/spec/template").filter(|t| t.is_object()) else {
@@ -397,19 +405,23 @@ impl Deployment {
 }
 
 /// Lays the metadata that is to be over those that the server has. What it, or another, has set stays: it
-/// refuses an update that lacks some of that.
+/// refuses an update that lacks some of that. What an earlier manifest had goes.
 ///
 /// # Source
 /// Knative's `pkg/apis`, `ValidateCreatorAndModifier`: `serving.knative.dev/creator` never changes, and
 /// `…/lastModifier` only with the `spec`.
 fn keep(old: &Value, service: &mut Value) {
     let Some(metadata) = service["metadata"].as_object_mut() else { return };
-    for part in ["annotations", "labels"] {
+    let keys = old["metadata"]["annotations"][KEYS].as_str().unwrap_or_default();
+    let keys: Value = serde_json::from_str(keys).unwrap_or_default();
+    for (index, part) in MAPS.into_iter().enumerate() {
         let mut all = old["metadata"][part].as_object().cloned().unwrap_or_default();
+        let ours = keys[index].as_array().into_iter().flatten().filter_map(Value::as_str);
+        ours.for_each(|key| drop(all.remove(key)));
         all.extend(metadata.get(part).and_then(Value::as_object).cloned().unwrap_or_default());
         metadata.insert(part.to_owned(), all.into());
     }
-    for part in ["finalizers", "resourceVersion"] {
+    for part in ["finalizers", "ownerReferences", "resourceVersion"] {
         if let Some(there) = old["metadata"].get(part) {
             metadata.insert(part.to_owned(), there.clone());
         }

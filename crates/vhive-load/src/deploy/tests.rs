@@ -429,13 +429,23 @@ fn an_update_keeps_what_the_server_and_others_have_set() {
         MANIFEST.replace("image: i", "image: j").replace("name: x", "name: x, labels: {v: w}");
     std::fs::write(&wanted[0].manifest, changed).unwrap();
     deploy().unwrap();
+    api.0.borrow_mut().get_mut("a-0").unwrap()["metadata"]["ownerReferences"] = json!([1]);
+    deploy().unwrap();
     let stored = api.0.borrow()["a-0"].clone();
     let metadata = &stored["metadata"];
+    assert_eq!(metadata["ownerReferences"], json!([1]));
     assert_eq!(metadata["annotations"][CREATOR], "us");
     assert_eq!((&metadata["labels"]["team"], &metadata["labels"]["v"]), (&"x".into(), &"w".into()));
     assert_eq!(metadata["labels"][MARK], deployment.mark.label.as_str());
     assert_eq!(metadata["finalizers"], json!(["routes.serving.knative.dev"]));
     assert_eq!(stored.pointer("/spec/template/spec/containers/0/image"), Some(&"j".into()));
+    // What the manifest has no more goes; what others have set is not the manifest's.
+    std::fs::write(&wanted[0].manifest, MANIFEST.replace("image: i", "image: j")).unwrap();
+    deploy().unwrap();
+    let stored = api.0.borrow()["a-0"].clone();
+    let metadata = &stored["metadata"];
+    assert_eq!((&metadata["labels"]["team"], &metadata["labels"]["v"]), (&"x".into(), &Value::Null));
+    assert_eq!(metadata["annotations"][CREATOR], "us");
     // What is made anew without looking is refused, so that the test could fail.
     let (bare, _) = deployment.manifest(&wanted[0]).unwrap();
     let mut bare = bare;
