@@ -34,9 +34,11 @@ const INITIAL_SCALE: &str = "autoscaling.knative.dev/initial-scale";
 /// How often a service that is not ready is asked again.
 const AGAIN: Duration = Duration::from_millis(250);
 
-/// How often something is asked for that a server or the way to it fails at; a server that begins anew is
-/// back by then.
-const TRIES: u32 = 20;
+/// How often something is asked for that a server or the way to it fails at, some half a minute: a server or a
+/// webhook that begins anew is back by then.
+const TRIES: u32 = 120;
+/// How often a server is asked at first, some five seconds: there may be none at all.
+const FIRST_TRIES: u32 = 20;
 /// How often a service is looked at again that somebody else has changed meanwhile.
 const ROUNDS: u32 = 4;
 
@@ -125,6 +127,21 @@ pub struct Gone {
 pub type Done<T> = (String, Result<T, String>);
 
 impl Deployment {
+    /// Asks where the platform's gateway listens. A node knows; of a cluster, which says that it has no such path,
+    /// the services' names lead there.
+    ///
+    /// # Errors
+    /// When the server is not there, or does not know us.
+    pub async fn find_gateway(&self, api: &impl Api) -> Result<Option<String>, String> {
+        let until = (Instant::now() + self.patience, FIRST_TRIES);
+        let (status, node) = self.call(api, (Method::GET, "/vhive/v1/node", None), until).await?;
+        match status {
+            200 => Ok(node["gateway"].as_str().map(str::to_owned)),
+            401 => Err(format!("the server does not know us: {}", node["message"])),
+            _ => Ok(None),
+        }
+    }
+
     fn all(&self) -> String {
         format!("/apis/serving.knative.dev/v1/namespaces/{}/services", self.namespace)
     }

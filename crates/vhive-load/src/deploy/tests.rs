@@ -338,6 +338,35 @@ fn what_passes_by_itself_fails_no_service() {
 }
 
 #[test]
+fn a_server_that_is_busy_at_first_tells_where_its_gateway_is_all_the_same() {
+    /// Answers each call with the next of these, and nothing after the last.
+    struct Said(RefCell<Vec<Result<(u16, Value), String>>>);
+    impl Api for Said {
+        async fn call(
+            &self,
+            _: Method,
+            path: &str,
+            _: Option<&Value>,
+        ) -> Result<(u16, Value), String> {
+            assert_eq!(path, "/vhive/v1/node");
+            self.0.borrow_mut().pop().unwrap()
+        }
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let deployment = Deployment { patience: Duration::from_secs(60), ..deployment(dir.path()) };
+    let find = |said: Vec<_>| block_on(deployment.find_gateway(&Said(RefCell::new(said))));
+    let node = Ok((200, json!({"gateway": "127.0.0.1:1"})));
+    let busy = Ok((503, json!({"message": "not now"})));
+    let found = find(vec![node, busy, Err("connection reset".to_owned())]);
+    assert_eq!(found, Ok(Some("127.0.0.1:1".to_owned())));
+    for status in [403, 404] {
+        assert_eq!(find(vec![Ok((status, json!({})))]), Ok(None), "of a cluster");
+    }
+    let unknown = find(vec![Ok((401, json!({"message": "who?"})))]).unwrap_err();
+    assert!(unknown.contains("does not know us") && unknown.contains("who?"), "{unknown}");
+}
+
+#[test]
 fn who_changes_a_service_meanwhile_goes_before_and_it_is_updated_all_the_same() {
     let dir = tempfile::tempdir().unwrap();
     let wanted = wanted(dir.path(), &["raced-0"]);

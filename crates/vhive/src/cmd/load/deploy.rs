@@ -80,9 +80,7 @@ pub(crate) async fn run(
     };
     let Some(path) = &args.kubeconfig else {
         let client = Client::new(config.api_socket());
-        let asked = tokio::time::timeout(args.timeout.0, client.get("/vhive/v1/node")).await;
-        let node: Value = asked.context("the node does not answer in time (`--timeout`)")??;
-        deployment.gateway = node["gateway"].as_str().map(str::to_owned);
+        deployment.gateway = deployment.find_gateway(&client).await.map_err(anyhow::Error::msg)?;
         return through(&client, &args, &deployment, &wanted).await;
     };
     let access = Access::read(path, args.context.as_deref())?;
@@ -90,13 +88,8 @@ pub(crate) async fn run(
         deployment.namespace = namespace;
     }
     let cluster = Cluster::new(&access)?;
-    // A node says where its gateway listens; of a cluster, the services' names lead there.
-    let (status, said) = cluster.call(Method::GET, "/vhive/v1/node", None).await?;
-    match status {
-        200 => deployment.gateway = said["gateway"].as_str().map(str::to_owned),
-        401 => bail!("{} does not know us: {}", access.server, said["message"]),
-        _ => {}
-    }
+    let gateway = deployment.find_gateway(&cluster).await.map_err(anyhow::Error::msg);
+    deployment.gateway = gateway.context(access.server)?;
     through(&cluster, &args, &deployment, &wanted).await
 }
 
