@@ -210,7 +210,8 @@ fn what_is_said_of_an_earlier_generation_makes_nothing_ready() {
     let dir = tempfile::tempdir().unwrap();
     let wanted = wanted(dir.path(), &["stale-0"]);
     let api = Fake::default();
-    let done = deploy(&deployment(dir.path()), &api, &wanted);
+    let deployment = Deployment { patience: Duration::from_secs(60), ..deployment(dir.path()) };
+    let done = deploy(&deployment, &api, &wanted);
     let endpoint = done[0].1.as_ref().unwrap();
     assert_eq!(endpoint.hostname, "stale-0.new.example.com", "what was said later counts");
     for (service, current) in [
