@@ -34,7 +34,11 @@ fn no_connection(address: SocketAddr, error: &std::io::Error) -> String {
     const OWN: [(Errno, &str); 3] = [
         (Errno::MFILE, "raise `ulimit -n`, or lower --max-connections"),
         (Errno::NFILE, "the host has no more files to open"),
-        (Errno::ADDRNOTAVAIL, "no local port is free; keep connections, or lower the rate"),
+        (
+            Errno::ADDRNOTAVAIL,
+            "no local port is free (keep connections, or lower the rate), or this host has no address of that \
+             kind (IPv6 is off?)",
+        ),
     ];
     let own = OWN.iter().find(|(own, _)| error.raw_os_error() == Some(own.raw_os_error()));
     match own {
