@@ -17,6 +17,8 @@ const MOST_FAILED: f64 = 0.001;
 /// Lateness of the generator's own sends, p99, above which a rate says nothing of the function.
 const MOST_LATE_US: f64 = 1000.0;
 
+/// A p99 of fewer is but the longest.
+pub const FEW: u64 = 100;
 /// Something is sent so many times as long as asked for, at most, for want of replies.
 const LONGER: u32 = 20;
 /// Between two requests of a warm-up.

@@ -21,7 +21,7 @@ use vhive_load::output::{Also, Files, OutputError, Rows, Writer, write_json};
 use vhive_load::parquet;
 use vhive_load::steps::StepRows;
 use vhive_load::summary::Summary;
-use vhive_load::sweep::{self, round_robin};
+use vhive_load::sweep::{self, FEW, round_robin};
 use vhive_load::{Load, Outcome, Ran, RunError, Steps, Stop, closed_loop, open_loop};
 use vhive_study::run::RunFacts;
 
@@ -46,8 +46,6 @@ const REPORT: &str = "report.html";
 /// What a run writes at its end only, or not at all: of an earlier one, it would be taken for this one's.
 const AT_THE_END: [&str; 6] =
     [SUMMARY, SWEEP, REPORT, "rows.parquet", "rows.parquet.part", fail::FILE];
-/// A p99 of fewer is but the longest.
-const FEW: u64 = 100;
 /// A file of rows that is longer, in bytes, has no report of itself: its rows would have to be in memory.
 const MOST_REPORTED: u64 = 512 << 20;
 
@@ -438,7 +436,7 @@ async fn sweep_rates(global: &Global, args: SweepArgs, stop: &Stop) -> anyhow::R
             let few = done.steps.iter().filter(|step| step.sent < FEW).count();
             if few > 0 {
                 output::line(format!(
-                    "warning    {few} rates' p99 is of fewer than {FEW} requests"
+                    "warning    the p99 of {few} tries is of fewer than {FEW} requests"
                 ));
             }
             if done.stopped {
