@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::arrivals::{Arrivals, ScheduleError, at_rate};
-use crate::engine::{Load, Ran, RunError, closed_loop, open_loop};
+use crate::engine::{Load, Ran, RunError, closed_loop, open_loop, resolved};
 use crate::row::{Outcome, Row, Shot};
 use crate::steps::StepRows;
 use crate::stop::Stop;
@@ -128,6 +128,8 @@ pub struct Sweep {
     pub steps: Vec<Step>,
     /// Whether it was stopped before the knee was known.
     pub stopped: bool,
+    /// Of which names another than the first address was taken, and why.
+    pub instead: Vec<String>,
 }
 
 /// What a sweep needs to know.
@@ -181,6 +183,9 @@ pub async fn sweep(
     rows: &mut Option<StepRows>,
     mut tell: impl FnMut(&Step),
 ) -> Result<Sweep, SweepError> {
+    // Every rate is sent to those of whom the unloaded time is.
+    let (load, instead) = resolved(load, stop).await?;
+    let load = &load;
     warm_up(load, plan, stop).await?;
     let (tally, mut rounds) = (alone(load, plan, stop, rows).await?, 0);
     let unloaded = tally.latency(Outcome::Ok).and_then(|times| times.quantile_us(0.99));
@@ -220,7 +225,7 @@ pub async fn sweep(
     }
     let (knee, stopped) = (search.knee(), search.next().is_some());
     let within = plan.within;
-    Ok(Sweep { unloaded_p99_us, unloaded_replies, within, knee, steps, stopped })
+    Ok(Sweep { unloaded_p99_us, unloaded_replies, within, knee, steps, stopped, instead })
 }
 
 impl Plan {

@@ -429,6 +429,9 @@ async fn sweep_rates(global: &Global, args: SweepArgs, stop: &Stop) -> anyhow::R
                 Some(knee) => output::line(format!("knee       {knee:.1}/s ({unloaded})")),
                 None => output::line(format!("knee       none ({unloaded})")),
             }
+            for why in &done.instead {
+                output::line(format!("warning    {why}"));
+            }
             if done.unloaded_replies < FEW {
                 let few = done.unloaded_replies;
                 output::line(format!("warning    the unloaded p99 is of {few} replies only"));
