@@ -396,7 +396,8 @@ impl Deployment {
         }
         service["metadata"]["name"] = json!(wanted.name);
         service["metadata"]["namespace"] = json!(self.namespace);
-        let keys = |part: &&str| service["metadata"][*part].as_object().map(|all| all.keys().collect());
+        let keys =
+            |part: &&str| service["metadata"][*part].as_object().map(|all| all.keys().collect());
         let keys: Vec<Option<Vec<&String>>> = MAPS.iter().map(keys).collect();
         let keys = json!(keys).to_string();
         set(&mut service["metadata"], "annotations", (KEYS, &keys));
@@ -475,9 +476,8 @@ const fn passes(status: u16) -> bool {
 pub fn without(list: &Value, gone: &[Gone]) -> Option<Value> {
     let is_gone = |line: &&Value| {
         let name = line["hostname"].as_str().unwrap_or_default();
-        gone.iter().any(|gone| {
-            name.starts_with(&gone.prefix) || gone.hostname.as_deref() == Some(name)
-        })
+        gone.iter()
+            .any(|gone| name.starts_with(&gone.prefix) || gone.hostname.as_deref() == Some(name))
     };
     let all = list.as_array()?;
     let left: Vec<Value> = all.iter().filter(|line| !is_gone(line)).cloned().collect();

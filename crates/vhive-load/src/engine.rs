@@ -395,10 +395,7 @@ async fn find(load: &Load, stop: &Stop) -> Result<(Addresses, Vec<String>), RunE
 
 /// Resolves every address once, before the run: a look-up is no part of a request's latency. Of those of
 /// which another than the first was taken, it says so.
-async fn resolve(
-    targets: &[Target],
-    most: Duration,
-) -> Result<(Addresses, Vec<String>), RunError> {
+async fn resolve(targets: &[Target], most: Duration) -> Result<(Addresses, Vec<String>), RunError> {
     let mut by_address: BTreeMap<&str, &Target> = BTreeMap::new();
     for target in targets {
         by_address.entry(&target.address).or_insert(target);
@@ -428,8 +425,9 @@ async fn resolve(
 async fn reach(all: &[SocketAddr], most: Duration) -> (Option<SocketAddr>, Option<String>) {
     let mut failed = Vec::new();
     if all.len() > 1 {
-        let connect =
-            async |address| (address, tokio::time::timeout(most, TcpStream::connect(address)).await);
+        let connect = async |address| {
+            (address, tokio::time::timeout(most, TcpStream::connect(address)).await)
+        };
         let tries = futures_util::stream::iter(all).map(connect).buffered(all.len());
         tokio::pin!(tries);
         while let Some((address, done)) = tries.next().await {

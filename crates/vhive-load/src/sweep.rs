@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::arrivals::{Arrivals, ScheduleError, at_rate};
+use crate::clock::nanos;
 use crate::engine::{Load, Ran, RunError, closed_loop, open_loop, resolved};
 use crate::row::{Outcome, Row, Shot};
 use crate::steps::StepRows;
@@ -22,7 +23,7 @@ pub const FEW: u64 = 100;
 /// Something is sent so many times as long as asked for, at most, for want of replies.
 const LONGER: u32 = 20;
 /// Between two requests of a warm-up.
-const WARM_UP_GAP_NS: u64 = 50_000_000;
+const WARM_UP_GAP: Duration = Duration::from_millis(50);
 
 /// Which rates are tried.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -229,6 +230,13 @@ pub async fn sweep(
 }
 
 impl Plan {
+    /// How long so many endpoints are warmed up.
+    #[must_use]
+    pub fn warm_up_time(&self, endpoints: usize) -> Duration {
+        let count = (endpoints as u64).saturating_mul(self.warm_up);
+        WARM_UP_GAP.saturating_mul(u32::try_from(count).unwrap_or(u32::MAX))
+    }
+
     /// How long a rate is sent: enough for its p99 to be one, but not for ever.
     fn time_of(&self, rate: f64) -> Duration {
         let wanted = Duration::try_from_secs_f64(2.0 * self.replies as f64 / rate);
@@ -239,12 +247,18 @@ impl Plan {
 
 /// Sends to each endpoint; nothing of it is counted.
 async fn warm_up(load: &Load, plan: &Plan, stop: &Stop) -> Result<(), RunError> {
-    let count = (load.targets.len() as u64).saturating_mul(plan.warm_up);
-    if count == 0 {
+    if plan.warm_up == 0 {
         return Ok(());
     }
-    let arrivals: Vec<u64> = (0..count).map(|nth| nth.saturating_mul(WARM_UP_GAP_NS)).collect();
-    let shots = round_robin(&arrivals, load.targets.len());
+    let gap_ns = nanos(WARM_UP_GAP);
+    let endpoints = 0..u32::try_from(load.targets.len()).unwrap_or(u32::MAX);
+    let targets = (0..plan.warm_up).flat_map(|_| endpoints.clone());
+    let shots = (0_u64..).zip(targets).map(|(nth, target)| Shot {
+        at_ns: nth.saturating_mul(gap_ns),
+        target,
+        work: None,
+        nth: 0,
+    });
     open_loop(load, shots, channel().0, stop).await?;
     tokio::select! {
         () = tokio::time::sleep(plan.settle) => {}
@@ -359,6 +373,11 @@ mod tests {
         for (rate, seconds) in [(1000.0, 5), (40.0, 5), (10.0, 20), (0.1, 100), (0.0, 100)] {
             assert_eq!(plan.time_of(rate), Duration::from_secs(seconds), "{rate}");
         }
+        assert_eq!(plan.warm_up_time(2000), Duration::ZERO);
+        let warm = Plan { warm_up: 2, ..plan.clone() };
+        assert_eq!(warm.warm_up_time(2000), Duration::from_secs(200));
+        let absurd = Plan { warm_up: u64::MAX, ..plan };
+        assert!(absurd.warm_up_time(2000) > Duration::from_secs(3600), "no overflow");
     }
 
     #[test]

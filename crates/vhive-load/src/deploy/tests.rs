@@ -474,7 +474,10 @@ fn an_update_keeps_what_the_server_and_others_have_set() {
     deploy().unwrap();
     let stored = api.0.borrow()["a-0"].clone();
     let metadata = &stored["metadata"];
-    assert_eq!((&metadata["labels"]["team"], &metadata["labels"]["v"]), (&"x".into(), &Value::Null));
+    assert_eq!(
+        (&metadata["labels"]["team"], &metadata["labels"]["v"]),
+        (&"x".into(), &Value::Null)
+    );
     assert_eq!(metadata["annotations"][CREATOR], "us");
     // What is made anew without looking is refused, so that the test could fail.
     let (bare, _) = deployment.manifest(&wanted[0]).unwrap();

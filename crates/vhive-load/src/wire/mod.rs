@@ -93,9 +93,8 @@ impl Shared {
 
 /// Pools of connections that these targets need: of two protocols, an address has two.
 pub(crate) fn pools(targets: &[Target], addresses: &HashMap<String, SocketAddr>) -> usize {
-    let pool = |target: &Target| {
-        (addresses.get(&target.address), target.protocol == Protocol::Http1)
-    };
+    let pool =
+        |target: &Target| (addresses.get(&target.address), target.protocol == Protocol::Http1);
     targets.iter().map(pool).collect::<HashSet<_>>().len()
 }
 

@@ -230,9 +230,9 @@ fn several_addresses_share_the_files_that_may_be_open() {
 fn the_knee_of_a_server_of_one_at_a_time_is_found() {
     on_one_thread(async {
         // 10 ms each, one at a time: 100 a second at most, whatever the machine does.
-        let turn = std::sync::Arc::new(tokio::sync::Semaphore::new(1));
+        let turn = Arc::new(tokio::sync::Semaphore::new(1));
         let address = listen(move |_, mut stream| {
-            let turn = std::sync::Arc::clone(&turn);
+            let turn = Arc::clone(&turn);
             async move {
                 while head(&mut stream).await {
                     let _mine = turn.acquire().await.expect("never closed");

@@ -124,7 +124,14 @@ impl Workload {
             TraceKind::Azure2019 => {
                 let mut functions = Vec::new();
                 azure2019::each(&path, minutes, |function| functions.push(function.into()))?;
-                Self { functions, minutes, distribution, seed: plan.seed, sent: Vec::new(), notes: Vec::new() }
+                Self {
+                    functions,
+                    minutes,
+                    distribution,
+                    seed: plan.seed,
+                    sent: Vec::new(),
+                    notes: Vec::new(),
+                }
             }
             TraceKind::Azure2021 => {
                 let exact = azure2021::read(&path, minutes as u64, false)?;
@@ -473,8 +480,7 @@ mod tests {
         };
         let plan = SimPlan { trace, ..SimPlan::default() };
         let workload = Workload::load(&plan).expect("two invocations");
-        let facts =
-            super::super::SimFacts::new(&plan, &workload, &Starts::default(), None);
+        let facts = super::super::SimFacts::new(&plan, &workload, &Starts::default(), None);
         for said in ["1 invocations are left out", "1 invocations are some microseconds later"] {
             assert!(facts.warnings.iter().any(|one| one.contains(said)), "{:?}", facts.warnings);
         }

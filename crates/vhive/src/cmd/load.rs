@@ -12,6 +12,7 @@ mod trace;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use tokio::signal::unix::{SignalKind, signal};
@@ -46,6 +47,9 @@ const REPORT: &str = "report.html";
 /// What a run writes at its end only, or not at all: of an earlier one, it would be taken for this one's.
 const AT_THE_END: [&str; 6] =
     [SUMMARY, SWEEP, REPORT, "rows.parquet", "rows.parquet.part", fail::FILE];
+/// A sweep's warm-up may take so long, and is told when it takes longer than that.
+const MOST_WARM_UP: Duration = Duration::from_secs(3600);
+const TOLD_WARM_UP: Duration = Duration::from_secs(2);
 /// A file of rows that is longer, in bytes, has no report of itself: its rows would have to be in memory.
 const MOST_REPORTED: u64 = 512 << 20;
 
@@ -390,9 +394,21 @@ async fn sweep_rates(global: &Global, args: SweepArgs, stop: &Stop) -> anyhow::R
     args.check()?;
     let mut load: Load = unless(stop, args.common.load()).await?;
     make_room(&mut load);
+    // Each of its steps has a drain.
+    load.tells_drain = None;
+    let plan = args.plan();
+    let warms_up = plan.warm_up_time(load.targets.len());
+    if warms_up > MOST_WARM_UP {
+        bail!(
+            "--warm-up: that many requests to each of {} endpoints take {warms_up:?}; {MOST_WARM_UP:?} at most",
+            load.targets.len()
+        );
+    }
+    if warms_up > TOLD_WARM_UP {
+        output::note(format!("warming up for {warms_up:?} (`--warm-up`)"));
+    }
     let dir = args.common.out.clone();
     std::fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
-    let plan = args.plan();
     let facts = begin_facts(global, &args.common.to)?;
     forget(&dir);
     let targets = load.targets.iter().map(|target| target.hostname.clone()).collect();
@@ -527,7 +543,7 @@ mod tests {
         });
         assert_eq!(done, None);
         go_on.send(()).expect("it waits");
-        let patience = std::time::Duration::from_secs(30);
+        let patience = Duration::from_secs(30);
         assert_eq!(told.recv_timeout(patience), Ok(false), "its step was not taken");
         assert!(!path.exists());
     }

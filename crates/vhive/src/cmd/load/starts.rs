@@ -132,9 +132,7 @@ mod tests {
 
     /// A node's socket that answers each connection with the next of these, and from the last on with that;
     /// it tells when it has given the last.
-    fn node(
-        replies: Vec<&'static str>,
-    ) -> (tempfile::TempDir, PathBuf, oneshot::Receiver<()>) {
+    fn node(replies: Vec<&'static str>) -> (tempfile::TempDir, PathBuf, oneshot::Receiver<()>) {
         use std::io::{Read as _, Write as _};
         let dir = tempfile::tempdir().expect("a directory");
         let socket = dir.path().join("node.sock");
