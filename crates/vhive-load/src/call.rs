@@ -35,7 +35,7 @@ impl FromStr for Protocol {
 }
 
 /// Where requests of one kind go.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
     /// Shown in rows, and the `Host` of its requests.
     pub hostname: String,

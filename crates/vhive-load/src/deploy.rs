@@ -23,6 +23,10 @@ use crate::stop::Stop;
 /// The mark of what was deployed from here: as a label, from which file of functions, by which it is
 /// found again; as an annotation, that file's name for people.
 const MARK: &str = "load.vhive.dev/deployed-from";
+/// The labels and annotations that a manifest had when it was deployed, as JSON: those that it has no more go.
+const KEYS: &str = "load.vhive.dev/keys";
+/// What of a service's metadata is a map of names to values.
+const MAPS: [&str; 2] = ["annotations", "labels"];
 /// As the original asks for: one request at a time on each instance is what scaling aims at.
 const TARGET: &str = "autoscaling.knative.dev/target";
 /// How many instances a revision begins with.
@@ -30,9 +34,11 @@ const INITIAL_SCALE: &str = "autoscaling.knative.dev/initial-scale";
 /// How often a service that is not ready is asked again.
 const AGAIN: Duration = Duration::from_millis(250);
 
-/// How often something is asked for that a server or the way to it fails at; a server that begins anew is
-/// back by then.
-const TRIES: u32 = 20;
+/// How often something is asked for that a server or the way to it fails at, some half a minute: a server or a
+/// webhook that begins anew is back by then.
+const TRIES: u32 = 120;
+/// How often a server is asked at first, some five seconds: there may be none at all.
+const FIRST_TRIES: u32 = 20;
 /// How often a service is looked at again that somebody else has changed meanwhile.
 const ROUNDS: u32 = 4;
 
@@ -111,7 +117,9 @@ pub struct Deployment {
 pub struct Gone {
     /// Whether it was there.
     pub was_there: bool,
-    /// The name of its endpoint, as far as it is known.
+    /// What the name of its endpoint begins with, whichever domain it was deployed in.
+    pub prefix: String,
+    /// The whole name, as far as it is known: a platform may name it otherwise.
     pub hostname: Option<String>,
 }
 
@@ -119,6 +127,21 @@ pub struct Gone {
 pub type Done<T> = (String, Result<T, String>);
 
 impl Deployment {
+    /// Asks where the platform's gateway listens. A node knows; of a cluster, which says that it has no such path,
+    /// the services' names lead there.
+    ///
+    /// # Errors
+    /// When the server is not there, or does not know us.
+    pub async fn find_gateway(&self, api: &impl Api) -> Result<Option<String>, String> {
+        let until = (Instant::now() + self.patience, FIRST_TRIES);
+        let (status, node) = self.call(api, (Method::GET, "/vhive/v1/node", None), until).await?;
+        match status {
+            200 => Ok(node["gateway"].as_str().map(str::to_owned)),
+            401 => Err(format!("the server does not know us: {}", node["message"])),
+            _ => Ok(None),
+        }
+    }
+
     fn all(&self) -> String {
         format!("/apis/serving.knative.dev/v1/namespaces/{}/services", self.namespace)
     }
@@ -207,7 +230,12 @@ impl Deployment {
     /// The host name of a service in the domain that was asked for, if one was.
     fn own_hostname(&self, name: &str) -> Option<String> {
         let domain = self.domain.as_ref()?;
-        Some(format!("{name}.{}.{domain}", self.namespace))
+        Some(format!("{}{domain}", self.prefix(name)))
+    }
+
+    /// What host names of a service begin with.
+    fn prefix(&self, name: &str) -> String {
+        format!("{name}.{}.", self.namespace)
     }
 
     /// Calls, and again after what passes by itself, `tries` times at most, until the deadline.
@@ -335,7 +363,8 @@ impl Deployment {
         let (status, there) = self.call(api, (Method::GET, &path, None), until).await?;
         match status {
             404 => {
-                return Ok(Gone { was_there: false, hostname: self.own_hostname(name) });
+                let (prefix, hostname) = (self.prefix(name), None);
+                return Ok(Gone { was_there: false, prefix, hostname });
             }
             200 => {}
             _ => return Err(message(status, &there)),
@@ -348,9 +377,8 @@ impl Deployment {
         match status {
             200..=299 | 404 => {
                 let url = there.pointer("/status/url").and_then(Value::as_str);
-                let of_url = || Some(place(url?).ok()?.0);
-                let hostname = self.own_hostname(name).or_else(of_url);
-                Ok(Gone { was_there: true, hostname })
+                let hostname = url.and_then(|url| Some(place(url).ok()?.0));
+                Ok(Gone { was_there: true, prefix: self.prefix(name), hostname })
             }
             _ => Err(message(status, &reply)),
         }
@@ -368,6 +396,11 @@ impl Deployment {
         }
         service["metadata"]["name"] = json!(wanted.name);
         service["metadata"]["namespace"] = json!(self.namespace);
+        let keys =
+            |part: &&str| service["metadata"][*part].as_object().map(|all| all.keys().collect());
+        let keys: Vec<Option<Vec<&String>>> = MAPS.iter().map(keys).collect();
+        let keys = json!(keys).to_string();
+        set(&mut service["metadata"], "annotations", (KEYS, &keys));
         set(&mut service["metadata"], "labels", (MARK, &self.mark.label));
         set(&mut service["metadata"], "annotations", (MARK, &self.mark.name));
         let Some(template) = service.pointer_mut("/spec/template").filter(|t| t.is_object()) else {
@@ -390,19 +423,23 @@ impl Deployment {
 }
 
 /// Lays the metadata that is to be over those that the server has. What it, or another, has set stays: it
-/// refuses an update that lacks some of that.
+/// refuses an update that lacks some of that. What an earlier manifest had goes.
 ///
 /// # Source
 /// Knative's `pkg/apis`, `ValidateCreatorAndModifier`: `serving.knative.dev/creator` never changes, and
 /// `…/lastModifier` only with the `spec`.
 fn keep(old: &Value, service: &mut Value) {
     let Some(metadata) = service["metadata"].as_object_mut() else { return };
-    for part in ["annotations", "labels"] {
+    let keys = old["metadata"]["annotations"][KEYS].as_str().unwrap_or_default();
+    let keys: Value = serde_json::from_str(keys).unwrap_or_default();
+    for (index, part) in MAPS.into_iter().enumerate() {
         let mut all = old["metadata"][part].as_object().cloned().unwrap_or_default();
+        let ours = keys[index].as_array().into_iter().flatten().filter_map(Value::as_str);
+        ours.for_each(|key| drop(all.remove(key)));
         all.extend(metadata.get(part).and_then(Value::as_object).cloned().unwrap_or_default());
         metadata.insert(part.to_owned(), all.into());
     }
-    for part in ["finalizers", "resourceVersion"] {
+    for part in ["finalizers", "ownerReferences", "resourceVersion"] {
         if let Some(there) = old["metadata"].get(part) {
             metadata.insert(part.to_owned(), there.clone());
         }
@@ -438,9 +475,9 @@ const fn passes(status: u16) -> bool {
 #[must_use]
 pub fn without(list: &Value, gone: &[Gone]) -> Option<Value> {
     let is_gone = |line: &&Value| {
-        gone.iter().any(|gone| {
-            gone.hostname.is_some() && gone.hostname.as_deref() == line["hostname"].as_str()
-        })
+        let name = line["hostname"].as_str().unwrap_or_default();
+        gone.iter()
+            .any(|gone| name.starts_with(&gone.prefix) || gone.hostname.as_deref() == Some(name))
     };
     let all = list.as_array()?;
     let left: Vec<Value> = all.iter().filter(|line| !is_gone(line)).cloned().collect();

@@ -20,7 +20,7 @@ use crate::flow::{Flows, Walker};
 use crate::pacer::{Pacer, SPIN};
 use crate::row::{Outcome, Row, Shot};
 use crate::stop::Stop;
-use crate::wire::{Opened, Shared, Wires};
+use crate::wire::{Opened, Shared, Wires, pools};
 
 /// How long rows stay with the sender before they are handed over.
 const FLUSH: Duration = Duration::from_millis(250);
@@ -35,7 +35,7 @@ const IN_A_ROW: u32 = 8;
 const TELLS_AFTER: Duration = Duration::from_secs(1);
 /// How long a name may take to be resolved.
 const RESOLVE: Duration = Duration::from_secs(10);
-/// How long one of a name's several addresses may take to be connected to.
+/// How long a name's several addresses may take to be connected to.
 const REACH: Duration = Duration::from_secs(5);
 /// Names that are looked up at a time.
 const LOOK_UPS: usize = 16;
@@ -56,6 +56,11 @@ pub struct Load {
     /// Connections to one address at a time, at most; requests that find no room on one wait, and
     /// are late.
     pub most_connections: usize,
+    /// Connections in all, at most: as many files as the process may have open beside others. Each address has an equal
+    /// share.
+    pub most_in_all: usize,
+    /// Set to that share by the first request that waits because of it.
+    pub short_of: Arc<OnceLock<usize>>,
     /// How long before a send the sender stops sleeping; 0 never spins.
     pub spin: Duration,
     /// Whether the sender stays awake while replies are awaited: they are then timed without a
@@ -81,6 +86,8 @@ impl Load {
             drain: Duration::from_secs(30),
             connections: 8,
             most_connections: 4096,
+            most_in_all: usize::MAX,
+            short_of: Arc::default(),
             spin: SPIN,
             busy: false,
             reads_replies: false,
@@ -266,18 +273,15 @@ impl Run {
         if load.targets.is_empty() {
             return Err(RunError::NoTarget);
         }
-        let addresses = tokio::select! {
-            biased;
-            () = stop.asked() => return Err(RunError::Stopped),
-            found = resolve(&load.targets, load.patience.min(REACH)) => found?,
-        };
-        let (addresses, instead) = addresses;
+        let (addresses, instead) = find(load, stop).await?;
         let ended = CancellationToken::new();
         let collector = Arc::new(Collector::new(rows));
+        let (most_connections, is_short) = share(load, pools(&load.targets, &addresses));
         let shared = Arc::new(Shared {
             collector: Arc::clone(&collector),
             patience: load.patience,
-            most_connections: load.most_connections.max(load.connections).max(1),
+            most_connections,
+            short_of: is_short.then(|| Arc::clone(&load.short_of)),
             keep_body: load.reads_replies,
             abandon: CancellationToken::new(),
             plain: load.plain.clone(),
@@ -348,6 +352,13 @@ impl Run {
     }
 }
 
+/// Connections to one of so many addresses at a time, and whether they are fewer than asked for.
+fn share(load: &Load, pools: usize) -> (usize, bool) {
+    let asked = load.most_connections.max(load.connections).max(1);
+    let share = (load.most_in_all / pools.max(1)).max(1);
+    (asked.min(share), share < asked)
+}
+
 async fn flush(collector: Arc<Collector>, ended: CancellationToken) {
     let mut ticks = tokio::time::interval(FLUSH);
     loop {
@@ -358,12 +369,33 @@ async fn flush(collector: Arc<Collector>, ended: CancellationToken) {
     }
 }
 
+/// The same load, to the addresses themselves instead of their names: runs with it are to the same servers. Also
+/// what is to be told of those.
+pub(crate) async fn resolved(load: &Load, stop: &Stop) -> Result<(Load, Vec<String>), RunError> {
+    let (addresses, told) = find(load, stop).await?;
+    let mut load = load.clone();
+    for target in &mut load.targets {
+        if let Some(found) = addresses.get(&target.address) {
+            target.address = found.to_string();
+        }
+    }
+    Ok((load, told))
+}
+
+/// By address as it was given, the one that is connected to.
+type Addresses = HashMap<String, SocketAddr>;
+
+async fn find(load: &Load, stop: &Stop) -> Result<(Addresses, Vec<String>), RunError> {
+    tokio::select! {
+        biased;
+        () = stop.asked() => Err(RunError::Stopped),
+        found = resolve(&load.targets, load.patience.min(REACH)) => found,
+    }
+}
+
 /// Resolves every address once, before the run: a look-up is no part of a request's latency. Of those of
 /// which another than the first was taken, it says so.
-async fn resolve(
-    targets: &[Target],
-    most: Duration,
-) -> Result<(HashMap<String, SocketAddr>, Vec<String>), RunError> {
+async fn resolve(targets: &[Target], most: Duration) -> Result<(Addresses, Vec<String>), RunError> {
     let mut by_address: BTreeMap<&str, &Target> = BTreeMap::new();
     for target in targets {
         by_address.entry(&target.address).or_insert(target);
@@ -388,13 +420,18 @@ async fn resolve(
     Ok((found, told.into_iter().flatten().collect()))
 }
 
-/// The first address that can be connected to, or else the first; and what was said of those before it.
-/// `localhost` may be two, and a server listen at one.
+/// The first address that can be connected to, or else the first; and what was said of those before it. All are
+/// tried at once, so that it takes no longer than `most`. `localhost` may be two, and a server listen at one.
 async fn reach(all: &[SocketAddr], most: Duration) -> (Option<SocketAddr>, Option<String>) {
     let mut failed = Vec::new();
     if all.len() > 1 {
-        for address in all {
-            match tokio::time::timeout(most, TcpStream::connect(address)).await {
+        let connect = async |address| {
+            (address, tokio::time::timeout(most, TcpStream::connect(address)).await)
+        };
+        let tries = futures_util::stream::iter(all).map(connect).buffered(all.len());
+        tokio::pin!(tries);
+        while let Some((address, done)) = tries.next().await {
+            match done {
                 Ok(Ok(_)) if failed.is_empty() => break,
                 Ok(Ok(_)) => {
                     let why = format!("{}; {address} is taken instead", failed.join(", "));
@@ -423,6 +460,22 @@ mod tests {
     use super::*;
 
     #[test]
+    fn connections_are_kept_to_the_files_that_may_be_open() {
+        for ((in_all, pools), (ahead, most), wanted) in [
+            ((960, 1), (8, 4096), (960, true)),
+            ((960, 3), (8, 4096), (320, true)),
+            ((960, 3), (8, 320), (320, false)),
+            ((960, 1), (2000, 10), (960, true)),
+            ((1 << 20, 2), (2000, 4096), (4096, false)),
+            ((1, 5), (8, 4096), (1, true)),
+        ] {
+            let mut load = Load::to(Vec::new());
+            (load.connections, load.most_connections, load.most_in_all) = (ahead, most, in_all);
+            assert_eq!(share(&load, pools), wanted, "{in_all} / {pools}");
+        }
+    }
+
+    #[test]
     fn of_several_addresses_one_that_answers_is_taken() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
@@ -441,6 +494,25 @@ mod tests {
             assert_eq!(reach(&[nobody, nobody], most).await, (Some(nobody), None));
             assert_eq!(reach(&[nobody], most).await, (Some(nobody), None));
             assert_eq!(reach(&[], most).await, (None, None));
+        });
+    }
+
+    #[test]
+    fn what_is_resolved_keeps_its_name_and_is_not_looked_up_again() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let target = Target {
+                hostname: "f.test".to_owned(),
+                address: "127.0.0.1:080".to_owned(),
+                protocol: crate::Protocol::Http1,
+            };
+            let load = Load::to(vec![target.clone()]);
+            let (found, told) = resolved(&load, &Stop::default()).await.unwrap();
+            let wanted = Target { address: "127.0.0.1:80".to_owned(), ..target };
+            assert_eq!((found.targets, told), (vec![wanted], Vec::new()));
+            let stop = Stop::default();
+            stop.ask();
+            assert!(matches!(resolved(&load, &stop).await, Err(RunError::Stopped)));
         });
     }
 }

@@ -64,8 +64,9 @@ enum Kind {
 }
 
 /// A row's fields. What is not of its kind is absent.
-const COLUMNS: [(&str, Kind); 22] = [
+const COLUMNS: [(&str, Kind); 23] = [
     ("rate", Kind::Number),
+    ("try", Kind::Integer),
     ("number", Kind::Integer),
     ("endpoint", Kind::Text),
     ("intended_us", Kind::Number),
@@ -158,9 +159,9 @@ fn write_as(rows: &Path, (path, draft): (&Path, &Path), steps: &Steps) -> Result
         }
         let is_first = writer.is_none();
         if is_first {
-            // Only a sweep's rows have a rate.
+            // Only a sweep's rows have a rate and a try.
             let has_rate = group.first().is_some_and(|row| row.contains_key("rate"));
-            columns = &COLUMNS[usize::from(!has_rate)..];
+            columns = &COLUMNS[if has_rate { 0 } else { 2 }..];
         }
         let writer = match &mut writer {
             Some(writer) => writer,

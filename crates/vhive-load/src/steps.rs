@@ -21,6 +21,8 @@ pub struct StepRows {
 struct OfRate<'a> {
     /// Requests a second that were planned; none of the client alone.
     rate: Option<f64>,
+    /// Which try of any rate, or round of the client alone, from 0: each numbers its requests anew.
+    r#try: u64,
     #[serde(flatten)]
     row: Written<'a>,
 }
@@ -34,22 +36,22 @@ impl StepRows {
         let made = std::fs::create_dir_all(dir);
         made.map_err(|source| OutputError { path: dir.to_owned(), source })?;
         let mut csv = Out::new(dir.join("rows.csv"))?;
-        csv.put(|out| writeln!(out, "rate,{HEADINGS}"))?;
+        csv.put(|out| writeln!(out, "rate,try,{HEADINGS}"))?;
         Ok(Self { json: Out::new(dir.join("rows.jsonl"))?, csv, targets })
     }
 
     /// Writes rows that were sent at a rate, or by one client alone. Each file is tried; what is
     /// missing in one is counted.
-    pub(crate) fn add(&mut self, rate: Option<f64>, rows: &[Row]) {
+    pub(crate) fn add(&mut self, (rate, nth): (Option<f64>, u64), rows: &[Row]) {
         for row in rows {
             let row = Written::of(row, &self.targets, None);
             self.csv.row(|out| {
                 rate.map_or(Ok(()), |rate| write!(out, "{rate}"))?;
-                out.write_all(b",")?;
+                write!(out, ",{nth},")?;
                 row.csv(out)
             });
             self.json.row(|out| {
-                serde_json::to_writer(&mut *out, &OfRate { rate, row })?;
+                serde_json::to_writer(&mut *out, &OfRate { rate, r#try: nth, row })?;
                 out.write_all(b"\n")
             });
         }
@@ -80,8 +82,8 @@ mod tests {
     fn rows_of_a_sweep_have_their_rate() {
         let dir = tempfile::tempdir().unwrap();
         let mut steps = StepRows::begin(dir.path(), vec!["f".to_owned()]).unwrap();
-        steps.add(None, &[row(0, Outcome::Ok)]);
-        steps.add(Some(12.5), &[row(0, Outcome::Ok), row(1, Outcome::Error)]);
+        steps.add((None, 0), &[row(0, Outcome::Ok)]);
+        steps.add((Some(12.5), 3), &[row(0, Outcome::Ok), row(1, Outcome::Error)]);
         assert!(steps.lost().is_empty());
         let json = std::fs::read_to_string(dir.path().join("rows.jsonl")).unwrap();
         let rates: Vec<serde_json::Value> = json
@@ -91,8 +93,10 @@ mod tests {
         assert_eq!(rates, [serde_json::Value::Null, 12.5.into(), 12.5.into()]);
         let mut csv = csv::Reader::from_path(dir.path().join("rows.csv")).unwrap();
         let lines: Vec<csv::StringRecord> = csv.records().map(Result::unwrap).collect();
-        assert_eq!((&lines[0][0], &lines[1][0], &lines[2][2]), ("", "12.5", "f"));
-        assert_eq!(lines[2].len(), 1 + HEADINGS.split(',').count());
+        assert_eq!((&lines[0][0], &lines[1][0], &lines[2][3]), ("", "12.5", "f"));
+        assert_eq!((&lines[0][1], &lines[1][1]), ("0", "3"));
+        assert!(json.contains("\"rate\":12.5,\"try\":3,"), "{json}");
+        assert_eq!(lines[2].len(), 2 + HEADINGS.split(',').count());
     }
 
     #[test]
@@ -106,7 +110,7 @@ mod tests {
         let mut steps = StepRows::begin(dir.path(), vec!["f".to_owned()]).unwrap();
         // More than is buffered, so that rows fail too, and the flush of what is left.
         let rows: Vec<Row> = (0..1000).map(|n| row(n, Outcome::Ok)).collect();
-        steps.add(Some(1.0), &rows);
+        steps.add((Some(1.0), 0), &rows);
         let lost = steps.lost();
         assert!(matches!(lost.as_slice(), [(1000, _)]), "{lost:?}");
         assert!(lost[0].1.to_string().contains("rows.jsonl"), "{lost:?}");

@@ -14,7 +14,7 @@ use crate::wire::GENERATOR;
 const LATE_NS: u64 = 1_000_000;
 /// Functions whose work is further off than this in the median, in per cent, are another load than the
 /// one asked for.
-const FAR_OFF: f64 = 10.0;
+pub const FAR_OFF: f64 = 10.0;
 /// Kinds of errors that are told apart; the rest is counted together.
 const ERRORS: usize = 20;
 

@@ -6,7 +6,8 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::arrivals::{Arrivals, ScheduleError, at_rate};
-use crate::engine::{Load, Ran, RunError, closed_loop, open_loop};
+use crate::clock::nanos;
+use crate::engine::{Load, Ran, RunError, closed_loop, open_loop, resolved};
 use crate::row::{Outcome, Row, Shot};
 use crate::steps::StepRows;
 use crate::stop::Stop;
@@ -17,10 +18,12 @@ const MOST_FAILED: f64 = 0.001;
 /// Lateness of the generator's own sends, p99, above which a rate says nothing of the function.
 const MOST_LATE_US: f64 = 1000.0;
 
+/// A p99 of fewer is but the longest.
+pub const FEW: u64 = 100;
 /// Something is sent so many times as long as asked for, at most, for want of replies.
 const LONGER: u32 = 20;
 /// Between two requests of a warm-up.
-const WARM_UP_GAP_NS: u64 = 50_000_000;
+const WARM_UP_GAP: Duration = Duration::from_millis(50);
 
 /// Which rates are tried.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -126,6 +129,8 @@ pub struct Sweep {
     pub steps: Vec<Step>,
     /// Whether it was stopped before the knee was known.
     pub stopped: bool,
+    /// Of which names another than the first address was taken, and why.
+    pub instead: Vec<String>,
 }
 
 /// What a sweep needs to know.
@@ -179,6 +184,9 @@ pub async fn sweep(
     rows: &mut Option<StepRows>,
     mut tell: impl FnMut(&Step),
 ) -> Result<Sweep, SweepError> {
+    // Every rate is sent to those of whom the unloaded time is.
+    let (load, instead) = resolved(load, stop).await?;
+    let load = &load;
     warm_up(load, plan, stop).await?;
     let (tally, mut rounds) = (alone(load, plan, stop, rows).await?, 0);
     let unloaded = tally.latency(Outcome::Ok).and_then(|times| times.quantile_us(0.99));
@@ -192,7 +200,7 @@ pub async fn sweep(
         let arrivals = at_rate(plan.arrivals, rate, time, plan.seed.wrapping_add(rounds))?;
         let shots = round_robin(&arrivals, load.targets.len());
         let send = |out| open_loop(load, shots, out, stop);
-        let ran = tallied((Some(rate), rows), Tally::default(), send).await;
+        let ran = tallied((Some(rate), rounds), rows, Tally::default(), send).await;
         let (tally, ran) = match ran {
             Err(RunError::Stopped) => break,
             done => done?,
@@ -218,10 +226,17 @@ pub async fn sweep(
     }
     let (knee, stopped) = (search.knee(), search.next().is_some());
     let within = plan.within;
-    Ok(Sweep { unloaded_p99_us, unloaded_replies, within, knee, steps, stopped })
+    Ok(Sweep { unloaded_p99_us, unloaded_replies, within, knee, steps, stopped, instead })
 }
 
 impl Plan {
+    /// How long so many endpoints are warmed up.
+    #[must_use]
+    pub fn warm_up_time(&self, endpoints: usize) -> Duration {
+        let count = (endpoints as u64).saturating_mul(self.warm_up);
+        WARM_UP_GAP.saturating_mul(u32::try_from(count).unwrap_or(u32::MAX))
+    }
+
     /// How long a rate is sent: enough for its p99 to be one, but not for ever.
     fn time_of(&self, rate: f64) -> Duration {
         let wanted = Duration::try_from_secs_f64(2.0 * self.replies as f64 / rate);
@@ -232,12 +247,18 @@ impl Plan {
 
 /// Sends to each endpoint; nothing of it is counted.
 async fn warm_up(load: &Load, plan: &Plan, stop: &Stop) -> Result<(), RunError> {
-    let count = (load.targets.len() as u64).saturating_mul(plan.warm_up);
-    if count == 0 {
+    if plan.warm_up == 0 {
         return Ok(());
     }
-    let arrivals: Vec<u64> = (0..count).map(|nth| nth.saturating_mul(WARM_UP_GAP_NS)).collect();
-    let shots = round_robin(&arrivals, load.targets.len());
+    let gap_ns = nanos(WARM_UP_GAP);
+    let endpoints = 0..u32::try_from(load.targets.len()).unwrap_or(u32::MAX);
+    let targets = (0..plan.warm_up).flat_map(|_| endpoints.clone());
+    let shots = (0_u64..).zip(targets).map(|(nth, target)| Shot {
+        at_ns: nth.saturating_mul(gap_ns),
+        target,
+        work: None,
+        nth: 0,
+    });
     open_loop(load, shots, channel().0, stop).await?;
     tokio::select! {
         () = tokio::time::sleep(plan.settle) => {}
@@ -254,9 +275,9 @@ async fn alone(
     rows: &mut Option<StepRows>,
 ) -> Result<Tally, RunError> {
     let mut all = Tally::default();
-    for _ in 0..LONGER {
+    for round in 0..LONGER {
         let send = |out| closed_loop(load, 1, plan.time, out, stop);
-        (all, _) = tallied((None, rows), all, send).await?;
+        (all, _) = tallied((None, u64::from(round)), rows, all, send).await?;
         let ok = all.count(Outcome::Ok);
         // A client that gets no reply at all gets none by waiting.
         if ok >= plan.replies || ok == 0 || stop.is_asked() {
@@ -296,9 +317,10 @@ pub fn round_robin(arrivals: &[u64], targets: usize) -> Vec<Shot> {
     arrivals.iter().enumerate().map(shot).collect()
 }
 
-/// Runs, and adds its rows up with those that there are; they are written, too, with their rate.
+/// Runs, and adds its rows up with those that there are; they are written, too, with their rate and try.
 async fn tallied<F: Future<Output = Result<Ran, RunError>>>(
-    (rate, written): (Option<f64>, &mut Option<StepRows>),
+    of: (Option<f64>, u64),
+    written: &mut Option<StepRows>,
     mut tally: Tally,
     run: impl FnOnce(Sender<Vec<Row>>) -> F,
 ) -> Result<(Tally, Ran), RunError> {
@@ -308,7 +330,7 @@ async fn tallied<F: Future<Output = Result<Ran, RunError>>>(
         for batch in rows {
             batch.iter().for_each(|row| tally.add(row));
             if let Some(steps) = &mut steps {
-                steps.add(rate, &batch);
+                steps.add(of, &batch);
             }
         }
         (tally, steps)
@@ -351,6 +373,11 @@ mod tests {
         for (rate, seconds) in [(1000.0, 5), (40.0, 5), (10.0, 20), (0.1, 100), (0.0, 100)] {
             assert_eq!(plan.time_of(rate), Duration::from_secs(seconds), "{rate}");
         }
+        assert_eq!(plan.warm_up_time(2000), Duration::ZERO);
+        let warm = Plan { warm_up: 2, ..plan.clone() };
+        assert_eq!(warm.warm_up_time(2000), Duration::from_secs(200));
+        let absurd = Plan { warm_up: u64::MAX, ..plan };
+        assert!(absurd.warm_up_time(2000) > Duration::from_secs(3600), "no overflow");
     }
 
     #[test]

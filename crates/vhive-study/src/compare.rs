@@ -341,7 +341,17 @@ impl Samples {
         if let Some(knee) = found.knee.filter(|_| !cut) {
             values.insert(What { group, metric: "knee/s" }, vec![knee]);
         }
-        for row in rows.iter().filter(|row| row.outcome == "ok") {
+        // Of a rate that was tried twice, the second counts: what spoiled the first is why it was.
+        let mut last: BTreeMap<u64, u64> = BTreeMap::new();
+        for (rate, nth) in rows.iter().filter_map(|row| Some((row.rate?, row.r#try))) {
+            let last = last.entry(rate.to_bits()).or_default();
+            *last = nth.max(*last);
+        }
+        let counts = |row: &&Sent| {
+            let last = row.rate.and_then(|rate| last.get(&rate.to_bits()));
+            row.outcome == "ok" && last.is_none_or(|last| row.r#try == *last)
+        };
+        for row in rows.iter().filter(counts) {
             let group = match row.rate {
                 Some(rate) => format!("{} at {rate}/s", row.endpoint),
                 None => format!("{} alone", row.endpoint),
@@ -362,6 +372,9 @@ struct Sent {
     /// Of a sweep's; none of the client alone.
     #[serde(default)]
     rate: Option<f64>,
+    /// Which try of a rate.
+    #[serde(default)]
+    r#try: u64,
     endpoint: String,
     outcome: String,
     start: Option<String>,
@@ -502,13 +515,15 @@ mod tests {
     fn sweeps_are_compared_by_the_rates_that_both_have_tried() {
         let dirs = [tempfile::tempdir().expect("made"), tempfile::tempdir().expect("made")];
         for (dir, (knee, other)) in dirs.iter().zip([(20.0, 15.0), (40.0, 40.0)]) {
-            let row = |rate: Option<f64>, n: u32| {
+            let row = |(rate, nth): (Option<f64>, u32), n: u32| {
+                // The first try of 20/s is spoiled.
+                let knee = if (rate, nth) == (Some(20.0), 0) { 9e9 } else { knee };
                 serde_json::json!({
-                    "rate": rate, "number": n, "endpoint": "a", "outcome": "ok", "start": null,
+                    "rate": rate, "try": nth, "number": n, "endpoint": "a", "outcome": "ok", "start": null,
                     "late_us": 1.0, "latency_us": knee, "total_us": knee * 1e3 + f64::from(n),
                 })
             };
-            let rates = [None, Some(20.0), Some(other)];
+            let rates = [(None, 0), (None, 1), (Some(20.0), 0), (Some(20.0), 1), (Some(other), 2)];
             let rows = rates.iter().flat_map(|rate| (0..30).map(|n| row(*rate, n)));
             let rows: String = rows.map(|row| format!("{row}\n")).collect();
             fs::write(dir.path().join(ROWS), rows).expect("written");

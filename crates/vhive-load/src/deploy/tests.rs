@@ -210,7 +210,8 @@ fn what_is_said_of_an_earlier_generation_makes_nothing_ready() {
     let dir = tempfile::tempdir().unwrap();
     let wanted = wanted(dir.path(), &["stale-0"]);
     let api = Fake::default();
-    let done = deploy(&deployment(dir.path()), &api, &wanted);
+    let deployment = Deployment { patience: Duration::from_secs(60), ..deployment(dir.path()) };
+    let done = deploy(&deployment, &api, &wanted);
     let endpoint = done[0].1.as_ref().unwrap();
     assert_eq!(endpoint.hostname, "stale-0.new.example.com", "what was said later counts");
     for (service, current) in [
@@ -246,8 +247,10 @@ fn only_what_was_deployed_is_updated_and_deleted() {
     // The file lists one less by now.
     let deleted = block_on(deployment.delete(&api, &wanted[1..])).unwrap();
     let hostname = Some("a-0.default.example.com".to_owned());
-    assert_eq!(deleted[0], ("a-0".to_owned(), Ok(Gone { was_there: true, hostname })));
-    assert_eq!(deleted[1], ("gone-0".to_owned(), Ok(Gone { was_there: false, hostname: None })));
+    let gone = |name: &str, was_there, hostname| {
+        (name.to_owned(), Ok(Gone { was_there, prefix: format!("{name}.default."), hostname }))
+    };
+    assert_eq!(deleted[..2], [gone("a-0", true, hostname), gone("gone-0", false, None)]);
     assert!(deleted[2].1.as_ref().unwrap_err().contains("left alone"));
     assert_eq!(api.0.borrow().keys().collect::<Vec<_>>(), ["own-0"]);
 }
@@ -336,6 +339,35 @@ fn what_passes_by_itself_fails_no_service() {
 }
 
 #[test]
+fn a_server_that_is_busy_at_first_tells_where_its_gateway_is_all_the_same() {
+    /// Answers each call with the next of these, and nothing after the last.
+    struct Said(RefCell<Vec<Result<(u16, Value), String>>>);
+    impl Api for Said {
+        async fn call(
+            &self,
+            _: Method,
+            path: &str,
+            _: Option<&Value>,
+        ) -> Result<(u16, Value), String> {
+            assert_eq!(path, "/vhive/v1/node");
+            self.0.borrow_mut().pop().unwrap()
+        }
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let deployment = Deployment { patience: Duration::from_secs(60), ..deployment(dir.path()) };
+    let find = |said: Vec<_>| block_on(deployment.find_gateway(&Said(RefCell::new(said))));
+    let node = Ok((200, json!({"gateway": "127.0.0.1:1"})));
+    let busy = Ok((503, json!({"message": "not now"})));
+    let found = find(vec![node, busy, Err("connection reset".to_owned())]);
+    assert_eq!(found, Ok(Some("127.0.0.1:1".to_owned())));
+    for status in [403, 404] {
+        assert_eq!(find(vec![Ok((status, json!({})))]), Ok(None), "of a cluster");
+    }
+    let unknown = find(vec![Ok((401, json!({"message": "who?"})))]).unwrap_err();
+    assert!(unknown.contains("does not know us") && unknown.contains("who?"), "{unknown}");
+}
+
+#[test]
 fn who_changes_a_service_meanwhile_goes_before_and_it_is_updated_all_the_same() {
     let dir = tempfile::tempdir().unwrap();
     let wanted = wanted(dir.path(), &["raced-0"]);
@@ -380,13 +412,36 @@ fn what_was_deployed_is_deleted_though_its_list_is_empty_broken_or_gone() {
 #[test]
 fn what_is_deleted_has_no_endpoint_any_more() {
     let line = |name: &str| json!({"hostname": name, "eventing": false, "more": 1});
-    let gone = |name: &str| Gone { was_there: true, hostname: Some(name.to_owned()) };
-    let list = json!([line("a.x"), line("b.x"), line("c.x")]);
-    let unknown = Gone { was_there: true, hostname: None };
-    let left = without(&list, &[gone("b.x"), gone("d.x"), unknown.clone()]);
-    assert_eq!(left, Some(json!([line("a.x"), line("c.x")])));
-    assert_eq!(without(&list, &[gone("d.x"), unknown]), None);
-    assert_eq!(without(&json!({"no": "list"}), &[gone("a.x")]), None);
+    let gone = |name: &str, hostname: Option<&str>| Gone {
+        was_there: true,
+        prefix: format!("{name}.default."),
+        hostname: hostname.map(str::to_owned),
+    };
+    let list = json!([line("a.default.x"), line("b.default.y"), line("b.x"), line("ab.default.x")]);
+    let left = without(&list, &[gone("b", Some("b.x")), gone("d", None), gone("a", None)]);
+    assert_eq!(left, Some(json!([line("ab.default.x")])));
+    assert_eq!(without(&list, &[gone("d", Some("d.x"))]), None);
+    assert_eq!(without(&json!({"no": "list"}), &[gone("a", None)]), None);
+}
+
+#[test]
+fn what_is_deleted_in_another_domain_or_once_more_has_no_endpoint_either() {
+    let dir = tempfile::tempdir().unwrap();
+    let wanted = wanted(dir.path(), &["a-0"]);
+    let plain = deployment(dir.path());
+    let of_domain = Deployment { domain: Some("own.test".to_owned()), ..plain.clone() };
+    for [by, then] in [[&plain, &of_domain], [&of_domain, &plain]] {
+        let api = Fake::default();
+        let endpoint = deploy(by, &api, &wanted).remove(0).1.unwrap();
+        let list = json!([endpoint]);
+        // The second time it is gone already, as after a deletion that was interrupted.
+        for was_there in [true, false] {
+            let (_, gone) = block_on(then.delete(&api, &wanted)).unwrap().remove(0);
+            let gone = gone.unwrap();
+            assert_eq!(gone.was_there, was_there);
+            assert_eq!(without(&list, &[gone]), Some(json!([])));
+        }
+    }
 }
 
 #[test]
@@ -404,13 +459,26 @@ fn an_update_keeps_what_the_server_and_others_have_set() {
         MANIFEST.replace("image: i", "image: j").replace("name: x", "name: x, labels: {v: w}");
     std::fs::write(&wanted[0].manifest, changed).unwrap();
     deploy().unwrap();
+    api.0.borrow_mut().get_mut("a-0").unwrap()["metadata"]["ownerReferences"] = json!([1]);
+    deploy().unwrap();
     let stored = api.0.borrow()["a-0"].clone();
     let metadata = &stored["metadata"];
+    assert_eq!(metadata["ownerReferences"], json!([1]));
     assert_eq!(metadata["annotations"][CREATOR], "us");
     assert_eq!((&metadata["labels"]["team"], &metadata["labels"]["v"]), (&"x".into(), &"w".into()));
     assert_eq!(metadata["labels"][MARK], deployment.mark.label.as_str());
     assert_eq!(metadata["finalizers"], json!(["routes.serving.knative.dev"]));
     assert_eq!(stored.pointer("/spec/template/spec/containers/0/image"), Some(&"j".into()));
+    // What the manifest has no more goes; what others have set is not the manifest's.
+    std::fs::write(&wanted[0].manifest, MANIFEST.replace("image: i", "image: j")).unwrap();
+    deploy().unwrap();
+    let stored = api.0.borrow()["a-0"].clone();
+    let metadata = &stored["metadata"];
+    assert_eq!(
+        (&metadata["labels"]["team"], &metadata["labels"]["v"]),
+        (&"x".into(), &Value::Null)
+    );
+    assert_eq!(metadata["annotations"][CREATOR], "us");
     // What is made anew without looking is refused, so that the test could fail.
     let (bare, _) = deployment.manifest(&wanted[0]).unwrap();
     let mut bare = bare;

@@ -34,7 +34,7 @@ impl Exact {
     pub fn notes(&self) -> Vec<String> {
         let all = [
             (self.before, "invocations are left out: they begin before the trace"),
-            (self.after, "invocations are left out: they end after the experiment"),
+            (self.after, "invocations are left out: they end after the time that is read"),
             (
                 self.moved,
                 "invocations are some microseconds later: two of a function begin together",
@@ -45,21 +45,13 @@ impl Exact {
     }
 }
 
-/// Reads every invocation that begins and ends within `minutes`. Functions are in the order of
-/// their first line.
-///
-/// # Errors
-/// By line and column.
-pub fn read(path: &Path, minutes: u64) -> Result<Vec<Function>, TraceError> {
-    Ok(read_all(path, minutes, false)?.functions)
-}
-
-/// As [`read`], with what is left out or moved. `strict` refuses two invocations of one function in the
+/// Reads every invocation that begins and ends within `minutes`, and what is left out or moved. Functions are
+/// in the order of their first line. `strict` refuses two invocations of one function in the
 /// same microsecond, and one that begins before the trace, as the original does.
 ///
 /// # Errors
 /// By line and column.
-pub fn read_all(path: &Path, minutes: u64, strict: bool) -> Result<Exact, TraceError> {
+pub fn read(path: &Path, minutes: u64, strict: bool) -> Result<Exact, TraceError> {
     let table = Table::open(path)?;
     let [app, func] = [table.column("app")?, table.column("func")?];
     let [end, duration] = [table.column("end_timestamp")?, table.column("duration")?];
@@ -138,7 +130,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("trace.csv");
         std::fs::write(&path, format!("app,func,end_timestamp,duration\n{rows}")).unwrap();
-        read_all(&path, 1, strict)
+        read(&path, 1, strict)
     }
 
     #[test]

@@ -307,7 +307,7 @@ impl Config {
         let functions: Vec<Function> = match self.form() {
             Form::Rps => rps::functions(&self.rps(), minutes)?,
             Form::Exact => {
-                let exact = azure2021::read_all(&self.trace_path, minutes, self.strict)?;
+                let exact = azure2021::read(&self.trace_path, minutes, self.strict)?;
                 notes = exact.notes();
                 exact.functions
             }

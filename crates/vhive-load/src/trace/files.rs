@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock};
 
 use serde::{Deserialize, Serialize};
 
-use super::whole::Whole;
+use super::whole::{Whole, name_all};
 use super::{Function, Invocation, Plan, Source, TraceError};
 use crate::arrivals::whole_nanos;
 use crate::call::Work;
@@ -64,10 +64,16 @@ pub fn write_iat(plan: &Plan, dir: &Path) -> io::Result<usize> {
             .push(Requested { runtime: work.runtime_ms, memory: work.memory_mib });
         *last = shot.at_ns;
     }
+    let mut drafts = Vec::with_capacity(all.len());
     for (index, (_, one)) in all.iter().enumerate() {
         let mut file = Whole::begin(&dir.join(format!("iat{index}.json")))?;
         serde_json::to_writer(&mut file, one)?;
-        file.done()?;
+        drafts.push(file.written()?);
+    }
+    let mut drafts = drafts.into_iter();
+    // Without the first, the others are not read.
+    if let Some(first) = drafts.next() {
+        name_all(drafts, first)?;
     }
     Ok(all.len())
 }
@@ -274,6 +280,26 @@ mod tests {
             let error = read_iat(&mut loaded, dir.path()).unwrap_err().to_string();
             assert!(error.contains(said), "{error}");
         }
+    }
+
+    #[test]
+    fn arrivals_that_are_not_all_written_mix_with_no_earlier_ones() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut plan = plan();
+        plan.functions = vec![plan.functions[0].clone(); 3];
+        for n in 0..3 {
+            std::fs::write(dir.path().join(format!("iat{n}.json")), "old").unwrap();
+        }
+        // The last cannot be begun: nothing has changed.
+        std::fs::create_dir(dir.path().join("iat2.json.part")).unwrap();
+        assert!(write_iat(&plan, dir.path()).is_err());
+        for n in 0..2 {
+            let text = std::fs::read_to_string(dir.path().join(format!("iat{n}.json"))).unwrap();
+            assert_eq!(text, "old");
+        }
+        std::fs::remove_dir(dir.path().join("iat2.json.part")).unwrap();
+        write_iat(&plan, dir.path()).unwrap();
+        assert_eq!(read_iat(&mut plan, dir.path()).unwrap(), 0);
     }
 
     #[test]

@@ -174,10 +174,7 @@ impl Pool {
 
     /// A place for one more connection, if there may be one.
     fn place(self: &Arc<Self>) -> Option<Place> {
-        let most = self.shared.most_connections;
-        let more = |open: usize| (open < most).then_some(open + 1);
-        let taken = self.open.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
-        taken.is_ok().then(|| Place(Arc::clone(self)))
+        self.shared.one_more(&self.open).then(|| Place(Arc::clone(self)))
     }
 
     /// Gives a connection that has become free to the next request, or keeps it.
@@ -197,12 +194,18 @@ impl Pool {
     fn next(&self) -> Option<(Pending, Bytes)> {
         loop {
             let (pending, bytes) = locked(&self.waiting).pop_front()?;
-            let due = pending.shot.at_ns.saturating_add(nanos(self.shared.patience));
-            if due >= self.shared.collector.clock().now_ns() {
+            if !self.time_left(&pending).is_zero() {
                 return Some((pending, bytes));
             }
             pending.fail(Outcome::Timeout, "no connection was free in time");
         }
+    }
+
+    /// How long a request may still wait for a connection, or be connecting: both together take no longer than
+    /// its reply may.
+    fn time_left(&self, pending: &Pending) -> Duration {
+        let due = pending.shot.at_ns.saturating_add(nanos(self.shared.patience));
+        Duration::from_nanos(due.saturating_sub(self.shared.collector.clock().now_ns()))
     }
 
     /// Gives up what waits for a connection.
@@ -213,7 +216,7 @@ impl Pool {
     }
 
     async fn connect_and_send(self: &Arc<Self>, place: Place, mut pending: Pending, bytes: Bytes) {
-        match self.connect(place, self.shared.patience).await {
+        match self.connect(place, self.time_left(&pending)).await {
             Ok((connection, took)) => {
                 pending.connect_ns = Some(took);
                 if let Some(pending) = self.write(&connection, pending, &bytes) {

@@ -251,10 +251,7 @@ impl Pool {
 
     /// A place for one more connection, if there may be one.
     fn place(self: &Arc<Self>) -> Option<Place> {
-        let most = self.shared.most_connections;
-        let more = |open: usize| (open < most).then_some(open + 1);
-        let taken = self.places.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
-        taken.is_ok().then(|| Place(Arc::clone(self)))
+        self.shared.one_more(&self.places).then(|| Place(Arc::clone(self)))
     }
 
     /// Connects; the first stream is that of whoever asks for it.

@@ -6,7 +6,8 @@ mod reply;
 
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -33,7 +34,11 @@ fn no_connection(address: SocketAddr, error: &std::io::Error) -> String {
     const OWN: [(Errno, &str); 3] = [
         (Errno::MFILE, "raise `ulimit -n`, or lower --max-connections"),
         (Errno::NFILE, "the host has no more files to open"),
-        (Errno::ADDRNOTAVAIL, "no local port is free; keep connections, or lower the rate"),
+        (
+            Errno::ADDRNOTAVAIL,
+            "no local port is free (keep connections, or lower the rate), or this host has no address of that \
+             kind (IPv6 is off?)",
+        ),
     ];
     let own = OWN.iter().find(|(own, _)| error.raw_os_error() == Some(own.raw_os_error()));
     match own {
@@ -65,11 +70,32 @@ pub(crate) struct Shared {
     pub(crate) patience: Duration,
     /// Connections to one address at a time.
     pub(crate) most_connections: usize,
+    /// Where that is less than asked for, for want of files: told once it makes a request wait.
+    pub(crate) short_of: Option<Arc<OnceLock<usize>>>,
     /// Whether replies are looked into.
     pub(crate) keep_body: bool,
     /// Cancelled when nothing is waited for any more.
     pub(crate) abandon: CancellationToken,
     pub(crate) plain: Plain,
+}
+
+impl Shared {
+    /// One more than so many connections to one address, if there may be one.
+    fn one_more(&self, open: &AtomicUsize) -> bool {
+        let more = |open: usize| (open < self.most_connections).then_some(open + 1);
+        let taken = open.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
+        if let (Err(_), Some(short_of)) = (taken, &self.short_of) {
+            short_of.get_or_init(|| self.most_connections);
+        }
+        taken.is_ok()
+    }
+}
+
+/// Pools of connections that these targets need: of two protocols, an address has two.
+pub(crate) fn pools(targets: &[Target], addresses: &HashMap<String, SocketAddr>) -> usize {
+    let pool =
+        |target: &Target| (addresses.get(&target.address), target.protocol == Protocol::Http1);
+    targets.iter().map(pool).collect::<HashSet<_>>().len()
 }
 
 /// What connections there were.

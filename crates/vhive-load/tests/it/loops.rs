@@ -1,6 +1,7 @@
 //! What a run sends, when, and what it says of it.
 
-use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::channel;
 use std::time::Duration;
 
@@ -209,12 +210,29 @@ fn no_more_connections_than_allowed_and_who_waits_is_late() {
 }
 
 #[test]
+fn several_addresses_share_the_files_that_may_be_open() {
+    on_one_thread(async {
+        let (address, connections) = hello(Duration::from_millis(20)).await;
+        let (other, others) = hello(Duration::from_millis(20)).await;
+        let mut load = load(&address, Protocol::Http1);
+        load.targets.push(Target { address: other, ..load.targets[0].clone() });
+        load.most_in_all = 3;
+        let shots: Vec<Shot> =
+            (0..8).map(|n| Shot { at_ns: 0, target: n % 2, work: None, nth: 0 }).collect();
+        let rows = run(&load, shots).await;
+        assert!(rows.iter().all(|row| row.outcome == Outcome::Ok), "{rows:?}");
+        assert_eq!([connections, others].map(|made| made.load(Ordering::Relaxed)), [1, 1]);
+        assert_eq!(load.short_of.get(), Some(&1));
+    });
+}
+
+#[test]
 fn the_knee_of_a_server_of_one_at_a_time_is_found() {
     on_one_thread(async {
         // 10 ms each, one at a time: 100 a second at most, whatever the machine does.
-        let turn = std::sync::Arc::new(tokio::sync::Semaphore::new(1));
+        let turn = Arc::new(tokio::sync::Semaphore::new(1));
         let address = listen(move |_, mut stream| {
-            let turn = std::sync::Arc::clone(&turn);
+            let turn = Arc::clone(&turn);
             async move {
                 while head(&mut stream).await {
                     let _mine = turn.acquire().await.expect("never closed");
@@ -268,40 +286,50 @@ fn the_knee_of_a_server_of_one_at_a_time_is_found() {
     });
 }
 
-/// Answers after `delay`, but once, when `slow` says so of the requests so far and those under way, after
-/// a second.
-async fn once_slow(delay: Duration, slow: fn(u64, u64) -> bool) -> String {
-    let counts = std::sync::Arc::new([0, 0, 0].map(std::sync::atomic::AtomicU64::new));
-    listen(move |_, mut stream| {
-        let counts = std::sync::Arc::clone(&counts);
+/// Answers after `delay`, but refuses one request: the first of which `refuse` says so, by those before and
+/// those under way. Counts those refused.
+async fn once_busy(delay: Duration, refuse: fn(u64, u64) -> bool) -> (String, Arc<AtomicU64>) {
+    let counts = Arc::new([0, 0].map(AtomicU64::new));
+    let refused = Arc::new(AtomicU64::new(0));
+    let counted = Arc::clone(&refused);
+    let address = listen(move |_, mut stream| {
+        let (counts, refused) = (Arc::clone(&counts), Arc::clone(&refused));
         async move {
-            let [all, under_way, slept] = &*counts;
+            let [all, under_way] = &*counts;
             while head(&mut stream).await {
                 let before = all.fetch_add(1, Ordering::SeqCst);
                 let others = under_way.fetch_add(1, Ordering::SeqCst);
-                let is_slow = slow(before, others) && slept.fetch_add(1, Ordering::SeqCst) == 0;
-                tokio::time::sleep(if is_slow { Duration::from_secs(1) } else { delay }).await;
+                let first = refused.load(Ordering::SeqCst) == 0;
+                let reply = if first && refuse(before, others) {
+                    refused.fetch_add(1, Ordering::SeqCst);
+                    &b"HTTP/1.1 503 Cold\r\ncontent-length: 0\r\n\r\n"[..]
+                } else {
+                    tokio::time::sleep(delay).await;
+                    HELLO
+                };
                 under_way.fetch_sub(1, Ordering::SeqCst);
-                if stream.write_all(HELLO).await.is_err() {
+                if stream.write_all(reply).await.is_err() {
                     return;
                 }
             }
         }
     })
-    .await
+    .await;
+    (address, counted)
 }
 
 #[test]
 fn a_cold_start_is_neither_the_unloaded_time_nor_the_end_of_a_rate() {
     on_one_thread(async {
-        let sweep = async |address: &str, warm_up: u64| {
-            let load = load(address, Protocol::Http1);
+        let sweep = async |address: &str| {
+            let mut load = load(address, Protocol::Http1);
+            (load.patience, load.drain) = (Duration::from_secs(60), Duration::from_secs(60));
             let plan = vhive_load::sweep::Plan {
                 rates: (200.0, 200.0),
                 arrivals: vhive_load::Arrivals::Fixed,
-                time: Duration::from_millis(100),
-                replies: 20,
-                warm_up,
+                time: Duration::from_secs(1),
+                replies: 60,
+                warm_up: 1,
                 settle: Duration::ZERO,
                 within: 4.0,
                 precision: 10.0,
@@ -316,22 +344,27 @@ fn a_cold_start_is_neither_the_unloaded_time_nor_the_end_of_a_rate() {
                     stop.ask();
                 }
             };
-            let done = vhive_load::sweep::sweep(&load, &plan, &stop, &mut None, tell).await;
-            done.expect("swept")
+            let dir = tempfile::tempdir().expect("made");
+            let rows = vhive_load::steps::StepRows::begin(dir.path(), vec!["f".to_owned()]);
+            let mut rows = Some(rows.expect("begun"));
+            let done = vhive_load::sweep::sweep(&load, &plan, &stop, &mut rows, tell).await;
+            assert!(rows.take().expect("given back").lost().is_empty());
+            let text = std::fs::read_to_string(dir.path().join("rows.jsonl")).expect("rows");
+            (done.expect("swept"), text)
         };
+        // What is refused stands for a cold start: it is told apart however slow the machine is.
         let delay = Duration::from_millis(20);
-        for (warm_up, is_cold) in [(0, true), (1, false)] {
-            let address = once_slow(delay, |before, _| before == 0).await;
-            let done = sweep(&address, warm_up).await;
-            assert_eq!(done.unloaded_p99_us > 900_000.0, is_cold, "{warm_up}: {done:?}");
-            assert!(done.unloaded_replies >= 20, "for longer than asked: {done:?}");
-        }
+        let (address, refused) = once_busy(delay, |before, _| before == 0).await;
+        let (done, rows) = sweep(&address).await;
+        assert_eq!(refused.load(Ordering::SeqCst), 1);
+        assert!(!rows.contains("\"outcome\":\"error\""), "the first is in no row: {rows}");
+        assert!(done.unloaded_replies >= 60, "for longer than asked: {done:?}");
         // An instance more, for the first rate: it is tried once again before it counts as too fast.
-        let address = once_slow(delay, |_, others| others > 0).await;
-        let steps = sweep(&address, 1).await.steps;
-        let rates: Vec<f64> = steps.iter().map(|step| step.rate).collect();
-        assert_eq!(rates[..2], [200.0, 200.0], "{steps:?}");
-        assert!(steps[0].p99_us > Some(900_000.0), "{steps:?}");
-        assert!(steps[1].p99_us < Some(900_000.0), "{steps:?}");
+        let (address, refused) = once_busy(delay, |_, others| others > 0).await;
+        let (done, _) = sweep(&address).await;
+        assert_eq!(refused.load(Ordering::SeqCst), 1);
+        let tries: Vec<(f64, u64)> =
+            done.steps.iter().map(|step| (step.rate, step.failed)).collect();
+        assert_eq!(tries, [(200.0, 1), (200.0, 0)], "{done:?}");
     });
 }

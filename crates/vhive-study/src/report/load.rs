@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 use vhive_load::Steps;
+use vhive_load::summary::FAR_OFF;
 
 use crate::compare::SUMMARY;
 use crate::row::{ROWS, ResultError};
@@ -36,9 +37,6 @@ const PARTS: [(f64, &str); 7] = [
     (0.999, "99.9 %"),
     (1.0, "all"),
 ];
-
-/// Functions whose work is further off than this, in per cent, are warned of.
-const FAR_OFF: f64 = 10.0;
 
 /// What of a row is read.
 #[derive(Debug, Deserialize)]

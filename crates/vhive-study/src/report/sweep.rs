@@ -4,6 +4,7 @@ use std::path::Path;
 
 use serde::Deserialize;
 use vhive_load::Steps;
+use vhive_load::sweep::FEW;
 
 use crate::compare::SWEEP;
 use crate::csv;
@@ -24,6 +25,9 @@ const HEADINGS: [&str; 7] =
 struct Sweep {
     /// Of one that was cut short, that of its rows.
     unloaded_p99_us: Option<f64>,
+    /// Of so many replies; earlier versions do not tell.
+    #[serde(default)]
+    unloaded_replies: Option<u64>,
     within: f64,
     knee: Option<f64>,
     steps: Vec<Step>,
@@ -139,16 +143,23 @@ impl Sweep {
         let lacked = self.steps.iter().filter(|step| step.verdict == "generator-failed").count();
         if lacked > 0 {
             warnings.push(format!(
-                "At {lacked} of {} rates the generator had no file or port left for a connection: they say \
+                "At {lacked} of {} tries the generator had no file or port left for a connection: they say \
                  nothing of the function.",
                 self.steps.len()
             ));
         }
         if late > 0 {
             warnings.push(format!(
-                "At {late} of {} rates the generator itself was late: they say nothing of the function.",
+                "At {late} of {} tries the generator itself was late: they say nothing of the function.",
                 self.steps.len()
             ));
+        }
+        if let Some(few) = self.unloaded_replies.filter(|replies| *replies < FEW) {
+            warnings.push(format!("The unloaded p99 is of {few} replies only."));
+        }
+        let few = self.steps.iter().filter(|step| step.sent < FEW).count();
+        if few > 0 {
+            warnings.push(format!("The p99 of {few} tries is of fewer than {FEW} requests."));
         }
         warnings.extend(load::busy(&self.facts));
         warnings
@@ -198,7 +209,7 @@ impl Sweep {
         let (fewest, many) = (sent.clone().min().unwrap_or(0), sent.max().unwrap_or(0));
         let n = format!("n={fewest}–{many} each");
         svg.text((right + 6.0, bottom), Anchor::Start, &n);
-        let caption = "A pair of marks per rate that was tried, from the median to the 99th percentile of \
+        let caption = "A pair of marks per try of a rate, from the median to the 99th percentile of \
                        the successes, counted from the intended send. The dashed line is what the \
                        99th percentile may be. Both axes are logarithmic; every figure is in the table.";
         let title = "Latency over the rate";
@@ -207,18 +218,19 @@ impl Sweep {
     }
 
     fn page(&self, charts: &[Chart], warnings: &[String]) -> String {
-        let below = format!("<p class=\"dim\">{} rates</p>\n", self.steps.len());
+        let below = format!("<p class=\"dim\">{} tries</p>\n", self.steps.len());
         let mut page = html::begin("Search for the knee", &below);
         page.push_str(&html::list("Findings", "findings", &self.findings()));
         page.push_str(&html::list("Warnings", "warnings", warnings));
         page.push_str(&html::drawn(charts));
         let rows: Vec<Vec<String>> = self.steps.iter().map(Step::cells).collect();
-        page.push_str("<h2 id=\"numbers\">All rates</h2>\n");
+        page.push_str("<h2 id=\"numbers\">All tries</h2>\n");
         page.push_str(&html::table(&HEADINGS, &rows, 0));
         page.push_str(
-            "<h2 id=\"method\">Method</h2>\n<p>Open loop: each rate is sent for a fixed time. Rates \
-             double until one does not hold, then the interval is halved. One that fails more than \
-             0.1 % of its requests, or whose p99 is above the limit, does not hold.</p>\n",
+            "<h2 id=\"method\">Method</h2>\n<p>Each endpoint is warmed up, then one client alone is \
+             measured. Open loop: each rate is sent for a fixed time, or longer for want of requests. Rates double \
+             until one does not hold, then the interval is halved. One that fails more than 0.1 % of its requests, \
+             or whose p99 is above the limit, is tried once more, and does not hold if it fails again.</p>\n",
         );
         page.push_str(&load::told(&self.facts));
         page.push_str(html::END);
@@ -267,6 +279,7 @@ mod tests {
         fs::write(dir.path().join(SWEEP), text).expect("written");
         let built = super::super::build(dir.path()).expect("built");
         assert!(built.findings[0].contains("15 requests a second"), "{:?}", built.findings);
+        assert!(built.warnings[0].contains("3 tries is of fewer than 100"), "{:?}", built.warnings);
         let rates: Vec<&str> = built.table.iter().map(|row| row[0].as_str()).collect();
         assert_eq!(rates, ["10", "15", "20"], "in the order of rates");
         assert!(built.table.iter().all(|row| row.len() == HEADINGS.len() && row[5] == "–"));

@@ -227,6 +227,7 @@ impl SimFacts {
         revision: Option<&str>,
     ) -> Self {
         let mut warnings = starts.warnings().to_vec();
+        warnings.extend(workload.notes.iter().cloned());
         warnings.extend(warn(plan));
         warnings.extend(stand_ins(plan, starts));
         Self {

@@ -84,6 +84,8 @@ pub struct Workload {
     seed: u64,
     /// Requests of a recorded run: what they were called, and when they were sent.
     sent: Vec<Called>,
+    /// What of the trace is not as it is written there, for people.
+    pub(super) notes: Vec<String>,
 }
 
 /// One invocation.
@@ -103,7 +105,7 @@ impl Workload {
         seed: u64,
     ) -> Self {
         let functions = functions.into_iter().map(Invocations::from).collect();
-        Self { functions, minutes, distribution, seed, sent: Vec::new() }
+        Self { functions, minutes, distribution, seed, sent: Vec::new(), notes: Vec::new() }
     }
 
     /// What a plan says.
@@ -122,9 +124,20 @@ impl Workload {
             TraceKind::Azure2019 => {
                 let mut functions = Vec::new();
                 azure2019::each(&path, minutes, |function| functions.push(function.into()))?;
-                Self { functions, minutes, distribution, seed: plan.seed, sent: Vec::new() }
+                Self {
+                    functions,
+                    minutes,
+                    distribution,
+                    seed: plan.seed,
+                    sent: Vec::new(),
+                    notes: Vec::new(),
+                }
             }
-            TraceKind::Azure2021 => traced(azure2021::read(&path, minutes as u64)?),
+            TraceKind::Azure2021 => {
+                let exact = azure2021::read(&path, minutes as u64, false)?;
+                let notes = exact.notes();
+                Self { notes, ..traced(exact.functions) }
+            }
             TraceKind::Rows => {
                 // Where the records of the very requests are among the measured starts, what each took is
                 // known. Whoever simulates is told of files that cannot be read.
@@ -142,6 +155,7 @@ impl Workload {
                     distribution,
                     seed: plan.seed,
                     sent: Vec::new(),
+                    notes: Vec::new(),
                 }
             }
         };
@@ -450,6 +464,26 @@ mod tests {
                 .to_string()
                 .contains("rows.jsonl:1")
         );
+    }
+
+    #[test]
+    fn what_of_a_trace_is_not_simulated_as_written_is_a_warning() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("trace.csv");
+        let text = "app,func,end_timestamp,duration\na,f,5,9\na,f,5,1\na,f,5,1\n";
+        std::fs::write(&path, text).expect("written");
+        let trace = super::super::TracePlan {
+            kind: TraceKind::Azure2021,
+            path: Some(path),
+            minutes: 1,
+            ..super::super::TracePlan::default()
+        };
+        let plan = SimPlan { trace, ..SimPlan::default() };
+        let workload = Workload::load(&plan).expect("two invocations");
+        let facts = super::super::SimFacts::new(&plan, &workload, &Starts::default(), None);
+        for said in ["1 invocations are left out", "1 invocations are some microseconds later"] {
+            assert!(facts.warnings.iter().any(|one| one.contains(said)), "{:?}", facts.warnings);
+        }
     }
 
     #[test]

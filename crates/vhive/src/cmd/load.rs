@@ -13,6 +13,7 @@ mod trace;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use vhive_load::arrivals::{at_rate, from_file};
@@ -21,7 +22,7 @@ use vhive_load::output::{Also, Files, OutputError, Rows, Writer, write_json};
 use vhive_load::parquet;
 use vhive_load::steps::StepRows;
 use vhive_load::summary::Summary;
-use vhive_load::sweep::{self, round_robin};
+use vhive_load::sweep::{self, FEW, round_robin};
 use vhive_load::{Load, Outcome, Ran, RunError, Steps, Stop, closed_loop, open_loop};
 use vhive_study::run::RunFacts;
 
@@ -31,7 +32,7 @@ use self::args::{
     TraceArgs,
 };
 use self::fail::Failures;
-use self::open_files::make_room;
+use self::open_files::{make_room, tell_room};
 pub(crate) use self::plan::with_plan;
 use self::starts::Starts;
 use crate::cli::{Format, Global};
@@ -47,8 +48,9 @@ const REPORT: &str = "report.html";
 /// What is of a run as a whole: of an earlier one, it would be taken for this one's.
 const AT_THE_END: [&str; 6] =
     [SUMMARY, SWEEP, REPORT, "rows.parquet", "rows.parquet.part", fail::FILE];
-/// A p99 of fewer is but the longest.
-const FEW: u64 = 100;
+/// A sweep's warm-up may take so long, and is told when it takes longer than that.
+const MOST_WARM_UP: Duration = Duration::from_secs(3600);
+const TOLD_WARM_UP: Duration = Duration::from_secs(2);
 /// A file of rows that is longer, in bytes, has no report of itself: its rows would have to be in memory.
 const MOST_REPORTED: u64 = 512 << 20;
 
@@ -118,6 +120,7 @@ async fn rps(
     let mut run = Run::begin((global, config), &args.common.to, files, None)?;
     run.fail((global, config), args.fail.failures()?, &load);
     let ran = open_loop(&load, shots, run.rows.clone(), stop).await;
+    tell_room(&load);
     run.end(global, ran, stop).await
 }
 
@@ -145,6 +148,7 @@ async fn closed(
     let mut run = Run::begin((global, config), &args.common.to, files, None)?;
     run.fail((global, config), args.fail.failures()?, &load);
     let ran = closed_loop(&load, args.clients, args.time.0, run.rows.clone(), stop).await;
+    tell_room(&load);
     run.end(global, ran, stop).await
 }
 
@@ -395,9 +399,21 @@ async fn sweep_rates(global: &Global, args: SweepArgs, stop: &Stop) -> anyhow::R
     args.check()?;
     let mut load: Load = unless(stop, args.common.load()).await?;
     make_room(&mut load);
+    // Each of its steps has a drain.
+    load.tells_drain = None;
+    let plan = args.plan();
+    let warms_up = plan.warm_up_time(load.targets.len());
+    if warms_up > MOST_WARM_UP {
+        bail!(
+            "--warm-up: that many requests to each of {} endpoints take {warms_up:?}; {MOST_WARM_UP:?} at most",
+            load.targets.len()
+        );
+    }
+    if warms_up > TOLD_WARM_UP {
+        output::note(format!("warming up for {warms_up:?} (`--warm-up`)"));
+    }
     let dir = args.common.out.clone();
     std::fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
-    let plan = args.plan();
     let facts = begin_facts(global, &args.common.to)?;
     forget(&dir);
     let targets = load.targets.iter().map(|target| target.hostname.clone()).collect();
@@ -423,8 +439,9 @@ async fn sweep_rates(global: &Global, args: SweepArgs, stop: &Stop) -> anyhow::R
             ));
         }
     })
-    .await
-    .inspect_err(|_| so_far.forget())?;
+    .await;
+    tell_room(&load);
+    let done = done.inspect_err(|_| so_far.forget())?;
     let written = write_json(&dir.join(SWEEP), &Told { figures: &done, facts: facts.end() });
     match global.output {
         Format::Json => output::json(&done)?,
@@ -435,6 +452,9 @@ async fn sweep_rates(global: &Global, args: SweepArgs, stop: &Stop) -> anyhow::R
                 Some(knee) => output::line(format!("knee       {knee:.1}/s ({unloaded})")),
                 None => output::line(format!("knee       none ({unloaded})")),
             }
+            for why in &done.instead {
+                output::line(format!("warning    {why}"));
+            }
             if done.unloaded_replies < FEW {
                 let few = done.unloaded_replies;
                 output::line(format!("warning    the unloaded p99 is of {few} replies only"));
@@ -442,7 +462,7 @@ async fn sweep_rates(global: &Global, args: SweepArgs, stop: &Stop) -> anyhow::R
             let few = done.steps.iter().filter(|step| step.sent < FEW).count();
             if few > 0 {
                 output::line(format!(
-                    "warning    {few} rates' p99 is of fewer than {FEW} requests"
+                    "warning    the p99 of {few} tries is of fewer than {FEW} requests"
                 ));
             }
             if done.stopped {
@@ -529,7 +549,7 @@ mod tests {
         });
         assert_eq!(done, None);
         go_on.send(()).expect("it waits");
-        let patience = std::time::Duration::from_secs(30);
+        let patience = Duration::from_secs(30);
         assert_eq!(told.recv_timeout(patience), Ok(false), "its step was not taken");
         assert!(!path.exists());
     }

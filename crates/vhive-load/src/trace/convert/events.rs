@@ -219,7 +219,7 @@ mod tests {
         let (from, to) = (dir.path().join("requests.csv"), dir.path().join("trace.csv"));
         std::fs::write(&from, text).unwrap();
         let done = convert(&[from], window, &to)?;
-        Ok((done, azure2021::read(&to, window.minutes)?))
+        Ok((done, azure2021::read(&to, window.minutes, true)?.functions))
     }
 
     fn begins(function: &Function) -> Vec<u64> {

@@ -80,9 +80,7 @@ pub(crate) async fn run(
     };
     let Some(path) = &args.kubeconfig else {
         let client = Client::new(config.api_socket());
-        let asked = tokio::time::timeout(args.timeout.0, client.get("/vhive/v1/node")).await;
-        let node: Value = asked.context("the node does not answer in time (`--timeout`)")??;
-        deployment.gateway = node["gateway"].as_str().map(str::to_owned);
+        deployment.gateway = deployment.find_gateway(&client).await.map_err(anyhow::Error::msg)?;
         return through(&client, &args, &deployment, &wanted).await;
     };
     let access = Access::read(path, args.context.as_deref())?;
@@ -90,13 +88,8 @@ pub(crate) async fn run(
         deployment.namespace = namespace;
     }
     let cluster = Cluster::new(&access)?;
-    // A node says where its gateway listens; of a cluster, the services' names lead there.
-    let (status, said) = cluster.call(Method::GET, "/vhive/v1/node", None).await?;
-    match status {
-        200 => deployment.gateway = said["gateway"].as_str().map(str::to_owned),
-        401 => bail!("{} does not know us: {}", access.server, said["message"]),
-        _ => {}
-    }
+    let gateway = deployment.find_gateway(&cluster).await.map_err(anyhow::Error::msg);
+    deployment.gateway = gateway.context(access.server)?;
     through(&cluster, &args, &deployment, &wanted).await
 }
 
@@ -107,7 +100,9 @@ fn begin_with(wanted: &mut [Wanted], experiment: &Path) -> anyhow::Result<()> {
     if experiment.warmup_duration == 0 {
         bail!("WarmupDuration is 0, so the experiment says not how many instances to begin with");
     }
-    let busy = planned(&experiment)?.busy();
+    let planned = planned(&experiment)?;
+    planned.tell();
+    let busy = planned.busy();
     if busy.iter().all(Option::is_none) {
         output::note("without effect: --experiment: its trace has no minute before the warm-up");
     }
@@ -168,8 +163,16 @@ async fn delete(
 ) -> anyhow::Result<ExitCode> {
     let mut code = ExitCode::SUCCESS;
     let done = deployment.delete(client, wanted).await.map_err(anyhow::Error::msg);
+    let done = done.context("cannot list the services")?;
+    // A list that was read names services.
+    if wanted.is_empty() && done.is_empty() {
+        bail!(
+            "nothing carries the label of {}, which cannot be read: is it the path that was deployed from?",
+            args.json.display()
+        );
+    }
     let mut gone = Vec::new();
-    for (name, result) in done.context("cannot list the services")? {
+    for (name, result) in done {
         match result {
             Ok(one) => {
                 let what = if one.was_there { "deleted" } else { "is not there" };
@@ -206,6 +209,57 @@ fn write(path: &Path, endpoints: &impl Serialize) -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A platform without services.
+    struct Nothing;
+
+    impl Api for Nothing {
+        async fn call(
+            &self,
+            _: Method,
+            path: &str,
+            _: Option<&Value>,
+        ) -> Result<(u16, Value), String> {
+            let is_list = path.contains("labelSelector");
+            Ok((if is_list { 200 } else { 404 }, serde_json::json!({ "items": [] })))
+        }
+    }
+
+    #[test]
+    fn a_list_that_is_not_there_and_of_which_nothing_is_deployed_is_an_error() {
+        #[derive(clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            args: DeployArgs,
+        }
+        let dir = tempfile::tempdir().expect("a directory");
+        let [json, endpoints] =
+            ["functions.jsn", "e.json"].map(|name| dir.path().join(name).display().to_string());
+        let words = ["x", "--delete", "--json", &json, "--endpoints", &endpoints];
+        let Line { args } = clap::Parser::parse_from(words);
+        let deployment = Deployment {
+            mark: Mark::of(&args.json).expect("its directory is there"),
+            namespace: "default".to_owned(),
+            concurrency: 1,
+            patience: args.timeout.0,
+            domain: None,
+            gateway: None,
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.expect("a runtime");
+        let error = runtime.block_on(delete(&Nothing, &args, &deployment, &[]));
+        let error = error.expect_err("a mistyped name").to_string();
+        assert!(error.contains("functions.jsn") && error.contains("the path that"), "{error}");
+        // What is listed and gone already is none.
+        let listed = Wanted {
+            name: "a-0".to_owned(),
+            manifest: "a.yaml".into(),
+            initial_scale: 0,
+            eventing: false,
+        };
+        let done = runtime.block_on(delete(&Nothing, &args, &deployment, &[listed]));
+        assert!(done.is_ok(), "{done:?}");
+    }
 
     #[test]
     fn a_service_begins_with_what_its_functions_keep_busy_together() {

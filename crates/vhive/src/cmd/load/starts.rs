@@ -130,23 +130,30 @@ mod tests {
         lost / sent
     }
 
-    /// A node's socket that answers each connection with the next of these, and from the last on with that.
-    fn node(replies: Vec<&'static str>) -> (tempfile::TempDir, PathBuf) {
+    /// A node's socket that answers each connection with the next of these, and from the last on with that;
+    /// it tells when it has given the last.
+    fn node(replies: Vec<&'static str>) -> (tempfile::TempDir, PathBuf, oneshot::Receiver<()>) {
         use std::io::{Read as _, Write as _};
         let dir = tempfile::tempdir().expect("a directory");
         let socket = dir.path().join("node.sock");
+        let (tell, told) = oneshot::channel();
         let listener = std::os::unix::net::UnixListener::bind(&socket).expect("bound");
         std::thread::spawn(move || {
             let last = replies.last().copied().unwrap_or_default();
+            let mut tell = Some(tell);
             let mut replies = replies.into_iter();
             while let Ok((mut stream, _)) = listener.accept() {
                 let _head = stream.read(&mut [0; 4096]);
                 let reply = replies.next().unwrap_or(last);
                 // Whoever asked may be gone.
                 let _ = stream.write_all(reply.as_bytes());
+                if replies.len() == 0 {
+                    // Told once; nobody asks again.
+                    drop(tell.take());
+                }
             }
         });
-        (dir, socket)
+        (dir, socket, told)
     }
 
     fn records(id: &str) -> String {
@@ -160,13 +167,12 @@ mod tests {
         let [a, b] = ["a", "b"].map(|id| &*records(id).leak());
         let busy = "HTTP/1.1 503 Busy\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
         let asked = |replies: Vec<&'static str>| {
-            let (_dir, socket) = node(replies);
+            let (_dir, socket, told) = node(replies);
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             runtime.expect("a runtime").block_on(async {
                 let (end, ended) = oneshot::channel();
                 let wait = async {
-                    // Long enough for the four polls, whose pauses are 50 to 200 ms.
-                    tokio::time::sleep(OFTEN * 20).await;
+                    let _all = told.await;
                     drop(end);
                 };
                 let client = Client::new(socket);

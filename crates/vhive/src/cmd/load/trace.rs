@@ -13,7 +13,7 @@ use vhive_load::trace::{Config as Experiment, Plan, azure2019, dag, sample};
 use vhive_load::{Flow, Flows, Load, Stop, Target, open_flows, open_loop};
 
 use super::args::{SampleArgs, SynthArgs, To, TraceArgs};
-use super::{Run, make_room};
+use super::{Run, make_room, tell_room};
 use crate::cli::{Format, Global};
 use crate::config::Config;
 use crate::output;
@@ -57,7 +57,7 @@ pub(crate) async fn run(
 /// The plan of a command line: the trace's arrivals, or those of earlier files.
 fn of_args(args: &TraceArgs, experiment: &Experiment) -> anyhow::Result<Planned> {
     let mut planned = planned(experiment)?;
-    planned.plan.notes.iter().for_each(output::note);
+    planned.tell();
     if args.generated {
         let behind = read_iat(&mut planned.plan, &args.iat_dir)?;
         if behind > 0 {
@@ -77,6 +77,11 @@ pub(super) struct Planned {
 }
 
 impl Planned {
+    /// Tells what of the trace is not as it is written there.
+    pub(super) fn tell(&self) {
+        self.plan.notes.iter().for_each(output::note);
+    }
+
     /// Instances that each function keeps busy in the first minute; what follows in a workflow, as
     /// often as it begins. None where the trace does not count invocations.
     pub(super) fn busy(&self) -> Vec<Option<f64>> {
@@ -125,7 +130,7 @@ impl Replay<'_> {
     /// When trace or endpoints cannot be used, no request succeeded, or rows could not be written.
     pub(super) async fn run(&self, stop: &Stop) -> anyhow::Result<ExitCode> {
         let planned = planned(self.experiment)?;
-        planned.plan.notes.iter().for_each(output::note);
+        planned.tell();
         self.send(planned, stop).await
     }
 
@@ -164,6 +169,7 @@ impl Replay<'_> {
             None => open_loop(&load, plan.shots(), run.rows.clone(), stop).await,
             Some(follows) => open_flows(&load, plan.shots(), follows, run.rows.clone(), stop).await,
         };
+        tell_room(&load);
         output::note(format!("the original's columns in {}", path.display()));
         run.end(self.global, ran, stop).await
     }
