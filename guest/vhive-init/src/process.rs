@@ -22,7 +22,7 @@ use rustix::thread::{
 };
 use rustix_libc_wrappers::process::SignalExt as _;
 use vhive_api::guest::Process;
-use vhive_api::inside::{self, Account, LOCKED, OPEN_FILES, environment};
+use vhive_api::inside::{self, Account, CORE, LOCKED, OPEN_FILES, environment};
 
 use crate::World;
 use crate::failure::{Failure, Step as _};
@@ -31,7 +31,7 @@ use crate::user;
 /// What a machine's function may have, as a container's has it from its runtime.
 const LIMITS: [(Resource, Rlimit); 4] = [
     (Resource::Nofile, Rlimit { current: Some(OPEN_FILES.0), maximum: Some(OPEN_FILES.1) }),
-    (Resource::Core, Rlimit { current: Some(0), maximum: Some(0) }),
+    (Resource::Core, Rlimit { current: Some(CORE), maximum: Some(CORE) }),
     (Resource::Stack, Rlimit { current: Some(inside::STACK), maximum: None }),
     (Resource::Memlock, Rlimit { current: Some(LOCKED), maximum: Some(LOCKED) }),
 ];

@@ -20,7 +20,7 @@ pub(crate) fn streams_are_the_users_own(site: &Site) {
     }
 }
 
-/// No core files, and otherwise what programs expect: in KiB as a shell tells them.
+/// No core dumps, and otherwise what programs expect: in KiB as a shell tells them.
 pub(crate) fn limits_of_processes_are_the_same_everywhere(site: &Site) {
     let script = "ulimit -Sc; ulimit -Hc; ulimit -Ss; ulimit -Sl; ulimit -Sn";
     let booted = site.boot(&site.spec(script));
