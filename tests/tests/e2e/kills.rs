@@ -99,7 +99,7 @@ fn e2e_sandboxes_killed_at_any_moment_leave_nothing() {
     let given = std::env::var("VHIVE_SEED").ok().filter(|text| !text.is_empty());
     let given = given.map(|text| text.parse::<u64>().expect("VHIVE_SEED is a number"));
     let seed = given.unwrap_or_else(|| u64::from(std::process::id())) | 1;
-    eprintln!("seed {seed}: VHIVE_SEED={seed} has the same moments again");
+    eprintln!("seed {seed}: VHIVE_SEED={seed} begins with the same choices");
     let of = offered.iter().map(|name| (name.clone(), AtomicU32::new(0))).collect();
     let killed = Killed { all: AtomicU32::new(0), turns: AtomicU32::new(0), of };
     std::thread::scope(|scope| {
