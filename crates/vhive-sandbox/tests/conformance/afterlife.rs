@@ -8,6 +8,7 @@ use vhive_api::MemoryMode;
 use vhive_api::guest::Stream;
 use vhive_sandbox::{Deadline, End, Snapshot};
 
+use crate::limits::TAKE_60;
 use crate::promises::wait_for_line;
 use crate::restored::{clone, memory, snapshot};
 use crate::site::{Booted, Site, get, soon};
@@ -24,8 +25,7 @@ const OBEDIENT: &str = r#"
         case $order in
             print) echo whole; echo and more >&2;;
             exit) exit 7;;
-            take) for i in 1 2; do dd if=/dev/zero bs=30M count=1 2>/dev/null | sleep 60 & done
-                sleep 2; exec dd if=/dev/zero of=/dev/null bs=80M count=1;;
+            take) TAKE_60; exec dd if=/dev/zero of=/dev/null bs=80M count=1;;
         esac
         sleep 0.2
     done"#;
@@ -35,7 +35,7 @@ const OBEDIENT: &str = r#"
 /// ahead or not.
 pub(crate) fn a_clone_lives_and_ends_as_its_original(site: &Site) {
     let dir = tempfile::tempdir().expect("a temporary directory");
-    let mut spec = site.spec(OBEDIENT);
+    let mut spec = site.spec(&OBEDIENT.replace("TAKE_60", TAKE_60));
     spec.process.stop_signal = "SIGUSR1".to_owned();
     (spec.uses.snapshots, spec.uses.commands) = (true, true);
     let mut original = site.boot(&spec);
