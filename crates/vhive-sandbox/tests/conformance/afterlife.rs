@@ -4,12 +4,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use vhive_api::MemoryMode;
+use vhive_api::{MemoryMode, RuntimeName};
 use vhive_api::guest::Stream;
 use vhive_sandbox::{Deadline, End, Snapshot};
 
 use crate::limits::TAKE_60;
-use crate::promises::wait_for_line;
+use crate::promises::{wait_for, wait_for_line};
 use crate::restored::{clone, memory, snapshot};
 use crate::site::{Booted, Site, get, soon};
 
@@ -25,6 +25,8 @@ const OBEDIENT: &str = r#"
         case $order in
             print) echo whole; echo and more >&2;;
             exit) exit 7;;
+            lose) TAKE_60; dd if=/dev/zero of=/dev/null bs=80M count=1 2>/dev/null; echo lost $? >&2
+                rm /tmp/full1 /tmp/full2; wait $takers; takers=;;
             take) TAKE_60; exec dd if=/dev/zero of=/dev/null bs=80M count=1;;
         esac
         sleep 0.2
@@ -40,6 +42,11 @@ pub(crate) fn a_clone_lives_and_ends_as_its_original(site: &Site) {
     (spec.uses.snapshots, spec.uses.commands) = (true, true);
     let mut original = site.boot(&spec);
     original.listening();
+    // What the original has lost is none of its clones' loss. (In gVisor it would lose everything.)
+    if site.runtime.name() != RuntimeName::Runsc {
+        order(&original, "lose");
+        wait_for(&original, Stream::Stderr, "lost 137");
+    }
     let snapshot = snapshot(&mut original, dir.path());
     order(&original, "print");
     wait_for_line(&original, "half whole");

@@ -594,12 +594,16 @@ fn the_vmm_is_nobody(site: &Site) {
 }
 
 pub(crate) fn wait_for_line(booted: &Booted, text: &str) {
+    wait_for(booted, Stream::Stdout, text);
+}
+
+pub(crate) fn wait_for(booted: &Booted, stream: Stream, text: &str) {
     let (tell, told) = std::sync::mpsc::channel();
     let tell = std::sync::Mutex::new(tell);
     // Once this function has returned nobody listens any more.
     booted.journal.watch(move || tell.lock().expect("no panic").send(()).unwrap_or_default());
     let deadline = soon();
-    while !booted.lines(Stream::Stdout).iter().any(|line| line == text) {
+    while !booted.lines(stream).iter().any(|line| line == text) {
         if let Err(error) = told.recv_timeout(deadline.left()) {
             panic!("{error}; {:?}", booted.journal.tail(20));
         }
