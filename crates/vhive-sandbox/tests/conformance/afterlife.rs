@@ -4,8 +4,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use vhive_api::{MemoryMode, RuntimeName};
 use vhive_api::guest::Stream;
+use vhive_api::{MemoryMode, RuntimeName};
 use vhive_sandbox::{Deadline, End, Snapshot};
 
 use crate::limits::TAKE_60;
