@@ -1,5 +1,10 @@
 # Thin: everything real is in cargo and xtask. `make demo` and `make test` do all the set-up themselves.
 SHELL := /bin/sh
+ifneq ($(VHIVE_FIRECRACKER),)
+# Every test runs in a directory of its own.
+override VHIVE_FIRECRACKER := $(abspath $(VHIVE_FIRECRACKER))
+export VHIVE_FIRECRACKER
+endif
 # What sudo is to let through, where it is set.
 PASSED = $(foreach name,VHIVE_REQUIRE VHIVE_FIRECRACKER VHIVE_SEED VHIVE_BENCH_FUNCTIONS,$(if $($(name)),$(name)='$($(name))'))
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo "sudo env PATH=$$PATH $(PASSED)")

@@ -247,9 +247,16 @@ pub fn command(dir: &Path) -> anyhow::Result<Command> {
 }
 
 /// The Firecracker that `VHIVE_FIRECRACKER` names, with its jailer beside it; none = those in `PATH`.
+///
+/// # Panics
+/// If it names none by its absolute path: each test that wants one would be skipped.
 #[must_use]
 pub fn named_firecracker() -> Option<PathBuf> {
-    std::env::var_os("VHIVE_FIRECRACKER").filter(|path| !path.is_empty()).map(PathBuf::from)
+    let named = std::env::var_os("VHIVE_FIRECRACKER").filter(|path| !path.is_empty());
+    let named = named.map(PathBuf::from);
+    let fits = named.as_ref().is_none_or(|path| path.is_absolute() && path.is_file());
+    assert!(fits, "VHIVE_FIRECRACKER is no absolute path of a program: {named:?}");
+    named
 }
 
 /// Writes the configuration that commands on `dir` use from now on.

@@ -25,6 +25,13 @@ pub const OPEN_FILES: (u64, u64) = (1024, 1 << 19);
 /// Bytes of a stack that grows by itself: the soft limit. There is no hard one.
 pub const STACK: u64 = 8 << 20;
 
+/// Bytes of a core dump: none. Where the host's kernel hands them to a program instead of a file, zero
+/// is no limit to it, and one byte is one.
+///
+/// # Source
+/// core(5); Linux, `fs/coredump.c` ("a limit of 1").
+pub const CORE: u64 = 1;
+
 /// Bytes that may be locked into memory.
 pub const LOCKED: u64 = 8 << 20;
 

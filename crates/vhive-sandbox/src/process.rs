@@ -16,8 +16,11 @@ use std::path::{Path, PathBuf};
 
 use nix::spawn::{PosixSpawnAttr, PosixSpawnFileActions, PosixSpawnFlags, posix_spawnp};
 use nix::sys::signal::{SigSet, Signal as NixSignal};
-use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitOptions};
+use rustix::process::{
+    Pid, PidfdFlags, Resource, Rlimit, Signal, WaitId, WaitIdOptions, WaitOptions, prlimit,
+};
 use serde::Deserialize as _;
+use vhive_api::inside::CORE;
 
 /// What to run, as whom, and with which descriptors.
 #[derive(Debug)]
@@ -202,7 +205,11 @@ pub fn spawn(launch: &Launch<'_>) -> io::Result<Child> {
     let pid = Pid::from_raw(pid.as_raw()).expect("posix_spawn gives a positive number");
     // Nobody but us reaps it, so the number still means our child.
     match rustix::process::pidfd_open(pid, PidfdFlags::empty()) {
-        Ok(pidfd) => Ok(Child { pid, pidfd, exit: None }),
+        Ok(pidfd) => {
+            let child = Child { pid, pidfd, exit: None };
+            child.dump_nothing();
+            Ok(child)
+        }
         Err(error) => {
             rustix::process::kill_process(pid, Signal::KILL)?;
             rustix::process::waitpid(Some(pid), WaitOptions::empty())?;
@@ -238,6 +245,14 @@ impl Child {
     #[must_use]
     pub fn pidfd(&self) -> BorrowedFd<'_> {
         self.pidfd.as_fd()
+    }
+
+    /// Lets it leave no core dump: a VMM's memory is its guest's.
+    fn dump_nothing(&self) {
+        let none = Rlimit { current: Some(CORE), maximum: Some(CORE) };
+        if let Err(error) = prlimit(Some(self.pid), Resource::Core, none) {
+            tracing::debug!(pid = self.pid.as_raw_nonzero().get(), %error, "may leave a core dump");
+        }
     }
 
     /// Has it end before the caller when the host runs out of memory. Where that cannot be said,
@@ -380,7 +395,7 @@ mod tests {
     }
 
     #[test]
-    fn dropping_kills() {
+    fn dropping_kills_and_nothing_is_dumped() {
         let (mut reader, writer) = io::pipe().expect("a pipe");
         let args = [OsString::from("1000")];
         let launch = Launch {
@@ -395,6 +410,11 @@ mod tests {
         };
         let child = spawn(&launch).expect("spawned");
         drop(writer);
+        let limits = format!("/proc/{}/limits", child.pid().as_raw_nonzero());
+        let limits = std::fs::read_to_string(limits).expect("it runs");
+        let core = limits.lines().find_map(|line| line.strip_prefix("Max core file size"));
+        let mut core = core.expect("listed").split_whitespace();
+        assert_eq!((core.next(), core.next()), (Some("1"), Some("1")), "no core dump");
         drop(child);
         // The pipe ends only when the child has gone.
         assert_eq!(reader.read(&mut [0]).expect("read"), 0);

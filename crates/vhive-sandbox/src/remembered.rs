@@ -95,6 +95,26 @@ impl<T> Kept<T> {
     }
 }
 
+/// What has been found out, and what it stands on.
+pub(crate) type Known<K, T> = Option<(K, Kept<T>)>;
+
+/// What is known of what is there now, or what comes of looking. It may take seconds, so not even what
+/// came to nothing is looked for anew for each who asks.
+///
+/// # Errors
+/// What the host lacks.
+pub(crate) fn kept_on<K, T>(
+    known: &mut Known<K, T>,
+    now: K,
+    same: impl FnOnce(&K, &K) -> bool,
+    look: impl FnOnce() -> Result<T, HostLacks>,
+) -> Result<Arc<T>, HostLacks> {
+    match known {
+        Some((then, kept)) if same(then, &now) => kept.or_look(look),
+        _ => known.insert((now, Kept::default())).1.or_look(look),
+    }
+}
+
 /// Keeps an answer. That it could not is told to the log only: it is found out anew then.
 pub(crate) fn keep<Q: Serialize, A: Serialize>(question: &Q, answer: &A, file: &Path) {
     if let Err(error) = write(&Remembered { question, answer }, file) {

@@ -52,11 +52,15 @@ impl Config {
             Some(path) => {
                 let text = std::fs::read_to_string(path)
                     .with_context(|| format!("cannot read the configuration {}", path.display()))?;
-                toml::from_str(&text)
+                let used = || -> anyhow::Result<Self> {
+                    let config: Self = toml::from_str(&text)?;
+                    users_apart(config.qemu.first_uid, config.firecracker.first_uid)?;
+                    Ok(config)
+                };
+                used()
                     .with_context(|| format!("cannot use the configuration {}", path.display()))?
             }
         };
-        users_apart(config.qemu.first_uid, config.firecracker.first_uid)?;
         if let Some(dir) = &global.state_dir {
             config.node.state_dir = dir.clone();
         }
@@ -96,7 +100,7 @@ fn users_apart(qemu: u32, firecracker: u32) -> anyhow::Result<()> {
     anyhow::ensure!(
         qemu.abs_diff(firecracker) >= UIDS,
         "the users of QEMU (qemu.first_uid = {qemu}) and Firecracker (firecracker.first_uid = \
-         {firecracker}) overlap: let {UIDS} numbers be between the two"
+         {firecracker}) overlap: they must be at least {UIDS} apart"
     );
     Ok(())
 }

@@ -22,7 +22,7 @@ use rustix::thread::{
 };
 use rustix_libc_wrappers::process::SignalExt as _;
 use vhive_api::guest::Process;
-use vhive_api::inside::{self, Account, LOCKED, OPEN_FILES, environment};
+use vhive_api::inside::{self, Account, CORE, LOCKED, OPEN_FILES, STACK, environment};
 
 use crate::World;
 use crate::failure::{Failure, Step as _};
@@ -31,13 +31,13 @@ use crate::user;
 /// What a machine's function may have, as a container's has it from its runtime.
 const LIMITS: [(Resource, Rlimit); 4] = [
     (Resource::Nofile, Rlimit { current: Some(OPEN_FILES.0), maximum: Some(OPEN_FILES.1) }),
-    (Resource::Core, Rlimit { current: Some(0), maximum: Some(0) }),
-    (Resource::Stack, Rlimit { current: Some(inside::STACK), maximum: None }),
+    (Resource::Core, Rlimit { current: Some(CORE), maximum: Some(CORE) }),
+    (Resource::Stack, Rlimit { current: Some(STACK), maximum: None }),
     (Resource::Memlock, Rlimit { current: Some(LOCKED), maximum: Some(LOCKED) }),
 ];
 
 /// Bytes of the spawning thread's stack, ten times of what it needs. It stays with init.
-const STACK: usize = 128 << 10;
+const SPAWNER_STACK: usize = 128 << 10;
 
 /// A process that has been started.
 #[derive(Debug)]
@@ -101,7 +101,7 @@ fn run(process: &Process, args: &[String], output: Output, world: World) -> Resu
 /// unsafe hook; and for any of it, it would copy init's memory first, which takes gVisor 25 ms.)
 fn spawn_as(launch: Launch, user: &Account, (cwd, world): (PathBuf, World)) -> io::Result<Child> {
     let user = user.clone();
-    let spawner = thread::Builder::new().name("spawn".to_owned()).stack_size(STACK);
+    let spawner = thread::Builder::new().name("spawn".to_owned()).stack_size(SPAWNER_STACK);
     let spawner = spawner.spawn(move || {
         if world == World::Container {
             // What init may do that a container's function may not: give a clone its name.

@@ -25,6 +25,8 @@ use rustix::process::{
     set_child_subreaper, setrlimit, wait,
 };
 
+use vhive_api::inside::CORE;
+
 use crate::supervise::watch_children;
 
 /// Does it; what goes wrong before the command runs is told as the command's own words would be.
@@ -121,8 +123,8 @@ fn end_like(status: WaitStatus) -> ExitCode {
     }
     let number = status.terminating_signal().unwrap_or(0);
     if let Some(signal) = Signal::from_named_raw(number) {
-        // The function's crash is none of this program's: no core file of it on the host.
-        let _ = setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) });
+        // The function's crash is none of this program's: no core dump of it on the host.
+        let _ = setrlimit(Resource::Core, Rlimit { current: Some(CORE), maximum: Some(CORE) });
         // What this does not end is answered below.
         let _ = kill_process(getpid(), signal);
     }

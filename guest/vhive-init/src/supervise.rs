@@ -57,6 +57,9 @@ pub(crate) struct Supervisor<'a> {
     /// What tells that the function listens; none once that has been told.
     listening: Option<Watch>,
     outputs: Vec<Output>,
+    /// What the guest's kernel had killed before this life began: a clone is told nothing of its
+    /// original's.
+    killed_before: u64,
 }
 
 /// What there is to know about the function.
@@ -142,6 +145,7 @@ impl<'a> Supervisor<'a> {
             hook: None,
             listening,
             outputs,
+            killed_before: 0,
         }
     }
 
@@ -377,6 +381,7 @@ impl<'a> Supervisor<'a> {
         // What the function prints from now on is the clone's.
         self.quiet = false;
         if identity.clone {
+            self.killed_before = kernel_has_killed();
             if let Some(entropy) = &self.function.entropy {
                 entropy.reseed(&identity.entropy)?;
             }
@@ -431,7 +436,8 @@ impl<'a> Supervisor<'a> {
             self.reap()?;
             self.channel.receive()?;
         }
-        let out_of_memory = self.function.entropy.is_some() && kernel_has_killed();
+        let killed = kernel_has_killed() > self.killed_before;
+        let out_of_memory = self.function.entropy.is_some() && killed;
         self.channel.queue(&FromGuest::Exited { at_ns: clock::now_ns(), code, out_of_memory });
         self.channel.finish(until)
     }
@@ -440,11 +446,11 @@ impl<'a> Supervisor<'a> {
 /// Longest that a command of the host's may run.
 const LONGEST_COMMAND: Duration = Duration::from_secs(3600);
 
-/// Whether the guest's kernel has killed a process for want of memory.
-fn kernel_has_killed() -> bool {
+/// How many processes the guest's kernel has killed for want of memory.
+fn kernel_has_killed() -> u64 {
     let counters = std::fs::read_to_string("/proc/vmstat").unwrap_or_default();
     let kills = counters.lines().find_map(|line| line.strip_prefix("oom_kill "));
-    kills.is_some_and(|count| count.trim() != "0")
+    kills.and_then(|count| count.trim().parse().ok()).unwrap_or(0)
 }
 
 /// Exit code as a shell gives it.

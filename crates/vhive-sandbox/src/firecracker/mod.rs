@@ -49,7 +49,7 @@ use crate::linux::KvmDevice;
 use crate::network::NetworkSlot;
 use crate::process::ProgramFile;
 use crate::qemu::{Accelerator, AcceleratorChoice};
-use crate::remembered::Kept;
+use crate::remembered::{Known, kept_on};
 use crate::run_dir::{SandboxDir, SandboxRecord};
 use crate::runtime::{BootError, Guest, HostLacks, Restore, Runtime, Sandbox, SandboxSpec};
 use ground::Ground;
@@ -59,12 +59,12 @@ use linux::Linux;
 #[derive(Debug)]
 pub struct Firecracker {
     config: FirecrackerConfig,
-    /// What all guests have in common; kept once it has been found.
-    ground: Mutex<Option<(Host, Arc<Ground>)>>,
+    /// What all guests have in common, or why there is none of it for a moment.
+    ground: Mutex<Known<Host, Ground>>,
     /// Where guest kernels are, and where what is found out about the host is kept.
     kernels: Option<(KernelStore, PathBuf)>,
     /// What functions need besides; kept once it has been found.
-    linux: Mutex<Known<Ground, Linux>>,
+    linux: Mutex<Known<Arc<Ground>, Linux>>,
 }
 
 /// What is found out anew once it has changed: the programs, and who may use KVM.
@@ -106,14 +106,7 @@ impl Firecracker {
         let mut known = self.ground.lock().unwrap_or_else(PoisonError::into_inner);
         let programs = [&self.config.binary, &self.config.jailer].map(|it| ProgramFile::of(it));
         let now = (programs, KvmDevice::now());
-        if let Some((then, ground)) = &*known
-            && *then == now
-        {
-            return Ok(Arc::clone(ground));
-        }
-        let found = Arc::new(Ground::find(&self.config)?);
-        *known = Some((now, Arc::clone(&found)));
-        Ok(found)
+        kept_on(&mut known, now, Host::eq, || Ground::find(&self.config))
     }
 
     fn linux(&self) -> Result<Arc<Linux>, HostLacks> {
@@ -123,7 +116,8 @@ impl Firecracker {
             what: "opened for guests without an operating system only".to_owned(),
             fix: "open it with guest kernels".to_owned(),
         })?;
-        kept_on(&mut known, &ground, || Linux::find(&self.config, &ground, (kernels, cache)))
+        let look = || Linux::find(&self.config, &ground, (kernels, cache));
+        kept_on(&mut known, Arc::clone(&ground), Arc::ptr_eq, look)
     }
 
     /// The ground for a guest of this kind, with what is booted if it is Linux.
@@ -132,24 +126,6 @@ impl Firecracker {
         let linux = (*guest == Guest::Linux).then(|| self.linux()).transpose().map_err(host)?;
         Ok((self.ground().map_err(host)?, linux))
     }
-}
-
-/// What has been found out, and what it stands on.
-type Known<G, T> = Option<(Arc<G>, Kept<T>)>;
-
-/// What is known on this ground, or what comes of looking: a trial takes seconds, so not even one that
-/// came to nothing is made anew for each who asks.
-fn kept_on<G, T>(
-    known: &mut Known<G, T>,
-    ground: &Arc<G>,
-    look: impl FnOnce() -> Result<T, HostLacks>,
-) -> Result<Arc<T>, HostLacks> {
-    let (on, kept) = known.get_or_insert_with(|| (Arc::clone(ground), Kept::default()));
-    if !Arc::ptr_eq(on, ground) {
-        *on = Arc::clone(ground);
-        kept.forget();
-    }
-    kept.or_look(look)
 }
 
 impl Runtime for Firecracker {
@@ -220,15 +196,45 @@ mod tests {
         let (mut known, mut looks) = (None, 0);
         let mut ask = |ground: &Arc<i32>| {
             let lacks = || HostLacks { what: "a moment".to_owned(), fix: "try again".to_owned() };
-            let asked: Result<Arc<()>, _> = kept_on(&mut known, ground, || {
-                looks += 1;
-                Err(lacks())
-            });
+            let asked: Result<Arc<()>, _> =
+                kept_on(&mut known, Arc::clone(ground), Arc::ptr_eq, || {
+                    looks += 1;
+                    Err(lacks())
+                });
             assert_eq!(asked, Err(lacks()));
             looks
         };
         let (first, other) = (Arc::new(1), Arc::new(1));
         assert_eq!([&first, &first, &other, &other].map(&mut ask), [1, 1, 2, 2]);
+    }
+
+    #[test]
+    fn a_firecracker_that_does_not_say_its_version_is_not_asked_by_each_who_starts() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let [binary, asked] = ["firecracker", "asked"].map(|name| dir.path().join(name));
+        let install = |text: &str| {
+            let draft = dir.path().join("draft");
+            fs::write(&draft, format!("#!/bin/sh\necho >> {}\n{text}\n", asked.display()))
+                .expect("written");
+            fs::set_permissions(&draft, Permissions::from_mode(0o755)).expect("set");
+            fs::rename(&draft, &binary).expect("renamed");
+        };
+        let config =
+            FirecrackerConfig { binary: binary.clone(), use_jailer: false, ..Default::default() };
+        let firecracker = Firecracker::new(config);
+        install("exit 7");
+        let check = || firecracker.check_bare().expect_err("it fails");
+        let first = check();
+        if first.what == "not run as root" {
+            let test =
+                "a_firecracker_that_does_not_say_its_version_is_not_asked_by_each_who_starts";
+            return eprintln!("SKIP {test}: root");
+        }
+        let times = || fs::read_to_string(&asked).expect("asked").len();
+        assert_eq!((first, times()), (check(), 1), "it hangs perhaps, for seconds");
+        install("exit 8");
+        assert!(check().what.contains("exited with code 8"), "one that is replaced is asked");
+        assert_eq!(times(), 2);
     }
 
     #[test]

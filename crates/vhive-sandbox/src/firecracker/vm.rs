@@ -157,7 +157,7 @@ impl Vm {
         let version = ground.version.to_string();
         let (state, its) = (instance.state, instance.vmm_version);
         if !its.starts_with(&version) {
-            let what = "it has just been replaced, and the next start finds the new one";
+            let what = "it has just been replaced; try again, which finds the new one";
             return Err(failed(format!("it is {its}, and was {version}: {what}")));
         }
         if state != "Not started" {

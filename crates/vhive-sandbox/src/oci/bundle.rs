@@ -9,7 +9,7 @@ use std::path::Path;
 use rustix::process::{Resource, getrlimit};
 use serde_json::{Value, json};
 use vhive_api::guest::Volume;
-use vhive_api::inside::{LOCKED, OPEN_FILES, STACK};
+use vhive_api::inside::{CORE, LOCKED, OPEN_FILES, STACK};
 
 use super::function::Function;
 use super::layer::INIT;
@@ -44,6 +44,8 @@ pub(super) struct Container<'a> {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Most {
     pub(super) open_files: u64,
+    /// Bytes of a core dump.
+    pub(super) core: u64,
     /// Bytes of a stack.
     pub(super) stack: u64,
     /// Bytes locked into memory.
@@ -55,19 +57,20 @@ impl Most {
         let hard = |limit| getrlimit(limit).maximum.unwrap_or(u64::MAX);
         Self {
             open_files: hard(Resource::Nofile),
+            core: hard(Resource::Core),
             stack: hard(Resource::Stack),
             locked: hard(Resource::Memlock),
         }
     }
 
     /// The limits of a container's processes, the same however the node was started, as far as it goes.
-    /// No core file: the host's kernel would write it, or hand it with all that was asked of the
+    /// No core dump: the host's kernel would write it, or hand it with all that was asked of the
     /// function to a program of the host's.
     fn limits(self) -> Value {
         let limit = |kind: &str, soft: u64, hard: u64| json!({ "type": kind, "soft": soft.min(hard), "hard": hard });
         json!([
             limit("RLIMIT_NOFILE", OPEN_FILES.0, OPEN_FILES.1.min(self.open_files)),
-            limit("RLIMIT_CORE", 0, 0),
+            limit("RLIMIT_CORE", CORE, CORE.min(self.core)),
             limit("RLIMIT_STACK", STACK, self.stack),
             limit("RLIMIT_MEMLOCK", LOCKED, LOCKED.min(self.locked)),
         ])
@@ -278,7 +281,7 @@ mod tests {
             hostname: "abc",
             cgroup: "/vhive-1/abc",
             limits,
-            most: Most { open_files: 4096, stack: u64::MAX, locked: 64 << 10 },
+            most: Most { open_files: 4096, core: u64::MAX, stack: u64::MAX, locked: 64 << 10 },
             expendable: 500,
             criu: None,
             gvisor: false,
@@ -319,7 +322,7 @@ mod tests {
             (limit["soft"].as_u64(), limit["hard"].as_u64())
         };
         assert_eq!(soft_and_hard("RLIMIT_NOFILE"), (Some(1024), Some(4096)));
-        assert_eq!(soft_and_hard("RLIMIT_CORE"), (Some(0), Some(0)));
+        assert_eq!(soft_and_hard("RLIMIT_CORE"), (Some(1), Some(1)));
         assert_eq!(soft_and_hard("RLIMIT_STACK"), (Some(8 << 20), Some(u64::MAX)));
         assert_eq!(soft_and_hard("RLIMIT_MEMLOCK"), (Some(64 << 10), Some(64 << 10)));
     }

@@ -44,6 +44,7 @@ use crate::kernel::KernelStore;
 use crate::linux::KvmDevice;
 use crate::network::NetworkSlot;
 use crate::process::ProgramFile;
+use crate::remembered::{Known, kept_on};
 use crate::run_dir::{SandboxDir, SandboxRecord};
 use crate::runtime::{BootError, Guest, HostLacks, Restore, Runtime, Sandbox, SandboxSpec};
 use crate::snapshot::{MemoryShape, Platform};
@@ -69,8 +70,8 @@ pub struct Qemu {
     kernels: KernelStore,
     /// Directory of what has been found out about the host.
     cache: PathBuf,
-    /// What all boots have in common; kept once it has been found.
-    ground: Mutex<Option<(Host, Arc<Ground>)>>,
+    /// What all boots have in common, or why there is none of it for a moment.
+    ground: Mutex<Known<Host, Ground>>,
 }
 
 impl Qemu {
@@ -93,14 +94,8 @@ impl Qemu {
         let mut known = self.ground.lock().unwrap_or_else(PoisonError::into_inner);
         // Snapshots name the version; one that has been replaced takes new ones.
         let now = (ProgramFile::of(&self.config.binary), KvmDevice::now());
-        if let Some((then, ground)) = &*known
-            && *then == now
-        {
-            return Ok(Arc::clone(ground));
-        }
-        let found = Arc::new(Ground::find(&self.config, &self.kernels, &self.cache)?);
-        *known = Some((now, Arc::clone(&found)));
-        Ok(found)
+        let look = || Ground::find(&self.config, &self.kernels, &self.cache);
+        kept_on(&mut known, now, Host::eq, look)
     }
 }
 
@@ -120,8 +115,7 @@ impl Runtime for Qemu {
             // Somebody is finding it out.
             Err(TryLockError::WouldBlock) => return None,
         };
-        let (_, ground) = known.as_ref()?;
-        Some(ground.choice.clone())
+        Some(known.as_ref()?.1.get()?.choice.clone())
     }
 
     fn boot(&self, spec: &SandboxSpec, deadline: Deadline) -> Result<Box<dyn Sandbox>, BootError> {

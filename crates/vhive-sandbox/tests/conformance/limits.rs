@@ -23,6 +23,17 @@ pub(crate) fn a_guest_has_the_size_asked_for(site: &Site) {
     assert_eq!(lines[1], "2");
 }
 
+/// Takes 60 MiB, and goes on once it has them, until `/tmp/full1` and `/tmp/full2` are removed. What has
+/// been read is written only then.
+pub(crate) const TAKE_60: &str = r"
+    for i in 1 2; do
+        dd if=/dev/zero bs=30M count=1 2>/dev/null | {
+            head -c 1 >/dev/null; : > /tmp/full$i
+            while [ -e /tmp/full$i ]; do sleep 0.2; done; } &
+        takers=$takers\ $!
+    done
+    until [ -e /tmp/full1 ] && [ -e /tmp/full2 ]; do sleep 0.1; done";
+
 /// A function that takes more memory than its limit is killed, and the reason is said; one that
 /// takes less is not.
 pub(crate) fn limits_are_real(site: &Site) {
@@ -35,8 +46,7 @@ pub(crate) fn limits_are_real(site: &Site) {
     assert_eq!(modest.lines(Stream::Stderr)[0], "1+0 records in");
     drop(modest);
     // Three that together have more than there is; the last is the largest, and is the function.
-    let hog = "dd if=/dev/zero bs=30M count=1 | sleep 60 &";
-    let mut spec = site.spec(&format!("{hog} {hog} sleep 2; {}", take(80)));
+    let mut spec = site.spec(&format!("{TAKE_60}; {}", take(80)));
     spec.memory = Bytes::mib(128);
     let greedy = site.boot(&spec);
     let end = greedy.journal.wait_end(soon()).expect("ended");
@@ -47,10 +57,8 @@ pub(crate) fn limits_are_real(site: &Site) {
 /// That a function goes on without one of its processes is no mystery: while it lives the console says
 /// why, at least where the limit is the host's, and so does its end.
 pub(crate) fn a_killed_child_is_told(site: &Site) {
-    let hog = "dd if=/dev/zero bs=30M count=1 | sleep 60 &";
     let worker = "dd if=/dev/zero of=/dev/null bs=80M count=1 2>/dev/null";
-    let script =
-        format!("{hog} {hog} sleep 2; {worker}; echo worker $?; while :; do sleep 1; done");
+    let script = format!("{TAKE_60}; {worker}; echo worker $?; while :; do sleep 1; done");
     let mut spec = site.spec(&format!("trap 'exit 3' TERM; {script}"));
     spec.memory = Bytes::mib(128);
     let mut booted = site.boot(&spec);

@@ -78,6 +78,9 @@ pub(crate) fn firecracker_config() -> FirecrackerConfig {
     let Some(binary) = named.map(PathBuf::from) else {
         return FirecrackerConfig::default();
     };
+    // Each test that wants one would be skipped.
+    let fits = binary.is_absolute() && binary.is_file();
+    assert!(fits, "VHIVE_FIRECRACKER is no absolute path of a program: {}", binary.display());
     let jailer = binary.with_file_name("jailer");
     FirecrackerConfig { binary, jailer, ..FirecrackerConfig::default() }
 }
