@@ -324,7 +324,7 @@ fn later(shots: Vec<vhive_load::Shot>, by_ms: u64) -> Vec<vhive_load::Shot> {
 fn what_a_server_of_http2_allows_at_a_time_is_kept_to() {
     on_one_thread(async {
         let (address, connections) = narrow(2).await;
-        let rows = run(&load(&address, Protocol::H2c), later(shots(10, 2), 100)).await;
+        let rows = run(&load(&address, Protocol::H2c), later(shots(10, 2), 1_000)).await;
         assert!(rows.iter().all(|row| row.outcome == Outcome::Ok), "{rows:?}");
         let made = connections.load(Ordering::Relaxed);
         assert!(made >= 5, "{made} connections for ten requests at a time, two on each");
@@ -337,7 +337,7 @@ fn connections_of_http2_are_no_more_than_asked_for_and_who_waits_is_late() {
         let (address, connections) = narrow(2).await;
         let mut load = load(&address, Protocol::H2c);
         load.most_connections = 2;
-        let rows = run(&load, later(shots(12, 1), 100)).await;
+        let rows = run(&load, later(shots(12, 1), 1_000)).await;
         assert!(rows.iter().all(|row| row.outcome == Outcome::Ok), "{rows:?}");
         assert_eq!(connections.load(Ordering::Relaxed), 2);
         // Four at a time: the last four wait for two replies.
