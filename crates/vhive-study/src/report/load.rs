@@ -520,8 +520,11 @@ mod tests {
         assert!(!is_told(&super::super::build(whole.path()).expect("built")));
         let found = crate::compare::Comparison::of(dir.path(), whole.path(), 1).expect("compared");
         assert!(found.lines.iter().all(|line| line.a.n == 40 && !line.median.is_clear()));
-        let told: Vec<&str> = found.facts.iter().map(|fact| fact.name.as_str()).collect();
-        assert!(told.contains(&"cut short"), "{told:?}");
+        assert_eq!(found.cut_short, [Some("40 rows".to_owned()), None]);
+        let both = crate::compare::Comparison::of(dir.path(), dir.path(), 1).expect("compared");
+        let told = crate::report::compare::warnings(&both);
+        let is_told = |name: &str| told.iter().any(|text| text.starts_with(name));
+        assert!(is_told("A was cut short") && is_told("B was cut short"), "{told:?}");
     }
 
     #[test]
