@@ -4,7 +4,7 @@
 use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -117,6 +117,32 @@ fn e2e_load_that_was_killed_is_reported_and_compared() {
     let cut = &compared["cut_short"];
     assert!(cut[0].as_str().is_some_and(|cut| cut.ends_with(" rows")) && cut[1].is_null(), "{cut}");
     assert_eq!(compared["lines"][0]["group"], "f", "{compared}");
+}
+
+/// The shell of a script has what it starts with `&` ignore Ctrl-C.
+#[test]
+fn e2e_load_that_a_script_starts_in_the_background_ends_in_order() {
+    let dir = Dir::new("load-background");
+    let (address, _) = server();
+    let list = format!(r#"[{{"hostname":"f","address":"{address}","protocol":"http1"}}]"#);
+    let (endpoints, out) = (at(&dir, "endpoints.json"), at(&dir, "out"));
+    fs::write(&endpoints, list).expect("written");
+    let load = command(dir.path()).expect("a command");
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "\"$@\" & echo $!; wait $!", "sh"]).arg(load.get_program());
+    shell.args(load.get_args()).args(["load", "rps", "--endpoints", &endpoints, "--rps", "50"]);
+    shell.args(["--time", "60", "--out", &out]).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut shell = shell.spawn().expect("runs");
+    let mut told = BufReader::new(shell.stdout.take().expect("a pipe")).lines();
+    let pid = told.next().expect("a line").expect("read").parse().expect("a number");
+    until("a row", || lines(&Path::new(&out).join("rows.jsonl")) > 20);
+    kill_process(Pid::from_raw(pid).expect("one"), Signal::INT).expect("told");
+    let begun = Instant::now();
+    shell.wait().expect("ended");
+    assert!(begun.elapsed() < Duration::from_secs(40), "it was not heard");
+    let summary = text(&Path::new(&out).join("summary.json"));
+    let summary: Value = serde_json::from_str(&summary).expect("JSON");
+    assert!(summary["ended"].is_string(), "{summary}");
 }
 
 #[test]
