@@ -16,7 +16,10 @@ pub enum BeginError {
     #[error(transparent)]
     Result(#[from] ResultError),
     /// Nothing is left to do.
-    #[error("{} already holds a result; give another --out", .0.display())]
+    #[error(
+        "{0} already holds a result, of which `vhive report {0}` makes a report; give another --out",
+        .0.display()
+    )]
     Whole(PathBuf),
     /// It has begun with something else.
     #[error(
