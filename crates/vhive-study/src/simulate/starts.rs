@@ -441,7 +441,7 @@ fn several(named: &[(Whose, String)]) -> Vec<String> {
 fn read(path: &Path, all: &mut Vec<Invoked>) -> Result<bool, StartsError> {
     let failed = |source| StartsError::Read { path: path.to_owned(), source };
     let mut file = BufReader::new(fs::File::open(path).map_err(failed)?);
-    let (mut line, mut number) = (Vec::new(), 0);
+    let (mut line, mut number, mut is_one) = (Vec::new(), 0, false);
     loop {
         line.clear();
         number += 1;
@@ -452,6 +452,7 @@ fn read(path: &Path, all: &mut Vec<Invoked>) -> Result<bool, StartsError> {
             continue;
         }
         if let Ok(row) = serde_json::from_slice::<Row>(&line) {
+            is_one = true;
             let counts = row.left_out().is_none();
             if let Some(record) = row.record.filter(|_| counts) {
                 all.push(Invoked { function: row.function, record, memory: row.pss_bytes });
@@ -463,12 +464,13 @@ fn read(path: &Path, all: &mut Vec<Invoked>) -> Result<bool, StartsError> {
                 all.push(Invoked { function: record.service.clone(), record, memory: None });
             }
             Ok(_) => {}
-            // Who writes it was killed, or is about to write the rest.
-            Err(_) if !line.ends_with(b"\n") => return Ok(true),
+            // Who writes it was killed, or is about to write the rest; unless it is another kind of file.
+            Err(_) if is_one && !line.ends_with(b"\n") => return Ok(true),
             Err(source) => {
                 return Err(StartsError::Line { path: path.to_owned(), line: number, source });
             }
         }
+        is_one = true;
     }
 }
 
@@ -661,6 +663,9 @@ mod tests {
         fs::write(&path, "\n{\"a\":1}\n").expect("written");
         let error = Starts::read(std::slice::from_ref(&path)).expect_err("no record").to_string();
         assert!(error.contains("x.jsonl:2"), "{error}");
+        fs::write(&path, "no JSON").expect("written");
+        let error = Starts::read(std::slice::from_ref(&path)).expect_err("no record").to_string();
+        assert!(error.contains("x.jsonl:1"), "{error}");
         let rows = fs::read_to_string(sample()).expect("rows");
         let whole = Starts::read(&[sample()]).expect("rows").measured();
         let half = rows.lines().next().expect("a row").get(..200).expect("a long one");
