@@ -111,16 +111,15 @@ impl SimWriter {
 /// What keeps one from going on, if anything does. The host and the number of threads do not.
 fn differs(earlier: &Simulation, facts: &SimFacts) -> Option<&'static str> {
     let of = &earlier.facts;
-    // Numbers come back from JSON as their text says, which is not always to the last bit.
-    let plan = |plan: &SimPlan| {
-        let plan = SimPlan { threads: 0, ..plan.clone() };
-        let text = serde_json::to_string(&plan).expect("plans serialise");
-        serde_json::from_str::<SimPlan>(&text).ok()
-    };
+    // Numbers come back from JSON as their text says, which is not always to the last bit: the earlier plan has
+    // been there once.
+    let plan = SimPlan { threads: of.plan.threads, ..facts.plan.clone() };
+    let text = serde_json::to_string(&plan).expect("plans serialise");
+    let plan: Option<SimPlan> = serde_json::from_str(&text).ok();
     let whole = labels(&of.plan);
     let done: Vec<String> = earlier.outcomes.iter().map(Outcome::label).collect();
     match () {
-        () if plan(&of.plan) != plan(&facts.plan) => Some("plan"),
+        () if plan.as_ref() != Some(&of.plan) => Some("plan"),
         () if (of.version, &of.vhive) != (facts.version, &facts.vhive) => Some("program"),
         () if inputs(of) != inputs(facts) => Some("trace or starts"),
         () if !whole.starts_with(&done) => Some("rows"),
