@@ -166,7 +166,8 @@ fn e2e_a_sweep_that_was_killed_is_reported_by_the_rates_that_it_has_tried() {
     let csv = text(&Path::new(&out).join("sweep.csv"));
     assert_eq!(csv.lines().count(), 1 + steps, "{built}");
     // A busy host may send too late for any rate to hold.
-    let held = if found["knee"].is_null() { "No rate that was tried held" } else { "seen to hold is" };
+    let held =
+        if found["knee"].is_null() { "No rate that was tried held" } else { "seen to hold is" };
     assert!(text(&Path::new(&out).join("report.html")).contains(held));
     let told = run(&dir, &["study", "compare", &out, &out]);
     assert!(told.contains("A was cut short") && told.contains("B was cut short"), "{told}");

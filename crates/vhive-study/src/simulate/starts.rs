@@ -647,7 +647,8 @@ mod tests {
     #[test]
     fn only_what_can_be_chosen_by_runtime_is_told_to_be() {
         let of = |runtime, namespace: &str| {
-            let whose = Whose { function: "f".to_owned(), runtime, namespace: namespace.to_owned() };
+            let whose =
+                Whose { function: "f".to_owned(), runtime, namespace: namespace.to_owned() };
             (whose, format!("f ({runtime}, {namespace})"))
         };
         assert!(several(&[of("qemu", "a")]).is_empty());

@@ -17,7 +17,7 @@ pub enum BeginError {
     Result(#[from] ResultError),
     /// Nothing is left to do.
     #[error(
-        "{0} already holds a result, of which `vhive report {0}` makes a report; give another --out",
+        "{} already holds a result, of which `vhive report` makes the report; give another --out",
         .0.display()
     )]
     Whole(PathBuf),
