@@ -250,13 +250,19 @@ impl Injector {
         Self { clock: Arc::clone(clock), waiting: failures.into_iter().map(wait).collect() }
     }
 
+    /// What is to happen, as nothing of it has been begun.
+    #[must_use]
+    pub fn planned(&self) -> Vec<Injected> {
+        self.waiting.iter().map(|one| untold(&one.failure, None, None)).collect()
+    }
+
     /// The run has ended: what has not been begun is not any more. What is under way has ten
     /// seconds.
     #[must_use]
     pub fn end(self) -> Vec<Injected> {
         let until = Instant::now() + LAST;
         let Some(clock) = self.clock.get() else {
-            return self.waiting.iter().map(|one| untold(&one.failure, None, None)).collect();
+            return self.planned();
         };
         let now_ns = clock.now_ns();
         let mut all = Vec::new();

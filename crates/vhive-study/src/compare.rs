@@ -22,8 +22,6 @@ use crate::stats::{self, Difference};
 pub const SUMMARY: &str = "summary.json";
 /// Name of the file that `vhive load sweep` leaves beside its rows.
 pub(crate) const SWEEP: &str = "sweep.json";
-/// The fact that a result is not whole, and how much of it there is.
-const CUT_SHORT: &str = "cut short";
 
 /// Why two results cannot be compared.
 #[derive(Debug, thiserror::Error)]
@@ -62,6 +60,7 @@ pub struct What {
 struct Samples {
     kind: &'static str,
     facts: BTreeMap<String, String>,
+    cut_short: Option<String>,
     values: BTreeMap<What, Vec<f64>>,
 }
 
@@ -127,6 +126,8 @@ pub struct Comparison {
     pub kind: &'static str,
     /// Plan and host, where they differ.
     pub facts: Vec<Fact>,
+    /// Of each that is not whole, how much of it there is.
+    pub cut_short: [Option<String>; 2],
     /// Every comparison.
     pub lines: Vec<Line>,
     /// Groups that only the first has.
@@ -175,6 +176,7 @@ impl Comparison {
             b: b.to_owned(),
             kind: first.kind,
             facts: differing(&first.facts, &second.facts),
+            cut_short: [first.cut_short, second.cut_short],
             lines,
             only_a: in_a.difference(&in_b).cloned().collect(),
             only_b: in_b.difference(&in_a).cloned().collect(),
@@ -271,15 +273,14 @@ impl Samples {
                 values.entry(what).or_default().push(each);
             }
         }
-        Ok(Self { kind: "study", facts, values })
+        Ok(Self { kind: "study", facts, cut_short: None, values })
     }
 
     fn simulation(dir: &Path) -> Result<Self, CompareError> {
-        let mut facts = facts(&dir.join(SIMULATION), &["vhive", "plan", "functions", "measured"])?;
+        let facts = facts(&dir.join(SIMULATION), &["vhive", "plan", "functions", "measured"])?;
         let simulation = Simulation::read(dir)?;
-        if simulation.missing() > 0 {
-            facts.insert(CUT_SHORT.to_owned(), format!("{} policies", simulation.outcomes.len()));
-        }
+        let done = || format!("{} policies", simulation.outcomes.len());
+        let cut_short = (simulation.missing() > 0).then(done);
         let mut values = BTreeMap::new();
         for one in &simulation.outcomes {
             for (metric, figure) in [
@@ -292,17 +293,16 @@ impl Samples {
                 values.insert(What { group: one.label(), metric }, vec![figure]);
             }
         }
-        Ok(Self { kind: "simulation", facts, values })
+        Ok(Self { kind: "simulation", facts, cut_short, values })
     }
 
     fn load(dir: &Path) -> Result<Self, CompareError> {
         let path = dir.join(SUMMARY);
         let chosen = ["vhive", "host", "planned", "sending_seconds", "outcomes", "load_before"];
-        let mut facts = facts(&path, &chosen)?;
+        let facts = facts(&path, &chosen)?;
         let (rows, _) = lines::<Sent>(&dir.join(ROWS))?;
-        if RunFacts::read(&path)?.is_cut_short() {
-            facts.insert(CUT_SHORT.to_owned(), format!("{} rows", rows.len()));
-        }
+        let cut = RunFacts::read(&path)?.is_cut_short();
+        let cut_short = cut.then(|| format!("{} rows", rows.len()));
         let mut values: BTreeMap<What, Vec<f64>> = BTreeMap::new();
         for row in rows.iter().filter(|row| row.outcome == "ok") {
             let group = match &row.start {
@@ -318,19 +318,17 @@ impl Samples {
                 values.entry(what).or_default().extend(us.map(|us| us / 1e3));
             }
         }
-        Ok(Self { kind: "load", facts, values })
+        Ok(Self { kind: "load", facts, cut_short, values })
     }
 
     fn sweep(dir: &Path) -> Result<Self, CompareError> {
         let path = dir.join(SWEEP);
-        let mut facts = facts(&path, &["vhive", "host", "within", "load_before"])?;
+        let facts = facts(&path, &["vhive", "host", "within", "load_before"])?;
         let content = |source| ResultError::Content { path: path.clone(), line: 1, source };
         let found: Knee = serde_json::from_str(&text(&path)?).map_err(content)?;
         let (rows, _) = lines::<Sent>(&dir.join(ROWS))?;
         let cut = RunFacts::read(&path)?.is_cut_short();
-        if cut {
-            facts.insert(CUT_SHORT.to_owned(), format!("{} rows", rows.len()));
-        }
+        let cut_short = cut.then(|| format!("{} rows", rows.len()));
         let mut values: BTreeMap<What, Vec<f64>> = BTreeMap::new();
         let group = "sweep".to_owned();
         if let Some(us) = found.unloaded_p99_us {
@@ -362,7 +360,7 @@ impl Samples {
                 values.entry(what).or_default().extend(us.map(|us| us / 1e3));
             }
         }
-        Ok(Self { kind: "sweep", facts, values })
+        Ok(Self { kind: "sweep", facts, cut_short, values })
     }
 }
 

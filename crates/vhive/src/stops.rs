@@ -14,14 +14,25 @@ pub(crate) struct Stops {
 }
 
 impl Stops {
-    /// Ctrl-C, SIGTERM, and SIGHUP, which comes when a terminal is closed; all but those that this program
-    /// was told to ignore when it was started, as `nohup` does.
+    /// Ctrl-C, SIGTERM, and SIGHUP, which comes when a terminal is closed; that one not if this program was
+    /// told to ignore it when it was started, as `nohup` does. A script's shell has what it starts with `&`
+    /// ignore Ctrl-C, which ends it in order all the same.
     ///
     /// # Errors
     /// When they cannot be heard.
     pub(crate) fn heard() -> io::Result<Self> {
-        // Without it none is taken to be ignored.
-        let ignored = ignored(&fs::read_to_string("/proc/self/status").unwrap_or_default());
+        Self::but(told_to_ignore() & 1)
+    }
+
+    /// The same, but none that this program was told to ignore.
+    ///
+    /// # Errors
+    /// When they cannot be heard.
+    pub(crate) fn unless_ignored() -> io::Result<Self> {
+        Self::but(told_to_ignore())
+    }
+
+    fn but(ignored: u64) -> io::Result<Self> {
         let hear = |kind: SignalKind| {
             let heard = ignored >> (kind.as_raw_value() - 1) & 1 == 0;
             heard.then(|| signal(kind)).transpose()
@@ -41,6 +52,11 @@ impl Stops {
             () = came(&mut self.hang_up) => "SIGHUP",
         }
     }
+}
+
+/// The signals that this program was told to ignore; none if nobody can say.
+fn told_to_ignore() -> u64 {
+    ignored(&fs::read_to_string("/proc/self/status").unwrap_or_default())
 }
 
 /// The set of ignored signals in a process's `status`, the first one in the lowest bit.

@@ -4,7 +4,7 @@
 use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -76,14 +76,17 @@ fn e2e_a_simulation_that_was_killed_is_reported_and_goes_on() {
     assert!(first.is_some_and(|line| line.contains("kpa 1m")), "the plan's first");
     kill(child);
     let path = Path::new(&out).join("rows.jsonl");
-    let before = lines(&path);
-    assert!((1..5).contains(&before), "{before} rows: killed in the middle");
+    let rows = text(&path);
+    let first = rows.find('\n').expect("a whole row") + 1;
+    // However far it was: it might have been killed within its second row.
+    fs::write(&path, format!("{}{{\"policy\":\"cut", &rows[..first])).expect("written");
+    let _ = fs::remove_file(Path::new(&out).join("report.html"));
     report(&dir, &out);
 
     let refused = vhive(dir.path(), &[&into_out[..], &["--seed", "9"]].concat()).expect("runs");
     assert!(code(&refused) == 1 && said(&refused).contains("other plan"), "{}", said(&refused));
     let told = run(&dir, &into_out);
-    assert!(told.contains(&format!("{before} policies were done before")), "{told}");
+    assert!(told.contains("1 policies were done before"), "{told}");
     run(&dir, &[&args[..], &["--out", &whole]].concat());
     assert_eq!(text(&path), text(&Path::new(&whole).join("rows.jsonl")), "as in one go");
     assert!(!text(&Path::new(&out).join("report.html")).contains("cut short"));
@@ -111,9 +114,35 @@ fn e2e_load_that_was_killed_is_reported_and_compared() {
     let compared = compared.expect("runs");
     assert_eq!(code(&compared), 0, "{}", said(&compared));
     let compared: Value = serde_json::from_slice(&compared.stdout).expect("JSON");
-    let is_told = |fact: &Value| fact["name"] == "cut short" && fact["b"].is_null();
-    assert!(compared["facts"].as_array().expect("facts").iter().any(is_told), "{compared}");
+    let cut = &compared["cut_short"];
+    assert!(cut[0].as_str().is_some_and(|cut| cut.ends_with(" rows")) && cut[1].is_null(), "{cut}");
     assert_eq!(compared["lines"][0]["group"], "f", "{compared}");
+}
+
+/// The shell of a script has what it starts with `&` ignore Ctrl-C.
+#[test]
+fn e2e_load_that_a_script_starts_in_the_background_ends_in_order() {
+    let dir = Dir::new("load-background");
+    let (address, _) = server();
+    let list = format!(r#"[{{"hostname":"f","address":"{address}","protocol":"http1"}}]"#);
+    let (endpoints, out) = (at(&dir, "endpoints.json"), at(&dir, "out"));
+    fs::write(&endpoints, list).expect("written");
+    let load = command(dir.path()).expect("a command");
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "\"$@\" & echo $!; wait $!", "sh"]).arg(load.get_program());
+    shell.args(load.get_args()).args(["load", "rps", "--endpoints", &endpoints, "--rps", "50"]);
+    shell.args(["--time", "60", "--out", &out]).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut shell = shell.spawn().expect("runs");
+    let mut told = BufReader::new(shell.stdout.take().expect("a pipe")).lines();
+    let pid = told.next().expect("a line").expect("read").parse().expect("a number");
+    until("a row", || lines(&Path::new(&out).join("rows.jsonl")) > 20);
+    kill_process(Pid::from_raw(pid).expect("one"), Signal::INT).expect("told");
+    let begun = Instant::now();
+    shell.wait().expect("ended");
+    assert!(begun.elapsed() < Duration::from_secs(40), "it was not heard");
+    let summary = text(&Path::new(&out).join("summary.json"));
+    let summary: Value = serde_json::from_str(&summary).expect("JSON");
+    assert!(summary["ended"].is_string(), "{summary}");
 }
 
 #[test]
@@ -136,7 +165,10 @@ fn e2e_a_sweep_that_was_killed_is_reported_by_the_rates_that_it_has_tried() {
     let built = report(&dir, &out);
     let csv = text(&Path::new(&out).join("sweep.csv"));
     assert_eq!(csv.lines().count(), 1 + steps, "{built}");
-    assert!(text(&Path::new(&out).join("report.html")).contains("seen to hold is"));
-    let same = vhive(dir.path(), &["-o", "json", "study", "compare", &out, &out]).expect("runs");
-    assert_eq!(code(&same), 0, "{}", said(&same));
+    // A busy host may send too late for any rate to hold.
+    let held =
+        if found["knee"].is_null() { "No rate that was tried held" } else { "seen to hold is" };
+    assert!(text(&Path::new(&out).join("report.html")).contains(held));
+    let told = run(&dir, &["study", "compare", &out, &out]);
+    assert!(told.contains("A was cut short") && told.contains("B was cut short"), "{told}");
 }

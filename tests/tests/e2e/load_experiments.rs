@@ -81,19 +81,20 @@ fn e2e_load_goes_on_with_experiments_after_a_kill() {
     trace(dir.path(), "2,1,1", "1,1,1");
     let base = json!({"TracePath": dir.path(), "Granularity": "second", "ExperimentDuration": 1});
     let base = put(&dir, "base.json", &base);
-    let log = at(&dir, "scripts.log");
+    let (log, made) = (at(&dir, "scripts.log"), at(&dir, "made.json"));
     let studies = json!({
         "BaseConfigPath": base,
         "PreScript": format!("echo all >>{log}"),
         "Studies": [{
             "Name": "seeds", "OutputDir": at(&dir, "out"),
-            "PreScript": format!("echo one >>{log}"),
+            // Here is where they are deployed: nobody has their endpoints before.
+            "PreScript": format!("echo one >>{log}; cp {endpoints} {made}"),
             "Sweep": [{"Field": "Seed", "Values": [1, 2, 3]},
                       {"Field": "ExperimentDuration", "Values": [1, 3]}],
         }],
     });
     let studies = put(&dir, "studies.json", &studies);
-    let args = ["--studies", &studies, "--endpoints", &endpoints];
+    let args = ["--studies", &studies, "--endpoints", &made];
     let done = |seed: u32, length: u32| {
         let place = format!("out/seeds/seeds_Seed_{seed}_ExperimentDuration_{length}/done.json");
         dir.path().join(place)

@@ -143,6 +143,11 @@ pub fn warnings(comparison: &Comparison) -> Vec<String> {
     if comparison.lines.is_empty() {
         warnings.push("The two results have nothing in common.".to_owned());
     }
+    for (name, cut) in ["A", "B"].iter().zip(&comparison.cut_short) {
+        if let Some(done) = cut {
+            warnings.push(format!("{name} was cut short (or still goes on): {done} are there."));
+        }
+    }
     for (name, only) in [("A", &comparison.only_a), ("B", &comparison.only_b)] {
         if !only.is_empty() {
             warnings.push(format!("Only {name} has: {}.", only.join(", ")));

@@ -59,14 +59,15 @@ pub(super) fn mark(svg: &mut Svg, all: &[Injected], across: &Scale, (top, bottom
     }
 }
 
-/// The table.
-pub(super) fn section(all: &[Injected]) -> String {
+/// The table; of a run that was cut short nobody knows what came of them.
+pub(super) fn section(all: &[Injected], cut_short: bool) -> String {
     if all.is_empty() {
         return String::new();
     }
     let row = |(number, one): (usize, &Injected)| {
         let came = match (one.at(), &one.error) {
             (_, Some(why)) => why.clone(),
+            (None, None) if cut_short => "not known".to_owned(),
             (None, None) => "the run ended before".to_owned(),
             (Some(_), None) => "done".to_owned(),
         };

@@ -360,7 +360,7 @@ impl<'a> Run<'a> {
         page.push_str("<h2 id=\"numbers\">All numbers</h2>\n");
         page.push_str(&html::table(&HEADINGS, &self.table(), 1));
         page.push_str(&outcomes::by_endpoint(self.rows));
-        page.push_str(&injected::section(self.injected));
+        page.push_str(&injected::section(self.injected, facts.is_cut_short()));
         page.push_str(
             "<h2 id=\"method\">Method</h2>\n<p>Open loop, unless the run was closed: each request \
              was sent at its time, whatever came of those before. Latency is from the actual send to the reply's \
@@ -520,8 +520,11 @@ mod tests {
         assert!(!is_told(&super::super::build(whole.path()).expect("built")));
         let found = crate::compare::Comparison::of(dir.path(), whole.path(), 1).expect("compared");
         assert!(found.lines.iter().all(|line| line.a.n == 40 && !line.median.is_clear()));
-        let told: Vec<&str> = found.facts.iter().map(|fact| fact.name.as_str()).collect();
-        assert!(told.contains(&"cut short"), "{told:?}");
+        assert_eq!(found.cut_short, [Some("40 rows".to_owned()), None]);
+        let both = crate::compare::Comparison::of(dir.path(), dir.path(), 1).expect("compared");
+        let told = crate::report::compare::warnings(&both);
+        let is_told = |name: &str| told.iter().any(|text| text.starts_with(name));
+        assert!(is_told("A was cut short") && is_told("B was cut short"), "{told:?}");
     }
 
     #[test]
@@ -563,6 +566,12 @@ mod tests {
         let bars = svg.matches(" error, ").count();
         assert!((10..=20).contains(&bars), "{bars} stretches with failures");
         assert!(!svg.contains("timeout"), "what has not happened is not in the legend");
+        let begun = RunFacts::begin(Vec::new(), None, None).expect("no CPUs are asked for");
+        let begun = serde_json::to_string(&begun).expect("serialises");
+        fs::write(dir.path().join(SUMMARY), begun).expect("written");
+        let built = super::super::build(dir.path()).expect("built");
+        let page = fs::read_to_string(&built.report).expect("a page");
+        assert!(page.contains("not known") && !page.contains("the run ended before"));
         fs::write(dir.path().join("failures.json"), "[").expect("written");
         assert!(super::super::build(dir.path()).is_err(), "half a file is named");
     }

@@ -81,14 +81,15 @@ pub(super) fn build(dir: &Path, steps: &Steps) -> Result<Built, ReportError> {
 struct Alone {
     rate: Option<f64>,
     outcome: String,
-    latency_us: f64,
+    /// None of what was never sent.
+    latency_us: Option<f64>,
 }
 
 /// The p99 of one client alone, in microseconds, as the rows say.
 fn alone(rows: &Path) -> Result<Option<f64>, ResultError> {
     let (rows, _) = lines_if_there::<Alone>(rows)?;
     let alone = rows.iter().filter(|row| row.rate.is_none() && row.outcome == "ok");
-    let latency: Vec<f64> = alone.map(|row| row.latency_us).collect();
+    let latency: Vec<f64> = alone.filter_map(|row| row.latency_us).collect();
     Ok(upper_percent(&latency, 1.0))
 }
 
@@ -315,7 +316,12 @@ mod tests {
             format!("{row}\n")
         };
         let alone = (0..100).map(|_| row(None, 2000));
-        let rows: String = alone.chain((0..30).map(|_| row(Some(10.0), 2500))).collect();
+        let mut rows: String = alone.chain((0..30).map(|_| row(Some(10.0), 2500))).collect();
+        let unsent = serde_json::json!({
+            "rate": 20.0, "number": 1, "endpoint": "a", "outcome": "error", "start": null,
+            "late_us": null, "latency_us": null, "total_us": 9.0,
+        });
+        rows.push_str(&format!("{unsent}\n"));
         fs::write(dir.path().join(ROWS), rows).expect("written");
         begun["knee"] = 10.0.into();
         begun["steps"] = serde_json::json!([{

@@ -285,8 +285,9 @@ impl Starts {
             };
             functions.entry(whose).or_default().push(one);
         }
-        let (names, mut warnings) = names(functions.keys());
-        let mut profiles = Vec::new();
+        let names = names(functions.keys());
+        let mut named: Vec<_> = functions.keys().cloned().zip(names.iter().cloned()).collect();
+        let (mut profiles, mut warnings) = (Vec::new(), Vec::new());
         for (name, all) in names.into_iter().zip(functions.into_values()) {
             let warm: Vec<f64> = all
                 .iter()
@@ -329,6 +330,8 @@ impl Starts {
             profiles.push(profile);
         }
         let mut starts = Self { began, took, ..Self::new(profiles)? };
+        named.retain(|(_, name)| starts.profiles.iter().any(|profile| profile.name == *name));
+        starts.warnings.extend(several(&named));
         starts.warnings.extend(warnings);
         Ok(starts)
     }
@@ -388,20 +391,19 @@ impl Starts {
     }
 }
 
-/// What each is called: its function, and what tells it from others of that name; and a warning about
-/// each name that there is more than once.
-fn names<'a>(all: impl Iterator<Item = &'a Whose> + Clone) -> (Vec<String>, Vec<String>) {
+/// What each is called: its function, and what tells it from others of that name.
+fn names<'a>(all: impl Iterator<Item = &'a Whose> + Clone) -> Vec<String> {
     let mut by_function: BTreeMap<&str, Vec<&Whose>> = BTreeMap::new();
     for whose in all.clone() {
         by_function.entry(&whose.function).or_default().push(whose);
     }
-    let several = |alike: &[&Whose]| {
+    let differ = |alike: &[&Whose]| {
         let runtimes: BTreeSet<&str> = alike.iter().map(|one| one.runtime).collect();
         let namespaces: BTreeSet<&str> = alike.iter().map(|one| one.namespace.as_str()).collect();
         [runtimes, namespaces].map(|of| of.len() > 1)
     };
     let name = |whose: &Whose| {
-        let [runtimes, namespaces] = several(&by_function[whose.function.as_str()]);
+        let [runtimes, namespaces] = differ(&by_function[whose.function.as_str()]);
         let words = [(runtimes, whose.runtime), (namespaces, whose.namespace.as_str())];
         let words = words.iter().filter(|(told, _)| *told).map(|(_, word)| *word);
         let words: Vec<&str> = words.collect();
@@ -411,24 +413,35 @@ fn names<'a>(all: impl Iterator<Item = &'a Whose> + Clone) -> (Vec<String>, Vec<
             format!("{} ({})", whose.function, words.join(", "))
         }
     };
-    let warning = |(function, alike): (&&str, &Vec<&Whose>)| {
-        (alike.len() > 1).then(|| {
-            let names: Vec<String> = alike.iter().map(|whose| name(whose)).collect();
+    all.map(name).collect()
+}
+
+/// A warning about each function that there is more than once, of those that are simulated.
+fn several(named: &[(Whose, String)]) -> Vec<String> {
+    let mut by_function: BTreeMap<&str, Vec<&(Whose, String)>> = BTreeMap::new();
+    for one in named {
+        by_function.entry(&one.0.function).or_default().push(one);
+    }
+    let warning = |(function, alike): (&str, Vec<&(Whose, String)>)| {
+        let names: Vec<&str> = alike.iter().map(|one| one.1.as_str()).collect();
+        let runtimes: BTreeSet<&str> = alike.iter().map(|one| one.0.runtime).collect();
+        let choose = if runtimes.len() > 1 { " --runtime chooses one runtime." } else { "" };
+        (names.len() > 1).then(|| {
             format!(
                 "{function} was measured in several sandboxes or namespaces: simulated functions are \
-                 {}, each by itself. --runtime chooses one runtime.",
+                 {}, each by itself.{choose}",
                 names.join(", ")
             )
         })
     };
-    (all.map(name).collect(), by_function.iter().filter_map(warning).collect())
+    by_function.into_iter().filter_map(warning).collect()
 }
 
 /// Adds what a file has; `true` when its last line was cut off.
 fn read(path: &Path, all: &mut Vec<Invoked>) -> Result<bool, StartsError> {
     let failed = |source| StartsError::Read { path: path.to_owned(), source };
     let mut file = BufReader::new(fs::File::open(path).map_err(failed)?);
-    let (mut line, mut number) = (Vec::new(), 0);
+    let (mut line, mut number, mut is_one) = (Vec::new(), 0, false);
     loop {
         line.clear();
         number += 1;
@@ -439,6 +452,7 @@ fn read(path: &Path, all: &mut Vec<Invoked>) -> Result<bool, StartsError> {
             continue;
         }
         if let Ok(row) = serde_json::from_slice::<Row>(&line) {
+            is_one = true;
             let counts = row.left_out().is_none();
             if let Some(record) = row.record.filter(|_| counts) {
                 all.push(Invoked { function: row.function, record, memory: row.pss_bytes });
@@ -450,12 +464,13 @@ fn read(path: &Path, all: &mut Vec<Invoked>) -> Result<bool, StartsError> {
                 all.push(Invoked { function: record.service.clone(), record, memory: None });
             }
             Ok(_) => {}
-            // Who writes it was killed, or is about to write the rest.
-            Err(_) if !line.ends_with(b"\n") => return Ok(true),
+            // Who writes it was killed, or is about to write the rest; unless it is another kind of file.
+            Err(_) if is_one && !line.ends_with(b"\n") => return Ok(true),
             Err(source) => {
                 return Err(StartsError::Line { path: path.to_owned(), line: number, source });
             }
         }
+        is_one = true;
     }
 }
 
@@ -630,12 +645,28 @@ mod tests {
     }
 
     #[test]
+    fn only_what_can_be_chosen_by_runtime_is_told_to_be() {
+        let of = |runtime, namespace: &str| {
+            let whose =
+                Whose { function: "f".to_owned(), runtime, namespace: namespace.to_owned() };
+            (whose, format!("f ({runtime}, {namespace})"))
+        };
+        assert!(several(&[of("qemu", "a")]).is_empty());
+        let told = several(&[of("qemu", "a"), of("qemu", "b")]).concat();
+        assert!(told.contains("f (qemu, b)") && !told.contains("--runtime"), "{told}");
+        assert!(several(&[of("qemu", "a"), of("runc", "a")]).concat().contains("--runtime"));
+    }
+
+    #[test]
     fn what_is_no_record_is_named() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("x.jsonl");
         fs::write(&path, "\n{\"a\":1}\n").expect("written");
         let error = Starts::read(std::slice::from_ref(&path)).expect_err("no record").to_string();
         assert!(error.contains("x.jsonl:2"), "{error}");
+        fs::write(&path, "no JSON").expect("written");
+        let error = Starts::read(std::slice::from_ref(&path)).expect_err("no record").to_string();
+        assert!(error.contains("x.jsonl:1"), "{error}");
         let rows = fs::read_to_string(sample()).expect("rows");
         let whole = Starts::read(&[sample()]).expect("rows").measured();
         let half = rows.lines().next().expect("a row").get(..200).expect("a long one");

@@ -1,7 +1,7 @@
 //! The files of a simulation while it goes on: the facts first, each policy's row as it is done. One that
 //! was ended before its time is a result of what it has come to, and goes on from there.
 
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
@@ -16,8 +16,14 @@ pub enum BeginError {
     #[error(transparent)]
     Result(#[from] ResultError),
     /// Nothing is left to do.
-    #[error("{} already holds a result; give another --out", .0.display())]
+    #[error(
+        "{} already holds a result, of which `vhive report` makes the report; give another --out",
+        .0.display()
+    )]
     Whole(PathBuf),
+    /// Another process writes there.
+    #[error("a simulation is writing into {}; wait for its end, or give another --out", .0.display())]
+    Busy(PathBuf),
     /// It has begun with something else.
     #[error(
         "{} already holds a result with other {what}, which cannot go on; give another --out",
@@ -31,7 +37,7 @@ pub enum BeginError {
     },
 }
 
-/// Writes a simulation's rows as they come.
+/// Writes a simulation's rows as they come. It holds a lock on them, which goes with the process.
 #[derive(Debug)]
 pub struct SimWriter {
     path: PathBuf,
@@ -43,14 +49,23 @@ impl SimWriter {
     /// what that had come to is the second value.
     ///
     /// # Errors
-    /// When a file cannot be written, or the directory holds another result, or a whole one.
+    /// When a file cannot be written, another simulation writes there, or the directory holds another result,
+    /// or a whole one.
     pub fn begin(dir: &Path, facts: &SimFacts) -> Result<(Self, Vec<Outcome>), BeginError> {
         let (path, told) = (dir.join(ROWS), dir.join(SIMULATION));
         let write = |path: &Path| {
             let path = path.to_owned();
             |source| ResultError::Write { path, source }
         };
+        let lock = |rows: &File| match rows.try_lock() {
+            Ok(()) => Ok(()),
+            Err(TryLockError::WouldBlock) => Err(BeginError::Busy(dir.to_owned())),
+            Err(TryLockError::Error(error)) => Err(write(&path)(error).into()),
+        };
         if told.exists() {
+            let opened = File::options().create(true).append(true).open(&path);
+            let rows = opened.map_err(write(&path))?;
+            lock(&rows)?;
             let earlier = Simulation::read(dir)?;
             let other = |what| BeginError::Other { dir: dir.to_owned(), what };
             if let Some(what) = differs(&earlier, facts) {
@@ -59,16 +74,13 @@ impl SimWriter {
             if earlier.missing() == 0 {
                 return Err(BeginError::Whole(dir.to_owned()));
             }
-            let mut options = File::options();
-            let opened = options.create(true).append(true).open(&path);
-            let rows = opened.and_then(|rows| {
-                // What follows the last whole line has been cut off.
-                let text = fs::read(&path)?;
+            // What follows the last whole line has been cut off.
+            let cut = fs::read(&path).and_then(|text| {
                 let whole = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
-                rows.set_len(whole as u64)?;
-                Ok(rows)
+                rows.set_len(whole as u64)
             });
-            return Ok((Self { rows: rows.map_err(write(&path))?, path }, earlier.outcomes));
+            cut.map_err(write(&path))?;
+            return Ok((Self { path, rows }, earlier.outcomes));
         }
         if path.exists() {
             return Err(BeginError::Whole(dir.to_owned()));
@@ -80,6 +92,7 @@ impl SimWriter {
         let written = fs::write(&draft, text).and_then(|()| fs::rename(&draft, &told));
         written.map_err(write(&told))?;
         let rows = File::create_new(&path).map_err(write(&path))?;
+        lock(&rows)?;
         Ok((Self { path, rows }, Vec::new()))
     }
 
@@ -98,16 +111,15 @@ impl SimWriter {
 /// What keeps one from going on, if anything does. The host and the number of threads do not.
 fn differs(earlier: &Simulation, facts: &SimFacts) -> Option<&'static str> {
     let of = &earlier.facts;
-    // Numbers come back from JSON as their text says, which is not always to the last bit.
-    let plan = |plan: &SimPlan| {
-        let plan = SimPlan { threads: 0, ..plan.clone() };
-        let text = serde_json::to_string(&plan).expect("plans serialise");
-        serde_json::from_str::<SimPlan>(&text).ok()
-    };
+    // Numbers come back from JSON as their text says, which is not always to the last bit: the earlier plan has
+    // been there once.
+    let plan = SimPlan { threads: of.plan.threads, ..facts.plan.clone() };
+    let text = serde_json::to_string(&plan).expect("plans serialise");
+    let plan: Option<SimPlan> = serde_json::from_str(&text).ok();
     let whole = labels(&of.plan);
     let done: Vec<String> = earlier.outcomes.iter().map(Outcome::label).collect();
     match () {
-        () if plan(&of.plan) != plan(&facts.plan) => Some("plan"),
+        () if plan.as_ref() != Some(&of.plan) => Some("plan"),
         () if (of.version, &of.vhive) != (facts.version, &facts.vhive) => Some("program"),
         () if inputs(of) != inputs(facts) => Some("trace or starts"),
         () if !whole.starts_with(&done) => Some("rows"),
@@ -151,6 +163,8 @@ mod tests {
             if told > 2 { Err("full") } else { writer.row(&outcome).map_err(|_| "unwritten") }
         });
         assert_eq!((ended, told), (Err("full"), 3), "what follows is not begun");
+        let error = SimWriter::begin(&out, &facts(&plan)).expect_err("it still has the rows");
+        assert!(matches!(error, BeginError::Busy(_)), "{error}");
         drop(writer);
         let path = out.join(ROWS);
         let rows = fs::read_to_string(&path).expect("rows");
@@ -177,6 +191,7 @@ mod tests {
         let line = |one: &Outcome| serde_json::to_string(one).expect("serialises") + "\n";
         let wanted: String = whole.iter().map(line).collect();
         assert_eq!(fs::read_to_string(&path).expect("rows"), wanted);
+        drop(writer);
         let error = SimWriter::begin(&out, &facts(&plan)).expect_err("whole");
         assert!(matches!(error, BeginError::Whole(_)), "{error}");
     }

@@ -441,7 +441,7 @@ async fn sweep_rates(global: &Global, args: SweepArgs, stop: &Stop) -> anyhow::R
     })
     .await;
     tell_room(&load);
-    let done = done.inspect_err(|_| so_far.forget())?;
+    let done = done.inspect_err(|_| so_far.failed())?;
     let written = write_json(&dir.join(SWEEP), &Told { figures: &done, facts: facts.end() });
     match global.output {
         Format::Json => output::json(&done)?,

@@ -224,7 +224,7 @@ async fn export(context: &Context, info: &SnapshotInfo, file: &Path) -> anyhow::
     let there = || format!("cannot write {}", file.display());
     // Whoever is stopped leaves no half of an archive. Where none can be left, a signal does what it always does:
     // writing to a pipe may block, and would keep this program from hearing of it.
-    let mut stops = if is_stream(file) { Stops::default() } else { Stops::heard()? };
+    let mut stops = if is_stream(file) { Stops::default() } else { Stops::unless_ignored()? };
     let mut out = Out::begin(file).with_context(there)?;
     let copied = async {
         while let Some(frame) = body.frame().await {

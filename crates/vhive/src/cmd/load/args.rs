@@ -54,6 +54,13 @@ where
     clap::builder::RangedU64ValueParser::new().range(least..=1_000_000)
 }
 
+/// A part of a whole.
+fn share(text: &str) -> Result<f64, String> {
+    let share: f64 = text.parse().map_err(|_| format!("{text:?} is no number"))?;
+    let fits = (0.0..=1.0).contains(&share);
+    fits.then_some(share).ok_or_else(|| "a share is from 0 to 1; 5 % are 0.05".to_owned())
+}
+
 /// Where arrivals come from.
 #[derive(Clone, Debug)]
 pub(crate) enum Gaps {
@@ -375,7 +382,7 @@ pub(crate) struct MultiArgs {
     #[arg(long)]
     pub(crate) again: bool,
     /// Run again what an earlier run has finished with more failed requests than this share (0 to 1).
-    #[arg(long, value_name = "SHARE")]
+    #[arg(long, value_name = "SHARE", value_parser = share)]
     pub(crate) retry_above: Option<f64>,
     /// Show the experiments, and run none.
     #[arg(long, alias = "dryRun", num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true")]

@@ -31,11 +31,12 @@ pub(crate) async fn run(
     for one in &all {
         planned(&one.config).with_context(|| format!("experiment {}", one.name))?;
     }
+    if !args.dry_run {
+        // It may make what the experiments are given.
+        script(&multi.pre_script).context("PreScript")?;
+    }
     let others = args.to.given();
-    let given = |one: &Experiment| {
-        one.given(&others).with_context(|| format!("cannot read the trace of {}", one.name))
-    };
-    let given: Vec<Given> = all.iter().map(given).collect::<Result<_, _>>()?;
+    let mut given = all.iter().map(|one| given(one, &others)).collect::<Result<Vec<_>, _>>()?;
     let bad = |one: &Experiment| match (args.retry_above, one.failed_share()) {
         (Some(most), Some(share)) => share > most,
         _ => false,
@@ -57,9 +58,8 @@ pub(crate) async fn run(
             all.len()
         ));
     }
-    script(&multi.pre_script).context("PreScript")?;
     let (mut failed, mut skipped_study) = (0, None);
-    for (number, (one, given)) in all.iter().zip(&given).enumerate() {
+    for (number, (one, given)) in all.iter().zip(&mut given).enumerate() {
         let study = one.name.split('/').next().unwrap_or_default();
         if !waits[number] || skipped_study == Some(study) {
             continue;
@@ -89,10 +89,15 @@ pub(crate) async fn run(
     Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Whether it was finished within so many tries.
+/// What an experiment is given, as it is now.
+fn given(one: &Experiment, others: &Value) -> anyhow::Result<Given> {
+    one.given(others).with_context(|| format!("cannot read the trace of {}", one.name))
+}
+
+/// Whether it was finished within so many tries; `now` becomes what it was given then.
 async fn attempt(
     replay: &Replay<'_>,
-    (one, given): (&Experiment, &Given),
+    (one, now): (&Experiment, &mut Given),
     tries: u32,
     stop: &Stop,
 ) -> anyhow::Result<bool> {
@@ -100,6 +105,7 @@ async fn attempt(
         one.begin().with_context(|| format!("cannot begin {}", one.name))?;
         let ran = async {
             script(&one.pre_script).context("PreScript")?;
+            *now = given(one, &replay.to.given())?;
             let ran = replay.run(stop).await;
             let after = script(&one.post_script).context("PostScript");
             if let (Err(_), Err(why)) = (&ran, &after) {
@@ -118,7 +124,7 @@ async fn attempt(
             Ok(_) => {
                 let share = failed_share(one)
                     .with_context(|| format!("cannot tell what of {} failed", one.name))?;
-                one.set_done(given, share)
+                one.set_done(now, share)
                     .with_context(|| format!("cannot say that {} is finished", one.name))?;
                 return Ok(true);
             }

@@ -25,7 +25,8 @@ pub(super) struct Failures {
 }
 
 impl Failures {
-    /// Begins to wait; none without failures. `dir` is that of the run's files.
+    /// Begins to wait; none without failures. `dir` is that of the run's files: there stands what is to
+    /// happen, should the run be killed.
     pub(super) fn begin(
         (global, config): (&Global, &Config),
         failures: Vec<Failure>,
@@ -38,7 +39,12 @@ impl Failures {
         let (socket, namespace) = (config.api_socket(), global.namespace().to_owned());
         let stop: Stop = Arc::new(move |service: &str| evict(&socket, &namespace, service));
         let injector = Injector::begin(failures, &load.clock, &stop);
-        Some(Self { injector, file: dir.join(FILE) })
+        let file = dir.join(FILE);
+        // The end writes it once more, and fails if it cannot.
+        if let Err(error) = write_json(&file, &injector.planned()) {
+            output::note(format!("{:#}", anyhow::Error::new(error)));
+        }
+        Some(Self { injector, file })
     }
 
     /// The run has ended; writes what came of each. `false` when one did not work.

@@ -47,8 +47,39 @@ impl SoFar {
         }
     }
 
-    /// The sweep came to nothing.
-    pub(super) fn forget(&self) {
-        let _ = std::fs::remove_file(&self.path);
+    /// The sweep could not go on; one that has tried no rate came to nothing.
+    pub(super) fn failed(&self) {
+        if self.steps.is_empty() {
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sweep_that_could_not_go_on_keeps_what_it_has_tried() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("sweep.json");
+        let facts = RunFacts::begin(Vec::new(), None, None).expect("no CPUs are asked for");
+        let mut so_far = SoFar::begin(&path, 3.0, facts).expect("written");
+        let step = Step {
+            rate: 10.0,
+            sent: 30,
+            failed: 0,
+            p50_us: None,
+            p99_us: None,
+            late_p99_us: None,
+            verdict: Verdict::Held,
+        };
+        so_far.add(&step);
+        so_far.failed();
+        let text = std::fs::read_to_string(&path).expect("it is there");
+        assert!(text.contains("\"held\""), "{text}");
+        so_far.steps.clear();
+        so_far.failed();
+        assert!(!path.exists(), "it came to nothing");
     }
 }
