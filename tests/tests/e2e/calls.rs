@@ -269,7 +269,8 @@ fn e2e_a_function_that_calls_itself_comes_to_an_end() {
     assert!(reply.matches("HTTP/1.1 200").count() <= 1, "nobody served the inner one: {reply}");
     let took = begun.elapsed();
     assert!((Duration::from_secs(2)..PATIENCE / 4).contains(&took), "{took:?}");
-    let again = post(&node, "itself", "knock?127.0.0.1", "");
-    assert!(again.contains("refused"), "it serves again: {again}");
+    // On a busy host one may have to wait for longer than the service's time-out.
+    let again = || post(&node, "itself", "knock?127.0.0.1", "").contains("refused");
+    assert!((0..5).any(|_| again()), "it serves again");
     assert!(node.stop().expect("ends").success());
 }
