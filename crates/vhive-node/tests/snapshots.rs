@@ -375,34 +375,6 @@ async fn a_snapshot_that_is_being_taken_of_a_deleted_revision_is_not_kept() {
 }
 
 #[tokio::test]
-async fn so_many_snapshots_are_taken_at_a_time_and_the_others_in_their_turn() {
-    let mut scene = Scene::new();
-    scene.config.start_threads = 2;
-    scene.sim.snapshot.checkpoint = vhive_api::Span(std::time::Duration::from_millis(100));
-    let node = scene.node().await;
-    let (now, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
-    let began = std::time::Instant::now();
-    let keys: Vec<_> = (0..6).map(|at| register(&node, &format!("one-{at}"), reap)).collect();
-    let drafts = || {
-        let names = files(&scene)
-            .into_iter()
-            .filter_map(|path| path.file_name()?.to_str().map(str::to_owned));
-        names.filter(|name| name.starts_with("draft-")).count()
-    };
-    for key in &keys {
-        soon(node.acquire(key)).await.expect("a slot").replied();
-    }
-    while node.snapshots().list().len() < keys.len() {
-        now.store(drafts(), Ordering::SeqCst);
-        most.fetch_max(now.load(Ordering::SeqCst), Ordering::SeqCst);
-        assert!(began.elapsed() < PATIENCE, "{:?}", node.snapshots().list());
-        tokio::time::sleep(std::time::Duration::from_millis(2)).await;
-    }
-    assert!((1..=2).contains(&most.load(Ordering::SeqCst)), "{most:?} at a time");
-    assert!(began.elapsed() >= std::time::Duration::from_millis(300), "three after another");
-}
-
-#[tokio::test]
 async fn many_clones_of_one_snapshot_at_once() {
     let scene = Scene::new();
     let node = scene.node().await;
