@@ -353,15 +353,26 @@ async fn a_snapshot_may_be_removed_while_it_is_used() {
 
 #[tokio::test]
 async fn a_snapshot_that_is_being_taken_of_a_deleted_revision_is_not_kept() {
-    let mut scene = Scene::new();
-    scene.sim.snapshot.checkpoint = vhive_api::Span(std::time::Duration::from_millis(200));
+    let scene = Scene::new();
     let node = scene.node().await;
+    // The first one goes on when the revision has been deleted, and not before; the others at once.
+    let (go_on, gate) = std::sync::mpsc::channel::<()>();
+    let (gate, asked) = (Mutex::new(gate), Arc::new(AtomicUsize::new(0)));
+    let counts = Arc::clone(&asked);
+    node.on_quiesce(move |_, _| {
+        if counts.fetch_add(1, Ordering::SeqCst) == 0 {
+            let told = gate.lock().expect("sound").recv_timeout(PATIENCE);
+            told.expect("the revision is deleted in time");
+        }
+    });
     let key = register(&node, "one", reap);
     soon(node.acquire(&key)).await.expect("a slot").replied();
-    wait_for(|| files(&scene).len(), |count| *count > 1).await;
+    wait_for(|| asked.load(Ordering::SeqCst), |count| *count == 1).await;
+    assert!(files(&scene).len() > 1, "a draft has been begun");
     assert!(node.snapshots().list().is_empty(), "it is being written");
     let gone = node.forget(&key);
     soon(node.disown(&key)).await;
+    go_on.send(()).expect("it waits");
     // The next one of this name has nothing to do with that, nor has it to wait longer than for its end.
     let key = register(&node, "one", reap);
     soon(gone).await;
