@@ -654,6 +654,17 @@ fn hostile(good: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
         archive.append_link(&mut header, "manifest.json", "/etc/passwd").expect("written");
         archive.into_inner().expect("written")
     };
+    // As sound as the rest: of the memory's content.
+    let listed = |mark: &str| {
+        with(&|parts| {
+            let mut manifest: serde_json::Value =
+                serde_json::from_slice(&parts[0].1).expect("a manifest");
+            manifest["files"][mark] = manifest["files"]["memory"].clone();
+            parts[0].1 = serde_json::to_vec(&manifest).expect("written");
+            let memory = parts.iter().find(|(name, _)| name == "memory").expect("a memory");
+            parts.push((mark.to_owned(), memory.1.clone()));
+        })
+    };
     let memory =
         |parts: &mut Parts| parts.iter().position(|(name, _)| name == "memory").expect("a memory");
     vec![
@@ -689,6 +700,8 @@ fn hostile(good: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
             }),
         ),
         ("a link", link),
+        ("the mark of what is kept as a file", listed("kept")),
+        ("a tombstone as a file", listed("removed")),
     ]
 }
 
