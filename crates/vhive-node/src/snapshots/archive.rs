@@ -138,8 +138,9 @@ impl Snapshots {
         File::create_new(dir.join(KEPT)).map_err(write(&dir))?;
         let place = self.place(&id);
         let beside = place.parent().unwrap_or(&self.0.dir);
-        open::make_dir(beside).map_err(write(beside))?;
+        // Which removes the directory that it was alone in.
         self.make_room(&id);
+        open::make_dir(beside).map_err(write(beside))?;
         let here = rustix::fs::CWD;
         let flags = rustix::fs::RenameFlags::NOREPLACE;
         rustix::fs::renameat_with(here, &dir, here, &place, flags).map_err(
