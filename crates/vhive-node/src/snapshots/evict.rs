@@ -37,9 +37,7 @@ impl Candidate {
 pub(super) enum Sweep {
     /// What is too much. This one, which has just come, stays.
     For(SnapshotId),
-    /// What is too much.
-    Excess,
-    /// That, and what is stale and not marked as kept.
+    /// What is too much, and what is stale and not marked as kept.
     Stale,
 }
 
@@ -87,7 +85,7 @@ mod tests {
             ]
         };
         let named = |names: &[&str]| names.iter().map(|name| one(name, 0).id).collect::<Vec<_>>();
-        let (excess, old) = (Sweep::Excess, Sweep::For(one("old", 0).id));
+        let (excess, old) = (Sweep::For(one("new", 0).id), Sweep::For(one("old", 0).id));
         assert_eq!(victims(all(), 50, excess), named(&[]), "it may fit again");
         assert_eq!(victims(all(), 50, Sweep::Stale), named(&["stale"]));
         assert_eq!(victims(all(), 40, excess), named(&["stale"]));
