@@ -140,8 +140,6 @@ pub(crate) struct Shared {
     pub(crate) budget: Arc<Budget>,
     /// One permit per start under way.
     pub(crate) turns: Arc<Semaphore>,
-    /// One permit per snapshot that is being taken.
-    pub(crate) takes: Arc<Semaphore>,
     pub(crate) metrics: Metrics,
     pub(crate) records: Records,
     pub(crate) snapshots: Snapshots,
@@ -277,7 +275,6 @@ impl Node {
             changed: OnceLock::new(),
             budget: Budget::new(config.max_instances, config.max_memory()),
             turns: Arc::new(Semaphore::new(config.start_threads())),
-            takes: Arc::new(Semaphore::new(config.start_threads())),
             metrics: Metrics::new(),
             config,
             tools,

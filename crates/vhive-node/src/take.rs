@@ -10,7 +10,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::sync::oneshot;
 use vhive_api::{
     Bytes, MemoryFigures, MemoryMode, PrefetchPolicy, Revision, RuntimeName, SandboxId,
 };
@@ -33,11 +33,6 @@ pub enum TakeError {
     /// The instance is being asked whether it lives, or was not well when it was asked last.
     #[error("the instance's liveness probe has not been answered well; it is tried again later")]
     Unwell,
-    /// Others were being taken all the time.
-    #[error(
-        "as many snapshots as may be taken at a time were being taken until its deadline; it is tried again later"
-    )]
-    NoTurn,
     /// The runtime cannot take any.
     #[error("runtime {0} takes no snapshots")]
     Unsupported(RuntimeName),
@@ -75,36 +70,17 @@ pub(crate) struct TakeJob {
     pub(crate) counted: Gone,
 }
 
-/// Takes it on a blocking thread, in its turn: of many at once each would be slowed by the others. The pool gets the
+/// Takes it on a blocking thread, at once: while it waited, the instance would serve nobody. The pool gets the
 /// instance back in any case.
 pub(crate) fn spawn(shared: Arc<Shared>, pool: Arc<Pool>, job: TakeJob) {
     let handle = shared.handle.clone();
-    // With the wait for the turn: who asks for the instance meanwhile waits no longer than for one snapshot.
-    let deadline = Deadline::after(shared.config.snapshots.take_deadline.0);
-    handle.clone().spawn(async move {
-        let turn = Arc::clone(&shared.takes).acquire_owned();
-        let turn = tokio::time::timeout_at(deadline.instant().into(), turn).await;
-        let turn = turn.ok().and_then(Result::ok);
-        drop(handle.spawn_blocking(move || take(&shared, &pool, job, (turn, deadline))));
-    });
+    drop(handle.spawn_blocking(move || take(&shared, &pool, job)));
 }
 
-fn take(
-    shared: &Arc<Shared>,
-    pool: &Arc<Pool>,
-    job: TakeJob,
-    (turn, deadline): (Option<OwnedSemaphorePermit>, Deadline),
-) {
+fn take(shared: &Arc<Shared>, pool: &Arc<Pool>, job: TakeJob) {
     let TakeJob { no, id, revision, mut running, tell, counted } = job;
     let began = Instant::now();
-    let written = match &turn {
-        Some(_) => write((shared, pool.deleted()), (&revision, &id), &mut running, deadline),
-        None => {
-            // Counts as a try that came to nothing, so that another one is made.
-            drop(shared.snapshots.begin(&revision, pool.deleted()));
-            Err(TakeError::NoTurn)
-        }
-    };
+    let written = write((shared, pool.deleted()), (&revision, &id), &mut running);
     let lost = matches!(
         &written,
         Err(TakeError::Panicked(_)) | Err(TakeError::Checkpoint(SnapshotError::Lost(_)))
@@ -132,7 +108,6 @@ fn take(
         pool.saved();
     }
     shared.metrics.snapshot_taken(revision.runtime, outcome);
-    drop(turn);
     if let Some(tell) = tell {
         // Whoever asked may have gone.
         drop(tell.send(kept));
@@ -149,8 +124,10 @@ fn write(
     (shared, deleted): (&Shared, &Deleted),
     (revision, id): (&Revision, &SandboxId),
     running: &mut Running,
-    deadline: Deadline,
 ) -> Result<Written, TakeError> {
+    if deleted.is_set() {
+        return Err(TakeError::Keep(KeepError::Deleted));
+    }
     let mut taking = shared.snapshots.begin(revision, deleted).ok_or(TakeError::Busy)?;
     let needed = takes(revision, running);
     let unsupported = TakeError::Unsupported(revision.runtime);
@@ -161,6 +138,7 @@ fn write(
     let turn = Arc::clone(&running.turn);
     let _turn = turn.take(PROBED).ok_or(TakeError::Unwell)?;
     shared.quiesce(&revision.key, id);
+    let deadline = Deadline::after(shared.config.snapshots.take_deadline.0);
     let written = catch_unwind(AssertUnwindSafe(|| checkpoint.snapshot_into(&mut draft, deadline)));
     match written {
         Ok(Ok(())) => Ok((taking, draft)),

@@ -353,15 +353,26 @@ async fn a_snapshot_may_be_removed_while_it_is_used() {
 
 #[tokio::test]
 async fn a_snapshot_that_is_being_taken_of_a_deleted_revision_is_not_kept() {
-    let mut scene = Scene::new();
-    scene.sim.snapshot.checkpoint = vhive_api::Span(std::time::Duration::from_millis(200));
+    let scene = Scene::new();
     let node = scene.node().await;
+    // The first one goes on when the revision has been deleted, and not before; the others at once.
+    let (go_on, gate) = std::sync::mpsc::channel::<()>();
+    let (gate, asked) = (Mutex::new(gate), Arc::new(AtomicUsize::new(0)));
+    let counts = Arc::clone(&asked);
+    node.on_quiesce(move |_, _| {
+        if counts.fetch_add(1, Ordering::SeqCst) == 0 {
+            let told = gate.lock().expect("sound").recv_timeout(PATIENCE);
+            told.expect("the revision is deleted in time");
+        }
+    });
     let key = register(&node, "one", reap);
     soon(node.acquire(&key)).await.expect("a slot").replied();
-    wait_for(|| files(&scene).len(), |count| *count > 1).await;
+    wait_for(|| asked.load(Ordering::SeqCst), |count| *count == 1).await;
+    assert!(files(&scene).len() > 1, "a draft has been begun");
     assert!(node.snapshots().list().is_empty(), "it is being written");
     let gone = node.forget(&key);
     soon(node.disown(&key)).await;
+    go_on.send(()).expect("it waits");
     // The next one of this name has nothing to do with that, nor has it to wait longer than for its end.
     let key = register(&node, "one", reap);
     soon(gone).await;
@@ -372,34 +383,6 @@ async fn a_snapshot_that_is_being_taken_of_a_deleted_revision_is_not_kept() {
         "{text}"
     );
     assert_eq!(kinds(&node, &key, 2).await, [Boot, Record]);
-}
-
-#[tokio::test]
-async fn so_many_snapshots_are_taken_at_a_time_and_the_others_in_their_turn() {
-    let mut scene = Scene::new();
-    scene.config.start_threads = 2;
-    scene.sim.snapshot.checkpoint = vhive_api::Span(std::time::Duration::from_millis(100));
-    let node = scene.node().await;
-    let (now, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
-    let began = std::time::Instant::now();
-    let keys: Vec<_> = (0..6).map(|at| register(&node, &format!("one-{at}"), reap)).collect();
-    let drafts = || {
-        let names = files(&scene)
-            .into_iter()
-            .filter_map(|path| path.file_name()?.to_str().map(str::to_owned));
-        names.filter(|name| name.starts_with("draft-")).count()
-    };
-    for key in &keys {
-        soon(node.acquire(key)).await.expect("a slot").replied();
-    }
-    while node.snapshots().list().len() < keys.len() {
-        now.store(drafts(), Ordering::SeqCst);
-        most.fetch_max(now.load(Ordering::SeqCst), Ordering::SeqCst);
-        assert!(began.elapsed() < PATIENCE, "{:?}", node.snapshots().list());
-        tokio::time::sleep(std::time::Duration::from_millis(2)).await;
-    }
-    assert!((1..=2).contains(&most.load(Ordering::SeqCst)), "{most:?} at a time");
-    assert!(began.elapsed() >= std::time::Duration::from_millis(300), "three after another");
 }
 
 #[tokio::test]
@@ -671,6 +654,17 @@ fn hostile(good: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
         archive.append_link(&mut header, "manifest.json", "/etc/passwd").expect("written");
         archive.into_inner().expect("written")
     };
+    // As sound as the rest: of the memory's content.
+    let listed = |mark: &str| {
+        with(&|parts| {
+            let mut manifest: serde_json::Value =
+                serde_json::from_slice(&parts[0].1).expect("a manifest");
+            manifest["files"][mark] = manifest["files"]["memory"].clone();
+            parts[0].1 = serde_json::to_vec(&manifest).expect("written");
+            let memory = parts.iter().find(|(name, _)| name == "memory").expect("a memory");
+            parts.push((mark.to_owned(), memory.1.clone()));
+        })
+    };
     let memory =
         |parts: &mut Parts| parts.iter().position(|(name, _)| name == "memory").expect("a memory");
     vec![
@@ -706,6 +700,8 @@ fn hostile(good: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
             }),
         ),
         ("a link", link),
+        ("the mark of what is kept as a file", listed("kept")),
+        ("a tombstone as a file", listed("removed")),
     ]
 }
 

@@ -14,7 +14,7 @@ use vhive_sandbox::snapshot::{MANIFEST, Manifest, OpenError};
 
 use super::owners::{Deleted, KEPT};
 use super::room::NoRoom;
-use super::stored::{WORKING_SET, remove_any, working_set};
+use super::stored::{TOMBSTONE, WORKING_SET, remove_any, working_set};
 use super::{KeepError, SnapshotId, SnapshotInfo, Snapshots, open};
 
 /// Beginning of the name of a directory that an archive is read into.
@@ -135,11 +135,12 @@ impl Snapshots {
         // A failure here is not the revision's.
         taking.done = true;
         // It may well be here before its revision.
-        File::create(dir.join(KEPT)).map_err(write(&dir))?;
+        File::create_new(dir.join(KEPT)).map_err(write(&dir))?;
         let place = self.place(&id);
         let beside = place.parent().unwrap_or(&self.0.dir);
-        open::make_dir(beside).map_err(write(beside))?;
+        // Which removes the directory that it was alone in.
         self.make_room(&id);
+        open::make_dir(beside).map_err(write(beside))?;
         let here = rustix::fs::CWD;
         let flags = rustix::fs::RenameFlags::NOREPLACE;
         rustix::fs::renameat_with(here, &dir, here, &place, flags).map_err(
@@ -232,6 +233,9 @@ impl Draft {
                 let read =
                     Manifest::read(&self.dir.join(MANIFEST)).map_err(ImportError::Unsound)?;
                 let all = read.files.values().try_fold(0_u64, |all, f| all.checked_add(f.bytes));
+                if read.files.keys().any(|name| name == KEPT || name == TOMBSTONE) {
+                    return bad("it lists a file with the name of a mark".to_owned());
+                }
                 if all.is_none_or(|all| all > MOST_LENGTH) {
                     return bad("its files are too long".to_owned());
                 }

@@ -12,6 +12,7 @@ pub(super) struct Candidate {
     bytes: u64,
     used: Timestamp,
     stale: bool,
+    kept: bool,
     held: bool,
     cloned: bool,
 }
@@ -24,25 +25,32 @@ impl Candidate {
             bytes: state.bytes,
             used: state.used,
             stale: state.stale.is_some(),
+            kept: state.kept,
             held: state.is_held(),
             cloned: state.clones > 0,
         }
     }
 }
 
-/// Stale ones go in any case; then, while the rest takes up more than `most`, those without living
-/// clones before the others and among equals the one used least recently. What is held or `spared`
-/// stays.
-pub(super) fn victims(
-    mut all: Vec<Candidate>,
-    most: u64,
-    spared: Option<SnapshotId>,
-) -> Vec<SnapshotId> {
+/// What is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Sweep {
+    /// What is too much. This one, which has just come, stays.
+    For(SnapshotId),
+    /// What is too much, and what is stale and not marked as kept.
+    Stale,
+}
+
+/// While all take up more than `most`, the stale ones go first, then those without living clones, and
+/// among equals the one used least recently. What is stale may fit again, when a runtime is put back: it
+/// goes in any case only if that is asked for. What is held stays.
+pub(super) fn victims(mut all: Vec<Candidate>, most: u64, sweep: Sweep) -> Vec<SnapshotId> {
     all.sort_by_key(|one| (!one.stale, one.cloned, one.used));
     let mut bytes: u64 = all.iter().map(|one| one.bytes).sum();
     let mut gone = Vec::new();
     for one in all {
-        if (one.stale || bytes > most) && !one.held && spared != Some(one.id) {
+        let swept = sweep == Sweep::Stale && one.stale && !one.kept;
+        if (swept || bytes > most) && !one.held && sweep != Sweep::For(one.id) {
             bytes -= one.bytes;
             gone.push(one.id);
         }
@@ -63,6 +71,7 @@ mod tests {
             bytes: 10,
             used: Timestamp::from_second(used).expect("a time"),
             stale: false,
+            kept: false,
             held: false,
             cloned: false,
         };
@@ -76,9 +85,15 @@ mod tests {
             ]
         };
         let named = |names: &[&str]| names.iter().map(|name| one(name, 0).id).collect::<Vec<_>>();
-        assert_eq!(victims(all(), 50, None), named(&["stale"]));
-        assert_eq!(victims(all(), 30, None), named(&["stale", "old"]));
-        assert_eq!(victims(all(), 30, Some(one("old", 0).id)), named(&["stale", "newest"]));
-        assert_eq!(victims(all(), 0, None), named(&["stale", "old", "newest", "cloned"]));
+        let (excess, old) = (Sweep::For(one("new", 0).id), Sweep::For(one("old", 0).id));
+        assert_eq!(victims(all(), 50, excess), named(&[]), "it may fit again");
+        assert_eq!(victims(all(), 50, Sweep::Stale), named(&["stale"]));
+        assert_eq!(victims(all(), 40, excess), named(&["stale"]));
+        assert_eq!(victims(all(), 30, excess), named(&["stale", "old"]));
+        assert_eq!(victims(all(), 30, old), named(&["stale", "newest"]));
+        assert_eq!(victims(all(), 0, excess), named(&["stale", "old", "newest", "cloned"]));
+        let kept = || vec![Candidate { stale: true, kept: true, ..one("kept", 1) }];
+        assert_eq!(victims(kept(), 10, Sweep::Stale), named(&[]));
+        assert_eq!(victims(kept(), 9, Sweep::Stale), named(&["kept"]));
     }
 }

@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use vhive_api::{Bytes, Digest, RevisionKey, RuntimeName};
 
+use super::evict::Sweep;
 use super::stored::{Stored, Verdict};
 use super::{SnapshotId, Snapshots};
 
@@ -146,23 +147,23 @@ impl Snapshots {
         gone
     }
 
-    /// Removes stale snapshots and those of revisions that are no more, and then those used least recently until
+    /// Removes stale snapshots but for those that are marked as kept, those of revisions that are no more, and then those used least recently until
     /// the rest fits the configured size.
     pub fn collect(&self) -> Collected {
         let orphans = self.take_orphans();
         let (removed, freed) = orphans.figures();
         self.discard_all(orphans);
-        let mut collected = self.collect_but(None);
+        let mut collected = self.sweep(Sweep::Stale);
         collected.removed += removed;
         collected.freed.0 += freed;
         collected
     }
 
-    pub(super) fn collect_but(&self, spared: Option<SnapshotId>) -> Collected {
+    pub(super) fn sweep(&self, sweep: Sweep) -> Collected {
         let mut state = self.state();
         let all: Vec<_> = state.entries.values().cloned().collect();
         let seen = all.iter().map(|stored| super::evict::Candidate::of(stored)).collect();
-        let victims = super::evict::victims(seen, self.0.max_bytes, spared);
+        let victims = super::evict::victims(seen, self.0.max_bytes, sweep);
         let gone: Vec<_> = victims.iter().filter_map(|id| state.entries.remove(id)).collect();
         drop(state);
         let mut collected = Collected::default();

@@ -37,6 +37,7 @@ use vhive_sandbox::snapshot::{Blame, DraftError, Owner};
 use vhive_sandbox::{Deadline, Snapshot, SnapshotDraft};
 
 pub use self::archive::{ExportError, ImportError};
+use self::evict::Sweep;
 use self::failed::Failed;
 pub use self::failed::NotTaken;
 use self::fit::On;
@@ -267,7 +268,7 @@ impl Snapshots {
     /// A snapshot has grown: others may have to go.
     pub(crate) fn has_grown(&self, stored: &Stored) {
         if self.figures().bytes > self.0.max_bytes {
-            self.collect_but(Some(stored.id));
+            self.sweep(Sweep::For(stored.id));
         }
     }
 
@@ -314,7 +315,7 @@ impl Snapshots {
         state.failed.remove(&id);
         state.entries.insert(id, Arc::clone(&stored));
         drop(state);
-        self.collect_but(Some(id));
+        self.sweep(Sweep::For(id));
         Ok(stored)
     }
 

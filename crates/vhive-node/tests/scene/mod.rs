@@ -186,14 +186,17 @@ pub(crate) fn only(node: &Node) -> SnapshotInfo {
 /// Everything below the store, by path.
 pub(crate) fn files(scene: &Scene) -> Vec<PathBuf> {
     fn walk(dir: &Path, into: &mut Vec<PathBuf>) {
-        for entry in fs::read_dir(dir).expect("listed").flatten() {
+        // What is being renamed may have gone since it was listed.
+        let Ok(entries) = fs::read_dir(dir) else { return };
+        for entry in entries.flatten() {
             into.push(entry.path());
             if entry.path().is_dir() {
                 walk(&entry.path(), into);
             }
         }
     }
-    let mut all = Vec::new();
-    walk(&scene.config.state_dir.join("snapshots"), &mut all);
+    let (mut all, store) = (Vec::new(), scene.config.state_dir.join("snapshots"));
+    assert!(store.is_dir(), "no store");
+    walk(&store, &mut all);
     all
 }

@@ -67,7 +67,7 @@ pub(super) async fn create(
             let error = GatewayError::from(error);
             Problem::new(error.told().status, "InstanceFailed", error.text().trim_end())
         }
-        CreateError::Take(error @ (TakeError::Busy | TakeError::Unwell | TakeError::NoTurn)) => {
+        CreateError::Take(error @ (TakeError::Busy | TakeError::Unwell)) => {
             Problem::new(StatusCode::CONFLICT, "Conflict", chain(&error))
         }
         CreateError::Take(error @ TakeError::Unsupported(_)) => {
