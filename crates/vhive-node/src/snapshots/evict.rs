@@ -6,6 +6,7 @@ use super::SnapshotId;
 use super::stored::Stored;
 
 /// What counts about a snapshot.
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Candidate {
     id: SnapshotId,
