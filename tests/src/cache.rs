@@ -17,9 +17,16 @@ pub fn drop_files(dir: &Path) -> io::Result<()> {
         let entry = entry?;
         let kind = entry.file_type()?;
         if kind.is_dir() {
-            drop_files(&entry.path())?;
+            match drop_files(&entry.path()) {
+                // Snapshots come and go.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                dropped => dropped?,
+            }
         } else if kind.is_file() {
-            let file = File::open(entry.path())?;
+            let file = match File::open(entry.path()) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                opened => opened?,
+            };
             fdatasync(&file)?;
             fadvise(&file, 0, None, Advice::DontNeed)?;
         }

@@ -385,37 +385,34 @@ impl Node {
     }
 
     /// Removes what snapshots there are of a revision that has been deleted, and keeps none that is being taken of
-    /// its instances; to be called behind [`Node::forget`], or for one that is not registered. When this returns
-    /// they are out of their places, or marked and go with their last user; their files are removed in the
-    /// background.
-    pub fn disown(&self, key: &RevisionKey) {
+    /// its instances; to be called behind [`Node::forget`], or for one that is not registered. From when this
+    /// returns, a revision by the same key comes from none of them. The future resolves when their files have gone,
+    /// or will go with their last user; dropping it does not stop that.
+    pub fn disown(&self, key: &RevisionKey) -> impl Future<Output = ()> + Send + use<> {
         let shared = &self.0.shared;
         for pool in shared.all_pools().iter().filter(|pool| pool.key() == key) {
             pool.deleted().set();
         }
-        self.discard(shared.snapshots.disown(key, true));
+        self.discard(shared.snapshots.disown(key, true))
     }
 
     /// Removes what a revision by this key that there was before has left: to be called before a new one is
     /// registered. What is marked as kept stays for it. Like [`Node::disown`] otherwise.
-    pub fn disown_earlier(&self, key: &RevisionKey) {
-        self.discard(self.0.shared.snapshots.disown(key, false));
+    pub fn disown_earlier(&self, key: &RevisionKey) -> impl Future<Output = ()> + Send + use<> {
+        self.discard(self.0.shared.snapshots.disown(key, false))
     }
 
-    fn discard(&self, gone: Disowned) {
-        let aside = self.snapshots().set_aside(gone);
-        if aside.is_empty() {
-            return;
-        }
-        // Deleting large files takes time, and nobody has to wait for it.
-        drop(self.0.shared.handle.spawn_blocking(move || {
-            for dir in aside {
-                if let Err(error) = std::fs::remove_dir_all(&dir) {
-                    let dir = dir.display();
-                    tracing::warn!(%dir, %error, "removed snapshot is deleted by the next node");
-                }
+    fn discard(&self, gone: Disowned) -> impl Future<Output = ()> + Send + use<> {
+        let store = self.snapshots().clone();
+        let discard = (!gone.is_empty())
+            .then(|| self.0.shared.handle.spawn_blocking(move || store.discard_all(gone)));
+        async move {
+            if let Some(discard) = discard
+                && let Err(error) = discard.await
+            {
+                tracing::error!(%error, "snapshots not removed; the next node lists them");
             }
-        }));
+        }
     }
 
     /// Marks the snapshots of a revision as there for whoever makes it again, before it is deleted.

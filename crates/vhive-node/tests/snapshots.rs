@@ -371,7 +371,7 @@ async fn a_snapshot_that_is_being_taken_of_a_deleted_revision_is_not_kept() {
     assert!(files(&scene).len() > 1, "a draft has been begun");
     assert!(node.snapshots().list().is_empty(), "it is being written");
     let gone = node.forget(&key);
-    node.disown(&key);
+    soon(node.disown(&key)).await;
     go_on.send(()).expect("it waits");
     // The next one of this name has nothing to do with that, nor has it to wait longer than for its end.
     let key = register(&node, "one", reap);

@@ -127,7 +127,10 @@ pub fn drop_files(dir: &Path) -> io::Result<usize> {
         let entry = entry?;
         let kind = entry.file_type()?;
         if kind.is_dir() {
-            dropped += drop_files(&entry.path())?;
+            dropped += match drop_files(&entry.path()) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
+                dropped => dropped?,
+            };
         } else if kind.is_file() {
             let file = match fs::File::open(entry.path()) {
                 Ok(file) => file,

@@ -347,14 +347,10 @@ impl Snapshots {
 
     fn doom(&self, stored: &Stored) -> io::Result<()> {
         let doomed = stored.doom();
-        self.tell_gone();
-        doomed
-    }
-
-    fn tell_gone(&self) {
         if let Some(gone) = self.0.gone.get() {
             gone();
         }
+        doomed
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -6,7 +6,6 @@
 
 use std::fs::File;
 use std::io;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -51,8 +50,7 @@ impl Owners {
 
 impl Snapshots {
     /// Takes the snapshots of all revisions that have had this name out of the list, but for those that are
-    /// marked as kept if `all` is false. Their files go with [`Snapshots::set_aside`]
-    /// or [`Snapshots::discard_all`].
+    /// marked as kept if `all` is false. Their files go with [`Snapshots::discard_all`].
     pub(crate) fn disown(&self, key: &RevisionKey, all: bool) -> Disowned {
         let mut state = self.state();
         let goes = |stored: &Stored| {
@@ -64,28 +62,11 @@ impl Snapshots {
     }
 
     /// Removes their files: at once, or when their last user is done. Blocks.
-    pub(super) fn discard_all(&self, Disowned(gone): Disowned) {
+    pub(crate) fn discard_all(&self, Disowned(gone): Disowned) {
         for stored in gone {
             tracing::info!(snapshot = %stored.id, "snapshot removed: its revision is no more");
             self.discard(&stored);
         }
-    }
-
-    /// Gives their places free, at once or when their last user is done. What is returned is where their files
-    /// are, which the caller removes: that takes longer than this does.
-    pub(crate) fn set_aside(&self, Disowned(gone): Disowned) -> Vec<PathBuf> {
-        let mut aside = Vec::new();
-        for stored in gone {
-            tracing::info!(snapshot = %stored.id, "snapshot removed: its revision is no more");
-            match stored.give_up() {
-                Ok(dir) => aside.extend(dir),
-                Err(error) => {
-                    tracing::warn!(snapshot = %stored.id, %error, "snapshot not removed");
-                }
-            }
-            self.tell_gone();
-        }
-        aside
     }
 
     /// Marks the snapshots of revisions by this name as there for whoever makes it again. Blocks.
@@ -133,6 +114,10 @@ impl Disowned {
     pub(super) fn figures(&self) -> (u32, u64) {
         let bytes = self.0.iter().map(|stored| stored.state().bytes).sum();
         (u32::try_from(self.0.len()).unwrap_or(u32::MAX), bytes)
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 }
 

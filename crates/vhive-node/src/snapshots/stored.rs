@@ -391,18 +391,9 @@ impl Stored {
 
     /// Removes it: at once, or when its last user is done. From now on nobody gets hold of it.
     pub(super) fn doom(&self) -> io::Result<()> {
-        match self.give_up()? {
-            Some(aside) => fs::remove_dir_all(aside),
-            None => Ok(()),
-        }
-    }
-
-    /// Gives its place free at once, or when its last user is done: from now on nobody gets hold of it. What is
-    /// returned is where its files are, which the caller removes, and else the next node.
-    pub(super) fn give_up(&self) -> io::Result<Option<PathBuf>> {
         let mut state = self.state();
         if std::mem::replace(&mut state.doomed, true) {
-            return Ok(None);
+            return Ok(());
         }
         // Whoever waits for a reader would wait in vain.
         self.judged.notify_all();
@@ -410,10 +401,10 @@ impl Stored {
         if state.holds > 0 {
             // Should this process be killed, the next one does the rest. The last user cannot give the place
             // free before the lock is: what it takes for a mark would be another snapshot's then.
-            return File::create(self.snapshot.dir().join(TOMBSTONE)).map(|_| None);
+            return File::create(self.snapshot.dir().join(TOMBSTONE)).map(drop);
         }
         drop(state);
-        self.step_aside().map(Some)
+        fs::remove_dir_all(self.step_aside()?)
     }
 
     /// Gives the place in the store free.

@@ -173,7 +173,7 @@ impl Services {
             .filter(|one| told.iter().any(|(uid, what)| *uid == one.uid && *what == What::Added));
         for one in added {
             // What was there under its name is somebody else's.
-            self.node.disown_earlier(&one.revision.key);
+            drop(self.node.disown_earlier(&one.revision.key));
         }
         let (entry, turnover) = self.catalog.put(Arc::new(stored), standings, version, now);
         self.turn_over(turnover);
@@ -191,7 +191,7 @@ impl Services {
             if entry.stored.revisions.iter().any(|kept| kept.uid == revision.uid) {
                 continue;
             }
-            self.node.disown(&revision.revision.key);
+            drop(self.node.disown(&revision.revision.key));
             let (version, kind) = (self.next_version(), Kind::Revision);
             let standing = Standing { version, ..standing.clone() };
             let object = objects::revision(&entry, revision, &standing);
@@ -242,7 +242,7 @@ impl Services {
         }
         let entry = self.take_service(namespace, name).ok_or_else(not_found)?;
         if !removal.keep_snapshots {
-            self.take_snapshots(&entry);
+            self.take_snapshots(&entry).await;
         }
         tracing::info!(kind = kind.as_str(), name, namespace, "service removed");
         self.review();
@@ -270,10 +270,13 @@ impl Services {
     }
 
     /// Removes the snapshots of a service that has been taken. The lock for changes is held until they are out
-    /// of their places, so that whoever makes the same again finds none; not until their files have gone.
-    pub(super) fn take_snapshots(&self, entry: &Entry) {
-        for one in &entry.stored.revisions {
-            self.node.disown(&one.revision.key);
+    /// of their places, so that whoever makes the same again finds none.
+    pub(super) async fn take_snapshots(&self, entry: &Entry) {
+        // All begun at once.
+        let revisions = entry.stored.revisions.iter();
+        let gone: Vec<_> = revisions.map(|one| self.node.disown(&one.revision.key)).collect();
+        for gone in gone {
+            gone.await;
         }
     }
 

@@ -110,7 +110,7 @@ impl Services {
         }
         for entry in self.catalog.list(Some(&name)) {
             if let Some(entry) = self.take_service(&name, &entry.stored.name) {
-                self.take_snapshots(&entry);
+                self.take_snapshots(&entry).await;
             }
         }
         for kind in [DataKind::ConfigMap, DataKind::Secret] {
