@@ -36,7 +36,8 @@ pub(crate) fn deploy_changed(
     std::fs::write(&path, serde_json::to_vec_pretty(&manifest)?)?;
     // What an earlier run has left would make this the second revision, with another name.
     if node.vhive(&["describe", service]).is_ok() {
-        node.vhive(&["delete", service])?;
+        // The next one, under another policy, starts from the same snapshot.
+        node.vhive(&["delete", "--keep-snapshots", service])?;
     }
     node.vhive(&["apply", "-f", &path.to_string_lossy()]).map(drop)
 }
