@@ -34,7 +34,7 @@ impl Listener {
             let accepted = ready.try_io(|listener| Ok(accept_with(listener.get_ref(), flags)?));
             let Ok(accepted) = accepted else { continue };
             // Who comes after this look makes it ready again.
-            if !somebody_waits(self.0.get_ref())? {
+            if !somebody_waits(self.0.get_ref()) {
                 ready.clear_ready();
             }
             return TcpStream::from_std(accepted?.into());
@@ -42,9 +42,10 @@ impl Listener {
     }
 }
 
-fn somebody_waits(listener: &std::net::TcpListener) -> io::Result<bool> {
+/// Where that cannot be told, somebody may: whoever has been accepted is not to pay for it.
+fn somebody_waits(listener: &std::net::TcpListener) -> bool {
     let mut look = [PollFd::new(listener, PollFlags::IN)];
-    Ok(poll(&mut look, Some(&Timespec::default()))? > 0)
+    poll(&mut look, Some(&Timespec::default())) != Ok(0)
 }
 
 #[cfg(test)]
