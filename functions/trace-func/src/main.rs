@@ -1,8 +1,8 @@
 //! `trace-func`: does what an invocation of a trace does: so many milliseconds of work, so much memory.
 //!
-//! The amount of work of a millisecond is calibrated once, before the function listens. A CPU that is slower
-//! later, or shared, then takes longer for the same work, as a real function would; by how much is in the
-//! reply. `functions/sleep` looks at the clock instead and stops in time.
+//! The amount of work of a millisecond is calibrated before the function listens, and corrected by work that is
+//! faster. A CPU that is slower later, or shared, then takes longer for the same work, as a real function would;
+//! by how much is in the reply. `functions/sleep` looks at the clock instead and stops in time.
 //!
 //! # Source
 //! invitro's `trace-func-go`: the same messages and variables; there the pace is that of one machine of
@@ -11,6 +11,7 @@
 mod spin;
 
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
@@ -23,7 +24,7 @@ const MAX_MS: u64 = 600_000;
 const MAX_START_MS: u64 = 60_000;
 
 struct TraceFunc {
-    pace: Pace,
+    pace: Arc<Pace>,
     /// Whether it replies at once, whatever is asked for.
     is_empty: bool,
 }
@@ -111,7 +112,7 @@ impl TraceFunc {
                 return Err(Reply::internal(&format!("cannot read /proc/meminfo: {error}")));
             }
         }
-        let pace = self.pace;
+        let pace = Arc::clone(&self.pace);
         // A thread per request: the clock of the thread counts one request only.
         let spent = tokio::task::spawn_blocking(move || {
             let touched = host::touch(input.memory_mib << 20)?;
@@ -161,7 +162,7 @@ fn main() -> ExitCode {
         Ok((is_empty, start_ms)) => {
             let pace = Pace::find();
             pace.spin(start_ms);
-            vhive_function::run(TraceFunc { pace, is_empty })
+            vhive_function::run(TraceFunc { pace: Arc::new(pace), is_empty })
         }
         Err(error) => {
             eprintln!("{}: {error}", TraceFunc::NAME);
@@ -175,7 +176,7 @@ mod tests {
     use super::*;
 
     fn function(is_empty: bool) -> TraceFunc {
-        TraceFunc { pace: Pace::find(), is_empty }
+        TraceFunc { pace: Arc::new(Pace::find()), is_empty }
     }
 
     #[tokio::test]
@@ -251,7 +252,7 @@ mod tests {
             assert!(output.measured_wall_ms >= output.measured_cpu_ms * 0.9, "{output:?}");
             least = least.min(output.measured_cpu_ms);
         }
-        assert!((50.0..=150.0).contains(&least), "{least} ms of CPU time for {MS} ms");
+        assert!((95.0..=150.0).contains(&least), "{least} ms of CPU time for {MS} ms");
     }
 
     #[tokio::test]

@@ -235,7 +235,8 @@ async fn trace_func_does_the_work_and_tells_its_drift() {
     let reply: Value = serde_json::from_slice(&reply.body).expect("it is JSON");
     let [cpu, wall, drift] = ["measured_cpu_ms", "measured_wall_ms", "drift_percent"]
         .map(|key| reply[key].as_f64().expect("a number"));
-    assert!(cpu > 15.0 && wall >= cpu, "{reply}");
+    // Work that is faster than the calibration was, corrects it: it is never much less than asked for.
+    assert!(cpu > 25.0 && wall >= cpu, "{reply}");
     assert!((drift - (cpu / 30.0 - 1.0) * 100.0).abs() < 0.01, "{reply}");
     assert_eq!(reply["touched_bytes"], 2 << 20);
     let idle = client.get("/?memory_mib=1").await;
