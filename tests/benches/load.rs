@@ -6,6 +6,8 @@
 //! rows say so.
 #![expect(clippy::print_stdout, reason = "it tells how it measured")]
 
+#[path = "load/bare.rs"]
+mod bare;
 #[path = "gateway/client.rs"]
 mod client;
 #[path = "load/delay.rs"]
@@ -55,6 +57,9 @@ fn main() -> anyhow::Result<()> {
         ["role", how @ ("open" | "busy"), address, rate, millis] => {
             generator::run(address, Way::Open(rate.parse()?), *how == "busy", millis.parse()?)
         }
+        ["role", "bare", address, rate, millis] => {
+            bare::run(address, rate.parse()?, millis.parse()?)
+        }
         ["role", "closed", address, clients, millis] => {
             generator::run(address, Way::Closed(clients.parse()?), false, millis.parse()?)
         }
@@ -100,13 +105,18 @@ fn all() -> anyhow::Result<()> {
 }
 
 fn send(how: &str, address: &str, amount: &str, millis: &str) -> anyhow::Result<Measured> {
+    Ok(serde_json::from_slice(&output(how, address, amount, millis)?)?)
+}
+
+/// What a process of this program prints that sends.
+fn output(how: &str, address: &str, amount: &str, millis: &str) -> anyhow::Result<Vec<u8>> {
     let mut command = Command::new(std::env::current_exe()?);
     command.args(["role", how, address, amount, millis]).stderr(Stdio::inherit());
     let output = command.output()?;
     if !output.status.success() {
         bail!("{how} load of {address} failed: {}", output.status);
     }
-    Ok(serde_json::from_slice(&output.stdout)?)
+    Ok(output.stdout)
 }
 
 fn lateness(server: &Part, shared: bool) -> anyhow::Result<()> {
@@ -171,7 +181,7 @@ fn wrk(address: &str) -> anyhow::Result<Option<f64>> {
 const LEAST: f64 = 31.0;
 
 fn latency_truth(first: usize, last: usize) -> anyhow::Result<()> {
-    let (mut worst, mut notes): (f64, Vec<String>) = (0.0, Vec::new());
+    let (mut worst, mut notes, mut floors) = (0.0_f64, Vec::new(), Vec::new());
     for millis in DELAYS {
         on_cpu(first)?;
         let server = role(&["delay", &millis.to_string()])?;
@@ -180,12 +190,16 @@ fn latency_truth(first: usize, last: usize) -> anyhow::Result<()> {
         let rate = 400.0 / (millis as f64 + 3.0);
         let long = format!("{:.0}", (LEAST / rate * 1e3).max(1500.0));
         let run = send("busy", &server.address, &rate.to_string(), &long)?;
+        let bare = output("bare", &server.address, &rate.to_string(), &long)?;
+        let bare: f64 = String::from_utf8_lossy(&bare).trim().parse().context("bare client")?;
+        floors.push(format!("{millis} ms {:+.3}", bare / 1e3 - millis as f64));
         let error = run.latency_p50_us / 1e3 - millis as f64;
         worst = if error.abs() > worst.abs() { error } else { worst };
         notes.push(format!("{millis} ms {error:+.3}"));
     }
     Row::new("latency-truth", "ms")
         .value(TRUTH, worst.abs())
+        .peer(format!("a client with nothing in it, never asleep: {}", floors.join(", ")))
         .note(format!(
             "recorded p50 less the known time, loopback included, `--busy`: {}",
             notes.join(", ")

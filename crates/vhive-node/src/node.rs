@@ -415,12 +415,14 @@ impl Node {
         }
     }
 
-    /// Marks the snapshots of a revision as there for whoever makes it again, before it is deleted.
-    pub async fn keep_snapshots(&self, key: &RevisionKey) {
+    /// Marks the snapshots of a revision as there for whoever makes it again, to be called before it is deleted.
+    /// One that is still being taken is not marked.
+    ///
+    /// # Errors
+    /// The disk does not take the mark of one; others may be marked.
+    pub async fn keep_snapshots(&self, key: &RevisionKey) -> io::Result<()> {
         let (store, key) = (self.snapshots().clone(), key.clone());
-        if let Err(error) = self.0.shared.handle.spawn_blocking(move || store.keep(&key)).await {
-            tracing::error!(%error, "snapshots not marked");
-        }
+        self.0.shared.handle.spawn_blocking(move || store.keep(&key)).await?
     }
 
     /// Registers who knows which revisions there are, registered or not: snapshots of others are listed as

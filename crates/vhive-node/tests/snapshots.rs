@@ -167,6 +167,15 @@ async fn a_snapshot_that_cannot_be_taken_costs_at_most_its_instance() {
         let (report, _) = invoke(&node, &key).await;
         let why = report.fallback.expect("it says why");
         assert_eq!((report.kind, why), (Boot, format!("no snapshot: {}", told.why)), "{fault}");
+        // Whoever deletes it and makes it again begins anew.
+        soon(node.forget(&key)).await;
+        soon(node.disown(&key)).await;
+        let again = register(&node, &fault.replace(':', "-"), reap);
+        assert_eq!(
+            (&again, node.status(&again).expect("known").not_taken),
+            (&key, None),
+            "{fault}"
+        );
     }
     assert!(node.snapshots().list().is_empty());
     assert!(files(&scene).is_empty(), "{:?}", files(&scene));

@@ -360,8 +360,9 @@ mod tests {
         let (asked, free) = (std::cell::Cell::new(0), 2 * STRETCH);
         let room = |needed: Bytes| {
             asked.set(asked.get() + needed.0);
-            let (free, reserve) = (Bytes(free), Bytes(0));
-            if asked.get() <= free.0 { Ok(()) } else { Err(NoRoom { needed, free, reserve }) }
+            let (free, reserved, reserve) = (Bytes(free), Bytes(0), Bytes(0));
+            let full = NoRoom { needed, free, reserved, reserve };
+            if asked.get() <= free.0 { Ok(()) } else { Err(full) }
         };
         let mut limits = Limits::new(1 << 40, &room);
         let zeros = io::repeat(0).take(STRETCH);

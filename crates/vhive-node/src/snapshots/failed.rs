@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use vhive_api::Revision;
+use vhive_api::{Revision, RevisionKey};
 
 use super::{SnapshotId, Snapshots};
 use crate::pool::BackOff;
@@ -10,6 +10,8 @@ use crate::pool::BackOff;
 /// That the last try to take a snapshot came to nothing.
 #[derive(Clone, Debug)]
 pub(super) struct Failed {
+    /// Whose it would have been.
+    pub(super) revision: RevisionKey,
     pub(super) gate: BackOff,
     pub(super) why: String,
 }
@@ -24,10 +26,13 @@ pub struct NotTaken {
 }
 
 impl Snapshots {
-    /// Why the revision has no snapshot, if one has been tried to take.
+    /// Why the revision has no snapshot, if one has been tried to take and none fits.
     pub(crate) fn not_taken(&self, revision: &Revision) -> Option<NotTaken> {
-        let state = self.state();
-        let failed = state.failed.get(&SnapshotId::of(revision))?;
+        let (state, id) = (self.state(), SnapshotId::of(revision));
+        if state.has_fitting(&id) {
+            return None;
+        }
+        let failed = state.failed.get(&id)?;
         let now = Instant::now();
         let until = failed.gate.closed_until(now);
         let again_in = until.map(|until| until.saturating_duration_since(now));

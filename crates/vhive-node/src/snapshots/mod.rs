@@ -119,6 +119,13 @@ struct State {
     retired: u64,
 }
 
+impl State {
+    /// Whether there is one that fits this node, as far as is known.
+    fn has_fitting(&self, id: &SnapshotId) -> bool {
+        self.entries.get(id).is_some_and(|stored| stored.state().stale.is_none())
+    }
+}
+
 /// Whether a snapshot should be taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Wanted {
@@ -241,8 +248,7 @@ impl Snapshots {
         }
         let id = SnapshotId::of(revision);
         let state = self.state();
-        let there = state.entries.get(&id).is_some_and(|stored| stored.state().stale.is_none());
-        if there || state.taking.contains(&id) {
+        if state.has_fitting(&id) || state.taking.contains(&id) {
             return Wanted::No;
         }
         let gate = state.failed.get(&id).map(|failed| &failed.gate);
@@ -261,8 +267,7 @@ impl Snapshots {
 
     /// Whether there is one that fits this node, as far as is known.
     pub(crate) fn fits(&self, revision: &Revision) -> bool {
-        let stored = self.find(&SnapshotId::of(revision));
-        stored.is_some_and(|stored| stored.state().stale.is_none())
+        self.state().has_fitting(&SnapshotId::of(revision))
     }
 
     /// A snapshot has grown: others may have to go.
@@ -280,8 +285,7 @@ impl Snapshots {
 
     fn begin_for(&self, id: SnapshotId, owner: Owner, deleted: Deleted) -> Option<Taking> {
         let mut state = self.state();
-        let there = state.entries.get(&id).is_some_and(|stored| stored.state().stale.is_none());
-        if there || !state.taking.insert(id) {
+        if state.has_fitting(&id) || !state.taking.insert(id) {
             return None;
         }
         drop(state);
@@ -465,7 +469,8 @@ impl Drop for Taking {
         // That it was in vain is no fault of a revision that is made again.
         if !self.done && !self.deleted.is_set() {
             let gate = self.store.0.back_off;
-            let new = || Failed { gate, why: "it was given up".to_owned() };
+            let revision = self.owner.revision.clone();
+            let new = || Failed { revision, gate, why: "it was given up".to_owned() };
             let failed = state.failed.entry(self.id).or_insert_with(new);
             let era = failed.gate.era();
             failed.gate.fail(era, Instant::now());

@@ -57,6 +57,10 @@ impl Snapshots {
             stored.snapshot.manifest().owner.revision == *key && (all || !stored.state().kept)
         };
         let gone: Vec<_> = state.entries.extract_if(.., |_, stored| goes(stored)).collect();
+        if all {
+            // Nor does whoever makes it again wait for what failed with the old one.
+            state.failed.retain(|_, failed| failed.revision != *key);
+        }
         drop(state);
         Disowned(gone.into_iter().map(|(_, stored)| stored).collect())
     }
@@ -70,14 +74,13 @@ impl Snapshots {
     }
 
     /// Marks the snapshots of revisions by this name as there for whoever makes it again. Blocks.
-    pub(crate) fn keep(&self, key: &RevisionKey) {
+    ///
+    /// # Errors
+    /// One could not be marked; others may be.
+    pub(crate) fn keep(&self, key: &RevisionKey) -> io::Result<()> {
         let all: Vec<_> = self.state().entries.values().cloned().collect();
         let of_it = |stored: &&Arc<Stored>| stored.snapshot.manifest().owner.revision == *key;
-        for stored in all.iter().filter(of_it) {
-            if let Err(error) = stored.keep() {
-                tracing::warn!(snapshot = %stored.id, %error, "snapshot goes with its revision");
-            }
-        }
+        all.iter().filter(of_it).try_for_each(Stored::keep)
     }
 
     /// Says who knows which revisions there are, whether they serve or not; without, none counts as deleted.

@@ -15,15 +15,24 @@ const MOST_RESERVE: u64 = 1 << 30;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "no room: it takes up to {needed}, of {free} free on the disk of the snapshots {reserve} have to \
-     stay free; remove snapshots, or lower node.snapshots.max_bytes"
+     stay free{}; remove snapshots, or lower node.snapshots.max_bytes", taken(*reserved)
 )]
 pub struct NoRoom {
     /// What the snapshot may take up while it is written.
     pub needed: Bytes,
     /// What is free.
     pub free: Bytes,
+    /// What others that are being taken are going to write of that, at most.
+    pub reserved: Bytes,
     /// What has to stay free: a twentieth of the disk, at most 1 GiB.
     pub reserve: Bytes,
+}
+
+fn taken(reserved: Bytes) -> String {
+    match reserved {
+        Bytes(0) => String::new(),
+        reserved => format!(", and others that are being taken may write {reserved}"),
+    }
 }
 
 /// Bytes that are going to be written.
@@ -64,16 +73,17 @@ impl Reserved {
 /// Looks at the disk of a directory. One that cannot be looked at has room: writing will tell.
 fn look(dir: &Path, needed: Bytes, reserved: u64) -> Result<(), NoRoom> {
     let Ok(disk) = rustix::fs::statvfs(dir) else { return Ok(()) };
-    let free = disk.f_bavail.saturating_mul(disk.f_frsize).saturating_sub(reserved);
-    fits(needed.0, free, disk.f_blocks.saturating_mul(disk.f_frsize))
+    let of = |blocks: u64| blocks.saturating_mul(disk.f_frsize);
+    fits((needed.0, reserved), of(disk.f_bavail), of(disk.f_blocks))
 }
 
-fn fits(needed: u64, free: u64, whole: u64) -> Result<(), NoRoom> {
+fn fits((needed, reserved): (u64, u64), free: u64, whole: u64) -> Result<(), NoRoom> {
     let reserve = (whole / 20).min(MOST_RESERVE);
-    if needed.saturating_add(reserve) <= free {
+    if needed.saturating_add(reserve).saturating_add(reserved) <= free {
         return Ok(());
     }
-    Err(NoRoom { needed: Bytes(needed), free: Bytes(free), reserve: Bytes(reserve) })
+    let [needed, free, reserved, reserve] = [needed, free, reserved, reserve].map(Bytes);
+    Err(NoRoom { needed, free, reserved, reserve })
 }
 
 #[cfg(test)]
@@ -91,14 +101,15 @@ mod tests {
             (gib, 2 * gib - 1, 1000 * gib, false),
             (u64::MAX, u64::MAX - 1, gib, false),
         ] {
-            let found = fits(needed, free, whole);
+            let found = fits((needed, 0), free, whole);
             assert_eq!(found.is_ok(), good, "{needed} {free} {whole}");
         }
-        let short = fits(128 * mib, 64 * mib, 256 * mib).unwrap_err();
-        assert!(
-            short.to_string().contains("128MiB") && short.to_string().contains("64MiB"),
-            "{short}"
-        );
+        let short = fits((128 * mib, 0), 64 * mib, 256 * mib).unwrap_err().to_string();
+        assert!(short.contains("128MiB") && short.contains("64MiB"), "{short}");
+        assert!(!short.contains("others"), "{short}");
+        let short = fits((128 * mib, 96 * mib), 200 * mib, 256 * mib).unwrap_err().to_string();
+        assert!(short.contains("200MiB") && short.contains("others") && short.contains("96MiB"));
+        assert!(fits((128 * mib, 48 * mib), 200 * mib, 256 * mib).is_ok());
         assert_eq!(look(Path::new("/no/such/directory"), Bytes(u64::MAX), 0), Ok(()));
     }
 
@@ -117,7 +128,7 @@ mod tests {
         let each = Bytes(usable / 5 * 3);
         let first = reserved.reserve(dir.path(), each).expect("there is room for one");
         let none = reserved.reserve(dir.path(), each).expect_err("not for two");
-        assert!(none.needed == each && none.free.0 <= free - each.0 + (free / 10), "{none}");
+        assert!(none.needed == each && none.reserved == each && none.free.0 > each.0, "{none}");
         reserved.look(dir.path(), each).expect_err("nor for an archive");
         drop(first);
         drop(reserved.reserve(dir.path(), each).expect("it has been given back"));

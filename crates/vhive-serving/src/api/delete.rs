@@ -58,7 +58,9 @@ pub(super) async fn collection(
     let namespace = namespace.as_str();
     let mut request = Request { shared: &shared, kind, namespace, name: "", call: &call };
     let options = options(&request, &body?)?;
-    let removal = Removal { dry_run: is_dry(&request, &options)?, ..Removal::default() };
+    let keep_snapshots = keeps_snapshots(kind, &call)?;
+    let removal =
+        Removal { dry_run: is_dry(&request, &options)?, keep_snapshots, ..Removal::default() };
     expect_cascade(kind, &options, &call)?;
     shared.services.settle().await;
     let mut items = all(&shared, kind, Some(namespace));
@@ -84,7 +86,7 @@ async fn delete(request: &Request<'_>, body: &Bytes) -> Result<Response, Problem
     let text = |pointer| options.pointer(pointer).and_then(Value::as_str).map(str::to_owned);
     let seen =
         Seen { version: text("/preconditions/resourceVersion"), uid: text("/preconditions/uid") };
-    let keep_snapshots = call.query.keep_snapshots();
+    let keep_snapshots = keeps_snapshots(kind, call)?;
     let removal = Removal { seen, dry_run: is_dry(request, &options)?, keep_snapshots };
     expect_cascade(kind, &options, call)?;
     shared.services.settle().await;
@@ -138,6 +140,18 @@ fn is_dry(request: &Request<'_>, options: &Value) -> Result<bool, Problem> {
         }
         Some(other) => Err(Problem::bad_request(format!("dryRun is {other}, it can be [\"All\"]"))),
     }
+}
+
+/// Whether snapshots outlive what is deleted. It means nothing to most kinds.
+fn keeps_snapshots(kind: Kind, call: &Call) -> Result<bool, Problem> {
+    let keeps = call.query.keep_snapshots()?;
+    if keeps && kind == Kind::Revision {
+        return Err(Problem::bad_request(
+            "keepSnapshots is for a Service, a Configuration or a Namespace; a revision's snapshots go with it"
+                .to_owned(),
+        ));
+    }
+    Ok(keeps)
 }
 
 /// Whether what an object has made may go with it, as it always does here.

@@ -47,8 +47,18 @@ impl Query {
     }
 
     /// Whether a deletion leaves the snapshots for whoever makes the same again. Our own.
-    pub(super) fn keep_snapshots(&self) -> bool {
-        is_true(&self.keep_snapshots)
+    ///
+    /// # Errors
+    /// Neither yes nor no: what is lost by a slip of the pen does not come back.
+    pub(super) fn keep_snapshots(&self) -> Result<bool, Problem> {
+        match self.keep_snapshots.as_str() {
+            "" | "0" | "f" => Ok(false),
+            text if is_true(text) => Ok(true),
+            text if text.eq_ignore_ascii_case("false") => Ok(false),
+            other => Err(Problem::bad_request(format!(
+                "keepSnapshots is {other:?}, it can be `true` or `false`"
+            ))),
+        }
     }
 
     pub(super) fn force(&self) -> bool {

@@ -13,7 +13,9 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio_util::io::{StreamReader, SyncIoBridge};
 use vhive_api::RuntimeName;
-use vhive_node::{Collected, CreateError, ImportError, SnapshotId, SnapshotInfo, TakeError};
+use vhive_node::{
+    Collected, CreateError, ImportError, KeepError, SnapshotId, SnapshotInfo, TakeError,
+};
 
 use super::State;
 use super::status::Problem;
@@ -67,11 +69,14 @@ pub(super) async fn create(
             let error = GatewayError::from(error);
             Problem::new(error.told().status, "InstanceFailed", error.text().trim_end())
         }
-        CreateError::Take(error @ (TakeError::Busy | TakeError::Unwell)) => {
-            Problem::new(StatusCode::CONFLICT, "Conflict", chain(&error))
-        }
+        CreateError::Take(
+            error @ (TakeError::Busy | TakeError::Unwell | TakeError::Keep(KeepError::Deleted)),
+        ) => Problem::new(StatusCode::CONFLICT, "Conflict", chain(&error)),
         CreateError::Take(error @ TakeError::Unsupported(_)) => {
             Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "Invalid", chain(&error))
+        }
+        CreateError::Take(error @ TakeError::NoRoom(_)) => {
+            Problem::new(StatusCode::INSUFFICIENT_STORAGE, "InsufficientStorage", chain(&error))
         }
         CreateError::Take(error) => Problem::internal(chain(&error)),
     })?;

@@ -158,7 +158,8 @@ impl From<ChangeError> for Problem {
                 | StoreError::Damaged { .. }
                 | StoreError::Format { .. }
                 | StoreError::Io { .. },
-            ) => Self::internal(message),
+            )
+            | ChangeError::Unmarked { .. } => Self::internal(message),
             ChangeError::ShutDown => {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailable", message)
             }

@@ -119,6 +119,7 @@ impl Services {
         self.provide(&stored.namespace).await?;
         let version = self.next_version();
         stored.resource_version = version;
+        self.disown_earlier(&stored, before.as_ref()).await;
         let stored = self.write(stored).await?;
         tracing::info!(
             kind = kind.as_str(), %name, revision = stored.latest().name(), "service set"
@@ -128,6 +129,18 @@ impl Services {
         // With what that has changed.
         let entry = self.catalog.get(&entry.stored.namespace, &name).unwrap_or(entry);
         Ok((entry, before.is_none()))
+    }
+
+    /// Removes the snapshots that lie under the names of new revisions, which are somebody else's. Before these are
+    /// known to the store: a node that finds them there after a kill takes the snapshots for theirs.
+    async fn disown_earlier(&self, stored: &StoredService, before: Option<&Entry>) {
+        for one in &stored.revisions {
+            let known = before
+                .is_some_and(|entry| entry.stored.revisions.iter().any(|old| old.uid == one.uid));
+            if !known {
+                self.node.disown_earlier(&one.revision.key).await;
+            }
+        }
     }
 
     fn begin(
@@ -167,14 +180,6 @@ impl Services {
         });
         let standings: Arc<[Standing]> = standings.collect();
         self.note_ages(&stored);
-        let added = stored
-            .revisions
-            .iter()
-            .filter(|one| told.iter().any(|(uid, what)| *uid == one.uid && *what == What::Added));
-        for one in added {
-            // What was there under its name is somebody else's.
-            drop(self.node.disown_earlier(&one.revision.key));
-        }
         let (entry, turnover) = self.catalog.put(Arc::new(stored), standings, version, now);
         self.turn_over(turnover);
         let what = if before.is_none() { What::Added } else { What::Modified };
@@ -233,13 +238,11 @@ impl Services {
         if removal.dry_run {
             return Ok(());
         }
+        if removal.keep_snapshots {
+            self.keep_snapshots(&entry).await?;
+        }
         let key = (namespace.to_owned(), name.to_owned());
         self.on_disk(move |store| store.remove(&key.0, &key.1)).await?;
-        if removal.keep_snapshots {
-            for one in &entry.stored.revisions {
-                self.node.keep_snapshots(&one.revision.key).await;
-            }
-        }
         let entry = self.take_service(namespace, name).ok_or_else(not_found)?;
         if !removal.keep_snapshots {
             self.take_snapshots(&entry).await;
@@ -267,6 +270,19 @@ impl Services {
         }
         self.changes.publish(changes);
         Some(entry)
+    }
+
+    /// Marks the snapshots of a service that is about to be removed as there for whoever makes it again.
+    ///
+    /// # Errors
+    /// [`ChangeError::Unmarked`].
+    pub(super) async fn keep_snapshots(&self, entry: &Entry) -> Result<(), ChangeError> {
+        for one in &entry.stored.revisions {
+            self.node.keep_snapshots(&one.revision.key).await.map_err(|source| {
+                ChangeError::Unmarked { revision: one.name().to_owned(), source }
+            })?;
+        }
+        Ok(())
     }
 
     /// Removes the snapshots of a service that has been taken. The lock for changes is held until they are out
@@ -351,7 +367,7 @@ pub(crate) struct Removal {
     pub(crate) seen: Seen,
     /// Says whether it could be; nothing is changed.
     pub(crate) dry_run: bool,
-    /// Leaves a service's snapshots for whoever makes the same again.
+    /// Leaves the snapshots of services for whoever makes the same again.
     pub(crate) keep_snapshots: bool,
 }
 

@@ -12,6 +12,7 @@ mod object;
 mod pods;
 mod settle;
 
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -131,6 +132,15 @@ pub(crate) enum ChangeError {
         /// Why not.
         #[source]
         source: Box<ResolveError>,
+    },
+    /// What was to outlive its deletion cannot be marked so; nothing is deleted.
+    #[error("not deleted: the snapshots of revision {revision:?} cannot be marked as kept")]
+    Unmarked {
+        /// The revision.
+        revision: String,
+        /// What the disk says.
+        #[source]
+        source: io::Error,
     },
     /// The change could not be made durable.
     #[error(transparent)]

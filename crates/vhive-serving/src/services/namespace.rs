@@ -100,6 +100,11 @@ impl Services {
         if removal.dry_run {
             return Ok(());
         }
+        if removal.keep_snapshots {
+            for entry in self.catalog.list(Some(&name)) {
+                self.keep_snapshots(&entry).await?;
+            }
+        }
         let gone = name.clone();
         self.on_disk(move |store| store.remove_namespace(&gone)).await?;
         // Routes first: nothing they lead to is looked for anew.
@@ -109,7 +114,9 @@ impl Services {
             }
         }
         for entry in self.catalog.list(Some(&name)) {
-            if let Some(entry) = self.take_service(&name, &entry.stored.name) {
+            if let Some(entry) = self.take_service(&name, &entry.stored.name)
+                && !removal.keep_snapshots
+            {
                 self.take_snapshots(&entry).await;
             }
         }

@@ -305,7 +305,17 @@ async fn the_snapshots_of_what_is_deleted_go_with_it() {
     assert_eq!(status, 200, "{told}");
     assert_eq!(only(&world).await["revision"]["name"], "one-00002");
 
-    // What a deletion is told to leave is there for whoever makes the same again.
+    // What a deletion is told to leave is there for whoever makes the same again. It is told clearly, or not at all.
+    for unclear in [
+        format!("{one}?keepSnapshots=yes"),
+        format!("{SERVICES}?keepSnapshots=tru"),
+        format!("{REVISIONS}/one-00002?keepSnapshots=true"),
+        format!("{REVISIONS}?keepSnapshots=true"),
+    ] {
+        let (status, told) = world.api("DELETE", &unclear, None).await;
+        assert!(status == 400 && told.to_string().contains("keepSnapshots"), "{unclear}: {told}");
+    }
+    assert_eq!(only(&world).await["kept"], false);
     let (status, told) = within(world.api("DELETE", &one, None)).await;
     assert_eq!(status, 200, "{told}");
     assert_eq!(world.apply("one", reap).await.0, 201);
@@ -350,6 +360,10 @@ async fn the_snapshots_of_a_namespace_go_with_it_and_with_nothing_else() {
     let doomed = "/api/v1/namespaces/doomed";
     assert_eq!(within(world.api("DELETE", doomed, None)).await.0, 200);
     assert_eq!(only(&world).await["revision"]["namespace"], "doomed-not");
+    let doomed = "/api/v1/namespaces/doomed-not?keepSnapshots=true";
+    assert_eq!(within(world.api("DELETE", doomed, None)).await.0, 200);
+    let left = only(&world).await;
+    assert_eq!((&left["orphan"], &left["kept"]), (&Value::from(true), &Value::from(true)));
     world.stop().await;
 }
 

@@ -273,7 +273,17 @@ impl Out {
         let path = PathBuf::from(path);
         // A guest's memory with whatever secrets are in it is for who has asked for it alone, as the node keeps it;
         // and nothing that somebody has put there is written through.
-        let file = File::options().write(true).create_new(true).mode(0o600).open(&path)?;
+        let file = File::options().write(true).create_new(true).mode(0o600).open(&path);
+        let file = file.map_err(|error| match error.kind() {
+            io::ErrorKind::AlreadyExists => io::Error::new(
+                error.kind(),
+                format!(
+                    "{} is there, perhaps of an export that was killed; remove it",
+                    path.display()
+                ),
+            ),
+            _ => error,
+        })?;
         Ok(Self::Draft(Draft { path, file }))
     }
 
@@ -359,8 +369,9 @@ mod tests {
         fs::write(&others, "not ours").expect("written");
         let planted = dir.path().join(format!("hello.tar.{}.part", std::process::id()));
         symlink(&others, planted).expect("linked");
-        let refused = Out::begin(&to).err().map(|error| error.kind());
-        assert_eq!(refused, Some(io::ErrorKind::AlreadyExists));
+        let refused = Out::begin(&to).err().expect("refused");
+        assert_eq!(refused.kind(), io::ErrorKind::AlreadyExists);
+        assert!(refused.to_string().contains(".part is there"), "{refused}");
         assert_eq!(fs::read_to_string(&others).expect("there"), "not ours");
     }
 }
