@@ -12,7 +12,8 @@ pub enum Outcome {
     Ok,
     /// With another reply, or none because something broke.
     Error,
-    /// Without a reply within the time that a request may take.
+    /// Without a reply within the time that a request may take, or told so by a gRPC server, to which that time is
+    /// sent (`DEADLINE_EXCEEDED`).
     Timeout,
     /// It was under way when the run's drain ended.
     Unfinished,

@@ -131,10 +131,7 @@ async fn invoke(session: &Session, step: &Step, cache: &'static str) -> Result<R
     let after = session.counted(&service).await?;
     row.counters = match step.key.kind {
         Kind::Warm => after.zip(before).and_then(|(after, before)| after.since(&before)),
-        // Everything since its start; events are counted only from this look on.
-        _ => after.map(|after| {
-            after.counters.0.into_iter().filter(|(counter, _)| !counter.is_event()).collect()
-        }),
+        _ => after.map(|after| after.since_start()),
     };
     row.record = session.target.record(&service, &reply, deadline).await.map_err(failed)?;
     let simulated = row.record.as_ref().is_some_and(|r| r.runtime == RuntimeName::Sim);

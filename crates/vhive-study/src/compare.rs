@@ -61,8 +61,12 @@ struct Samples {
     kind: &'static str,
     facts: BTreeMap<String, String>,
     cut_short: Option<String>,
+    /// In the order of their time, where it matters.
     values: BTreeMap<What, Vec<f64>>,
 }
+
+/// Kinds whose values are of one run each, and so depend on those shortly before.
+const IN_TIME: [&str; 2] = ["load", "sweep"];
 
 /// One side of a comparison.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -136,6 +140,8 @@ pub struct Comparison {
     pub only_b: Vec<String>,
     /// Of the resampling.
     pub seed: u64,
+    /// Whether values of one run depend on those shortly before, and so are resampled in blocks.
+    pub in_time: bool,
 }
 
 impl Comparison {
@@ -153,14 +159,16 @@ impl Comparison {
                 b: second.kind,
             });
         }
+        let in_time = IN_TIME.contains(&first.kind);
+        let differ = if in_time { stats::difference_in_time } else { stats::difference };
         let mut lines = Vec::new();
         for (what, values) in &first.values {
             let Some(others) = second.values.get(what) else { continue };
             let found = (
                 side(values),
                 side(others),
-                stats::difference(values, others, 0.5, seed),
-                stats::difference(values, others, 0.99, seed),
+                differ(values, others, 0.5, seed),
+                differ(values, others, 0.99, seed),
             );
             if let (Some(a), Some(b), Some(median), Some(p99)) = found {
                 let values = (values.clone(), others.clone());
@@ -181,13 +189,15 @@ impl Comparison {
             only_a: in_a.difference(&in_b).cloned().collect(),
             only_b: in_b.difference(&in_a).cloned().collect(),
             seed,
+            in_time,
         })
     }
 }
 
 fn difference<S: serde::Serializer>(one: &Difference, to: S) -> Result<S::Ok, S::Error> {
     let interval = one.interval.map(|interval| [interval.low, interval.high]);
-    serde_json::json!({"by": one.by, "interval": interval, "clear": one.is_clear()}).serialize(to)
+    serde_json::json!({"by": one.by, "interval": interval, "clear": one.is_clear(), "block": one.block})
+        .serialize(to)
 }
 
 fn side(values: &[f64]) -> Option<Side> {
@@ -300,7 +310,7 @@ impl Samples {
         let path = dir.join(SUMMARY);
         let chosen = ["vhive", "host", "planned", "sending_seconds", "outcomes", "load_before"];
         let facts = facts(&path, &chosen)?;
-        let (rows, _) = lines::<Sent>(&dir.join(ROWS))?;
+        let rows = sent(dir)?;
         let cut = RunFacts::read(&path)?.is_cut_short();
         let cut_short = cut.then(|| format!("{} rows", rows.len()));
         let mut values: BTreeMap<What, Vec<f64>> = BTreeMap::new();
@@ -326,7 +336,7 @@ impl Samples {
         let facts = facts(&path, &["vhive", "host", "within", "load_before"])?;
         let content = |source| ResultError::Content { path: path.clone(), line: 1, source };
         let found: Knee = serde_json::from_str(&text(&path)?).map_err(content)?;
-        let (rows, _) = lines::<Sent>(&dir.join(ROWS))?;
+        let rows = sent(dir)?;
         let cut = RunFacts::read(&path)?.is_cut_short();
         let cut_short = cut.then(|| format!("{} rows", rows.len()));
         let mut values: BTreeMap<What, Vec<f64>> = BTreeMap::new();
@@ -373,12 +383,22 @@ struct Sent {
     /// Which try of a rate.
     #[serde(default)]
     r#try: u64,
+    #[serde(default)]
+    intended_us: f64,
     endpoint: String,
     outcome: String,
     start: Option<String>,
     late_us: Option<f64>,
     latency_us: Option<f64>,
     total_us: f64,
+}
+
+/// The rows of a run in the order in which they were due, that of each try by itself; they are written as
+/// they end.
+fn sent(dir: &Path) -> Result<Vec<Sent>, ResultError> {
+    let (mut rows, _) = lines::<Sent>(&dir.join(ROWS))?;
+    rows.sort_by(|a, b| a.r#try.cmp(&b.r#try).then(a.intended_us.total_cmp(&b.intended_us)));
+    Ok(rows)
 }
 
 /// What of a sweep's result is compared.
@@ -507,6 +527,41 @@ mod tests {
             Comparison::of(empty.path(), &sample(), 1),
             Err(CompareError::Nothing(_))
         ));
+    }
+
+    #[test]
+    fn what_comes_in_bunches_is_no_difference() {
+        // 20 requests a second for a minute, all slow in some seconds and fast in the others. The rows are
+        // written as replies come, not in the order in which they were due.
+        let run = |slow: usize, seed: u64| {
+            let dir = tempfile::tempdir().expect("made");
+            let mut random = stats::Random::new(seed);
+            let mut seconds: Vec<usize> = (0..60).collect();
+            seconds.sort_by_cached_key(|_| random.bits());
+            let row = |n: usize| {
+                let us =
+                    if seconds[..slow].contains(&(n / 20)) { 90_000 } else { 5000 } + n * 7 % 20;
+                serde_json::json!({
+                    "number": n, "endpoint": "a", "outcome": "ok", "start": null,
+                    "intended_us": n * 50_000, "late_us": 1.0, "latency_us": us, "total_us": us,
+                })
+            };
+            // 7 and 1200 have no divisor in common: each row once.
+            let rows: String = (0..1200).map(|n| format!("{}\n", row(n * 7 % 1200))).collect();
+            fs::write(dir.path().join(ROWS), rows).expect("written");
+            fs::write(dir.path().join(SUMMARY), "{\"planned\":1200}").expect("written");
+            dir
+        };
+        let (a, b) = (run(28, 1), run(32, 2));
+        let found = Comparison::of(a.path(), b.path(), 1).expect("compared");
+        let line = found.lines.iter().find(|line| line.what.metric == "latency ms").expect("both");
+        let (one, other) = &line.values;
+        let by_values = stats::difference(one, other, 0.5, 1).expect("values");
+        assert!(by_values.is_clear() && by_values.by > 80.0, "one by one: {by_values:?}");
+        assert!(line.median.by == by_values.by && !line.median.is_clear(), "{:?}", line.median);
+        assert!(line.median.block.iter().all(|block| *block >= 10), "{:?}", line.median);
+        let json = serde_json::to_value(&found).expect("serialises");
+        assert!(json["lines"][1]["median"]["block"][1].as_u64() >= Some(1), "{json}");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use tokio::task::JoinSet;
-use vhive_api::{InvocationRecord, RuntimeName};
+use vhive_api::{HostCounters, InvocationRecord, RuntimeName};
 
 use crate::cold_start::blank;
 use crate::function::Variant;
@@ -11,6 +11,7 @@ use crate::http::{ApiError, Reply};
 use crate::plan::Kind;
 use crate::schedule::{self, Step};
 use crate::session::{Session, StudyError, chain};
+use crate::target::Counted;
 
 /// Prepares every function and kind, then sends 1, 2, 4 … invocations at once. One row each.
 ///
@@ -57,6 +58,7 @@ async fn measure(session: &mut Session, step: &Step) -> Result<(), StudyError> {
         waves.spawn(async move { (target.invoke(&service, &request, deadline).await, None) });
     }
     let mut replies = waves.join_all().await;
+    let counted = session.counted_each(&service).await?;
     let footprint = session.target.footprint(&service, deadline).await;
     let footprint = footprint.map_err(|source| StudyError::Node {
         doing: format!("cannot ask about {service}"),
@@ -71,13 +73,16 @@ async fn measure(session: &mut Session, step: &Step) -> Result<(), StudyError> {
             })?;
         }
     }
-    for (reply, record) in replies {
+    let records = replies.iter().map(|(_, record)| record.as_ref());
+    let used = of_each(&counted, &records.collect::<Vec<_>>());
+    for ((reply, record), used) in replies.into_iter().zip(used) {
         let mut row = begun.clone();
         session.order += 1;
         row.order = session.order;
         row.rss_bytes = footprint.rss;
         row.pss_bytes = footprint.pss;
         row.guest_bytes = footprint.guest;
+        row.counters = used;
         match reply {
             Err(error) => row.error = Some(chain(&error)),
             Ok(reply) => {
@@ -94,4 +99,63 @@ async fn measure(session: &mut Session, step: &Step) -> Result<(), StudyError> {
         session.keep(&row)?;
     }
     session.empty(what).await
+}
+
+/// What the instance of each invocation has used of the host; of one that has served several of them, nobody
+/// knows for which.
+fn of_each(
+    counted: &[Counted],
+    records: &[Option<&InvocationRecord>],
+) -> Vec<Option<HostCounters>> {
+    let sandbox = |record: &Option<&InvocationRecord>| {
+        record.and_then(|record| record.sandbox.as_ref()).map(|id| id.as_str().to_owned())
+    };
+    let all: Vec<Option<String>> = records.iter().map(sandbox).collect();
+    let used = |mine: &Option<String>| {
+        let served = all.iter().filter(|other| *other == mine).count();
+        let mine = mine.as_ref().filter(|_| served == 1)?;
+        let used = counted.iter().find(|one| one.sandbox == *mine)?.since_start();
+        (!used.is_empty()).then_some(used)
+    };
+    all.iter().map(used).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use vhive_api::{Counter, SandboxId};
+
+    use super::*;
+    use crate::analysis::tests::fixture;
+
+    #[test]
+    fn each_invocation_has_what_its_own_instance_has_used() {
+        let record = fixture().rows.into_iter().find_map(|row| row.record).expect("a record");
+        let of = |sandbox: Option<&SandboxId>| InvocationRecord {
+            sandbox: sandbox.cloned(),
+            ..record.clone()
+        };
+        let ids: [SandboxId; 4] = std::array::from_fn(|_| SandboxId::random());
+        // The second instance has served two, of one record nobody knows, the third is gone, and of the
+        // fourth nothing was counted.
+        let records =
+            [Some(&ids[0]), Some(&ids[1]), Some(&ids[1]), None, Some(&ids[2]), Some(&ids[3])];
+        let records = records.map(of);
+        let counted = [(3, 10), (0, 7), (1, 8)].map(|(at, us)| Counted {
+            sandbox: ids[at].as_str().to_owned(),
+            counters: [(Counter::CpuUs, us), (Counter::Cycles, 5)].into_iter().collect(),
+        });
+        let mut counted = counted.to_vec();
+        counted[0].counters.0.remove(&Counter::CpuUs);
+        let all: Vec<_> = records.iter().map(Some).chain([None]).collect();
+        let used = of_each(&counted, &all);
+        let cpu =
+            |used: &Option<HostCounters>| used.as_ref().and_then(|all| all.get(Counter::CpuUs));
+        assert_eq!(
+            used.iter().map(cpu).collect::<Vec<_>>(),
+            [Some(7), None, None, None, None, None, None]
+        );
+        let events = used.iter().flatten().filter(|all| all.get(Counter::Cycles).is_some());
+        assert_eq!(events.count(), 0, "events are counted from the look on");
+        assert!(used[5].is_none(), "nothing is no zero");
+    }
 }

@@ -96,7 +96,7 @@ pub struct Row {
     /// Memory of the guest as configured, in bytes.
     pub guest_bytes: Option<u64>,
     /// What the sandbox's processes used of the host: of a warm invocation, during it; of others,
-    /// since they were started. Absent if it was not asked for, or there were several sandboxes.
+    /// since they were started. Absent if it was not asked for, or is not of this invocation alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub counters: Option<HostCounters>,
     /// What went wrong: no reply, an error status, another reply than expected.

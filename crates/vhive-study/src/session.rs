@@ -361,6 +361,14 @@ impl Session {
         asked.map_err(|source| StudyError::Node { doing: doing(), source })
     }
 
+    /// What each of a service's instances has used likewise.
+    pub(crate) async fn counted_each(&self, service: &str) -> Result<Vec<Counted>, StudyError> {
+        let (counters, deadline) = (self.plan.counters, self.step_deadline());
+        let asked = self.target.counted_each(service, counters, deadline).await;
+        let doing = || format!("cannot ask what {service} has used");
+        asked.map_err(|source| StudyError::Node { doing: doing(), source })
+    }
+
     /// Does to the page cache what the plan says; returns the word for the rows.
     pub(crate) async fn drop_cache(&mut self) -> Result<&'static str, StudyError> {
         let cache = self.plan.cache;

@@ -2,9 +2,10 @@
 //!
 //! Every figure is a function of its input and a seed: the same rows give the same report.
 
+mod blocks;
 mod difference;
 
-pub use difference::{Difference, difference};
+pub use difference::{Difference, difference, difference_in_time};
 
 /// Resamplings behind a confidence interval.
 const RESAMPLES: usize = 2000;

@@ -52,6 +52,14 @@ pub struct Counted {
 }
 
 impl Counted {
+    /// What it has used since its start. Events are counted only from the first look on, and so are not of
+    /// it.
+    #[must_use]
+    pub fn since_start(&self) -> HostCounters {
+        let all = self.counters.0.iter().map(|(counter, count)| (*counter, *count));
+        all.filter(|(counter, _)| !counter.is_event()).collect()
+    }
+
     /// What it has used since an earlier moment; none if that was another instance.
     #[must_use]
     pub fn since(&self, earlier: &Self) -> Option<HostCounters> {
@@ -235,22 +243,39 @@ impl Target {
         counters: Counters,
         deadline: Deadline,
     ) -> Result<Option<Counted>, ApiError> {
+        let mut all = self.counted_each(service, counters, deadline).await?;
+        let one = if all.len() == 1 { all.pop() } else { None };
+        Ok(one.filter(|one| !one.counters.is_empty()))
+    }
+
+    /// What each of the service's instances has used of the host, which may be nothing that is known;
+    /// of none if nothing is to be counted.
+    ///
+    /// # Errors
+    /// As [`counted`](Self::counted)'s.
+    pub async fn counted_each(
+        &self,
+        service: &str,
+        counters: Counters,
+        deadline: Deadline,
+    ) -> Result<Vec<Counted>, ApiError> {
         let what = match counters {
-            Counters::Off => return Ok(None),
+            Counters::Off => return Ok(Vec::new()),
             Counters::Basic => "describe?counters=basic",
             Counters::All => "describe?counters=all",
         };
         let path = self.view(service, what);
         let now = self.door.json(Method::GET, &path, None, deadline).await?;
-        let Some([one]) = now["instances"].as_array().map(Vec::as_slice) else { return Ok(None) };
-        let sandbox = one["sandbox"].as_str().unwrap_or_default().to_owned();
-        let counters = serde_json::from_value::<Option<HostCounters>>(one["counters"].clone());
-        let counters = counters.map_err(|error| ApiError::Strange {
-            at: "the node's counters".to_owned(),
-            what: error.to_string(),
-        })?;
-        let found = counters.filter(|counters| !counters.is_empty());
-        Ok(found.map(|counters| Counted { sandbox, counters }))
+        let each = |one: &Value| {
+            let sandbox = one["sandbox"].as_str().unwrap_or_default().to_owned();
+            let counters = serde_json::from_value::<Option<HostCounters>>(one["counters"].clone());
+            let counters = counters.map_err(|error| ApiError::Strange {
+                at: "the node's counters".to_owned(),
+                what: error.to_string(),
+            })?;
+            Ok(Counted { sandbox, counters: counters.unwrap_or_default() })
+        };
+        now["instances"].as_array().into_iter().flatten().map(each).collect()
     }
 
     /// The newest working set of the service's snapshot, if it has one that this process may read.

@@ -198,6 +198,76 @@ fn e2e_load_converts_other_traces() {
 }
 
 #[test]
+fn e2e_load_takes_what_azure_has_published_as_it_is() {
+    let dir = Dir::new("load-azure");
+    let (published, out) = (at(&dir, "published"), at(&dir, "trace"));
+    fs::create_dir_all(&published).expect("made");
+    let columns = |count: &dyn Fn(u32) -> u32| {
+        (1..=1440).map(|minute| format!(",{}", count(minute))).collect::<String>()
+    };
+    let percentiles = |names: &[u32], of: &str| {
+        names.iter().map(|percent| format!(",{of}{percent}")).collect::<String>()
+    };
+    for (name, text) in [
+        (
+            "invocations_per_function_md",
+            format!(
+                "HashOwner,HashApp,HashFunction,Trigger{}\no,a,f,http{}\no,b,g,http{}\n",
+                columns(&|minute| minute),
+                columns(&|minute| minute % 7),
+                columns(&|_| 1)
+            ),
+        ),
+        (
+            "function_durations_percentiles",
+            format!(
+                "HashOwner,HashApp,HashFunction,Average,Count,Minimum,Maximum{}\n\
+                o,a,f,5,9,1,9,1,1,2,5,6,8,9\n",
+                percentiles(&[0, 1, 25, 50, 75, 99, 100], "percentile_Average_")
+            ),
+        ),
+        (
+            "app_memory_percentiles",
+            format!(
+                "HashOwner,HashApp,SampleCount,AverageAllocatedMb{}\no,a,9,64{}\n",
+                percentiles(&[1, 5, 25, 50, 75, 95, 99, 100], "AverageAllocatedMb_pct"),
+                ",64".repeat(8)
+            ),
+        ),
+    ] {
+        fs::write(format!("{published}/{name}.anon.d02.csv"), text).expect("written");
+    }
+    let run =
+        |args: &[&str]| vhive(dir.path(), &[&["load", "convert"], args].concat()).expect("runs");
+    let planned = |path: &str| {
+        let config = put(&dir, "config.json", &json!({"TracePath": path, "ExperimentDuration": 2}));
+        let dry = ["-o", "json", "load", "trace", "-config", &config, "-dryRun"];
+        let planned = vhive(dir.path(), &dry).expect("runs");
+        serde_json::from_slice::<Value>(&planned.stdout).expect("JSON")["invocations"].clone()
+    };
+    let ours = ["azure2019", "--from", &published, "--day", "2", "--start", "3", "-o", &out];
+    // As the original's sampler has it: the second day is 01.
+    let originals = ["preprocess", "-t", &published, "-s", "01:00:03", "-dur", "2", "-o", &out];
+    for args in [&ours[..], &originals] {
+        let done = run(args);
+        assert!(done.status.success(), "{}", said(&done));
+        assert!(
+            said(&done).contains("1 functions left out: not in the file of d"),
+            "{}",
+            said(&done)
+        );
+        assert_eq!(planned(&out), 4 + 5, "columns 4 and 5");
+    }
+    let refused = run(&[&originals[..], &["--day", "15"]].concat());
+    assert!(!refused.status.success() && said(&refused).contains("--day"), "{}", said(&refused));
+
+    let file = at(&dir, "AzureFunctionsInvocationTraceForTwoWeeksJan2021.txt");
+    fs::write(&file, "app,func,end_timestamp,duration\na,f,5,1\na,f,70,1\na,f,500,1\n")
+        .expect("written");
+    assert_eq!(planned(&file), 2);
+}
+
+#[test]
 fn e2e_load_deploys_by_a_kubeconfig_through_tls() {
     if skip("e2e_load_deploys_by_a_kubeconfig_through_tls") {
         return;

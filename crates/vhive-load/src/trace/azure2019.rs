@@ -10,6 +10,28 @@ use super::draw::{MEMORY_QUANTILES, Percentiles, RUNTIME_QUANTILES, Stats};
 use super::table::{Line, Table};
 use super::{Function, Source, TraceError, name};
 
+/// Columns of runtimes, one for each of [`RUNTIME_QUANTILES`].
+pub(super) const RUNTIME_COLUMNS: [&str; 7] = [
+    "percentile_Average_0",
+    "percentile_Average_1",
+    "percentile_Average_25",
+    "percentile_Average_50",
+    "percentile_Average_75",
+    "percentile_Average_99",
+    "percentile_Average_100",
+];
+/// Columns of memory, one for each of [`MEMORY_QUANTILES`].
+pub(super) const MEMORY_COLUMNS: [&str; 8] = [
+    "AverageAllocatedMb_pct1",
+    "AverageAllocatedMb_pct5",
+    "AverageAllocatedMb_pct25",
+    "AverageAllocatedMb_pct50",
+    "AverageAllocatedMb_pct75",
+    "AverageAllocatedMb_pct95",
+    "AverageAllocatedMb_pct99",
+    "AverageAllocatedMb_pct100",
+];
+
 /// Reads the first `units` columns of every function.
 ///
 /// # Errors
@@ -28,35 +50,11 @@ pub fn read(dir: &Path, units: usize) -> Result<Vec<Function>, TraceError> {
 pub fn each(dir: &Path, units: usize, mut take: impl FnMut(Function)) -> Result<(), TraceError> {
     let runtimes = percentiles(
         &dir.join("durations.csv"),
-        [
-            "percentile_Average_0",
-            "percentile_Average_1",
-            "percentile_Average_25",
-            "percentile_Average_50",
-            "percentile_Average_75",
-            "percentile_Average_99",
-            "percentile_Average_100",
-        ]
-        .as_slice(),
+        &RUNTIME_COLUMNS,
         RUNTIME_QUANTILES,
         Some("Average"),
     )?;
-    let memories = percentiles(
-        &dir.join("memory.csv"),
-        [
-            "AverageAllocatedMb_pct1",
-            "AverageAllocatedMb_pct5",
-            "AverageAllocatedMb_pct25",
-            "AverageAllocatedMb_pct50",
-            "AverageAllocatedMb_pct75",
-            "AverageAllocatedMb_pct95",
-            "AverageAllocatedMb_pct99",
-            "AverageAllocatedMb_pct100",
-        ]
-        .as_slice(),
-        MEMORY_QUANTILES,
-        None,
-    )?;
+    let memories = percentiles(&dir.join("memory.csv"), &MEMORY_COLUMNS, MEMORY_QUANTILES, None)?;
     let path = dir.join("invocations.csv");
     let table = Table::open(&path)?;
     let hash = table.column("HashFunction")?;

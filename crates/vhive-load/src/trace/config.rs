@@ -319,12 +319,15 @@ impl Config {
 
     fn form(&self) -> Form {
         if self.trace_path.as_os_str() == "RPS" {
-            Form::Rps
-        } else if self.trace_path.extension().is_some_and(|extension| extension == "csv") {
-            Form::Exact
-        } else {
-            Form::Counts
+            return Form::Rps;
         }
+        // By what it is; the published file of 2021 ends in `.txt`. Of what is not there, the name says
+        // what it was to be.
+        let is_dir = match std::fs::metadata(&self.trace_path) {
+            Ok(there) => there.is_dir(),
+            Err(_) => self.trace_path.extension().is_none_or(|end| end != "csv" && end != "txt"),
+        };
+        if is_dir { Form::Counts } else { Form::Exact }
     }
 
     /// The files that the plan and its workflows are made of.
@@ -477,6 +480,35 @@ mod tests {
             let (before, after): (Vec<_>, Vec<_>) =
                 plan.shots().partition(|shot| shot.at_ns < from);
             assert_eq!([before.len() as u64, after.len() as u64], [per_minute, per_minute]);
+        }
+    }
+
+    #[test]
+    fn a_file_is_told_from_a_directory_by_looking_at_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let form = |path: &Path| Config { trace_path: path.to_owned(), ..Config::default() }.form();
+        // The published name of the trace of 2021.
+        let file = dir.path().join("AzureFunctionsInvocationTraceForTwoWeeksJan2021.txt");
+        let plain = dir.path().join("trace");
+        for path in [&file, &plain] {
+            std::fs::write(path, "app,func,end_timestamp,duration\na,f,5,1\n").unwrap();
+            assert_eq!(form(path), Form::Exact);
+        }
+        let config = Config { trace_path: file, ..Config::default() };
+        assert_eq!(config.plan().unwrap().total(), 1);
+        let named = dir.path().join("trace.csv");
+        std::fs::create_dir(&named).unwrap();
+        assert_eq!(form(&named), Form::Counts);
+        azure2019::tests::write(&named, |_, text| text);
+        let config = Config { trace_path: named, ..Config::default() };
+        assert_eq!(config.plan().unwrap().total(), 5 + 1);
+        for (none, wanted) in [
+            ("x.csv", Form::Exact),
+            ("x.txt", Form::Exact),
+            ("x", Form::Counts),
+            ("RPS", Form::Rps),
+        ] {
+            assert_eq!(form(Path::new(none)), wanted, "{none}");
         }
     }
 

@@ -9,7 +9,7 @@ use std::task::Context;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::{Method, Request};
+use http::{HeaderName, HeaderValue, Method, Request};
 use http_body_util::{BodyExt as _, Full};
 use hyper::client::conn::http2::SendRequest;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -28,14 +28,20 @@ const STREAMS: usize = 100;
 /// What a connection is begun with, and no server can say: its settings have not come yet.
 const UNTOLD: usize = usize::MAX - 1;
 
-/// A request for a host.
+/// The field by which a gRPC server knows how long its caller waits.
+const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
+/// DEADLINE_EXCEEDED.
+const DEADLINE_EXCEEDED: i32 = 4;
+
+/// A request for a host. `deadline` makes it one of gRPC, and is sent with it unless the caller's metadata
+/// has another.
 pub(super) fn request(
     host: &str,
-    grpc: bool,
+    deadline: Option<&HeaderValue>,
     plain: &Plain,
     work: Option<Work>,
 ) -> Result<Request<Full<Bytes>>, http::Error> {
-    if grpc {
+    if let Some(deadline) = deadline {
         let (path, body) = call::grpc_call(plain, work);
         let mut request = Request::post(format!("http://{host}{path}"))
             .header("content-type", "application/grpc")
@@ -48,6 +54,7 @@ pub(super) fn request(
             let more: Vec<_> = more.cloned().collect();
             request.headers_mut().extend(more);
         }
+        request.headers_mut().entry(GRPC_TIMEOUT).or_insert_with(|| deadline.clone());
         return Ok(request);
     }
     let (method, path, body) = match work {
@@ -62,6 +69,26 @@ pub(super) fn request(
         request.headers_mut().extend(plain.headers.iter().cloned());
     }
     Ok(request)
+}
+
+/// A time-out as gRPC writes it, in at most eight digits: exactly, or if these do not suffice rounded up.
+///
+/// # Source
+/// gRPC over HTTP/2, `PROTOCOL-HTTP2.md`, `Timeout`.
+pub(super) fn deadline(most: Duration) -> Option<HeaderValue> {
+    const UNITS: [(u128, char); 6] = [
+        (3_600_000_000_000, 'H'),
+        (60_000_000_000, 'M'),
+        (1_000_000_000, 'S'),
+        (1_000_000, 'm'),
+        (1_000, 'u'),
+        (1, 'n'),
+    ];
+    let ns = most.as_nanos();
+    let fits = |unit: u128| ns.div_ceil(unit) < 100_000_000;
+    let exact = UNITS.iter().find(|(unit, _)| ns.is_multiple_of(*unit) && fits(*unit));
+    let (unit, letter) = exact.or_else(|| UNITS.iter().rfind(|(unit, _)| fits(*unit)))?;
+    HeaderValue::try_from(format!("{}{letter}", ns.div_ceil(*unit))).ok()
 }
 
 /// A connection, and how many requests are under way on it.
@@ -376,7 +403,13 @@ async fn read(
             _ => call::did(protocol, has_work, &body),
         },
     };
-    Ok((if end.error.is_some() { Outcome::Error } else { Outcome::Ok }, end))
+    let outcome = match (&end.error, grpc_status) {
+        (None, _) => Outcome::Ok,
+        // The server knows the deadline and may tell of it before it has passed here.
+        (_, Some(DEADLINE_EXCEEDED)) => Outcome::Timeout,
+        _ => Outcome::Error,
+    };
+    Ok((outcome, end))
 }
 
 fn chain(error: &dyn std::error::Error) -> String {
@@ -387,4 +420,44 @@ fn chain(error: &dyn std::error::Error) -> String {
         next = cause.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_deadline_has_eight_digits_and_is_never_shorter() {
+        let told = |most| deadline(most).map(|value| value.to_str().unwrap_or("").to_owned());
+        for (most, text) in [
+            (Duration::from_secs(30), "30S"),
+            (Duration::from_secs(900), "15M"),
+            (Duration::from_secs(7200), "2H"),
+            (Duration::from_millis(1500), "1500m"),
+            (Duration::from_nanos(99_999_999), "99999999n"),
+            (Duration::from_nanos(100_000_001), "100001u"),
+            (Duration::new(100, 1), "100001m"),
+            (crate::LONGEST, "87600H"),
+            (crate::LONGEST + Duration::from_nanos(1), "5256001M"),
+        ] {
+            assert_eq!(told(most).as_deref(), Some(text), "{most:?}");
+        }
+    }
+
+    #[test]
+    fn a_deadline_goes_with_grpc_only_and_the_callers_own_goes_before() {
+        let mut plain = Plain::default();
+        let of = |plain: &Plain, deadline: Option<&HeaderValue>, work| {
+            let request = request("f.test", deadline, plain, work).expect("a request");
+            let all = request.headers().get_all("grpc-timeout").iter();
+            all.map(|value| value.to_str().expect("text").to_owned()).collect::<Vec<_>>()
+        };
+        let ours = deadline(Duration::from_secs(30));
+        let work = Some(Work { runtime_ms: 1, memory_mib: 1 });
+        assert_eq!(of(&plain, ours.as_ref(), None), ["30S"]);
+        assert_eq!(of(&plain, ours.as_ref(), work), ["30S"]);
+        assert!(of(&plain, None, None).is_empty() && of(&plain, None, work).is_empty());
+        plain.headers = vec![(GRPC_TIMEOUT, HeaderValue::from_static("1S"))];
+        assert_eq!(of(&plain, ours.as_ref(), None), ["1S"]);
+    }
 }

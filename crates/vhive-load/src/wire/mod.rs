@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::StreamExt as _;
-use http::Method;
+use http::{HeaderValue, Method};
 use rustix::io::Errno;
 use tokio_util::sync::CancellationToken;
 
@@ -110,8 +110,17 @@ pub struct Opened {
 /// Sends to one target.
 #[derive(Debug)]
 enum Lane {
-    H1 { pool: Arc<h1::Pool>, host: Arc<str>, plain: Bytes },
-    H2 { pool: Arc<h2::Pool>, host: Arc<str>, grpc: bool },
+    H1 {
+        pool: Arc<h1::Pool>,
+        host: Arc<str>,
+        plain: Bytes,
+    },
+    /// With the deadline of its requests, gRPC.
+    H2 {
+        pool: Arc<h2::Pool>,
+        host: Arc<str>,
+        deadline: Option<HeaderValue>,
+    },
 }
 
 /// Sends to every target; connections are shared by targets with the same address.
@@ -145,7 +154,8 @@ impl Wires {
             }
             let pool = h2_pools.entry(address).or_insert_with(|| h2::Pool::new(shared, address));
             let grpc = target.protocol == Protocol::Grpc;
-            Lane::H2 { pool: Arc::clone(pool), host, grpc }
+            let deadline = if grpc { h2::deadline(shared.patience) } else { None };
+            Lane::H2 { pool: Arc::clone(pool), host, deadline }
         };
         let lanes = targets.iter().map(lane).collect();
         Self { lanes, expiry, shared: Arc::clone(shared) }
@@ -202,10 +212,10 @@ impl Wires {
                 };
                 pool.send(pending, bytes);
             }
-            Some(Lane::H2 { pool, host, grpc }) => {
+            Some(Lane::H2 { pool, host, deadline }) => {
                 let work = pending.shot.work;
-                match h2::request(host, *grpc, plain, work) {
-                    Ok(request) => pool.send(pending, request, *grpc),
+                match h2::request(host, deadline.as_ref(), plain, work) {
+                    Ok(request) => pool.send(pending, request, deadline.is_some()),
                     Err(error) => pending.fail(Outcome::Error, error.to_string()),
                 }
             }

@@ -215,3 +215,39 @@ fn a_method_is_learnt_from_the_server_and_called_with_json() {
         assert!(nobody.is_err());
     });
 }
+
+/// Answers with the deadline that a request came with, as `grpc-message`; the deadline `1S` has passed.
+async fn deadlines() -> String {
+    listen(|_, stream| async move {
+        let service = service_fn(|request: Request<Incoming>| async move {
+            let told = request.headers().get_all("grpc-timeout").iter().cloned();
+            let all: Vec<_> = told.collect();
+            let status = if all == ["1S"] { "4" } else { "9" };
+            let head = Response::builder().header("grpc-status", status);
+            let head = all.into_iter().fold(head, |head, one| head.header("grpc-message", one));
+            head.body(http_body_util::Empty::<Bytes>::new())
+        });
+        let server = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+        drop(server.serve_connection(TokioIo::new(stream), service).await);
+    })
+    .await
+}
+
+#[test]
+fn a_server_knows_how_long_its_caller_waits_and_may_say_that_it_is_over() {
+    on_one_thread(async {
+        let address = deadlines().await;
+        let mut load = load(&address, Protocol::Grpc);
+        let outcome = async |load: &vhive_load::Load| {
+            let rows = run(load, shots(1, 1)).await;
+            (rows[0].outcome, rows[0].error.as_deref().unwrap_or_default().to_owned())
+        };
+        assert_eq!(outcome(&load).await, (Outcome::Error, "grpc-status 9: 5S".to_owned()));
+        load.plain.headers =
+            vec![("grpc-timeout".parse().expect("a name"), "1S".parse().expect("a value"))];
+        assert_eq!(outcome(&load).await, (Outcome::Timeout, "grpc-status 4: 1S".to_owned()));
+        load.targets[0].protocol = Protocol::H2c;
+        load.plain.headers.clear();
+        assert_eq!(outcome(&load).await, (Outcome::Ok, String::new()), "no gRPC, no deadline");
+    });
+}

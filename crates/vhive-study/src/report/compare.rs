@@ -269,12 +269,28 @@ fn page(comparison: &Comparison, charts: &[Chart], warnings: &[String]) -> Strin
         "<h2 id=\"method\">Method</h2>\n<p>Rows that are in no statistic of their own report are left \
          out here too. Quantiles are interpolated (type 7). Intervals are 95 % percentile bootstrap \
          intervals of B − A, both samples resampled 2000 times, seed {}; of samples above 500 values \
-         the resampled quantile is drawn from its distribution. Intervals of many lines are not \
+         the resampled quantile is drawn from its distribution. {}Intervals of many lines are not \
          adjusted for their number: of twenty lines without a difference, one looks clear.</p>\n",
-        comparison.seed
+        comparison.seed,
+        blocks(comparison)
     ));
     page.push_str(html::END);
     page
+}
+
+/// What is said of blocks, where values were drawn together.
+fn blocks(comparison: &Comparison) -> String {
+    if !comparison.in_time {
+        return String::new();
+    }
+    let all = comparison.lines.iter().flat_map(|line| [line.median.block, line.p99.block]);
+    let most = all.flatten().max().unwrap_or(1);
+    format!(
+        "Requests of one run are slow together, so they are resampled in blocks of consecutive ones, as \
+         long as they are seen to depend on each other (moving blocks; the longest here has {most} \
+         requests, <code>block</code> in compare.json). What is different between whole runs is in no interval of \
+         two of them: repeat the runs. "
+    )
 }
 
 fn table_csv(comparison: &Comparison) -> String {

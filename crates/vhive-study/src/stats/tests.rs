@@ -86,6 +86,23 @@ proptest::proptest! {
     }
 
     #[test]
+    fn a_difference_of_series_is_that_of_their_values_whatever_they_are(
+        a in proptest::collection::vec(-1e6_f64..1e6, 0..80),
+        b in proptest::collection::vec(proptest::sample::select(vec![1.0, 2.0, f64::INFINITY]), 0..80),
+        part in 0.0_f64..=1.0,
+        seed: u64,
+    ) {
+        let found = difference_in_time(&a, &b, part, seed);
+        let values = difference(&a, &b, part, seed);
+        assert_eq!(found.map(|one| one.by), values.map(|one| one.by));
+        let Some(found) = found else { return Ok(()) };
+        let n = [a.len(), b.iter().filter(|value| value.is_finite()).count()];
+        assert!((0..2).all(|at| (1..=n[at]).contains(&found.block[at])), "{found:?}");
+        assert_eq!(found.interval.is_some(), n.iter().all(|n| *n >= 3));
+        assert!(found.interval.is_none_or(|one| one.low <= one.high), "{found:?}");
+    }
+
+    #[test]
     fn random_numbers_stay_below_their_bound(seed: u64, most in 1_usize..1000) {
         let mut random = Random::new(seed);
         assert!((0..50).all(|_| random.below(most) < most));

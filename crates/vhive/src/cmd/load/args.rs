@@ -395,6 +395,9 @@ pub(crate) struct MultiArgs {
 /// Whose trace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Whose {
+    /// Azure Functions 2019 as published: three files a day, memory by application.
+    #[value(alias = "preprocess")]
+    Azure2019,
     /// Huawei 2023: tables of requests per minute or second.
     #[value(alias = "preprocessHuawei2023")]
     Huawei2023,
@@ -411,15 +414,19 @@ pub(crate) struct ConvertArgs {
     /// Whose trace it is.
     #[arg(value_enum)]
     pub(crate) from: Whose,
-    /// Huawei 2023: the directory of `requests_minute`; of the others, files.
-    #[arg(long, short, value_name = "PATH", required = true, num_args = 1..)]
+    /// Azure 2019: the directory of the published files; Huawei 2023: that of `requests_minute`; of
+    /// the others, files.
+    #[arg(long, short, alias = "from", value_name = "PATH", required = true, num_args = 1..)]
     pub(crate) trace: Vec<PathBuf>,
-    /// Where in the trace to begin.
+    /// Azure 2019: the day, as the files count; `--start` is then in it. Memory is known of 1 to 12.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=14))]
+    pub(crate) day: Option<u32>,
+    /// Where in the trace to begin: `DD:HH:MM`, the first day being 00, or a number of minutes.
     #[arg(long, short, default_value = "00:00:00", value_name = "DD:HH:MM")]
     pub(crate) start: Start,
-    /// Minutes.
+    /// Minutes; of Azure 2019 the rest of the day unless given.
     #[arg(long, alias = "dur", value_name = "MINUTES")]
-    pub(crate) duration: u64,
+    pub(crate) duration: Option<u64>,
     /// Huawei 2023: read the tables per second; the trace's columns are then seconds.
     #[arg(long)]
     pub(crate) seconds: bool,
@@ -429,7 +436,7 @@ pub(crate) struct ConvertArgs {
     /// Huawei 2023, public: likewise memory.
     #[arg(long, requires = "runtime", value_name = "MIB")]
     pub(crate) memory: Option<u32>,
-    /// The directory (Huawei 2023) or `.csv` file (the others) to write.
+    /// The directory (Azure 2019, Huawei 2023) or `.csv` file (the others) to write.
     #[arg(long, value_name = "PATH")]
     pub(crate) out: PathBuf,
 }

@@ -1,6 +1,8 @@
 //! `vhive study simulate`: policies in virtual time; needs no node.
 
-use std::path::PathBuf;
+use std::fs::File;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -22,8 +24,8 @@ pub(crate) struct Args {
     /// Plan of the simulation; `--print-plan` shows the default one.
     #[arg(value_name = "FILE.toml")]
     plan: Option<PathBuf>,
-    /// Trace, instead of the plan's: a directory (Azure 2019), a CSV file (Azure 2021) or the
-    /// rows.jsonl of `vhive load`.
+    /// Trace, instead of the plan's: a directory (Azure 2019), a CSV file (Azure 2021, whatever its
+    /// name) or the rows.jsonl of `vhive load`.
     #[arg(long, value_name = "PATH")]
     trace: Option<PathBuf>,
     /// Functions of a trace that is drawn, instead of the plan's.
@@ -124,13 +126,7 @@ pub(super) fn run(global: &Global, args: Args) -> anyhow::Result<ExitCode> {
 
 fn override_plan(plan: &mut SimPlan, args: Args) {
     if let Some(path) = args.trace {
-        plan.trace.kind = if path.is_dir() {
-            TraceKind::Azure2019
-        } else if path.extension().is_some_and(|ending| ending == "jsonl") {
-            TraceKind::Rows
-        } else {
-            TraceKind::Azure2021
-        };
+        plan.trace.kind = kind(&path);
         plan.trace.path = Some(path);
     }
     let trace = &mut plan.trace;
@@ -152,5 +148,48 @@ fn override_plan(plan: &mut SimPlan, args: Args) {
     }
     if let Some(placements) = args.placements {
         plan.cluster.placements = placements;
+    }
+}
+
+/// What a trace is, by looking at it: rows are JSON, and the published traces are CSV.
+fn kind(path: &Path) -> TraceKind {
+    if path.is_dir() {
+        return TraceKind::Azure2019;
+    }
+    let mut first = [0];
+    // A pipe can be read only once.
+    let begun = if path.is_file() {
+        File::open(path).and_then(|mut file| file.read(&mut first)).unwrap_or_default()
+    } else {
+        0
+    };
+    let is_rows = match begun {
+        1 => first == *b"{",
+        // Empty, or not there: whoever reads it says so.
+        _ => path.extension().is_some_and(|ending| ending == "jsonl"),
+    };
+    if is_rows { TraceKind::Rows } else { TraceKind::Azure2021 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_trace_is_known_by_what_is_in_it() {
+        let dir = tempfile::tempdir().expect("a directory");
+        for (name, text, wanted) in [
+            ("published.txt", "app,func,end_timestamp,duration\n", TraceKind::Azure2021),
+            ("trace.csv", "app,func,end_timestamp,duration\n", TraceKind::Azure2021),
+            ("rows.jsonl", "{}\n", TraceKind::Rows),
+            ("rows", "{}\n", TraceKind::Rows),
+            ("empty.jsonl", "", TraceKind::Rows),
+            ("empty.txt", "", TraceKind::Azure2021),
+        ] {
+            let path = dir.path().join(name);
+            std::fs::write(&path, text).expect("written");
+            assert_eq!(kind(&path), wanted, "{name}");
+        }
+        assert_eq!(kind(dir.path()), TraceKind::Azure2019);
     }
 }
