@@ -185,7 +185,8 @@ impl Memory {
 
 /// What a runtime can do that restores snapshots.
 pub trait Restore: Send + Sync {
-    /// The modes that this host and runtime offer; [`MemoryMode::File`] is always among them.
+    /// The modes that runtime and host offer now; [`MemoryMode::File`] is always among them. It is asked at
+    /// each start.
     fn memory_modes(&self) -> &[MemoryMode];
 
     /// Why this mode is not among them, if that is known. As [`Restore::memory_modes`], it looks at the
