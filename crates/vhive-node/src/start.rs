@@ -8,6 +8,7 @@
 //! is the admission control of cold starts.
 
 mod stop;
+mod way;
 mod work;
 
 use std::any::Any;
@@ -26,8 +27,9 @@ use vhive_sandbox::{BootError, Journal, Milestone};
 pub(crate) use vhive_policy::start::{Facts, missed};
 
 pub(crate) use self::stop::spawn_stop;
+pub(crate) use self::way::wanted_mode;
 use self::work::{Brought, Work};
-pub(crate) use self::work::{network, uses, wanted_mode};
+pub(crate) use self::work::{network, uses};
 use crate::limits::Reservation;
 use crate::node::Shared;
 use crate::pool::{Pool, Running, StartJob};

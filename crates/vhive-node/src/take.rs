@@ -199,14 +199,23 @@ impl AfterReply {
             if much {
                 shared.metrics.missed(self.runtime);
             }
+            if self.stored.facts().begins_anew() {
+                tracing::info!(%revision, "working sets have missed for long; recording afresh");
+                self.stored.forget_working_sets(self.newest);
+            }
         }
         let hold = if self.records { self.stored.hold() } else { None };
-        if hold.is_some() {
+        if !self.records {
+            // Some are served as if they recorded; from now on nobody could want to know.
+            if self.paging.discard_recording() {
+                shared.metrics.recorded(self.runtime, "unused");
+            }
+        } else if hold.is_some() {
             match self.paging.finish_recording() {
                 Ok(Some(number)) => {
                     tracing::info!(%revision, number, "working set recorded");
                     shared.metrics.recorded(self.runtime, "recorded");
-                    self.stored.set_missed(None, false);
+                    self.stored.recorded();
                 }
                 Ok(None) => {}
                 Err(error) => {
@@ -214,7 +223,7 @@ impl AfterReply {
                     shared.metrics.recorded(self.runtime, "failed");
                 }
             }
-        } else if self.records && self.paging.discard_recording() {
+        } else if self.paging.discard_recording() {
             // The snapshot has gone. The clone may live on for long, and would record all that time.
             tracing::info!(%revision, "recording discarded: its snapshot has gone");
             shared.metrics.recorded(self.runtime, "discarded");

@@ -686,6 +686,13 @@ fn hostile(good: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
         ("an absolute path", with(&|parts| parts.push(("/tmp/escaped".to_owned(), vec![1])))),
         ("one too many", with(&|parts| parts.push(("extra".to_owned(), vec![1])))),
         ("a name twice", with(&|parts| parts.push(parts[1].clone()))),
+        (
+            "the last of all working sets",
+            with(&|parts| {
+                let set = parts.iter().position(|(name, _)| name == "working-set.1");
+                parts[set.expect("a working set")].0 = "working-set.4294967295".to_owned();
+            }),
+        ),
         ("a tombstone", with(&|parts| parts.push(("removed".to_owned(), vec![1])))),
         (
             "a flipped bit",

@@ -18,15 +18,28 @@ pub struct Facts {
     pub working_sets: u32,
     /// The last start by prefetching missed too many pages.
     pub missed: bool,
+    /// Starts by prefetching that have missed too many since the last recording.
+    pub misses: u32,
 }
 
 /// Recordings of one snapshot: a function that touches other pages each time is not recorded for
 /// ever.
 const MOST_RECORDINGS: u32 = 4;
 
+/// Starts that miss too much after the last of these recordings, after which they are all given up and
+/// recorded afresh: a set only grows, and what the function does now may have nothing to do with its first
+/// inputs. Of so many starts, four record.
+const MISSES_BEFORE_ANEW: u32 = 50;
+
 impl Facts {
     fn prefetches(self) -> bool {
         self.working_sets > 0 && !(self.missed && self.working_sets < MOST_RECORDINGS)
+    }
+
+    /// Whether all recordings are to be given up, so that the next start records as the first one did.
+    #[must_use]
+    pub const fn begins_anew(self) -> bool {
+        self.working_sets >= MOST_RECORDINGS && self.misses >= MISSES_BEFORE_ANEW
     }
 }
 
@@ -64,12 +77,21 @@ pub fn choose(
     offered.map_or(Start::Boot, Start::Restore)
 }
 
-/// Whether a start in this mode ends in a new working set.
+/// Whether a start in this mode, chosen of those that the runtime `can`, ends in a new working set. One that
+/// nothing here could prefetch is not made: with each it would cost the page cache and space on the disk.
 #[must_use]
-pub fn records(policy: SnapshotPolicy, prefetch: PrefetchPolicy, mode: MemoryMode) -> bool {
+pub fn records(
+    policy: SnapshotPolicy,
+    prefetch: PrefetchPolicy,
+    mode: MemoryMode,
+    can: &[MemoryMode],
+) -> bool {
     match mode {
         MemoryMode::Record => true,
-        MemoryMode::File => policy == SnapshotPolicy::Reap && prefetch == PrefetchPolicy::Mincore,
+        MemoryMode::File => {
+            let wants = policy == SnapshotPolicy::Reap && prefetch == PrefetchPolicy::Mincore;
+            wants && can.contains(&MemoryMode::Prefetch)
+        }
         MemoryMode::Lazy | MemoryMode::Prefetch => false,
     }
 }
@@ -90,10 +112,10 @@ mod tests {
     use super::*;
 
     const ALL: &[MemoryMode] = &[File, Lazy, Record, Prefetch];
-    const BARE: Facts = Facts { working_sets: 0, missed: false };
-    const KNOWN: Facts = Facts { working_sets: 1, missed: false };
-    const MISSED: Facts = Facts { working_sets: 1, missed: true };
-    const TRIED: Facts = Facts { working_sets: 4, missed: true };
+    const BARE: Facts = Facts { working_sets: 0, missed: false, misses: 0 };
+    const KNOWN: Facts = Facts { working_sets: 1, ..BARE };
+    const MISSED: Facts = Facts { working_sets: 1, missed: true, misses: 1 };
+    const TRIED: Facts = Facts { working_sets: 4, missed: true, misses: 1 };
 
     #[test]
     fn how_a_cold_instance_starts() {
@@ -131,6 +153,34 @@ mod tests {
             let case = (policy, prefetch, snapshot, can);
             assert_eq!(choose(*policy, *prefetch, *snapshot, can), *start, "{case:?}");
         }
+    }
+
+    #[test]
+    fn only_what_can_be_prefetched_is_recorded() {
+        let table = [
+            (Reap, ReapPipelined, Record, ALL, true),
+            (Reap, Mincore, File, ALL, true),
+            // The kernel pages, whatever is recorded.
+            (Reap, Mincore, File, &[File], false),
+            // What is chosen because nothing else is offered, or by another policy.
+            (Reap, ReapPipelined, File, ALL, false),
+            (Vanilla, Mincore, File, ALL, false),
+            (Reap, Mincore, Prefetch, ALL, false),
+            (Reap, FaultAround, Prefetch, ALL, false),
+            (SnapshotPolicy::Lazy, ReapPipelined, Lazy, ALL, false),
+        ];
+        for (policy, prefetch, mode, can, wanted) in table {
+            let case = (policy, prefetch, mode, can);
+            assert_eq!(records(policy, prefetch, mode, can), wanted, "{case:?}");
+        }
+    }
+
+    #[test]
+    fn what_misses_for_long_is_recorded_afresh() {
+        let anew =
+            |working_sets, misses| Facts { working_sets, missed: true, misses }.begins_anew();
+        assert!(!anew(4, 49) && anew(4, 50) && anew(5, 51));
+        assert!(!anew(3, 50), "it is recorded again anyway");
     }
 
     #[test]

@@ -10,6 +10,8 @@ use std::path::Path;
 use vhive_api::Bytes;
 
 use crate::cgroup::{self, Controller};
+use crate::runtime::HostLacks;
+use crate::userfaultfd;
 
 /// How a fact concerns the user.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,7 +56,7 @@ pub fn facts(state_dir: &Path) -> Vec<Fact> {
         capabilities(&read("/proc/self/status")),
         cgroups(&read("/proc/self/mountinfo"), &cgroup::missing().unwrap_or_default()),
         device("tun", "/dev/net/tun", "network slots need it: `modprobe tun`"),
-        device("userfaultfd", "/dev/userfaultfd", "REAP will need it: Linux 6.1 or newer has it"),
+        pager(userfaultfd::lacks()),
         kvm(Path::new("/dev/kvm").exists()),
         clock(&read("/proc/cpuinfo")),
         memory(),
@@ -157,6 +159,18 @@ fn device(name: &'static str, path: &str, fix: &str) -> Fact {
     }
 }
 
+/// Whether clones' memory can be served, recorded and prefetched.
+fn pager(lacks: Option<HostLacks>) -> Fact {
+    let name = "userfaultfd";
+    let Some(HostLacks { what, fix }) = lacks else {
+        return Fact::new(name, Verdict::Good, userfaultfd::DEVICE, "");
+    };
+    let follows = format!(
+        "no REAP and no lazy snapshots of microVMs: their clones map the memory file instead; {fix}"
+    );
+    Fact::new(name, Verdict::Missing, what, follows)
+}
+
 fn kvm(there: bool) -> Fact {
     if there {
         let follows = "whether it runs a Linux guest is tried by booting one: see qemu above";
@@ -240,6 +254,15 @@ mod tests {
         let lacking = told(v2, &[Controller::Memory, Controller::Pids]);
         assert_eq!(lacking.verdict, Verdict::Limited);
         assert_eq!(lacking.found, "v2, without memory, pids");
+    }
+
+    #[test]
+    fn without_a_userfaultfd_what_follows_and_the_fix_are_told() {
+        let (what, fix) = ("it cannot be opened".to_owned(), "open it".to_owned());
+        let fact = pager(Some(HostLacks { what, fix }));
+        assert_eq!((fact.verdict, fact.found.as_str()), (Verdict::Missing, "it cannot be opened"));
+        assert!(fact.follows.contains("no REAP") && fact.follows.ends_with("open it"), "{fact:?}");
+        assert_eq!(pager(None).verdict, Verdict::Good);
     }
 
     #[test]

@@ -36,6 +36,7 @@ pub mod runtime;
 pub mod sim;
 pub mod snapshot;
 pub mod trial;
+mod userfaultfd;
 
 pub use deadline::Deadline;
 pub use journal::{End, Journal, Line, Milestone, WaitError};

@@ -169,12 +169,31 @@ pub struct Memory {
     pub mode: MemoryMode,
     /// How pages are recorded or prefetched in the modes that do.
     pub policy: PrefetchPolicy,
+    /// Whether what the kernel maps is recorded off its page cache, which is emptied of the memory file
+    /// before: of meaning in the mode [`MemoryMode::File`] only, and with [`PrefetchPolicy::Mincore`].
+    pub from_page_cache: bool,
+}
+
+impl Memory {
+    /// By this mode and policy, recorded wherever they can be.
+    #[must_use]
+    pub fn new(mode: MemoryMode, policy: PrefetchPolicy) -> Self {
+        let from_page_cache = mode == MemoryMode::File && policy == PrefetchPolicy::Mincore;
+        Self { mode, policy, from_page_cache }
+    }
 }
 
 /// What a runtime can do that restores snapshots.
 pub trait Restore: Send + Sync {
-    /// The modes that this host and runtime offer; [`MemoryMode::File`] is always among them.
+    /// The modes that runtime and host offer now; [`MemoryMode::File`] is always among them. It is asked at
+    /// each start.
     fn memory_modes(&self) -> &[MemoryMode];
+
+    /// Why this mode is not among them, if that is known. As [`Restore::memory_modes`], it looks at the
+    /// host as it is now.
+    fn lacks(&self, _mode: MemoryMode) -> Option<HostLacks> {
+        None
+    }
 
     /// What snapshots of such guests are taken on and must agree with, but for what
     /// [`Guest::platform`] knows.
@@ -386,7 +405,7 @@ pub trait Paging: Send + Sync + fmt::Debug {
     fn finish_recording(&self) -> Result<Option<u32>, RecordingError>;
 
     /// Ends the recording without writing anything, because there is no snapshot any more that it could belong
-    /// to; pages go on being served. False if nothing was being recorded (any more).
+    /// to, or nobody needs it; pages go on being served as before. False if nothing was being recorded (any more).
     fn discard_recording(&self) -> bool {
         false
     }

@@ -98,7 +98,7 @@ impl Lab {
     }
 
     fn restore(&self, spec: &SandboxSpec, from: &Snapshot, mode: MemoryMode) -> Box<dyn Sandbox> {
-        let memory = Memory { mode, policy: PrefetchPolicy::default() };
+        let memory = Memory::new(mode, PrefetchPolicy::default());
         self.firecracker.restore(spec, from, memory, soon()).unwrap_or_else(|error| {
             panic!("{mode}: {error:?}; console:\n{}", spec.journal.tail(50).join("\n"))
         })
@@ -274,10 +274,8 @@ fn one_that_is_killed_at_any_step_is_told_and_leaves_nothing() {
         assert!(end.contains("Firecracker was killed by signal 9"), "{at:?}: {error:?}, {end}");
     }
     for mode in lab.firecracker.memory_modes() {
-        let (spec, memory) = (
-            doomed(&lab, Milestone::Spawned),
-            Memory { mode: *mode, policy: PrefetchPolicy::default() },
-        );
+        let (spec, memory) =
+            (doomed(&lab, Milestone::Spawned), Memory::new(*mode, PrefetchPolicy::default()));
         let error = lab.firecracker.restore(&spec, &snapshot, memory, soon());
         let error = error.expect_err("it was killed");
         assert_ne!(error.blame(), Blame::Snapshot, "{mode}: {error:?}");
@@ -312,7 +310,7 @@ fn a_tap_that_is_in_use_is_not_blamed_on_the_snapshot() {
     let (snapshot, sums) = filled(&lab);
     let spec = lab.spec();
     let tap = spec.network.as_ref().map(|slot| slot.open_tap().expect("opened"));
-    let memory = Memory { mode: MemoryMode::File, policy: PrefetchPolicy::default() };
+    let memory = Memory::new(MemoryMode::File, PrefetchPolicy::default());
     let error = lab.firecracker.restore(&spec, &snapshot, memory, soon()).expect_err("in use");
     assert_ne!(error.blame(), Blame::Snapshot, "{error:?}");
     drop((tap, spec));
@@ -334,8 +332,7 @@ fn a_damaged_state_and_a_bad_kernel_are_told_in_firecrackers_words() {
     bytes[middle] ^= 0xff;
     fs::write(&state, bytes).expect("written");
     for mode in lab.firecracker.memory_modes() {
-        let (spec, memory) =
-            (lab.spec(), Memory { mode: *mode, policy: PrefetchPolicy::default() });
+        let (spec, memory) = (lab.spec(), Memory::new(*mode, PrefetchPolicy::default()));
         let error = lab.firecracker.restore(&spec, &snapshot, memory, soon());
         let error = error.expect_err("it is damaged");
         assert_eq!(error.blame(), Blame::Snapshot, "{mode}: {error:?}");
@@ -365,14 +362,14 @@ fn one_that_waits_becomes_a_clone_or_goes_without_a_trace() {
         firecracker.spawn_waiting(&spec, &snapshot, mode, soon()).expect("it waits")
     };
     for mode in lab.firecracker.memory_modes() {
-        let memory = Memory { mode: *mode, policy: PrefetchPolicy::default() };
+        let memory = Memory::new(*mode, PrefetchPolicy::default());
         let mut clone = wait(*mode).load(memory, soon()).expect("loaded");
         assert_eq!(get(clone.endpoint(), TOUCH), sums, "{mode}");
         let metrics = clone.metrics(soon()).expect("measured");
         assert!(!metrics.load.is_zero() && metrics.create.is_zero(), "{metrics:?}");
     }
     drop(wait(MemoryMode::File));
-    let lazy = Memory { mode: MemoryMode::Lazy, policy: PrefetchPolicy::default() };
+    let lazy = Memory::new(MemoryMode::Lazy, PrefetchPolicy::default());
     let error = wait(MemoryMode::File).load(lazy, soon()).expect_err("it has its memory already");
     assert!(matches!(error, RestoreError::Mode { .. }), "{error:?}");
     lab.expect_no_traces();

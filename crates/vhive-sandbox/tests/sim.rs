@@ -76,7 +76,7 @@ fn a_clone_answers_in_every_mode_and_its_figures_follow_the_configuration() {
     let clone = |mode| {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let spec = spec(&dir, &[]);
-        let memory = Memory { mode, policy };
+        let memory = Memory::new(mode, policy);
         let sandbox = restorer.restore(&spec, &from, memory, Deadline::after(PATIENCE));
         sandbox.map(|sandbox| Up { sandbox, journal: spec.journal, dir })
     };

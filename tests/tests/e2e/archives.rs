@@ -219,3 +219,27 @@ fn e2e_an_archive_is_taken_in_only_where_the_disk_has_room() {
     assert_eq!(invoke(&node, "tiny")["record"]["start"], "snapshot");
     assert!(node.stop().expect("ends").success());
 }
+
+#[test]
+fn e2e_an_archive_of_what_is_there_is_refused_by_name_however_long_it_is() {
+    if skip("e2e_an_archive_of_what_is_there_is_refused_by_name_however_long_it_is") {
+        return;
+    }
+    let dir = Dir::new("import-there");
+    let node = node(&dir, "");
+    apply(&node, &dir, &snapshotted());
+    assert_eq!(invoke(&node, "tiny")["status"], 200);
+    node.ok(&["evict", "tiny"]).expect("evicted");
+    let file = dir.path().join("tiny.tar");
+    let path = file.to_string_lossy();
+    node.ok(&["snapshot", "export", "tiny", &path]).expect("exported");
+    // What nobody reads: more than waits in sockets on the way.
+    let longer = fs::File::options().write(true).open(&file).expect("opened");
+    longer.set_len(1 << 30).expect("extended");
+    for _ in 0..5 {
+        let refused = node.vhive(&["snapshot", "import", &path]).expect("runs");
+        assert_eq!(code(&refused), 1);
+        assert!(said(&refused).contains("is already there; remove it first"), "{}", said(&refused));
+    }
+    assert!(node.stop().expect("ends").success());
+}

@@ -1,8 +1,9 @@
 //! Bad input and faults, table by table: what the user sees, and that the node lives on.
 
 use std::net::TcpListener;
+use std::process::Command;
 
-use vhive_tests::node::vhive;
+use vhive_tests::node::{command, vhive};
 
 use crate::scene::{Dir, apply, code, invoke, node, said, service, skip, try_apply};
 
@@ -127,6 +128,49 @@ fn e2e_a_taken_port_is_named_and_nothing_is_left() {
     let swept = vhive(dir.path(), &["node", "--sweep"]).expect("runs");
     let text = String::from_utf8_lossy(&swept.stdout).into_owned();
     assert!(text.contains("swept: 0"), "nothing was left to sweep: {text}");
+}
+
+#[test]
+fn e2e_doctor_says_that_no_userfaultfd_can_be_opened() {
+    let name = "e2e_doctor_says_that_no_userfaultfd_can_be_opened";
+    if skip(name) {
+        return;
+    }
+    // In a mount namespace of its own the device is no device.
+    let hide = "mount --bind /dev/userfaultfd /dev/userfaultfd && \
+                mount -o remount,bind,nodev /dev/userfaultfd";
+    let hides = Command::new("unshare").args(["-m", "sh", "-c", hide]).output();
+    if !hides.is_ok_and(|done| done.status.success()) {
+        eprintln!("SKIP {name}: a /dev/userfaultfd, and a mount namespace");
+        return;
+    }
+    let dir = Dir::new("doctor-uffd");
+    let mut config = ["qemu", "runsc", "runc", "crun"]
+        .map(|name| format!("[{name}]\nbinary = \"/nonexistent/{name}\"\n"))
+        .concat();
+    config.push_str("[firecracker]\nbinary = \"/nonexistent/firecracker\"\n");
+    std::fs::write(dir.path().join("vhive.toml"), config).expect("written");
+    let told = |answer: &[u8]| {
+        let answer: serde_json::Value = serde_json::from_slice(answer).expect("JSON");
+        let host = answer["host"].as_array().expect("a list").clone();
+        host.into_iter().find(|line| line["name"] == "userfaultfd").expect("a line")
+    };
+    let seen = vhive(dir.path(), &["-o", "json", "doctor"]).expect("runs");
+    assert_eq!(told(&seen.stdout)["answer"], "good");
+    let ask = format!("{hide} && exec \"$@\"");
+    let plain = command(dir.path()).expect("a binary");
+    let hidden = Command::new("unshare")
+        .args(["-m", "sh", "-c", &ask, "sh"])
+        .arg(plain.get_program())
+        .args(plain.get_args())
+        .args(["-o", "json", "doctor"])
+        .output()
+        .expect("runs");
+    let line = told(&hidden.stdout);
+    assert_eq!(line["answer"], "missing");
+    let (found, follows) = (line["found"].to_string(), line["follows"].to_string());
+    assert!(found.contains("/dev/userfaultfd cannot be opened: Permission denied"), "{found}");
+    assert!(follows.contains("no REAP") && follows.contains("--device"), "{follows}");
 }
 
 #[test]

@@ -24,8 +24,9 @@ pub(super) const IMPORT: &str = "import-";
 const MOST_MANIFEST: u64 = 1 << 20;
 /// Lengths of all files together, holes included, in bytes.
 const MOST_LENGTH: u64 = 256 << 30;
-/// Working sets in an archive.
+/// Working sets in an archive, and the highest number of one: the next recording takes the one behind it.
 const MOST_WORKING_SETS: usize = 16;
+const MOST_NUMBER: u32 = 1000;
 /// Bytes read at a time; whole pages of zeros in it become holes.
 const PIECE: usize = 64 << 10;
 const PAGE: usize = 4096;
@@ -121,14 +122,11 @@ impl Snapshots {
         open::make_dir(&dir).map_err(write(&dir))?;
         let draft = Draft { dir: dir.clone() };
         let room = |needed| self.0.reserved.look(&self.0.dir, needed);
-        draft.fill(from, &mut Limits::new(self.0.max_bytes, &room))?;
+        let limits = &mut Limits::new(self.0.max_bytes, &room);
+        draft.fill(from, limits, &|manifest| self.expects(manifest))?;
         let snapshot = Snapshot::open(&dir).map_err(ImportError::Unsound)?;
         snapshot.verify().map_err(ImportError::Unsound)?;
         let manifest = snapshot.manifest();
-        if !is_portable(manifest.platform.runtime) {
-            let what = "what it would restore has rights on the host; it is for where it was taken";
-            return Err(ImportError::Content(what.to_owned()));
-        }
         let id = SnapshotId::of_owner(&manifest.owner, manifest.platform.runtime);
         let taking = self.begin_for(id, manifest.owner.clone(), Deleted::default());
         let mut taking = taking.ok_or(ImportError::Exists(id))?;
@@ -156,6 +154,22 @@ impl Snapshots {
         })?;
         tracing::info!(snapshot = %id, "snapshot imported");
         Ok(self.info(&stored))
+    }
+
+    /// Whether an archive with this manifest would be taken in if its content is sound, as it looks now:
+    /// nobody sends gigabytes to be told so behind them.
+    fn expects(&self, manifest: &Manifest) -> Result<(), ImportError> {
+        if !is_portable(manifest.platform.runtime) {
+            let what = "what it would restore has rights on the host; it is for where it was taken";
+            return Err(ImportError::Content(what.to_owned()));
+        }
+        let id = SnapshotId::of_owner(&manifest.owner, manifest.platform.runtime);
+        let state = self.state();
+        let is_there = state.entries.get(&id).is_some_and(|stored| stored.is_of_use());
+        if is_there || state.taking.contains(&id) {
+            return Err(ImportError::Exists(id));
+        }
+        Ok(())
     }
 }
 
@@ -216,7 +230,13 @@ impl<'a> Limits<'a> {
 
 impl Draft {
     /// Unpacks, never more than the archive's own manifest announces.
-    fn fill(&self, from: impl Read, limits: &mut Limits<'_>) -> Result<(), ImportError> {
+    /// `accept` is asked of that before anything else is read.
+    fn fill(
+        &self,
+        from: impl Read,
+        limits: &mut Limits<'_>,
+        accept: &dyn Fn(&Manifest) -> Result<(), ImportError>,
+    ) -> Result<(), ImportError> {
         let bad = |what: String| Err(ImportError::Content(what));
         let mut archive = Archive::new(from);
         let mut manifest: Option<Manifest> = None;
@@ -239,6 +259,7 @@ impl Draft {
                 if all.is_none_or(|all| all > MOST_LENGTH) {
                     return bad("its files are too long".to_owned());
                 }
+                accept(&read)?;
                 manifest = Some(read);
                 continue;
             };
@@ -246,7 +267,10 @@ impl Draft {
                 if file.bytes != length {
                     return bad(format!("{name} has {length} bytes instead of {}", file.bytes));
                 }
-            } else if working_set(&name).is_some() {
+            } else if let Some(number) = working_set(&name) {
+                if number > MOST_NUMBER {
+                    return bad(format!("{name} has a number above {MOST_NUMBER}"));
+                }
                 sets += 1;
                 if sets > MOST_WORKING_SETS || length > known.shape.memory.0.saturating_mul(2) {
                     return bad(format!("{name} is one working set too many, or too long"));

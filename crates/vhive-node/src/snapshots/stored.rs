@@ -71,6 +71,8 @@ pub(super) struct State {
     pub(super) bytes: u64,
     pub(super) used: Timestamp,
     pub(super) missed: bool,
+    /// Starts by prefetching that have missed too much since the last recording.
+    misses: u32,
     pub(super) clones: u32,
     /// How often it has been read, and why that failed the last time it did.
     tried: u64,
@@ -124,6 +126,7 @@ impl Stored {
             bytes: allocated(snapshot.dir())?,
             used: Timestamp::try_from(modified).unwrap_or(Timestamp::UNIX_EPOCH),
             missed: false,
+            misses: 0,
             clones: 0,
             tried: 0,
             trouble: String::new(),
@@ -144,7 +147,7 @@ impl Stored {
     pub(crate) fn facts(&self) -> Facts {
         let state = self.state();
         let working_sets = u32::try_from(state.working_sets.len()).unwrap_or(u32::MAX);
-        Facts { working_sets, missed: state.missed }
+        Facts { working_sets, missed: state.missed, misses: state.misses }
     }
 
     /// Whether a start may still come from it, as far as is known.
@@ -350,7 +353,14 @@ impl Stored {
         }
         let news = missed && !state.missed;
         state.missed = missed;
+        state.misses = state.misses.saturating_add(missed.into());
         news
+    }
+
+    /// It has been recorded (again): what has missed before says nothing of that.
+    pub(crate) fn recorded(&self) {
+        let mut state = self.state();
+        (state.missed, state.misses) = (false, 0);
     }
 
     /// Notes on disk, for the next node, that it was used now; and how large it has become.
@@ -378,6 +388,7 @@ impl Stored {
         let Some(_hold) = self.hold() else { return };
         let gone = {
             let mut state = self.state();
+            state.misses = 0;
             let later = state.working_sets.split_off(&(newest.saturating_add(1)));
             std::mem::replace(&mut state.working_sets, later)
         };

@@ -11,13 +11,13 @@ use vhive_api::{
     MemoryMode, Readiness, Revision, RuntimeName, SandboxId, SnapshotPolicy, StartKind,
 };
 use vhive_image::ImageConfig;
-use vhive_policy::start::{self as policy, Start, choose};
 use vhive_sandbox::snapshot::Blame;
 use vhive_sandbox::{
-    Deadline, Journal, Memory, NetworkSlot, Paging, Prespawned, Restore, RestoreError, Runtime,
-    Sandbox, SandboxSpec, Uses,
+    Deadline, Journal, Memory, NetworkSlot, Paging, Prespawned, Restore, RestoreError, Sandbox,
+    SandboxSpec, Uses,
 };
 
+use super::way::Way;
 use super::{StartError, Took, panic_text};
 use crate::guest;
 use crate::node::Shared;
@@ -79,12 +79,6 @@ struct Up {
     ready: Passed,
 }
 
-/// How a start shall go, and why not otherwise.
-struct Way {
-    restore: Option<(Hold, MemoryMode)>,
-    fallback: Option<String>,
-}
-
 impl Work {
     pub(super) fn run(mut self) -> Result<Brought, StartError> {
         let began = Instant::now();
@@ -95,19 +89,21 @@ impl Work {
         let Way { restore, mut fallback } = self.way(runtime.as_ref(), deadline);
         let mut suspicion = None;
         let waiting = self.standby.take().and_then(|standby| {
-            let fits = restore.as_ref().and_then(|(hold, mode)| standby.fitting(hold, *mode));
+            let fits =
+                restore.as_ref().and_then(|(hold, memory)| standby.fitting(hold, memory.mode));
             if fits.is_none() {
                 // It has ended, and with it its journal's first attempt.
                 self.journal.retry();
             }
             fits
         });
-        if let (Some((hold, mode)), Some(restorer)) = (restore, runtime.restores()) {
+        if let (Some((hold, memory)), Some(restorer)) = (restore, runtime.restores()) {
             let limit = shared.config.snapshots.restore_deadline.0.min(deadline.left() / 2);
-            let (from, limits) = ((&hold, mode), (deadline.or_after(limit), limit));
+            let mode = memory.mode;
+            let (from, limits) = ((&hold, memory), (deadline.or_after(limit), limit));
             let (attempt, newest) = (Instant::now(), hold.stored().newest());
             match self.restore(restorer, from, waiting, limits.0) {
-                Ok(up) => return Ok(self.restored(up, hold, (mode, newest), (began, fallback))),
+                Ok(up) => return Ok(self.restored(up, hold, (memory, newest), (began, fallback))),
                 Err(failed) => {
                     let late = limits.0.passed().then_some(limits.1);
                     let (why, may_be_at_fault) = self.fall_back(&failed, &hold, mode);
@@ -149,52 +145,6 @@ impl Work {
         })
     }
 
-    /// Decides how to start.
-    fn way(&self, runtime: &dyn Runtime, deadline: Deadline) -> Way {
-        let revision = &self.revision;
-        let boot = |fallback| Way { restore: None, fallback };
-        if self.boots || revision.snapshot == SnapshotPolicy::Off {
-            return boot(None);
-        }
-        let Some(restorer) = runtime.restores() else {
-            // How it ends tells a study that no further try would help.
-            let nothing = format!("runtime {} restores no snapshots", revision.runtime);
-            return boot(Some(match runtime.restores_nothing() {
-                Some(lacks) => format!("{}, so {nothing}", lacks.what),
-                None => nothing,
-            }));
-        };
-        let guest = match guest::of(revision, self.shared.ground.state_dir()) {
-            Ok(guest) => guest,
-            Err(error) => return boot(Some(chain(&error))),
-        };
-        // With a turn, a start that has waited waits no more.
-        let now = Deadline::at(Instant::now());
-        let read_by = if self.has_waited { now } else { self.read_by(deadline) };
-        let hold = match self.shared.snapshots.usable(revision, (restorer, &guest), read_by) {
-            Ok(Some(hold)) => hold,
-            Ok(None) => {
-                // Without a try before this there is nothing to tell.
-                let not_taken = self.shared.snapshots.not_taken(revision);
-                return boot(not_taken.map(|not_taken| format!("no snapshot: {}", not_taken.why)));
-            }
-            Err(unfit) => return boot(Some(unfit.0)),
-        };
-        let decide = |can| decide(revision, &hold, can);
-        let all = [MemoryMode::File, MemoryMode::Lazy, MemoryMode::Record, MemoryMode::Prefetch];
-        let (start, wanted) = (decide(restorer.memory_modes()), decide(&all));
-        let fallback = match wanted {
-            Start::Restore(mode) if start != wanted => {
-                Some(format!("memory mode {mode} is not offered here"))
-            }
-            _ => None,
-        };
-        match start {
-            Start::Boot => boot(fallback),
-            Start::Restore(mode) => Way { restore: Some((hold, mode)), fallback },
-        }
-    }
-
     /// When a start that begins now has to be done.
     pub(super) fn deadline(&self) -> Deadline {
         let configured = self.shared.config.start_deadline.0;
@@ -202,7 +152,7 @@ impl Work {
     }
 
     /// How long it waits for its snapshot's reader: a boot must still be possible after that.
-    fn read_by(&self, deadline: Deadline) -> Deadline {
+    pub(super) fn read_by(&self, deadline: Deadline) -> Deadline {
         let most = self.shared.config.snapshots.restore_deadline.0.min(deadline.left() / 4);
         deadline.or_after(most)
     }
@@ -223,11 +173,10 @@ impl Work {
     fn restore(
         &mut self,
         restorer: &dyn Restore,
-        (hold, mode): (&Hold, MemoryMode),
+        (hold, memory): (&Hold, Memory),
         waiting: Option<Box<dyn Prespawned>>,
         deadline: Deadline,
     ) -> Result<Up, Failed> {
-        let memory = Memory { mode, policy: self.revision.prefetch };
         let restored = catch_unwind(AssertUnwindSafe(|| {
             if let Some(waiting) = waiting {
                 let attempt = Instant::now();
@@ -266,14 +215,14 @@ impl Work {
         &self,
         up: Up,
         hold: Hold,
-        (mode, newest): (MemoryMode, Option<u32>),
+        (memory, newest): (Memory, Option<u32>),
         (began, fallback): (Instant, Option<String>),
     ) -> Brought {
         let stored = Arc::clone(hold.stored());
         stored.succeeded();
         let paging = up.sandbox.paging();
-        let (mode, shortfall) = paging.as_deref().map_or((mode, None), served);
-        let records = policy::records(self.revision.snapshot, self.revision.prefetch, mode);
+        let (mode, shortfall) = paging.as_deref().map_or((memory.mode, None), served);
+        let records = mode == MemoryMode::Record || memory.from_page_cache;
         let after = paging.map(|paging| AfterReply {
             runtime: self.revision.runtime,
             revision: Arc::clone(&self.revision),
@@ -439,22 +388,6 @@ fn served(paging: &dyn Paging) -> (MemoryMode, Option<String>) {
     match figures.mode {
         MemoryMode::Prefetch if in_vain => (MemoryMode::Lazy, shortfall),
         mode => (mode, shortfall),
-    }
-}
-
-fn decide(revision: &Revision, hold: &Hold, can: &[MemoryMode]) -> Start {
-    choose(revision.snapshot, revision.prefetch, Some(hold.stored().facts()), can)
-}
-
-/// How the memory of the revision's next start would arrive, if that came from this snapshot.
-pub(crate) fn wanted_mode(
-    revision: &Revision,
-    hold: &Hold,
-    restorer: &dyn Restore,
-) -> Option<MemoryMode> {
-    match decide(revision, hold, restorer.memory_modes()) {
-        Start::Boot => None,
-        Start::Restore(mode) => Some(mode),
     }
 }
 

@@ -44,6 +44,7 @@ const TESTS: &[(&str, fn())] = &[
     ("many_guests_share_few_threads", many_guests),
     ("a_guest_that_does_not_fit_is_refused_and_killed", misfit),
     ("recording_ends_and_serving_goes_on", recording_ends),
+    ("windows_come_as_before_when_the_recording_has_ended", windows_without_a_recording),
     ("a_discarded_recording_grows_no_more_and_serving_goes_on", recording_is_discarded),
 ];
 
@@ -172,6 +173,27 @@ fn windows_bring_no_more() {
         let beyond = |page: &&u32| **page as usize >= first + left_out;
         assert_eq!(trace.pages().iter().find(beyond), None, "{order:?}");
     }
+}
+
+fn windows_without_a_recording() {
+    let (pager, memory) = (pager(), Memory::new(0));
+    let policy = PrefetchPolicy::FaultAround;
+    let window = vhive_pager::policy::pages_per_fault(policy) as usize;
+    let faults = |ends: bool| {
+        let mut served = serve(&pager, &memory, record(policy));
+        served.guest.touch(&[(0, 0)], 1);
+        if ends {
+            assert!(served.session.discard_recording());
+        }
+        let all = memory.spots();
+        served.guest.touch(&all, 1);
+        assert_eq!(served.guest.sums(), memory.sums());
+        (served.session.stats().faults, all.len())
+    };
+    let (with, pages) = faults(false);
+    let (without, _) = faults(true);
+    assert_eq!(without, with);
+    assert!((without as usize) < pages / window * 4, "{without} faults for {pages} pages");
 }
 
 fn races() {

@@ -34,8 +34,6 @@ pub(super) struct Ground {
     pub(super) version: Version,
     /// What snapshots are taken on.
     pub(super) platform: Platform,
-    /// Whether Firecracker can make userfaultfds.
-    pub(super) has_userfaultfd: bool,
     /// Started by the first clone that it serves; its threads are shared by all.
     pager: Mutex<Option<Arc<Pager>>>,
 }
@@ -83,9 +81,8 @@ impl Ground {
             kernel: None,
             page_size: u32::try_from(rustix::param::page_size()).unwrap_or(0),
         };
-        let has_userfaultfd = Path::new(USERFAULTFD).exists();
         let pager = Mutex::default();
-        Ok(Self { binary, jailer, version, platform, has_userfaultfd, pager })
+        Ok(Self { binary, jailer, version, platform, pager })
     }
 
     /// The pager.
@@ -102,7 +99,6 @@ impl Ground {
 }
 
 const KVM: &str = "/dev/kvm";
-const USERFAULTFD: &str = "/dev/userfaultfd";
 
 fn jailer(
     config: &FirecrackerConfig,

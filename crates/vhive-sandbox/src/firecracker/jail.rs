@@ -32,6 +32,8 @@ use rustix::process::Pid;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use vhive_api::SandboxId;
 
+use crate::userfaultfd;
+
 /// A root directory and what is lent into it. It is below the sandbox's directory and goes with it.
 #[derive(Debug)]
 pub(super) struct Jail {
@@ -55,7 +57,7 @@ struct Bound {
 
 /// The devices that Firecracker opens. The jailer makes nodes of them in the root directory;
 /// without it, nodes of its own are bound over the host's, which often only root may open.
-const DEVICES: [&str; 3] = ["/dev/kvm", "/dev/net/tun", "/dev/userfaultfd"];
+const DEVICES: [&str; 3] = ["/dev/kvm", "/dev/net/tun", userfaultfd::DEVICE];
 
 impl Jail {
     /// Makes the directory. With the name of the program that the jailer starts, it lies where the

@@ -37,12 +37,15 @@ use crate::runtime::{
     BootError, Guest, HostLacks, Memory, Prespawned, Restore, RestoreError, Sandbox, SandboxSpec,
 };
 use crate::snapshot::{MEMORY, Mismatch, Platform, Snapshot, VM_STATE};
+use crate::userfaultfd;
 
 impl Restore for Firecracker {
     fn memory_modes(&self) -> &[MemoryMode] {
-        let all = &[MemoryMode::File, MemoryMode::Lazy, MemoryMode::Record, MemoryMode::Prefetch];
-        let served = self.ground().is_ok_and(|ground| ground.has_userfaultfd);
-        if served { all } else { &all[..1] }
+        userfaultfd::memory_modes()
+    }
+
+    fn lacks(&self, mode: MemoryMode) -> Option<HostLacks> {
+        userfaultfd::lacks_for(mode)
     }
 
     fn platform(&self, guest: &Guest) -> Result<Platform, HostLacks> {
@@ -124,9 +127,8 @@ impl Firecracker {
         }
         same_guest(spec, from)?;
         let served = mode != MemoryMode::File;
-        if served && !ground.has_userfaultfd {
-            let reason = "Firecracker cannot make a userfaultfd".to_owned();
-            return Err(RestoreError::Mode { mode, reason });
+        if let Some(lacks) = userfaultfd::lacks_for(mode) {
+            return Err(RestoreError::Mode { mode, reason: lacks.to_string() });
         }
         // To find out whether they are there: Firecracker opens them by itself.
         from.file(VM_STATE).map_err(RestoreError::Snapshot)?;

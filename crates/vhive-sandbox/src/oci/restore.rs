@@ -34,6 +34,13 @@ impl Restore for Oci {
         &[MemoryMode::File]
     }
 
+    fn lacks(&self, mode: MemoryMode) -> Option<HostLacks> {
+        (mode != MemoryMode::File).then(|| HostLacks {
+            what: format!("{} reads a container's memory by itself", self.tool.name),
+            fix: "use the runtime qemu or firecracker, or the snapshot policy vanilla".to_owned(),
+        })
+    }
+
     fn platform(&self, _: &Guest) -> Result<Platform, HostLacks> {
         let found = self.found()?;
         if self.tool.is_gvisor() {

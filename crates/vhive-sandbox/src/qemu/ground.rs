@@ -1,14 +1,13 @@
 //! What all boots on this host have in common: program, kernel, clock, accelerator.
 
 use std::ffi::OsStr;
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::accelerator::{self, AcceleratorChoice, Question};
 use super::command::{self, Accelerator};
 use super::config::QemuConfig;
-use super::memory::{DEVICE, Shim};
+use super::memory::Shim;
 use super::vm::Guest;
 use vhive_api::RuntimeName;
 use vhive_pager::{Pager, PagerConfig, PagerError};
@@ -29,8 +28,6 @@ pub(super) struct Ground {
     /// What snapshots are taken on.
     pub(super) platform: Platform,
     pub(super) shim: Shim,
-    /// Whether userfaultfds can be made.
-    pub(super) has_userfaultfd: bool,
     /// Started by the first clone that it serves; its threads are shared by all.
     pager: Mutex<Option<Arc<Pager>>>,
 }
@@ -74,9 +71,8 @@ impl Ground {
         };
         let shim = Shim::new()
             .map_err(|error| lacks(&format!("no file in memory ({error})"), "free some memory"))?;
-        let has_userfaultfd = File::open(DEVICE).is_ok();
         let pager = Mutex::default();
-        Ok(Self { guest, choice, platform, shim, has_userfaultfd, pager })
+        Ok(Self { guest, choice, platform, shim, pager })
     }
 }
 

@@ -8,6 +8,8 @@ use std::os::fd::{AsRawFd as _, OwnedFd};
 use rustix::fs::{MemfdFlags, SealFlags};
 use vhive_api::Bytes;
 
+use crate::userfaultfd;
+
 /// A file that QEMU opens as its guest's memory, and what makes QEMU treat it as wanted.
 #[derive(Debug)]
 pub(super) struct Backing {
@@ -49,7 +51,7 @@ impl Backing {
     /// Any error of making what is needed.
     pub(super) fn served(size: Bytes, socket: OwnedFd, shim: &Shim) -> io::Result<Self> {
         let mut backing = Self::shimmed(size, shim)?;
-        backing.give("VHIVE_UFFD_DEV_FD", File::open(DEVICE)?.into());
+        backing.give("VHIVE_UFFD_DEV_FD", File::open(userfaultfd::DEVICE)?.into());
         backing.give("VHIVE_UFFD_SOCK_FD", socket);
         Ok(backing)
     }
@@ -72,9 +74,6 @@ impl Backing {
         self.inherit.push(fd);
     }
 }
-
-/// Makes userfaultfds for whoever has it open.
-pub(super) const DEVICE: &str = "/dev/userfaultfd";
 
 /// The library that is preloaded into QEMU, in memory: no path of it could be replaced.
 #[derive(Debug)]

@@ -40,12 +40,15 @@ use crate::runtime::{
     SandboxSpec,
 };
 use crate::snapshot::{MEMORY, Mismatch, Platform, Snapshot, VM_STATE};
+use crate::userfaultfd;
 
 impl Restore for Qemu {
     fn memory_modes(&self) -> &[MemoryMode] {
-        let all = &[MemoryMode::File, MemoryMode::Lazy, MemoryMode::Record, MemoryMode::Prefetch];
-        let served = self.ground().is_ok_and(|ground| ground.has_userfaultfd);
-        if served { all } else { &all[..1] }
+        userfaultfd::memory_modes()
+    }
+
+    fn lacks(&self, mode: MemoryMode) -> Option<HostLacks> {
+        userfaultfd::lacks_for(mode)
     }
 
     fn platform(&self, _: &Guest) -> Result<Platform, HostLacks> {
@@ -200,9 +203,8 @@ fn backing(
         let backing = Backing::mapped(size, file, &ground.shim).map_err(failed)?;
         return Ok((backing, None));
     }
-    if !ground.has_userfaultfd {
-        let reason = "/dev/userfaultfd cannot be opened".to_owned();
-        return Err(RestoreError::Mode { mode, reason });
+    if let Some(lacks) = userfaultfd::lacks_for(mode) {
+        return Err(RestoreError::Mode { mode, reason: lacks.to_string() });
     }
     let (ours, theirs) = UnixStream::pair().map_err(failed)?;
     let backing = Backing::served(size, theirs.into(), &ground.shim).map_err(failed)?;

@@ -33,6 +33,8 @@ struct Recording {
     dir: PathBuf,
     memory: Option<Digest>,
     pages: u64,
+    /// Whether it is to become a working set.
+    writes: bool,
 }
 
 impl SimPaging {
@@ -42,7 +44,7 @@ impl SimPaging {
         from: &Snapshot,
         memory: Memory,
     ) -> Result<Self, String> {
-        let Memory { mode, policy } = memory;
+        let Memory { mode, policy, from_page_cache } = memory;
         let touched = config.touched_pages;
         let (mut figures, mut replay) = (MemoryFigures::new(mode, None), None);
         match (mode, policy) {
@@ -71,12 +73,14 @@ impl SimPaging {
         if matches!(mode, MemoryMode::Record | MemoryMode::Prefetch) {
             figures.prefetch = Some(policy);
         }
-        let records = mode == MemoryMode::Record
-            || (mode == MemoryMode::File && policy == PrefetchPolicy::Mincore);
-        let recording = records.then(|| Recording {
+        // As the pager: whoever is served by windows is served as one that records.
+        let around = (mode, policy) == (MemoryMode::Prefetch, PrefetchPolicy::FaultAround);
+        let writes = mode == MemoryMode::Record || (mode == MemoryMode::File && from_page_cache);
+        let recording = (writes || around).then(|| Recording {
             dir: from.dir().to_owned(),
             memory: from.memory_digest(),
             pages: touched,
+            writes,
         });
         Ok(Self { figures, replay, recording: Mutex::new(recording) })
     }
@@ -92,8 +96,10 @@ impl Paging for SimPaging {
     }
 
     fn finish_recording(&self) -> Result<Option<u32>, RecordingError> {
-        let recording = self.recording.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let Some(recording) = recording else { return Ok(None) };
+        let mut recording = self.recording.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(recording) = recording.take_if(|recording| recording.writes) else {
+            return Ok(None);
+        };
         let written = recording.write().map(Some);
         written.map_err(|error| RecordingError(error.to_string()))
     }

@@ -56,6 +56,14 @@ impl Restore for Sim {
         &self.config.snapshot.modes
     }
 
+    fn lacks(&self, mode: MemoryMode) -> Option<HostLacks> {
+        let modes = &self.config.snapshot.modes;
+        (!modes.contains(&mode)).then(|| HostLacks {
+            what: format!("sim.snapshot.modes has no {mode}"),
+            fix: "add it there".to_owned(),
+        })
+    }
+
     fn platform(&self, _: &Guest) -> Result<Platform, HostLacks> {
         self.check_host().map(|()| self.config.snapshot.platform())
     }
@@ -68,9 +76,8 @@ impl Restore for Sim {
         deadline: Deadline,
     ) -> Result<Box<dyn Sandbox>, RestoreError> {
         let config = &self.config.snapshot;
-        if !config.modes.contains(&memory.mode) {
-            let reason = "it is not configured".to_owned();
-            return Err(RestoreError::Mode { mode: memory.mode, reason });
+        if let Some(lacks) = self.lacks(memory.mode) {
+            return Err(RestoreError::Mode { mode: memory.mode, reason: lacks.to_string() });
         }
         let plan = self.plan(spec)?;
         let dir = self.dir(spec)?;

@@ -67,10 +67,10 @@ pub(crate) fn a_guest_with_two_processors_is_restored(site: &Site) {
         finish(&clone);
     };
     for mode in modes(site) {
-        restored(Memory { mode, policy: PrefetchPolicy::default() });
+        restored(Memory::new(mode, PrefetchPolicy::default()));
         if mode == MemoryMode::Prefetch {
             for policy in PrefetchPolicy::ALL {
-                restored(Memory { mode, policy });
+                restored(Memory::new(mode, policy));
             }
         }
     }

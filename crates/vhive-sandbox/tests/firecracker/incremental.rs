@@ -134,7 +134,7 @@ fn it_is_firecracker_that_writes_less() {
         rooms.push(room(&first));
         let spec = lab.spec();
         let mut clone = waiting(&lab.firecracker, &spec, &first)
-            .load(Memory { mode: MemoryMode::File, policy: PrefetchPolicy::default() }, soon())
+            .load(Memory::new(MemoryMode::File, PrefetchPolicy::default()), soon())
             .expect("loaded");
         get(clone.endpoint(), TOUCH);
         assert_eq!(clone.checkpoint().is_some(), diff_snapshots);
@@ -167,7 +167,7 @@ fn a_guest_without_a_driver_gives_nothing_and_is_snapshotted() {
         drop((original, spec));
         let spec = lab.spec();
         let mut clone = waiting(&lab.firecracker, &spec, &first)
-            .load(Memory { mode: MemoryMode::File, policy: PrefetchPolicy::default() }, soon())
+            .load(Memory::new(MemoryMode::File, PrefetchPolicy::default()), soon())
             .expect("loaded");
         let given = clone.give_back(soon());
         if balloon {

@@ -199,7 +199,7 @@ fn expected(last: Option<u64>) -> String {
 }
 
 fn memory_by(mode: MemoryMode) -> Memory {
-    Memory { mode, policy: PrefetchPolicy::default() }
+    Memory::new(mode, PrefetchPolicy::default())
 }
 
 fn modes(site: &Site) -> Vec<MemoryMode> {

@@ -1,6 +1,7 @@
 //! Snapshots: listed, shown, made ahead of time, removed, and carried as archives.
 
 use std::io::{self, Write};
+use std::sync::Arc;
 
 use axum::Json;
 use axum::body::Body;
@@ -12,7 +13,7 @@ use http::{StatusCode, header};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio_util::io::{StreamReader, SyncIoBridge};
-use vhive_api::RuntimeName;
+use vhive_api::{RevisionKey, RuntimeName};
 use vhive_node::{
     Collected, CreateError, ImportError, KeepError, SnapshotId, SnapshotInfo, TakeError,
 };
@@ -56,14 +57,22 @@ pub(super) async fn collect(shared: State) -> Result<Json<Collected>, Problem> {
     blocking(move || store.collect()).await.map(Json)
 }
 
-/// `POST …/services/{name}/snapshot`: boots an instance for it unless there is one that fits.
+/// `POST …/services/{name}/snapshot`: boots an instance for it unless there is one that fits. A service's
+/// name means its latest revision; a revision's, as `GET /vhive/v1/snapshots` tells them, means that one if
+/// requests can come to it.
 pub(super) async fn create(
     shared: State,
     Path((namespace, name)): Named,
 ) -> Result<(StatusCode, Json<SnapshotInfo>), Problem> {
-    let entry = shared.services.catalog.get(&namespace, &name);
-    let entry = entry.ok_or_else(|| Problem::no_service(&name))?;
-    let made = shared.services.node.create_snapshot(&entry.latest().revision.key).await;
+    let catalog = &shared.services.catalog;
+    let latest = catalog.get(&namespace, &name).map(|entry| Arc::clone(entry.latest()));
+    let named = || catalog.route(&RevisionKey::new(&namespace, &name));
+    let route = latest.or_else(named).ok_or_else(|| {
+        let what =
+            format!("{name:?} is neither a service nor a revision that requests can come to");
+        Problem::new(StatusCode::NOT_FOUND, "NotFound", what)
+    })?;
+    let made = shared.services.node.create_snapshot(&route.revision.key).await;
     let (info, new) = made.map_err(|error| match error {
         CreateError::Instance(error) => {
             let error = GatewayError::from(error);

@@ -180,6 +180,39 @@ async fn the_api_makes_lists_carries_and_removes_snapshots() {
     other.stop().await;
 }
 
+#[tokio::test]
+async fn each_revision_that_requests_come_to_is_snapshotted_by_its_name() {
+    let world = World::new().await;
+    world.apply("one", reap).await;
+    let (status, told) = world
+        .apply("one", |document| {
+            reap(document);
+            let container = &mut document["spec"]["template"]["spec"]["containers"][0];
+            container["env"] = serde_json::json!([{"name": "VARIANT", "value": "two"}]);
+            document["spec"]["traffic"] = serde_json::json!([
+                {"revisionName": "one-00001", "percent": 90},
+                {"latestRevision": true, "percent": 10},
+            ]);
+        })
+        .await;
+    assert_eq!(status, 200, "{told}");
+    let names = [("one-00001", "one-00001"), ("one", "one-00002"), ("one-00002", "one-00002")];
+    for ((name, revision), new) in names.into_iter().zip([true, true, false]) {
+        let create = format!("/vhive/v1/namespaces/default/services/{name}/snapshot");
+        let (status, made) = within(world.api("POST", &create, None)).await;
+        assert_eq!(status, if new { 201 } else { 200 }, "{name}: {made}");
+        assert!(made["revision"].to_string().contains(revision), "{name}: {made}");
+    }
+    for name in ["one-00003", "two"] {
+        let create = format!("/vhive/v1/namespaces/default/services/{name}/snapshot");
+        let (status, told) = within(world.api("POST", &create, None)).await;
+        assert_eq!(status, 404, "{told}");
+        let text = told["message"].as_str().unwrap();
+        assert!(text.contains(name) && text.contains("neither a service nor a revision"), "{text}");
+    }
+    world.stop().await;
+}
+
 async fn raw(world: &World, line: &str, body: &[u8]) -> Reply {
     let head = format!(
         "{line} HTTP/1.1\r\nHost: node\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",

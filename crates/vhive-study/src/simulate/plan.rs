@@ -113,10 +113,10 @@ impl FunctionPlan {
         self.snapshot != SnapshotPolicy::Off
     }
 
-    /// Whether a start from a snapshot in this mode ends in a working set.
+    /// Whether a start from a snapshot in this mode, of those that there `can` be, ends in a working set.
     #[must_use]
-    pub fn records_in(&self, mode: MemoryMode) -> bool {
-        vhive_policy::start::records(self.snapshot, self.prefetch, mode)
+    pub fn records_in(&self, mode: MemoryMode, can: &[MemoryMode]) -> bool {
+        vhive_policy::start::records(self.snapshot, self.prefetch, mode, can)
     }
 }
 

@@ -36,8 +36,9 @@ enum Verb {
     Show(Which),
     /// Boots an instance, takes its snapshot when it is ready, and stops it again.
     Create {
-        /// Name of the service.
-        service: String,
+        /// Name of a service, whose latest revision it is, or of a revision that requests can come to
+        /// (`hello-00001`).
+        name: String,
     },
     /// Removes one; instances that came from it go on.
     Rm(Which),
@@ -75,9 +76,9 @@ pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<ExitCod
     match args.verb {
         Verb::Ls => list(context).await?,
         Verb::Show(which) => show(context, &find(context, &which).await?)?,
-        Verb::Create { service } => {
+        Verb::Create { name } => {
             let namespace = context.global.namespace();
-            let path = format!("/vhive/v1/namespaces/{namespace}/services/{service}/snapshot");
+            let path = format!("/vhive/v1/namespaces/{namespace}/services/{name}/snapshot");
             let made: SnapshotInfo = context.client.json(Method::POST, &path, None).await?;
             show(context, &made)?;
         }

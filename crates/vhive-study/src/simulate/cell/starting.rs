@@ -118,14 +118,19 @@ impl Cell<'_> {
         };
         let records = match kind {
             StartKind::Record => true,
-            StartKind::Snapshot => function.records_in(MemoryMode::File),
+            StartKind::Snapshot => function.records_in(MemoryMode::File, self.profile.can()),
             _ => false,
         };
         let Some((_, facts)) = self.snapshots.get_mut(at) else { return };
         if records {
             facts.working_sets += 1;
-            facts.missed = false;
+            (facts.missed, facts.misses) = (false, 0);
         }
-        facts.missed = missed.unwrap_or(facts.missed);
+        let Some(missed) = missed else { return };
+        facts.missed = missed;
+        facts.misses = facts.misses.saturating_add(missed.into());
+        if facts.begins_anew() {
+            *facts = Facts::default();
+        }
     }
 }
