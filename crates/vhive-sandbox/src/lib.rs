@@ -40,6 +40,7 @@ pub mod trial;
 pub use deadline::Deadline;
 pub use journal::{End, Journal, Line, Milestone, WaitError};
 pub use network::NetworkSlot;
+pub use remembered::forget;
 pub use run_dir::{RunRoot, SandboxDir};
 pub use runtime::{
     Arrival, BootError, Checkpoint, Guest, HostLacks, Memory, Paging, Prespawned, RecordingError,
