@@ -217,10 +217,10 @@ impl Function<'_> {
 
     /// The record of the last request that found nobody there.
     fn cold_start(&self, service: &str) -> Value {
-        // The newest come first.
+        // The newest come last.
         let records = self.node.json(&["get", "records", "-s", service]).expect("records");
         let mut records = records.as_array().expect("a list").iter();
-        records.find(|record| record["start"] != "warm").expect("a cold start").clone()
+        records.rfind(|record| record["start"] != "warm").expect("a cold start").clone()
     }
 
     fn answers(&self, services: &Services) -> Answers {
