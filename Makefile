@@ -6,7 +6,7 @@ override VHIVE_FIRECRACKER := $(abspath $(VHIVE_FIRECRACKER))
 export VHIVE_FIRECRACKER
 endif
 # What sudo is to let through, where it is set.
-PASSED = $(foreach name,VHIVE_REQUIRE VHIVE_FIRECRACKER VHIVE_SEED VHIVE_BENCH_FUNCTIONS,$(if $($(name)),$(name)='$($(name))'))
+PASSED = $(foreach name,VHIVE_REQUIRE VHIVE_FIRECRACKER VHIVE_SEED VHIVE_ALL VHIVE_BENCH_FUNCTIONS,$(if $($(name)),$(name)='$($(name))'))
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo "sudo env PATH=$$PATH $(PASSED)")
 XTASK = cargo run --quiet --release --package xtask --
 

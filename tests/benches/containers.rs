@@ -3,8 +3,10 @@
 //!
 //! `gvisor-restore`: a heavy Python function's first reply after a restore, against a cold start.
 //!
-//! `density-hello-qemu`, `density-hello-runsc`, `density-hello-runc`, `density-hello-crun`: idle
-//! instances of `hello` in a given memory until no more fit.
+//! `density-hello-qemu`, `density-hello-firecracker`, `density-hello-runsc`, `density-hello-runc`,
+//! `density-hello-crun`: idle instances of `hello` in a given memory until no more fit. Which is the
+//! worst is said behind them.
+#![expect(clippy::print_stdout, reason = "it tells which row is the worst")]
 
 #[path = "containers/alone.rs"]
 mod alone;
@@ -43,20 +45,24 @@ fn main() -> ExitCode {
     if is_wanted(restore::ID) {
         row(restore::ID, "ms", restore::BOUND, restore::measure());
     }
+    let mut densities = Vec::new();
     for (id, runtime, limit) in density::ALL {
         if is_wanted(id) {
             let bound = density::BOUND;
-            row(id, "part", bound, density::measure(id, (runtime, limit), bound));
+            densities.push(row(id, "part", bound, density::measure(id, (runtime, limit), bound)));
         }
+    }
+    if let Some(worst) = density::worst(&densities) {
+        println!("density-hello: {worst}");
     }
     ExitCode::SUCCESS
 }
 
-fn row(id: &str, unit: &str, bound: Bound, measured: Result<Row>) {
-    match measured {
-        Ok(row) => row.emit(),
-        Err(missing) => Row::new(id, unit).unmeasured(bound, format!("{missing:#}")).emit(),
-    }
+fn row(id: &str, unit: &str, bound: Bound, measured: Result<Row>) -> Row {
+    let row = measured
+        .unwrap_or_else(|missing| Row::new(id, unit).unmeasured(bound, format!("{missing:#}")));
+    row.emit();
+    row
 }
 
 /// Interleaved, so that both meet the same machine; the first round warms the page cache.

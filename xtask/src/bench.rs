@@ -41,6 +41,7 @@ const BENCHES: &[(&str, &[&str])] = &[
             "runsc-overhead",
             "gvisor-restore",
             "density-hello-qemu",
+            "density-hello-firecracker",
             "density-hello-runsc",
             "density-hello-runc",
             "density-hello-crun",

@@ -42,6 +42,15 @@ impl RuntimeName {
         }
     }
 
+    /// Another name that is understood wherever this one is, and written nowhere.
+    #[must_use]
+    pub const fn alias(self) -> Option<&'static str> {
+        match self {
+            Self::Runsc => Some("gvisor"),
+            _ => None,
+        }
+    }
+
     /// Whether its sandboxes are virtual machines, which boot what they are given.
     #[must_use]
     pub const fn is_machine(self) -> bool {
@@ -84,10 +93,8 @@ impl FromStr for RuntimeName {
     type Err = ParseRuntimeError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        if text == "gvisor" {
-            return Ok(Self::Runsc);
-        }
-        let found = Self::ALL.into_iter().find(|name| name.as_str() == text);
+        let is_it = |name: &Self| name.as_str() == text || name.alias() == Some(text);
+        let found = Self::ALL.into_iter().find(is_it);
         found.ok_or_else(|| ParseRuntimeError(text.to_owned()))
     }
 }

@@ -41,6 +41,7 @@ mod userfaultfd;
 pub use deadline::Deadline;
 pub use journal::{End, Journal, Line, Milestone, WaitError};
 pub use network::NetworkSlot;
+pub use remembered::forget;
 pub use run_dir::{RunRoot, SandboxDir};
 pub use runtime::{
     Arrival, BootError, Checkpoint, Guest, HostLacks, Memory, Paging, Prespawned, RecordingError,

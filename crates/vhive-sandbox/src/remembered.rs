@@ -18,6 +18,9 @@ struct Remembered<Q, A> {
     answer: A,
 }
 
+/// How the names of all files with answers end.
+const ENDING: &str = "json";
+
 /// How long a refusal is kept in a file: a host that was too busy for a trial is not for ever.
 const REFUSAL: Duration = Duration::from_secs(3600);
 
@@ -41,9 +44,32 @@ where
 pub(crate) fn until(file: &Path) -> String {
     let minutes = REFUSAL.as_secs() / 60;
     format!(
-        "the next node or `vhive doctor` tries it again {minutes} minutes later, or once {} is removed",
+        "`vhive doctor --again` tries it again now, the next node {minutes} minutes later or once {} is \
+         removed",
         file.display()
     )
+}
+
+/// Forgets all that is kept of a host in `cache`, so that it is found out anew.
+///
+/// # Errors
+/// Any I/O error but that there is nothing.
+pub fn forget(cache: &Path) -> io::Result<()> {
+    let entries = match fs::read_dir(cache) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries?,
+    };
+    for entry in entries {
+        let file = entry?.path();
+        if file.extension().is_some_and(|extension| extension == ENDING) {
+            match fs::remove_file(&file) {
+                // Somebody else has forgotten it.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                removed => removed?,
+            }
+        }
+    }
+    Ok(())
 }
 
 /// What a node has found out: for good once it has been found, for a moment if it was not there, so
@@ -150,6 +176,23 @@ mod tests {
         assert_eq!(recall_good::<String>(&("6.2".to_owned(), 7), &file), None);
         fs::write(&file, "{").expect("written");
         assert_eq!(recall_good::<String>(&question, &file), None);
+    }
+
+    #[test]
+    fn what_is_to_be_looked_at_again_is_forgotten_and_nothing_else() {
+        let base = tempfile::tempdir().expect("a temporary directory");
+        let cache = base.path().join("host");
+        forget(&cache).expect("nothing to forget");
+        let files = ["accelerator.json", "criu.json", "firecracker.json"].map(|f| cache.join(f));
+        for file in &files {
+            keep(&7, &"it hung", file);
+        }
+        fs::create_dir(cache.join("init-1")).expect("made");
+        forget(&cache).expect("forgotten");
+        for file in &files {
+            assert_eq!(recall(&7, file, |_: &String| true), None, "{}", file.display());
+        }
+        assert!(cache.join("init-1").exists());
     }
 
     #[test]

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use vhive_sandbox::RunRoot;
 use vhive_sandbox::firecracker::FirecrackerConfig;
 use vhive_sandbox::network::NetworkConfig;
-use vhive_sandbox::oci::{ContainerConfig, GvisorConfig};
+use vhive_sandbox::oci::{ContainerConfig, CrunConfig, GvisorConfig};
 use vhive_sandbox::process::UIDS;
 use vhive_sandbox::qemu::QemuConfig;
 use vhive_sandbox::sim::SimConfig;
@@ -36,7 +36,7 @@ pub(crate) struct Config {
     /// The runtime `runc`.
     pub(crate) runc: ContainerConfig,
     /// The runtime `crun`.
-    pub(crate) crun: ContainerConfig,
+    pub(crate) crun: CrunConfig,
     /// The runtime `sim`.
     pub(crate) sim: SimConfig,
 }
@@ -126,6 +126,14 @@ mod tests {
     fn the_documented_default_is_the_default() {
         let documented: Config = toml::from_str(DEFAULT_TEXT).expect("the default is TOML");
         assert_eq!(documented, Config::default());
+    }
+
+    #[test]
+    fn a_criu_for_crun_is_refused_since_nobody_would_use_it() {
+        let read = toml::from_str::<Config>;
+        assert!(read("[runc]\ncriu = \"/opt/criu\"\n[crun]\nbinary = \"/opt/crun\"").is_ok());
+        let error = read("[crun]\ncriu = \"/opt/criu\"").expect_err("without effect").to_string();
+        assert!(error.contains("unknown field `criu`, expected `binary`"), "{error}");
     }
 
     #[test]

@@ -8,19 +8,23 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use vhive_api::{Bytes, RuntimeName};
+use vhive_sandbox::Runtime as _;
+use vhive_sandbox::firecracker::{Firecracker, FirecrackerConfig};
+use vhive_sandbox::kernel::KernelStore;
 use vhive_study::density::{Density, Wanted, fill};
 use vhive_study::function::Function;
 use vhive_study::{Deadline, Door, Target};
 use vhive_tests::bench::{Bound, Row};
-use vhive_tests::node::TestNode;
+use vhive_tests::node::{TestNode, named_firecracker};
 
 /// Of every row.
 pub(crate) const BOUND: Bound = Bound::AtLeast { must: 0.85, goal: 0.95 };
 
 /// The rows. A plain container is so small that four gibibytes hold more of them than a row's two
 /// minutes can start: it gets less memory, and its row says so.
-pub(crate) const ALL: [(&str, RuntimeName, Bytes); 4] = [
+pub(crate) const ALL: [(&str, RuntimeName, Bytes); 5] = [
     ("density-hello-qemu", RuntimeName::Qemu, Bytes::mib(4096)),
+    ("density-hello-firecracker", RuntimeName::Firecracker, Bytes::mib(4096)),
     ("density-hello-runsc", RuntimeName::Runsc, Bytes::mib(4096)),
     ("density-hello-runc", RuntimeName::Runc, Bytes::mib(512)),
     ("density-hello-crun", RuntimeName::Crun, Bytes::mib(512)),
@@ -98,6 +102,28 @@ pub(crate) fn measure(
     Ok(Row::new(id, "part").value(bound, filled).peer(peer).note(note))
 }
 
+/// Whether the Firecracker that the node will run boots Linux on this host.
+fn fit_firecracker(state: &Path) -> Result<()> {
+    let config = named_firecracker().map(|binary| FirecrackerConfig {
+        jailer: binary.with_file_name("jailer"),
+        binary,
+        ..FirecrackerConfig::default()
+    });
+    let firecracker = Firecracker::new(config.unwrap_or_default());
+    firecracker.check_bare()?;
+    let kernels = KernelStore::open(state.join("kernels"))?;
+    firecracker.with_kernels(kernels, state.join("host")).check_host()?;
+    Ok(())
+}
+
+/// Which of the rows that have a figure has the worst.
+pub(crate) fn worst(rows: &[Row]) -> Option<String> {
+    let figures = rows.iter().filter_map(|row| Some((row.value?, &*row.id)));
+    let figures: Vec<(f64, &str)> = figures.collect();
+    let (value, id) = figures.iter().min_by(|a, b| a.0.total_cmp(&b.0))?;
+    Some(format!("the worst of {} runtimes: {id}, {value:.3}", figures.len()))
+}
+
 fn density(runtime: RuntimeName, limit: Bytes) -> Result<Density> {
     ensure!(rustix::process::geteuid().is_root(), "root is missing");
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
@@ -109,6 +135,10 @@ fn density(runtime: RuntimeName, limit: Bytes) -> Result<Density> {
         let there = made.join(part);
         ensure!(there.is_dir(), "no {}: `make demo` makes it", there.display());
         symlink(there.canonicalize()?, state.join(part))?;
+    }
+    if runtime == RuntimeName::Firecracker {
+        // Before a node waits for what it does not offer.
+        fit_firecracker(&state)?;
     }
     let node = start(dir.path())?;
     let function = Function::load(&root.join("functions"), "hello")?;

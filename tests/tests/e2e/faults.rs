@@ -190,4 +190,16 @@ fn e2e_doctor_names_what_is_missing_and_the_fix() {
         assert!(told.contains("/nonexistent/qemu"), "{told}");
     }
     assert_ne!(qemu["follows"], "", "says what to do");
+    let runsc = &answer["runtimes"][2];
+    assert_eq!((&runsc["name"], &runsc["alias"]), (&"runsc".into(), &"gvisor".into()));
+    // What earlier trials came to is believed, unless it is asked again.
+    let known = dir.path().join("state/host/firecracker.json");
+    std::fs::create_dir_all(known.parent().expect("a directory")).expect("made");
+    std::fs::write(&known, "{}").expect("written");
+    for (args, is_kept) in [(&["doctor"][..], true), (&["doctor", "--again"], false)] {
+        let done = vhive(dir.path(), args).expect("runs");
+        let table = String::from_utf8_lossy(&done.stdout);
+        assert!(table.contains("\nrunsc (gvisor)  no "), "{table}");
+        assert_eq!(known.exists(), is_kept, "{args:?}");
+    }
 }

@@ -1,5 +1,5 @@
-//! Every function of ours in every sandbox that this host offers: the same request gets the same
-//! reply, head and body, byte by byte.
+//! Every function of ours in every sandbox that this host offers, booted and restored: the same
+//! request gets the same reply, head and body, byte by byte, and the same name the same greeting.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -20,9 +20,15 @@ const SMALL: [&str; 4] = ["hello", "sleep", "syscalls", "pyaes"];
 /// Nothing waits for a window to pass; the memory that an instance has is soon wanted by the next.
 const CONFIG: &str = "[serving.autoscale]\nstable_window = \"60s\"\n";
 
+/// Of a service whose instances are restored: one at a time, so that whoever is told to go is all.
+const RESTORED: [(&str, &str); 2] =
+    [("vhive.dev/snapshot-policy", "vanilla"), ("autoscaling.knative.dev/max-scale", "1")];
+
 #[derive(Debug, Deserialize)]
 struct Requests {
     request: Vec<Request>,
+    #[serde(default)]
+    greeting: Vec<Greeting>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -38,6 +44,13 @@ struct Request {
     compare: String,
 }
 
+/// Of the function's other manifest, which speaks gRPC.
+#[derive(Debug, Deserialize)]
+struct Greeting {
+    name: String,
+    message: String,
+}
+
 /// What must be the same everywhere.
 #[derive(Debug, PartialEq, Eq)]
 struct Reply {
@@ -45,6 +58,13 @@ struct Reply {
     /// Header lines, sorted, but those that tell the time of day.
     head: Vec<String>,
     body: String,
+}
+
+/// A function's answers to all that it is asked.
+#[derive(Debug, PartialEq, Eq)]
+struct Answers {
+    replies: Vec<Reply>,
+    greetings: Vec<String>,
 }
 
 fn functions() -> BTreeMap<String, PathBuf> {
@@ -58,15 +78,17 @@ fn functions() -> BTreeMap<String, PathBuf> {
     with.map(|dir| (dir.file_name().expect("a name").to_string_lossy().into_owned(), dir)).collect()
 }
 
-fn requests(dir: &Path) -> Vec<Request> {
-    let text = fs::read_to_string(dir.join("requests.toml")).expect("read");
-    toml::from_str::<Requests>(&text).expect("requests").request
+/// Whether every function is wanted in emulated machines too, which takes a quarter of an hour: once
+/// before a release.
+fn all_is_wanted() -> bool {
+    std::env::var_os("VHIVE_ALL").is_some_and(|value| value == "1")
 }
 
 #[test]
 fn e2e_every_function_gives_the_same_bytes_on_every_runtime() {
+    let test = "e2e_every_function_gives_the_same_bytes_on_every_runtime";
     let dir = Dir::new("same-bytes");
-    let offered = offered("e2e_every_function_gives_the_same_bytes_on_every_runtime", &dir);
+    let offered = offered(test, &dir);
     if offered.is_empty() {
         return;
     }
@@ -78,57 +100,160 @@ fn e2e_every_function_gives_the_same_bytes_on_every_runtime() {
         assert!(done.status.success(), "{}", said(&done));
     }
     let node = TestNode::start(dir.path(), CONFIG).expect("the node starts");
+    let (all, mut greeted, mut restored) = (all_is_wanted(), 0, 0);
     for (name, place) in &functions {
-        let mut first: Option<(&str, Vec<Reply>)> = None;
+        let text = fs::read_to_string(place.join("requests.toml")).expect("read");
+        let requests: Requests = toml::from_str(&text).expect("requests");
+        let function = Function { node: &node, dir: &dir, name, place, requests };
+        let mut first: Option<(String, Answers)> = None;
+        let mut compare = |who: &str, answers: Answers| match &first {
+            None => first = Some((who.to_owned(), answers)),
+            Some((other, theirs)) => assert_eq!(&answers, theirs, "{name}: {who}, {other}"),
+        };
         for runtime in &offered {
             let emulated = ["qemu", "firecracker"].contains(&runtime.as_str());
-            if emulated && !SMALL.contains(&name.as_str()) {
+            if emulated && !all && !SMALL.contains(&name.as_str()) {
                 continue;
             }
-            let replies = replies(&node, &dir, (name, place), runtime);
-            match &first {
-                None => first = Some((runtime, replies)),
-                Some((other, theirs)) => assert_eq!(&replies, theirs, "{name}: {runtime}, {other}"),
+            let booted = function.booted(runtime);
+            greeted += booted.greetings.len();
+            compare(runtime, booted);
+            if emulated && !all {
+                continue;
+            }
+            match function.restored(runtime) {
+                Ok(passes) => {
+                    restored += 1;
+                    passes.into_iter().for_each(|(who, answers)| compare(&who, answers));
+                }
+                Err(lacks) => eprintln!("SKIP {test} on a restored {runtime}: {lacks}"),
             }
         }
     }
+    assert!(greeted >= 2 * 3 * offered.len(), "{greeted} greetings of two functions");
+    assert!(restored >= functions.len() || offered.iter().all(|name| name != "runsc"));
     let tag = tag(&dir);
     assert!(node.stop().expect("ends").success());
     assert_eq!(traces(&tag), [""; 0]);
 }
 
-/// What a function replies to each of its requests, the first from a cold start.
-fn replies(
-    node: &TestNode,
-    dir: &Dir,
-    (function, place): (&str, &Path),
-    runtime: &str,
-) -> Vec<Reply> {
-    let service = format!("{}-{runtime}", function.replace('_', "-"));
-    let mut manifest = variant(&place.join("service.yaml"), &service, &[]).expect("a manifest");
-    manifest["spec"]["template"]["spec"]["runtimeClassName"] = runtime.into();
-    apply(node, dir, &manifest.to_string());
-    let replies = requests(place).into_iter().map(|request| {
-        let mut reply = ask(node, &service, place, &request);
-        // The gateway's, another for each.
-        reply.head.retain(|line| !line.starts_with("x-request-id:"));
-        let what = format!("{function} on {runtime}, {}", request.name);
-        assert_eq!(reply.status, "HTTP/1.1 200 OK", "{what}: {reply:?}");
-        let expected = fs::read_to_string(place.join(&request.expected)).expect("read");
-        if request.compare == "exact" {
-            assert_eq!(reply.body.trim_end(), expected.trim_end(), "{what}");
-        } else {
-            let (theirs, expected) = (json(&reply.body), json(&expected));
-            assert!(contains(&theirs, &expected), "{what}: {theirs}, not {expected}");
-            // It has times in it, of which even the number of digits differs.
-            reply.body = expected.to_string();
-            reply.head.retain(|line| !line.starts_with("content-length:"));
+/// A function of ours, and where it is asked.
+struct Function<'a> {
+    node: &'a TestNode,
+    dir: &'a Dir,
+    name: &'a str,
+    place: &'a Path,
+    requests: Requests,
+}
+
+/// A function as services on one runtime: one for requests, and one for greetings if it knows them.
+struct Services {
+    http: String,
+    grpc: Option<String>,
+}
+
+impl Services {
+    fn all(&self) -> impl Iterator<Item = &String> {
+        std::iter::once(&self.http).chain(&self.grpc)
+    }
+}
+
+impl Function<'_> {
+    fn deploy(&self, runtime: &str, way: &str, annotations: &[(&str, &str)]) -> Services {
+        let deploy = |file: &str, kind: &str| {
+            let service = format!("{}-{runtime}{way}{kind}", self.name.replace('_', "-"));
+            let manifest = variant(&self.place.join(file), &service, annotations);
+            let mut manifest = manifest.expect("a manifest");
+            manifest["spec"]["template"]["spec"]["runtimeClassName"] = runtime.into();
+            apply(self.node, self.dir, &manifest.to_string());
+            service
+        };
+        let greets = !self.requests.greeting.is_empty();
+        Services {
+            http: deploy("service.yaml", ""),
+            grpc: greets.then(|| deploy("service-grpc.yaml", "-grpc")),
         }
-        reply
-    });
-    let replies = replies.collect();
-    node.ok(&["delete", &service]).expect("deleted");
-    replies
+    }
+
+    fn delete(&self, services: &Services) {
+        for service in services.all() {
+            self.node.ok(&["delete", service]).expect("deleted");
+        }
+    }
+
+    /// What it answers, the first from a cold start.
+    fn booted(&self, runtime: &str) -> Answers {
+        let services = self.deploy(runtime, "", &[]);
+        let answers = self.answers(&services);
+        self.delete(&services);
+        answers
+    }
+
+    /// What it answers once it has been booted to be restored, and what it answers restored; or why
+    /// this host restores nothing of this runtime.
+    fn restored(&self, runtime: &str) -> Result<Vec<(String, Answers)>, String> {
+        let services = self.deploy(runtime, "-restored", &RESTORED);
+        let mut passes = Vec::new();
+        for start in ["boot", "snapshot"] {
+            passes.push((format!("{runtime}, start {start}"), self.answers(&services)));
+            for service in services.all() {
+                let record = self.cold_start(service);
+                let why = record["fallback"].as_str();
+                // What restores in any case has no excuse.
+                if let Some(lacks) = why.filter(|_| record["start"] == "boot" && runtime != "runsc")
+                {
+                    let lacks = lacks.to_owned();
+                    self.delete(&services);
+                    return Err(lacks);
+                }
+                assert_eq!(record["start"], start, "{service}: {record}");
+                // It waits for a snapshot that is under way.
+                self.node.ok(&["evict", service]).expect("evicted");
+            }
+        }
+        self.delete(&services);
+        Ok(passes)
+    }
+
+    /// The record of the last request that found nobody there.
+    fn cold_start(&self, service: &str) -> Value {
+        // The newest come last.
+        let records = self.node.json(&["get", "records", "-s", service]).expect("records");
+        let mut records = records.as_array().expect("a list").iter();
+        records.rfind(|record| record["start"] != "warm").expect("a cold start").clone()
+    }
+
+    fn answers(&self, services: &Services) -> Answers {
+        let replies = self.requests.request.iter().map(|request| {
+            let mut reply = ask(self.node, &services.http, self.place, request);
+            // The gateway's, another for each.
+            reply.head.retain(|line| !line.starts_with("x-request-id:"));
+            let what = format!("{}, {}", services.http, request.name);
+            assert_eq!(reply.status, "HTTP/1.1 200 OK", "{what}: {reply:?}");
+            let expected = fs::read_to_string(self.place.join(&request.expected)).expect("read");
+            if request.compare == "exact" {
+                assert_eq!(reply.body.trim_end(), expected.trim_end(), "{what}");
+            } else {
+                let (theirs, expected) = (json(&reply.body), json(&expected));
+                assert!(contains(&theirs, &expected), "{what}: {theirs}, not {expected}");
+                // It has times in it, of which even the number of digits differs.
+                reply.body = expected.to_string();
+                reply.head.retain(|line| !line.starts_with("content-length:"));
+            }
+            reply
+        });
+        let replies = replies.collect();
+        let greet = |service: &str, greeting: &Greeting| {
+            let words = ["invoke", service, "--grpc", "-d", &greeting.name];
+            let told = self.node.ok(&words).expect("greeted");
+            assert_eq!(told.trim_end(), greeting.message, "{service}");
+            told
+        };
+        let greet_all = |service: &String| -> Vec<String> {
+            self.requests.greeting.iter().map(|greeting| greet(service, greeting)).collect()
+        };
+        Answers { replies, greetings: services.grpc.as_ref().map(greet_all).unwrap_or_default() }
+    }
 }
 
 fn json(text: &str) -> Value {

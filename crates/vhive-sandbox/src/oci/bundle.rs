@@ -29,7 +29,7 @@ pub(super) struct Container<'a> {
     pub(super) most: Most,
     /// How readily the kernel ends it when the host runs out of memory.
     pub(super) expendable: i32,
-    /// Where options of CRIU are; none for runtimes that it does not save.
+    /// Where options of CRIU are; none for gVisor, which it does not save.
     pub(super) criu: Option<&'a Path>,
     /// For gVisor, which has a kernel of its own.
     pub(super) gvisor: bool,

@@ -8,7 +8,7 @@ use std::thread;
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use super::container::{hide_from_gvisor, part_from_mounts};
+use super::container::{hide_from, part_from_mounts};
 use super::tool::Tool;
 use crate::command::to_end;
 use crate::deadline::Deadline;
@@ -30,9 +30,7 @@ pub(super) fn run_inside(
         let handle = runner.spawn_scoped(scope, || {
             part_from_mounts()?;
             move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network))?;
-            if tool.is_gvisor() {
-                hide_from_gvisor()?;
-            }
+            hide_from(tool)?;
             to_end(&tool.binary, words, None, deadline)
         })?;
         handle.join().unwrap_or_else(|_| Err(io::Error::other("its thread panicked")))

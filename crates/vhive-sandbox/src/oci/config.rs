@@ -4,16 +4,23 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-/// The sections `[runc]` and `[crun]`.
+/// The section `[runc]`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ContainerConfig {
     /// The program: a path, or a name that is looked up in `PATH`; absent = the runtime's name.
     pub binary: Option<PathBuf>,
-    /// CRIU, with which runc's containers are snapshotted and restored: a path, or a name that is
-    /// looked up in `PATH`; absent = `criu`. Where there is none that works, they are booted. crun
-    /// ignores it.
+    /// CRIU, with which containers are snapshotted and restored: a path, or a name that is looked up
+    /// in `PATH`; absent = `criu`. Where there is none that works, they are booted.
     pub criu: Option<PathBuf>,
+}
+
+/// The section `[crun]`. Which CRIU it uses nobody tells it: it looks up `criu` in `PATH` itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CrunConfig {
+    /// The program: a path, or a name that is looked up in `PATH`; absent = `crun`.
+    pub binary: Option<PathBuf>,
 }
 
 /// The section `[runsc]`.

@@ -173,11 +173,7 @@ impl Start {
             }
             None => unshare(CloneFlags::CLONE_NEWNET)?,
         }
-        match self.tool.name {
-            RuntimeName::Runsc => hide_from_gvisor(),
-            RuntimeName::Crun => hide_from_crun(),
-            _ => Ok(()),
-        }
+        hide_from(&self.tool)
     }
 
     /// The image with init, or what stands for it, on top and the usual directories below; above
@@ -300,9 +296,19 @@ pub(super) fn part_from_mounts() -> io::Result<()> {
     Ok(())
 }
 
+/// Hides what a runtime would refuse to run beside, from the calling thread, which is in the
+/// container's network namespace and in a mount namespace of its own.
+pub(super) fn hide_from(tool: &Tool) -> io::Result<()> {
+    match tool.name {
+        RuntimeName::Runsc => hide_from_gvisor(),
+        RuntimeName::Crun => hide_from_crun(),
+        _ => Ok(()),
+    }
+}
+
 /// gVisor takes a network namespace with this directory for the host's own and refuses to use it;
-/// since Linux 6.9 every namespace has it. To be called in the namespace.
-pub(super) fn hide_from_gvisor() -> io::Result<()> {
+/// since Linux 6.9 every namespace has it.
+fn hide_from_gvisor() -> io::Result<()> {
     mount("none", "/proc/sys/net/core", "tmpfs", MountFlags::RDONLY, None)
         .map_err(|error| naming("hide /proc/sys/net/core", &error.into()))
 }

@@ -1,4 +1,4 @@
-//! Snapshots of runc's containers, by CRIU.
+//! Snapshots of runc's containers, by CRIU; also of crun's, if it is built with it.
 //!
 //! ```text
 //!   PrepareSnapshot ─► Prepared ─► runc pause ─► runc checkpoint --leave-running   (CRIU: processes)
@@ -14,7 +14,7 @@
 //! CRIU must know the host's kernel: whether this one does is found out by [`super::criu_probe`].
 //!
 //! # Source
-//! CRIU, `Documentation/criu.txt`; runc, `man/runc-checkpoint.8.md`.
+//! CRIU, `Documentation/criu.txt`; runc, `man/runc-checkpoint.8.md`; crun, `src/checkpoint.c`.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -56,7 +56,7 @@ const FIRST_PAGES: &str = "pages-1.img";
 /// Most files of memory: one per process.
 const MOST_PAGES: usize = 12;
 
-/// Name of a bundle's file with options that runc knows no words for.
+/// Name of a bundle's file with options that runc knows no words for. crun reads it from 1.27 on.
 pub(super) const OPTIONS: &str = "criu.conf";
 
 /// A connection to elsewhere is closed in a clone, as if its other end had gone; a file that was

@@ -21,6 +21,7 @@ use super::criu::{self, Running};
 use super::layer::INIT;
 use super::probe::Found;
 use super::start::{First, Started, Wanted};
+use super::tool::Tool;
 use crate::cgroup::{self, Cgroup};
 use crate::contract::{self, Conversation, chain, own_words};
 use crate::deadline::Deadline;
@@ -55,41 +56,63 @@ pub(super) fn find(found: &Found, cache: &Path) -> Result<String, HostLacks> {
     if tool.is_gvisor() {
         return Err(lacks("gVisor is not saved by CRIU".to_owned(), "it saves itself"));
     }
-    if tool.name != RuntimeName::Runc {
-        let what = format!("no snapshots of {} containers have been seen to work", tool.name);
-        return Err(lacks(what, "use runtimeClassName: runc or runsc"));
+    if tool.name == RuntimeName::Crun && !is_built_with_criu(&tool.binary) {
+        let what = format!("this crun ({}) is built without CRIU", found.version);
+        let fix = "install one whose `crun --version` says +CRIU, or use runtimeClassName: runc or \
+                   runsc";
+        return Err(lacks(what, fix));
     }
-    let criu = criu_version(&tool.criu)?;
+    let criu = criu_version(tool)?;
     let question = Question {
         host: criu::surroundings(),
         runtime: found.version.clone(),
         criu: criu.clone(),
         init: Digest::of(init_binary()),
     };
-    let file = cache.join("criu.json");
+    let file = cache.join(match tool.name {
+        RuntimeName::Crun => "criu-crun.json",
+        _ => "criu.json",
+    });
     if remembered::recall(&question, &file, |works: &bool| *works) == Some(true) {
         return Ok(criu);
     }
     attempt(found, cache).map_err(|reason| {
         let what = format!("CRIU {criu} restores no container here: {reason}");
-        let fix = "install a CRIU that knows this kernel, and name it in runc.criu";
-        lacks(what, fix)
+        lacks(what, &format!("install a CRIU that knows this kernel{}", place(tool)))
     })?;
     remembered::keep(&question, &true, &file);
     Ok(criu)
 }
 
-fn criu_version(criu: &Path) -> Result<String, HostLacks> {
+/// What crun says of itself; one that says nothing has been noticed before.
+fn is_built_with_criu(crun: &Path) -> bool {
+    let said = command::run(crun, &["--version".into()], Deadline::after(PATIENCE));
+    said.is_ok_and(|(_, text)| text.split_whitespace().any(|word| word == "+CRIU"))
+}
+
+/// Where a CRIU is to be put.
+fn place(tool: &Tool) -> &'static str {
+    match tool.name {
+        RuntimeName::Crun => " and its library libcriu, where crun finds them",
+        _ => ", and name it in runc.criu",
+    }
+}
+
+fn criu_version(tool: &Tool) -> Result<String, HostLacks> {
+    let criu = &tool.criu;
     let said = command::run(criu, &["--version".into()], Deadline::after(PATIENCE));
     let (exit, text) = said.map_err(|error| {
-        let fix = "install CRIU (Debian package criu), or name it in runc.criu";
+        let fix = match tool.name {
+            RuntimeName::Crun => "install CRIU (Debian package criu)",
+            _ => "install CRIU (Debian package criu), or name it in runc.criu",
+        };
         lacks(format!("no {} ({error})", criu.display()), fix)
     })?;
     // `Version: 4.2`, and perhaps a line with its commit.
     let version = text.lines().find_map(|line| line.strip_prefix("Version: "));
     version.filter(|_| exit == Exit::Code(0)).map(str::to_owned).ok_or_else(|| {
         let what = format!("{} does not tell its version", criu.display());
-        lacks(what, "name CRIU's own program in runc.criu")
+        lacks(what, &format!("install CRIU's own program{}", place(tool)))
     })
 }
 
@@ -204,27 +227,81 @@ fn lacks(what: String, fix: &str) -> HostLacks {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::Permissions;
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::super::layer::Layer;
-    use super::super::tool::Tool;
+    use super::super::probe;
     use super::*;
-    use crate::oci::ContainerConfig;
+    use crate::oci::{ContainerConfig, CrunConfig};
 
     #[test]
     fn a_criu_that_is_none_is_named() {
-        let missing = criu_version(Path::new("/no/such/criu")).expect_err("missing");
+        let version = |criu: &str| {
+            let criu = Some(PathBuf::from(criu));
+            criu_version(&Tool::runc(ContainerConfig { binary: None, criu }))
+        };
+        let missing = version("/no/such/criu").expect_err("missing");
         assert!(missing.what.contains("No such file") && missing.fix.contains("runc.criu"));
-        let other = criu_version(Path::new("true")).expect_err("another program");
+        let other = version("true").expect_err("another program");
         assert_eq!(other.what, "true does not tell its version");
     }
 
-    #[test]
-    fn crun_offers_no_snapshots_and_says_why() {
+    /// What is found of a crun whose `--version` says this and which starts nothing.
+    fn find_of_crun(says: &str, criu: &str) -> HostLacks {
         let dir = tempfile::tempdir().expect("a temporary directory");
-        let layer = Layer::make(dir.path()).expect("made");
-        let tool = Tool::crun(ContainerConfig::default());
+        let program = |name: &str, script: &str| {
+            let file = dir.path().join(name);
+            fs::write(&file, format!("#!/bin/sh\n{script}\n")).expect("written");
+            fs::set_permissions(&file, Permissions::from_mode(0o755)).expect("set");
+            file
+        };
+        let binary =
+            program("crun", &format!("[ $1 = --version ] && echo '{says}' && exit; exit 1"));
+        let mut tool = Tool::crun(CrunConfig { binary: Some(binary) });
+        tool.criu = program("criu", criu);
+        let layer = Layer::make(&dir.path().join("host")).expect("made");
         let criu = Err(lacks(String::new(), ""));
         let found = Found { tool, version: "crun 1".to_owned(), layer, criu };
-        let lacks = find(&found, dir.path()).expect_err("none");
-        assert!(lacks.what.contains("crun"), "{lacks}");
+        let lacks = find(&found, &dir.path().join("host")).expect_err("it starts nothing");
+        assert!(!dir.path().join("host/criu-crun.json").exists(), "only what works is kept");
+        lacks
+    }
+
+    /// What of a snapshot a crun without CRIU can do as well.
+    #[test]
+    fn a_container_of_cruns_is_paused_and_goes_on() {
+        let test = "a_container_of_cruns_is_paused_and_goes_on";
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let cache = dir.path().join("host");
+        let layer = Layer::make(&cache).expect("made");
+        let found = match probe::look(&Tool::crun(CrunConfig::default()), layer, &cache) {
+            Ok(found) => found,
+            Err(lacks) => return eprintln!("SKIP {test}: {lacks}"),
+        };
+        let guinea = Guinea::start(&found, &cache, None).expect("started");
+        let deadline = Deadline::after(PATIENCE);
+        guinea.journal.wait(Milestone::Started, deadline).expect("it starts");
+        let supervised = &guinea.started.supervised;
+        guinea.started.wait_pid(&guinea.journal, &found.tool, deadline).expect("written down");
+        contract::prepare(supervised, deadline).expect("prepared");
+        let pause = ["pause", guinea.id.as_str()];
+        let words = found.tool.words(&guinea.bundle().join("runtime"), &pause);
+        command::run_inside(&guinea.netns, &found.tool, &words, deadline).expect("paused");
+        guinea.cgroup.thaw();
+        contract::go_on(supervised, &guinea.id, deadline).expect("it runs again");
+    }
+
+    #[test]
+    fn a_crun_is_asked_whether_it_is_built_with_criu_and_then_tried() {
+        let without = find_of_crun("crun 1\n+SYSTEMD +CAP", "echo Version: 4.2");
+        assert_eq!(without.what, "this crun (crun 1) is built without CRIU");
+        let broken = find_of_crun("crun 1\n+SYSTEMD +CRIU +CAP", "exit 1");
+        assert!(broken.what.ends_with("does not tell its version"), "{broken}");
+        let fails = find_of_crun("crun 1\n+SYSTEMD +CRIU +CAP", "echo Version: 4.2");
+        assert!(fails.what.starts_with("CRIU 4.2 restores no container here: "), "{fails}");
+        for lacks in [without, broken, fails] {
+            assert!(!lacks.fix.contains("runc.criu"), "{lacks}");
+        }
     }
 }

@@ -42,7 +42,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use vhive_api::RuntimeName;
 
-pub use config::{ContainerConfig, GvisorConfig, Platform};
+pub use config::{ContainerConfig, CrunConfig, GvisorConfig, Platform};
 pub use image::sweep;
 
 use crate::deadline::Deadline;
@@ -76,7 +76,7 @@ impl Oci {
 
     /// crun.
     #[must_use]
-    pub fn crun(config: ContainerConfig, cache: impl Into<PathBuf>) -> Self {
+    pub fn crun(config: CrunConfig, cache: impl Into<PathBuf>) -> Self {
         Self::new(Tool::crun(config), cache.into())
     }
 

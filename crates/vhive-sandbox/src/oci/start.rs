@@ -10,8 +10,8 @@ use std::thread;
 use std::time::Instant;
 
 use rustix::process::Pid;
+use vhive_api::SandboxId;
 use vhive_api::guest::{GuestConfig, Volume};
-use vhive_api::{RuntimeName, SandboxId};
 
 use super::bundle::{self, Groups, Most};
 use super::container::{OWN_LAYER, Start, Verb, reaper};
@@ -92,7 +92,7 @@ impl Wanted<'_> {
         let options = bundle.join(criu::OPTIONS);
         let shown = if tool.is_gvisor() { Vec::new() } else { group.shown() };
         let container = bundle::Container {
-            criu: (tool.name == RuntimeName::Runc).then_some(&*options),
+            criu: (!tool.is_gvisor()).then_some(&*options),
             hostname: name,
             cgroup: &cgroup,
             limits,

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use vhive_api::{Bytes, RuntimeName};
 
 use super::abilities::Abilities;
-use super::config::{ContainerConfig, GvisorConfig, Platform};
+use super::config::{ContainerConfig, CrunConfig, GvisorConfig, Platform};
 use crate::deadline::Deadline;
 
 /// One of the programs, as configured.
@@ -17,7 +17,7 @@ pub(super) struct Tool {
     /// Options before the command.
     options: Vec<String>,
     gvisor: Option<(Platform, Abilities)>,
-    /// CRIU's program.
+    /// CRIU's program; of crun the one that it finds itself.
     pub(super) criu: PathBuf,
     /// Where it comes from on Debian.
     pub(super) package: &'static str,
@@ -30,14 +30,15 @@ impl Tool {
         Self::plain(RuntimeName::Runc, config)
     }
 
-    pub(super) fn crun(config: ContainerConfig) -> Self {
-        Self::plain(RuntimeName::Crun, config)
+    pub(super) fn crun(config: CrunConfig) -> Self {
+        let CrunConfig { binary } = config;
+        Self::plain(RuntimeName::Crun, ContainerConfig { binary, criu: None })
     }
 
     fn plain(name: RuntimeName, config: ContainerConfig) -> Self {
         let program = name.as_str();
         let criu = config.criu.unwrap_or_else(|| PathBuf::from("criu"));
-        // crun has it built in, or not at all.
+        // crun is not told: the library that it may be built with runs `criu`.
         let is_runc = name == RuntimeName::Runc;
         Self {
             name,

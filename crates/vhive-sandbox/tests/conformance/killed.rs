@@ -36,9 +36,11 @@ const GVISOR: &[RuntimeName] = &[RuntimeName::Runsc];
 const RUNC: &[RuntimeName] = &[RuntimeName::Runc];
 const BOTH: &[RuntimeName] = &[RuntimeName::Runc, RuntimeName::Runsc];
 const CRUN: &[RuntimeName] = &[RuntimeName::Crun];
+const PLAIN: &[RuntimeName] = &[RuntimeName::Runc, RuntimeName::Crun];
+const ALL: &[RuntimeName] = &[RuntimeName::Runc, RuntimeName::Crun, RuntimeName::Runsc];
 
 /// What a start, a snapshot and a start from one run: the runtime's commands, what they become, and
-/// CRIU, which runc runs as `criu swrk`.
+/// CRIU, which runc and the library in crun run as `criu swrk`.
 const STARTING: [Word; 5] = [
     ("run", BOTH),
     ("create", CRUN),
@@ -48,15 +50,15 @@ const STARTING: [Word; 5] = [
 ];
 const TAKING: [Word; 5] = [
     ("pause", RUNC),
-    ("checkpoint", BOTH),
-    ("swrk", RUNC),
+    ("checkpoint", ALL),
+    ("swrk", PLAIN),
     ("runsc-sandbox", GVISOR),
     ("runsc-gofer", GVISOR),
 ];
 const RESTORING: [Word; 4] =
-    [("restore", BOTH), ("swrk", RUNC), ("runsc-sandbox", GVISOR), ("runsc-gofer", GVISOR)];
+    [("restore", ALL), ("swrk", PLAIN), ("runsc-sandbox", GVISOR), ("runsc-gofer", GVISOR)];
 const WAITING: [Word; 4] =
-    [("create", GVISOR), ("restore", BOTH), ("runsc-sandbox", GVISOR), ("runsc-gofer", GVISOR)];
+    [("create", GVISOR), ("restore", ALL), ("runsc-sandbox", GVISOR), ("runsc-gofer", GVISOR)];
 
 /// A start in which something is killed fails and says why, or what it has started serves.
 pub(crate) fn a_start_that_is_killed_is_told(site: &Site) {
@@ -271,6 +273,10 @@ fn serves_or_has_ended(booted: &Booted) {
         stream.read_to_string(&mut reply)?;
         Ok(reply)
     };
+    if booted.journal.ended().is_some() {
+        // Nobody is there to refuse a connection: to ask would only be to wait.
+        return;
+    }
     let listens = booted.journal.wait(vhive_sandbox::Milestone::Listening, soon()).is_ok();
     let reply = if listens { asked(booted.endpoint()) } else { Ok(String::new()) };
     if !reply.as_ref().is_ok_and(|reply| reply.ends_with("hello from inside\n")) {

@@ -15,7 +15,7 @@ use vhive_api::{Bytes, SandboxId};
 use vhive_sandbox::firecracker::{Firecracker, FirecrackerConfig};
 use vhive_sandbox::kernel::{KernelStore, StoreError};
 use vhive_sandbox::network::{NetworkConfig, NetworkPool};
-use vhive_sandbox::oci::{ContainerConfig, GvisorConfig, Oci, Platform};
+use vhive_sandbox::oci::{ContainerConfig, CrunConfig, GvisorConfig, Oci, Platform};
 use vhive_sandbox::qemu::{Qemu, QemuConfig};
 use vhive_sandbox::sim::{Sim, SimConfig};
 use vhive_sandbox::{
@@ -90,7 +90,7 @@ fn runc() -> Result<Arc<dyn Runtime>, String> {
 }
 
 fn crun() -> Result<Arc<dyn Runtime>, String> {
-    fit(Oci::crun(ContainerConfig::default(), cache()))
+    fit(Oci::crun(CrunConfig::default(), cache()))
 }
 
 fn runsc() -> Result<Arc<dyn Runtime>, String> {

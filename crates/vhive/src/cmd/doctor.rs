@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use anyhow::Context as _;
 use serde::Serialize;
 use serde_json::json;
 use vhive_api::RuntimeName;
@@ -20,31 +21,58 @@ use crate::{exit, output};
 
 /// Arguments of `vhive doctor`.
 #[derive(Debug, clap::Args)]
-pub(crate) struct Args {}
+pub(crate) struct Args {
+    /// Try everything out anew, instead of believing what earlier trials on this host came to
+    #[arg(long)]
+    again: bool,
+}
 
 /// One line of the answer.
 #[derive(Debug, Serialize)]
 struct Line {
     name: String,
+    /// Another name that is understood.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    alias: Option<&'static str>,
     answer: &'static str,
     found: String,
     follows: String,
+}
+
+impl Line {
+    fn new(name: impl Into<String>, answer: &'static str, found: String, follows: String) -> Self {
+        Self { name: name.into(), alias: None, answer, found, follows }
+    }
+
+    fn shown_name(&self) -> String {
+        match self.alias {
+            Some(alias) => format!("{} ({alias})", self.name),
+            None => self.name.clone(),
+        }
+    }
 }
 
 /// Prints every runtime with yes or no and why, then the host's facts. Exit code 5 when no runtime
 /// that isolates works.
 ///
 /// # Errors
-/// When the kernel store cannot be opened.
-pub(crate) fn run(global: &Global, config: &Config, _: &Args) -> anyhow::Result<ExitCode> {
+/// When the kernel store cannot be opened, or what is known of the host cannot be forgotten.
+pub(crate) fn run(global: &Global, config: &Config, args: &Args) -> anyhow::Result<ExitCode> {
     if global.output == Format::Table {
         output::note("looking at the host; the first time a guest is booted to try KVM …");
     }
     let cache = config.node.state_dir.join("host");
+    if args.again {
+        vhive_sandbox::forget(&cache)
+            .with_context(|| format!("cannot forget what is kept in {}", cache.display()))?;
+    }
     let isolating = [
         qemu(config)?,
         firecracker(config)?,
-        container(&Oci::runsc(config.runsc.clone(), &cache)),
+        Line {
+            alias: RuntimeName::Runsc.alias(),
+            ..container(&Oci::runsc(config.runsc.clone(), &cache))
+        },
         container(&Oci::runc(config.runc.clone(), &cache)),
         container(&Oci::crun(config.crun.clone(), &cache)),
     ];
@@ -73,12 +101,10 @@ fn qemu(config: &Config) -> anyhow::Result<Line> {
     let qemu = Qemu::new(config.qemu.clone(), kernels, config.node.state_dir.join("host"));
     Ok(match qemu.check_host().and_then(|()| qemu.accelerator()) {
         Err(lacks) => no(name, lacks),
-        Ok(choice) => Line {
-            name,
-            answer: "yes",
-            found: format!("accelerator {}", choice.accelerator.as_str()),
-            follows: choice.reason,
-        },
+        Ok(choice) => {
+            let found = format!("accelerator {}", choice.accelerator.as_str());
+            Line::new(name, "yes", found, choice.reason)
+        }
     })
 }
 
@@ -96,12 +122,12 @@ fn container(runtime: &Oci) -> Line {
                 (Some(HostLacks { what, fix }), _) => {
                     format!("a container has been started to find out; no snapshots: {what}; {fix}")
                 }
-                (None, RuntimeName::Runc) => {
+                (None, RuntimeName::Runc | RuntimeName::Crun) => {
                     "a container has been started, saved and restored to find out".to_owned()
                 }
                 (None, _) => "a container has been started to find out".to_owned(),
             };
-            Line { name, answer: "yes", found, follows }
+            Line::new(name, "yes", found, follows)
         }
     }
 }
@@ -121,10 +147,7 @@ fn firecracker(config: &Config) -> anyhow::Result<Line> {
     let kernels = KernelStore::open(config.kernels_dir())?;
     let cache = config.node.state_dir.join("host");
     Ok(match firecracker.with_kernels(kernels, cache).check_host() {
-        Ok(()) => {
-            let follows = "a guest has been booted to find out".to_owned();
-            Line { name, answer: "yes", found: about, follows }
-        }
+        Ok(()) => Line::new(name, "yes", about, "a guest has been booted to find out".to_owned()),
         Err(HostLacks { what, fix }) => no(
             name,
             HostLacks {
@@ -136,21 +159,16 @@ fn firecracker(config: &Config) -> anyhow::Result<Line> {
 }
 
 fn no(name: String, lacks: HostLacks) -> Line {
-    Line { name, answer: "no", found: lacks.what, follows: lacks.fix }
+    Line::new(name, "no", lacks.what, lacks.fix)
 }
 
 fn sim() -> Line {
-    Line {
-        name: RuntimeName::Sim.to_string(),
-        answer: "yes",
-        found: "isolates nothing; for tests and dry runs".to_owned(),
-        follows: String::new(),
-    }
+    let found = "isolates nothing; for tests and dry runs".to_owned();
+    Line::new(RuntimeName::Sim.as_str(), "yes", found, String::new())
 }
 
 /// What studies can count of a sandbox's processes.
 fn counters() -> Line {
-    let name = "counters".to_owned();
     let always = "CPU time, page faults, I/O, memory";
     let Offered { software, hardware, topdown } = offered();
     let mut found = always.to_owned();
@@ -170,7 +188,7 @@ fn counters() -> Line {
         }
     }
     let answer = if lacks.is_empty() { "good" } else { "limited" };
-    Line { name, answer, found, follows: lacks.join("; ") }
+    Line::new("counters", answer, found, lacks.join("; "))
 }
 
 fn of_fact(fact: Fact) -> Line {
@@ -179,7 +197,7 @@ fn of_fact(fact: Fact) -> Line {
         Verdict::Limited => "limited",
         Verdict::Missing => "missing",
     };
-    Line { name: fact.name.to_owned(), answer, found: fact.found, follows: fact.follows }
+    Line::new(fact.name, answer, fact.found, fact.follows)
 }
 
 fn print(heading: &str, lines: &[Line]) {
@@ -188,7 +206,7 @@ fn print(heading: &str, lines: &[Line]) {
         .map(|line| {
             let follows = if line.follows.is_empty() { "" } else { "; " };
             let text = format!("{}{follows}{}", line.found, line.follows);
-            vec![line.name.clone(), line.answer.to_owned(), text]
+            vec![line.shown_name(), line.answer.to_owned(), text]
         })
         .collect();
     output::line(output::table(&[heading, "", "WHAT AND WHY"], &rows));
