@@ -119,7 +119,7 @@ impl Site {
     /// Our time and Firecracker's, in microseconds.
     fn load(&self, from: &Snapshot, mode: MemoryMode) -> Result<(f64, f64)> {
         let waiting = self.firecracker.spawn_waiting(&self.spec()?, from, mode, within())?;
-        let memory = Memory { mode, policy: PrefetchPolicy::default() };
+        let memory = Memory { mode, policy: PrefetchPolicy::default(), from_page_cache: false };
         let asked = Instant::now();
         let mut clone = waiting.load(memory, within())?;
         let took = asked.elapsed();

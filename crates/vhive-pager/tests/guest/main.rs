@@ -188,12 +188,12 @@ fn windows_without_a_recording() {
         let all = memory.spots();
         served.guest.touch(&all, 1);
         assert_eq!(served.guest.sums(), memory.sums());
-        (served.session.stats().faults, all.len())
+        (served.session.stats().faults, all.len() as u64)
     };
     let (with, pages) = faults(false);
     let (without, _) = faults(true);
-    assert_eq!(without, with);
-    assert!((without as usize) < pages / window * 4, "{without} faults for {pages} pages");
+    assert!(without <= 2 * with, "{without} faults, and {with} while it recorded");
+    assert!(without < pages / window as u64 * 4, "{without} faults for {pages} pages");
 }
 
 fn races() {
