@@ -181,7 +181,7 @@ fn wrk(address: &str) -> anyhow::Result<Option<f64>> {
 const LEAST: f64 = 31.0;
 
 fn latency_truth(first: usize, last: usize) -> anyhow::Result<()> {
-    let (mut worst, mut notes, mut floors) = (0.0_f64, Vec::new(), Vec::new());
+    let (mut worst, mut errors, mut bares, mut sums) = (0.0_f64, vec![], vec![], vec![]);
     for millis in DELAYS {
         on_cpu(first)?;
         let server = role(&["delay", &millis.to_string()])?;
@@ -190,19 +190,24 @@ fn latency_truth(first: usize, last: usize) -> anyhow::Result<()> {
         let rate = 400.0 / (millis as f64 + 3.0);
         let long = format!("{:.0}", (LEAST / rate * 1e3).max(1500.0));
         let run = send("busy", &server.address, &rate.to_string(), &long)?;
+        let known = delay::taken_us(&server.address)?;
         let bare = output("bare", &server.address, &rate.to_string(), &long)?;
         let bare: f64 = String::from_utf8_lossy(&bare).trim().parse().context("bare client")?;
-        floors.push(format!("{millis} ms {:+.3}", bare / 1e3 - millis as f64));
-        let error = run.latency_p50_us / 1e3 - millis as f64;
+        let bare = (bare - delay::taken_us(&server.address)?) / 1e3;
+        let error = (run.latency_p50_us - known) / 1e3;
         worst = if error.abs() > worst.abs() { error } else { worst };
-        notes.push(format!("{millis} ms {error:+.3}"));
+        errors.push(format!("{millis} ms {error:+.3}"));
+        bares.push(format!("{bare:+.3}"));
+        sums.push(format!("{:+.3}", run.latency_p50_us / 1e3 - millis as f64));
     }
     Row::new("latency-truth", "ms")
         .value(TRUTH, worst.abs())
-        .peer(format!("a client with nothing in it, never asleep: {}", floors.join(", ")))
+        .peer(format!("a client with nothing in it, never asleep: {}", bares.join(", ")))
         .note(format!(
-            "recorded p50 less the known time, loopback included, `--busy`: {}",
-            notes.join(", ")
+            "recorded p50 less what the server has taken, until its reply was sent, by its own clock, loopback \
+             included, `--busy`: {}; less what it was told to take: {}",
+            errors.join(", "),
+            sums.join(", ")
         ))
         .emit();
     Ok(())
