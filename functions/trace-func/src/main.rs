@@ -252,7 +252,7 @@ mod tests {
             assert!(output.measured_wall_ms >= output.measured_cpu_ms * 0.9, "{output:?}");
             least = least.min(output.measured_cpu_ms);
         }
-        assert!((95.0..=150.0).contains(&least), "{least} ms of CPU time for {MS} ms");
+        assert!((95.0..=200.0).contains(&least), "{least} ms of CPU time for {MS} ms");
     }
 
     #[tokio::test]
